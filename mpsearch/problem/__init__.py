@@ -1,0 +1,8 @@
+"""The vocabulary: frozen dataclasses of plain numbers, and their JSON. Nothing here knows torch."""
+
+from mpsearch.problem.assignment import Assignment, Candidate, Cost
+from mpsearch.problem.budget import RESOURCES, Budget
+from mpsearch.problem.layer import ConvAttributes, Layer
+from mpsearch.problem.problem import Problem, Solution
+
+__all__ = ["RESOURCES", "Assignment", "Budget", "Candidate", "ConvAttributes", "Cost", "Layer", "Problem", "Solution"]

@@ -1,0 +1,113 @@
+"""`Candidate`, `Assignment` and `Cost`: what is chosen for a unit, for a model, and what it uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+
+from mpsearch.errors import UserError
+
+_PRINTED = re.compile(r"W(\d)A(\d)")
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """One choice for one unit; prints as `W4A8`, the float choice as `float`.
+
+    Args:
+        w_bits: Bits of the weight, 2 to 8; None for float.
+        a_bits: Bits of the unit's input, 2 to 8; None for float.
+        number_format: `int` or `float`.
+        w_granularity: `channel` (one scale for each output channel) or `tensor`.
+    """
+
+    w_bits: int | None
+    a_bits: int | None
+    number_format: str = "int"
+    w_granularity: str = "channel"
+
+    def __post_init__(self) -> None:
+        if self.number_format == "float":
+            if (self.w_bits, self.a_bits) != (None, None):
+                raise UserError(f"A float candidate has no bit-widths, not {self.w_bits}, {self.a_bits}.")
+        elif self.number_format == "int":
+            for what, bits in (("w_bits", self.w_bits), ("a_bits", self.a_bits)):
+                if bits is None or not 2 <= bits <= 8:
+                    raise UserError(f"{what} is {bits}; an integer candidate has 2 to 8 bits.")
+        else:
+            raise UserError(f"Number format {self.number_format!r} is not known; it may be 'int' or 'float'.")
+        if self.w_granularity not in ("channel", "tensor"):
+            raise UserError(f"Weight granularity {self.w_granularity!r} is not known; it may be 'channel' or 'tensor'.")
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantised."""
+        return self.number_format == "float"
+
+    def __str__(self) -> str:
+        """`W4A8`, `W4A8/tensor` or `float`."""
+        if self.is_float:
+            return "float"
+        return f"W{self.w_bits}A{self.a_bits}" + ("" if self.w_granularity == "channel" else "/tensor")
+
+    @classmethod
+    def parse(cls, text: str) -> Candidate:
+        """Inverse of `str`. Raises UserError on anything else."""
+        if text == "float":
+            return FLOAT
+        body, slash, granularity = text.partition("/")
+        match = _PRINTED.fullmatch(body)
+        if match is None:
+            raise UserError(f"{text!r} is not a candidate. Write W4A8 (weight bits 2 to 8, input bits 2 to 8) or float.")
+        return cls(int(match[1]), int(match[2]), w_granularity=granularity if slash else "channel")
+
+
+FLOAT = Candidate(None, None, "float")
+
+
+@dataclass(frozen=True)
+class Assignment(Mapping[str, Candidate]):
+    """One candidate for each layer, by layer name, in the order of the problem."""
+
+    choices: tuple[tuple[str, Candidate], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_name", dict(self.choices))
+
+    def __getitem__(self, name: str) -> Candidate:
+        """The candidate of a layer. Raises KeyError."""
+        by_name: dict[str, Candidate] = self._by_name  # type: ignore[attr-defined]
+        return by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Layer names in order."""
+        return (name for name, _ in self.choices)
+
+    def __len__(self) -> int:
+        """Number of layers."""
+        return len(self.choices)
+
+    def to_json(self) -> dict[str, str]:
+        """`{"conv1": "W8A8", ...}`."""
+        return {name: str(c) for name, c in self.choices}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, str]) -> Assignment:
+        """Inverse of `to_json`."""
+        return cls(tuple((name, Candidate.parse(text)) for name, text in data.items()))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an assignment uses of each resource; None where it is not known."""
+
+    size_bytes: float | None = None
+    latency_us: float | None = None
+    energy_mj: float | None = None
+    memory_bytes: float | None = None
+    bops: float | None = None
+
+    def to_json(self) -> dict[str, float]:
+        """The known resources."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}

@@ -1,0 +1,161 @@
+"""`Problem` and `Solution`: everything a solver needs, in plain numbers, with its JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mpsearch.errors import StudyError, UserError
+from mpsearch.problem.assignment import Assignment, Candidate, Cost
+from mpsearch.problem.budget import Budget
+from mpsearch.problem.layer import Layer
+
+SCHEMA = 1
+Table = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """L layers with their candidates, the damage and the cost of each, and what costs beside them.
+
+    Args:
+        layers: L units.
+        candidates: For each layer its choices; C_l may differ from layer to layer.
+        scores: Objective name -> `L x C_l` damage, lower is better, 0 is unquantised.
+        costs: Resource -> `L x C_l` cost of each choice.
+        constants: Resource -> cost of everything that is not a layer (header, biases, norms; the rest of the latency).
+        estimated: Resources of which at least one row was estimated, not measured.
+    """
+
+    layers: tuple[Layer, ...]
+    candidates: tuple[tuple[Candidate, ...], ...]
+    scores: dict[str, Table] = field(default_factory=dict)
+    costs: dict[str, Table] = field(default_factory=dict)
+    constants: dict[str, float] = field(default_factory=dict)
+    estimated: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.layers) != len(self.candidates):
+            raise UserError(f"{len(self.layers)} layers but {len(self.candidates)} lists of candidates.")
+        for what, tables in (("score", self.scores), ("cost", self.costs)):
+            for name, table in tables.items():
+                if [len(row) for row in table] != [len(c) for c in self.candidates]:
+                    raise UserError(f"The {what} table {name!r} does not have one entry for each layer and candidate.")
+                bad = next((i for i, row in enumerate(table) if not all(math.isfinite(v) for v in row)), None)
+                if bad is not None:
+                    raise UserError(f"The {what} table {name!r} is not finite at layer {self.layers[bad].name!r}: {table[bad]}.")
+
+    @property
+    def ties(self) -> list[list[int]]:
+        """Groups of layer indices that share a choice; a free layer is a group of one. In the order of first members."""
+        groups: dict[object, list[int]] = {}
+        for i, layer in enumerate(self.layers):
+            groups.setdefault(("tie", layer.tie) if layer.tie is not None else ("free", i), []).append(i)
+        return list(groups.values())
+
+    def assignment(self, indices: Sequence[int]) -> Assignment:
+        """The assignment that takes choice `indices[l]` at layer l."""
+        return Assignment(tuple((layer.name, c[i]) for layer, c, i in zip(self.layers, self.candidates, indices, strict=True)))
+
+    def indices(self, assignment: Assignment) -> tuple[int, ...]:
+        """Inverse of `assignment`. Raises UserError where a layer or candidate is not in the problem."""
+        if set(assignment) != {layer.name for layer in self.layers}:
+            odd = sorted(set(assignment) ^ {layer.name for layer in self.layers})
+            raise UserError(f"The assignment and the problem do not have the same layers; they differ in {odd[:5]}.")
+        found = []
+        for layer, candidates in zip(self.layers, self.candidates, strict=True):
+            if assignment[layer.name] not in candidates:
+                raise UserError(f"Layer {layer.name!r} has no candidate {assignment[layer.name]}; it has {', '.join(map(str, candidates))}.")
+            found.append(candidates.index(assignment[layer.name]))
+        return tuple(found)
+
+    def cost(self, indices: Sequence[int]) -> Cost:
+        """Predicted cost: the sum of the rows and the constant, for each known resource."""
+        return Cost(**{r: math.fsum(row[i] for row, i in zip(t, indices, strict=True)) + self.constants.get(r, 0.0) for r, t in self.costs.items()})
+
+    def score(self, objective: str, indices: Sequence[int]) -> float:
+        """Predicted damage: the sum of the rows."""
+        return math.fsum(row[i] for row, i in zip(self.scores[objective], indices, strict=True))
+
+    def uniform(self, candidate: Candidate) -> tuple[int, ...] | None:
+        """Indices of `candidate` at every layer that has more than one choice; None if one of these lacks it."""
+        found = []
+        for candidates in self.candidates:
+            if len(candidates) > 1 and candidate not in candidates:
+                return None
+            found.append(candidates.index(candidate) if candidate in candidates else 0)
+        return tuple(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dump`."""
+        return {
+            "schema": SCHEMA,
+            "layers": [layer.to_json() for layer in self.layers],
+            "candidates": [[str(c) for c in row] for row in self.candidates],
+            "scores": self.scores,
+            "costs": self.costs,
+            "constants": self.constants,
+            "estimated": list(self.estimated),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Problem:
+        """Inverse of `to_json`. Raises StudyError on another schema."""
+        if data.get("schema") != SCHEMA:
+            raise StudyError(f"The problem has schema {data.get('schema')!r}; this version of mpsearch reads {SCHEMA}. Run the study again.")
+
+        def tables(found: dict[str, list[list[float]]]) -> dict[str, Table]:
+            return {name: tuple(tuple(row) for row in table) for name, table in found.items()}
+
+        return cls(
+            tuple(Layer.from_json(d) for d in data["layers"]),
+            tuple(tuple(Candidate.parse(c) for c in row) for row in data["candidates"]),
+            tables(data["scores"]),
+            tables(data["costs"]),
+            dict(data["constants"]),
+            tuple(data["estimated"]),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Problem:
+        """Read a `problem.json`. Raises StudyError where it is missing or not one."""
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise StudyError(f"There is no {path}. Name a study folder that `mpsearch run` wrote.") from None
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise StudyError(f"{path} is not a problem that mpsearch wrote ({type(error).__name__}: {error}). Run the study again.") from None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A chosen assignment.
+
+    Args:
+        indices: Choice of each layer.
+        score: Predicted damage.
+        cost: Predicted cost.
+        status: `optimal` only where proven, else `feasible`.
+        bound: Lower bound of the damage; equals `score` where optimal.
+        found_by: Who found it.
+    """
+
+    indices: tuple[int, ...]
+    score: float
+    cost: Cost
+    status: str
+    bound: float | None = None
+    found_by: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dump`."""
+        return {**self.__dict__, "indices": list(self.indices), "cost": self.cost.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Solution:
+        """Inverse of `to_json`."""
+        return cls(**{**data, "indices": tuple(data["indices"]), "cost": Cost(**data["cost"])})
