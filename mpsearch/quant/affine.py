@@ -1,0 +1,104 @@
+"""Uniform affine quantisation: q = clamp(round(x / scale) + zero_point, qmin, qmax), x_hat = (q - zero_point) * scale.
+
+Symmetric grids are signed with zero point 0 (qmin = -2^(b-1)); asymmetric grids are unsigned (qmin = 0). Rounding is to
+nearest, ties to even, as in torch and ONNX.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MIN_SCALE = 1e-8
+"""Smallest scale: a constant zero tensor gets this, and is represented exactly."""
+
+
+@dataclass(frozen=True)
+class AffineParams:
+    """A quantiser of one tensor.
+
+    Args:
+        scale: float32; 0-d, or [C] along `axis`.
+        zero_point: int32, shape of `scale`; 0 for symmetric grids.
+        bits: 2 to 8.
+        symmetric: Signed grid around zero, else unsigned grid with a zero point.
+        axis: Axis that `scale` runs along; None for one scale for the tensor.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    bits: int
+    symmetric: bool
+    axis: int | None = None
+
+    @property
+    def qmin(self) -> int:
+        """Smallest code."""
+        return -(2 ** (self.bits - 1)) if self.symmetric else 0
+
+    @property
+    def qmax(self) -> int:
+        """Largest code."""
+        return self.qmin + 2**self.bits - 1
+
+    def expanded(self, ndim: int) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, float32, shaped to broadcast over a tensor of `ndim` axes."""
+        if self.axis is None:
+            return self.scale, self.zero_point.to(self.scale.dtype)
+        shape = [1] * ndim
+        shape[self.axis] = -1
+        return self.scale.view(shape), self.zero_point.to(self.scale.dtype).view(shape)
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """Codes (int16, any shape) with the quantiser that reads them."""
+
+    codes: Tensor
+    params: AffineParams
+
+    def dequantize(self) -> Tensor:
+        """The float32 tensor that the codes stand for."""
+        return dequantize(self.codes, self.params)
+
+
+def affine_params(low: Tensor, high: Tensor, bits: int, *, symmetric: bool, axis: int | None = None) -> AffineParams:
+    """The quantiser whose grid spans [low, high]; the range is widened to hold zero.
+
+    Args:
+        low: Smallest value, 0-d or [C].
+        high: Largest value, same shape.
+        bits: 2 to 8.
+        symmetric: Signed grid with max(|low|, |high|) on (qmax - qmin) / 2, else unsigned grid.
+        axis: Axis that [C] runs along.
+    References: Wei et al., QDrop, ICLR 2022 (the quantiser of its released code).
+    """
+    low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+    steps = 2**bits - 1
+    if symmetric:
+        scale = torch.maximum(-low, high).div(steps / 2).clamp(min=MIN_SCALE)
+        return AffineParams(scale, torch.zeros_like(scale, dtype=torch.int32), bits, True, axis)
+    scale = (high - low).div(steps).clamp(min=MIN_SCALE)
+    zero_point = torch.round(-low / scale).clamp(0, steps).to(torch.int32)
+    return AffineParams(scale, zero_point, bits, False, axis)
+
+
+def quantize(x: Tensor, params: AffineParams) -> Tensor:
+    """Codes of `x`, int16, same shape."""
+    scale, zero_point = params.expanded(x.ndim)
+    return (torch.round(x / scale) + zero_point).clamp(params.qmin, params.qmax).to(torch.int16)
+
+
+def dequantize(codes: Tensor, params: AffineParams) -> Tensor:
+    """The float32 values of codes. One subtraction and one product, so that every loader gives the same bits."""
+    scale, zero_point = params.expanded(codes.ndim)
+    return (codes.to(scale.dtype) - zero_point) * scale
+
+
+def fake_quantize(x: Tensor, params: AffineParams) -> Tensor:
+    """`dequantize(quantize(x))` by torch's kernel; its gradient is straight-through inside the range."""
+    if params.axis is None:
+        return torch.fake_quantize_per_tensor_affine(x, params.scale, params.zero_point, params.qmin, params.qmax)
+    return torch.fake_quantize_per_channel_affine(x, params.scale, params.zero_point, params.axis, params.qmin, params.qmax)

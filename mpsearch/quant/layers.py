@@ -1,0 +1,121 @@
+"""Quantised layers: a float layer whose weight lies on a grid and whose input is fake-quantised.
+
+The layer keeps the module it wraps, so that subclasses with a forward of their own (timm's Conv2dSame) work unchanged.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch.errors import UnknownNameError
+from mpsearch.problem import Candidate
+from mpsearch.quant.affine import AffineParams, QuantizedTensor, fake_quantize
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """What quantisation decided for one unit.
+
+    Args:
+        candidate: The choice that it materialises.
+        weight: Codes and quantiser of the weight; None for a float unit.
+        activation: Quantiser of the input; None for a float unit.
+    """
+
+    candidate: Candidate
+    weight: QuantizedTensor | None = None
+    activation: AffineParams | None = None
+
+
+class QuantLayer(nn.Module):
+    """Wraps one convolution or linear layer.
+
+    Args:
+        inner: The float layer; its weight is replaced by whatever `set_weight` is given.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.activation: AffineParams | None = None
+        self.keep_prob = 1.0
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The wrapped layer on the quantised input."""
+        return self.inner(self.quantize_input(x), *args, **kwargs)  # type: ignore[no-any-return]
+
+    def quantize_input(self, x: Tensor) -> Tensor:
+        """Fake-quantise `x`; each element stays float with probability 1 - keep_prob (QDrop's dropping).
+
+        References: Wei et al., QDrop, ICLR 2022, arXiv:2203.05740; `drop_prob` in its code is this keep probability.
+        """
+        if self.activation is None:
+            return x
+        quantized = fake_quantize(x, self.activation)
+        if self.keep_prob >= 1.0:
+            return quantized
+        kept = torch.empty_like(x).bernoulli_(self.keep_prob, generator=self.generator)
+        return torch.lerp(x, quantized, kept)
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Point the layer at another float32 weight, without a copy."""
+        self.inner.weight.data = weight
+
+    def set_state(self, state: UnitState) -> None:
+        """Compute as `state` says; a float state leaves the weight as it is."""
+        self.activation = state.activation
+        if state.weight is not None:
+            self.set_weight(state.weight.dequantize())
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the wrapped layer, for code that reads `layer.weight` or `layer.out_features`."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+class QuantConv2d(QuantLayer):
+    """A quantised 2-D convolution. Weight axis 0 is the output channel."""
+
+
+class QuantLinear(QuantLayer):
+    """A quantised linear layer on (..., in_features). Weight axis 0 is the output feature."""
+
+
+def wrap(module: nn.Module, names: Iterable[str]) -> dict[str, QuantLayer]:
+    """Replace, in place, each named convolution or linear layer by its quantised form.
+
+    Returns: The quantised layers by name, still computing in float.
+    Raises: UnknownNameError: The module has no such layer.
+    """
+    layers: dict[str, QuantLayer] = {}
+    for name in names:
+        parent_name, _, child = name.rpartition(".")
+        try:
+            parent, inner = module.get_submodule(parent_name), module.get_submodule(name)
+        except AttributeError:
+            known = [n for n, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+            raise UnknownNameError("layer", name, known) from None
+        if not isinstance(inner, nn.Conv2d | nn.Linear):
+            raise UnknownNameError("convolution or linear layer", name, [])
+        layer = QuantConv2d(inner) if isinstance(inner, nn.Conv2d) else QuantLinear(inner)
+        layer.train(inner.training)
+        setattr(parent, child, layer)
+        layers[name] = layer
+    return layers
+
+
+def install(module: nn.Module, states: Mapping[str, UnitState]) -> nn.Module:
+    """A copy of a float module that computes with the quantised weights and inputs of `states`."""
+    quantized = copy.deepcopy(module)
+    for name, layer in wrap(quantized, states).items():
+        layer.set_state(states[name])
+    return quantized.eval()
