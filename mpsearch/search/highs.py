@@ -1,0 +1,147 @@
+"""One call of HiGHS on a scaled multiple-choice knapsack with any number of limits, kept quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, vstack
+
+from mpsearch.errors import MpsearchError
+from mpsearch.search.superlayers import Row
+
+_LIMIT_SCALE = 100.0  # scaled spare room of a limit: HiGHS's absolute tolerance of 1e-6 is then 1e-8 of the room
+_OPTIMAL, _STOPPED, _INFEASIBLE = 0, 1, 2  # status of scipy.optimize.milp
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What HiGHS found.
+
+    Args:
+        choices: M choices; None where it found none.
+        bound: Lower bound of the score, in the unit of the rows.
+        proven: Whether it proved `choices` optimal, or that there are none.
+    """
+
+    choices: tuple[int, ...] | None
+    bound: float
+    proven: bool
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The (super-layer, candidate) pairs that are still in play, one binary variable each.
+
+    Args:
+        count: M, super-layers in all.
+        layer: [N] super-layer of each.
+        candidate: [N].
+        scores: [N], the least of each super-layer taken off.
+        costs: `B x N`, the least of each super-layer taken off.
+        spare: [B] what each limit leaves above the sums of the least.
+    """
+
+    count: int
+    layer: NDArray[np.intp]
+    candidate: NDArray[np.intp]
+    scores: Row
+    costs: Row
+    spare: Row
+
+    @classmethod
+    def of(cls, scores: Sequence[Row], costs: Sequence[Sequence[Row]], spare: Sequence[float]) -> Columns:
+        """Flatten M score rows and B x M cost rows; candidates that cannot fit or that another one dominates are left out."""
+        layer = np.repeat(np.arange(len(scores)), [len(row) for row in scores])
+        candidate = np.concatenate([np.arange(len(row)) for row in scores])
+        flat = np.array([np.concatenate([row - row.min() for row in rows]) for rows in (scores, *costs)])
+        found = cls(len(scores), layer, candidate, flat[0], flat[1:], np.array(spare))
+        fits = (found.costs <= found.spare[:, None] + 1e-9 * np.abs(found.spare[:, None])).all(0)
+        return found.only(fits & ~_dominated(layer, flat))
+
+    def only(self, mask: NDArray[np.bool_]) -> Columns:
+        """Those of a mask."""
+        return Columns(self.count, self.layer[mask], self.candidate[mask], self.scores[mask], self.costs[:, mask], self.spare)
+
+
+def minimise(columns: Columns, cuts: Sequence[Sequence[int]], unit: float, gap: float, time_limit_s: float, node_limit: int | None) -> Outcome:
+    """Least score with one candidate for each super-layer and each limit kept up to HiGHS's tolerance.
+
+    Args:
+        columns: The variables.
+        cuts: Choices that are not allowed: each is cut off by itself.
+        unit: Scores are divided by this.
+        gap: Relative gap at which HiGHS stops; 0 proves the optimum.
+        time_limit_s: Wall-clock limit.
+        node_limit: Limit on branch-and-bound nodes, which stops at the same point on every run.
+    """
+    count = columns.count
+    if len(np.unique(columns.layer)) < count:
+        return Outcome(None, 0.0, proven=True)  # a super-layer has no candidate that fits
+    one_of_each = csr_array((np.ones(len(columns.layer)), (columns.layer, np.arange(len(columns.layer)))), shape=(count, len(columns.layer)))
+    factor = np.where(columns.spare > 0, _LIMIT_SCALE / np.where(columns.spare > 0, columns.spare, 1.0), 1.0)
+    at = [np.asarray(cut)[columns.layer] == columns.candidate for cut in cuts]
+    matrix = vstack([one_of_each, csr_array(columns.costs * factor[:, None]), *(csr_array(row[None].astype(float)) for row in at)])
+    upper = np.concatenate([np.ones(count), columns.spare * factor, [row.sum() - 1.0 if row.sum() == count else float(count) for row in at]])
+    lower = np.concatenate([np.ones(count), np.full(len(upper) - count, -np.inf)])
+    options = {"mip_rel_gap": gap, "time_limit": time_limit_s} | ({} if node_limit is None else {"node_limit": node_limit})
+    with _quiet():
+        result = scipy.optimize.milp(
+            columns.scores / unit,
+            integrality=np.ones(len(columns.layer)),
+            bounds=scipy.optimize.Bounds(0, 1),
+            constraints=scipy.optimize.LinearConstraint(matrix, lower, upper),
+            options=options,
+        )
+    return _outcome(result, columns, unit)
+
+
+def _outcome(result: scipy.optimize.OptimizeResult, columns: Columns, unit: float) -> Outcome:
+    if result.status not in (_OPTIMAL, _STOPPED, _INFEASIBLE):
+        raise MpsearchError(f"HiGHS stopped with status {result.status}: {result.message}")
+    dual = result.get("mip_dual_bound")
+    bound = float(dual) * unit if dual is not None and math.isfinite(dual) else 0.0
+    if result.x is None:
+        return Outcome(None, bound, result.status == _INFEASIBLE)
+    choices = np.zeros(columns.count, np.intp)
+    on = result.x > 0.5
+    choices[columns.layer[on]] = columns.candidate[on]
+    return Outcome(tuple(int(c) for c in choices), max(bound, 0.0), result.status == _OPTIMAL)
+
+
+def _dominated(layer: NDArray[np.intp], values: Row) -> NDArray[np.bool_]:
+    """Columns that another column of the same super-layer is no worse than in every row of `values`; of equals the first stays."""
+    found = np.zeros(len(layer), bool)
+    for m in range(int(layer.max()) + 1):
+        at = np.flatnonzero(layer == m)
+        own = values[:, at]
+        no_worse = (own[:, :, None] <= own[:, None, :]).all(0)  # [i, j]: i is no worse than j
+        equal = no_worse & no_worse.T
+        found[at] = ((no_worse & ~equal) | np.triu(equal, 1)).any(0)
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Sends file descriptor 1 to nowhere: some versions of HiGHS print a line of their own source there."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # the process has no standard output to protect
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(nowhere)
+        os.close(kept)

@@ -1,0 +1,123 @@
+"""Ties as super-layers: the rows of layers that share a choice are added, which is exact and smaller than equality rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpsearch.errors import UserError
+
+Row = NDArray[np.float64]
+IntRow = NDArray[np.int64]
+_HEADROOM_BITS = 61  # sums of all rows stay below 2**61 in int64
+
+
+@dataclass(frozen=True)
+class SuperLayers:
+    """M groups of layers; a group takes one candidate index, the same for each of its members.
+
+    Args:
+        groups: Layer indices of each group; every layer in exactly one.
+        widths: Number of candidates of each group.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    widths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, widths: Sequence[int], groups: Sequence[Sequence[int]] | None = None) -> SuperLayers:
+        """Check and build.
+
+        Args:
+            widths: Number of candidates of each of L layers.
+            groups: Ties; None where every layer is free.
+
+        Raises:
+            UserError: A layer has no candidate, is in no group or in two, or the members of a tie have unequally many candidates.
+        """
+        groups = [[i] for i in range(len(widths))] if groups is None else groups
+        if sorted(i for group in groups for i in group) != list(range(len(widths))) or not all(groups):
+            raise UserError(f"The ties name the layers {groups}; each of the {len(widths)} layers must be in exactly one group.")
+        for group in groups:
+            counts = [widths[i] for i in group]
+            if min(counts) < 1:
+                raise UserError(f"Layer {group[counts.index(min(counts))]} has no candidates; each layer needs at least one.")
+            if len(set(counts)) > 1:
+                raise UserError(
+                    f"The tied layers {list(group)} have {counts} candidates; layers of one tie share a choice and must have equally many. "
+                    "Give them the same candidates or remove the tie."
+                )
+        return cls(tuple(tuple(g) for g in groups), tuple(widths[g[0]] for g in groups))
+
+    def merge(self, table: Sequence[Sequence[float]]) -> list[Row]:
+        """Rows of M groups from an `L x C_l` table: member rows added with one rounding."""
+        return [np.array([math.fsum(table[i][c] for i in group) for c in range(width)]) for group, width in zip(self.groups, self.widths, strict=True)]
+
+    def expand(self, choices: Sequence[int]) -> tuple[int, ...]:
+        """M choices -> L choices."""
+        found = [0] * sum(map(len, self.groups))
+        for group, choice in zip(self.groups, choices, strict=True):
+            for i in group:
+                found[i] = int(choice)
+        return tuple(found)
+
+    def contract(self, indices: Sequence[int]) -> tuple[int, ...]:
+        """L choices -> M choices. Raises UserError where an index is out of range or a tie is broken."""
+        if len(indices) != sum(map(len, self.groups)):
+            raise UserError(f"An assignment has {len(indices)} choices; the problem has {sum(map(len, self.groups))} layers.")
+        for group, width in zip(self.groups, self.widths, strict=True):
+            taken = {int(indices[i]) for i in group}
+            if len(taken) > 1:
+                raise UserError(f"The tied layers {list(group)} take the choices {sorted(taken)}; layers of one tie must take the same.")
+            if not 0 <= min(taken) < width:
+                raise UserError(f"Layer {group[0]} takes choice {min(taken)}; it has the choices 0 to {width - 1}.")
+        return tuple(int(indices[group[0]]) for group in self.groups)
+
+
+@dataclass(frozen=True)
+class WholeCosts:
+    """Costs as integers, so that the order of adding does not matter and equal sums are equal.
+
+    Whole numbers stay as they are (power 0). Others are rounded at 2**-61 of the largest sum, 2**8 times finer than a float64 of
+    that sum, so that a comparison errs by less than a float64 could show.
+
+    Args:
+        rows: M merged rows; every sum is exact in int64.
+        constant: Cost beside the layers.
+        power: Power of two that the costs were multiplied by.
+    """
+
+    rows: list[IntRow]
+    constant: int
+    power: int
+
+    @classmethod
+    def of(cls, layers: SuperLayers, table: Sequence[Sequence[float]], constant: float = 0.0) -> WholeCosts:
+        """From an `L x C_l` table. Raises UserError where a cost is not finite, or the largest sum is 2**61 or more."""
+        flat = np.array([constant, *(v for row in table for v in row)], dtype=np.float64)
+        if not np.isfinite(flat).all():
+            raise UserError("A cost is NaN or infinite; every cost must be a finite number.")
+        largest = abs(constant) + math.fsum(max(map(abs, row)) for row in table)
+        if largest >= 2.0**_HEADROOM_BITS:
+            raise UserError(f"The largest total cost is {largest:g}; it must stay below 2^{_HEADROOM_BITS}. Use a larger unit.")
+        power = 0 if (flat == np.floor(flat)).all() else _HEADROOM_BITS - math.frexp(largest)[1]
+        whole = [[round(math.ldexp(v, power)) for v in row] for row in table]
+        rows = [np.array([sum(whole[i][c] for i in group) for c in range(width)]) for group, width in zip(layers.groups, layers.widths, strict=True)]
+        return cls(rows, round(math.ldexp(constant, power)), power)
+
+    @property
+    def least(self) -> int:
+        """Least total, in integer units."""
+        return self.constant + sum(int(row.min()) for row in self.rows)
+
+    def ceiling(self, limit: float) -> float:
+        """The limit in integer units; above it by what sums of float64 may have been rounded down, where costs are not whole."""
+        return limit if math.isinf(limit) else math.floor(math.ldexp(limit + (2 * math.ulp(limit) if self.power else 0.0), self.power))
+
+    def real(self, units: IntRow) -> Row:
+        """Back to the unit of the table."""
+        return np.ldexp(units.astype(np.float64), -self.power)
