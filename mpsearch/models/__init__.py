@@ -1,1 +1,27 @@
-"""TODO"""
+"""Models: loading them, folding their batch norms, and finding their units, blocks and ties. Knows no hardware and no search."""
+
+from mpsearch.models.blocks import Block
+from mpsearch.models.fold import find_foldable, fold_batch_norm
+from mpsearch.models.graph import ModelGraph, analyze
+from mpsearch.models.load import LoadedModel, ModelSource, build_model, from_module, load_model
+from mpsearch.models.record import trace_model
+from mpsearch.models.trace import Trace
+from mpsearch.models.weights import check_finite, load_weights, weights_hash
+
+__all__ = [
+    "Block",
+    "LoadedModel",
+    "ModelGraph",
+    "ModelSource",
+    "Trace",
+    "analyze",
+    "build_model",
+    "check_finite",
+    "find_foldable",
+    "fold_batch_norm",
+    "from_module",
+    "load_model",
+    "load_weights",
+    "trace_model",
+    "weights_hash",
+]

@@ -1,0 +1,87 @@
+"""Blocks: the parts of a model that are rebuilt together, found from what the forward pass does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from mpsearch.models.trace import Op, Trace
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Units that are reconstructed together.
+
+    Args:
+        name: A module that turns one tensor into one tensor, the module of a single unit, or the name of an activation product, which has no module.
+        units: Names in order of execution.
+    """
+
+    name: str
+    units: tuple[str, ...]
+
+
+def find_blocks(trace: Trace, module: nn.Module, units: Sequence[str]) -> tuple[Block, ...]:
+    """Put each unit into one block; blocks in order of their first unit.
+
+    A block is the topmost module, below the root, whose own forward adds two tensors that both come from the input (a residual), else
+    the topmost of a class that occurs twice or more with at least two units and no residual inside. Only modules that read one tensor
+    and give one are taken; the search goes on inside the others. What is left are blocks of one unit.
+
+    Args:
+        trace: Of `module`.
+        module: The model.
+        units: Names of all units in order of execution.
+    """
+    inside = Counter(prefix for unit in units for prefix in _ancestors(unit))
+    adding = {op.path for op in trace.ops if _is_residual(trace, op)}
+    residual = {path for path in adding if inside[path] and _runs_alone(trace, path)}
+    chosen = residual | {path for path in _repeated(module, inside, residual) if _runs_alone(trace, path)}
+    members: dict[str, list[str]] = {}
+    for unit in units:
+        block = next((path for path in _ancestors(unit) if path in chosen), unit)
+        members.setdefault(block, []).append(unit)
+    return tuple(Block(name, tuple(names)) for name, names in members.items())
+
+
+def _ancestors(name: str) -> list[str]:
+    """Names of the modules around a name, outermost first, without the root."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _is_residual(trace: Trace, op: Op) -> bool:
+    """A sum of two whole tensors of the data path, below the root. Position embeddings and biases are constants; a context vector is broadcast."""
+    if op.kind not in ("add", "add_") or not op.path or len(op.inputs) != 2:
+        return False
+    return all(i in trace.dynamic and trace.shape(i) == op.shape for i in op.inputs)
+
+
+def _repeated(module: nn.Module, inside: Counter[str], residual: set[str]) -> set[str]:
+    """Modules of a class that occurs at least twice with two units or more, outside the residual blocks and without one inside."""
+    around = {ancestor for path in residual for ancestor in _ancestors(path)}
+    holding = {name: m for name, m in module.named_modules() if name and inside[name] >= 2 and not isinstance(m, _CONTAINERS)}
+    classes = Counter(type(m) for m in holding.values())
+    covered = {name for name in holding if name in residual or not residual.isdisjoint(_ancestors(name))}
+    return {name for name, m in holding.items() if classes[type(m)] >= 2 and name not in covered and name not in around}
+
+
+def _runs_alone(trace: Trace, path: str) -> bool:
+    """Whether each call of a module reads one tensor from outside and gives one to the outside."""
+    for ops in trace.calls[path].values() if path in trace.calls else ():
+        own = {op.id for op in ops}
+        entering = {i for op in ops for i in op.inputs if i not in own and not _is_held(trace, path, i)}
+        leaving = {i for i in own if i == trace.output or any(user.id not in own for user in trace.users.get(i, ()))}
+        if len(entering) != 1 or len(leaving) != 1:
+            return False
+    return path in trace.calls
+
+
+def _is_held(trace: Trace, path: str, tensor: int) -> bool:
+    constant = trace.constant.get(tensor)
+    return constant is not None and (constant.name is None or constant.name.startswith(f"{path}."))

@@ -1,0 +1,191 @@
+"""Models from timm, from a factory in a Python file, or from an `nn.Module`: in eval mode, float32, weights checked."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import timm
+from timm.data.config import resolve_data_config
+from torch import nn
+
+from mpsearch.errors import ModelError, UnknownNameError
+from mpsearch.models.reason import first_line
+from mpsearch.models.weights import check_finite, load_weights
+
+DataConfig = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """How a model is built anew.
+
+    Args:
+        kind: `timm`, `factory` (`path/to/file.py:function`) or `module` (given as an object, so it cannot be built from this).
+        name: Name in timm, the factory as it was typed, or the class of the module.
+        kwargs: Arguments of the model; plain JSON values.
+    """
+
+    kind: str
+    name: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dump`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelSource:
+        """Inverse of `to_json`."""
+        return cls(data["kind"], data["name"], dict(data["kwargs"]))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be analysed.
+
+    Args:
+        module: In eval mode, float32, all weights finite.
+        source: How it was built.
+        data_config: What its images must look like, in timm's words: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode.
+    """
+
+    module: nn.Module
+    source: ModelSource
+    data_config: DataConfig
+
+
+def load_model(spec: str, *, weights: Path | None = None, pretrained: bool = False, kwargs: dict[str, Any] | None = None) -> LoadedModel:
+    """Build a model and load its weights.
+
+    Without `weights` and `pretrained` the weights are whatever the constructor leaves: random for timm, the factory's own for a factory.
+    A factory says what its images look like by setting `model.pretrained_cfg`; where it does not, timm's ImageNet defaults hold.
+
+    Args:
+        spec: Name in timm, or `path/to/file.py:function`.
+        weights: Safetensors file with the model's parameter names.
+        pretrained: Download timm's weights.
+        kwargs: Arguments for the model's constructor or the factory; plain JSON values.
+
+    Raises:
+        UnknownNameError: timm has no model of this name.
+        ModelError: The model cannot be built or downloaded, or its weights do not fit or are not finite.
+    """
+    source = ModelSource("factory" if _is_factory(spec) else "timm", spec, dict(kwargs or {}))
+    if pretrained and weights is not None:
+        raise ModelError(f"Both pretrained weights and {weights} are asked for. Give one of them.")
+    module = build_model(source, pretrained=pretrained)
+    if weights is not None:
+        load_weights(module, Path(weights))
+    check_finite(module)
+    return LoadedModel(module, source, _data_config(module, source.kwargs))
+
+
+def from_module(module: nn.Module, data_config: DataConfig | None = None) -> LoadedModel:
+    """Take a model that exists already; it is copied, and the copy put in eval mode and float32.
+
+    Args:
+        module: One tensor in, one tensor out.
+        data_config: What its images look like, over what `module.pretrained_cfg` or timm's ImageNet defaults say.
+    Raises: ModelError: It is not a module, or its weights are not finite.
+    """
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"The model is a {type(module).__name__}. Give an nn.Module, a timm name or path/to/file.py:function.")
+    check_finite(module)
+    copied = copy.deepcopy(module).float().eval()
+    return LoadedModel(copied, ModelSource("module", type(module).__name__), {**_data_config(module, {}), **(data_config or {})})
+
+
+def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
+    """The model of a source with the weights of its constructor (or timm's), in eval mode and float32.
+
+    Raises:
+        UnknownNameError: timm has no model of this name.
+        ModelError: It cannot be built or downloaded, or its kind is `module`.
+    """
+    try:
+        json.dumps(source.kwargs, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"The model arguments {source.kwargs} are not plain values ({error}). Use numbers, texts, lists and true/false.") from None
+    if source.kind == "timm":
+        module = _build_timm(source, pretrained)
+    elif source.kind == "factory":
+        module = _build_factory(source, pretrained)
+    else:
+        raise ModelError(f"The model {source.name!r} was given as an object and cannot be built from its name. Pass the module again, or write a factory.")
+    return module.float().eval()
+
+
+def _is_factory(spec: str) -> bool:
+    return spec.rpartition(":")[0].endswith(".py") or spec.endswith(".py")
+
+
+def _build_timm(source: ModelSource, pretrained: bool) -> nn.Module:
+    name = source.name
+    if not timm.is_model(name):
+        known = timm.list_models()
+        raise UnknownNameError("timm model", name, known, "A model of your own is written path/to/file.py:function.")
+    try:
+        module: nn.Module = timm.create_model(name, pretrained=False, **source.kwargs)
+    except Exception as error:  # a constructor may raise anything on arguments that it does not take
+        raise ModelError(f"timm cannot build {name!r} with {source.kwargs}: {first_line(error)} Check the arguments of the model.") from error
+    if not pretrained:
+        return module
+    try:
+        return timm.create_model(name, pretrained=True, **source.kwargs)
+    except Exception as error:  # the hub raises errors of several libraries
+        raise ModelError(
+            f"The pretrained weights of {name!r} cannot be had: {first_line(error)} Download them elsewhere and pass them with --weights FILE.safetensors."
+        ) from error
+
+
+def _build_factory(source: ModelSource, pretrained: bool) -> nn.Module:
+    file, _, function = source.name.rpartition(":") if not source.name.endswith(".py") else (source.name, "", "")
+    if not function:
+        raise ModelError(f"{source.name!r} names no function. Write path/to/file.py:function.")
+    if pretrained:
+        raise ModelError(f"The factory {source.name!r} has no pretrained weights to download. Pass them with --weights FILE.safetensors.")
+    factory = getattr(_import_file(Path(file)), function, None)
+    if not callable(factory):
+        raise ModelError(f"{file} has no function {function!r}. Write path/to/file.py:function with a function that returns an nn.Module.")
+    try:
+        module = factory(**source.kwargs)
+    except Exception as error:  # the user's own code may raise anything
+        raise ModelError(
+            f"{source.name} failed with {source.kwargs}: {type(error).__name__}: {first_line(error)} Mend the factory or its arguments."
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"{source.name} returned a {type(module).__name__}. It must return an nn.Module.")
+    return module
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file under a name of its own, so that two files of one name, or of an installed package's name, do not meet."""
+    if not path.is_file():
+        raise ModelError(f"There is no file {path}. Write path/to/file.py:function.")
+    name = f"_mpsearch_factory_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{path} cannot be imported as Python. Write path/to/file.py:function.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code may raise anything
+        del sys.modules[name]
+        raise ModelError(f"{path} cannot be imported: {type(error).__name__}: {first_line(error)} Mend the file.") from error
+    return module
+
+
+def _data_config(module: nn.Module, kwargs: Mapping[str, Any]) -> DataConfig:
+    size = {key: kwargs[key] for key in ("img_size", "in_chans") if isinstance(kwargs.get(key), int)}
+    config = dict(resolve_data_config(size, model=module))  # type: ignore[no-untyped-call]
+    return {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in config.items()}

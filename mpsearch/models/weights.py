@@ -1,0 +1,70 @@
+"""Weights from a safetensors file, checked before anything is computed with them. Pickles are refused: loading one runs code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mpsearch.errors import ModelError
+
+_PICKLES = {".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar", ".th"}
+_SHOWN = 5
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a model, in place; floating-point values become those of the model's dtype.
+
+    Raises: ModelError: The file is missing, a pickle or damaged, or its names or shapes are not the model's.
+    """
+    found, wanted = _read(path), module.state_dict()
+    problems = [f"missing {name!r}" for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
+    problems += [f"unexpected {name!r}" for name in found if name not in wanted]
+    problems += [
+        f"{name!r} has shape {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise ModelError(f"{path} does not fit the model in {len(problems)} places: {_few(problems)}. Name the model and the options that it was saved from.")
+    module.load_state_dict({name: value.to(wanted[name].dtype) for name, value in found.items()}, strict=False)
+
+
+def check_finite(module: nn.Module) -> None:
+    """Raise ModelError, naming the tensors, where a parameter or buffer holds NaN or infinity."""
+    bad = [name for name, value in module.state_dict().items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    if bad:
+        raise ModelError(f"The weights hold NaN or infinity in {_few(map(repr, bad))}. Such a model computes nothing; load weights that are finite.")
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and bytes of all parameters and buffers, as hex digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix.lower() in _PICKLES:
+        raise ModelError(
+            f"{path} is a pickle, and reading one can run any code. Convert it where you trust it: "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors') with the state dict of the model."
+        )
+    if not path.is_file():
+        raise ModelError(f"There is no weights file {path}. Give a .safetensors file.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a safetensors file, or is damaged: {error}. Save the weights with safetensors.torch.save_file.") from None
+
+
+def _few(texts: Iterable[str]) -> str:
+    texts = list(texts)
+    return ", ".join(texts[:_SHOWN]) + (f", ... ({len(texts)} in all)" if len(texts) > _SHOWN else "")

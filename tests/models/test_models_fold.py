@@ -1,0 +1,189 @@
+"""Folding: the folded model computes the same, and what cannot be folded is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mpsearch.errors import ModelError
+from mpsearch.models import find_foldable, fold_batch_norm, trace_model
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    """Batch norms that do something."""
+    torch.manual_seed(0)
+    for m in module.modules():
+        if isinstance(m, _BatchNorm):
+            m.running_mean.normal_()
+            m.running_var.uniform_(0.2, 2)
+            if m.affine:
+                nn.init.normal_(m.weight, 1, 0.3)
+                nn.init.normal_(m.bias)
+    return module.eval()
+
+
+def assert_same(module: nn.Module, folded: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        expected, found = module(x), folded(x)
+    assert expected.norm() > 0
+    assert (expected - found).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_byobnet"])
+def test_all_norms_of_a_cnn_fold(name: str):
+    module = randomized(timm.create_model(name))
+    x = torch.randn(2, 3, 64, 64)
+    pairs = find_foldable(trace_model(module, x), module)
+    folded = fold_batch_norm(module, pairs)
+    assert len(pairs) == sum(isinstance(m, _BatchNorm) for m in module.modules()) > 10
+    assert not any(isinstance(m, _BatchNorm) for m in folded.modules())
+    assert_same(module, folded, x)
+
+
+def test_the_model_itself_is_left_as_it_is():
+    module = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).train()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    folded = fold_batch_norm(module, [("0", "1")])
+    assert module.training and not folded.training
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items()) and module.state_dict().keys() == before.keys()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_and_plain_norms(affine: bool, bias: bool):
+    module = randomized(nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=bias), nn.BatchNorm1d(5, affine=affine), nn.ReLU()))
+    x = torch.randn(3, 3, 2, 2)
+    pairs = find_foldable(trace_model(module, x), module)
+    assert pairs == (("1", "2"),)
+    assert_same(module, fold_batch_norm(module, pairs), x)
+
+
+def test_activation_of_a_norm_stays():
+    module = randomized(timm.create_model("test_efficientnet"))
+    pairs = find_foldable(trace_model(module, torch.zeros(1, 3, 64, 64)), module)
+    after = fold_batch_norm(module, pairs).get_submodule(pairs[0][1])
+    assert isinstance(after, nn.Sequential) and len(after) == 1
+    assert type(after[0]) is type(module.get_submodule(pairs[0][1]).act)
+
+
+def test_recorded_pairs_fold_a_new_model():
+    module = randomized(timm.create_model("test_resnet"))
+    pairs = find_foldable(trace_model(module, torch.zeros(1, 3, 64, 64)), module)
+    folded, fresh = fold_batch_norm(module, pairs), fold_batch_norm(timm.create_model("test_resnet"), pairs)
+    fresh.load_state_dict(folded.state_dict(), strict=True)
+    assert_same(module, fresh, torch.randn(1, 3, 64, 64))
+
+
+class Net(nn.Module):
+    """A convolution and two norms, wired by the subclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.bn, self.other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+
+class SharedConv(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.conv(self.bn(self.conv(x))))
+
+
+class SharedNorm(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(F.relu(self.bn(self.conv(x))))
+
+
+class ReadTwice(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y) + y
+
+
+class TwoNorms(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y) + self.other(y)
+
+
+class AfterActivation(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(F.relu(self.conv(x)))
+
+
+class OtherWeight(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(F.conv2d(x, self.conv.weight, padding=1))
+
+
+class OwnNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class Subclassed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = OwnNorm(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class NoStatistics(Subclassed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3, track_running_stats=False)
+
+
+class SharedWeight(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Conv2d(3, 3, 3, padding=1)
+        self.second.weight = self.conv.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.bn(self.conv(x)))
+
+
+class TokenNorm(nn.Module):
+    """The norm's channels are tokens, not the outputs of the linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(5, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.linear(x.flatten(2)))
+
+
+@pytest.mark.parametrize("net", [SharedConv, SharedNorm, ReadTwice, TwoNorms, AfterActivation, OtherWeight, Subclassed, NoStatistics, SharedWeight, TokenNorm])
+def test_what_would_change_the_function_is_not_folded(net: type[nn.Module]):
+    module = net().eval()
+    assert find_foldable(trace_model(module, torch.randn(1, 3, 5, 1)), module) == ()
+
+
+class InPlace(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(F.dropout(self.conv(x), 0.5, self.training)).add_(1.0))
+
+
+def test_dropout_in_eval_mode_does_not_hide_the_layer():
+    module = randomized(InPlace())
+    x = torch.randn(2, 3, 5, 5)
+    pairs = find_foldable(trace_model(module, x), module)
+    assert pairs == (("conv", "bn"),)
+    assert_same(module, fold_batch_norm(module, pairs), x)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [(("none", "1"), "no module 'none'"), (("1", "0"), "cannot be folded"), (("0", "2"), "cannot be folded"), (("0", "3"), "does not fit the 4 outputs")],
+)
+def test_pairs_of_another_model(pair: tuple[str, str], message: str):
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(5))
+    with pytest.raises(ModelError, match=message):
+        fold_batch_norm(module, [pair])
