@@ -1,0 +1,99 @@
+"""`ImageSet`: images as the model sees them, one byte a value, and their labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mpsearch.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """N images after the model's resize and crop, before its normalisation.
+
+    Kept as uint8, a quarter of the memory of what a model reads: `N * C * H * W` bytes, 150,528 for one 3 x 224 x 224 image
+    (150.5 MB for a thousand). `inputs` normalises what is asked for and no more.
+
+    Args:
+        images: `N x C x H x W` uint8.
+        labels: `N` int64, or None where the source has none.
+        mean: `C` means of the model's normalisation, of values in 0 to 1.
+        std: `C` standard deviations.
+        name: Where the images came from, for messages and records.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str = "images"
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise DataError(f"{self.name}: images are {self.images.dtype} of shape {tuple(self.images.shape)}; they must be uint8 N x C x H x W.")
+        count, channels = self.images.shape[:2]
+        if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != (count,)):
+            raise DataError(f"{self.name}: labels are {self.labels.dtype} of shape {tuple(self.labels.shape)}; they must be int64 of shape ({count},).")
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels:
+                raise DataError(f"{self.name}: {what} {tuple(values)} has {len(values)} values for images of {channels} channels. Give one for each channel.")
+        if min(self.std, default=1.0) <= 0:
+            raise DataError(f"{self.name}: std {tuple(self.std)} is not positive in every channel.")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by images and labels."""
+        return self.images.nbytes + (0 if self.labels is None else self.labels.nbytes)
+
+    def inputs(self, indices: Sequence[int] | Tensor | slice | None = None) -> Tensor:
+        """`N x C x H x W` float32, `(x / 255 - mean) / std`, in the order of operations of timm's transform, so equal to the last bit."""
+        chosen = self.images if indices is None else self.images[indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.long)]
+        mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return chosen.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """`(inputs, labels)` of `size` images at a time, the last batch shorter."""
+        if size < 1:
+            raise DataError(f"Batch size {size} is not positive.")
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield self.inputs(part), None if self.labels is None else self.labels[part]
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
+        """The images at `indices`, in that order (a copy)."""
+        at = torch.as_tensor(indices, dtype=torch.long)
+        return replace(self, images=self.images[at], labels=None if self.labels is None else self.labels[at])
+
+    def require_labels(self, classes: int | None = None) -> Tensor:
+        """`N` labels. Raises DataError where there are none, or one is not below `classes`."""
+        if self.labels is None:
+            raise DataError(f"{self.name} has no labels. Put the images in class folders, or add a labels.csv with the header file,label.")
+        if classes is not None and len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < classes:
+            low, high = int(self.labels.min()), int(self.labels.max())
+            raise DataError(f"{self.name} has labels {low} to {high}; the model has {classes} classes, 0 to {classes - 1}. Give the data it was trained for.")
+        return self.labels
+
+    @cached_property
+    def image_hashes(self) -> tuple[str, ...]:
+        """SHA-256 of the pixels of each image; equal only for exact duplicates."""
+        return tuple(hashlib.sha256(image.contiguous().numpy().data).hexdigest() for image in self.images)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over shape, pixels, labels, mean and std; the name does not count."""
+        labels = None if self.labels is None else self.labels.tolist()
+        head = json.dumps([list(self.images.shape), labels, list(map(float, self.mean)), list(map(float, self.std))])
+        digest = hashlib.sha256(head.encode())
+        digest.update(self.images.contiguous().numpy().data)
+        return digest.hexdigest()

@@ -1,0 +1,118 @@
+"""`load_images`: from what a user names to an `ImageSet`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpsearch.data.digits import open_digits
+from mpsearch.data.images import ImageSet
+from mpsearch.data.preprocess import Preprocessor
+from mpsearch.data.sampling import seeded_order
+from mpsearch.data.sources._base import TEST, TRAIN, Sample, Source
+from mpsearch.data.sources.arrays import npz_parts, open_npz
+from mpsearch.data.sources.catalogue import Tree, tree_parts
+from mpsearch.data.sources.files import folder_tree, open_files, zip_tree
+from mpsearch.data.sources.timm_dataset import PACKAGES, is_timm_name, open_timm
+from mpsearch.errors import DataError
+
+Progress = Callable[[int, int], None]
+"""Called with the images done and their number."""
+
+
+def load_images(
+    spec: str,
+    data_config: Mapping[str, Any],
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    on_image: Progress | None = None,
+) -> ImageSet:
+    """Decode and preprocess images as the model's own evaluation does; only the chosen ones are decoded.
+
+    Args:
+        spec: `digits`; a folder or zip with class folders or a `labels.csv`; an `.npz`; or a dataset's name in timm, such as `torch/cifar10`.
+        data_config: The model's, from `timm.data.resolve_data_config`.
+        split: `train` or `test`, where the source has parts; None takes the held-out part there, and everything elsewhere.
+        limit: At most so many images: a stratified random subset in random order. None takes all, in the order of the source.
+        seed: Of that subset.
+        on_image: Progress.
+
+    Raises:
+        DataError: The source is not there, damaged, or not what it should be; the message names the file.
+    """
+    preprocess = Preprocessor.from_config(data_config)
+    if limit is not None and limit < 1:
+        raise DataError(f"A limit of {limit} images leaves none. Give 1 or more.")
+    source = open_source(spec, split)
+    indices = range(len(source)) if limit is None else seeded_order(len(source), source.labels, seed)[:limit]
+    return load(source, indices, preprocess, on_image)
+
+
+def open_source(spec: str, split: str | None = None) -> Source:
+    """List a source without decoding it. Raises DataError where there is none."""
+    if spec == "digits":
+        return open_digits(split)
+    if is_timm_name(spec):
+        return open_timm(spec, split)
+    place = _place(spec)
+    return open_files(place, split) if isinstance(place, Tree) else open_npz(place, split)
+
+
+def source_parts(spec: str) -> frozenset[str]:
+    """Which of `train` and `test` a source has; empty where it is one whole."""
+    if spec == "digits" or is_timm_name(spec):
+        return frozenset((TRAIN, TEST))
+    place = _place(spec)
+    return frozenset(tree_parts(place) if isinstance(place, Tree) else npz_parts(place))
+
+
+def load(source: Source, indices: Sequence[int], preprocess: Preprocessor, on_image: Progress | None = None) -> ImageSet:
+    """Decode and preprocess the images at `indices`, in that order, with a few threads."""
+    preprocess = preprocess.changed(**source.changed_config)
+    images = _allocate(source.name, len(indices), preprocess.input_size)
+    labels: list[int | None] = [None] * len(indices)
+
+    def put(place: int, sample: Sample) -> None:
+        images[place] = preprocess(sample.image, sample.where)
+        labels[place] = sample.label
+
+    for done, _ in enumerate(source.visit(indices, put), start=1):
+        if on_image is not None:
+            on_image(done, len(indices))
+    return ImageSet(images, _labels(source.name, labels), preprocess.mean, preprocess.std, source.name)
+
+
+def _place(spec: str) -> Tree | Path:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return folder_tree(path)
+    if not path.is_file():
+        raise DataError(
+            f"There is no {spec}. Give 'digits', a folder or zip of images, an .npz file, or a timm dataset ({', '.join(f'{p}/...' for p in PACKAGES)})."
+        )
+    if path.suffix.lower() == ".zip":
+        return zip_tree(path)
+    if path.suffix.lower() != ".npz":
+        raise DataError(f"{spec} is a {path.suffix or 'nameless'} file; images are read from a folder, a .zip or an .npz. Put them in one of these.")
+    return path
+
+
+def _allocate(name: str, count: int, size: tuple[int, int, int]) -> Tensor:
+    try:
+        return torch.empty((count, *size), dtype=torch.uint8)
+    except (RuntimeError, MemoryError):
+        need = count * size[0] * size[1] * size[2]
+        raise DataError(f"{name}: {count} images of {size} need {need / 1e9:.1f} GB of memory, more than there is. Set a limit.") from None
+
+
+def _labels(name: str, labels: Sequence[int | None]) -> Tensor | None:
+    known = [label for label in labels if label is not None]
+    if known and len(known) < len(labels):
+        raise DataError(f"{name}: {len(labels) - len(known)} of {len(labels)} images have no label. Label all of them, or none.")
+    return torch.tensor(known, dtype=torch.int64) if known else None
