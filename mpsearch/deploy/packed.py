@@ -1,0 +1,251 @@
+"""The packed checkpoint: one safetensors file with bit-packed weights, whose size is known to the byte before it is written.
+
+For each integer unit `<unit>.codes` (uint8, C_out x bytes of a row), `<unit>.scale` (float32, C_out) and `<unit>.input` (float32: scale and
+zero point); everything else under its own name in float32. The metadata holds one JSON text: schema, how the float model is built,
+which batch norms were folded, and the assignment. The header is padded to its greatest length over all assignments of the
+model, so that the size of the file is a sum over units.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+import mpsearch.files as files
+from mpsearch.errors import CheckpointError, MpsearchError
+from mpsearch.models import ModelSource, build_model, fold_batch_norm
+from mpsearch.problem import Assignment, Candidate
+from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, install, pack, packed_nbytes, unpack
+
+SCHEMA = 1
+_KEY = "mpsearch"
+_DTYPES = {torch.float32: "F32", torch.uint8: "U8", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL", torch.float16: "F16", torch.float64: "F64"}
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """What the file of a model holds, whatever the assignment.
+
+    Args:
+        weights: Unit -> shape of its weight.
+        leftovers: Tensors that are stored as they are -> (type, shape).
+        description: JSON of the metadata but for the assignment.
+        header_bytes: Length of the header in every file of this model, its 8-byte length field included.
+    """
+
+    weights: Mapping[str, tuple[int, ...]]
+    leftovers: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    description: Mapping[str, Any]
+    header_bytes: int
+
+    @classmethod
+    def of(cls, module: nn.Module, units: Iterable[str], source: ModelSource, folded: Iterable[tuple[str, str]], data_config: Mapping[str, Any]) -> PackedLayout:
+        """The layout of a folded float model whose `units` may be quantised."""
+        held = {unit: tuple(module.get_submodule(unit).weight.shape) for unit in units}  # type: ignore[union-attr, arg-type]
+        skip = {f"{unit}.weight" for unit in held}
+        leftovers = {name: (value.dtype, tuple(value.shape)) for name, value in module.state_dict().items() if name not in skip}
+        description = {"schema": SCHEMA, "source": source.to_json(), "folded": [list(pair) for pair in folded], "data_config": dict(data_config)}
+        layout = cls(held, leftovers, description, 0)
+        return cls(held, leftovers, description, 8 + layout._longest_header())
+
+    def unit_bytes(self, unit: str, candidate: Candidate) -> int:
+        """Bytes of one unit's tensors; its bias is a leftover."""
+        return sum(_nbytes(dtype, shape) for dtype, shape in self._unit_tensors(unit, candidate).values())
+
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of the header and of all that is not a unit's weight."""
+        return self.header_bytes + sum(_nbytes(dtype, shape) for dtype, shape in self.leftovers.values())
+
+    def size_bytes(self, assignment: Assignment) -> int:
+        """Size of the file of an assignment, to the byte."""
+        return self.constant_bytes + sum(self.unit_bytes(unit, assignment[unit]) for unit in self.weights)
+
+    def leftover_bytes(self) -> dict[str, int]:
+        """What is not quantised, by name."""
+        return {name: _nbytes(dtype, shape) for name, (dtype, shape) in self.leftovers.items()}
+
+    def metadata(self, assignment: Mapping[str, str]) -> str:
+        """The JSON text of the metadata."""
+        return json.dumps({**self.description, "assignment": dict(assignment)}, separators=(",", ":"), default=list)
+
+    def _unit_tensors(self, unit: str, candidate: Candidate) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        shape = self.weights[unit]
+        if candidate.is_float or candidate.w_bits is None:
+            return {f"{unit}.weight": (torch.float32, shape)}
+        scales = (shape[0],) if candidate.w_granularity == "channel" else ()
+        row = packed_nbytes(1, math.prod(shape[1:]), candidate.w_bits)
+        return {f"{unit}.codes": (torch.uint8, (shape[0], row)), f"{unit}.scale": (torch.float32, scales), f"{unit}.input": (torch.float32, (2,))}
+
+    def _longest_header(self) -> int:
+        """Every unit at 8 bits, which has the most tensors and the longest row; every offset as long as the file of the float model."""
+        widest = Candidate(8, 8)
+        tensors = dict(self.leftovers)
+        for unit in self.weights:
+            tensors.update(self._unit_tensors(unit, widest))
+        end = sum(_nbytes(*t) for t in self.leftovers.values()) + sum(4 * math.prod(s) + 64 for s in self.weights.values())
+        entries = {name: {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [end, end]} for name, (dtype, shape) in tensors.items()}
+        longest = dict.fromkeys(self.weights, "W8A8/tensor")
+        header = {"__metadata__": {_KEY: self.metadata(longest)}, **entries}
+        length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+        return -(-length // 8) * 8
+
+
+def save_packed(path: Path, layout: PackedLayout, module: nn.Module, states: Mapping[str, UnitState]) -> int:
+    """Write the checkpoint whole or not at all.
+
+    Args:
+        path: File to write.
+        layout: Of `module`.
+        module: Folded float model.
+        states: Every unit's codes and quantisers.
+    Returns: Bytes on disk.
+    Raises: MpsearchError: The file is not as large as the layout says (a defect: the promise would be broken).
+    """
+    assignment = Assignment(tuple((unit, states[unit].candidate) for unit in layout.weights))
+    tensors: dict[str, Tensor] = {}
+    for unit in layout.weights:
+        tensors.update(_unit_tensors(unit, states[unit], module))
+    held = module.state_dict()
+    tensors.update({name: held[name].detach().clone().contiguous() for name in layout.leftovers})
+    text = layout.metadata(assignment.to_json())
+    short = save(tensors, {_KEY: text})
+    missing = layout.header_bytes - 8 - int.from_bytes(short[:8], "little")
+    data = save(tensors, {_KEY: text + " " * missing}) if missing > 0 else short
+    if len(data) != layout.size_bytes(assignment):
+        raise MpsearchError(f"{path} would have {len(data)} bytes, not the predicted {layout.size_bytes(assignment)}. Nothing was written; please report this.")
+    with files.replacing(path) as beside:
+        beside.write_bytes(data)
+    return path.stat().st_size
+
+
+def load_packed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The quantised module of a packed checkpoint: dequantised weights, fake-quantised inputs, in eval mode.
+
+    Computes bit for bit what the module in memory did when the checkpoint was written, on the same machine and threads.
+
+    Args:
+        path: Written by `save_packed`.
+        model: Float model of the same architecture, batch norms not folded; needed unless the checkpoint names a timm model. Code of a
+            factory is never run from a checkpoint. Its weights do not matter; it is not changed.
+    Raises: CheckpointError: The file is missing, damaged, or does not fit the model.
+    """
+    path = Path(path)
+    header, tensors = _read(path)
+    float_model = fold_batch_norm(_architecture(path, header, model), [(a, b) for a, b in header["folded"]])
+    try:
+        assignment = Assignment.from_json(header["assignment"])
+        states = {unit: _unit_state(unit, assignment[unit], float_model, tensors) for unit in assignment}
+        _load_leftovers(float_model, assignment, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} does not fit its model: {error}") from None
+    return install(float_model, states)
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """The metadata of a packed checkpoint. Raises CheckpointError where it is not one."""
+    return _read(Path(path), tensors=False)[0]
+
+
+def _unit_tensors(unit: str, state: UnitState, module: nn.Module) -> dict[str, Tensor]:
+    if state.weight is None or state.activation is None:
+        return {f"{unit}.weight": module.get_submodule(unit).weight.detach().clone().contiguous()}  # type: ignore[union-attr, operator]
+    params = state.weight.params
+    codes = (state.weight.codes.flatten(1).to(torch.int32) - params.qmin).to(torch.uint8)
+    given = torch.stack([state.activation.scale, state.activation.zero_point.to(torch.float32)])
+    return {f"{unit}.codes": pack(codes, params.bits), f"{unit}.scale": params.scale.clone(), f"{unit}.input": given}
+
+
+def _unit_state(unit: str, candidate: Candidate, module: nn.Module, tensors: dict[str, Tensor]) -> UnitState:
+    weight = _weight_of(module, unit)
+    if candidate.is_float or candidate.w_bits is None or candidate.a_bits is None:
+        value = _take(tensors, f"{unit}.weight", torch.float32, tuple(weight.shape))
+        weight.data.copy_(value)
+        return UnitState(candidate)
+    columns = weight[0].numel()
+    rows = (len(weight), packed_nbytes(1, columns, candidate.w_bits))
+    codes = unpack(_take(tensors, f"{unit}.codes", torch.uint8, rows), candidate.w_bits, columns)
+    per_channel = candidate.w_granularity == "channel"
+    scale = _take(tensors, f"{unit}.scale", torch.float32, (len(weight),) if per_channel else ())
+    given = _take(tensors, f"{unit}.input", torch.float32, (2,))
+    if not (torch.isfinite(scale).all() and (scale > 0).all() and torch.isfinite(given).all() and given[0] > 0):
+        raise CheckpointError(f"a scale of unit {unit!r} is not positive and finite.")
+    params = AffineParams(scale, torch.zeros_like(scale, dtype=torch.int32), candidate.w_bits, True, 0 if per_channel else None)
+    activation = AffineParams(given[0].clone(), given[1].to(torch.int32), candidate.a_bits, False)
+    if not 0 <= int(activation.zero_point) <= activation.qmax:
+        raise CheckpointError(f"the zero point {int(activation.zero_point)} of unit {unit!r} is not in 0 .. {activation.qmax}.")
+    signed = (codes.to(torch.int16) + params.qmin).reshape(weight.shape)
+    return UnitState(candidate, QuantizedTensor(signed, params), activation)
+
+
+def _load_leftovers(module: nn.Module, units: Iterable[str], tensors: dict[str, Tensor]) -> None:
+    held = {name: value for name, value in module.state_dict().items() if name not in {f"{unit}.weight" for unit in units}}
+    with torch.no_grad():
+        for name, value in held.items():
+            value.copy_(_take(tensors, name, value.dtype, tuple(value.shape)))
+    if tensors:
+        raise CheckpointError(f"it holds {len(tensors)} tensors that the model has no place for, such as {next(iter(tensors))!r}.")
+
+
+def _take(tensors: dict[str, Tensor], name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if name not in tensors:
+        raise CheckpointError(f"the tensor {name!r} is missing.")
+    value = tensors.pop(name)
+    if value.dtype != dtype or tuple(value.shape) != shape:
+        raise CheckpointError(f"the tensor {name!r} is {value.dtype} {tuple(value.shape)}, not {dtype} {shape}.")
+    return value
+
+
+def _weight_of(module: nn.Module, unit: str) -> Tensor:
+    try:
+        weight = module.get_submodule(unit).weight
+    except AttributeError:
+        raise CheckpointError(f"the model has no unit {unit!r}.") from None
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        raise CheckpointError(f"{unit!r} has no weight that can be quantised.")
+    return weight
+
+
+def _architecture(path: Path, header: Mapping[str, Any], model: nn.Module | None) -> nn.Module:
+    if model is not None:
+        return model
+    source = ModelSource.from_json(header["source"])
+    if source.kind != "timm":
+        raise CheckpointError(
+            f"{path} holds a model that was built by {source.name!r}, and a checkpoint never runs code. "
+            f"Build the float model yourself and pass it: mpsearch.load({str(path)!r}, model=...)."
+        )
+    return build_model(source)
+
+
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            header = json.loads(metadata[_KEY])
+            held = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118 (not a mapping)
+    except KeyError:
+        raise CheckpointError(f"{path} is a safetensors file that mpsearch did not write: its metadata has no {_KEY!r}.") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a packed checkpoint, or is damaged: {error}. Write it again with mpsearch.") from None
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        found = header.get("schema") if isinstance(header, dict) else type(header).__name__
+        raise CheckpointError(f"{path} has schema {found!r}; this version of mpsearch reads {SCHEMA}.")
+    if not {"source", "folded", "assignment"} <= set(header):
+        raise CheckpointError(f"{path} is damaged: its metadata lacks the source, the folded norms or the assignment.")
+    return header, held
+
+
+def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return dtype.itemsize * math.prod(shape)

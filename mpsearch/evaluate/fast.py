@@ -1,0 +1,74 @@
+"""The fast evaluator: the true loss of an assignment at about the price of a float forward pass.
+
+The weight of each unit at each candidate is quantised once and kept; an assignment is then a swap of pointers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch.data import ImageSet
+from mpsearch.evaluate.metrics import kl_divergence, predict
+from mpsearch.problem import Assignment, Candidate
+from mpsearch.quant import UnitState, wrap
+from mpsearch.reconstruct import Calibration
+
+
+class FastEvaluator:
+    """Measures assignments by KL(float || quantised) on fixed images, with weights rounded to nearest.
+
+    Args:
+        module: Float model in eval mode; not changed.
+        calibration: Quantisers of its units.
+        images: What the loss is measured on.
+        memory_limit_bytes: Bound on the quantised weights that are kept; the least recently used are dropped and made again when needed.
+    """
+
+    def __init__(self, module: nn.Module, calibration: Calibration, images: ImageSet, *, memory_limit_bytes: int = 2 * 2**30) -> None:
+        self._calibration, self._images, self._limit = calibration, images, memory_limit_bytes
+        self.float_logits = predict(module, images)
+        self._module = copy.deepcopy(module)
+        self._layers = wrap(self._module, calibration.weights)
+        self._kept: OrderedDict[tuple[str, Candidate], Tensor] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of the quantised weights held now."""
+        return self._bytes
+
+    def measure(self, assignment: Assignment) -> float:
+        """Mean KL divergence to the float model, in nats; NaN where the quantised model's output is not finite."""
+        return kl_divergence(self.logits(assignment), self.float_logits)
+
+    @torch.no_grad()
+    def logits(self, assignment: Assignment) -> Tensor:
+        """N x K float32 logits of the model at an assignment."""
+        self._load(assignment, self._layers)
+        return torch.cat([self._module(inputs).float() for inputs, _ in self._images.batches(64)])
+
+    def _load(self, assignment: Assignment, units: Iterable[str]) -> None:
+        for unit in units:
+            candidate = assignment[unit]
+            self._layers[unit].activation = None if candidate.is_float else self._calibration.input_params(unit, candidate)
+            self._layers[unit].set_weight(self._weight(unit, candidate))
+
+    def _weight(self, unit: str, candidate: Candidate) -> Tensor:
+        if candidate.is_float:
+            return self._calibration.weights[unit]
+        key = (unit, Candidate(candidate.w_bits, 8, w_granularity=candidate.w_granularity))  # the weight does not depend on a_bits
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        state: UnitState = self._calibration.state(unit, candidate)
+        weight = self._calibration.weights[unit] if state.weight is None else state.weight.dequantize()
+        self._kept[key] = weight
+        self._bytes += weight.nbytes
+        while self._bytes > self._limit and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return weight

@@ -1,0 +1,81 @@
+"""How good a quantised model is: against the labels, and against the float model it came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpsearch.data import ImageSet
+from mpsearch.errors import MpsearchError
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Over N images.
+
+    Args:
+        images: N.
+        kl: Mean KL divergence from the float model's distribution to this one's, in nats.
+        agreement: Share of images on which both have the same top class.
+        top1: Share of images classified right; None without labels.
+        loss: Mean cross entropy with the labels, in nats; None without labels.
+    """
+
+    images: int
+    kl: float
+    agreement: float
+    top1: float | None = None
+    loss: float | None = None
+
+    @property
+    def top1_error(self) -> float | None:
+        """Standard error of `top1`, as a share: sqrt(p (1 - p) / N)."""
+        return None if self.top1 is None else math.sqrt(self.top1 * (1 - self.top1) / self.images)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dump`."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def predict(module: Callable[[Tensor], Tensor] | nn.Module, images: ImageSet, *, on_batch: Callable[[int], None] | None = None) -> Tensor:
+    """Logits, N x K float32, in batches of 64.
+
+    Raises: MpsearchError: A logit is NaN or infinite.
+    """
+    found, done = [], 0
+    for inputs, _ in images.batches(BATCH):
+        found.append(module(inputs).float())
+        done += len(inputs)
+        if on_batch is not None:
+            on_batch(done)
+    logits = torch.cat(found)
+    if not torch.isfinite(logits).all():
+        bad = int((~torch.isfinite(logits)).any(1).sum())
+        raise MpsearchError(f"The model's output is NaN or infinite on {bad} of {len(logits)} images of {images.name}. Check the weights and the normalisation.")
+    return logits
+
+
+def compare(logits: Tensor, reference: Tensor, labels: Tensor | None = None) -> Metrics:
+    """Metrics of `logits` (N x K) against the float model's `reference` (N x K) and `labels` (N)."""
+    chosen = logits.argmax(1)
+    agreement = float((chosen == reference.argmax(1)).float().mean())
+    top1 = loss = None
+    if labels is not None:
+        top1 = float((chosen == labels).float().mean())
+        loss = float(F.cross_entropy(logits.double(), labels))
+    return Metrics(len(logits), kl_divergence(logits, reference), agreement, top1, loss)
+
+
+def kl_divergence(logits: Tensor, reference: Tensor) -> float:
+    """Mean over images of KL(softmax(reference) || softmax(logits)), in nats, in float64."""
+    p, q = F.log_softmax(reference.double(), 1), F.log_softmax(logits.double(), 1)
+    return max(0.0, float((p.exp() * (p - q)).sum(1).mean()))
