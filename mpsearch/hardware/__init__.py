@@ -1,1 +1,23 @@
-"""TODO"""
+"""Hardware: what a unit costs on a real device, measured through the nodes that the exported model will hold. Knows no model and no torch."""
+
+from mpsearch.hardware.backends import BACKENDS, Backend, Cell, Support
+from mpsearch.hardware.device import DeviceIdentity, identity
+from mpsearch.hardware.measure import Timing, time_callable
+from mpsearch.hardware.profile import LatencyCosts, latency_costs, profile
+from mpsearch.hardware.table import LatencyTable, Row
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Cell",
+    "DeviceIdentity",
+    "LatencyCosts",
+    "LatencyTable",
+    "Row",
+    "Support",
+    "Timing",
+    "identity",
+    "latency_costs",
+    "profile",
+    "time_callable",
+]

@@ -13,7 +13,7 @@ from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import OBSERVERS, AffineParams, QuantizedTensor, UnitState, quantize
 
 MAX_INPUT_VALUES = 2**18
-"""Values of one unit's input that are kept for its range: 1 MiB for each unit, whatever the number of images."""
+"""Values of one unit's input that are kept for its range: 1 MiB for each unit, and as much for its output, whatever the number of images."""
 
 
 @dataclass
@@ -23,12 +23,14 @@ class Calibration:
     Args:
         weights: Unit -> float32 weight, [C_out, ...]; not a copy.
         inputs: Unit -> sample of the values it reads, 1-D, with the extremes of all images in it.
+        outputs: The same of what it gives, for targets that must quantise it.
         weight_observer: Registered observer for weights, symmetric, one scale for each output channel.
         input_observer: Registered observer for inputs, asymmetric, one scale.
     """
 
     weights: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
     weight_observer: str = "mse:values=1024"
     input_observer: str = "mse"
     _weight_params: dict[tuple[str, int, str], AffineParams] = field(default_factory=dict, repr=False)
@@ -95,7 +97,9 @@ def calibrate(
     """
     modules = {unit: module.get_submodule(unit) for unit in units}
     samples = {unit: _Sample(seed + i) for i, unit in enumerate(modules)}
-    handles = [m.register_forward_pre_hook(samples[unit].hook) for unit, m in modules.items()]
+    given = {unit: _Sample(seed + i) for i, unit in enumerate(modules)}
+    handles = [m.register_forward_pre_hook(samples[unit].before) for unit, m in modules.items()]
+    handles += [m.register_forward_hook(given[unit].after) for unit, m in modules.items()]
     done = 0
     try:
         for batch in batches:
@@ -109,12 +113,13 @@ def calibrate(
     if not done:
         raise DataError("Calibration got no images. Give at least one with --data or --calibration-data.")
     inputs = {unit: sample.values(unit) for unit, sample in samples.items()}
+    outputs = {unit: sample.values(unit) for unit, sample in given.items()}
     weights = {unit: m.weight.detach() for unit, m in modules.items()}
-    return Calibration(weights, inputs, weight_observer, input_observer)
+    return Calibration(weights, inputs, outputs, weight_observer, input_observer)
 
 
 class _Sample:
-    """A random sample of the values that a unit reads, of bounded size, with the extremes always in it."""
+    """A random sample of the values that pass by, of bounded size, with the extremes always in it."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -122,8 +127,14 @@ class _Sample:
         self._share = 1.0
         self._low, self._high = torch.tensor(torch.inf), torch.tensor(-torch.inf)
 
-    def hook(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0].detach().flatten()
+    def before(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._take(args[0])
+
+    def after(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self._take(output)
+
+    def _take(self, values: Tensor) -> None:
+        x = values.detach().flatten()
         self._low, self._high = torch.minimum(self._low, x.min()), torch.maximum(self._high, x.max())
         take = max(1, round(len(x) * self._share))
         self._kept.append(x[torch.randint(len(x), (take,), generator=self._generator)] if take < len(x) else x.clone())
@@ -137,5 +148,5 @@ class _Sample:
             raise ModelError(f"Unit {unit!r} was never called in the calibration pass. Leave it out, or give images that reach it.")
         values = torch.cat([*self._kept, torch.stack([self._low, self._high])])
         if not torch.isfinite(values).all():
-            raise ModelError(f"Unit {unit!r} reads NaN or infinity on the calibration images. Check the weights and the normalisation of the images.")
+            raise ModelError(f"Unit {unit!r} meets NaN or infinity on the calibration images. Check the weights and the normalisation of the images.")
         return values

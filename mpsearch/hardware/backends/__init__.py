@@ -1,1 +1,5 @@
-"""TODO"""
+"""Backends: one file for each runtime. The registry finds them."""
+
+from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
+
+__all__ = ["BACKENDS", "Backend", "Cell", "Support"]

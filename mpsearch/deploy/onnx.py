@@ -1,0 +1,243 @@
+"""The ONNX file with Q/DQ nodes: torch exports the float graph once; each assignment rewrites the nodes of its units.
+
+A unit is found by the module scope that the exporter writes on every node. Weights are int8 (fewer bits keep their narrower range in an int8
+container), activations uint8. A convolution runs in integers only if its output is quantised too; where the next thing that reads it is
+not a quantised unit (a residual sum), its own calibrated 8-bit grid is put there: an error that the fake-quantised model does not have.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from mpsearch import files
+from mpsearch.errors import ModelError, MpsearchError
+from mpsearch.hardware.backends.ort_cpu import executed, session
+from mpsearch.hardware.measure import Timing, time_callable
+from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight
+from mpsearch.quant import OBSERVERS, AffineParams, UnitState
+from mpsearch.reconstruct import Calibration
+
+_INTEGER = {"QLinearConv", "MatMulIntegerToFloat"}
+
+
+def export_float(module: nn.Module, example: Tensor) -> ModelProto:
+    """The float graph of a folded model, opset 20, dynamic batch, by torch's exporter.
+
+    Args:
+        module: One tensor in, one tensor out, eval mode.
+        example: 1 x C x H x W or more.
+    Raises: ModelError: torch cannot export it.
+    """
+    two = torch.cat([example[:1], example[:1]])  # a batch of one would be fixed by the exporter
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's advice to itself
+            program = torch.onnx.export(module, (two,), dynamo=True, opset_version=OPSET, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False)
+    except Exception as error:  # torch's exporter has no common base class for its errors
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"The model cannot be exported to ONNX: {first} Run with --target packed for the packed checkpoint alone.") from error
+    if program is None:
+        raise ModelError("torch's exporter returned nothing. Run with --target packed for the packed checkpoint alone.")
+    return program.model_proto  # type: ignore[no-any-return]
+
+
+def quantize_onnx(float_model: ModelProto, states: Mapping[str, UnitState], calibration: Calibration) -> ModelProto:
+    """The graph of an assignment.
+
+    Args:
+        float_model: From `export_float`; left as it is.
+        states: Every unit's codes and quantisers.
+        calibration: For the output ranges of convolutions.
+    Raises: ModelError: A quantised unit has no node of its own in the graph.
+    """
+    model = ModelProto()
+    model.CopyFrom(float_model)
+    quantized = {unit: state for unit, state in states.items() if state.weight is not None}
+    placed = _rewrite_units(model, quantized)
+    missing = sorted(set(quantized) - set(placed))
+    if missing:
+        raise ModelError(f"The exported graph has no node for the units {missing[:5]}. Keep them float (--fix NAME=float), or export the packed checkpoint alone.")
+    _quantize_outputs(model, placed, calibration)
+    _drop_unused(model)
+    onnx.checker.check_model(model)
+    return model
+
+
+def save_onnx(path: Path, model: ModelProto) -> int:
+    """Write the file whole or not at all; its bytes on disk."""
+    with files.replacing(path) as beside:
+        beside.write_bytes(model.SerializeToString())
+    return path.stat().st_size
+
+
+@dataclass(frozen=True)
+class OnnxRun:
+    """What ONNX Runtime makes of a file.
+
+    Args:
+        timing: Of one image.
+        executed: Operators that run.
+    """
+
+    timing: Timing
+    executed: tuple[str, ...]
+
+    @property
+    def integer_kernels(self) -> int:
+        """How many units run in integers."""
+        return sum(op in _INTEGER for op in self.executed)
+
+
+def measure_onnx(path: Path, image: Tensor, threads: int = 1, seconds: float = 0.5) -> OnnxRun:
+    """Latency of the whole model at batch 1, by the session that a deployment would use, and what it executes."""
+    live = session(path, threads)
+    feeds = {live.get_inputs()[0].name: image[:1].numpy()}
+    return OnnxRun(time_callable(lambda: live.run(None, feeds), threads=threads, seconds=seconds), executed(path, threads))
+
+
+def run_onnx(path: Path, threads: int = 1) -> Any:
+    """A function from N x C x H x W to N x K logits, computed by ONNX Runtime."""
+    live = session(path, threads)
+    name = live.get_inputs()[0].name
+
+    def run(inputs: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(live.run(None, {name: inputs.numpy()})[0]))
+
+    return run
+
+
+def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[str, list[str]]:
+    """Replace the node of each unit in place. Returns unit -> outputs of its new convolution nodes (empty for linear layers)."""
+    constants = {i.name: i for i in model.graph.initializer}
+    writer, placed = QdqWriter(), {unit: [] for unit in ()}  # type: dict[str, list[str]]
+    for node in model.graph.node:
+        unit = _unit_of(node)
+        state = states.get(unit) if node.op_type in ("Conv", "Gemm", "MatMul") else None
+        if state is None or state.weight is None or state.activation is None:
+            writer.nodes.append(node)
+            continue
+        given = QuantizedWeight(state.weight.codes.to(torch.int8).numpy(), state.weight.params.scale.expand(len(state.weight.codes)).numpy())
+        bias = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 and node.input[2] else None
+        if node.op_type == "Conv":
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            placed.setdefault(unit, []).append(writer.conv(node.input[0], given, bias, _grid(state.activation), attributes, node.output[0]))
+        else:
+            writer.linear(node.input[0], given, bias, _grid(state.activation), node.output[0])
+            placed.setdefault(unit, [])
+    _replace_nodes(model, writer.nodes, writer.initializers)
+    return placed
+
+
+def _quantize_outputs(model: ModelProto, placed: Mapping[str, list[str]], calibration: Calibration) -> None:
+    """Put a Q/DQ pair behind each quantised convolution (and the ReLU behind it) whose readers are not all one QuantizeLinear that fits."""
+    readers = _readers(model.graph.node)
+    values = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if not i.name.endswith("weight") and len(i.dims) == 0}
+    values |= {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in model.graph.node if n.op_type == "Constant" and n.attribute[0].name == "value"}
+    graph_outputs = {o.name for o in model.graph.output}
+    writer = QdqWriter("mpsearch/out")
+    rename: dict[str, str] = {}
+    for unit, outputs in placed.items():
+        for output in outputs:
+            point, low, high = _behind_activation(output, readers, values)
+            behind = readers[point]
+            if point not in graph_outputs and len(behind) == 1 and _fits(behind[0], values, low, high):
+                continue
+            writer.quantized(point, _output_grid(calibration, unit, low, high))
+            rename[point] = writer.nodes[-1].output[0]
+    nodes = list(model.graph.node)
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            if name in rename:
+                node.input[i] = rename[name]
+    _replace_nodes(model, [*nodes, *writer.nodes], writer.initializers)
+    for output in model.graph.output:
+        if output.name in rename:
+            raise MpsearchError(f"The output {output.name!r} of the graph is a quantised convolution's; this is not supported yet.")
+
+
+def _behind_activation(output: str, readers: Mapping[str, list[NodeProto]], values: Mapping[str, Any]) -> tuple[str, float, float]:
+    """The tensor that an integer kernel would give, and its bounds: behind a ReLU or ReLU6 that alone reads the convolution, else its output."""
+    if len(readers[output]) != 1:
+        return output, -np.inf, np.inf
+    node = readers[output][0]
+    if node.op_type == "Relu":
+        return node.output[0], 0.0, np.inf
+    if node.op_type == "Clip" and len(node.input) == 3 and node.input[1] in values and node.input[2] in values and float(values[node.input[1]]) == 0:
+        return node.output[0], 0.0, float(values[node.input[2]])
+    return output, -np.inf, np.inf
+
+
+def _fits(node: NodeProto, values: Mapping[str, Any], low: float, high: float) -> bool:
+    """Whether a QuantizeLinear makes the activation before it redundant, so that the runtime fuses all three."""
+    if node.op_type != "QuantizeLinear":
+        return False
+    scale, zero = float(values[node.input[1]]), int(values[node.input[2]])
+    return (low == -np.inf or zero == 0) and (255 - zero) * scale <= high * (1 + 1e-6)
+
+
+def _output_grid(calibration: Calibration, unit: str, low: float, high: float) -> Grid:
+    values = calibration.outputs[unit].clamp(low, high)
+    return _grid(OBSERVERS.create(calibration.input_observer).observe(values, 8, symmetric=False))
+
+
+def _grid(params: AffineParams) -> Grid:
+    return Grid(float(params.scale), int(params.zero_point), params.bits)
+
+
+def _unit_of(node: NodeProto) -> str:
+    """Name of the module whose forward made the node."""
+    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+    found = ast.literal_eval(scopes)
+    return str(found[-2]) if len(found) > 1 else ""
+
+
+def _readers(nodes: Iterable[NodeProto]) -> dict[str, list[NodeProto]]:
+    readers: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in nodes:
+        for name in node.input:
+            readers[name].append(node)
+    return readers
+
+
+def _replace_nodes(model: ModelProto, nodes: Iterable[NodeProto], initializers: Iterable[onnx.TensorProto]) -> None:
+    """Set the nodes, in an order in which each comes after what it reads."""
+    waiting = list(nodes)
+    kept = [helper.make_node("Identity", [], [])][:0]
+    ready = {i.name for i in (*model.graph.initializer, *initializers)} | {i.name for i in model.graph.input} | {""}
+    while waiting:
+        now = [n for n in waiting if all(name in ready for name in n.input)]
+        if not now:
+            raise MpsearchError("The rewritten ONNX graph has a cycle. Please report this with the model.")
+        taken = {id(n) for n in now}
+        waiting = [n for n in waiting if id(n) not in taken]
+        for node in now:
+            kept.append(node)
+            ready.update(node.output)
+    copies = []
+    for node in kept:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    model.graph.initializer.extend(initializers)
+
+
+def _drop_unused(model: ModelProto) -> None:
+    used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    kept = [i for i in model.graph.initializer if i.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    del model.graph.value_info[:]  # types of tensors that are gone would mislead the checker

@@ -1,0 +1,68 @@
+"""The interface of a runtime: what it can run, and one unit of it ready to be timed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mpsearch.problem import Candidate, Layer
+from mpsearch.registry import Registry
+
+
+@dataclass(frozen=True)
+class Support:
+    """What a backend makes of a unit at a candidate.
+
+    Args:
+        status: `ok` (a kernel of its own), `storage-only` (fewer bits are stored; the kernel of `kernel` runs), or `no`.
+        reason: Why, for people.
+        kernel: Candidate whose kernel runs, and whose latency it has; None where `status` is `no`.
+    """
+
+    status: str
+    reason: str
+    kernel: Candidate | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit at one candidate, built by the runtime.
+
+    Args:
+        run: Runs it once on random input.
+        executed: Operators that really run, in order.
+        as_asked: Whether they are those of the candidate; False is a fall-back, and its time is no latency of the candidate.
+        relative_error: max |y - reference| / max |reference|, against float64 arithmetic.
+        tolerance: What the error may be.
+    """
+
+    run: Callable[[], object]
+    executed: tuple[str, ...]
+    as_asked: bool
+    relative_error: float
+    tolerance: float
+
+
+class Backend(ABC):
+    """A runtime on this device; a frozen dataclass whose fields are the options that change its kernels."""
+
+    name: ClassVar[str]
+    threads: int
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Version of the runtime library."""
+
+    @abstractmethod
+    def supports(self, layer: Layer, candidate: Candidate) -> Support:
+        """Whether, and by which kernel, `layer` runs at `candidate`."""
+
+    @abstractmethod
+    def build(self, layer: Layer, candidate: Candidate, batch: int) -> Cell:
+        """The unit, float tensors in and out, through the nodes an exported model holds."""
+
+
+BACKENDS: Registry[Backend] = Registry("backend", "mpsearch.hardware.backends")

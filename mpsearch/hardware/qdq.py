@@ -1,0 +1,105 @@
+"""How a quantised unit looks in ONNX: the nodes that are timed are the nodes that ship, because both come from here.
+
+Facts of ONNX Runtime on x86 that shape this file (measured by `benchmarks/ort_forms.py`): activations must be uint8; a convolution becomes an integer
+kernel only with an int32 bias and a QuantizeLinear behind it; a linear layer only as MatMul with the bias added apart (Gemm stays float).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+OPSET = 20
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Asymmetric quantiser of an activation: codes 0 .. 2^bits - 1, x_hat = (q - zero_point) * scale."""
+
+    scale: float
+    zero_point: int
+    bits: int = 8
+
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest value that the grid holds."""
+        return -self.zero_point * self.scale, (2**self.bits - 1 - self.zero_point) * self.scale
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Signed weight: codes int8 in -128 .. 127, [C_out, ...]; one float32 scale for each output channel, [C_out]."""
+
+    codes: NDArray[np.int8]
+    scale: NDArray[np.float32]
+
+
+@dataclass
+class QdqWriter:
+    """Collects nodes and initialisers, and shares the Q/DQ pair of a tensor between all units that read it alike.
+
+    Args:
+        prefix: Of every name it makes, so that none meets a name of the float graph.
+    """
+
+    prefix: str = "mpsearch"
+    nodes: list[NodeProto] = field(default_factory=list)
+    initializers: list[TensorProto] = field(default_factory=list)
+    _pairs: dict[tuple[str, Grid], str] = field(default_factory=dict)
+    _count: int = 0
+
+    def quantized(self, x: str, grid: Grid) -> str:
+        """Name of `x` on its grid: QuantizeLinear, a Clip of the codes below 8 bits, DequantizeLinear."""
+        if (x, grid) not in self._pairs:
+            scale, zero = self._constant(np.float32(grid.scale), "scale"), self._constant(np.uint8(grid.zero_point), "zero_point")
+            codes = self.node("QuantizeLinear", [x, scale, zero])
+            if grid.bits < 8:  # QuantizeLinear saturates at 255; the grid ends at 2^bits - 1
+                codes = self.node("Clip", [codes, self._constant(np.uint8(0), "low"), self._constant(np.uint8(2**grid.bits - 1), "high")])
+            self._pairs[x, grid] = self.node("DequantizeLinear", [codes, scale, zero])
+        return self._pairs[x, grid]
+
+    def conv(self, x: str, weight: QuantizedWeight, bias: Array | None, grid: Grid, attributes: dict[str, Any], output: str | None = None) -> str:
+        """A convolution of quantised `x`; integer arithmetic once its output is quantised too (`quantized` on what it returns, or behind a ReLU).
+
+        Args:
+            x: Float tensor, N x C x H x W.
+            weight: [C_out, C_in / groups, k, k].
+            bias: Float [C_out]; put on the grid of the accumulator, scale_x * scale_w, as int32.
+            grid: Of `x`.
+            attributes: Of the ONNX Conv.
+            output: Name of the result, made where None.
+        """
+        inputs = [self.quantized(x, grid), self._weight(weight, axis=0)]
+        scale = np.float32(grid.scale) * weight.scale
+        values = np.zeros(len(scale)) if bias is None else np.asarray(bias, np.float64)
+        codes = np.clip(np.round(values / scale), -(2**31), 2**31 - 1).astype(np.int32)
+        inputs.append(self.node("DequantizeLinear", [self._constant(codes, "bias"), self._constant(scale, "bias_scale")], axis=0))
+        return self.node("Conv", inputs, output, **attributes)
+
+    def linear(self, x: str, weight: QuantizedWeight, bias: Array | None, grid: Grid, output: str | None = None) -> str:
+        """A linear layer on quantised `x` (..., K), float out: MatMulIntegerToFloat in the runtime. `weight` is [N, K]."""
+        transposed = QuantizedWeight(np.ascontiguousarray(weight.codes.T), weight.scale)
+        inputs = [self.quantized(x, grid), self._weight(transposed, axis=1)]
+        if bias is None:
+            return self.node("MatMul", inputs, output)
+        return self.node("Add", [self.node("MatMul", inputs), self._constant(np.asarray(bias, np.float32), "bias")], output)
+
+    def node(self, op: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
+        """Add a node with one output; its name."""
+        self._count += 1
+        name = output or f"{self.prefix}/{op}_{self._count}"
+        self.nodes.append(helper.make_node(op, inputs, [name], name=f"{self.prefix}/{op}_{self._count}_node", **attributes))
+        return name
+
+    def _weight(self, weight: QuantizedWeight, axis: int) -> str:
+        return self.node("DequantizeLinear", [self._constant(weight.codes, "weight"), self._constant(weight.scale, "weight_scale")], axis=axis)
+
+    def _constant(self, value: Any, what: str) -> str:
+        self._count += 1
+        name = f"{self.prefix}/{what}_{self._count}"
+        self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
