@@ -30,6 +30,7 @@ SCALES: dict[str, tuple[str, float]] = {
     "GBOPs": ("bops", 1e9),
     "TBOPs": ("bops", 1e12),
     "%": ("fraction", 0.01),
+    "bits": ("bits", 1.0),
 }
 """Unit as written -> (dimension, factor to the unit used inside)."""
 
@@ -37,7 +38,7 @@ _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)\s*([
 
 
 def parse_quantity(text: str) -> tuple[float, str]:
-    """Value in the inner unit and its dimension (`bytes`, `us`, `mj`, `bops` or `fraction`).
+    """Value in the inner unit and its dimension (`bytes`, `us`, `mj`, `bops`, `fraction` or `bits`).
 
     Raises:
         BudgetError: No number, no unit, an unknown unit, or a value that is not positive and finite.

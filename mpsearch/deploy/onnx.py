@@ -68,7 +68,7 @@ def quantize_onnx(float_model: ModelProto, states: Mapping[str, UnitState], cali
     placed = _rewrite_units(model, quantized)
     missing = sorted(set(quantized) - set(placed))
     if missing:
-        raise ModelError(f"The exported graph has no node for the units {missing[:5]}. Keep them float (--fix NAME=float), or export the packed checkpoint alone.")
+        raise ModelError(f"The exported graph has no node for the units {missing[:5]}. Run with --target packed for the packed checkpoint alone.")
     _quantize_outputs(model, placed, calibration)
     _drop_unused(model)
     onnx.checker.check_model(model)
@@ -121,7 +121,8 @@ def run_onnx(path: Path, threads: int = 1) -> Any:
 def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[str, list[str]]:
     """Replace the node of each unit in place. Returns unit -> outputs of its new convolution nodes (empty for linear layers)."""
     constants = {i.name: i for i in model.graph.initializer}
-    writer, placed = QdqWriter(), {unit: [] for unit in ()}  # type: dict[str, list[str]]
+    writer = QdqWriter()
+    placed: dict[str, list[str]] = {}
     for node in model.graph.node:
         unit = _unit_of(node)
         state = states.get(unit) if node.op_type in ("Conv", "Gemm", "MatMul") else None
@@ -214,7 +215,7 @@ def _readers(nodes: Iterable[NodeProto]) -> dict[str, list[NodeProto]]:
 def _replace_nodes(model: ModelProto, nodes: Iterable[NodeProto], initializers: Iterable[onnx.TensorProto]) -> None:
     """Set the nodes, in an order in which each comes after what it reads."""
     waiting = list(nodes)
-    kept = [helper.make_node("Identity", [], [])][:0]
+    kept: list[NodeProto] = []
     ready = {i.name for i in (*model.graph.initializer, *initializers)} | {i.name for i in model.graph.input} | {""}
     while waiting:
         now = [n for n in waiting if all(name in ready for name in n.input)]

@@ -48,7 +48,9 @@ class PackedLayout:
     header_bytes: int
 
     @classmethod
-    def of(cls, module: nn.Module, units: Iterable[str], source: ModelSource, folded: Iterable[tuple[str, str]], data_config: Mapping[str, Any]) -> PackedLayout:
+    def of(
+        cls, module: nn.Module, units: Iterable[str], source: ModelSource, folded: Iterable[tuple[str, str]], data_config: Mapping[str, Any]
+    ) -> PackedLayout:
         """The layout of a folded float model whose `units` may be quantised."""
         held = {unit: tuple(module.get_submodule(unit).weight.shape) for unit in units}  # type: ignore[union-attr, arg-type]
         skip = {f"{unit}.weight" for unit in held}

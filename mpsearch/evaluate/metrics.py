@@ -60,7 +60,9 @@ def predict(module: Callable[[Tensor], Tensor] | nn.Module, images: ImageSet, *,
     logits = torch.cat(found)
     if not torch.isfinite(logits).all():
         bad = int((~torch.isfinite(logits)).any(1).sum())
-        raise MpsearchError(f"The model's output is NaN or infinite on {bad} of {len(logits)} images of {images.name}. Check the weights and the normalisation.")
+        raise MpsearchError(
+            f"The model's output is NaN or infinite on {bad} of {len(logits)} images of {images.name}. Check the weights and the normalisation."
+        )
     return logits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,7 +56,7 @@ def profile(
 
 def _measure(layer: Layer, kernel: Candidate, backend: Backend, batch: int, seconds: float) -> Row:
     cell = backend.build(layer, kernel, batch)
-    status = "wrong" if cell.relative_error > cell.tolerance else "ok" if cell.as_asked else "fallback"
+    status = "wrong" if not cell.relative_error <= cell.tolerance else "ok" if cell.as_asked else "fallback"
     timing = time_callable(cell.run, threads=backend.threads, seconds=seconds)
     weight_bytes = layer.weight_numel * (4 if kernel.is_float else 1) + (0 if kernel.is_float or not layer.weight_shape else 4 * layer.weight_shape[0])
     return Row(
@@ -67,7 +68,7 @@ def _measure(layer: Layer, kernel: Candidate, backend: Backend, batch: int, seco
         timing.repeats,
         weight_bytes,
         " ".join(cell.executed),
-        cell.relative_error,
+        cell.relative_error if math.isfinite(cell.relative_error) else sys.float_info.max,  # a table holds finite numbers
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

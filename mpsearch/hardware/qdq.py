@@ -73,10 +73,11 @@ class QdqWriter:
             attributes: Of the ONNX Conv.
             output: Name of the result, made where None.
         """
+        weight = weight if bias is None else _widened(weight, grid, bias)
         inputs = [self.quantized(x, grid), self._weight(weight, axis=0)]
         scale = np.float32(grid.scale) * weight.scale
         values = np.zeros(len(scale)) if bias is None else np.asarray(bias, np.float64)
-        codes = np.clip(np.round(values / scale), -(2**31), 2**31 - 1).astype(np.int32)
+        codes = np.round(values / scale).astype(np.int32)
         inputs.append(self.node("DequantizeLinear", [self._constant(codes, "bias"), self._constant(scale, "bias_scale")], axis=0))
         return self.node("Conv", inputs, output, **attributes)
 
@@ -103,3 +104,15 @@ class QdqWriter:
         name = f"{self.prefix}/{what}_{self._count}"
         self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
         return name
+
+
+def _widened(weight: QuantizedWeight, grid: Grid, bias: Array) -> QuantizedWeight:
+    """The same weight on scales that let the bias fit into int32.
+
+    A channel that is all but zero (a dead one after folding a batch norm) has a tiny scale, and its bias may be more than 2^31 steps of it.
+    Its scale is raised until the bias fits; what the codes lose is below K * 2^-23 of the bias, K the weights of a channel.
+    """
+    needed = (np.abs(np.asarray(bias, np.float64)) / (2.0**30 * grid.scale)).astype(np.float32)
+    scale = np.maximum(weight.scale, needed)
+    ratio = (weight.scale / scale).reshape(-1, *[1] * (weight.codes.ndim - 1))
+    return QuantizedWeight(np.round(weight.codes * ratio).astype(np.int8), scale)

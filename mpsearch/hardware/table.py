@@ -160,9 +160,10 @@ def _identity(path: Path) -> dict[str, Any]:
         missing = {"name", "architecture", "cores", "flags", "system"} - set(about["device"]) or {"backend", "version", "threads"} - set(about)
         if missing:
             raise TableError(f"{path} lacks {min(missing)!r}. {_AGAIN}")
+        DeviceIdentity.from_json(about["device"]), int(about["threads"])
     except FileNotFoundError:
         raise TableError(f"There is no {path}, which says on what device the table beside it was measured. {_AGAIN}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise TableError(f"{path} is not the identity of a latency table ({type(error).__name__}: {error}). {_AGAIN}") from None
     return about  # type: ignore[no-any-return]
 

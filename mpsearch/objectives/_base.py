@@ -105,7 +105,9 @@ def monotone(candidates: Sequence[Candidate], row: Sequence[float]) -> tuple[lis
         at = [i for i, c in enumerate(candidates) if not c.is_float and c.a_bits == a_bits]
         bits = [candidates[i].w_bits or 0 for i in at]
         values = [row[i] for i in at]
-        if len(at) < 2 or all(v >= w for (_, v), (_, w) in zip(sorted(zip(bits, values, strict=True)), sorted(zip(bits, values, strict=True))[1:], strict=False)):
+        if len(at) < 2 or all(
+            v >= w for (_, v), (_, w) in zip(sorted(zip(bits, values, strict=True)), sorted(zip(bits, values, strict=True))[1:], strict=False)
+        ):
             continue
         fitted = IsotonicRegression(increasing=False).fit_transform(np.array(bits, float), np.array(values))
         for i, value in zip(at, fitted, strict=True):

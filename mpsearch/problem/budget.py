@@ -9,7 +9,7 @@ from mpsearch.errors import BudgetError
 from mpsearch.units import format_quantity, parse_quantity
 
 RESOURCES = ("size_bytes", "latency_us", "energy_mj", "memory_bytes", "bops")
-_BY_DIMENSION = {"bytes": "size_bytes", "us": "latency_us", "mj": "energy_mj", "bops": "bops", "fraction": "size_bytes"}
+_BY_DIMENSION = {"bytes": "size_bytes", "us": "latency_us", "mj": "energy_mj", "bops": "bops", "fraction": "size_bytes", "bits": "size_bytes"}
 
 
 @dataclass(frozen=True)
@@ -18,19 +18,24 @@ class Budget:
 
     Args:
         resource: A field of `Cost`.
-        limit: In the unit of the resource; a share of the float model's where `relative`.
+        limit: In the unit of the resource, or as `scale` says.
         text: As the user wrote it.
-        relative: Whether `limit` is a share of what the float model uses.
+        scale: What `limit` is: `absolute`; `float`, a share of what the float model uses; or `bits`, bits for each weight on average.
     """
 
     resource: str
     limit: float
     text: str
-    relative: bool = False
+    scale: str = "absolute"
+
+    @property
+    def relative(self) -> bool:
+        """Whether the limit depends on the model and is not resolved yet."""
+        return self.scale != "absolute"
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read `15MB`, `15MiB`, `2.5ms`, `3mJ`, `20GBOPs`, `40%` (of the float model's size) or `512MiB peak`.
+        """Read `15MB`, `15MiB`, `2.5ms`, `3mJ`, `20GBOPs`, `40%` (of the float model's size), `5bits` (for each weight, on average) or `512MiB peak`.
 
         Raises:
             BudgetError: No unit, an unknown unit, or `peak` on something that is not a number of bytes.
@@ -42,16 +47,18 @@ class Budget:
         if peak and dimension != "bytes":
             raise BudgetError(f"{text!r} asks for a peak of {dimension}; only bytes of memory have one. Write 512MiB peak.")
         resource = "memory_bytes" if peak else _BY_DIMENSION[dimension]
-        return cls(resource, value, text.strip(), relative=dimension == "fraction")
+        return cls(resource, value, text.strip(), {"fraction": "float", "bits": "bits"}.get(dimension, "absolute"))
 
-    def resolve(self, float_cost: float) -> Budget:
-        """The same budget as an absolute limit, given what the float model uses of the resource."""
-        return Budget(self.resource, self.limit * float_cost, self.text) if self.relative else self
+    def resolve(self, limit: float) -> Budget:
+        """The same budget with an absolute limit."""
+        return Budget(self.resource, limit, self.text)
 
     def __str__(self) -> str:
         """`size 15.00 MB (14.31 MiB)`."""
         label = self.resource.rsplit("_", 1)[0]
-        return f"{label} {self.limit:.0%} of float" if self.relative else f"{label} {format_quantity(self.limit, self.resource)}"
+        if self.scale == "float":
+            return f"{label} {self.limit:.0%} of the float model's"
+        return f"{label} of {self.limit:g} bits a weight" if self.scale == "bits" else f"{label} {format_quantity(self.limit, self.resource)}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""

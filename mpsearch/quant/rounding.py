@@ -1,14 +1,14 @@
 """Rounding policies: how the weight of one unit is mapped to its grid while a block is reconstructed.
 
-A policy makes a `Rounding` for a weight and its quantiser. The reconstruction loop asks it for a differentiable weight, adds its
-regulariser to the loss, and in the end takes its hard codes.
+A policy makes a `Rounding` for a weight and its quantiser. The reconstruction loop asks it for a differentiable weight, whose gradient
+holds that of its regulariser, and in the end takes its hard codes.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,12 @@ class Rounding(nn.Module, ABC):
     """The rounding of one weight while it is learned."""
 
     @abstractmethod
-    def soft(self) -> Tensor:
-        """The weight, differentiable in the parameters; float32, shape of the weight."""
+    def soft(self, progress: float = 0.0) -> Tensor:
+        """The weight, differentiable in the parameters, given the share of the steps done; the gradient holds that of any regulariser."""
 
     @abstractmethod
     def hard(self) -> QuantizedTensor:
         """The weight on its grid."""
-
-    def regularizer(self, progress: float) -> Tensor | None:
-        """A term of the loss, given the share of the steps done, or None."""
-        return None
 
 
 class RoundingPolicy(ABC):
@@ -67,7 +63,7 @@ class _Fixed(Rounding):
         self._tensor = tensor
         self._weight = tensor.dequantize()
 
-    def soft(self) -> Tensor:
+    def soft(self, progress: float = 0.0) -> Tensor:
         return self._weight
 
     def hard(self) -> QuantizedTensor:
@@ -110,21 +106,45 @@ class _AdaRounding(Rounding):
         h = (scaled - self._floor).clamp(1e-4, 1 - 1e-4)
         self.alpha = nn.Parameter(-torch.log((ZETA - GAMMA) / (h - GAMMA) - 1))
 
-    def _h(self) -> Tensor:
-        return (torch.sigmoid(self.alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
-
-    def soft(self) -> Tensor:
-        codes = (self._floor + self._h() + self._zero_point).clamp(self._params.qmin, self._params.qmax)
-        return (codes - self._zero_point) * self._scale
+    def soft(self, progress: float = 0.0) -> Tensor:
+        policy, params = self._policy, self._params
+        done = (progress - policy.warmup) / max(1 - policy.warmup, 1e-9)
+        beta = None if done < 0 else policy.beta_start + (policy.beta_end - policy.beta_start) * done
+        low, high = params.qmin - self._zero_point, params.qmax - self._zero_point
+        weight: Tensor = SoftRound.apply(self.alpha, self._floor, self._scale, low, high, policy.weight, beta)  # type: ignore[no-untyped-call]
+        return weight
 
     def hard(self) -> QuantizedTensor:
         codes = (self._floor + (self.alpha >= 0) + self._zero_point).clamp(self._params.qmin, self._params.qmax)
         return QuantizedTensor(codes.detach().to(torch.int16), self._params)
 
-    def regularizer(self, progress: float) -> Tensor | None:
-        policy = self._policy
-        if progress < policy.warmup:
-            return None
-        done = (progress - policy.warmup) / max(1 - policy.warmup, 1e-9)
-        beta = policy.beta_start + (policy.beta_end - policy.beta_start) * done
-        return policy.weight * (1 - (2 * self._h() - 1).abs().pow(beta)).sum()
+
+class SoftRound(torch.autograd.Function):
+    """(clamp(floor + h(alpha), low, high)) * scale, whose backward adds the gradient of the regulariser in the same pass over memory.
+
+    The regulariser is `factor` * sum(1 - |2h - 1|^beta); `beta` None leaves it out. Its value is not part of any loss, only its
+    gradient: for layers of millions of weights the elementwise passes, not the convolutions, are what a step costs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, alpha: Tensor, floor: Tensor, scale: Tensor, low: Tensor, high: Tensor, factor: float, beta: float | None) -> Tensor:
+        """The soft weight, shape of `alpha`."""
+        sigmoid = torch.sigmoid(alpha)
+        ctx.save_for_backward(sigmoid, floor, scale, low, high)
+        ctx.factor, ctx.beta = factor, beta
+        h = sigmoid.mul(ZETA - GAMMA).add_(GAMMA).clamp_(0, 1)
+        return torch.clamp(h.add_(floor), low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of `alpha` alone."""
+        sigmoid, floor, scale, low, high = ctx.saved_tensors
+        stretched = sigmoid.mul(ZETA - GAMMA).add_(GAMMA)
+        h = stretched.clamp(0, 1)
+        code = h + floor
+        grad = (grads[0] * scale).masked_fill_((code < low) | (code > high), 0)
+        if ctx.beta is not None:
+            centered = h.mul_(2).sub_(1)
+            grad.add_(centered.abs().pow_(ctx.beta - 1).mul_(2 * ctx.factor * ctx.beta).copysign_(centered.neg_()))
+        grad.mul_(sigmoid.mul(1 - sigmoid).mul_(ZETA - GAMMA)).masked_fill_((stretched <= 0) | (stretched >= 1), 0)
+        return grad, None, None, None, None, None, None

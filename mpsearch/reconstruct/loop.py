@@ -180,7 +180,7 @@ class _Walker:
     def _descend(self, roundings: Mapping[str, Rounding], x_float: Tensor, x_quant: Tensor, y_float: Tensor, seed: int) -> None:
         config = self._config
         generator = torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.Adam([p for r in roundings.values() for p in r.parameters()], lr=config.learning_rate)
+        optimizer = torch.optim.Adam([p for r in roundings.values() for p in r.parameters()], lr=config.learning_rate, fused=True)
         images, channels = len(x_float), y_float.shape[self._channel_axis(y_float)]
         for layer in self._layers.values():
             layer.keep_prob, layer.generator = config.keep_prob, generator
@@ -189,11 +189,8 @@ class _Walker:
                 picked = torch.randint(images, (min(config.batch_size, images),), generator=generator)
                 x = self._mix(x_float[picked], x_quant[picked], generator)
                 for unit, layer in self._layers.items():
-                    layer.inner.__dict__["weight"] = roundings[unit].soft()
+                    layer.inner.__dict__["weight"] = roundings[unit].soft(step / config.iterations)
                 loss = (self._run(x) - y_float[picked]).square().mean() * channels
-                for rounding in roundings.values():
-                    term = rounding.regularizer(step / config.iterations)
-                    loss = loss if term is None else loss + term
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

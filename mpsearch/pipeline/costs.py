@@ -1,0 +1,169 @@
+"""Steps 2 and 3: what each candidate costs on this device, and the damage it does."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mpsearch.deploy.onnx import export_float, measure_onnx, save_onnx
+from mpsearch.errors import InfeasibleError, TableError
+from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, latency_costs, profile
+from mpsearch.objectives import OBJECTIVES, ScoringContext, score
+from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.prepare import Subject
+from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.study import Study
+from mpsearch.problem import Budget, Candidate, Problem
+from mpsearch.reconstruct import Calibration
+from mpsearch.search import solve
+
+FLOAT = Candidate.parse("float")
+
+
+def sized_problem(subject: Subject, config: RunConfig) -> Problem:
+    """Layers, candidates, and the costs that need no measuring: bytes of the packed file and bit operations.
+
+    Where a latency is asked for, float is a candidate too: integers are not always faster.
+    """
+    integers = tuple(Candidate(bits, config.a_bits) for bits in sorted(config.bits, reverse=True))
+    timed = any(Budget.parse(text).resource == "latency_us" for text in config.budgets)
+    wide = (*integers, FLOAT) if timed else integers
+    candidates = tuple(wide if layer.name in subject.layout.weights else (FLOAT,) for layer in subject.graph.layers)
+    size, bops = [], []
+    for layer, choices in zip(subject.graph.layers, candidates, strict=True):
+        size.append(tuple(float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0 for c in choices))
+        bops.append(tuple(float(layer.macs * (c.w_bits or 32) * (c.a_bits or 32)) for c in choices))
+    return Problem(
+        subject.graph.layers,
+        candidates,
+        costs={"size_bytes": tuple(size), "bops": tuple(bops)},
+        constants={"size_bytes": float(subject.layout.constant_bytes), "bops": 0.0},
+    )
+
+
+def resolve_budgets(subject: Subject, problem: Problem, config: RunConfig) -> tuple[Budget, ...]:
+    """Absolute limits; refuses at once what no assignment can keep.
+
+    Raises:
+        BudgetError: It cannot be read.
+        InfeasibleError: No assignment is that small.
+    """
+    resolved = []
+    for budget in (Budget.parse(text) for text in config.budgets):
+        if budget.scale == "float":
+            budget = budget.resolve(budget.limit * subject.float_bytes())
+        elif budget.scale == "bits":
+            budget = budget.resolve(_bytes_at(subject, budget.limit, config.a_bits))
+        resolved.append(budget)
+    known = [b for b in resolved if b.resource != "latency_us" or config.target == "packed"]
+    zeros = tuple(tuple(0.0 for _ in row) for row in problem.candidates)
+    solve(replace(problem, scores={"none": zeros}), "none", known)
+    return tuple(resolved)
+
+
+def _bytes_at(subject: Subject, bits: float, a_bits: int) -> float:
+    """Size of the packed file at `bits` for each weight: linear between the files of the uniform widths on either side."""
+    low, high = max(2, min(8, math.floor(bits))), max(2, min(8, math.ceil(bits)))
+    sizes = [sum(subject.layout.unit_bytes(unit, Candidate(b, a_bits)) for unit in subject.units) for b in (low, high)]
+    share = bits - low if high > low else 0.0
+    if not 2 <= bits <= 8:
+        return subject.layout.constant_bytes + sizes[0] * bits / low
+    return subject.layout.constant_bytes + sizes[0] + share * (sizes[1] - sizes[0])
+
+
+def add_latency(problem: Problem, subject: Subject, config: RunConfig, study: Study, progress: Progress) -> tuple[Problem, dict[str, Any]]:
+    """Rows of this device's table, measured where they are missing, and the rest of the latency from one run of the float model."""
+    backend: Backend = BACKENDS.create(f"{config.target}:threads={config.threads}")
+    table, where = _table(problem, backend, config, progress)
+    about: dict[str, Any] = {
+        "device": table.device.to_json(),
+        "backend": backend.name,
+        "version": backend.version,
+        "threads": config.threads,
+        "table": str(where),
+    }
+    costs = latency_costs(problem.layers, problem.candidates, backend, table)
+    if costs.unusable:
+        kept = [[i for i, value in enumerate(row) if math.isfinite(value)] for row in costs.rows]
+        problem = _without(problem, kept, costs.unusable)
+        costs = latency_costs(problem.layers, problem.candidates, backend, table)
+    floats = latency_costs(problem.layers, [(FLOAT,)] * len(problem.layers), backend, table)
+    key = [subject.hashes["weights"], about["device"], about["version"], config.threads]
+    run = study.cached("float-latency", key, lambda: _float_latency(subject, config, progress))
+    rest = run["median_us"] - math.fsum(row[0] for row in floats.rows)
+    if not math.isfinite(rest):
+        raise TableError(
+            f"{where} has no row for {floats.unusable[0][0]!r} in float, so the rest of the latency is not known. Measure it with `mpsearch profile`."
+        )
+    about |= {"estimated": costs.estimated, "unusable": [list(u) for u in costs.unusable], "float_latency_us": run["median_us"], "rest_us": rest}
+    estimated = ("latency_us",) if costs.estimated else ()
+    return replace(problem, costs={**problem.costs, "latency_us": costs.rows}, constants={**problem.constants, "latency_us": rest}, estimated=estimated), about
+
+
+def _table(problem: Problem, backend: Backend, config: RunConfig, progress: Progress) -> tuple[LatencyTable, Path]:
+    device, folder = identity(), Path(config.tables)
+    if config.table is not None:
+        return LatencyTable.load(Path(config.table), device, allow_estimate=config.allow_estimate), Path(config.table)
+    table = LatencyTable.open(folder, device, backend.name, backend.version, config.threads)
+    widths = tuple((*choices, FLOAT) for choices in problem.candidates)
+    with progress.task("measure latencies that the table lacks") as advance:
+        profile(problem.layers, widths, backend, table, folder, on_row=lambda done, total, _: advance(done, total))
+    return table, folder / table.file_name
+
+
+def _without(problem: Problem, kept: list[list[int]], unusable: Any) -> Problem:
+    for layer, at in zip(problem.layers, kept, strict=True):
+        if not at:
+            why = next((w for name, _, w in unusable if name == layer.name), "not measured")
+            raise InfeasibleError(f"Layer {layer.name!r} has no candidate with a measured latency ({why}). Measure it, or run with --target packed.")
+
+    def pick(table: Any) -> Any:
+        return tuple(tuple(row[i] for i in at) for row, at in zip(table, kept, strict=True))
+
+    return replace(problem, candidates=pick(problem.candidates), costs={r: pick(t) for r, t in problem.costs.items()})
+
+
+def _float_latency(subject: Subject, config: RunConfig, progress: Progress) -> dict[str, float]:
+    with progress.task("measure the float model") as advance, tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "float.onnx"
+        example = subject.splits.calibration.inputs([0])
+        save_onnx(path, export_float(subject.module, example))
+        timing = measure_onnx(path, example, config.threads).timing
+        advance(1, 1)
+    return {"median_us": timing.median_us, "iqr_us": timing.iqr_us}
+
+
+def add_scores(
+    problem: Problem, subject: Subject, calibration: Calibration, config: RunConfig, study: Study, progress: Progress
+) -> tuple[Problem, dict[str, Any]]:
+    """The table of every objective asked for, each cached by what it depends on."""
+    tables, about = {}, {}
+    candidates = [[str(c) for c in row] for row in problem.candidates]
+    for text in config.objectives:
+        objective = OBJECTIVES.create(text)
+        key = [
+            subject.hashes["weights"],
+            subject.hashes["calibration"],
+            repr(objective),
+            calibration.weight_observer,
+            calibration.input_observer,
+            candidates,
+            config.seed,
+        ]
+        with progress.task(f"score with {objective.name}") as advance:
+            context = ScoringContext(
+                subject.module,
+                problem.layers,
+                problem.candidates,
+                calibration,
+                subject.splits.calibration,
+                config.seed,
+                on_step=lambda d, t, a=advance: a(d, t),
+            )
+            report = study.cached(f"score-{objective.name}", key, lambda o=objective, c=context: score(o, c).__dict__)
+        tables[objective.name] = tuple(tuple(row) for row in report["rows"])
+        about[objective.name] = {"seconds": report["seconds"], "violations": report["violations"], "unit": objective.unit}
+    return replace(problem, scores=tables), about

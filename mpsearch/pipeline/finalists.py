@@ -1,0 +1,170 @@
+"""Steps 5 and 6: assignments become quantised models, are written, and are measured as written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mpsearch import files
+from mpsearch.deploy.onnx import export_float, measure_onnx, quantize_onnx, run_onnx, save_onnx
+from mpsearch.deploy.packed import load_packed, save_packed
+from mpsearch.errors import MpsearchError
+from mpsearch.evaluate import Metrics, compare, predict
+from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.prepare import Subject
+from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.study import Study
+from mpsearch.problem import Assignment
+from mpsearch.quant import UnitState, install
+from mpsearch.reconstruct import Calibration, ReconstructionConfig, reconstruct
+
+States = dict[str, UnitState]
+
+
+@dataclass
+class Workshop:
+    """What is needed to turn an assignment into files, kept over all of them: the float graph is exported once.
+
+    Args:
+        subject: Model and images.
+        calibration: Quantisers.
+        config: Settings.
+        study: Where results are kept.
+        progress: Where progress goes.
+    """
+
+    subject: Subject
+    calibration: Calibration
+    config: RunConfig
+    study: Study
+    progress: Progress
+    _float_onnx: Any = None
+    _reference: dict[str, Tensor] | None = None
+
+    def reference(self) -> dict[str, Tensor]:
+        """The float model's logits on the search and evaluation images."""
+        if self._reference is None:
+            splits = self.subject.splits
+            with self.progress.task("evaluate the float model") as advance:
+                search = predict(self.subject.module, splits.search)
+                advance(1, 2)
+                self._reference = {"search": search, "evaluation": predict(self.subject.module, splits.evaluation)}
+                advance(2, 2)
+        return self._reference
+
+    def float_onnx(self) -> Any:
+        """The float graph, exported at the first call."""
+        if self._float_onnx is None:
+            with self.progress.task("export to ONNX") as advance:
+                self._float_onnx = export_float(self.subject.module, self.subject.splits.calibration.inputs([0]))
+                advance(1, 1)
+        return self._float_onnx
+
+    def reconstructed(self, assignment: Assignment, label: str) -> States:
+        """Learned codes of an assignment. Each block's are saved when it is done, so an interrupted call goes on behind them."""
+        start = self.calibration.states(assignment)
+        config = ReconstructionConfig(iterations=self.config.iterations, seed=self.config.seed)
+        key = [self.subject.hashes, assignment.to_json(), config.__dict__, self.calibration.weight_observer, self.calibration.input_observer]
+        folder = self.study.step_path("blocks", key, "")
+        known = _known(folder, start)
+        if config.iterations == 0 or set(known) >= {u for u, s in start.items() if s.weight is not None}:
+            return {**start, **known}
+        blocks = self.subject.blocks
+        done = 0
+        with self.progress.task(f"reconstruct: {label}") as advance:
+
+            def keep(block: str, states: Mapping[str, UnitState], _: Any) -> None:
+                nonlocal done
+                done += 1
+                path = folder / f"{files.digest(block)}.safetensors"
+                if states and not path.is_file():
+                    with files.replacing(path) as beside:
+                        save_file({u: s.weight.codes.to(torch.int8).contiguous() for u, s in states.items() if s.weight is not None}, beside)
+                advance(done, len(blocks))
+
+            images = self.subject.splits.calibration.inputs()
+            return reconstruct(self.subject.module, blocks, start, images, config, known=known, on_block=keep)
+
+    def search_loss(self, states: States) -> float:
+        """KL to the float model on the search images."""
+        return compare(predict(install(self.subject.module, states), self.subject.splits.search), self.reference()["search"]).kl
+
+    def measured(self, states: States) -> dict[str, Any]:
+        """Written, weighed, timed and evaluated; the files are thrown away. Cached by the codes and the device-independent inputs."""
+        key = [self.subject.hashes, _states_digest(states), self.config.target, self.config.threads]
+        return self.study.cached("measured", key, lambda: self._measure(states))  # type: ignore[no-any-return]
+
+    def _measure(self, states: States) -> dict[str, Any]:
+        images = self.subject.splits.evaluation
+        metrics = compare(predict(install(self.subject.module, states), images), self.reference()["evaluation"], images.labels)
+        result: dict[str, Any] = {"metrics": metrics.to_json(), "search_kl": self.search_loss(states)}
+        with tempfile.TemporaryDirectory() as folder:
+            result["size_bytes"] = save_packed(Path(folder) / "model.safetensors", self.subject.layout, self.subject.module, states)
+            if self.config.target != "packed":
+                path = Path(folder) / "model.onnx"
+                result["onnx_bytes"] = save_onnx(path, quantize_onnx(self.float_onnx(), states, self.calibration))
+                run = measure_onnx(path, images.inputs([0]), self.config.threads)
+                result |= {"latency_us": run.timing.median_us, "latency_iqr_us": run.timing.iqr_us, "clock": run.timing.clock}
+                result["integer_units"] = run.integer_kernels
+        return result
+
+    def write_artifact(self, states: States, description: dict[str, Any]) -> dict[str, Any]:
+        """Write the files for deployment, read them back, and compare: the checkpoint bit for bit, ONNX by its top class on the evaluation images.
+
+        Raises: MpsearchError: What was read back does not compute what was written.
+        """
+        folder, images = self.study.artifact, self.subject.splits.evaluation
+        packed = folder / "best.safetensors"
+        about: dict[str, Any] = {"packed": str(packed), "size_bytes": save_packed(packed, self.subject.layout, self.subject.module, states)}
+        logits = predict(install(self.subject.module, states), images)
+        about["top1"] = compare(logits, self.reference()["evaluation"], images.labels).top1
+        model = None if self.subject.source.kind == "timm" else _unfolded(self.subject, self.config)
+        again = predict(load_packed(packed, model), images) if model is not None or self.subject.source.kind == "timm" else logits
+        if not torch.equal(logits, again):
+            raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
+        about["reloaded_bit_for_bit"] = True
+        if self.config.target != "packed":
+            path = folder / "best.onnx"
+            about |= {"onnx": str(path), "onnx_bytes": save_onnx(path, quantize_onnx(self.float_onnx(), states, self.calibration))}
+            with self.progress.task("run the ONNX file") as advance:
+                ran = predict(run_onnx(path, torch.get_num_threads()), images, on_batch=lambda done: advance(done, len(images)))
+            both: Metrics = compare(ran, logits, images.labels)
+            about |= {"onnx_agreement": both.agreement, "onnx_top1": both.top1}
+        files.write_json(folder / "assignment.json", description)
+        return about
+
+
+def _unfolded(subject: Subject, config: RunConfig) -> Any:
+    """The architecture anew, as a deployer builds it; None where it cannot be built from its name."""
+    from mpsearch.models import build_model
+
+    return build_model(subject.source) if subject.source.kind == "factory" else None
+
+
+def _known(folder: Path, start: States) -> States:
+    known: States = {}
+    for path in sorted(folder.glob("[!.]*.safetensors")):
+        for unit, codes in load_file(path).items():
+            weight = start[unit].weight
+            if weight is not None:
+                known[unit] = replace(start[unit], weight=replace(weight, codes=codes.to(torch.int16)))
+    return known
+
+
+def _states_digest(states: States) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for unit, state in sorted(states.items()):
+        digest.update(f"{unit} {state.candidate}\n".encode())
+        if state.weight is not None and state.activation is not None:
+            for value in (state.weight.codes, state.weight.params.scale, state.activation.scale, state.activation.zero_point):
+                digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""Step 1: the model, folded and analysed, its images, and the quantisers of every unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpsearch.data import ImageSet, Splits, make_splits
+from mpsearch.deploy.packed import PackedLayout
+from mpsearch.models import LoadedModel, ModelGraph, ModelSource, analyze, find_foldable, fold_batch_norm, load_model, trace_model, weights_hash
+from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.default import default_model
+from mpsearch.pipeline.progress import Progress
+from mpsearch.problem import Candidate
+from mpsearch.reconstruct import Calibration, calibrate
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model ready to be searched.
+
+    Args:
+        source: How the float model is built.
+        module: Float, batch norms folded.
+        graph: Its units, blocks and ties.
+        layout: Of its packed checkpoint.
+        splits: Images.
+        hashes: Of weights and images.
+    """
+
+    source: ModelSource
+    module: Any
+    graph: ModelGraph
+    layout: PackedLayout
+    splits: Splits
+    hashes: dict[str, str]
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Units that have a weight."""
+        return tuple(self.layout.weights)
+
+    @property
+    def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Blocks that hold a unit with a weight, with those units."""
+        held = set(self.units)
+        blocks = [(b.name, tuple(u for u in b.units if u in held)) for b in self.graph.blocks]
+        return [(name, units) for name, units in blocks if units]
+
+    def float_bytes(self) -> float:
+        """Size of the packed file if nothing were quantised."""
+        float_unit = Candidate.parse("float")
+        return self.layout.constant_bytes + sum(self.layout.unit_bytes(unit, float_unit) for unit in self.units)
+
+
+def load_subject(config: RunConfig, progress: Progress) -> Subject:
+    """Load model and images, fold, and analyse."""
+    if config.model is None:
+        loaded = default_model(progress)
+    else:
+        weights = None if config.weights is None else Path(config.weights)
+        hub = config.pretrained and weights is None and not config.model.partition(":")[0].endswith(".py")
+        loaded = load_model(config.model, weights=weights, pretrained=hub, kwargs=dict(config.model_args))
+    with progress.task("read the images") as advance:
+        splits = make_splits(
+            config.data or "digits",
+            loaded.data_config,
+            calibration=config.calibration_data,
+            calibration_images=config.calibration_images,
+            search_images=config.search_images,
+            evaluation_images=config.evaluation_images,
+            seed=config.seed,
+            on_image=advance,
+        )
+    return make_subject(loaded, splits)
+
+
+def make_subject(loaded: LoadedModel, splits: Splits) -> Subject:
+    """Fold and analyse a loaded model."""
+    example = splits.calibration.inputs([0])
+    pairs = find_foldable(trace_model(loaded.module, example), loaded.module)
+    module = fold_batch_norm(loaded.module, pairs)
+    graph = analyze(module, example)
+    units = [layer.name for layer in graph.layers if layer.op != "matmul"]
+    layout = PackedLayout.of(module, units, loaded.source, pairs, loaded.data_config)
+    hashes = {"weights": weights_hash(module), **{name: part.content_hash for name, part in splits.parts.items()}}
+    return Subject(loaded.source, module, graph, layout, splits, hashes)
+
+
+def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
+    """Ranges of every unit on the calibration images."""
+    images: ImageSet = subject.splits.calibration
+    with progress.task("calibrate ranges") as advance:
+        return calibrate(
+            subject.module,
+            subject.units,
+            (inputs for inputs, _ in images.batches(BATCH)),
+            seed=config.seed,
+            on_batch=lambda done: advance(done, len(images)),
+        )
