@@ -50,7 +50,8 @@ def export_float(module: nn.Module, example: Tensor) -> ModelProto:
         raise ModelError(f"The model cannot be exported to ONNX: {first} Run with --target packed for the packed checkpoint alone.") from error
     if program is None:
         raise ModelError("torch's exporter returned nothing. Run with --target packed for the packed checkpoint alone.")
-    return program.model_proto  # type: ignore[no-any-return]
+    proto: ModelProto = program.model_proto
+    return proto
 
 
 def quantize_onnx(float_model: ModelProto, states: Mapping[str, UnitState], calibration: Calibration) -> ModelProto:

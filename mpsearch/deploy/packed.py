@@ -52,7 +52,7 @@ class PackedLayout:
         cls, module: nn.Module, units: Iterable[str], source: ModelSource, folded: Iterable[tuple[str, str]], data_config: Mapping[str, Any]
     ) -> PackedLayout:
         """The layout of a folded float model whose `units` may be quantised."""
-        held = {unit: tuple(module.get_submodule(unit).weight.shape) for unit in units}  # type: ignore[union-attr, arg-type]
+        held = {unit: tuple(module.get_submodule(unit).weight.shape) for unit in units}
         skip = {f"{unit}.weight" for unit in held}
         leftovers = {name: (value.dtype, tuple(value.shape)) for name, value in module.state_dict().items() if name not in skip}
         description = {"schema": SCHEMA, "source": source.to_json(), "folded": [list(pair) for pair in folded], "data_config": dict(data_config)}
@@ -160,7 +160,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
 
 def _unit_tensors(unit: str, state: UnitState, module: nn.Module) -> dict[str, Tensor]:
     if state.weight is None or state.activation is None:
-        return {f"{unit}.weight": module.get_submodule(unit).weight.detach().clone().contiguous()}  # type: ignore[union-attr, operator]
+        return {f"{unit}.weight": module.get_submodule(unit).get_parameter("weight").detach().clone().contiguous()}
     params = state.weight.params
     codes = (state.weight.codes.flatten(1).to(torch.int32) - params.qmin).to(torch.uint8)
     given = torch.stack([state.activation.scale, state.activation.zero_point.to(torch.float32)])

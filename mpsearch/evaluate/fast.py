@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,21 @@ from torch import Tensor, nn
 from mpsearch.data import ImageSet
 from mpsearch.evaluate.metrics import kl_divergence, predict
 from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import UnitState, wrap
-from mpsearch.reconstruct import Calibration
+from mpsearch.quant import AffineParams, UnitState, wrap
+
+
+class Quantizers(Protocol):
+    """What the evaluator needs to know of a model's quantisers; `reconstruct.Calibration` is one."""
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Unit -> float weight."""
+
+    def input_params(self, unit: str, candidate: Candidate) -> AffineParams:
+        """Quantiser of a unit's input."""
+
+    def state(self, unit: str, candidate: Candidate) -> UnitState:
+        """The unit at a candidate."""
 
 
 class FastEvaluator:
@@ -29,7 +43,7 @@ class FastEvaluator:
         memory_limit_bytes: Bound on the quantised weights that are kept; the least recently used are dropped and made again when needed.
     """
 
-    def __init__(self, module: nn.Module, calibration: Calibration, images: ImageSet, *, memory_limit_bytes: int = 2 * 2**30) -> None:
+    def __init__(self, module: nn.Module, calibration: Quantizers, images: ImageSet, *, memory_limit_bytes: int = 2 * 2**30) -> None:
         self._calibration, self._images, self._limit = calibration, images, memory_limit_bytes
         self.float_logits = predict(module, images)
         self._module = copy.deepcopy(module)

@@ -129,6 +129,7 @@ class LatencyTable:
             path: The CSV; its JSON lies beside it.
             device: This device.
             allow_estimate: Take another device's table; every row is then an estimate.
+
         Raises:
             TableError: A file is missing, cut off or malformed; says where.
             DeviceMismatchError: It was measured on another device.
@@ -137,7 +138,7 @@ class LatencyTable:
         measured = DeviceIdentity.from_json(about["device"])
         if measured != device and not allow_estimate:
             raise DeviceMismatchError(
-                f"{path} was measured on {measured}; this device is {device}. Leave out --table to measure here, or pass --allow-estimate to take it as an estimate."
+                f"{path} was measured on {measured}; this device is {device}. Leave out --table to measure here, or pass --allow-estimate."
             )
         rows = {(row.key, row.kernel): row for row in _rows(path)}
         return cls(measured, str(about["backend"]), str(about["version"]), int(about["threads"]), rows, measured != device)

@@ -8,6 +8,7 @@ from typing import Any
 from mpsearch.errors import BudgetError, OptionError, StudyError
 
 TARGETS = ("ort-cpu", "packed")
+DEFAULT_OBJECTIVES = ("output_mse", "weight_mse", "coding_length")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class RunConfig:
         a_bits: Input bits.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
         trials: Assignments whose loss is measured.
-        iterations: Reconstruction steps for each block; 0 for nearest rounding.
+        iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 500, or 80 on the embedded default.
         target: `ort-cpu` (packed checkpoint and ONNX) or `packed` (checkpoint alone, no latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
@@ -50,9 +51,9 @@ class RunConfig:
     evaluation_images: int | None = None
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     a_bits: int = 8
-    objectives: tuple[str, ...] = ("output_mse", "weight_mse", "coding_length")
+    objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
     trials: int = 48
-    iterations: int = 500
+    iterations: int | None = None
     target: str = "ort-cpu"
     tables: str = "latency_tables"
     table: str | None = None
@@ -70,11 +71,17 @@ class RunConfig:
         if not self.objectives:
             raise OptionError("There is no objective. Give at least one, such as --objective output_mse.")
         for name, least in (("trials", 1), ("iterations", 0), ("threads", 1), ("seed", 0), ("calibration_images", 1), ("search_images", 1)):
-            if getattr(self, name) < least:
+            value = getattr(self, name)
+            if value is not None and value < least:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
         if (self.model is None) != (self.data is None):
             given, lacking = ("--model", "--data") if self.data is None else ("--data", "--model")
             raise OptionError(f"{given} is given without {lacking}. Give both, or neither for the embedded model and digits.")
+
+    @property
+    def steps(self) -> int:
+        """Reconstruction steps for each block."""
+        return self.iterations if self.iterations is not None else 80 if self.model is None else 500
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
@@ -86,4 +93,5 @@ class RunConfig:
         known = {f.name for f in fields(cls)}
         if set(data) != known:
             raise StudyError(f"The study was written by another version of mpsearch; its settings differ in {sorted(set(data) ^ known)}. Start a new study.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**settings)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mpsearch.deploy.onnx import export_float, measure_onnx, save_onnx
 from mpsearch.errors import InfeasibleError, TableError
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, latency_costs, profile
-from mpsearch.objectives import OBJECTIVES, ScoringContext, score
+from mpsearch.objectives import OBJECTIVES, Objective, ScoringContext, score
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
@@ -19,6 +19,8 @@ from mpsearch.pipeline.study import Study
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.reconstruct import Calibration
 from mpsearch.search import solve
+
+Table = tuple[tuple[float, ...], ...]
 
 FLOAT = Candidate.parse("float")
 
@@ -74,37 +76,17 @@ def _bytes_at(subject: Subject, bits: float, a_bits: int) -> float:
     return subject.layout.constant_bytes + sizes[0] + share * (sizes[1] - sizes[0])
 
 
-def add_latency(problem: Problem, subject: Subject, config: RunConfig, study: Study, progress: Progress) -> tuple[Problem, dict[str, Any]]:
-    """Rows of this device's table, measured where they are missing, and the rest of the latency from one run of the float model."""
-    backend: Backend = BACKENDS.create(f"{config.target}:threads={config.threads}")
-    table, where = _table(problem, backend, config, progress)
-    about: dict[str, Any] = {
-        "device": table.device.to_json(),
-        "backend": backend.name,
-        "version": backend.version,
-        "threads": config.threads,
-        "table": str(where),
-    }
-    costs = latency_costs(problem.layers, problem.candidates, backend, table)
-    if costs.unusable:
-        kept = [[i for i, value in enumerate(row) if math.isfinite(value)] for row in costs.rows]
-        problem = _without(problem, kept, costs.unusable)
-        costs = latency_costs(problem.layers, problem.candidates, backend, table)
-    floats = latency_costs(problem.layers, [(FLOAT,)] * len(problem.layers), backend, table)
-    key = [subject.hashes["weights"], about["device"], about["version"], config.threads]
-    run = study.cached("float-latency", key, lambda: _float_latency(subject, config, progress))
-    rest = run["median_us"] - math.fsum(row[0] for row in floats.rows)
-    if not math.isfinite(rest):
-        raise TableError(
-            f"{where} has no row for {floats.unusable[0][0]!r} in float, so the rest of the latency is not known. Measure it with `mpsearch profile`."
-        )
-    about |= {"estimated": costs.estimated, "unusable": [list(u) for u in costs.unusable], "float_latency_us": run["median_us"], "rest_us": rest}
-    estimated = ("latency_us",) if costs.estimated else ()
-    return replace(problem, costs={**problem.costs, "latency_us": costs.rows}, constants={**problem.constants, "latency_us": rest}, estimated=estimated), about
+@dataclass(frozen=True)
+class WholeRuns:
+    """Latency of the whole model, measured, in microseconds: all float, and all units at W8A8."""
+
+    float_us: float
+    integer_us: float
 
 
-def _table(problem: Problem, backend: Backend, config: RunConfig, progress: Progress) -> tuple[LatencyTable, Path]:
-    device, folder = identity(), Path(config.tables)
+def latency_table(problem: Problem, config: RunConfig, progress: Progress) -> tuple[LatencyTable, Path]:
+    """The table that was asked for, or this device's, with what it lacks measured now."""
+    backend, device, folder = _backend(config), identity(), Path(config.tables)
     if config.table is not None:
         return LatencyTable.load(Path(config.table), device, allow_estimate=config.allow_estimate), Path(config.table)
     table = LatencyTable.open(folder, device, backend.name, backend.version, config.threads)
@@ -114,7 +96,56 @@ def _table(problem: Problem, backend: Backend, config: RunConfig, progress: Prog
     return table, folder / table.file_name
 
 
-def _without(problem: Problem, kept: list[list[int]], unusable: Any) -> Problem:
+def add_latency(problem: Problem, config: RunConfig, table: LatencyTable, where: Path, whole: WholeRuns) -> tuple[Problem, dict[str, Any]]:
+    """Rows of the table, scaled so that their sums are what the whole float and the whole W8A8 model were measured to take.
+
+    A unit alone finds its weight in the cache and pays for float tensors on both sides; in the model it does neither, and
+    what is no unit takes time too. One factor for float rows and one for integer rows puts all of that where it was measured.
+
+    Raises:
+        InfeasibleError: A layer has no candidate with a usable row.
+        TableError: The table lacks a float row.
+    """
+    backend = _backend(config)
+    costs = latency_costs(problem.layers, problem.candidates, backend, table)
+    unusable = costs.unusable
+    if unusable:
+        kept = [[i for i, value in enumerate(row) if math.isfinite(value)] for row in costs.rows]
+        problem = _without(problem, kept, unusable)
+        costs = latency_costs(problem.layers, problem.candidates, backend, table)
+    floats = latency_costs(problem.layers, [(FLOAT,)] * len(problem.layers), backend, table)
+    if floats.unusable:
+        raise TableError(
+            f"{where} has no row for {floats.unusable[0][0]!r} in float, so its rows cannot be scaled to a whole model. Measure it with `mpsearch profile`."
+        )
+    factors = _factors(problem, costs.rows, floats.rows, whole)
+    rows = tuple(
+        tuple(value * factors["float" if c.is_float else "integer"] for value, c in zip(row, choices, strict=True))
+        for row, choices in zip(costs.rows, problem.candidates, strict=True)
+    )
+    about: dict[str, Any] = {"device": table.device.to_json(), "backend": backend.name, "version": backend.version, "threads": config.threads}
+    about |= {"table": str(where), "estimated": costs.estimated, "unusable": [list(u) for u in unusable], "factors": factors}
+    about |= {"float_latency_us": whole.float_us, "integer_latency_us": whole.integer_us}
+    estimated = ("latency_us",) if costs.estimated else ()
+    return replace(problem, costs={**problem.costs, "latency_us": rows}, constants={**problem.constants, "latency_us": 0.0}, estimated=estimated), about
+
+
+def _factors(problem: Problem, rows: Table, floats: Table, whole: WholeRuns) -> dict[str, float]:
+    """Whole over sum; activation products, float in both models, count with the float factor."""
+    by_float = whole.float_us / math.fsum(row[0] for row in floats)
+    products = math.fsum(row[0] for row, layer in zip(floats, problem.layers, strict=True) if not layer.weight_shape)
+    total = math.fsum(
+        next((value for value, c in zip(row, choices, strict=True) if not c.is_float), 0.0) for row, choices in zip(rows, problem.candidates, strict=True)
+    )
+    left = whole.integer_us - by_float * products
+    return {"float": by_float, "integer": left / total if total > 0 and left > 0 else by_float}
+
+
+def _backend(config: RunConfig) -> Backend:
+    return BACKENDS.create(f"{config.target}:threads={config.threads}")
+
+
+def _without(problem: Problem, kept: list[list[int]], unusable: Sequence[tuple[str, str, str]]) -> Problem:
     for layer, at in zip(problem.layers, kept, strict=True):
         if not at:
             why = next((w for name, _, w in unusable if name == layer.name), "not measured")
@@ -124,16 +155,6 @@ def _without(problem: Problem, kept: list[list[int]], unusable: Any) -> Problem:
         return tuple(tuple(row[i] for i in at) for row, at in zip(table, kept, strict=True))
 
     return replace(problem, candidates=pick(problem.candidates), costs={r: pick(t) for r, t in problem.costs.items()})
-
-
-def _float_latency(subject: Subject, config: RunConfig, progress: Progress) -> dict[str, float]:
-    with progress.task("measure the float model") as advance, tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "float.onnx"
-        example = subject.splits.calibration.inputs([0])
-        save_onnx(path, export_float(subject.module, example))
-        timing = measure_onnx(path, example, config.threads).timing
-        advance(1, 1)
-    return {"median_us": timing.median_us, "iqr_us": timing.iqr_us}
 
 
 def add_scores(
@@ -154,16 +175,13 @@ def add_scores(
             config.seed,
         ]
         with progress.task(f"score with {objective.name}") as advance:
-            context = ScoringContext(
-                subject.module,
-                problem.layers,
-                problem.candidates,
-                calibration,
-                subject.splits.calibration,
-                config.seed,
-                on_step=lambda d, t, a=advance: a(d, t),
-            )
-            report = study.cached(f"score-{objective.name}", key, lambda o=objective, c=context: score(o, c).__dict__)
+            context = ScoringContext(subject.module, problem.layers, problem.candidates, calibration, subject.splits.calibration, config.seed, advance)
+            report = study.cached(f"score-{objective.name}", key, partial(_scored, objective, context))
         tables[objective.name] = tuple(tuple(row) for row in report["rows"])
         about[objective.name] = {"seconds": report["seconds"], "violations": report["violations"], "unit": objective.unit}
     return replace(problem, scores=tables), about
+
+
+def _scored(objective: Objective, context: ScoringContext) -> dict[str, Any]:
+    report = score(objective, context)
+    return {"rows": report.rows, "violations": report.violations, "seconds": report.seconds}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,11 +18,14 @@ from mpsearch.deploy.onnx import export_float, measure_onnx, quantize_onnx, run_
 from mpsearch.deploy.packed import load_packed, save_packed
 from mpsearch.errors import MpsearchError
 from mpsearch.evaluate import Metrics, compare, predict
+from mpsearch.hardware import LatencyTable
+from mpsearch.models import build_model
 from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.costs import WholeRuns
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
-from mpsearch.problem import Assignment
+from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import UnitState, install
 from mpsearch.reconstruct import Calibration, ReconstructionConfig, reconstruct
 
@@ -67,14 +71,31 @@ class Workshop:
                 advance(1, 1)
         return self._float_onnx
 
+    def whole_runs(self, table: LatencyTable) -> WholeRuns:
+        """The whole model in float and with every unit at W8A8, by the runtime; measured once for these weights and this device."""
+        states = {unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.units}
+
+        def measure() -> dict[str, float]:
+            example, found = self.subject.splits.calibration.inputs([0]), {}
+            models = {"float_us": self.float_onnx(), "integer_us": quantize_onnx(self.float_onnx(), states, self.calibration)}
+            with self.progress.task("measure the whole model, float and W8A8") as advance, tempfile.TemporaryDirectory() as folder:
+                for done, (name, model) in enumerate(models.items(), start=1):
+                    path = Path(folder) / f"{name}.onnx"
+                    save_onnx(path, model)
+                    found[name] = measure_onnx(path, example, self.config.threads).timing.median_us
+                    advance(done, len(models))
+            return found
+
+        return WholeRuns(**self.study.cached("whole-runs", [self.subject.hashes, table.device.to_json(), table.version, self.config.threads], measure))
+
     def reconstructed(self, assignment: Assignment, label: str) -> States:
         """Learned codes of an assignment. Each block's are saved when it is done, so an interrupted call goes on behind them."""
         start = self.calibration.states(assignment)
-        config = ReconstructionConfig(iterations=self.config.iterations, seed=self.config.seed)
+        config = ReconstructionConfig(iterations=self.config.steps, seed=self.config.seed)
         key = [self.subject.hashes, assignment.to_json(), config.__dict__, self.calibration.weight_observer, self.calibration.input_observer]
         folder = self.study.step_path("blocks", key, "")
         known = _known(folder, start)
-        if config.iterations == 0 or set(known) >= {u for u, s in start.items() if s.weight is not None}:
+        if not config.iterations or set(known) >= {u for u, s in start.items() if s.weight is not None}:
             return {**start, **known}
         blocks = self.subject.blocks
         done = 0
@@ -125,11 +146,10 @@ class Workshop:
         about: dict[str, Any] = {"packed": str(packed), "size_bytes": save_packed(packed, self.subject.layout, self.subject.module, states)}
         logits = predict(install(self.subject.module, states), images)
         about["top1"] = compare(logits, self.reference()["evaluation"], images.labels).top1
-        model = None if self.subject.source.kind == "timm" else _unfolded(self.subject, self.config)
-        again = predict(load_packed(packed, model), images) if model is not None or self.subject.source.kind == "timm" else logits
-        if not torch.equal(logits, again):
-            raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
-        about["reloaded_bit_for_bit"] = True
+        if self.subject.source.kind != "module":  # a module that was given as an object cannot be built anew here
+            if not torch.equal(logits, predict(load_packed(packed, build_model(self.subject.source)), images)):
+                raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
+            about["reloaded_bit_for_bit"] = True
         if self.config.target != "packed":
             path = folder / "best.onnx"
             about |= {"onnx": str(path), "onnx_bytes": save_onnx(path, quantize_onnx(self.float_onnx(), states, self.calibration))}
@@ -139,13 +159,6 @@ class Workshop:
             about |= {"onnx_agreement": both.agreement, "onnx_top1": both.top1}
         files.write_json(folder / "assignment.json", description)
         return about
-
-
-def _unfolded(subject: Subject, config: RunConfig) -> Any:
-    """The architecture anew, as a deployer builds it; None where it cannot be built from its name."""
-    from mpsearch.models import build_model
-
-    return build_model(subject.source) if subject.source.kind == "factory" else None
 
 
 def _known(folder: Path, start: States) -> States:
@@ -159,8 +172,6 @@ def _known(folder: Path, start: States) -> States:
 
 
 def _states_digest(states: States) -> str:
-    import hashlib
-
     digest = hashlib.sha256()
     for unit, state in sorted(states.items()):
         digest.update(f"{unit} {state.candidate}\n".encode())

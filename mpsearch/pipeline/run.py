@@ -15,9 +15,10 @@ from mpsearch import files
 from mpsearch.data import ImageSet, make_splits
 from mpsearch.errors import InfeasibleError
 from mpsearch.evaluate import FastEvaluator, compare
+from mpsearch.hardware import LatencyTable
 from mpsearch.models import from_module
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.costs import add_latency, add_scores, resolve_budgets, sized_problem
+from mpsearch.pipeline.costs import add_latency, add_scores, latency_table, resolve_budgets, sized_problem
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.front import write_front
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject
@@ -38,6 +39,7 @@ def run(config: RunConfig, study: Study, progress: Progress | None = None) -> di
         study: Its folder; what is there already is used.
         progress: Where progress goes.
     Returns: What was written to `results.json`: rows of the results table, the chosen assignment, predicted and measured.
+
     Raises:
         InfeasibleError: No assignment keeps the budgets.
         UserError: Anything in the settings cannot be used.
@@ -85,26 +87,26 @@ def search(
         return _run(make_subject(from_module(model), splits), config, folder, progress)
 
 
-def profile_model(config: RunConfig, study: Study, progress: Progress) -> Problem:
-    """Steps 1 and 2 alone: the latency table of a model's shapes on this device, and the costs read from it."""
-    subject = load_subject(config, progress)
-    return add_latency(sized_problem(subject, config), subject, config, study, progress)[0]
+def profile_model(config: RunConfig, progress: Progress) -> tuple[LatencyTable, Path]:
+    """Measure the rows that this device's table lacks for a model. Returns the table and its file."""
+    return latency_table(sized_problem(load_subject(config, progress), config), config, progress)
 
 
 def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress) -> dict[str, Any]:
     problem = sized_problem(subject, config)
     budgets = resolve_budgets(subject, problem, config)
     about: dict[str, Any] = {"versions": _versions(), "hashes": subject.hashes, "splits": subject.splits.to_json()}
-    if config.target != "packed":
-        problem, about["hardware"] = add_latency(problem, subject, config, study, progress)
     calibration = calibrate_subject(subject, config, progress)
+    workshop = Workshop(subject, calibration, config, study, progress)
+    if config.target != "packed":
+        table, where = latency_table(problem, config, progress)
+        problem, about["hardware"] = add_latency(problem, config, table, where, workshop.whole_runs(table))
     problem, about["objectives"] = add_scores(problem, subject, calibration, config, study, progress)
     files.write_json(study.path / "problem.json", problem.to_json())
     study.describe(config, about)
-    workshop = Workshop(subject, calibration, config, study, progress)
     workshop.reference()
     limits = budgets
-    for attempt in range(_REPAIRS):
+    for _ in range(_REPAIRS):
         found = _search(problem, limits, workshop)
         result = _finish(problem, budgets, found, workshop, about)
         broken = [b for b in budgets if result["best"]["measured"].get(b.resource, 0.0) > b.limit]
@@ -112,12 +114,11 @@ def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress) 
             return _write(result, problem, limits, found["trials"], workshop)
         for b in broken:
             got = result["best"]["measured"][b.resource]
-            progress.say(
-                f"Measured {b.resource} {got:.0f} breaks the budget of {b.limit:.0f} (predicted {result['best']['predicted'][b.resource]:.0f}): tightened, again."
-            )
+            predicted = result["best"]["predicted"][b.resource]
+            progress.say(f"Measured {b.resource} {got:.0f} breaks the budget of {b.limit:.0f} (predicted {predicted:.0f}): tightened, and searched again.")
         limits = tuple(_tightened(b, limit, result) for b, limit in zip(budgets, limits, strict=True))
     raise InfeasibleError(
-        f"After {_REPAIRS} rounds no exported model keeps {', '.join(map(str, budgets))} when it is measured. The table predicts too little here; raise the budget.",
+        f"After {_REPAIRS} rounds no exported model keeps {', '.join(map(str, budgets))} when it is measured. Raise the budget.",
         {b.resource: result["best"]["measured"].get(b.resource, 0.0) for b in budgets},
     )
 

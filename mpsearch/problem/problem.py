@@ -11,7 +11,6 @@ from typing import Any
 
 from mpsearch.errors import StudyError, UserError
 from mpsearch.problem.assignment import Assignment, Candidate, Cost
-from mpsearch.problem.budget import Budget
 from mpsearch.problem.layer import Layer
 
 SCHEMA = 1

@@ -36,12 +36,12 @@ class AffineParams:
     @property
     def qmin(self) -> int:
         """Smallest code."""
-        return -(2 ** (self.bits - 1)) if self.symmetric else 0
+        return -(1 << (self.bits - 1)) if self.symmetric else 0
 
     @property
     def qmax(self) -> int:
         """Largest code."""
-        return self.qmin + 2**self.bits - 1
+        return self.qmin + (1 << self.bits) - 1
 
     def expanded(self, ndim: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point, float32, shaped to broadcast over a tensor of `ndim` axes."""

@@ -35,6 +35,7 @@ class Observer(ABC):
             bits: 2 to 8.
             symmetric: Signed grid around zero.
             axis: Axis with one scale for each index; None for one scale.
+
         Raises:
             DataError: `x` is empty, or holds NaN or infinity.
         """
@@ -107,7 +108,9 @@ class Mse(Observer):
         low, high = rows.amin(1), rows.amax(1)
         sample = rows[:, :: -(-rows.shape[1] // self.values)]
         chunk = max(1, _CHUNK_VALUES // sample.shape[1])
-        shrink = torch.cat([self._best_shrink(*parts, bits, symmetric) for parts in zip(sample.split(chunk), low.split(chunk), high.split(chunk), strict=True)])
+        shrink = torch.cat(
+            [self._best_shrink(part, a, b, bits, symmetric) for part, a, b in zip(*(torch.split(t, chunk) for t in (sample, low, high)), strict=True)]
+        )
         return low * shrink, high * shrink
 
     def _best_shrink(self, rows: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:

@@ -111,7 +111,7 @@ class _AdaRounding(Rounding):
         done = (progress - policy.warmup) / max(1 - policy.warmup, 1e-9)
         beta = None if done < 0 else policy.beta_start + (policy.beta_end - policy.beta_start) * done
         low, high = params.qmin - self._zero_point, params.qmax - self._zero_point
-        weight: Tensor = SoftRound.apply(self.alpha, self._floor, self._scale, low, high, policy.weight, beta)  # type: ignore[no-untyped-call]
+        weight: Tensor = SoftRound.apply(self.alpha, self._floor, self._scale, low, high, policy.weight, beta)
         return weight
 
     def hard(self) -> QuantizedTensor:

@@ -91,6 +91,7 @@ def calibrate(
         input_observer: For inputs.
         seed: Of the sample.
         on_batch: Called with the number of images done.
+
     Raises:
         DataError: No images.
         ModelError: A unit was never reached, or read NaN or infinity; names it.
@@ -114,7 +115,7 @@ def calibrate(
         raise DataError("Calibration got no images. Give at least one with --data or --calibration-data.")
     inputs = {unit: sample.values(unit) for unit, sample in samples.items()}
     outputs = {unit: sample.values(unit) for unit, sample in given.items()}
-    weights = {unit: m.weight.detach() for unit, m in modules.items()}
+    weights = {unit: m.get_parameter("weight").detach() for unit, m in modules.items()}
     return Calibration(weights, inputs, outputs, weight_observer, input_observer)
 
 

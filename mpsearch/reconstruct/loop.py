@@ -137,7 +137,7 @@ class _Walker:
             done = True
             return torch.cat([y_float, _chunked(self._run, x_quant)])
 
-        self._block.forward = forward  # type: ignore[method-assign]
+        self._block.forward = forward
 
     def leave(self) -> None:
         """Undo `enter`."""
@@ -169,7 +169,8 @@ class _Walker:
 
     def _float_weight(self, unit: str) -> Tensor:
         inside = unit[len(self._name) :].lstrip(".")
-        return self._float.get_submodule(inside).weight.detach()  # type: ignore[return-value]
+        weight: Tensor = self._float.get_submodule(inside).get_parameter("weight")
+        return weight.detach()
 
     def _install(self, states: Mapping[str, UnitState]) -> None:
         for unit, layer in self._layers.items():
@@ -192,7 +193,7 @@ class _Walker:
                     layer.inner.__dict__["weight"] = roundings[unit].soft(step / config.iterations)
                 loss = (self._run(x) - y_float[picked]).square().mean() * channels
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
         for layer in self._layers.values():
             layer.keep_prob, layer.generator = 1.0, None
@@ -207,8 +208,11 @@ class _Walker:
         return 1 if y.ndim == 4 and any(isinstance(layer, QuantConv2d) for layer in self._layers.values()) else -1
 
     def _mse(self, x: Tensor, target: Tensor) -> float:
-        return sum(float((self._run(a) - b).double().square().sum()) for a, b in zip(x.split(CHUNK), target.split(CHUNK), strict=True)) / target.numel()
+        error = 0.0
+        for part, wanted in zip(torch.split(x, CHUNK), torch.split(target, CHUNK), strict=True):
+            error += float((self._run(part) - wanted).double().square().sum())
+        return error / target.numel()
 
 
 def _chunked(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.cat([function(part) for part in x.split(CHUNK)])
+    return torch.cat([function(part) for part in torch.split(x, CHUNK)])
