@@ -82,7 +82,7 @@ def run(  # long for its options alone
     objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated.")] = None,
     trials: Annotated[int, typer.Option(help="Assignments whose loss is measured.")] = 48,
     iterations: Annotated[
-        int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 500, or 80 on the embedded default.")
+        int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 80 on the embedded default.")
     ] = None,
     target: Annotated[str, typer.Option(help="ort-cpu (checkpoint, ONNX, latency) or packed (checkpoint alone).")] = "ort-cpu",
     tables: Annotated[str, typer.Option(help="Folder of latency tables.")] = "latency_tables",

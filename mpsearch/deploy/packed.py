@@ -52,7 +52,7 @@ class PackedLayout:
         cls, module: nn.Module, units: Iterable[str], source: ModelSource, folded: Iterable[tuple[str, str]], data_config: Mapping[str, Any]
     ) -> PackedLayout:
         """The layout of a folded float model whose `units` may be quantised."""
-        held = {unit: tuple(module.get_submodule(unit).weight.shape) for unit in units}
+        held = {unit: tuple(module.get_submodule(unit).get_parameter("weight").shape) for unit in units}
         skip = {f"{unit}.weight" for unit in held}
         leftovers = {name: (value.dtype, tuple(value.shape)) for name, value in module.state_dict().items() if name not in skip}
         description = {"schema": SCHEMA, "source": source.to_json(), "folded": [list(pair) for pair in folded], "data_config": dict(data_config)}

@@ -30,7 +30,7 @@ class RunConfig:
         a_bits: Input bits.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
         trials: Assignments whose loss is measured.
-        iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 500, or 80 on the embedded default.
+        iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 200, or 80 on the embedded default.
         target: `ort-cpu` (packed checkpoint and ONNX) or `packed` (checkpoint alone, no latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
@@ -81,7 +81,7 @@ class RunConfig:
     @property
     def steps(self) -> int:
         """Reconstruction steps for each block."""
-        return self.iterations if self.iterations is not None else 80 if self.model is None else 500
+        return self.iterations if self.iterations is not None else 80 if self.model is None else 200
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""

@@ -67,7 +67,7 @@ def _fit(progress: Progress) -> nn.Module:
                 moved = torch.roll(inputs[picked], torch.randint(-SHIFT, SHIFT + 1, (2,)).tolist(), (2, 3))
                 loss = F.cross_entropy(model(moved), labels[picked], label_smoothing=0.1)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
                 advance(epoch * steps + step + 1, EPOCHS * steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +31,9 @@ from mpsearch.quant import UnitState, install
 from mpsearch.reconstruct import Calibration, ReconstructionConfig, reconstruct
 
 States = dict[str, UnitState]
+RECONSTRUCTION_BYTES = 8 * 2**30
+"""Bound on the activations that a reconstruction holds."""
+_STREAMS = 8  # two streams of the widest tensor, each with its input, its output, the copy that joins them, and one to spare
 
 
 @dataclass
@@ -110,8 +114,18 @@ class Workshop:
                         save_file({u: s.weight.codes.to(torch.int8).contiguous() for u, s in states.items() if s.weight is not None}, beside)
                 advance(done, len(blocks))
 
-            images = self.subject.splits.calibration.inputs()
+            images = self.subject.splits.calibration.inputs(slice(0, self._reconstruction_images()))
             return reconstruct(self.subject.module, blocks, start, images, config, known=known, on_block=keep)
+
+    def _reconstruction_images(self) -> int:
+        """As many calibration images as the two streams of the reconstruction have room for in `RECONSTRUCTION_BYTES`."""
+        layers = self.subject.graph.layers
+        widest = max(math.prod(shape) for layer in layers for shape in (*layer.input_shapes, layer.output_shape))
+        room = RECONSTRUCTION_BYTES // (_STREAMS * 4 * widest)
+        there = len(self.subject.splits.calibration)
+        if room < there:
+            self.progress.say(f"Reconstruction uses {max(1, room)} of {there} calibration images, to stay within {RECONSTRUCTION_BYTES / 2**30:.0f} GiB.")
+        return max(1, min(room, there))
 
     def search_loss(self, states: States) -> float:
         """KL to the float model on the search images."""

@@ -124,9 +124,10 @@ class _Walker:
 
         def forward(both: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             nonlocal done
-            if not isinstance(both, Tensor) or len(both) != 2 * images or any(isinstance(a, Tensor) for a in (*args, *kwargs.values())):
+            if not isinstance(both, Tensor) or len(both) % (2 * images) or any(isinstance(a, Tensor) for a in (*args, *kwargs.values())):
                 raise ModelError(f"Block {self._name!r} does not read one tensor with the images on axis 0. Run with --iterations 0 (nearest rounding).")
-            x_float, x_quant = both[:images], both[images:]
+            half = len(both) // 2  # a multiple of the images where windows were cut out of them
+            x_float, x_quant = both[:half], both[half:]
             y_float = _chunked(lambda x: self._float(x, *args, **kwargs), x_float)
             self._forward_args = (args, kwargs)
             if not done:
@@ -193,7 +194,7 @@ class _Walker:
                     layer.inner.__dict__["weight"] = roundings[unit].soft(step / config.iterations)
                 loss = (self._run(x) - y_float[picked]).square().mean() * channels
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
         for layer in self._layers.values():
             layer.keep_prob, layer.generator = 1.0, None
