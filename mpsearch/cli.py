@@ -95,10 +95,11 @@ def run(  # long for its options alone
     output: Annotated[Format, typer.Option("--format", help="Of the results on stdout.")] = Format.table,
 ) -> None:
     """Search, quantise, write the artifact, and report: all seven steps."""
+    for text in budget or ():
+        Budget.parse(text)  # before torch is imported: a slip is told at once
     from mpsearch.pipeline import DEFAULT_OBJECTIVES, RunConfig
     from mpsearch.pipeline import run as run_study
     from mpsearch.pipeline.study import Study
-    from mpsearch.report import write_report
 
     if resume is not None:
         study = Study(resume)
@@ -129,8 +130,6 @@ def run(  # long for its options alone
             threads=threads,
             seed=seed,
         )
-        for text in config.budgets:
-            Budget.parse(text)
         study = Study(Path("studies") / (name or _study_name(config.model, config.budgets)))
     if study.claim(config):
         talk.print(f"Continuing the study in {study.path}: what it holds already is used.", highlight=False)
@@ -139,6 +138,8 @@ def run(  # long for its options alone
     except KeyboardInterrupt:
         talk.print(f"\nInterrupted. Finish it with: mpsearch run --resume {study.path}", highlight=False, markup=False)
         raise
+    from mpsearch.report import write_report
+
     report = write_report(study.path)
     _print_result(result, output)
     _tell(result, report)

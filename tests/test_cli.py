@@ -1,0 +1,158 @@
+"""The command line from the outside: exit codes, one clear error each, and results on stdout alone."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mpsearch.cli import main
+from mpsearch.hardware import BACKENDS, LatencyTable
+from mpsearch.hardware.device import DeviceIdentity
+
+FACTORY = """
+from torch import nn
+def net():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    model.pretrained_cfg = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "interpolation": "bilinear"}
+    return model
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a model, weights and images, and the arguments that name them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(textwrap.dedent(FACTORY))
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", x_train=images[:40], y_train=np.arange(40) % 4, x_test=images[40:], y_test=np.arange(20) % 4)
+    scope = {}
+    exec(FACTORY, scope)
+    torch.manual_seed(0)
+    save_file(scope["net"]().state_dict(), tmp_path / "weights.safetensors")
+    return tmp_path
+
+
+SETTINGS = ["--model", "net.py:net", "--weights", "weights.safetensors", "--data", "images.npz", "--calibration-images", "16", "--search-images", "8"]
+QUICK = [*SETTINGS, "--trials", "6", "--iterations", "5"]
+
+
+@dataclass(frozen=True)
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Run the command line in this process: what it prints and its exit code."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mpsearch", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return Result(code, printed.out, printed.err)
+
+    return run
+
+
+def refused(result, code, *texts):
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    message = " ".join(result.stderr.split())
+    for text in texts:
+        assert text in message
+
+
+def test_run_keeps_the_budget_and_prints_json_alone_on_stdout(place, call):
+    result = call("run", "--budget", "5bits", *QUICK, "--format", "json")
+    assert result.returncode == 0, result.stderr
+    best = json.loads(result.stdout)["best"]
+    study = place / "studies" / "net-5bits"
+    written = (study / "artifact" / "best.safetensors").stat().st_size
+    assert written == best["predicted"]["size_bytes"] == best["measured"]["size_bytes"] <= best["budgets"][0]["limit"]
+    assert (study / "report.html").stat().st_size > 100_000
+    assert {"front.csv", "front.json", "best.json", "problem.json", "study.json"} <= {p.name for p in study.iterdir()}
+    again = call("run", "--resume", str(study), "--format", "json")
+    assert again.returncode == 0
+    assert json.loads(again.stdout)["best"]["assignment"] == best["assignment"]
+    solved = call("solve", str(study), "--budget", "2kB", "--format", "json")
+    assert solved.returncode == 0, solved.stderr
+    assert set(json.loads(solved.stdout)["assignment"]) == set(best["assignment"])
+    refused(call("run", "--budget", "5bits", *QUICK, "--seed", "3"), 2, "other settings (seed)", "--name")
+
+
+def test_solve_imports_no_torch(place):
+    code = "import sys; from mpsearch.cli import main; sys.argv[1:] = ['solve', 'problem.json', '--budget', '1kB']; "
+    code += "\ntry: main()\nfinally: print('torch' in sys.modules)"
+    problem = {
+        "schema": 1,
+        "layers": [],
+        "candidates": [],
+        "scores": {"a": []},
+        "costs": {"size_bytes": []},
+        "constants": {"size_bytes": 10.0},
+        "estimated": [],
+    }
+    (place / "problem.json").write_text(json.dumps(problem))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.strip().endswith("False"), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["--budget", "15", *QUICK], ["'15' has no unit", "15MB"]),
+        (["--budget", "15XB", *QUICK], ["unknown unit 'XB'"]),
+        ([*QUICK], ["no budget"]),
+        (["--budget", "15MB", "--model", "resnet34x", "--random-weights", "--data", "images.npz"], ["resnet34x", "Did you mean 'resnet34'?"]),
+        (["--budget", "15MB", "--model", "net.py:net"], ["--model is given without --data"]),
+        (["--budget", "15MB", "--model", "net.py:net", "--data", "empty"], ["empty"]),
+        (["--budget", "15MB", *QUICK, "--objective", "hesian"], ["hesian", "Known:"]),
+        (["--budget", "15MB", *QUICK, "--bits", "2-9"], ["must be 2 to 8"]),
+        (["--resume", "studies/none"], ["There is no study in studies/none"]),
+    ],
+)
+def test_what_cannot_be_used_is_one_clear_error(place, call, arguments, texts):
+    (place / "empty").mkdir()
+    refused(call("run", *arguments), 2, *texts)
+
+
+def test_nan_weights_are_refused_by_name(place, call):
+    scope = {}
+    exec(FACTORY, scope)
+    weights = scope["net"]().state_dict()
+    weights["3.weight"][0] = float("nan")
+    save_file(weights, place / "weights.safetensors")
+    refused(call("run", "--budget", "5bits", *QUICK), 2, "NaN", "'3.weight'")
+
+
+def test_a_budget_below_the_least_size_exits_with_3_and_names_it(place, call):
+    refused(call("run", "--budget", "100B", *QUICK), 3, "below the least reachable")
+    assert not list((place / "studies" / "net-100B").glob("steps/score-*"))
+
+
+def test_a_table_of_another_device_is_refused(place, call):
+    backend = BACKENDS.create("ort-cpu")
+    other = DeviceIdentity("Imaginary 9000", "x86_64", 64, ("avx2",), "Linux")
+    path = LatencyTable(other, backend.name, backend.version, 1).save(place / "elsewhere")
+    refused(call("run", "--budget", "5bits", *QUICK, "--table", str(path)), 2, "Imaginary 9000", "--allow-estimate")
+
+
+def test_list_names_the_members(call):
+    result = call("list", "objectives")
+    assert result.stdout.split() == ["coding_length", "output_mse", "weight_mse"]
+    refused(call("list", "fruit"), 2, "There is no list of 'fruit'")
