@@ -6,6 +6,7 @@ that the solvers can be used without it.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,11 +19,7 @@ __all__ = ["__version__", "load", "search"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from mpsearch.deploy import load_packed
-
-        return load_packed
+        return importlib.import_module("mpsearch.deploy").load_packed
     if name == "search":
-        from mpsearch.pipeline import search
-
-        return search
+        return importlib.import_module("mpsearch.search")  # the package, which can be called
     raise AttributeError(f"module 'mpsearch' has no attribute {name!r}")

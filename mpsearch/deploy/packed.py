@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import mpsearch.files as files
-from mpsearch.errors import CheckpointError, MpsearchError
+from mpsearch.errors import CheckpointError, MpsearchError, UserError
 from mpsearch.models import ModelSource, build_model, fold_batch_norm
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, install, pack, packed_nbytes, unpack
@@ -143,14 +144,15 @@ def load_packed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     path = Path(path)
     header, tensors = _read(path)
-    float_model = fold_batch_norm(_architecture(path, header, model), [(a, b) for a, b in header["folded"]])
+    source, folded, assignment = _parsed(path, header)
+    given = _architecture(path, source) if model is None else model
     try:
-        assignment = Assignment.from_json(header["assignment"])
+        float_model = fold_batch_norm(given, folded)
         states = {unit: _unit_state(unit, assignment[unit], float_model, tensors) for unit in assignment}
         _load_leftovers(float_model, assignment, tensors)
-    except CheckpointError as error:
+        return install(float_model, states)
+    except UserError as error:
         raise CheckpointError(f"{path} does not fit its model: {error}") from None
-    return install(float_model, states)
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -183,8 +185,8 @@ def _unit_state(unit: str, candidate: Candidate, module: nn.Module, tensors: dic
         raise CheckpointError(f"a scale of unit {unit!r} is not positive and finite.")
     params = AffineParams(scale, torch.zeros_like(scale, dtype=torch.int32), candidate.w_bits, True, 0 if per_channel else None)
     activation = AffineParams(given[0].clone(), given[1].to(torch.int32), candidate.a_bits, False)
-    if not 0 <= int(activation.zero_point) <= activation.qmax:
-        raise CheckpointError(f"the zero point {int(activation.zero_point)} of unit {unit!r} is not in 0 .. {activation.qmax}.")
+    if float(given[1]) not in range(activation.qmax + 1):
+        raise CheckpointError(f"the zero point {float(given[1]):g} of unit {unit!r} is not one of 0 .. {activation.qmax}.")
     signed = (codes.to(torch.int16) + params.qmin).reshape(weight.shape)
     return UnitState(candidate, QuantizedTensor(signed, params), activation)
 
@@ -217,16 +219,28 @@ def _weight_of(module: nn.Module, unit: str) -> Tensor:
     return weight
 
 
-def _architecture(path: Path, header: Mapping[str, Any], model: nn.Module | None) -> nn.Module:
-    if model is not None:
-        return model
-    source = ModelSource.from_json(header["source"])
+def _parsed(path: Path, header: Mapping[str, Any]) -> tuple[ModelSource, list[tuple[str, str]], Assignment]:
+    """How the float model is built, which norms to fold into what, and the candidates."""
+    try:
+        source, assignment = ModelSource.from_json(header["source"]), Assignment.from_json(header["assignment"])
+        folded = [(layer, norm) for layer, norm in header["folded"]]
+    except (TypeError, ValueError, KeyError, AttributeError, UserError) as error:
+        raise CheckpointError(f"{path} is damaged: its metadata cannot be read ({type(error).__name__}: {error}). Write it again with mpsearch.") from None
+    if not all(isinstance(name, str) for name in (source.kind, source.name, *chain(*folded))):
+        raise CheckpointError(f"{path} is damaged: a name in its metadata is not a text. Write it again with mpsearch.")
+    return source, folded, assignment
+
+
+def _architecture(path: Path, source: ModelSource) -> nn.Module:
     if source.kind != "timm":
         raise CheckpointError(
             f"{path} holds a model that was built by {source.name!r}, and a checkpoint never runs code. "
             f"Build the float model yourself and pass it: mpsearch.load({str(path)!r}, model=...)."
         )
-    return build_model(source)
+    try:
+        return build_model(source)
+    except UserError as error:
+        raise CheckpointError(f"{path} names a model that cannot be built: {error}") from None
 
 
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -239,7 +253,7 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str
             held = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118 (not a mapping)
     except KeyError:
         raise CheckpointError(f"{path} is a safetensors file that mpsearch did not write: its metadata has no {_KEY!r}.") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a packed checkpoint, or is damaged: {error}. Write it again with mpsearch.") from None
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
         found = header.get("schema") if isinstance(header, dict) else type(header).__name__

@@ -80,4 +80,4 @@ def compare(logits: Tensor, reference: Tensor, labels: Tensor | None = None) -> 
 def kl_divergence(logits: Tensor, reference: Tensor) -> float:
     """Mean over images of KL(softmax(reference) || softmax(logits)), in nats, in float64."""
     p, q = F.log_softmax(reference.double(), 1), F.log_softmax(logits.double(), 1)
-    return max(0.0, float((p.exp() * (p - q)).sum(1).mean()))
+    return max(float((p.exp() * (p - q)).sum(1).mean()), 0.0)  # in this order: max(0.0, nan) is 0.0

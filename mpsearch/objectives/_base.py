@@ -99,10 +99,10 @@ def score(objective: Objective, context: ScoringContext) -> ScoreReport:
 
 
 def monotone(candidates: Sequence[Candidate], row: Sequence[float]) -> tuple[list[float], int]:
-    """The row made not to rise with weight bits among candidates of equal input bits, and how many entries moved."""
+    """The row made not to rise with weight bits among candidates of equal input bits and granularity, and how many entries moved."""
     fixed, moved = list(row), 0
-    for a_bits in {c.a_bits for c in candidates if not c.is_float}:
-        at = [i for i, c in enumerate(candidates) if not c.is_float and c.a_bits == a_bits]
+    for kind in {(c.a_bits, c.w_granularity) for c in candidates if not c.is_float}:
+        at = [i for i, c in enumerate(candidates) if not c.is_float and (c.a_bits, c.w_granularity) == kind]
         bits = [candidates[i].w_bits or 0 for i in at]
         values = [row[i] for i in at]
         if len(at) < 2 or all(

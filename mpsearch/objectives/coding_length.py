@@ -29,7 +29,8 @@ def coding_length(vectors: Tensor, eps2: float) -> float:
     n, m = v.shape
     gram = v.T @ v if m < n else v @ v.T
     identity = torch.eye(len(gram), dtype=gram.dtype)
-    return max(0.0, 0.5 * (m + n) * float(torch.linalg.slogdet(identity + (n / (eps2 * m)) * gram).logabsdet) / math.log(2))
+    bits = 0.5 * (m + n) * float(torch.linalg.slogdet(identity + (n / (eps2 * m)) * gram).logabsdet) / math.log(2)
+    return max(bits, 0.0)  # in this order: max(0.0, nan) is 0.0
 
 
 @OBJECTIVES.register("coding_length")

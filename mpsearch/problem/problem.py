@@ -126,7 +126,7 @@ class Problem:
             return cls.from_json(json.loads(path.read_text()))
         except FileNotFoundError:
             raise StudyError(f"There is no {path}. Name a study folder that `mpsearch run` wrote.") from None
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StudyError(f"{path} is not a problem that mpsearch wrote ({type(error).__name__}: {error}). Run the study again.") from None
 
 

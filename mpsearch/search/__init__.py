@@ -3,6 +3,11 @@
 `solve` and `exact_front` are exact on an additive problem; `explore` drives an Optuna study on what is really measured.
 """
 
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
 from mpsearch.search.constraints import reachable
 from mpsearch.search.front import Front, exact_front, problem_front
 from mpsearch.search.milp import solve
@@ -11,3 +16,14 @@ from mpsearch.search.sampler import CorrectedTableSampler
 from mpsearch.search.study import Trial, explore
 
 __all__ = ["CorrectedTableSampler", "Front", "Trial", "exact_front", "explore", "hypervolume", "non_dominated", "problem_front", "reachable", "solve"]
+
+
+class _Package(ModuleType):
+    """The package is also what `mpsearch.search(model, ...)` calls: the function of that name and the package share an attribute."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`mpsearch.pipeline.search`, found when it is called: nothing here depends on it, and torch is not imported before."""
+        return importlib.import_module("mpsearch.pipeline").search(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Package

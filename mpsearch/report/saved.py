@@ -1,0 +1,112 @@
+"""`Saved`: what a finished study left on disk, read and checked for belonging together."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpsearch.errors import StudyError, UserError
+from mpsearch.problem import Budget, Problem
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A finished study.
+
+    Args:
+        path: Its folder.
+        problem: Layers, candidates and tables.
+        results: `results.json`.
+        study: `study.json`: settings, versions, hashes, device.
+        front: `front.json`: measured trials and what the front is of.
+        points: The exact front: size in bytes and damage, by size.
+        budgets: Absolute limits.
+    """
+
+    path: Path
+    problem: Problem
+    results: dict[str, Any]
+    study: dict[str, Any]
+    front: dict[str, Any]
+    points: tuple[tuple[int, float], ...]
+    budgets: tuple[Budget, ...]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The chosen assignment with its costs and metrics."""
+        return self.results["best"]  # type: ignore[no-any-return]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of the results table, the float model first."""
+        return self.results["rows"]  # type: ignore[no-any-return]
+
+    @property
+    def timed(self) -> bool:
+        """Whether latency was measured."""
+        return any("latency_us" in row["nearest"] for row in self.rows)
+
+
+def read_saved(path: Path) -> Saved:
+    """Read a study's files.
+
+    Raises:
+        StudyError: A file is missing or damaged, or the files are of different runs.
+    """
+    if not path.is_dir():
+        raise StudyError(f"There is no study in {path}. Name a folder that `mpsearch run` made, such as studies/NAME.")
+    study = _read(path, "study.json", ("schema", "config"))
+    if study["schema"] != SCHEMA:
+        raise StudyError(f"{path} has schema {study['schema']!r}; this version of mpsearch reads {SCHEMA}. Start a new study.")
+    results = _read(path, "results.json", ("rows", "best", "not_quantized", "header_bytes", "unused", "float_in_graph", "blocks"))
+    best = _read(path, "best.json", ("label", "indices", "budgets", "predicted", "measured", "metrics", "proxy", "artifact"))
+    front = _read(path, "front.json", ("objective", "exact", "points_in_all", "measured"))
+    try:
+        problem = Problem.from_json(_read(path, "problem.json", ("layers", "candidates")))
+        budgets = tuple(Budget.from_json(b) for b in best["budgets"])
+        asked = [str(text).strip() for text in study["config"]["budgets"]]
+    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(path, error) from None
+    if best != results["best"] or [b.text for b in budgets] != asked or not {"versions", "hashes", "splits"} <= set(study):
+        raise StudyError(f"The run in {path} is not finished: its settings and its results are not of the same run. Run: mpsearch run --resume {path}")
+    return Saved(path, problem, results, study, front, _points(path), budgets)
+
+
+def damaged(path: Path, error: Exception) -> StudyError:
+    """The error for files that parse but do not hold what a study has."""
+    return StudyError(f"The saved results in {path} are damaged ({type(error).__name__}: {error}). Write them again: mpsearch run --resume {path}")
+
+
+def _read(path: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        data = json.loads((path / name).read_text())
+    except FileNotFoundError:
+        raise StudyError(f"{path} has no {name}: the run is not finished. Run: mpsearch run --resume {path}") from None
+    except (ValueError, OSError) as error:
+        raise damaged(path / name, error) from None
+    if not isinstance(data, dict):
+        raise damaged(path / name, TypeError(f"{type(data).__name__} where an object should be"))
+    missing = [key for key in keys if key not in data]
+    if missing:
+        raise damaged(path / name, KeyError(", ".join(missing)))
+    return data
+
+
+def _points(path: Path) -> tuple[tuple[int, float], ...]:
+    try:
+        with (path / "front.csv").open(newline="") as file:
+            rows = list(csv.reader(file))[1:]
+        points = tuple((int(size), float(damage)) for size, damage in rows)
+    except FileNotFoundError:
+        raise StudyError(f"{path} has no front.csv: the run is not finished. Run: mpsearch run --resume {path}") from None
+    except (ValueError, OSError, csv.Error) as error:
+        raise damaged(path / "front.csv", error) from None
+    if not points or not all(math.isfinite(damage) for _, damage in points):
+        raise damaged(path / "front.csv", ValueError("no points, or a damage that is not finite"))
+    return points
