@@ -10,6 +10,7 @@ import csv
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from enum import StrEnum
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from mpsearch.errors import MpsearchError, OptionError
 from mpsearch.problem import Budget, Problem
@@ -48,7 +50,8 @@ class _Bars:
     def task(self, label: str) -> Iterator[Any]:
         """A bar while the task runs."""
         columns = (SpinnerColumn(), TextColumn("{task.description:<52}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Bars(*columns, console=talk, transient=not talk.is_terminal) as bars:
+        start = time.monotonic()
+        with Bars(*columns, console=talk, disable=not talk.is_terminal) as bars:
             bar = bars.add_task(label, total=None)
 
             def advance(done: int, total: int | None = None) -> None:
@@ -56,11 +59,16 @@ class _Bars:
 
             yield advance
         if not talk.is_terminal:
-            talk.print(f"  {label}: done", highlight=False, markup=False)
+            _say(f"  {label}: {time.monotonic() - start:.1f} s")
 
     def say(self, text: str) -> None:
         """A line."""
-        talk.print(text, highlight=False, markup=False)
+        _say(text)
+
+
+def _say(text: str) -> None:
+    """One line on stderr, as it is: not wrapped, not coloured, no markup read."""
+    talk.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -132,11 +140,11 @@ def run(  # long for its options alone
         )
         study = Study(Path("studies") / (name or _study_name(config.model, config.budgets)))
     if study.claim(config):
-        talk.print(f"Continuing the study in {study.path}: what it holds already is used.", highlight=False)
+        _say(f"Continuing the study in {study.path}: what it holds already is used.")
     try:
         result = run_study(config, study, _Bars())
     except KeyboardInterrupt:
-        talk.print(f"\nInterrupted. Finish it with: mpsearch run --resume {study.path}", highlight=False, markup=False)
+        _say(f"\nInterrupted. Finish it with: mpsearch run --resume {study.path}")
         raise
     from mpsearch.report import write_report
 
@@ -165,7 +173,7 @@ def solve(
     rows = [(layer.name, str(assignment[layer.name]), layer.weight_numel) for layer in problem.layers]
     _print_rows(("layer", "candidate", "weights"), rows, output)
     found = ", ".join(f"{r.rsplit('_', 1)[0]} {format_quantity(v, r)}" for r, v in solution.cost.to_json().items())
-    talk.print(f"{solution.status} ({solution.found_by}): damage {solution.score:.6g}; predicted {found}.", highlight=False)
+    _say(f"{solution.status} ({solution.found_by}): damage {solution.score:.6g}; predicted {found}.")
 
 
 @app.command()
@@ -195,7 +203,7 @@ def profile(
     table, path = profile_model(config, _Bars())
     rows = [(r.key, r.kernel, r.status, f"{r.median_us:.1f}", f"{r.iqr_us:.1f}", r.executed) for _, r in sorted(table.rows.items())]
     _print_rows(("unit", "kernel", "status", "median_us", "iqr_us", "executed"), rows, output)
-    talk.print(f"{len(table.rows)} rows in {path}.", highlight=False)
+    _say(f"{len(table.rows)} rows in {path}.")
 
 
 @app.command()
@@ -308,19 +316,13 @@ def _print_rows(header: tuple[str, ...], rows: list[tuple[Any, ...]], output: Fo
     if output is Format.table:
         table = Table(*header)
         for row in rows:
-            table.add_row(*map(_plain, row))
-        Console(width=None if sys.stdout.isatty() else 200).print(table, markup=False)
+            table.add_row(*(Text(str(value)) for value in row))
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
     elif output is Format.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerows([header, *rows])
     else:
         print(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1))
-
-
-def _plain(value: Any) -> str:
-    from rich.markup import escape
-
-    return escape(str(value))
 
 
 def _tell(result: dict[str, Any], report: Path) -> None:
@@ -329,22 +331,17 @@ def _tell(result: dict[str, Any], report: Path) -> None:
         budget, got = Budget.from_json(b), best["measured"].get(b["resource"])
         kept = "predicted" if got is None else "measured"
         value = best["predicted"][budget.resource] if got is None else got
-        talk.print(
-            f"Budget {budget.text}: {kept} {format_quantity(value, budget.resource)} of {format_quantity(budget.limit, budget.resource)}.", highlight=False
-        )
+        _say(f"Budget {budget.text}: {kept} {format_quantity(value, budget.resource)} of {format_quantity(budget.limit, budget.resource)}.")
     artifact, metrics = best["artifact"], best["metrics"]
-    talk.print(f"Chosen: {best['label']}; the proxy's optimum is {best['proxy']['status']} ({best['proxy']['found_by']}).", highlight=False)
-    talk.print(f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with mpsearch.load.", highlight=False)
+    _say(f"Chosen: {best['label']}; the proxy's optimum is {best['proxy']['status']} ({best['proxy']['found_by']}).")
+    _say(f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with mpsearch.load.")
     if "onnx" in artifact:
         units = f"8-bit containers, {format_bytes(artifact['onnx_bytes'])}"
-        talk.print(
+        _say(
             f"ONNX: {artifact['onnx']} ({units}); its top class is the checkpoint's on {artifact['onnx_agreement']:.2%} of {metrics['images']} images.",
-            highlight=False,
         )
-    talk.print(
-        f"Not quantised: {format_bytes(sum(result['not_quantized'].values()))} in {len(result['not_quantized'])} tensors, named in {report}.", highlight=False
-    )
-    talk.print(f"Report: {report}", highlight=False)
+    _say(f"Not quantised: {format_bytes(sum(result['not_quantized'].values()))} in {len(result['not_quantized'])} tensors, named in {report}.")
+    _say(f"Report: {report}")
 
 
 def main() -> None:
@@ -352,7 +349,7 @@ def main() -> None:
     try:
         app(standalone_mode=False)
     except MpsearchError as error:
-        talk.print(f"Error: {error}", style="bold red", highlight=False, markup=False)
+        talk.print(f"Error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)

@@ -59,12 +59,12 @@ class _Probe:
     """Quantises one unit at each of its candidates, on the very inputs that the float pass gives it."""
 
     def __init__(self, name: str, candidates: Sequence[Candidate], context: ScoringContext) -> None:
-        self._name, self._power = name, 0.0
+        self._name, self._power, self._mean, self._count = name, 0.0, 0.0, 0
         self._states = [context.calibration.state(name, c) for c in candidates]
         self._errors = [0.0] * len(candidates)
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self._power += float((output - output.mean()).double().square().sum())
+        self._add_power(output.double())
         weight = module._parameters["weight"]
         try:
             for i, state in enumerate(self._states):
@@ -75,6 +75,14 @@ class _Probe:
                 self._errors[i] += float((quantized - output).double().square().sum())
         finally:
             module._parameters["weight"] = weight
+
+    def _add_power(self, y: Tensor) -> None:
+        """Update the sum of squares about the mean of all batches (Chan's formula), so that the batch size does not matter."""
+        mean, total = float(y.mean()), self._count + y.numel()
+        shift = mean - self._mean
+        self._power += float((y - mean).square().sum()) + shift**2 * self._count * y.numel() / total
+        self._mean += shift * y.numel() / total
+        self._count = total
 
     def ratios(self) -> list[float]:
         if self._power <= 0 and any(self._errors):

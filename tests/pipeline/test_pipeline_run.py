@@ -1,0 +1,232 @@
+"""Runs of a small net: what is written agrees, budgets are kept on disk, and what cannot be is refused early."""
+
+import csv
+import importlib
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import mpsearch.pipeline.costs as costs
+from mpsearch.data import load_images, make_splits
+from mpsearch.deploy import load_packed, read_description
+from mpsearch.errors import BudgetError, InfeasibleError, StudyError
+from mpsearch.pipeline import run, search
+from mpsearch.pipeline.study import Study
+from mpsearch.problem import Problem
+from mpsearch.search import problem_front
+
+steps = importlib.import_module("mpsearch.pipeline.run")  # the package's own `run` is the function
+
+
+@pytest.fixture
+def net(place):
+    spec = importlib.util.spec_from_file_location("small_nets", place / "nets.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make()
+
+
+def _json(study, name):
+    return json.loads((study.path / name).read_text())
+
+
+@pytest.fixture(scope="session")
+def held():
+    """Finished runs, shared by the tests that only read."""
+    return {}
+
+
+@pytest.fixture
+def finished(held, settings, place):
+    """`finished("packed")`: config, study and result of a run."""
+
+    def make(target):
+        if target not in held:
+            config, study = settings(target=target), Study(place / f"study-{target}")
+            held[target] = (config, study, run(config, study))
+        return held[target]
+
+    return make
+
+
+@pytest.mark.parametrize("target", ["packed", "ort-cpu"])
+def test_the_files_are_there_and_agree(finished, target):
+    config, study, result = finished(target)
+    best, problem, front = _json(study, "best.json"), Problem.load(study.path / "problem.json"), _json(study, "front.json")
+    assert _json(study, "results.json") == json.loads(json.dumps(result)) and result["best"] == best
+    assert study.config() == config
+
+    packed = study.artifact / "best.safetensors"
+    assert read_description(packed)["assignment"] == best["assignment"]
+    assert problem.assignment(best["indices"]).to_json() == best["assignment"]
+    assert problem.cost(best["indices"]).to_json() == best["predicted"]
+    assert _json(study, "artifact/assignment.json")["assignment"] == best["assignment"]
+    assert best["artifact"]["top1"] == best["metrics"]["top1"]
+    assert {p.name for p in study.artifact.iterdir()} == {"best.safetensors", "assignment.json"} | ({"best.onnx"} if target == "ort-cpu" else set())
+
+    with (study.path / "front.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    exact = problem_front(problem, "output_mse")
+    assert header == ["size_bytes", "output_mse"]
+    assert [(float(a), float(b)) for a, b in rows] == [(float(a), float(b)) for a, b in zip(exact.costs, exact.scores, strict=True)]
+    assert len(rows) == front["points_in_all"] and front["points"][0]["size_bytes"] == int(rows[0][0])
+    assert [t["number"] for t in front["measured"]] == list(range(config.trials))
+    assert len({tuple(t["indices"]) for t in front["measured"]}) == config.trials
+    for point in front["points"]:
+        assert problem.cost(point["indices"]).size_bytes == point["size_bytes"]
+
+
+def test_the_best_is_the_finalist_of_least_search_loss(finished):
+    _, _, result = finished("packed")
+    done = [row for row in result["rows"] if "reconstructed" in row]
+    assert len(done) >= 2
+    chosen = min(done, key=lambda row: row["reconstructed"]["search_kl"])
+    assert result["best"]["indices"] == chosen["indices"] and chosen["fits"]
+    assert result["rows"][0]["label"] == "float"
+
+
+def test_the_artifact_computes_what_was_reported(finished, net, place):
+    _, study, result = finished("packed")
+    description = read_description(study.artifact / "best.safetensors")
+    splits = _json(study, "study.json")["splits"]["parts"]
+    images = load_images(str(place / "images.npz"), {**description["data_config"]})
+    with torch.no_grad():
+        logits = load_packed(study.artifact / "best.safetensors", net)(images.inputs())
+    assert logits.shape == (72, 4) and torch.isfinite(logits).all()
+    assert splits["evaluation"]["images"] == 72 - 32
+    assert result["best"]["artifact"]["reloaded_bit_for_bit"]
+
+
+@pytest.mark.parametrize("budget", ["2.2bits", "3bits", "60%", "20GBOPs", "2800B"])
+def test_a_budget_is_kept_on_disk(settings, tmp_path, budget):
+    study = Study(tmp_path / "study")
+    result = run(settings(budgets=(budget,), trials=3, iterations=0), study)
+    best = result["best"]
+    assert (study.artifact / "best.safetensors").stat().st_size == best["predicted"]["size_bytes"] == best["measured"]["size_bytes"]
+    resource, limit = best["budgets"][0]["resource"], best["budgets"][0]["limit"]
+    assert best["predicted"][resource] <= limit
+    for trial in _json(study, "front.json")["measured"]:
+        assert trial["fits"] == (trial["predicted"][resource] <= limit)
+
+
+def test_a_share_of_the_float_size_is_resolved_to_bytes(settings, tmp_path):
+    result = run(settings(budgets=("60%",), trials=2, iterations=0), Study(tmp_path / "study"))
+    assert result["best"]["budgets"][0]["limit"] == pytest.approx(0.6 * result["rows"][0]["nearest"]["size_bytes"])
+
+
+@pytest.mark.parametrize("target", ["packed", "ort-cpu"])
+def test_an_impossible_size_is_refused_before_anything_is_measured(settings, tmp_path, monkeypatch, target):
+    def never(*_, **__):
+        raise AssertionError("work was done for a budget that cannot be kept")
+
+    for step in ("calibrate_subject", "latency_table", "add_scores", "explore"):
+        monkeypatch.setattr(steps, step, never)
+    with pytest.raises(InfeasibleError, match=r"kB|MB|bytes") as caught:
+        run(settings(budgets=("100B",), target=target), Study(tmp_path / "study"))
+    assert caught.value.exit_code == 3
+    least = caught.value.least["size_bytes"]
+    monkeypatch.undo()
+    result = run(settings(budgets=(f"{least}B",), trials=1, iterations=0), Study(tmp_path / "least"))
+    assert result["best"]["measured"]["size_bytes"] == least
+    with pytest.raises(InfeasibleError):
+        run(settings(budgets=(f"{least - 1}B",)), Study(tmp_path / "less"))
+
+
+def test_a_budget_that_cannot_be_read_is_refused(settings, tmp_path):
+    with pytest.raises(BudgetError, match="no unit"):
+        run(settings(budgets=("15",)), Study(tmp_path / "study"))
+
+
+def test_an_impossible_latency_is_infeasible(settings, tmp_path):
+    with pytest.raises(InfeasibleError) as caught:
+        run(settings(budgets=("0.0001ms",), target="ort-cpu"), Study(tmp_path / "study"))
+    assert caught.value.exit_code == 3 and caught.value.least["latency_us"] > 0.1
+
+
+@pytest.mark.parametrize("share", [0.9, 50.0])
+def test_a_latency_budget_is_kept_when_measured_or_refused(finished, settings, place, tmp_path, share):
+    float_us = finished("ort-cpu")[2]["rows"][0]["nearest"]["latency_us"]
+    (table,) = (place / "tables").glob("*.csv")
+    rows, budgets = table.read_text(), (f"{float_us * share / 1e3:.6f}ms", "60%")
+    try:
+        best = run(settings(budgets=budgets, target="ort-cpu", trials=2, iterations=0), Study(tmp_path / "study"))["best"]
+    except InfeasibleError as error:
+        assert share < 1 and error.least  # a small net on a busy machine may miss the tight one
+        return
+    for budget in best["budgets"]:
+        assert best["measured"][budget["resource"]] <= budget["limit"]
+    assert best["measured"]["latency_us"] > 0
+    assert table.read_text() == rows  # every row was there already
+
+
+def test_onnx_agrees_with_the_checkpoint(finished):
+    best = finished("ort-cpu")[2]["best"]
+    assert best["artifact"]["onnx_agreement"] >= 0.9
+    assert finished("ort-cpu")[1].artifact.joinpath("best.onnx").stat().st_size == best["artifact"]["onnx_bytes"] == best["measured"]["onnx_bytes"]
+
+
+def test_another_budget_reuses_the_scores(settings, tmp_path, monkeypatch):
+    calls = []
+    real = costs.score
+    monkeypatch.setattr(costs, "score", lambda objective, context: (calls.append(objective.name), real(objective, context))[1])
+    study = Study(tmp_path / "study")
+    first = run(settings(trials=2, iterations=0), study)
+    assert calls == ["output_mse", "weight_mse"]
+    second = run(settings(trials=2, iterations=0, budgets=("3bits",)), study)
+    assert calls == ["output_mse", "weight_mse"]
+    assert second["best"]["measured"]["size_bytes"] < first["best"]["measured"]["size_bytes"]
+    run(settings(trials=2, iterations=0, seed=1), Study(tmp_path / "other"))
+    assert calls == ["output_mse", "weight_mse"] * 2
+
+
+def test_a_finished_study_run_again_gives_the_same_and_measures_nothing(finished, monkeypatch):
+    config, study, result = finished("packed")
+    before = {p.name: p.read_bytes() for p in (study.path / "front.csv", study.path / "best.json", study.artifact / "best.safetensors")}
+
+    def never(*_, **__):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(steps.FastEvaluator, "measure", never)
+    monkeypatch.setattr(steps.Workshop, "_measure", never)
+    monkeypatch.setattr(costs, "score", never)
+    again = run(config, study)
+    assert json.dumps(again) == json.dumps(result)
+    assert {name: (study.artifact if "safetensors" in name else study.path).joinpath(name).read_bytes() for name in before} == before
+
+
+def test_the_same_seed_gives_the_same_files_elsewhere(finished, tmp_path):
+    config, study, _ = finished("packed")
+    other = Study(tmp_path / "twin")
+    run(config, other)
+    for name in ("front.csv", "front.json", "artifact/best.safetensors"):
+        assert (other.path / name).read_bytes() == (study.path / name).read_bytes()
+
+
+def test_search_takes_a_module_and_images(net, place, tmp_path):
+    images = load_images(str(place / "images.npz"), net.pretrained_cfg)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    asked = {"budgets": ["4bits"], "calibration_images": 16, "search_images": 16, "trials": 2, "iterations": 0, "target": "packed"}
+    result = search(net, images, study=tmp_path / "one", objectives=("weight_mse",), **asked)
+    packed = tmp_path / "one/artifact/best.safetensors"
+    assert packed.stat().st_size == result["best"]["predicted"]["size_bytes"] <= result["best"]["budgets"][0]["limit"]
+    with torch.no_grad():
+        assert load_packed(packed, net)(images.inputs([0, 1])).shape == (2, 4)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and not any(m._forward_hooks for m in net.modules())
+
+    held_out, rest = images.subset(range(30)), images.subset(range(30, 72))
+    result = search(net, rest, evaluation=held_out, study=tmp_path / "two", objectives=("weight_mse",), **asked)
+    parts = _json(Study(tmp_path / "two"), "study.json")["splits"]["parts"]
+    splits = make_splits(held_out, calibration=rest, calibration_images=16, search_images=16)
+    assert set(splits.evaluation.image_hashes) == set(held_out.image_hashes)
+    assert {name: part["content_hash"] for name, part in parts.items()} == {name: part.content_hash for name, part in splits.parts.items()}
+    with pytest.raises(StudyError, match="seed"):
+        search(net, rest, evaluation=held_out, study=tmp_path / "two", objectives=("weight_mse",), seed=3, **asked)
+
+
+def test_labels_are_not_needed(settings, place, tmp_path):
+    np.savez(tmp_path / "bare.npz", x=np.load(place / "images.npz")["x"])
+    best = run(settings(data=str(tmp_path / "bare.npz"), trials=2, iterations=0), Study(tmp_path / "study"))["best"]
+    assert best["metrics"]["top1"] is None and best["metrics"]["kl"] >= 0

@@ -1,0 +1,44 @@
+"""What an import may bring with it: no torch for the solvers, no CUDA for anything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import mpsearch
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["mpsearch", "mpsearch.search", "mpsearch.problem", "mpsearch.hardware"])
+def test_numbers_import_no_torch(name):
+    assert run(f"import sys, {name}; print('torch' in sys.modules, {name}.__name__)") == f"False {name}"
+
+
+def test_importing_everything_does_not_start_cuda():
+    code = """
+import importlib, pkgutil, sys
+import torch
+started = []
+torch.cuda._lazy_init = torch.cuda.init = lambda: started.append("init")
+import mpsearch
+names = [m.name for m in pkgutil.walk_packages(mpsearch.__path__, "mpsearch.") if not m.name.endswith("__main__")]
+for name in names:
+    importlib.import_module(name)
+mpsearch.load, mpsearch.search
+print(len(names) > 40, started, torch.cuda.is_initialized())
+"""
+    assert run(code) == "True [] False"
+
+
+def test_the_public_names_are_these():
+    assert mpsearch.__all__ == ["__version__", "load", "search"]
+    assert all(getattr(mpsearch, name) is not None for name in mpsearch.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mpsearch.nothing  # noqa: B018
