@@ -29,6 +29,8 @@ from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, install, pa
 
 SCHEMA = 1
 _KEY = "mpsearch"
+_NO_ARGUMENTS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit"}
+"""Arguments of timm that reach for files, the network or global switches: a checkpoint must not."""
 _DTYPES = {torch.float32: "F32", torch.uint8: "U8", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL", torch.float16: "F16", torch.float64: "F64"}
 
 
@@ -236,6 +238,11 @@ def _architecture(path: Path, source: ModelSource) -> nn.Module:
         raise CheckpointError(
             f"{path} holds a model that was built by {source.name!r}, and a checkpoint never runs code. "
             f"Build the float model yourself and pass it: mpsearch.load({str(path)!r}, model=...)."
+        )
+    odd = sorted(key for key in source.kwargs if key in _NO_ARGUMENTS or not isinstance(source.kwargs[key], bool | int | float | str | list | None))
+    if odd:
+        raise CheckpointError(
+            f"{path} asks for the model argument {odd[0]!r}, which a checkpoint may not. Pass the float model: mpsearch.load(..., model=...)."
         )
     try:
         return build_model(source)

@@ -17,7 +17,7 @@ class DeviceIdentity:
     """A processor as far as it decides which kernels run and how fast.
 
     Args:
-        name: Model of the processor.
+        name: Model of the processor, with its family, model and stepping numbers where the system tells them.
         architecture: Such as `x86_64`.
         cores: Logical cores that this process sees.
         flags: Instruction sets that integer kernels look for.
@@ -57,4 +57,7 @@ def identity(cpuinfo: Path = Path("/proc/cpuinfo")) -> DeviceIdentity:
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     held = set(flags[1].split()) if flags else set()
     name = model[1].strip() if model else platform.processor() or platform.machine()
+    numbers = [re.search(rf"^{field}\s*:\s*(\S+)", text, re.MULTILINE) for field in ("cpu family", "model", "stepping")]
+    if all(numbers):  # virtual machines hide the model's name, not these
+        name += " " + "-".join(number[1] for number in numbers if number)
     return DeviceIdentity(name, platform.machine(), os.cpu_count() or 1, tuple(f for f in _FLAGS if f in held), platform.system())

@@ -46,6 +46,7 @@ def run(config: RunConfig, study: Study, progress: Progress | None = None) -> di
     """
     progress = progress or Silent()
     with study.busy():
+        study.claim(config)
         subject = load_subject(config, progress)
         return _run(subject, config, study, progress)
 

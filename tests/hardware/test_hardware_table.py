@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mpsearch.errors import DeviceMismatchError, TableError
-from mpsearch.hardware import DeviceIdentity, LatencyTable, Row
+from mpsearch.hardware import DeviceIdentity, LatencyTable, Row, identity
 from mpsearch.hardware.table import row_key
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
@@ -187,3 +187,14 @@ def test_of_two_rows_of_a_cell_the_later_writer_has_its_own(tmp_path):
 
 def test_a_save_leaves_nothing_beside_the_table(saved, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {saved.name, saved.with_suffix(".json").name, ".lock"}
+
+
+def test_two_generations_under_one_name_are_two_devices(tmp_path):
+    """Virtual machines hide the model's name; family, model and stepping tell them apart."""
+    found = []
+    for number in (1, 17):
+        cpuinfo = tmp_path / f"cpuinfo{number}"
+        cpuinfo.write_text(f"cpu family\t: 25\nmodel\t\t: {number}\nmodel name\t: AMD EPYC\nstepping\t: 1\nflags\t\t: avx2\n")
+        found.append(identity(cpuinfo))
+    assert found[0].name == "AMD EPYC 25-1-1"
+    assert found[0] != found[1]
