@@ -26,7 +26,7 @@ from mpsearch.errors import ModelError, MpsearchError
 from mpsearch.hardware.backends.ort_cpu import executed, session
 from mpsearch.hardware.measure import Timing, time_callable
 from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight
-from mpsearch.quant import OBSERVERS, AffineParams, UnitState
+from mpsearch.quant import OBSERVERS, AffineParams, UnitState, affine_input
 from mpsearch.reconstruct import Calibration
 
 _INTEGER = {"QLinearConv", "MatMulIntegerToFloat"}
@@ -134,9 +134,9 @@ def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[s
         bias = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 and node.input[2] else None
         if node.op_type == "Conv":
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            placed.setdefault(unit, []).append(writer.conv(node.input[0], given, bias, _grid(state.activation), attributes, node.output[0]))
+            placed.setdefault(unit, []).append(writer.conv(node.input[0], given, bias, _grid(affine_input(unit, state)), attributes, node.output[0]))
         else:
-            writer.linear(node.input[0], given, bias, _grid(state.activation), node.output[0])
+            writer.linear(node.input[0], given, bias, _grid(affine_input(unit, state)), node.output[0])
             placed.setdefault(unit, [])
     _replace_nodes(model, writer.nodes, writer.initializers)
     return placed

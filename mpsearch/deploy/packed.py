@@ -25,7 +25,7 @@ import mpsearch.files as files
 from mpsearch.errors import CheckpointError, MpsearchError, UserError
 from mpsearch.models import ModelSource, build_model, fold_batch_norm
 from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, install, pack, packed_nbytes, unpack
+from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, affine_input, install, pack, packed_nbytes, unpack
 
 SCHEMA = 1
 _KEY = "mpsearch"
@@ -167,7 +167,8 @@ def _unit_tensors(unit: str, state: UnitState, module: nn.Module) -> dict[str, T
         return {f"{unit}.weight": module.get_submodule(unit).get_parameter("weight").detach().clone().contiguous()}
     params = state.weight.params
     codes = (state.weight.codes.flatten(1).to(torch.int32) - params.qmin).to(torch.uint8)
-    given = torch.stack([state.activation.scale, state.activation.zero_point.to(torch.float32)])
+    read = affine_input(unit, state)
+    given = torch.stack([read.scale, read.zero_point.to(torch.float32)])
     return {f"{unit}.codes": pack(codes, params.bits), f"{unit}.scale": params.scale.clone(), f"{unit}.input": given}
 
 

@@ -69,7 +69,7 @@ class FastEvaluator:
     def _load(self, assignment: Assignment, units: Iterable[str]) -> None:
         for unit in units:
             candidate = assignment[unit]
-            self._layers[unit].activation = None if candidate.is_float else self._calibration.input_params(unit, candidate)
+            self._layers[unit].input.params = None if candidate.is_float else self._calibration.input_params(unit, candidate)
             self._layers[unit].set_weight(self._weight(unit, candidate))
 
     def _weight(self, unit: str, candidate: Candidate) -> Tensor:

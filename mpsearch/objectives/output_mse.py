@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mpsearch.errors import ModelError, OptionError
 from mpsearch.objectives._base import OBJECTIVES, Objective, Rows, ScoringContext
 from mpsearch.problem import Candidate
-from mpsearch.quant import fake_quantize
 
 
 @OBJECTIVES.register("output_mse")
@@ -71,7 +70,7 @@ class _Probe:
                 if state.weight is None or state.activation is None:
                     continue
                 module._parameters["weight"] = nn.Parameter(state.weight.dequantize(), requires_grad=False)
-                quantized = module.forward(fake_quantize(args[0], state.activation), *args[1:])  # not __call__: that would run this hook again
+                quantized = module.forward(state.activation.fake_quantize(args[0]), *args[1:])  # not __call__: that would run this hook again
                 self._errors[i] += float((quantized - output).double().square().sum())
         finally:
             module._parameters["weight"] = weight

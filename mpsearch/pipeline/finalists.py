@@ -27,7 +27,7 @@ from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import UnitState, install
+from mpsearch.quant import UnitState, affine_input, install
 from mpsearch.reconstruct import Calibration, ReconstructionConfig, reconstruct
 
 States = dict[str, UnitState]
@@ -189,7 +189,8 @@ def _states_digest(states: States) -> str:
     digest = hashlib.sha256()
     for unit, state in sorted(states.items()):
         digest.update(f"{unit} {state.candidate}\n".encode())
-        if state.weight is not None and state.activation is not None:
-            for value in (state.weight.codes, state.weight.params.scale, state.activation.scale, state.activation.zero_point):
+        if state.weight is not None:
+            read = affine_input(unit, state)
+            for value in (state.weight.codes, state.weight.params.scale, read.scale, read.zero_point):
                 digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -1,19 +1,23 @@
 """Quantiser arithmetic: affine quantisers, observers, rounding, quantised layers and bit packing. Knows no model and no search."""
 
-from mpsearch.quant.affine import AffineParams, QuantizedTensor, affine_params, dequantize, fake_quantize, quantize
-from mpsearch.quant.layers import QuantConv2d, QuantLayer, QuantLinear, UnitState, install, wrap
+from mpsearch.quant.affine import ActivationQuantizer, AffineParams, QuantizedTensor, affine_params, dequantize, fake_quantize, quantize
+from mpsearch.quant.inputs import InputQuantizer
+from mpsearch.quant.layers import QuantConv2d, QuantLayer, QuantLinear, UnitState, affine_input, install, wrap
 from mpsearch.quant.observers import OBSERVERS, Observer
 from mpsearch.quant.packing import pack, packed_nbytes, unpack
 
 __all__ = [
     "OBSERVERS",
+    "ActivationQuantizer",
     "AffineParams",
+    "InputQuantizer",
     "Observer",
     "QuantConv2d",
     "QuantLayer",
     "QuantLinear",
     "QuantizedTensor",
     "UnitState",
+    "affine_input",
     "affine_params",
     "dequantize",
     "fake_quantize",

@@ -7,12 +7,24 @@ nearest, ties to even, as in torch and ONNX.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 MIN_SCALE = 1e-8
 """Smallest scale: a constant zero tensor gets this, and is represented exactly."""
+
+
+class ActivationQuantizer(Protocol):
+    """What a quantised layer needs of the quantiser of a tensor that it reads."""
+
+    @property
+    def bits(self) -> int:
+        """2 to 8."""
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """`x` on the grid, same shape; the gradient is straight-through inside the range."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,10 @@ class AffineParams:
     def qmax(self) -> int:
         """Largest code."""
         return self.qmin + (1 << self.bits) - 1
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """`fake_quantize(x, self)`."""
+        return fake_quantize(x, self)
 
     def expanded(self, ndim: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point, float32, shaped to broadcast over a tensor of `ndim` axes."""
@@ -98,7 +114,39 @@ def dequantize(codes: Tensor, params: AffineParams) -> Tensor:
 
 
 def fake_quantize(x: Tensor, params: AffineParams) -> Tensor:
-    """`dequantize(quantize(x))` by torch's kernel; its gradient is straight-through inside the range."""
-    if params.axis is None:
-        return torch.fake_quantize_per_tensor_affine(x, params.scale, params.zero_point, params.qmin, params.qmax)
-    return torch.fake_quantize_per_channel_affine(x, params.scale, params.zero_point, params.axis, params.qmin, params.qmax)
+    """`dequantize(quantize(x))` to the bit; its gradient is straight-through inside the range.
+
+    Elementwise passes of their own vectorise where torch's fused kernels do not, and are several times faster on a CPU.
+    """
+    scale, zero_point = params.expanded(x.ndim)
+    if x.requires_grad and torch.is_grad_enabled():
+        return StraightThrough.apply(x, scale, zero_point, params.qmin, params.qmax)  # type: ignore[no-any-return]
+    return round_to_grid(x.float() / scale, scale, zero_point, params.qmin, params.qmax).to(x.dtype)
+
+
+def round_to_grid(scaled: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """The grid values nearest to `scaled` * `scale`; overwrites `scaled`."""
+    return scaled.round_().add_(zero_point).clamp_(qmin, qmax).sub_(zero_point).mul_(scale)
+
+
+def inside_range(scaled: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """1.0 where `scaled` = x / scale rounds to a code of the grid, else 0.0; overwrites `scaled`."""
+    return scaled.add_(zero_point - (qmin + qmax) / 2).abs_().le_((qmax - qmin + 1) / 2)
+
+
+class StraightThrough(torch.autograd.Function):
+    """`fake_quantize` whose gradient passes unchanged inside the range and is zero outside."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+        """`x` on the grid."""
+        scaled = x.float() / scale
+        quantized = round_to_grid(scaled.clone(), scale, zero_point, qmin, qmax)
+        ctx.save_for_backward(inside_range(scaled, zero_point, qmin, qmax))
+        return quantized.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of `x` alone."""
+        (inside,) = ctx.saved_tensors
+        return (grads[0] * inside).to(grads[0].dtype), None, None, None, None

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mpsearch.errors import UnknownNameError
+from mpsearch.errors import UnknownNameError, UserError
 from mpsearch.problem import Candidate
-from mpsearch.quant.affine import AffineParams, QuantizedTensor, fake_quantize
+from mpsearch.quant.affine import ActivationQuantizer, AffineParams, QuantizedTensor
+from mpsearch.quant.inputs import InputQuantizer
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,22 @@ class UnitState:
 
     Args:
         candidate: The choice that it materialises.
-        weight: Codes and quantiser of the weight; None for a float unit.
-        activation: Quantiser of the input; None for a float unit.
+        weight: Codes and quantiser of the weight; None for a float unit and for a product of two activations.
+        activation: Quantiser of the input, or of the left operand of a product; None for a float unit.
+        second: Quantiser of the right operand of a product; None for all other units.
     """
 
     candidate: Candidate
     weight: QuantizedTensor | None = None
-    activation: AffineParams | None = None
+    activation: ActivationQuantizer | None = None
+    second: ActivationQuantizer | None = None
+
+
+def affine_input(unit: str, state: UnitState) -> AffineParams:
+    """The input quantiser of a unit, for code that can only express affine grids. Raises UserError where it is of another kind."""
+    if not isinstance(state.activation, AffineParams):
+        raise UserError(f"The input of unit {unit!r} has a {type(state.activation).__name__}; this format holds affine grids alone. Use an affine observer.")
+    return state.activation
 
 
 class QuantLayer(nn.Module):
@@ -43,26 +52,11 @@ class QuantLayer(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self.activation: AffineParams | None = None
-        self.keep_prob = 1.0
-        self.generator: torch.Generator | None = None
+        self.input = InputQuantizer()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The wrapped layer on the quantised input."""
-        return self.inner(self.quantize_input(x), *args, **kwargs)  # type: ignore[no-any-return]
-
-    def quantize_input(self, x: Tensor) -> Tensor:
-        """Fake-quantise `x`; each element stays float with probability 1 - keep_prob (QDrop's dropping).
-
-        References: Wei et al., QDrop, ICLR 2022, arXiv:2203.05740; `drop_prob` in its code is this keep probability.
-        """
-        if self.activation is None:
-            return x
-        quantized = fake_quantize(x, self.activation)
-        if self.keep_prob >= 1.0:
-            return quantized
-        kept = torch.empty_like(x).bernoulli_(self.keep_prob, generator=self.generator)
-        return torch.lerp(x, quantized, kept)
+        return self.inner(self.input(x), *args, **kwargs)  # type: ignore[no-any-return]
 
     def set_weight(self, weight: Tensor) -> None:
         """Point the layer at another float32 weight, without a copy."""
@@ -70,7 +64,7 @@ class QuantLayer(nn.Module):
 
     def set_state(self, state: UnitState) -> None:
         """Compute as `state` says; a float state leaves the weight as it is."""
-        self.activation = state.activation
+        self.input.params = state.activation
         if state.weight is not None:
             self.set_weight(state.weight.dequantize())
 

@@ -185,7 +185,7 @@ class _Walker:
         optimizer = torch.optim.Adam([p for r in roundings.values() for p in r.parameters()], lr=config.learning_rate, fused=True)
         images, channels = len(x_float), y_float.shape[self._channel_axis(y_float)]
         for layer in self._layers.values():
-            layer.keep_prob, layer.generator = config.keep_prob, generator
+            layer.input.keep_prob, layer.input.generator = config.keep_prob, generator
         with torch.enable_grad():
             for step in range(config.iterations):
                 picked = torch.randint(images, (min(config.batch_size, images),), generator=generator)
@@ -197,7 +197,7 @@ class _Walker:
                 torch.autograd.backward(loss)
                 optimizer.step()
         for layer in self._layers.values():
-            layer.keep_prob, layer.generator = 1.0, None
+            layer.input.keep_prob, layer.input.generator = 1.0, None
 
     def _mix(self, x_float: Tensor, x_quant: Tensor, generator: torch.Generator) -> Tensor:
         if self._config.keep_prob >= 1.0:

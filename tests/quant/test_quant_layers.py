@@ -15,28 +15,28 @@ from mpsearch.quant import QuantConv2d, QuantLinear, UnitState, affine_params, f
 def linear_layer(keep_prob: float, seed: int | None) -> tuple[QuantLinear, torch.Tensor]:
     x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
     layer = QuantLinear(nn.Linear(16, 4))
-    layer.activation = affine_params(x.min(), x.max(), 2, symmetric=False)
-    layer.keep_prob = keep_prob
-    layer.generator = None if seed is None else torch.Generator().manual_seed(seed)
+    layer.input.params = affine_params(x.min(), x.max(), 2, symmetric=False)
+    layer.input.keep_prob = keep_prob
+    layer.input.generator = None if seed is None else torch.Generator().manual_seed(seed)
     return layer, x
 
 
 def test_keep_prob_one_is_deterministic_and_draws_nothing():
     layer, x = linear_layer(1.0, 3)
-    state = layer.generator.get_state()
+    state = layer.input.generator.get_state()
     assert torch.equal(layer(x), layer(x))
-    assert torch.equal(layer.quantize_input(x), fake_quantize(x, layer.activation))
-    assert torch.equal(layer.generator.get_state(), state)
+    assert torch.equal(layer.input(x), fake_quantize(x, layer.input.params))
+    assert torch.equal(layer.input.generator.get_state(), state)
 
 
 def test_keep_prob_one_half_differs_between_calls_and_repeats_with_a_seed():
     layer, x = linear_layer(0.5, 3)
-    first, second = layer.quantize_input(x), layer.quantize_input(x)
+    first, second = layer.input(x), layer.input(x)
     assert not torch.equal(first, second)
     again, _ = linear_layer(0.5, 3)
-    assert torch.equal(again.quantize_input(x), first)
-    assert torch.equal(again.quantize_input(x), second)
-    quantized = fake_quantize(x, layer.activation)
+    assert torch.equal(again.input(x), first)
+    assert torch.equal(again.input(x), second)
+    quantized = fake_quantize(x, layer.input.params)
     assert ((first == x) | (first == quantized)).all()
     differ = quantized != x
     assert 0.4 < float((first == quantized)[differ].float().mean()) < 0.6
@@ -45,7 +45,7 @@ def test_keep_prob_one_half_differs_between_calls_and_repeats_with_a_seed():
 @pytest.mark.parametrize(("keep_prob", "low", "high"), [(0.9, 0.85, 0.95), (0.1, 0.05, 0.15), (0.0, 0.0, 0.0)])
 def test_keep_prob_is_the_share_that_is_quantised(keep_prob, low, high):
     layer, x = linear_layer(keep_prob, 1)
-    kept = (layer.quantize_input(x) == fake_quantize(x, layer.activation)).float().mean()
+    kept = (layer.input(x) == fake_quantize(x, layer.input.params)).float().mean()
     assert low <= float(kept) <= high
 
 

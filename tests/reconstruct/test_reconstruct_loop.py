@@ -131,7 +131,7 @@ def test_nothing_is_dropped_afterwards(tiny, monkeypatch, stopped):
     loop_wrap = loop.wrap
     monkeypatch.setattr(loop, "wrap", spy)
     kept = []
-    run(net, ReconstructionConfig(iterations=3, batch_size=8), on_block=lambda *_: kept.append([layer.keep_prob for layer in wrapped.values()]))
+    run(net, ReconstructionConfig(iterations=3, batch_size=8), on_block=lambda *_: kept.append([layer.input.keep_prob for layer in wrapped.values()]))
     assert kept == [[1.0] * 4] * 3
     assert all(layer.generator is None and "forward" not in layer.__dict__ for layer in wrapped.values())
 
@@ -146,7 +146,7 @@ def test_while_a_block_learns_its_units_drop_with_the_configured_probability(tin
 
     def watched(self, x):
         if torch.is_grad_enabled():
-            seen.add((self._name, *(layer.keep_prob for layer in wrapped.values())))
+            seen.add((self._name, *(layer.input.keep_prob for layer in wrapped.values())))
         return run_block(self, x)
 
     monkeypatch.setattr(loop, "wrap", spy)
