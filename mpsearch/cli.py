@@ -89,6 +89,11 @@ def run(  # long for its options alone
     a_bits: Annotated[int, typer.Option(help="Bits of every unit's input.")] = 8,
     objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated.")] = None,
     trials: Annotated[int, typer.Option(help="Assignments whose loss is measured.")] = 48,
+    first_last_bits: Annotated[int | None, typer.Option(help="Fix the first and the last unit, weights and inputs, at these bits.")] = None,
+    method: Annotated[str, typer.Option(help="Reconstruction: qdrop, brecq, adaround, attention_round or nearest, with :option=value.")] = "qdrop",
+    reconstruction_memory: Annotated[
+        str, typer.Option(help="Bound on the activations that the reconstruction stores; it uses fewer images to keep it.")
+    ] = "8GiB",
     iterations: Annotated[
         int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 80 on the embedded default.")
     ] = None,
@@ -130,7 +135,10 @@ def run(  # long for its options alone
             a_bits=a_bits,
             objectives=tuple(objective or DEFAULT_OBJECTIVES),
             trials=trials,
+            first_last_bits=first_last_bits,
+            method=method,
             iterations=iterations,
+            reconstruction_memory=reconstruction_memory,
             target=target,
             tables=tables,
             table=table,
@@ -216,7 +224,7 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of a study.")]) ->
 
 @app.command(name="list")
 def list_members(
-    what: Annotated[str, typer.Argument(help="objectives, observers, backends, roundings, budgets or models (timm's).")],
+    what: Annotated[str, typer.Argument(help="objectives, observers, backends, roundings, methods, budgets or models (timm's).")],
     pattern: Annotated[str, typer.Argument(help="Of the models, such as 'resnet*'.")] = "*",
 ) -> None:
     """What can be named on the command line."""
@@ -233,6 +241,10 @@ def _members(what: str, pattern: str) -> list[str]:
         from mpsearch.quant.rounding import ROUNDINGS
 
         return OBSERVERS.names() if what == "observers" else ROUNDINGS.names()
+    if what == "methods":
+        from mpsearch.reconstruct import METHODS
+
+        return METHODS.names()
     if what == "backends":
         from mpsearch.hardware import BACKENDS
 

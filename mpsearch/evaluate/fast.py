@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mpsearch.data import ImageSet
 from mpsearch.evaluate.metrics import kl_divergence, predict
 from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import AffineParams, UnitState, wrap
+from mpsearch.quant import ActivationQuantizer, UnitState, wrap
 
 
 class Quantizers(Protocol):
@@ -26,7 +26,7 @@ class Quantizers(Protocol):
     def weights(self) -> Mapping[str, Tensor]:
         """Unit -> float weight."""
 
-    def input_params(self, unit: str, candidate: Candidate) -> AffineParams:
+    def input_params(self, unit: str, candidate: Candidate) -> ActivationQuantizer:
         """Quantiser of a unit's input."""
 
     def state(self, unit: str, candidate: Candidate) -> UnitState:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from mpsearch.errors import BudgetError, OptionError, StudyError
+from mpsearch.reconstruct import METHODS
+from mpsearch.units import parse_quantity
 
 TARGETS = ("ort-cpu", "packed")
 DEFAULT_OBJECTIVES = ("output_mse", "weight_mse", "coding_length")
@@ -30,7 +32,10 @@ class RunConfig:
         a_bits: Input bits.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
         trials: Assignments whose loss is measured.
+        first_last_bits: Weight and input bits of the first and the last unit; None leaves them to the search.
+        method: Registered reconstruction method, with options.
         iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 200, or 80 on the embedded default.
+        reconstruction_memory: Bound on the activations that a reconstruction stores, such as `8GiB`; it uses fewer images to keep it.
         target: `ort-cpu` (packed checkpoint and ONNX) or `packed` (checkpoint alone, no latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
@@ -51,9 +56,12 @@ class RunConfig:
     evaluation_images: int | None = None
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     a_bits: int = 8
+    first_last_bits: int | None = None
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
     trials: int = 48
+    method: str = "qdrop"
     iterations: int | None = None
+    reconstruction_memory: str = "8GiB"
     target: str = "ort-cpu"
     tables: str = "latency_tables"
     table: str | None = None
@@ -66,6 +74,11 @@ class RunConfig:
             raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
         if not self.bits or not set(self.bits) <= set(range(2, 9)) or not 2 <= self.a_bits <= 8:
             raise OptionError(f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to 8.")
+        if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
+            raise OptionError(f"first_last_bits is {self.first_last_bits}; it must be 2 to 8, such as 8.")
+        METHODS.create(self.method)
+        if self.memory_bytes < 1:
+            raise OptionError(f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.")
         if self.target not in TARGETS:
             raise OptionError(f"The target {self.target!r} is not known; it may be {' or '.join(TARGETS)}.")
         if not self.objectives:
@@ -77,6 +90,12 @@ class RunConfig:
         if (self.model is None) != (self.data is None):
             given, lacking = ("--model", "--data") if self.data is None else ("--data", "--model")
             raise OptionError(f"{given} is given without {lacking}. Give both, or neither for the embedded model and digits.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """`reconstruction_memory` in bytes."""
+        value, dimension = parse_quantity(self.reconstruction_memory)
+        return int(value) if dimension == "bytes" else 0
 
     @property
     def steps(self) -> int:

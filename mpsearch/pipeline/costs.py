@@ -33,7 +33,8 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     integers = tuple(Candidate(bits, config.a_bits) for bits in sorted(config.bits, reverse=True))
     timed = any(Budget.parse(text).resource == "latency_us" for text in config.budgets)
     wide = (*integers, FLOAT) if timed else integers
-    candidates = tuple(wide if layer.name in subject.layout.weights else (FLOAT,) for layer in subject.graph.layers)
+    fixed = _fixed(subject, config)
+    candidates = tuple(fixed.get(layer.name, wide) if layer.name in subject.layout.weights else (FLOAT,) for layer in subject.graph.layers)
     size, bops = [], []
     for layer, choices in zip(subject.graph.layers, candidates, strict=True):
         size.append(tuple(float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0 for c in choices))
@@ -44,6 +45,15 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
         costs={"size_bytes": tuple(size), "bops": tuple(bops)},
         constants={"size_bytes": float(subject.layout.constant_bytes), "bops": 0.0},
     )
+
+
+def _fixed(subject: Subject, config: RunConfig) -> dict[str, tuple[Candidate, ...]]:
+    """The first and the last unit, and the units tied to them, where they are not left to the search."""
+    if config.first_last_bits is None:
+        return {}
+    ends, tie = {subject.units[0], subject.units[-1]}, {layer.name: layer.tie or layer.name for layer in subject.graph.layers}
+    heads = {tie[unit] for unit in ends}
+    return {unit: (Candidate(config.first_last_bits, config.first_last_bits),) for unit in subject.units if tie[unit] in heads}
 
 
 def resolve_budgets(subject: Subject, problem: Problem, config: RunConfig) -> tuple[Budget, ...]:

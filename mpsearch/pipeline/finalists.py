@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -27,13 +26,10 @@ from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import UnitState, affine_input, install
-from mpsearch.reconstruct import Calibration, ReconstructionConfig, reconstruct
+from mpsearch.quant import AffineParams, UnitState, affine_input, install
+from mpsearch.reconstruct import BlockResult, Calibration, ReconstructionConfig, images_within, reconstruct
 
 States = dict[str, UnitState]
-RECONSTRUCTION_BYTES = 8 * 2**30
-"""Bound on the activations that a reconstruction holds."""
-_STREAMS = 8  # two streams of the widest tensor, each with its input, its output, the copy that joins them, and one to spare
 
 
 @dataclass
@@ -55,6 +51,7 @@ class Workshop:
     progress: Progress
     _float_onnx: Any = None
     _reference: dict[str, Tensor] | None = None
+    _room: int | None = None
 
     def reference(self) -> dict[str, Tensor]:
         """The float model's logits on the search and evaluation images."""
@@ -93,39 +90,33 @@ class Workshop:
         return WholeRuns(**self.study.cached("whole-runs", [self.subject.hashes, table.device.to_json(), table.version, self.config.threads], measure))
 
     def reconstructed(self, assignment: Assignment, label: str) -> States:
-        """Learned codes of an assignment. Each block's are saved when it is done, so an interrupted call goes on behind them."""
-        start = self.calibration.states(assignment)
-        config = ReconstructionConfig(iterations=self.config.steps, seed=self.config.seed)
-        key = [self.subject.hashes, assignment.to_json(), config.__dict__, self.calibration.weight_observer, self.calibration.input_observer]
-        folder = self.study.step_path("blocks", key, "")
-        known = _known(folder, start)
-        if not config.iterations or set(known) >= {u for u, s in start.items() if s.weight is not None}:
-            return {**start, **known}
-        blocks = self.subject.blocks
+        """Learned states of an assignment. Each block's are saved when it is done, so an interrupted call goes on behind them."""
+        start, blocks = self.calibration.states(assignment), self.subject.blocks
+        config = ReconstructionConfig(iterations=self.config.steps, method=self.config.method, seed=self.config.seed)
+        inputs = self.subject.splits.calibration.inputs(slice(0, self._reconstruction_images()))
+        about = [self.subject.hashes, assignment.to_json(), config.__dict__, len(inputs), self.calibration.weight_observer, self.calibration.input_observer]
+        folder = self.study.step_path("blocks", about, "")
         done = 0
         with self.progress.task(f"reconstruct: {label}") as advance:
 
-            def keep(block: str, states: Mapping[str, UnitState], _: Any) -> None:
+            def keep(block: str, states: Mapping[str, UnitState], result: BlockResult | None) -> None:
                 nonlocal done
                 done += 1
-                path = folder / f"{files.digest(block)}.safetensors"
-                if states and not path.is_file():
-                    with files.replacing(path) as beside:
-                        save_file({u: s.weight.codes.to(torch.int8).contiguous() for u, s in states.items() if s.weight is not None}, beside)
-                advance(done, len(blocks))
+                if result is not None:
+                    with files.replacing(folder / str(result.phase) / f"{files.digest(block)}.safetensors") as beside:
+                        save_file(_learned_tensors(states), beside)
+                advance(done, max(done, len(blocks)))
 
-            images = self.subject.splits.calibration.inputs(slice(0, self._reconstruction_images()))
-            return reconstruct(self.subject.module, blocks, start, images, config, known=known, on_block=keep)
+            return reconstruct(self.subject.module, blocks, start, inputs, config, known=_known(folder, start), on_block=keep)
 
     def _reconstruction_images(self) -> int:
-        """As many calibration images as the two streams of the reconstruction have room for in `RECONSTRUCTION_BYTES`."""
-        layers = self.subject.graph.layers
-        widest = max(math.prod(shape) for layer in layers for shape in (*layer.input_shapes, layer.output_shape))
-        room = RECONSTRUCTION_BYTES // (_STREAMS * 4 * widest)
-        there = len(self.subject.splits.calibration)
-        if room < there:
-            self.progress.say(f"Reconstruction uses {max(1, room)} of {there} calibration images, to stay within {RECONSTRUCTION_BYTES / 2**30:.0f} GiB.")
-        return max(1, min(room, there))
+        """As many calibration images as the reconstruction has room for."""
+        calibration = self.subject.splits.calibration
+        if self._room is None:
+            self._room = images_within(self.subject.module, self.subject.blocks, calibration.inputs([0]), self.config.memory_bytes)
+            if self._room < len(calibration):
+                self.progress.say(f"Reconstruction uses {self._room} of {len(calibration)} calibration images, to store {self.config.reconstruction_memory}.")
+        return min(self._room, len(calibration))
 
     def search_loss(self, states: States) -> float:
         """KL to the float model on the search images."""
@@ -175,13 +166,24 @@ class Workshop:
         return about
 
 
-def _known(folder: Path, start: States) -> States:
-    known: States = {}
-    for path in sorted(folder.glob("[!.]*.safetensors")):
-        for unit, codes in load_file(path).items():
-            weight = start[unit].weight
-            if weight is not None:
-                known[unit] = replace(start[unit], weight=replace(weight, codes=codes.to(torch.int16)))
+def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:
+    """Codes and input scales, by unit."""
+    tensors = {f"{unit}|codes": s.weight.codes.to(torch.int8).contiguous() for unit, s in states.items() if s.weight is not None}
+    return tensors | {f"{unit}|input": s.activation.scale.clone() for unit, s in states.items() if isinstance(s.activation, AffineParams)}
+
+
+def _known(folder: Path, start: States) -> dict[int, States]:
+    """What an interrupted reconstruction had learned: phase -> unit -> state."""
+    known: dict[int, States] = {}
+    for path in sorted(folder.glob("[0-9]*/[!.]*.safetensors")):
+        tensors, phase = load_file(path), known.setdefault(int(path.parent.name), {})
+        for unit in {name.rpartition("|")[0] for name in tensors}:
+            state = start[unit]
+            if state.weight is not None:
+                state = replace(state, weight=replace(state.weight, codes=tensors[f"{unit}|codes"].to(torch.int16)))
+            if isinstance(state.activation, AffineParams):
+                state = replace(state, activation=replace(state.activation, scale=tensors[f"{unit}|input"]))
+            phase[unit] = state
     return known
 
 

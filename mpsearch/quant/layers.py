@@ -58,6 +58,10 @@ class QuantLayer(nn.Module):
         """The wrapped layer on the quantised input."""
         return self.inner(self.input(x), *args, **kwargs)  # type: ignore[no-any-return]
 
+    def inputs(self) -> tuple[InputQuantizer, ...]:
+        """The quantisers of what the layer reads."""
+        return (self.input,)
+
     def set_weight(self, weight: Tensor) -> None:
         """Point the layer at another float32 weight, without a copy."""
         self.inner.weight.data = weight

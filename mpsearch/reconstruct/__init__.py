@@ -1,6 +1,18 @@
 """From an assignment to a quantised model: range calibration, then reconstruction. One loop; methods are policies given to it."""
 
 from mpsearch.reconstruct.calibrate import Calibration, calibrate
-from mpsearch.reconstruct.loop import ReconstructionConfig, reconstruct
+from mpsearch.reconstruct.learn import BlockResult, ReconstructionConfig
+from mpsearch.reconstruct.loop import images_within, reconstruct
+from mpsearch.reconstruct.methods import METHODS, Method, Phase
 
-__all__ = ["Calibration", "ReconstructionConfig", "calibrate", "reconstruct"]
+__all__ = [
+    "METHODS",
+    "BlockResult",
+    "Calibration",
+    "Method",
+    "Phase",
+    "ReconstructionConfig",
+    "calibrate",
+    "images_within",
+    "reconstruct",
+]

@@ -1,219 +1,180 @@
-"""The one reconstruction loop: each block of the network, in order, learns its rounding against the float block's output.
+"""The one reconstruction loop: each block of the network, in order, learns against the float block's output.
 
-The whole calibration set walks through the network once. The batch holds two streams, 2N x ...: the first N images pass through the float
-blocks, the last N through the quantised ones, so that at each block its float input, its quantised input and its float output are at
-hand without ever running a prefix again. A layer is a block of one.
+The whole calibration set walks through the network once for each phase of the method (`walk`). A chunk of the walk holds two streams: its
+first half passes through the float blocks, its second half through the quantised ones, so that at each block its float input, its
+quantised input and its float output are at hand. A layer is a block of one.
 
 References: Li et al., BRECQ, ICLR 2021 (blocks); Wei et al., QDrop, ICLR 2022, arXiv:2203.05740 (input mixing, dropping).
-Differs from QDrop in: a unit's quantiser sits on its input, step sizes of activations are not learned here, and a block whose learned
-rounding is no better than nearest rounding on the calibration images keeps nearest rounding.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpsearch.errors import ModelError
-from mpsearch.quant import QuantConv2d, QuantLayer, UnitState, wrap
-from mpsearch.quant.rounding import ROUNDINGS, Rounding
+from mpsearch.errors import DataError, ModelError
+from mpsearch.quant import UnitState, wrap
+from mpsearch.reconstruct.fisher import fisher_weights
+from mpsearch.reconstruct.learn import BlockData, BlockResult, ReconstructionConfig, channel_axis, install, learn_block
+from mpsearch.reconstruct.methods import METHODS, Phase
+from mpsearch.reconstruct.rows import Rows
+from mpsearch.reconstruct.walk import CHUNK, Answer, Halt, bytes_for_image, walk
 
-CHUNK = 64  # images of a forward pass outside the learning steps
+Blocks = Sequence[tuple[str, Sequence[str]]]
+OnBlock = Callable[[str, dict[str, UnitState], BlockResult | None], None]
 
 
-@dataclass(frozen=True)
-class ReconstructionConfig:
-    """How long and how a block learns.
+def images_within(module: nn.Module, blocks: Blocks, image: Tensor, memory_bytes: int) -> int:
+    """How many calibration images a reconstruction may use so that what it stores stays within `memory_bytes`, at least 1.
 
     Args:
-        iterations: Steps for each block; 0 keeps nearest rounding everywhere.
-        batch_size: Images of a step.
-        learning_rate: Of Adam on the rounding variables.
-        keep_prob: Probability that an element of the block's input, and of each unit's input in it, is quantised (1 drops nothing).
-        rounding: Registered rounding policy.
-        seed: Of the batches and the dropping.
+        module: Float model in eval mode.
+        blocks: As for `reconstruct`.
+        image: 1 x C x H x W.
+        memory_bytes: Bound on the inputs and outputs of blocks that are held; a chunk's own forward pass and a learning step come on top.
     """
-
-    iterations: int = 500
-    batch_size: int = 32
-    learning_rate: float = 1e-2
-    keep_prob: float = 0.5
-    rounding: str = "adaround"
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class BlockResult:
-    """Mean squared error of one block's output on the calibration images, with nearest and with learned rounding."""
-
-    block: str
-    nearest_mse: float
-    learned_mse: float
+    return max(1, memory_bytes // bytes_for_image(module, [name for name, _ in blocks], image))
 
 
 def reconstruct(
     module: nn.Module,
-    blocks: Sequence[tuple[str, Sequence[str]]],
+    blocks: Blocks,
     states: Mapping[str, UnitState],
     inputs: Tensor,
     config: ReconstructionConfig,
     *,
-    known: Mapping[str, UnitState] | None = None,
-    on_block: Callable[[str, dict[str, UnitState], BlockResult | None], None] | None = None,
+    known: Mapping[int, Mapping[str, UnitState]] | None = None,
+    on_block: OnBlock | None = None,
 ) -> dict[str, UnitState]:
-    """Learn the rounding of every unit.
+    """Learn codes and step sizes of every unit, as the method of `config` says.
 
     Args:
         module: Float model in eval mode; left as found.
-        blocks: (module name, names of its units with weights), in order of execution.
+        blocks: (module name, names of its units), in order of execution.
         states: Where to start: each unit rounded to nearest.
         inputs: N x C x H x W normalised calibration images.
         config: How long and how.
-        known: Units that an interrupted call with the same arguments had learned: their blocks are not learned again.
-        on_block: Called after each block with its name, the states of its units, and its errors (None where it was known or has no weights).
-    Returns: The states with learned codes.
-    Raises: ModelError: A block returns something that is not one tensor with the images on axis 0.
+        known: Phase -> units that an interrupted call with the same arguments had learned in it: their blocks are not learned again.
+        on_block: Called after each block with its name, the states of its units, and what it gained (None where it was known or has no units).
+    Returns: The learned states.
+
+    Raises:
+        DataError: There is no image.
+        ModelError: A block reads something else than one tensor with the images on axis 0, or gives NaN or infinity.
     """
-    if config.iterations == 0 or not ROUNDINGS.create(config.rounding).learned:
-        return dict(states)
-    quantized = copy.deepcopy(module)
-    layers = wrap(quantized, [unit for unit, state in states.items() if state.weight is not None])
-    for unit, layer in layers.items():
-        layer.set_state(states[unit])
-    learned = {**states, **(known or {})}
-    walkers = [_Walker(module.get_submodule(name), quantized, name, {u: layers[u] for u in units if u in layers}, config) for name, units in blocks]
-    try:
-        for index, walker in enumerate(walkers):
-            skip = set(walker.units) <= set(known or {})
-            walker.enter(learned, len(inputs), None if skip else config.seed + index, on_block)
-        with torch.no_grad():
-            quantized(torch.cat([inputs, inputs]))
-    finally:
-        for walker in walkers:
-            walker.leave()
+    method = METHODS.create(config.method)
+    phases = method.phases() if config.iterations else []
+    if not len(inputs):
+        raise DataError("Reconstruction got no images. Give at least one calibration image.")
+    learned = dict(states)
+    if not phases:
+        return learned
+    blocks = [(unit, [unit]) for _, units in blocks for unit in units] if method.layerwise else blocks
+    weights = fisher_weights(module, [name for name, _ in blocks], inputs, config.seed) if method.loss == "fisher" else {}
+    for number, phase in enumerate(phases):
+        walker = _Walker(module, blocks, learned, phase, number, config, weights, (known or {}).get(number, {}), on_block)
+        learned = walker.run(inputs)
     return learned
 
 
 class _Walker:
-    """Stands in for one block of the quantised network while the two streams pass through it."""
+    """One phase: a quantised copy of the network, whose blocks learn as the images come to them."""
 
-    def __init__(self, float_block: nn.Module, quantized: nn.Module, name: str, layers: dict[str, QuantLayer], config: ReconstructionConfig) -> None:
-        self._float, self._block = float_block, quantized.get_submodule(name)
-        self._name, self._layers, self._config = name, layers, config
-        self._forward = self._block.forward
-
-    @property
-    def units(self) -> list[str]:
-        """Names of the units that learn."""
-        return list(self._layers)
-
-    def enter(
+    def __init__(
         self,
-        learned: dict[str, UnitState],
-        images: int,
-        seed: int | None,
-        on_block: Callable[[str, dict[str, UnitState], BlockResult | None], None] | None,
+        module: nn.Module,
+        blocks: Blocks,
+        states: dict[str, UnitState],
+        phase: Phase,
+        number: int,
+        config: ReconstructionConfig,
+        weights: Mapping[str, Tensor],
+        known: Mapping[str, UnitState],
+        on_block: OnBlock | None,
     ) -> None:
-        """From now on the block learns when it is first called, and writes what it learned into `learned`; without a seed it takes what is there."""
-        done = False
+        self._module, self._blocks, self._phase, self._number, self._config = module, blocks, phase, number, config
+        self._weights, self._known, self._on_block = weights, known, on_block
+        self._states = {**states, **known}
+        self._network = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        quantized = [unit for unit, state in states.items() if not state.candidate.is_float]
+        self._layers = wrap(self._network, quantized)
+        install(self._layers, {unit: self._shown(self._states[unit]) for unit in quantized})
+        self._forwards = [self._network.get_submodule(name).forward for name, _ in blocks]
+        self._done: set[int] = set()
 
-        def forward(both: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            nonlocal done
-            if not isinstance(both, Tensor) or len(both) % (2 * images) or any(isinstance(a, Tensor) for a in (*args, *kwargs.values())):
-                raise ModelError(f"Block {self._name!r} does not read one tensor with the images on axis 0. Run with --iterations 0 (nearest rounding).")
-            half = len(both) // 2  # a multiple of the images where windows were cut out of them
-            x_float, x_quant = both[:half], both[half:]
-            y_float = _chunked(lambda x: self._float(x, *args, **kwargs), x_float)
-            self._forward_args = (args, kwargs)
-            if not done:
-                self._install(learned)
-                result = None if seed is None else self._learn(x_float, x_quant, y_float, learned, seed)
-                if on_block is not None:
-                    on_block(self._name, {unit: learned[unit] for unit in self._layers}, result)
-            done = True
-            return torch.cat([y_float, _chunked(self._run, x_quant)])
+    def run(self, inputs: Tensor) -> dict[str, UnitState]:
+        """Walk, learn, and return the states."""
+        chunks = [torch.cat([part, part]) for part in torch.split(_channels_last(inputs), CHUNK)]
+        self._images = len(inputs)
+        walk(self._network, [name for name, _ in self._blocks], chunks, self._at_block)
+        return self._states
 
-        self._block.forward = forward
+    def _shown(self, state: UnitState) -> UnitState:
+        return state if self._phase.activations else replace(state, activation=None, second=None)
 
-    def leave(self) -> None:
-        """Undo `enter`."""
-        self._block.__dict__.pop("forward", None)
+    def _at_block(self, index: int, halts: list[Halt]) -> Answer:
+        name, args, kwargs = self._blocks[index][0], halts[0].args, halts[0].kwargs
+        original, forward = self._module.get_submodule(name), self._forwards[index]
+        layers = {unit: self._layers[unit] for unit in self._blocks[index][1] if unit in self._layers}
+        data = self._gather(name, halts, lambda x: original(x, *args, **kwargs), layers)
 
-    def _run(self, x: Tensor) -> Tensor:
-        args, kwargs = self._forward_args
-        return self._forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+        def run(x: Tensor) -> Tensor:
+            return forward(x, *args, **kwargs)  # type: ignore[no-any-return]
 
-    def _learn(self, x_float: Tensor, x_quant: Tensor, y_float: Tensor, learned: dict[str, UnitState], seed: int) -> BlockResult:
-        nearest_mse = self._mse(x_quant, y_float)
-        policy = ROUNDINGS.create(self._config.rounding)
-        roundings: dict[str, Rounding] = {}
-        for unit, layer in self._layers.items():
-            tensor = learned[unit].weight
-            if tensor is None:
-                raise ModelError(f"Unit {unit!r} has no quantised weight to learn.")
-            roundings[unit] = policy.start(self._float_weight(unit), tensor.params)
-            del layer.inner._parameters["weight"]
-        self._descend(roundings, x_float, x_quant, y_float, seed)
-        trial = {unit: replace(learned[unit], weight=rounding.hard()) for unit, rounding in roundings.items()}
-        self._install(trial)
-        learned_mse = self._mse(x_quant, y_float)
-        if learned_mse < nearest_mse:
-            learned.update(trial)
-        else:
-            self._install({unit: learned[unit] for unit in self._layers})
-        return BlockResult(self._name, nearest_mse, learned_mse)
+        if index not in self._done:
+            self._done.add(index)
+            self._learn(index, run, layers, data)
 
-    def _float_weight(self, unit: str) -> Tensor:
-        inside = unit[len(self._name) :].lstrip(".")
-        weight: Tensor = self._float.get_submodule(inside).get_parameter("weight")
-        return weight.detach()
+        def answer(number: int) -> Tensor:
+            x_quant, y = data.chunk(number)
+            return torch.cat([y, run(x_quant)])
 
-    def _install(self, states: Mapping[str, UnitState]) -> None:
-        for unit, layer in self._layers.items():
-            layer.inner.__dict__.pop("weight", None)
-            layer.inner.register_parameter("weight", nn.Parameter(torch.empty(0), requires_grad=False))
-            layer.set_state(states[unit])
+        return answer
 
-    def _descend(self, roundings: Mapping[str, Rounding], x_float: Tensor, x_quant: Tensor, y_float: Tensor, seed: int) -> None:
-        config = self._config
-        generator = torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.Adam([p for r in roundings.values() for p in r.parameters()], lr=config.learning_rate, fused=True)
-        images, channels = len(x_float), y_float.shape[self._channel_axis(y_float)]
-        for layer in self._layers.values():
-            layer.input.keep_prob, layer.input.generator = config.keep_prob, generator
-        with torch.enable_grad():
-            for step in range(config.iterations):
-                picked = torch.randint(images, (min(config.batch_size, images),), generator=generator)
-                x = self._mix(x_float[picked], x_quant[picked], generator)
-                for unit, layer in self._layers.items():
-                    layer.inner.__dict__["weight"] = roundings[unit].soft(step / config.iterations)
-                loss = (self._run(x) - y_float[picked]).square().mean() * channels
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                optimizer.step()
-        for layer in self._layers.values():
-            layer.input.keep_prob, layer.input.generator = 1.0, None
+    def _gather(self, name: str, halts: list[Halt], original: Callable[[Tensor], Tensor], layers: Mapping[str, Any]) -> BlockData:
+        """Move what the chunks bring into rows, and run the float block on it."""
+        sizes = [len(halt.x) // 2 for halt in halts]
+        rows, start, same = sum(sizes), 0, True
+        if any(len(halt.x) % 2 for halt in halts) or rows % self._images:
+            raise ModelError(f"Block {name!r} does not read one tensor with the images on axis 0. Use --method nearest.")
+        x, outputs = Rows(halts[0].x, 2 * rows), None
+        for size, halt in zip(sizes, halts, strict=True):
+            x_float, x_quant = halt.x[:size], halt.x[size:]
+            y = original(x_float)
+            if not (isinstance(y, Tensor) and len(y) == size and torch.isfinite(y).all() and torch.isfinite(x_quant).all()):
+                raise ModelError(_unusable(name, y))
+            same = same and torch.equal(x_float, x_quant)
+            outputs = outputs or Rows(y, rows)
+            outputs.write(start, y)
+            x.adopt(2 * start, halt.x)
+            start += size
+        assert outputs is not None  # there is at least one chunk
+        return BlockData(x, outputs, sizes, same, self._weights.get(name), channel_axis(y, layers))
 
-    def _mix(self, x_float: Tensor, x_quant: Tensor, generator: torch.Generator) -> Tensor:
-        if self._config.keep_prob >= 1.0:
-            return x_quant
-        return torch.lerp(x_float, x_quant, torch.empty_like(x_float).bernoulli_(self._config.keep_prob, generator=generator))
-
-    def _channel_axis(self, y: Tensor) -> int:
-        """Axis that the loss sums over: 1 behind convolutions (N x C x H x W), the last in blocks of linear layers (N x T x C, N x H x W x C)."""
-        return 1 if y.ndim == 4 and any(isinstance(layer, QuantConv2d) for layer in self._layers.values()) else -1
-
-    def _mse(self, x: Tensor, target: Tensor) -> float:
-        error = 0.0
-        for part, wanted in zip(torch.split(x, CHUNK), torch.split(target, CHUNK), strict=True):
-            error += float((self._run(part) - wanted).double().square().sum())
-        return error / target.numel()
+    def _learn(self, index: int, run: Callable[[Tensor], Tensor], layers: Mapping[str, Any], data: BlockData) -> None:
+        name, result = self._blocks[index][0], None
+        if layers and not set(layers) <= set(self._known):
+            weights = {unit: self._module.get_submodule(unit).get_parameter("weight") for unit in layers if self._states[unit].weight is not None}
+            start = {unit: self._shown(self._states[unit]) for unit in layers}
+            seed = self._config.seed + 1000 * self._number + index
+            found, before, after, steps = learn_block(run, layers, weights, start, data, self._phase, self._config, seed)
+            for unit, state in found.items():
+                self._states[unit] = state if self._phase.activations else replace(self._states[unit], weight=state.weight)
+            result = BlockResult(name, before, after, steps, self._number)
+        if self._on_block is not None:
+            self._on_block(name, {unit: self._states[unit] for unit in layers}, result)
 
 
-def _chunked(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.cat([function(part) for part in torch.split(x, CHUNK)])
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _unusable(name: str, y: Any) -> str:
+    if isinstance(y, Tensor) and not torch.isfinite(y).all():
+        return f"Block {name!r} gives NaN or infinity on the calibration images. Check the weights and the normalisation of the images."
+    return f"Block {name!r} does not give one tensor with the images on axis 0, or reads NaN or infinity. Use --method nearest."

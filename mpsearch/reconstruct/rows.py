@@ -1,0 +1,46 @@
+"""Rows of a tensor that many images share: written chunk by chunk, read by random batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """N x ..., in the memory layout of the first part, so that a row of a channels_last tensor is one stretch of memory.
+
+    Args:
+        example: A part; its layout, type and device are taken.
+        count: N.
+    """
+
+    def __init__(self, example: Tensor, count: int) -> None:
+        last = example.ndim == 4 and example.is_contiguous(memory_format=torch.channels_last) and not example.is_contiguous()
+        self._order = (0, 2, 3, 1) if last else tuple(range(example.ndim))
+        self._inverse = (0, 3, 1, 2) if last else self._order
+        self._data = example.new_empty((count, *(example.shape[axis] for axis in self._order[1:])))
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def write(self, start: int, part: Tensor) -> None:
+        """Put `part` behind row `start`."""
+        self._data[start : start + len(part)] = part.permute(self._order)
+
+    def adopt(self, start: int, part: Tensor) -> None:
+        """As `write`; from then on `part` is a view of these rows, and its own memory is given back even where others still hold it."""
+        self.write(start, part)
+        part.data = self.read(start, start + len(part))
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows start .. stop, without a copy."""
+        return self._data[start:stop].permute(self._inverse)
+
+    def take(self, picked: Tensor) -> Tensor:
+        """The rows of the given indices, a copy."""
+        return self._data.index_select(0, picked).permute(self._inverse)
+
+    @property
+    def shape(self) -> torch.Size:
+        """N x ...."""
+        return self._data.permute(self._inverse).shape
