@@ -1,5 +1,6 @@
 """Models: loading them, folding their batch norms, and finding their units, blocks and ties. Knows no hardware and no search."""
 
+from mpsearch.models import qmlp as qmlp  # timm finds the models that are registered there
 from mpsearch.models.blocks import Block
 from mpsearch.models.fold import find_foldable, fold_batch_norm
 from mpsearch.models.graph import ModelGraph, analyze

@@ -85,7 +85,12 @@ def _doors(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
     modules = [network.get_submodule(name) for name in names]
 
     def door(index: int) -> Callable[..., Any]:
-        return lambda x=None, *args, **kwargs: getcurrent().parent.switch(Halt(index, x, args, kwargs))
+        def halt(x: Any = None, *args: Any, **kwargs: Any) -> Any:
+            walker = getcurrent().parent
+            assert walker is not None  # the root alone has no parent, and the walk runs every chunk in a coroutine of its own
+            return walker.switch(Halt(index, x, args, kwargs))
+
+        return halt
 
     try:
         for index, module in enumerate(modules):
