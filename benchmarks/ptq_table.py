@@ -94,7 +94,7 @@ def cells(models: list[str]) -> list[tuple[int, str, str, str]]:
     """(seed, bits, model, method), those that say most first."""
     found = []
     for seed in range(3):
-        for rank, bits in enumerate(BITS + ["W6A6"]):
+        for rank, bits in enumerate([*BITS, "W6A6"]):
             for model in models:
                 allowed = MOBILENET_BITS if model == "mobilenet" else BITS
                 if bits in allowed and seed < SEEDS.get(model, 1):
@@ -141,7 +141,7 @@ def write(arguments: argparse.Namespace, done: dict[tuple[Any, ...], dict[str, A
     lines = [
         "# Reconstruction methods on real weights\n",
         f"`python benchmarks/ptq_table.py --models {' '.join(arguments.models)} --iterations {arguments.iterations}`, {versions}, {identity()}.",
-        f"{len(rows)} of {len(wanted)} runs are done. Top-1 (KL to the float model); mean +- standard deviation over seeds where there are several, with their number.",
+        f"{len(rows)} of {len(wanted)} runs are done. Top-1 (KL to the float model); mean +- standard deviation (number of seeds).",
         "First and last layer W8A8. Seed 0 to 2 for calibration images, batches and dropping.\n",
         "| model | float | images: calibration, evaluation | bits | " + " | ".join(METHODS) + " |",
         "|---" * (4 + len(METHODS)) + "|",

@@ -345,7 +345,7 @@ def _tell(result: dict[str, Any], report: Path) -> None:
         value = best["predicted"][budget.resource] if got is None else got
         _say(f"Budget {budget.text}: {kept} {format_quantity(value, budget.resource)} of {format_quantity(budget.limit, budget.resource)}.")
     artifact, metrics = best["artifact"], best["metrics"]
-    _say(f"Chosen: {best['label']}; the proxy's optimum is {best['proxy']['status']} ({best['proxy']['found_by']}).")
+    _say(f"Chosen: {best['label']} ({best['reason']}); the proxy's optimum is {best['proxy']['status']} ({best['proxy']['found_by']}).")
     _say(f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with mpsearch.load.")
     if "onnx" in artifact:
         units = f"8-bit containers, {format_bytes(artifact['onnx_bytes'])}"

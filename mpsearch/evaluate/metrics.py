@@ -79,5 +79,17 @@ def compare(logits: Tensor, reference: Tensor, labels: Tensor | None = None) -> 
 
 def kl_divergence(logits: Tensor, reference: Tensor) -> float:
     """Mean over images of KL(softmax(reference) || softmax(logits)), in nats, in float64."""
+    return max(float(kl_by_image(logits, reference).mean()), 0.0)  # in this order: max(0.0, nan) is 0.0
+
+
+def kl_by_image(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(softmax(reference) || softmax(logits)) of each image, N float64, in nats."""
     p, q = F.log_softmax(reference.double(), 1), F.log_softmax(logits.double(), 1)
-    return max(float((p.exp() * (p - q)).sum(1).mean()), 0.0)  # in this order: max(0.0, nan) is 0.0
+    return (p.exp() * (p - q)).sum(1)
+
+
+def clearly_lower(loss: Tensor, other: Tensor) -> bool:
+    """Whether the mean of `loss` is below that of `other` by more than two standard errors of their difference; N losses each, of the same images."""
+    difference = (other - loss).double()
+    error = difference.std(correction=0) / math.sqrt(len(difference))
+    return bool(difference.mean() > 2 * error)

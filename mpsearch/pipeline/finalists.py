@@ -17,7 +17,7 @@ from mpsearch import files
 from mpsearch.deploy.onnx import export_float, measure_onnx, quantize_onnx, run_onnx, save_onnx
 from mpsearch.deploy.packed import load_packed, save_packed
 from mpsearch.errors import MpsearchError
-from mpsearch.evaluate import Metrics, compare, predict
+from mpsearch.evaluate import Metrics, compare, kl_by_image, predict
 from mpsearch.hardware import LatencyTable
 from mpsearch.models import build_model
 from mpsearch.pipeline.config import RunConfig
@@ -118,9 +118,9 @@ class Workshop:
                 self.progress.say(f"Reconstruction uses {self._room} of {len(calibration)} calibration images, to store {self.config.reconstruction_memory}.")
         return min(self._room, len(calibration))
 
-    def search_loss(self, states: States) -> float:
-        """KL to the float model on the search images."""
-        return compare(predict(install(self.subject.module, states), self.subject.splits.search), self.reference()["search"]).kl
+    def search_losses(self, states: States) -> Tensor:
+        """KL to the float model of each search image."""
+        return kl_by_image(predict(install(self.subject.module, states), self.subject.splits.search), self.reference()["search"])
 
     def measured(self, states: States) -> dict[str, Any]:
         """Written, weighed, timed and evaluated; the files are thrown away. Cached by the codes and the device-independent inputs."""
@@ -130,7 +130,7 @@ class Workshop:
     def _measure(self, states: States) -> dict[str, Any]:
         images = self.subject.splits.evaluation
         metrics = compare(predict(install(self.subject.module, states), images), self.reference()["evaluation"], images.labels)
-        result: dict[str, Any] = {"metrics": metrics.to_json(), "search_kl": self.search_loss(states)}
+        result: dict[str, Any] = {"metrics": metrics.to_json(), "search_kl": float(self.search_losses(states).mean())}
         with tempfile.TemporaryDirectory() as folder:
             result["size_bytes"] = save_packed(Path(folder) / "model.safetensors", self.subject.layout, self.subject.module, states)
             if self.config.target != "packed":

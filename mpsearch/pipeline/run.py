@@ -14,7 +14,7 @@ from torch import nn
 from mpsearch import files
 from mpsearch.data import ImageSet, make_splits
 from mpsearch.errors import InfeasibleError
-from mpsearch.evaluate import FastEvaluator, compare
+from mpsearch.evaluate import FastEvaluator, clearly_lower, compare
 from mpsearch.hardware import LatencyTable
 from mpsearch.models import from_module
 from mpsearch.pipeline.config import RunConfig
@@ -170,7 +170,7 @@ def _keeps(problem: Problem, indices: Sequence[int], limits: Sequence[Budget]) -
 
 
 def _finish(problem: Problem, budgets: Sequence[Budget], found: dict[str, Any], workshop: Workshop, about: dict[str, Any]) -> dict[str, Any]:
-    """Steps 5 and 6: rows of the results table; the finalists are reconstructed, and the one of least loss on the search images is chosen."""
+    """Steps 5 and 6: rows of the results table; the finalists are reconstructed, and one is chosen."""
     uniforms = _uniforms(problem, workshop.config)
     shown = {f"uniform {name}": indices for name, indices in uniforms.items() if name[:2] in ("W8", "W6", "W4") or indices == found["uniform"]}
     finalists = {f"exact optimum of {found['proxy']}": found["optimum"].indices, "best of the study": found["best"].indices}
@@ -183,9 +183,10 @@ def _finish(problem: Problem, budgets: Sequence[Budget], found: dict[str, Any], 
             row["reconstructed"] = workshop.measured(learned[indices])
         rows.append(row)
     done = [row for row in rows if "reconstructed" in row]
-    chosen = min(done, key=lambda row: row["reconstructed"]["search_kl"])
+    chosen, reason = _choose(done, found["uniform"], learned, workshop)
     best = {
         "label": chosen["label"],
+        "reason": reason,
         "assignment": chosen["assignment"],
         "indices": chosen["indices"],
         "budgets": [b.to_json() for b in budgets],
@@ -195,6 +196,17 @@ def _finish(problem: Problem, budgets: Sequence[Budget], found: dict[str, Any], 
         "proxy": {"objective": found["proxy"], "status": found["optimum"].status, "found_by": found["optimum"].found_by},
     }
     return {"rows": [_float_row(workshop, about), *rows], "best": best, "states": learned[tuple(chosen["indices"])], "journal": found["journal"]}
+
+
+def _choose(done: list[dict[str, Any]], uniform: tuple[int, ...] | None, learned: dict[tuple[int, ...], Any], workshop: Workshop) -> tuple[dict[str, Any], str]:
+    """The finalist of least loss on the search images; but the uniform one where that is better by no more than chance."""
+    best = min(done, key=lambda row: row["reconstructed"]["search_kl"])
+    plain = next((row for row in done if tuple(row["indices"]) == uniform), None)
+    if plain is None or plain is best:
+        return best, "least loss on the search images"
+    if clearly_lower(*(workshop.search_losses(learned[tuple(row["indices"])]) for row in (best, plain))):
+        return best, f"least loss on the search images, by more than two standard errors below {plain['label']}"
+    return plain, f"{best['label']} is better on the search images by less than two standard errors"
 
 
 def _row(label: str, problem: Problem, indices: Sequence[int], budgets: Sequence[Budget], workshop: Workshop) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mpsearch.errors import MpsearchError
-from mpsearch.evaluate import FastEvaluator, Metrics, compare, predict
+from mpsearch.evaluate import FastEvaluator, Metrics, clearly_lower, compare, kl_by_image, predict
 from mpsearch.evaluate.metrics import kl_divergence
 from mpsearch.quant import install
 
@@ -169,3 +169,23 @@ def test_a_quantised_model_that_breaks_measures_nan(tiny, monkeypatch):
     broken[0, 0] = float("nan")
     monkeypatch.setattr(fast, "logits", lambda _: broken)
     assert math.isnan(fast.measure(net.uniform("W4A8")))
+
+
+def test_a_loss_is_clearly_lower_only_beyond_two_standard_errors():
+    noise = torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
+    noise = (noise - noise.mean()) / noise.std(correction=0)  # the standard error of its mean is 0.05
+    base = torch.rand(400).double()
+    assert clearly_lower(base, base + noise + 0.11)
+    assert not clearly_lower(base, base + noise + 0.09)
+    assert not clearly_lower(base + noise + 0.11, base)
+    assert not clearly_lower(base, base)
+
+
+def test_the_mean_over_images_of_the_kl_is_the_kl():
+    a, b = torch.randn(2, 50, 7, generator=torch.Generator().manual_seed(1))
+    by_image = kl_by_image(a, b)
+    assert by_image.shape == (50,)
+    assert (by_image >= 0).all()
+    assert float(by_image.mean()) == pytest.approx(compare(a, b).kl)
+    p, q = b[3].double().softmax(0), a[3].double().softmax(0)
+    assert float(by_image[3]) == pytest.approx(float((p * (p / q).log()).sum()))
