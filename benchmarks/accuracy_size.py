@@ -29,6 +29,7 @@ MODELS = {
         "calibration_data": "images/imagenet_calib_1000.zip",
         "calibration_images": 256,
         "search_images": 128,
+        "evaluation_images": 500,
         "iterations": 60,
     },
 }

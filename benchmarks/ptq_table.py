@@ -64,16 +64,16 @@ class Subject:
         example = self.splits.calibration.inputs([0])
         self.module = fold_batch_norm(module, find_foldable(trace_model(module, example), module))
         graph = analyze(self.module, example)
-        self.units = [layer.name for layer in graph.layers if layer.op != "matmul"]
-        blocks = [(block.name, [u for u in block.units if u in self.units]) for block in graph.blocks]
-        self.blocks = [block for block in blocks if block[1]]
-        self.calibration = calibrate(self.module, self.units, (x for x, _ in self.splits.calibration.batches(64)), seed=seed)
+        self.units = [layer.name for layer in graph.layers if layer.weight_shape]
+        self.products = [layer.name for layer in graph.layers if not layer.weight_shape]
+        self.blocks = [(block.name, list(block.units)) for block in graph.blocks if not set(block.units) <= set(self.products)]
+        self.calibration = calibrate(self.module, [*self.units, *self.products], (x for x, _ in self.splits.calibration.batches(64)), seed=seed)
         self.float_logits = predict(self.module, self.splits.evaluation)
 
     def measure(self, bits: str, method: str, iterations: int, seed: int) -> dict[str, Any]:
         """One cell."""
         ends = {self.units[0], self.units[-1]}
-        assignment = Assignment(tuple((u, Candidate(8, 8) if u in ends else Candidate.parse(bits)) for u in self.units))
+        assignment = Assignment(tuple((u, Candidate(8, 8) if u in ends else Candidate.parse(bits)) for u in (*self.units, *self.products)))
         start, began = self.calibration.states(assignment), time.monotonic()
         config = ReconstructionConfig(iterations=iterations, method=method, seed=seed)
         states = reconstruct(self.module, self.blocks, start, self.splits.calibration.inputs(), config)
@@ -142,7 +142,7 @@ def write(arguments: argparse.Namespace, done: dict[tuple[Any, ...], dict[str, A
         "# Reconstruction methods on real weights\n",
         f"`python benchmarks/ptq_table.py --models {' '.join(arguments.models)} --iterations {arguments.iterations}`, {versions}, {identity()}.",
         f"{len(rows)} of {len(wanted)} runs are done. Top-1 (KL to the float model); mean +- standard deviation (number of seeds).",
-        "First and last layer W8A8. Seed 0 to 2 for calibration images, batches and dropping.\n",
+        "First and last layer W8A8; both products of attention at the bits of activations. Seeds decide calibration images, batches, dropping.\n",
         "| model | float | images: calibration, evaluation | bits | " + " | ".join(METHODS) + " |",
         "|---" * (4 + len(METHODS)) + "|",
     ]

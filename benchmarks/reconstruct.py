@@ -39,7 +39,7 @@ from mpsearch.reconstruct import loop as ours
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))
 sys.path.insert(0, str(ROOT / "examples"))
-REG, WARMUP, BETA = 0.01, 0.2, (20.0, 2.0)
+REG, WARMUP, BETA = 0.1, 0.2, (20.0, 2.0)
 
 
 class TextbookLayer(nn.Module):
@@ -91,7 +91,7 @@ def textbook(block: nn.Module, data: object, layers: dict[str, TextbookLayer], i
     rows = data.rows(torch.device("cpu"))
     x_float, x_quant = (data.x.read(0, len(data.x))[r].contiguous() for r in rows)
     y_float = data.y.read(0, len(data.y)).contiguous()
-    rounding = torch.optim.Adam([layer.alpha for layer in layers.values()], lr=1e-2)
+    rounding = torch.optim.Adam([layer.alpha for layer in layers.values()], lr=min(0.1, 20 / iterations))
     steps = torch.optim.Adam([layer.step for layer in layers.values()], lr=4e-5)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps, iterations)
     for i in range(iterations):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mpsearch.data import ImageSet
 from mpsearch.evaluate.metrics import kl_divergence, predict
 from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import ActivationQuantizer, UnitState, wrap
+from mpsearch.quant import ActivationQuantizer, QuantLayer, UnitState, wrap_units
 
 
 class Quantizers(Protocol):
@@ -25,6 +25,10 @@ class Quantizers(Protocol):
     @property
     def weights(self) -> Mapping[str, Tensor]:
         """Unit -> float weight."""
+
+    @property
+    def products(self) -> Mapping[str, Any]:
+        """Products of two activations that may be quantised, by name."""
 
     def input_params(self, unit: str, candidate: Candidate) -> ActivationQuantizer:
         """Quantiser of a unit's input."""
@@ -47,7 +51,7 @@ class FastEvaluator:
         self._calibration, self._images, self._limit = calibration, images, memory_limit_bytes
         self.float_logits = predict(module, images)
         self._module = copy.deepcopy(module)
-        self._layers = wrap(self._module, calibration.weights)
+        self._layers = wrap_units(self._module, [*calibration.weights, *calibration.products])
         self._kept: OrderedDict[tuple[str, Candidate], Tensor] = OrderedDict()
         self._bytes = 0
 
@@ -68,9 +72,12 @@ class FastEvaluator:
 
     def _load(self, assignment: Assignment, units: Iterable[str]) -> None:
         for unit in units:
-            candidate = assignment[unit]
-            self._layers[unit].input.params = None if candidate.is_float else self._calibration.input_params(unit, candidate)
-            self._layers[unit].set_weight(self._weight(unit, candidate))
+            candidate, layer = assignment[unit], self._layers[unit]
+            if isinstance(layer, QuantLayer):
+                layer.input.params = None if candidate.is_float else self._calibration.input_params(unit, candidate)
+                layer.set_weight(self._weight(unit, candidate))
+            else:
+                layer.set_state(self._calibration.state(unit, candidate))
 
     def _weight(self, unit: str, candidate: Candidate) -> Tensor:
         if candidate.is_float:

@@ -2,20 +2,25 @@
 
 from mpsearch.quant.affine import ActivationQuantizer, AffineParams, QuantizedTensor, affine_params, dequantize, fake_quantize, quantize
 from mpsearch.quant.inputs import InputQuantizer
-from mpsearch.quant.layers import QuantConv2d, QuantLayer, QuantLinear, UnitState, affine_input, install, wrap
+from mpsearch.quant.layers import QuantConv2d, QuantLayer, QuantLinear, UnitState, affine_input, install, wrap, wrap_units
 from mpsearch.quant.observers import OBSERVERS, Observer
 from mpsearch.quant.packing import pack, packed_nbytes, unpack
+from mpsearch.quant.products import QuantProduct, product_names, wrap_products
+from mpsearch.quant.regions import LogParams, TwoRegionParams
 
 __all__ = [
     "OBSERVERS",
     "ActivationQuantizer",
     "AffineParams",
     "InputQuantizer",
+    "LogParams",
     "Observer",
     "QuantConv2d",
     "QuantLayer",
     "QuantLinear",
+    "QuantProduct",
     "QuantizedTensor",
+    "TwoRegionParams",
     "UnitState",
     "affine_input",
     "affine_params",
@@ -24,7 +29,10 @@ __all__ = [
     "install",
     "pack",
     "packed_nbytes",
+    "product_names",
     "quantize",
     "unpack",
     "wrap",
+    "wrap_products",
+    "wrap_units",
 ]

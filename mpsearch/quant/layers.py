@@ -16,6 +16,7 @@ from mpsearch.errors import UnknownNameError, UserError
 from mpsearch.problem import Candidate
 from mpsearch.quant.affine import ActivationQuantizer, AffineParams, QuantizedTensor
 from mpsearch.quant.inputs import InputQuantizer
+from mpsearch.quant.products import QuantProduct, product_names, wrap_products
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,14 @@ def wrap(module: nn.Module, names: Iterable[str]) -> dict[str, QuantLayer]:
 def install(module: nn.Module, states: Mapping[str, UnitState]) -> nn.Module:
     """A copy of a float module that computes with the quantised weights and inputs of `states`."""
     quantized = copy.deepcopy(module)
-    for name, layer in wrap(quantized, states).items():
+    for name, layer in wrap_units(quantized, states).items():
         layer.set_state(states[name])
     return quantized.eval()
+
+
+def wrap_units(module: nn.Module, names: Iterable[str]) -> dict[str, QuantLayer | QuantProduct]:
+    """Replace, in place, each named unit by its quantised form: layers as `wrap`, products of two activations as `wrap_products`."""
+    named = list(names)
+    products = product_names(module, named)
+    found: dict[str, QuantLayer | QuantProduct] = {**wrap_products(module, products), **wrap(module, [name for name in named if name not in products])}
+    return {name: found[name] for name in named}

@@ -4,6 +4,7 @@ from mpsearch.reconstruct.calibrate import Calibration, calibrate
 from mpsearch.reconstruct.learn import BlockResult, ReconstructionConfig
 from mpsearch.reconstruct.loop import images_within, reconstruct
 from mpsearch.reconstruct.methods import METHODS, Method, Phase
+from mpsearch.reconstruct.smooth import find_folds, smooth
 
 __all__ = [
     "METHODS",
@@ -13,6 +14,8 @@ __all__ = [
     "Phase",
     "ReconstructionConfig",
     "calibrate",
+    "find_folds",
     "images_within",
     "reconstruct",
+    "smooth",
 ]

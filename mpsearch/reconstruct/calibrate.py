@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mpsearch.errors import DataError, ModelError
+from mpsearch.errors import DataError
 from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import OBSERVERS, AffineParams, QuantizedTensor, UnitState, quantize
+from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
+from mpsearch.quant.products import product_names, unwrap_products, wrap_products
+from mpsearch.reconstruct.ranges import MAX_INPUT_VALUES, Operand, RunningSample, input_quantizer
 
-MAX_INPUT_VALUES = 2**18
-"""Values of one unit's input that are kept for its range: 1 MiB for each unit, and as much for its output, whatever the number of images."""
+__all__ = ["MAX_INPUT_VALUES", "Calibration", "calibrate"]
 
 
 @dataclass
@@ -25,7 +26,9 @@ class Calibration:
         inputs: Unit -> sample of the values it reads, 1-D, with the extremes of all images in it.
         outputs: The same of what it gives, for targets that must quantise it.
         weight_observer: Registered observer for weights, symmetric, one scale for each output channel.
-        input_observer: Registered observer for inputs, asymmetric, one scale.
+        input_observer: Registered observer for inputs, one scale; or `opt_m`, which may choose two steps or logarithmic levels for a unit.
+        products: Product of two activations -> what is known of its left and right operand.
+        symmetric_inputs: Whether the uniform grids of inputs are signed around zero, which integer kernels without zero points need.
     """
 
     weights: Mapping[str, Tensor]
@@ -33,8 +36,10 @@ class Calibration:
     outputs: Mapping[str, Tensor]
     weight_observer: str = "mse:values=1024"
     input_observer: str = "mse"
+    products: Mapping[str, tuple[Operand, Operand]] = field(default_factory=dict)
+    symmetric_inputs: bool = False
     _weight_params: dict[tuple[str, int, str], AffineParams] = field(default_factory=dict, repr=False)
-    _input_params: dict[tuple[str, int], AffineParams] = field(default_factory=dict, repr=False)
+    _input_params: dict[tuple[str, int, int], ActivationQuantizer] = field(default_factory=dict, repr=False)
 
     def weight_params(self, unit: str, candidate: Candidate) -> AffineParams:
         """Quantiser of a unit's weight at an integer candidate."""
@@ -45,23 +50,26 @@ class Calibration:
             self._weight_params[key] = OBSERVERS.create(self.weight_observer).observe(self.weights[unit], bits, symmetric=True, axis=axis)
         return self._weight_params[key]
 
-    def input_params(self, unit: str, candidate: Candidate) -> AffineParams:
-        """Quantiser of a unit's input at an integer candidate."""
-        key = (unit, _bits(candidate.a_bits))
+    def input_params(self, unit: str, candidate: Candidate, operand: int = 0) -> ActivationQuantizer:
+        """Quantiser of a unit's input at an integer candidate; of a product's left operand (0) or right one (1)."""
+        key = (unit, _bits(candidate.a_bits), operand)
         if key not in self._input_params:
-            self._input_params[key] = OBSERVERS.create(self.input_observer).observe(self.inputs[unit], key[1], symmetric=False)
+            seen = self.products[unit][operand] if unit in self.products else Operand(self.inputs[unit])
+            self._input_params[key] = input_quantizer(self.input_observer, seen, key[1], symmetric=self.symmetric_inputs)
         return self._input_params[key]
 
     def state(self, unit: str, candidate: Candidate) -> UnitState:
-        """The unit at a candidate, its weight rounded to nearest."""
+        """The unit at a candidate, its weight rounded to nearest. A product has both operands at the candidate's `a_bits`."""
         if candidate.is_float:
             return UnitState(candidate)
+        if unit in self.products:
+            return UnitState(candidate, None, self.input_params(unit, candidate), self.input_params(unit, candidate, 1))
         params = self.weight_params(unit, candidate)
         return UnitState(candidate, QuantizedTensor(quantize(self.weights[unit], params), params), self.input_params(unit, candidate))
 
     def states(self, assignment: Assignment) -> dict[str, UnitState]:
-        """Every unit that has a weight, at the candidate the assignment gives it."""
-        return {unit: self.state(unit, assignment[unit]) for unit in self.weights}
+        """Every unit that was calibrated, at the candidate the assignment gives it."""
+        return {unit: self.state(unit, assignment[unit]) for unit in (*self.weights, *self.products)}
 
 
 def _bits(bits: int | None) -> int:
@@ -78,6 +86,7 @@ def calibrate(
     *,
     weight_observer: str = "mse:values=1024",
     input_observer: str = "mse",
+    symmetric_inputs: bool = False,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Calibration:
@@ -85,10 +94,11 @@ def calibrate(
 
     Args:
         module: Float model in eval mode; left as found.
-        units: Names of its convolution and linear units.
+        units: Names of its convolution and linear units, and of those products of two activations that are to be quantised.
         batches: Normalised inputs, B x C x H x W each.
         weight_observer: For weights.
-        input_observer: For inputs.
+        input_observer: For inputs and operands.
+        symmetric_inputs: Whether uniform grids of inputs are signed around zero.
         seed: Of the sample.
         on_batch: Called with the number of images done.
 
@@ -96,58 +106,45 @@ def calibrate(
         DataError: No images.
         ModelError: A unit was never reached, or read NaN or infinity; names it.
     """
-    modules = {unit: module.get_submodule(unit) for unit in units}
-    samples = {unit: _Sample(seed + i) for i, unit in enumerate(modules)}
-    given = {unit: _Sample(seed + i) for i, unit in enumerate(modules)}
-    handles = [m.register_forward_pre_hook(samples[unit].before) for unit, m in modules.items()]
-    handles += [m.register_forward_hook(given[unit].after) for unit, m in modules.items()]
-    done = 0
+    units = list(units)
+    products = product_names(module, units)
+    modules = {unit: module.get_submodule(unit) for unit in units if unit not in products}
+    samples = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
+    given = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
+    operands = {unit: (RunningSample(seed + 2 * i), RunningSample(seed + 2 * i + 1)) for i, unit in enumerate(products, len(modules))}
+    wrapped = wrap_products(module, products)
+    handles = [m.register_forward_pre_hook(_reads(samples[unit].take)) for unit, m in modules.items()]
+    handles += [m.register_forward_hook(_gives(given[unit].take)) for unit, m in modules.items()]
     try:
-        for batch in batches:
-            module(batch)
-            done += len(batch)
-            if on_batch is not None:
-                on_batch(done)
+        for unit, product in wrapped.items():
+            for operand, sample in zip(product.inputs(), operands[unit], strict=True):
+                operand.register_forward_pre_hook(_reads(sample.take_operand))
+        _pass_by(module, batches, on_batch)
     finally:
+        unwrap_products(module, wrapped)
         for handle in handles:
             handle.remove()
-    if not done:
-        raise DataError("Calibration got no images. Give at least one with --data or --calibration-data.")
     inputs = {unit: sample.values(unit) for unit, sample in samples.items()}
     outputs = {unit: sample.values(unit) for unit, sample in given.items()}
     weights = {unit: m.get_parameter("weight").detach() for unit, m in modules.items()}
-    return Calibration(weights, inputs, outputs, weight_observer, input_observer)
+    seen = {unit: (left.operand(unit), right.operand(unit)) for unit, (left, right) in operands.items()}
+    return Calibration(weights, inputs, outputs, weight_observer, input_observer, seen, symmetric_inputs)
 
 
-class _Sample:
-    """A random sample of the values that pass by, of bounded size, with the extremes always in it."""
+def _pass_by(module: nn.Module, batches: Iterable[Tensor], on_batch: Callable[[int], None] | None) -> None:
+    done = 0
+    for batch in batches:
+        module(batch)
+        done += len(batch)
+        if on_batch is not None:
+            on_batch(done)
+    if not done:
+        raise DataError("Calibration got no images. Give at least one with --data or --calibration-data.")
 
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-        self._kept: list[Tensor] = []
-        self._share = 1.0
-        self._low, self._high = torch.tensor(torch.inf), torch.tensor(-torch.inf)
 
-    def before(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._take(args[0])
+def _reads(take: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda _, args: take(args[0])
 
-    def after(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self._take(output)
 
-    def _take(self, values: Tensor) -> None:
-        x = values.detach().flatten()
-        self._low, self._high = torch.minimum(self._low, x.min()), torch.maximum(self._high, x.max())
-        take = max(1, round(len(x) * self._share))
-        self._kept.append(x[torch.randint(len(x), (take,), generator=self._generator)] if take < len(x) else x.clone())
-        while sum(map(len, self._kept)) > MAX_INPUT_VALUES:
-            self._share /= 2
-            self._kept = [torch.cat(self._kept)]
-            self._kept = [self._kept[0][torch.randperm(len(self._kept[0]), generator=self._generator)[: len(self._kept[0]) // 2]]]
-
-    def values(self, unit: str) -> Tensor:
-        if not self._kept:
-            raise ModelError(f"Unit {unit!r} was never called in the calibration pass. Leave it out, or give images that reach it.")
-        values = torch.cat([*self._kept, torch.stack([self._low, self._high])])
-        if not torch.isfinite(values).all():
-            raise ModelError(f"Unit {unit!r} meets NaN or infinity on the calibration images. Check the weights and the normalisation of the images.")
-        return values
+def _gives(take: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    return lambda _, args, output: take(output)

@@ -28,7 +28,8 @@ class ReconstructionConfig:
     Args:
         iterations: Steps for each block; 0 keeps nearest rounding everywhere.
         batch_size: Images of a step; all where there are fewer.
-        learning_rate: Of Adam on the rounding variables.
+        learning_rate: Of Adam on the rounding variables; None for 20 / iterations, at most 0.1: a variable must be able to cross its range in the
+            steps there are. At QDrop's 20,000 steps this is its 1e-3.
         step_learning_rate: Of Adam on the logarithms of the step sizes, falling to 0 along a cosine.
         tolerance: A block stops early when its loss has fallen by less than this share for three windows of a twentieth of its steps, and its
             rounding is decided; 0 never stops early.
@@ -39,12 +40,17 @@ class ReconstructionConfig:
 
     iterations: int = 500
     batch_size: int = 32
-    learning_rate: float = 1e-2
+    learning_rate: float | None = None
     step_learning_rate: float = 1e-3
     tolerance: float = 0.005
     bfloat16: bool = False
     method: str = "qdrop"
     seed: int = 0
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the rounding variables."""
+        return self.learning_rate if self.learning_rate is not None else min(0.1, 20 / max(self.iterations, 1))
 
 
 @dataclass(frozen=True)
@@ -226,7 +232,7 @@ def _descend(
 
 def _groups(roundings: Mapping[str, Rounding], steps: list[nn.Parameter], config: ReconstructionConfig) -> list[dict[str, Any]]:
     variables = [p for rounding in roundings.values() for p in rounding.parameters()]
-    groups = [{"params": variables, "lr": config.learning_rate}, {"params": steps, "lr": config.step_learning_rate}]
+    groups = [{"params": variables, "lr": config.rate}, {"params": steps, "lr": config.step_learning_rate}]
     return [group for group in groups if group["params"]]
 
 

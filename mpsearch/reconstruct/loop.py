@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.errors import DataError, ModelError
-from mpsearch.quant import UnitState, wrap
+from mpsearch.quant import UnitState, wrap_units
 from mpsearch.reconstruct.fisher import fisher_weights
 from mpsearch.reconstruct.learn import BlockData, BlockResult, ReconstructionConfig, channel_axis, install, learn_block
 from mpsearch.reconstruct.methods import METHODS, Phase
@@ -74,7 +74,8 @@ def reconstruct(
     learned = dict(states)
     if not phases:
         return learned
-    blocks = [(unit, [unit]) for _, units in blocks for unit in units] if method.layerwise else blocks
+    if method.layerwise:  # a product of two activations is no module, and keeps its calibrated ranges
+        blocks = [(unit, [unit]) for _, units in blocks for unit in units if states[unit].weight is not None]
     weights = fisher_weights(module, [name for name, _ in blocks], inputs, config.seed) if method.loss == "fisher" else {}
     for number, phase in enumerate(phases):
         walker = _Walker(module, blocks, learned, phase, number, config, weights, (known or {}).get(number, {}), on_block)
@@ -102,7 +103,7 @@ class _Walker:
         self._states = {**states, **known}
         self._network = copy.deepcopy(module).to(memory_format=torch.channels_last)
         quantized = [unit for unit, state in states.items() if not state.candidate.is_float]
-        self._layers = wrap(self._network, quantized)
+        self._layers = wrap_units(self._network, quantized)
         install(self._layers, {unit: self._shown(self._states[unit]) for unit in quantized})
         self._forwards = [self._network.get_submodule(name).forward for name, _ in blocks]
         self._done: set[int] = set()

@@ -72,7 +72,7 @@ class AdaRound(Method):
         reg: Factor of the rounding regulariser (lambda).
     """
 
-    reg: float = 0.01
+    reg: float = 0.1
     layerwise: ClassVar[bool] = True
 
     def phases(self) -> list[Phase]:
@@ -92,7 +92,7 @@ class Brecq(Method):
         loss: `mse`, or `fisher` for errors weighted by the diagonal of the Fisher information (`reconstruct.fisher`).
     """
 
-    reg: float = 0.01
+    reg: float = 0.1
     loss: Loss = "mse"
 
     def phases(self) -> list[Phase]:
@@ -115,7 +115,7 @@ class QDrop(Method):
     """
 
     keep_prob: float = 0.5
-    reg: float = 0.01
+    reg: float = 0.1
     loss: Loss = "mse"
 
     def __post_init__(self) -> None:

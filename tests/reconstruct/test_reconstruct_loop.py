@@ -132,8 +132,8 @@ def test_nothing_is_dropped_afterwards(tiny, monkeypatch, stopped):
         wrapped.update(loop_wrap(module, names))
         return wrapped
 
-    loop_wrap = loop.wrap
-    monkeypatch.setattr(loop, "wrap", spy)
+    loop_wrap = loop.wrap_units
+    monkeypatch.setattr(loop, "wrap_units", spy)
     kept = []
     run(net, ReconstructionConfig(iterations=3, batch_size=8), on_block=lambda *_: kept.append([layer.input.keep_prob for layer in wrapped.values()]))
     assert kept == [[1.0] * 4] * 3
@@ -142,7 +142,7 @@ def test_nothing_is_dropped_afterwards(tiny, monkeypatch, stopped):
 
 def test_while_a_block_learns_its_units_drop_with_the_configured_probability(tiny, monkeypatch):
     net, seen, wrapped = tiny("conv"), set(), {}
-    loop_wrap, keep_mask = loop.wrap, inputs.keep_mask
+    loop_wrap, keep_mask = loop.wrap_units, inputs.keep_mask
 
     def spy(module, names):
         wrapped.update(loop_wrap(module, names))
@@ -152,7 +152,7 @@ def test_while_a_block_learns_its_units_drop_with_the_configured_probability(tin
         seen.add(tuple(layer.input.keep_prob for layer in wrapped.values()))
         return keep_mask(*args)
 
-    monkeypatch.setattr(loop, "wrap", spy)
+    monkeypatch.setattr(loop, "wrap_units", spy)
     monkeypatch.setattr(inputs, "keep_mask", watched)
     run(net, ReconstructionConfig(iterations=2, batch_size=4, method="qdrop:keep_prob=0.25"))
     assert seen == {(0.25, 1.0, 1.0, 1.0), (1.0, 0.25, 0.25, 1.0), (1.0, 1.0, 1.0, 0.25)}

@@ -1,0 +1,281 @@
+"""Quantisers of activations that no single step fits: two steps a power of two apart, and logarithmic levels; with their searches.
+
+A `k`-bit two-region code is one flag bit and k - 1 bits of magnitude: the flag chooses between step D1 and step D2 = 2^m D1, so that the
+hardware needs a shift and no second multiplier. Every value takes the nearest level of both regions. No stock kernel computes with
+these grids: their latency must be measured on the kernel that would run, usually a float one.
+
+References: after Tai and Wu, MPTQ-ViT, arXiv:2401.14895 (OPT-m, whose formulas were not seen: the search here is exhaustive), TSPTQ-ViT,
+ICASSP 2023 (magnitude split), and Yuan et al., PTQ4ViT, ECCV 2022, arXiv:2111.12293 (sign split; post-Softmax split at 2^-i).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mpsearch.errors import DataError, OptionError
+from mpsearch.quant.affine import MIN_SCALE, ActivationQuantizer, AffineParams
+from mpsearch.quant.observers import OBSERVERS
+
+Split = Literal["sign", "magnitude", "signed_magnitude", "unsigned"]
+SPLITS: tuple[Split, ...] = ("sign", "magnitude", "signed_magnitude")
+"""The splits that OPT-m tries beside one uniform grid."""
+
+MAX_SHIFT = 15
+_OCTAVES = 100  # float32 reaches 126 below 1
+_COARSE_STEPS = 48  # a twelfth of an octave apart
+_CHUNK_LEVELS = 2**17  # levels whose errors are computed at once: a few MiB
+
+
+@dataclass(frozen=True)
+class TwoRegionParams:
+    """A quantiser with a fine and a coarse step.
+
+    Args:
+        step: float32, 0-d: the fine step D1.
+        shift: m, 0 to 15; the coarse step is 2^m D1.
+        bits: 2 to 8, the flag included.
+        split: With L = 2^(bits - 1) codes in each region: `sign` puts -L..-1 on the fine step and 0..L-1 on the coarse one; `magnitude` puts
+            -L/2..L/2-1 on the fine and 0..L-1 on the coarse; `signed_magnitude` -L/2..L/2-1 on both; `unsigned` 0..L-1 on both.
+    """
+
+    step: Tensor
+    shift: int
+    bits: int
+    split: Split
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shift <= MAX_SHIFT:
+            raise OptionError(f"The steps of two regions are 2^{self.shift} apart; the exponent must be 0 to {MAX_SHIFT}.")
+        _regions(self.split, self.bits)
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """Each value on the nearest level of both regions; the gradient is straight-through inside the range."""
+        fine, coarse = _regions(self.split, self.bits)
+        step = self.step.to(x.device)
+        return _TwoRegion.apply(x, step, step * 2**self.shift, fine, coarse)  # type: ignore[no-any-return]
+
+    def levels(self) -> Tensor:
+        """All values that it can give, ascending, at most 2^bits."""
+        levels = _two_region_levels(self.step.view(1), torch.tensor([self.shift]), self.split, self.bits)[0]
+        return levels[torch.cat([torch.ones(1, dtype=torch.bool), (levels[1:] > levels[:-1]).cpu()])]
+
+
+@dataclass(frozen=True)
+class LogParams:
+    """Levels 0 and scale * base^-n for n = 0 .. 2^bits - 2, of which none lies more than 100 octaves down; for values that are not negative.
+
+    A value is rounded in the exponent, as a leading-one detector does, and to 0 where that is nearer than the smallest level.
+
+    References: Lin et al., FQ-ViT, IJCAI 2022, arXiv:2111.13824 (base 2); Li et al., RepQ-ViT, ICCV 2023, arXiv:2212.08254 (base sqrt 2). Differs
+    in: zero has a code of its own.
+
+    Args:
+        scale: float32, 0-d: the largest level.
+        bits: 2 to 8.
+        root: The base is 2^(1 / root): 1 for log2, 2 for log sqrt 2.
+    """
+
+    scale: Tensor
+    bits: int
+    root: int = 1
+
+    def __post_init__(self) -> None:
+        if self.root not in (1, 2):
+            raise OptionError(f"The base of a logarithmic quantiser is 2^(1/{self.root}); it may be 2 (root 1) or sqrt 2 (root 2).")
+
+    @property
+    def last(self) -> int:
+        """The greatest n."""
+        return min((1 << self.bits) - 2, _OCTAVES * self.root)
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """Each value on a level; the gradient is straight-through from 0 to the largest level."""
+        return _Log.apply(x, self.scale.to(x.device), self.last, self.root)  # type: ignore[no-any-return]
+
+    def levels(self) -> Tensor:
+        """All values that it can give, ascending, at most 2^bits."""
+        exponents = torch.arange(self.last, -1, -1) / -self.root
+        return torch.cat([torch.zeros(1), self.scale.cpu() * torch.exp2(exponents)])
+
+
+def two_region_params(x: Tensor, bits: int, split: Split, weights: Tensor | None = None) -> TwoRegionParams:
+    """The two steps of a split with the least mean squared error on `x`.
+
+    All pairs are tried: 48 coarse steps, from the one that just spans the data down to a fifteenth of it, with every m in 0 to 15.
+
+    Args:
+        x: Values, any shape.
+        bits: 2 to 8.
+        split: Which region holds what.
+        weights: Non-negative factors of the squared errors, shape of `x`, such as squared gradients; all 1 where None.
+    Raises: DataError: No values, or some are NaN or infinite, or the weights do not fit.
+    """
+    return _best_two_region(_Sample(x, weights), bits, split)[0]
+
+
+def log_params(x: Tensor, bits: int, root: int = 1, weights: Tensor | None = None) -> LogParams:
+    """The logarithmic quantiser with the least mean squared error on `x`, its largest level at the greatest value or up to one octave below.
+
+    Args and Raises: As `two_region_params`; values below 0 count as errors.
+    """
+    return _best_log(_Sample(x, weights), bits, root)[0]
+
+
+def opt_m(x: Tensor, bits: int, weights: Tensor | None = None, *, symmetric: bool = False) -> ActivationQuantizer:
+    """The best on `x` of one uniform grid (the `mse` observer's) and of the sign and magnitude splits: never worse than the uniform grid.
+
+    Args and Raises: As `two_region_params`.
+        symmetric: Whether the uniform grid is signed around zero.
+    """
+    sample = _Sample(x, weights)
+    uniform = OBSERVERS.create("mse").observe(x, bits, symmetric=symmetric)
+    return _least([(uniform, sample.error(uniform)), *(_best_two_region(sample, bits, split) for split in SPLITS)])
+
+
+def post_softmax_params(x: Tensor, bits: int, weights: Tensor | None = None, *, symmetric: bool = False) -> ActivationQuantizer:
+    """The best on `x` of one uniform grid, log2, log sqrt 2, and two unsigned regions whose border is a power of two below the top.
+
+    Args and Raises: As `opt_m`.
+    """
+    sample = _Sample(x, weights)
+    uniform = OBSERVERS.create("mse").observe(x, bits, symmetric=symmetric)
+    logs = (_best_log(sample, bits, root) for root in (1, 2))
+    return _least([(uniform, sample.error(uniform)), *logs, _best_two_region(sample, bits, "unsigned")])
+
+
+def _least(found: list[tuple[ActivationQuantizer, float]]) -> ActivationQuantizer:
+    """The quantiser with the least error; the first of equals, which is the uniform grid."""
+    return min(found, key=lambda pair: pair[1])[0]
+
+
+class _Sample:
+    """A sorted sample with running sums, so that the error of a set of levels costs a look-up for each level, not a pass over the values."""
+
+    def __init__(self, x: Tensor, weights: Tensor | None) -> None:
+        if x.numel() == 0 or not torch.isfinite(x).all():
+            raise DataError(f"Steps cannot be searched on {'no values' if x.numel() == 0 else 'values that are NaN or infinite'} (shape {tuple(x.shape)}).")
+        if weights is not None and (weights.shape != x.shape or not torch.isfinite(weights).all() or bool((weights < 0).any())):
+            raise DataError(
+                f"The weights of the errors (shape {tuple(weights.shape)}) must be finite, not negative, and of the values' shape {tuple(x.shape)}."
+            )
+        self._x, order = x.detach().double().flatten().sort()
+        w = torch.ones_like(self._x) if weights is None else weights.detach().double().flatten()[order]
+        wx = w * self._x
+        self._sums = torch.cat([torch.zeros(1, 3).to(w), torch.stack([w, wx, wx * self._x], 1).cumsum(0)])  # (n + 1) x 3
+        self.low, self.high = float(self._x[0]), float(self._x[-1])
+
+    def errors(self, levels: Tensor, borders: Tensor | None = None) -> Tensor:
+        """Sum of squared errors [C] of quantising to `levels` [C, n], ascending; a value changes level at `borders` [C, n - 1], else half-way."""
+        levels = levels.to(self._x)
+        borders = (levels[:, 1:] + levels[:, :-1]) / 2 if borders is None else borders.to(self._x)
+        ends = torch.searchsorted(self._x, borders.contiguous())
+        edge = torch.zeros(len(levels), 1, dtype=ends.dtype, device=ends.device)
+        ends = torch.cat([edge, ends, edge + len(self._x)], 1)
+        w, wx, wxx = (self._sums[ends[:, 1:]] - self._sums[ends[:, :-1]]).unbind(-1)
+        return (wxx - 2 * levels * wx + levels.square() * w).sum(1)
+
+    def error(self, params: AffineParams) -> float:
+        """Sum of squared errors of one uniform grid."""
+        codes = torch.arange(params.qmin, params.qmax + 1, device=params.scale.device)
+        return float(self.errors(((codes - params.zero_point) * params.scale)[None]))
+
+
+def _best_two_region(sample: _Sample, bits: int, split: Split) -> tuple[TwoRegionParams, float]:
+    shifts = torch.arange(MAX_SHIFT + 1)
+    coarse = _span(sample, bits, split) * torch.exp2(torch.arange(_COARSE_STEPS) / -12)
+    steps = (coarse[:, None] / 2.0 ** shifts[None]).clamp(min=MIN_SCALE).flatten()
+    shifts = shifts.repeat(_COARSE_STEPS)
+    chunk = max(1, _CHUNK_LEVELS >> bits)
+    pairs = zip(torch.split(steps, chunk), torch.split(shifts, chunk), strict=True)
+    errors = torch.cat([sample.errors(_two_region_levels(a, m, split, bits)) for a, m in pairs])
+    best = int(errors.argmin())
+    return TwoRegionParams(steps[best].clone(), int(shifts[best]), bits, split), float(errors[best])
+
+
+def _best_log(sample: _Sample, bits: int, root: int) -> tuple[LogParams, float]:
+    tried = []
+    for fraction in torch.arange(8) / 8:
+        params = LogParams((torch.tensor(max(sample.high, MIN_SCALE)) * torch.exp2(-fraction)).float(), bits, root)
+        levels = params.levels().double()[None]
+        borders = levels[:, 1:] * 2 ** (-0.5 / root)  # half-way in the exponent, but half-way in the value next to 0
+        borders[:, 0] = levels[:, 1] / 2
+        tried.append((params, float(sample.errors(levels, borders))))
+    return min(tried, key=lambda pair: pair[1])
+
+
+def _span(sample: _Sample, bits: int, split: Split) -> Tensor:
+    """The coarse step, 0-d, with which the coarse region just reaches the data."""
+    _, (low, high) = _regions(split, bits)
+    reach = max(sample.high / high if high else 0.0, sample.low / low if low else 0.0)
+    return torch.tensor(max(reach, MIN_SCALE), dtype=torch.float32)
+
+
+def _regions(split: Split, bits: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(lowest, highest) code of the fine and of the coarse region."""
+    codes = 2 ** (bits - 1)
+    known = {
+        "sign": ((-codes, -1), (0, codes - 1)),
+        "magnitude": ((-(codes // 2), codes // 2 - 1), (0, codes - 1)),
+        "signed_magnitude": ((-(codes // 2), codes // 2 - 1), (-(codes // 2), codes // 2 - 1)),
+        "unsigned": ((0, codes - 1), (0, codes - 1)),
+    }
+    if split not in known or not 2 <= bits <= 8:
+        raise OptionError(f"Two regions have 2 to 8 bits and a split of {', '.join(known)}, not {bits} bits split by {split!r}.")
+    return known[split]
+
+
+def _two_region_levels(steps: Tensor, shifts: Tensor, split: Split, bits: int) -> Tensor:
+    """Levels [C, 2^bits], ascending, of quantisers with fine steps [C] and shifts [C]; zero may be there twice."""
+    fine, coarse = (torch.arange(low, high + 1, device=steps.device) for low, high in _regions(split, bits))
+    wide = steps * 2.0 ** shifts.to(steps.device)
+    return torch.cat([steps[:, None] * fine, wide[:, None] * coarse], 1).sort(1).values
+
+
+class _TwoRegion(torch.autograd.Function):
+    """The nearer of two grids, straight-through between the lowest and the highest level, half a step beyond them included."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fine_step: Tensor, coarse_step: Tensor, fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:
+        """`x` on the levels."""
+        values = x.float()
+        near = (values / fine_step).round_().clamp_(*fine).mul_(fine_step)
+        far = (values / coarse_step).round_().clamp_(*coarse).mul_(coarse_step)
+        quantized = torch.where((near - values).abs_() <= (far - values).abs_(), near, far)
+        if ctx.needs_input_grad[0]:
+            ends = ((code, step) for codes, step in ((fine, fine_step), (coarse, coarse_step)) for code in codes)
+            reach = [((code - 0.5) * step, (code + 0.5) * step) for code, step in ends]
+            low, high = torch.stack([a for a, _ in reach]).min(), torch.stack([b for _, b in reach]).max()
+            ctx.save_for_backward((values >= low) & (values <= high))
+        return quantized.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of `x` alone."""
+        (inside,) = ctx.saved_tensors
+        return grads[0] * inside, None, None, None, None
+
+
+class _Log(torch.autograd.Function):
+    """Rounding of the exponent, straight-through from 0 to half an exponent above the largest level."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, last: int, root: int) -> Tensor:
+        """`x` on the levels."""
+        shares = x.float() / scale
+        smallest = math.exp2(-last / root)
+        exponents = shares.clamp(min=smallest / 2).log2_().mul_(-root).round_().clamp_(0, last)
+        quantized = torch.exp2(exponents.div_(-root)).masked_fill_(shares < smallest / 2, 0).mul_(scale)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward((shares >= 0) & (shares <= 2 ** (0.5 / root)))
+        return quantized.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of `x` alone."""
+        (inside,) = ctx.saved_tensors
+        return grads[0] * inside, None, None, None

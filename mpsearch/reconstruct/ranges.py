@@ -1,0 +1,101 @@
+"""What calibration keeps of the values that pass by, and the quantiser that it takes from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mpsearch.errors import ModelError
+from mpsearch.quant import OBSERVERS, ActivationQuantizer
+from mpsearch.quant.regions import opt_m, post_softmax_params
+
+MAX_INPUT_VALUES = 2**18
+"""Values of one tensor that are kept for its range: 1 MiB for each, whatever the number of images."""
+
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What is known of one operand of a product of two activations.
+
+    Args:
+        values: Sample of its values, 1-D, with the extremes of all images in it.
+        is_distribution: Whether, on every image, no value was negative and every row (or every column) summed to 1: the output of a softmax.
+    """
+
+    values: Tensor
+    is_distribution: bool = False
+
+
+def input_quantizer(observer: str, operand: Operand, bits: int, *, symmetric: bool) -> ActivationQuantizer:
+    """The quantiser of a tensor.
+
+    Args:
+        observer: `opt_m`, which tries uniform, two-region and, for distributions, logarithmic grids and keeps the best on the sample; else a
+            registered observer, which gives a uniform grid.
+        operand: What was seen of the tensor.
+        bits: 2 to 8.
+        symmetric: Whether a uniform grid is signed around zero.
+    """
+    search = _SEARCHES.get((observer, operand.is_distribution))
+    if search is not None:
+        return search(operand.values, bits, symmetric=symmetric)
+    return OBSERVERS.create(observer).observe(operand.values, bits, symmetric=symmetric)
+
+
+_SEARCHES: Mapping[tuple[str, bool], Callable[..., ActivationQuantizer]] = {("opt_m", False): opt_m, ("opt_m", True): post_softmax_params}
+
+
+class RunningSample:
+    """A random sample of the values that pass by, of bounded size, with the extremes always in it.
+
+    Args:
+        seed: Of the sample.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._kept: list[Tensor] = []
+        self._share = 1.0
+        self._low, self._high = torch.tensor(torch.inf), torch.tensor(-torch.inf)
+        self._is_distribution: bool | None = None
+
+    def take(self, values: Tensor) -> None:
+        """Let values of any shape pass by."""
+        x = values.detach().flatten()
+        self._low, self._high = torch.minimum(self._low, x.min()), torch.maximum(self._high, x.max())
+        take = max(1, round(len(x) * self._share))
+        self._kept.append(x[torch.randint(len(x), (take,), generator=self._generator)] if take < len(x) else x.clone())
+        while sum(map(len, self._kept)) > MAX_INPUT_VALUES:
+            self._share /= 2
+            self._kept = [torch.cat(self._kept)]
+            self._kept = [self._kept[0][torch.randperm(len(self._kept[0]), generator=self._generator)[: len(self._kept[0]) // 2]]]
+
+    def take_operand(self, values: Tensor) -> None:
+        """`take`, and remember whether all that passed was a softmax's output."""
+        self.take(values)
+        self._is_distribution = self._is_distribution is not False and _sums_to_one(values)
+
+    def values(self, unit: str) -> Tensor:
+        """The sample, 1-D. Raises ModelError, naming the unit, where nothing passed or some was NaN or infinite."""
+        if not self._kept:
+            raise ModelError(f"Unit {unit!r} was never called in the calibration pass. Leave it out, or give images that reach it.")
+        values = torch.cat([*self._kept, torch.stack([self._low, self._high])])
+        if not torch.isfinite(values).all():
+            raise ModelError(f"Unit {unit!r} meets NaN or infinity on the calibration images. Check the weights and the normalisation of the images.")
+        return values
+
+    def operand(self, unit: str) -> Operand:
+        """The sample with what is known of it. Raises as `values`."""
+        return Operand(self.values(unit), self._is_distribution is True)
+
+
+def _sums_to_one(x: Tensor) -> bool:
+    """Whether no value is negative and all sums over the last axis, or all over the one before, are 1."""
+    if x.ndim < 2 or bool((x < 0).any()):
+        return False
+    return any(bool(((x.sum(axis) - 1).abs() < _SUM_TOLERANCE).all()) for axis in (-1, -2))
