@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mpsearch.errors import DataError, ModelError, OptionError
-from mpsearch.quant import install
-from mpsearch.reconstruct import METHODS, ReconstructionConfig, loop, reconstruct
+from mpsearch.problem import Assignment, Candidate
+from mpsearch.quant import AffineParams, install
+from mpsearch.reconstruct import METHODS, ReconstructionConfig, calibrate, loop, reconstruct
 
 LEARNED = [name for name in METHODS.names() if METHODS.create(name).phases()]
 VARIANTS = [*LEARNED, "qdrop:loss=fisher", "brecq:loss=fisher", "qdrop:keep_prob=1.0"]
@@ -168,3 +169,34 @@ def test_the_images_that_fit_grow_with_the_memory(tiny):
     assert one == 4 * max(stem[0] + stem[1] + 2 * stem[1], 3 * stem[1] + head)  # input twice, output, and the next block's input twice
     assert loop.images_within(net.module, net.blocks, image, 10 * one) == 10
     assert loop.images_within(net.module, net.blocks, image, 1) == 1
+
+
+@pytest.mark.parametrize("method", ["qdrop", "brecq", "adaround"])
+def test_products_of_activations_learn_their_steps_with_the_block(tiny, left_as_found, method):
+    net = tiny("vit")
+    products = [f"blocks.{i}.attn.matmul{k}" for i in range(2) for k in range(2)]
+    calibration = calibrate(net.module, [*net.units, *products], [net.images.inputs()])
+    states = calibration.states(Assignment(tuple((unit, Candidate(4, 3)) for unit in (*net.units, *products))))
+    blocks = [(name, [*units, *(p for p in products if p.startswith(name))]) for name, units in net.blocks]
+    config = ReconstructionConfig(iterations=15, batch_size=8, step_learning_rate=2e-2, method=method)
+    check = left_as_found(net.module)
+    found = reconstruct(net.module, blocks, states, net.images.inputs(), config)
+    check()
+    assert set(found) == set(states)
+    moved = sum(not torch.equal(getattr(found[p], side).scale, getattr(states[p], side).scale) for p in products for side in ("activation", "second"))
+    assert moved == 0 if method == "adaround" else moved >= 4
+    with torch.no_grad():
+        exact = net.module(net.images.inputs())
+        before, after = (float((install(net.module, s)(net.images.inputs()) - exact).square().mean()) for s in (states, found))
+    assert after < before
+
+
+def test_a_two_region_quantiser_is_used_and_kept_as_it_is(tiny):
+    net = tiny("vit")
+    calibration = calibrate(net.module, net.units, [net.images.inputs()], input_observer="opt_m")
+    states = calibration.states(net.uniform("W4A4"))
+    other = [unit for unit, state in states.items() if not isinstance(state.activation, AffineParams)]
+    assert other
+    found = reconstruct(net.module, net.blocks, states, net.images.inputs(), ReconstructionConfig(iterations=10, batch_size=8))
+    assert all(found[unit].activation is states[unit].activation for unit in other)
+    assert any(not torch.equal(found[unit].activation.scale, states[unit].activation.scale) for unit in states if unit not in other)
