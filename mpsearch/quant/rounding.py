@@ -107,15 +107,17 @@ class _AdaRounding(Rounding):
         self._scale, self._zero_point = params.expanded(weight.ndim)
         scaled = weight.detach() / self._scale
         self._floor = torch.floor(scaled)
+        low, high = params.qmin - self._zero_point, params.qmax - self._zero_point
+        self._base = torch.clamp(self._floor, low, high) * self._scale
+        self._room = ((self._floor >= low) & (self._floor + 1 <= high)) * self._scale
         h = (scaled - self._floor).clamp(1e-4, 1 - 1e-4)
         self.alpha = nn.Parameter(-torch.log((ZETA - GAMMA) / (h - GAMMA) - 1))
 
     def soft(self, progress: float = 0.0) -> Tensor:
-        policy, params = self._policy, self._params
+        policy = self._policy
         done = (progress - policy.warmup) / max(1 - policy.warmup, 1e-9)
         beta = None if done < 0 else policy.beta_start + (policy.beta_end - policy.beta_start) * done
-        low, high = params.qmin - self._zero_point, params.qmax - self._zero_point
-        weight: Tensor = SoftRound.apply(self.alpha, self._floor, self._scale, low, high, policy.weight, beta)
+        weight: Tensor = SoftRound.apply(self.alpha, self._base, self._room, policy.weight, beta)
         return weight
 
     def decided(self) -> bool:
@@ -128,33 +130,34 @@ class _AdaRounding(Rounding):
 
 
 class SoftRound(torch.autograd.Function):
-    """(clamp(floor + h(alpha), low, high)) * scale, whose backward adds the gradient of the regulariser in the same pass over memory.
+    """base + room * h(alpha), whose backward adds the gradient of the regulariser in the same pass over memory.
 
-    The regulariser is `factor` * sum(1 - |2h - 1|^beta); `beta` None leaves it out. Its value is not part of any loss, only its
-    gradient: for layers of millions of weights the elementwise passes, not the convolutions, are what a step costs.
+    `room` is the step where the next level up is on the grid, else 0. The regulariser is `factor` * sum(1 - |2h - 1|^beta); `beta` None leaves
+    it out. Its value is not part of any loss, only its gradient: for layers of millions of weights the elementwise passes, not
+    the convolutions, are what a step costs.
     """
 
     @staticmethod
-    def forward(ctx: Any, alpha: Tensor, floor: Tensor, scale: Tensor, low: Tensor, high: Tensor, factor: float, beta: float | None) -> Tensor:
+    def forward(ctx: Any, alpha: Tensor, base: Tensor, room: Tensor, factor: float, beta: float | None) -> Tensor:
         """The soft weight, shape of `alpha`."""
         sigmoid = torch.sigmoid(alpha)
-        ctx.save_for_backward(sigmoid, floor, scale, low, high)
+        ctx.save_for_backward(sigmoid, room)
         ctx.factor, ctx.beta = factor, beta
-        h = sigmoid.mul(ZETA - GAMMA).add_(GAMMA).clamp_(0, 1)
-        return torch.clamp(h.add_(floor), low, high).mul_(scale)
+        return torch.addcmul(base, room, _stretched(sigmoid).clamp_(0, 1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of `alpha` alone."""
-        sigmoid, floor, scale, low, high = ctx.saved_tensors
-        stretched = sigmoid.mul(ZETA - GAMMA).add_(GAMMA)
-        h = stretched.clamp(0, 1)
-        code = h + floor
-        inside = torch.clamp(code, low, high).eq_(code)
-        grad = inside.mul_(grads[0]).mul_(scale)
+        sigmoid, room = ctx.saved_tensors
+        stretched = _stretched(sigmoid)
+        grad = grads[0] * room
         if ctx.beta is not None:
-            centered = h.mul_(2).sub_(1)  # |2h - 1|^(beta - 1) by logarithms: torch.pow is several times slower
+            centered = stretched.clamp(0, 1).mul_(2).sub_(1)  # |2h - 1|^(beta - 1) by logarithms: torch.pow is several times slower
             pull = centered.abs().log_().mul_(ctx.beta - 1).exp_().mul_(2 * ctx.factor * ctx.beta)
             grad.add_(pull.copysign_(centered.neg_()))
-        grad.mul_(sigmoid.mul(1 - sigmoid).mul_(ZETA - GAMMA))
-        return torch.ops.aten.hardtanh_backward(grad, stretched, 0.0, 1.0), None, None, None, None, None, None
+        grad.mul_(torch.ops.aten.sigmoid_backward(torch.full((), ZETA - GAMMA, dtype=grad.dtype, device=grad.device).expand_as(sigmoid), sigmoid))
+        return torch.ops.aten.hardtanh_backward(grad, stretched, 0.0, 1.0), None, None, None, None
+
+
+def _stretched(sigmoid: Tensor) -> Tensor:
+    return sigmoid.mul(ZETA - GAMMA).add_(GAMMA)

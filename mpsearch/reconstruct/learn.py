@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.quant import QuantConv2d, UnitState
+from mpsearch.quant import QuantConv2d, QuantizedTensor, UnitState
 from mpsearch.quant.inputs import InputQuantizer, keep_mask
 from mpsearch.quant.rounding import Rounding, RoundingPolicy
 from mpsearch.reconstruct.methods import Phase
@@ -182,7 +182,12 @@ def install(layers: Mapping[str, Any], states: Mapping[str, UnitState]) -> None:
 def _settled(state: UnitState, layer: Any, rounding: Rounding | None) -> UnitState:
     found = [q.settle() for q in layer.inputs()]
     named = dict(zip(("activation", "second"), found, strict=False))
-    return replace(state, weight=state.weight if rounding is None else rounding.hard(), **named)
+    return replace(state, weight=state.weight if rounding is None else _plain(rounding.hard()), **named)
+
+
+def _plain(tensor: QuantizedTensor) -> QuantizedTensor:
+    """In memory as a loaded checkpoint has it: another layout would choose other kernels, whose sums differ in the last bits."""
+    return replace(tensor, codes=tensor.codes.contiguous())
 
 
 def _descend(

@@ -63,11 +63,17 @@ def soft_round_inputs():
     alpha = torch.empty(5, 12, dtype=torch.float64).uniform_(-4, 4, generator=generator)
     floor = torch.randint(-6, 6, (5, 12), generator=generator).double()
     scale = torch.rand(5, 1, generator=generator, dtype=torch.float64) + 0.5
-    return alpha, floor, scale, torch.full_like(scale, -4), torch.full_like(scale, 3)
+    return alpha, floor, scale, -4, 3
+
+
+def base_and_room(floor, scale, low, high):
+    """What a rounding precomputes: the level below on the grid, and the step where the one above is on it too."""
+    return floor.clamp(low, high) * scale, ((floor >= low) & (floor + 1 <= high)) * scale
 
 
 def test_soft_round_passes_gradcheck():
-    alpha, *fixed = soft_round_inputs()
+    alpha, *grid = soft_round_inputs()
+    fixed = base_and_room(*grid)
     assert torch.autograd.gradcheck(lambda a: SoftRound.apply(a, *fixed, 0.0, None), alpha.requires_grad_())
 
 
@@ -81,9 +87,9 @@ def test_soft_rounds_gradient_is_that_of_the_plain_formula(beta):
     loss = (value * weights).sum() + (0 if beta is None else 0.3 * (1 - (2 * h - 1).abs().pow(beta)).sum())
     loss.backward()
     mine = alpha.clone().requires_grad_()
-    found = SoftRound.apply(mine, floor, scale, low, high, 0.3, beta)
+    found = SoftRound.apply(mine, *base_and_room(floor, scale, low, high), 0.3, beta)
     (found * weights).sum().backward()
-    torch.testing.assert_close(found, value, rtol=1e-14, atol=0)
+    torch.testing.assert_close(found, value, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(mine.grad, plain.grad, rtol=1e-10, atol=1e-13)
     assert (mine.grad == 0).any() and (mine.grad != 0).any()
 
