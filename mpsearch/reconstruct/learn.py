@@ -17,7 +17,8 @@ from mpsearch.quant.rounding import Rounding, RoundingPolicy
 from mpsearch.reconstruct.methods import Phase
 from mpsearch.reconstruct.rows import Rows
 
-WINDOWS = 20  # parts of a block's steps whose mean losses are compared
+WINDOWS = 20  # parts of a block's steps whose mean losses are compared,
+LEAST_WINDOW = 50  # of at least so many steps: the mean of fewer is noise
 PATIENCE = 3  # windows without progress before a block stops
 
 
@@ -31,7 +32,7 @@ class ReconstructionConfig:
         learning_rate: Of Adam on the rounding variables; None for 20 / iterations, at most 0.1: a variable must be able to cross its range in the
             steps there are. At QDrop's 20,000 steps this is its 1e-3.
         step_learning_rate: Of Adam on the logarithms of the step sizes, falling to 0 along a cosine.
-        tolerance: A block stops early when its loss has fallen by less than this share for three windows of a twentieth of its steps, and its
+        tolerance: A block stops early when its loss has fallen by less than this share for three windows (a twentieth of its steps each, at least 50), and its
             rounding is decided; 0 never stops early.
         bfloat16: Convolutions and products of the learning steps in bfloat16, where a device has units for it.
         method: Registered reconstruction method.
@@ -245,7 +246,7 @@ class _Watch:
     """Sees when a block has converged. The losses are read once for each window, not at each step."""
 
     def __init__(self, total: int, tolerance: float) -> None:
-        self._window, self._tolerance = max(1, total // WINDOWS), tolerance
+        self._window, self._tolerance = max(LEAST_WINDOW, total // WINDOWS), tolerance
         self._sum: Tensor | float = 0.0
         self._best, self._idle = math.inf, 0
 

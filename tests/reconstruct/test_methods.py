@@ -93,9 +93,9 @@ def test_a_converged_block_stops_early_and_a_tolerance_of_zero_does_not(tiny):
     net = tiny("conv")
     steps = {}
     for tolerance in (0.0, 0.5):
-        steps[tolerance] = [r.steps for _, _, r in run(net, "attention_round", iterations=100, tolerance=tolerance)[1]]
-    assert steps[0.0] == [100] * 3
-    assert max(steps[0.5]) < 60
+        steps[tolerance] = [r.steps for _, _, r in run(net, "attention_round", iterations=300, tolerance=tolerance)[1]]
+    assert steps[0.0] == [300] * 3
+    assert max(steps[0.5]) == 200  # one window to compare with, and three without progress
 
 
 def test_one_image_and_a_batch_larger_than_the_set(tiny):
