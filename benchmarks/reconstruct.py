@@ -225,12 +225,7 @@ def main() -> None:
         if name == "resnet18":
             text += "\n" + projected(name, 1024, 4)
         else:
-            text += compare(
-                name,
-                {"resnet20": 1024, "mobilenet": 128}[name],
-                arguments.iterations if name == "resnet20" else max(20, arguments.iterations // 5),
-                arguments.threads,
-            )
+            text += compare(name, {"resnet20": 1024, "mobilenet": 128}[name], arguments.iterations)
         arguments.output.write_text(text)
         print(text.splitlines()[-1], flush=True)
 
