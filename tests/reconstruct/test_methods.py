@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -201,3 +204,22 @@ def test_a_two_region_quantiser_is_used_and_kept_as_it_is(tiny):
     found = reconstruct(net.module, net.blocks, states, net.images.inputs(), ReconstructionConfig(iterations=10, batch_size=8))
     assert all(found[unit].activation is states[unit].activation for unit in other)
     assert any(not torch.equal(found[unit].activation.scale, states[unit].activation.scale) for unit in states if unit not in other)
+
+
+@pytest.mark.parametrize("name", ["conv", "vit"])
+def test_what_is_stored_stays_within_the_stated_bytes_for_each_image(tiny, monkeypatch, name):
+    net, live, peak = tiny(name), weakref.WeakSet(), []
+
+    class Counted(loop.Rows):
+        def __init__(self, example, count):
+            super().__init__(example, count)
+            live.add(self)
+            peak.append(sum(rows._data.nbytes for rows in live))
+
+    monkeypatch.setattr(loop, "Rows", Counted)
+    run(net, "qdrop", iterations=2)
+    one = loop.bytes_for_image(net.module, [block for block, _ in net.blocks], net.images.inputs()[:1])
+    assert 0.3 * one * len(net.images) < max(peak) <= one * len(net.images)
+    del net
+    gc.collect()
+    assert not live
