@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.quant.affine import ActivationQuantizer, AffineParams, inside_range, round_to_grid
+from mpsearch.quant.affine import ActivationQuantizer, AffineParams
 
 
 class InputQuantizer(nn.Module):
@@ -38,6 +38,7 @@ class InputQuantizer(nn.Module):
         """
         if self.params is None:
             return x
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # under autocast a convolution gives such
         keep = None if self.keep_prob >= 1 else keep_mask(x, self.keep_prob, self.generator)
         if self.log_step is not None and isinstance(self.params, AffineParams):
             return learned_step(x, self.params, self.log_step.exp(), keep)
@@ -97,22 +98,23 @@ class LearnedStep(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, keep: Tensor | None, damping: float) -> Tensor:
         """`x` on the grid where kept; shapes as `learned_step`, `scale` broadcast over `x`."""
         scaled = x / scale
-        quantized = round_to_grid(scaled.clone(), scale, zero_point, qmin, qmax)
-        passing = inside_range(scaled, zero_point, qmin, qmax)
+        low, high = qmin - zero_point, qmax - zero_point
+        quantized = torch.clamp(scaled, low, high).round_().mul_(scale)  # the bounds are whole numbers: clamping first gives the same
         if keep is not None:
             quantized = torch.lerp(x, quantized, keep)
-            passing.sub_(1).mul_(keep).add_(1)
-        ctx.save_for_backward(x, scale, quantized, passing)
-        ctx.damping = damping
+            scaled = torch.lerp((low + high) / 2, scaled, keep)  # what is dropped counts as inside the range
+        ctx.save_for_backward(x, scale, quantized, scaled, (low + high) / 2)
+        ctx.half, ctx.damping = (qmax - qmin + 1) / 2, damping
         return quantized
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of `x` and `scale`."""
-        x, scale, quantized, passing = ctx.saved_tensors
-        grad_x = grads[0] * passing if ctx.needs_input_grad[0] else None
+        x, scale, quantized, scaled, middle = ctx.saved_tensors
+        grad_x = (scaled - middle).abs_().le_(ctx.half).mul_(grads[0])
         grad_scale = None
         if ctx.needs_input_grad[1]:
-            error = torch.addcmul(quantized, passing, x, value=-1)  # rounding error inside, grid value outside, 0 where dropped
-            grad_scale = error.mul_(grads[0]).sum_to_size(scale.shape).mul(ctx.damping / scale)
-        return grad_x, grad_scale, None, None, None, None, None
+            # rounding error inside the range, grid value outside, 0 where dropped, each times its gradient
+            products = torch.mul(grads[0], quantized).addcmul_(grad_x, x, value=-1)
+            grad_scale = products.sum_to_size(scale.shape).mul(ctx.damping / scale)
+        return grad_x if ctx.needs_input_grad[0] else None, grad_scale, None, None, None, None, None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mpsearch.quant import QuantConv2d, QuantizedTensor, UnitState
 from mpsearch.quant.inputs import InputQuantizer, keep_mask
 from mpsearch.quant.rounding import Rounding, RoundingPolicy
+from mpsearch.reconstruct.crops import Crop
 from mpsearch.reconstruct.methods import Phase
 from mpsearch.reconstruct.rows import Rows
 
@@ -34,6 +35,7 @@ class ReconstructionConfig:
         step_learning_rate: Of Adam on the logarithms of the step sizes, falling to 0 along a cosine.
         tolerance: A block stops early when its loss has fallen by less than this share for three windows (a twentieth of its steps each, at least 50), and its
             rounding is decided; 0 never stops early.
+        crops: Each step learns on a quarter of the output of a block that is exact on crops (`reconstruct.crops`).
         bfloat16: Convolutions and products of the learning steps in bfloat16, where a device has units for it.
         method: Registered reconstruction method.
         seed: Of the batches and the dropping.
@@ -44,6 +46,7 @@ class ReconstructionConfig:
     learning_rate: float | None = None
     step_learning_rate: float = 1e-3
     tolerance: float = 0.005
+    crops: bool = True
     bfloat16: bool = False
     method: str = "qdrop"
     seed: int = 0
@@ -84,6 +87,7 @@ class BlockData:
         same: Whether both networks' inputs are equal: nothing before the block is quantised.
         weight: 1 x ... weight of each output's error, mean 1; None for 1.
         channel_axis: Axis of `y` that the loss sums over.
+        crops: Quarters of the output that a step may learn on; none for the whole.
     """
 
     x: Rows
@@ -92,6 +96,7 @@ class BlockData:
     same: bool
     weight: Tensor | None
     channel_axis: int
+    crops: tuple[Crop, ...] = ()
 
     def chunk(self, number: int) -> tuple[Tensor, Tensor]:
         """A chunk's inputs in the quantised network, and its float outputs, without a copy."""
@@ -215,23 +220,26 @@ def _descend(
     cast = torch.autocast(device.type, torch.bfloat16) if config.bfloat16 else nullcontext()
     for step in range(total):
         picked = torch.randint(images, (batch,), generator=generator, device=device)
-        x, y = data.x.take(quant_row[picked]), data.y.take(picked)
+        crop = data.crops[step % len(data.crops)] if data.crops and config.crops else None
+        read, whole = (None, None) if crop is None else (crop.read, crop.whole)
+        x, y = data.x.take(quant_row[picked], read), data.y.take(picked, whole)
         if mix:
-            x = torch.lerp(data.x.take(float_row[picked]), x, keep_mask(x, phase.keep_prob, generator))
+            x = torch.lerp(data.x.take(float_row[picked], read), x, keep_mask(x, phase.keep_prob, generator))
         if steps:
             optimizer.param_groups[-1]["lr"] = config.step_learning_rate * 0.5 * (1 + math.cos(math.pi * step / total))
         with torch.enable_grad():
             for unit, rounding in roundings.items():
                 layers[unit].inner.__dict__["weight"] = rounding.soft(step / total)
             with cast:
-                output = run(x)
+                output = run(x) if crop is None else run(x)[:, :, *crop.own]
         difference = output.detach().float() - y
-        gradient = difference if data.weight is None else difference * data.weight
-        loss = (gradient * difference).sum() * (y.shape[data.channel_axis] / y.numel())
+        weight = data.weight if data.weight is None or crop is None else data.weight[:, :, *crop.whole]
+        gradient = difference if weight is None else difference * weight
+        share = y.shape[data.channel_axis] / y.numel()
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(output, (gradient * (2 * y.shape[data.channel_axis] / y.numel())).to(output.dtype))
+        torch.autograd.backward(output, (gradient * (2 * share)).to(output.dtype))
         optimizer.step()
-        if watch.done(step, loss, roundings):
+        if watch.on and watch.done(step, (gradient * difference).sum() * share, roundings):
             return step + 1
     return total
 
@@ -250,10 +258,15 @@ class _Watch:
         self._sum: Tensor | float = 0.0
         self._best, self._idle = math.inf, 0
 
+    @property
+    def on(self) -> bool:
+        """Whether it ever stops a block."""
+        return self._tolerance > 0
+
     def done(self, step: int, loss: Tensor, roundings: Mapping[str, Rounding]) -> bool:
         """Whether to stop behind this step."""
         self._sum = self._sum + loss
-        if self._tolerance <= 0 or (step + 1) % self._window:
+        if (step + 1) % self._window:
             return False
         mean, self._sum = float(self._sum) / self._window, 0.0
         self._idle = 0 if mean < self._best * (1 - self._tolerance) else self._idle + 1

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mpsearch.errors import DataError, ModelError
 from mpsearch.quant import UnitState, wrap_units
+from mpsearch.reconstruct.crops import quarters
 from mpsearch.reconstruct.fisher import fisher_weights
 from mpsearch.reconstruct.learn import BlockData, BlockResult, ReconstructionConfig, channel_axis, install, learn_block
 from mpsearch.reconstruct.methods import METHODS, Phase
@@ -155,7 +156,9 @@ class _Walker:
             x.adopt(2 * start, halt.x)
             start += size
         assert outputs is not None  # there is at least one chunk
-        return BlockData(x, outputs, sizes, same, self._weights.get(name), channel_axis(y, layers))
+        axis = channel_axis(y, layers)
+        crops = quarters(original, x.read(0, 1)) if axis == 1 else ()
+        return BlockData(x, outputs, sizes, same, self._weights.get(name), axis, crops)
 
     def _learn(self, index: int, run: Callable[[Tensor], Tensor], layers: Mapping[str, Any], data: BlockData) -> None:
         name, result = self._blocks[index][0], None

@@ -36,9 +36,10 @@ class Rows:
         """Rows start .. stop, without a copy."""
         return self._data[start:stop].permute(self._inverse)
 
-    def take(self, picked: Tensor) -> Tensor:
-        """The rows of the given indices, a copy."""
-        return self._data.index_select(0, picked).permute(self._inverse)
+    def take(self, picked: Tensor, window: tuple[slice, slice] | None = None) -> Tensor:
+        """The rows of the given indices, a copy; of their last two axes only `window`, where it is given."""
+        data = self._data if window is None else self._data.permute(self._inverse)[:, :, *window].permute(self._order)
+        return data.index_select(0, picked).permute(self._inverse)
 
     @property
     def shape(self) -> torch.Size:
