@@ -1,6 +1,7 @@
 """The command line: parse, call the pipeline, print, exit code; nothing else.
 
 Data goes to stdout, talk and progress to stderr. Exit codes: 0, 1 (failed), 2 (usage), 3 (infeasible), 130 (interrupted, resumable).
+Over 400 lines for the options of its commands.
 """
 
 from __future__ import annotations
@@ -185,6 +186,65 @@ def solve(
 
 
 @app.command()
+def score(  # long for its options alone
+    model: Annotated[str | None, typer.Option(help="As in run.")] = None,
+    model_arg: Annotated[list[str] | None, typer.Option(help="As in run.")] = None,
+    weights: Annotated[str | None, typer.Option(help="As in run.")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="As in run.")] = False,
+    data: Annotated[str | None, typer.Option(help="As in run.")] = None,
+    calibration_data: Annotated[str | None, typer.Option(help="As in run.")] = None,
+    calibration_images: Annotated[int, typer.Option(help="That ranges and objectives look at.")] = 512,
+    search_images: Annotated[int, typer.Option(help="For the true loss.")] = 256,
+    evaluation_images: Annotated[int | None, typer.Option(help="Kept apart, so that the others are those of a run with the same number.")] = None,
+    bits: Annotated[str, typer.Option(help="As in run.")] = "2-8",
+    a_bits: Annotated[int, typer.Option(help="As in run.")] = 8,
+    first_last_bits: Annotated[int | None, typer.Option(help="As in run.")] = None,
+    objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated; every additive one without it.")] = None,
+    validate: Annotated[bool, typer.Option("--validate", help="Compare each objective with the true loss, and its exact optimum with the best known.")] = False,
+    samples: Annotated[int, typer.Option(help="With --validate: assignments spread over the range of sizes.")] = 60,
+    budgets: Annotated[str, typer.Option(help="With --validate: how many, or bits a weight such as 7,6,4.")] = "5",
+    local_steps: Annotated[int, typer.Option(help="With --validate: measurements of the local search at each budget.")] = 24,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    name: Annotated[str | None, typer.Option(help="Of the study's folder below studies/; MODEL-score without it.")] = None,
+    output: Annotated[Format, typer.Option("--format", help="Of the tables on stdout.")] = Format.table,
+) -> None:
+    """Score every bit-width of every layer with each objective; with --validate, say which of them to trust."""
+    from mpsearch.objectives import OBJECTIVES
+    from mpsearch.pipeline import RunConfig
+    from mpsearch.pipeline.score import score_model
+    from mpsearch.pipeline.study import Study
+    from mpsearch.pipeline.validate import Effort, validate_objectives
+
+    config = RunConfig(
+        budgets=("8bits",),
+        model=model,
+        model_args=_model_args(model_arg or []),
+        weights=weights,
+        pretrained=not random_weights,
+        data=data,
+        calibration_data=calibration_data,
+        calibration_images=calibration_images,
+        search_images=search_images,
+        evaluation_images=evaluation_images,
+        bits=_bits(bits),
+        a_bits=a_bits,
+        first_last_bits=first_last_bits,
+        objectives=tuple(objective or OBJECTIVES.names()),
+        target="packed",
+        seed=seed,
+    )
+    study = Study(Path("studies") / (name or _study_name(model, ("score",))))
+    try:
+        if validate:
+            _print_validation(validate_objectives(config, study, Effort(samples, budgets, local_steps), _Bars()), study.path, output)
+        else:
+            _print_scores(score_model(config, study, _Bars()), study.path, output)
+    except KeyboardInterrupt:
+        _say("\nInterrupted. The same command goes on where this one stopped.")
+        raise
+
+
+@app.command()
 def profile(
     model: Annotated[str, typer.Option(help="As in run.")],
     data: Annotated[str, typer.Option(help="As in run: gives the input's size.")],
@@ -224,7 +284,9 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of a study.")]) ->
 
 @app.command(name="list")
 def list_members(
-    what: Annotated[str, typer.Argument(help="objectives, observers, backends, roundings, methods, budgets or models (timm's).")],
+    what: Annotated[
+        str, typer.Argument(help="objectives, interacting (objectives, for score alone), observers, backends, roundings, methods, budgets or models.")
+    ],
     pattern: Annotated[str, typer.Argument(help="Of the models, such as 'resnet*'.")] = "*",
 ) -> None:
     """What can be named on the command line."""
@@ -236,6 +298,10 @@ def _members(what: str, pattern: str) -> list[str]:
         from mpsearch.objectives import OBJECTIVES
 
         return OBJECTIVES.names()
+    if what == "interacting":
+        from mpsearch.objectives.interacting import INTERACTING
+
+        return INTERACTING.names()
     if what in ("observers", "roundings"):
         from mpsearch.quant.observers import OBSERVERS
         from mpsearch.quant.rounding import ROUNDINGS
@@ -262,7 +328,7 @@ def _members(what: str, pattern: str) -> list[str]:
             "2.5ms  latency",
             "20GBOPs  bit operations",
         ]
-    raise OptionError(f"There is no list of {what!r}. It may be objectives, observers, backends, roundings, budgets or models.")
+    raise OptionError(f"There is no list of {what!r}. It may be objectives, interacting, observers, backends, roundings, methods, budgets or models.")
 
 
 def _model_args(pairs: list[str]) -> dict[str, Any]:
@@ -337,6 +403,37 @@ def _print_rows(header: tuple[str, ...], rows: list[tuple[Any, ...]], output: Fo
         print(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1))
 
 
+def _print_scores(scored: Any, folder: Path, output: Format) -> None:
+    from mpsearch.pipeline.score import LONG, long_rows, score_rows
+
+    if output is Format.json:
+        print(json.dumps(scored.to_json(), indent=1))
+    elif output is Format.csv:
+        _print_rows(LONG, long_rows(scored), output)
+    for text, about in scored.about.items():
+        _say(f"{text} ({about['unit']}): {about['violations']} entries repaired, {about['seconds']:.1f} s.")
+        if "interactions" in about:
+            _say(f"  and {about['interactions']} interactions, which are not in the rows that are printed.")
+        for note in about.get("notes", ()):
+            _say(f"  {note}")
+        if output is Format.table:
+            header, rows = score_rows(scored, text)
+            _print_rows(header, [(row[0], *("" if v is None else f"{v:.4g}" for v in row[1:])) for row in rows], output)
+    _say(f"Tables: {folder / 'scores.json'}; `mpsearch solve` reads it.")
+
+
+def _print_validation(result: dict[str, Any], folder: Path, output: Format) -> None:
+    from mpsearch.pipeline.scorecard import LEGEND, card
+
+    if output is Format.json:
+        print(json.dumps(result, indent=1))
+    else:
+        header, rows = card(result)
+        _print_rows(header, list(rows), output)
+        _say(LEGEND)
+    _say(f"{result['measured']} assignments measured. Everything: {folder / 'validation.json'}; for people: {folder / 'validation.md'}.")
+
+
 def _tell(result: dict[str, Any], report: Path) -> None:
     best = result["best"]
     for b in best["budgets"]:
@@ -359,7 +456,9 @@ def _tell(result: dict[str, Any], report: Path) -> None:
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        if isinstance(code, int) and code:  # typer returns the code of an interruption that it has caught
+            sys.exit(code)
     except MpsearchError as error:
         talk.print(f"Error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)

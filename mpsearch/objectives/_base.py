@@ -15,13 +15,14 @@ from sklearn.isotonic import IsotonicRegression
 from torch import nn
 
 from mpsearch.data import ImageSet
-from mpsearch.errors import MpsearchError
+from mpsearch.errors import MpsearchError, OptionError
 from mpsearch.problem import Candidate, Layer
 from mpsearch.reconstruct import Calibration
 from mpsearch.registry import Registry
 
 Progress = Callable[[int, int], None]
 Rows = list[list[float]]
+Table = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,38 @@ class ScoringContext:
     on_step: Progress = field(default=lambda done, total: None, repr=False)
 
 
+@dataclass(frozen=True)
+class Passes:
+    """The work of one scoring, counted in images: 128 images that go once through the model are 128 passes, whatever the batch.
+
+    Args:
+        forward: Through the whole model.
+        backward: Through the whole model; a backward pass through a gradient counts twice.
+        units: Forward passes of one unit alone.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    units: int = 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A table with what it is made of.
+
+    Args:
+        total: `L x C_l` damage.
+        weights: `L x C_l`: what the quantised weight alone does; None where the objective does not tell.
+        activations: The same of the quantised input, or operands. The two add up to the total where the objective is a sum of both.
+        notes: What a user should know of this very table, such as a trace that was negative.
+    """
+
+    total: Rows
+    weights: Rows | None = None
+    activations: Rows | None = None
+    notes: tuple[str, ...] = ()
+
+
 class Objective(ABC):
     """Scores every unit at every candidate; lower is better, 0 is what the float unit has.
 
@@ -61,7 +94,15 @@ class Objective(ABC):
 
     @abstractmethod
     def score(self, context: ScoringContext) -> Rows:
-        """`L x C_l` damage; a float candidate and a unit without a weight have 0."""
+        """`L x C_l` damage; a float candidate and a unit that was not calibrated have 0."""
+
+    def parts(self, context: ScoringContext) -> Parts:
+        """The table with what weights and inputs contribute, for objectives that can tell; these define `score` by it."""
+        return Parts(self.score(context))
+
+    def passes(self, context: ScoringContext) -> Passes | None:
+        """The work at most; None where an objective that looks at data does not state it."""
+        return None if self.needs_data else Passes()
 
 
 @dataclass(frozen=True)
@@ -72,11 +113,19 @@ class ScoreReport:
         rows: `L x C_l`, finite, not negative, and not falling when bits fall.
         violations: Entries that isotonic regression had to move.
         seconds: Time of the scoring.
+        weights: As `Parts`, before any repair.
+        activations: As `Parts`, before any repair.
+        passes: Work at most; None where not stated.
+        notes: As `Parts`.
     """
 
-    rows: tuple[tuple[float, ...], ...]
+    rows: Table
     violations: int
     seconds: float
+    weights: Table | None = None
+    activations: Table | None = None
+    passes: Passes | None = None
+    notes: tuple[str, ...] = ()
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "mpsearch.objectives")
@@ -89,13 +138,32 @@ def score(objective: Objective, context: ScoringContext) -> ScoreReport:
     """
     start = time.perf_counter()
     with torch.no_grad():
-        rows = objective.score(context)
-    for layer, candidates, row in zip(context.layers, context.candidates, rows, strict=True):
+        parts = objective.parts(context)
+    for layer, candidates, row in zip(context.layers, context.candidates, parts.total, strict=True):
         for candidate, value in zip(candidates, row, strict=True):
             if not math.isfinite(value) or value < 0:
                 raise MpsearchError(f"The objective {objective.name!r} gives {value} for {layer.name!r} at {candidate}. Check the unit's weight and inputs.")
-    repaired = [monotone(c, row) for c, row in zip(context.candidates, rows, strict=True)]
-    return ScoreReport(tuple(tuple(row) for row, _ in repaired), sum(moved for _, moved in repaired), time.perf_counter() - start)
+    repaired = [monotone(c, row) for c, row in zip(context.candidates, parts.total, strict=True)]
+    return ScoreReport(
+        tuple(tuple(row) for row, _ in repaired),
+        sum(moved for _, moved in repaired),
+        time.perf_counter() - start,
+        _table(parts.weights),
+        _table(parts.activations),
+        objective.passes(context),
+        parts.notes,
+    )
+
+
+def _table(rows: Rows | None) -> Table | None:
+    return None if rows is None else tuple(tuple(row) for row in rows)
+
+
+def require_positive(objective: str, **options: int) -> None:
+    """Raises OptionError where an option that counts something is below 1."""
+    for option, value in options.items():
+        if value < 1:
+            raise OptionError(f"The option {option!r} of {objective} is {value}; it must be at least 1.")
 
 
 def monotone(candidates: Sequence[Candidate], row: Sequence[float]) -> tuple[list[float], int]:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mpsearch.errors import OptionError
 from mpsearch.objectives._base import OBJECTIVES, Objective, Rows, ScoringContext
+from mpsearch.objectives._clusters import cluster
+from mpsearch.objectives._local import by_kind, weight_kind
+from mpsearch.problem import Candidate
+from mpsearch.reconstruct import Calibration
+
+REFERENCE_BITS = 16
+"""Of the grid that `distortion` takes for lossless."""
 
 
 def coding_length(vectors: Tensor, eps2: float) -> float:
@@ -33,36 +42,75 @@ def coding_length(vectors: Tensor, eps2: float) -> float:
     return max(bits, 0.0)  # in this order: max(0.0, nan) is 0.0
 
 
+def cluster_bits(scores: Sequence[float], bits: Sequence[int]) -> list[int]:
+    """A bit-width for each unit with no budget: scores are clustered into as many groups as there are bit-widths, and larger scores get more bits.
+
+    Where there are fewer distinct scores than bit-widths, the largest bit-widths are used. Units that are to keep given bits (such as the
+    first and the last) are the caller's to leave out.
+
+    References: after Diao et al., Attention Round, arXiv:2207.03088, which clusters coding lengths; exact k-means is chosen here.
+
+    Args:
+        scores: L numbers, such as `CodingLength.rate` of each weight.
+        bits: The bit-widths to give, in any order.
+    Returns: L bit-widths.
+    Raises: OptionError: No bit-widths, or one twice.
+    """
+    if not bits or len(set(bits)) < len(bits):
+        raise OptionError(f"Cannot give the bit-widths {list(bits)} by clustering. Give at least one, and each once.")
+    groups = cluster(scores, len(bits))
+    largest = sorted(bits)[len(bits) - 1 - max(groups, default=0) :]
+    return [largest[group] for group in groups]
+
+
 @OBJECTIVES.register("coding_length")
 @dataclass(frozen=True)
 class CodingLength(Objective):
-    """Distortion left at b bits for a weight whose coding length is R bits for each weight: N * 4^(R - b).
+    """Damage from the coding length of a weight alone: how many bits each of its N numbers is worth, in three forms.
 
-    Vectors are the rows of the weight seen as a matrix [C_out, C_in / groups * k * k], so m = C_out. The distortion of the code is
-    `eps2` of the weight's variance, which makes R independent of the weight's scale.
+    Vectors are the rows of the weight seen as a matrix [C_out, C_in / groups * k * k], so m = C_out; with R bits for each weight at a distortion
+    of `eps2` of the weight's variance, which makes R independent of the weight's scale:
+
+    - `budget`: N * 4^(R - b), the distortion left at b bits.
+    - `cluster`: N * 4^(B - b) with B the bit-width that `cluster_bits` gives the unit among the candidates' bit-widths. The clustered
+      assignment itself is the optimum of this table among assignments of its own size (of no more weight bits in all).
+    - `distortion`: bits of information that the candidate's own grid loses: the coding length of the weight at the error of a 16-bit grid of the same
+      range, less that at the error of the candidate's grid, step^2 / 12. Rows are divided by their step first, so that each channel counts in its own.
+
+    All are blind to the input bits and to what the network does with the weight.
 
     References: after Diao et al., Attention Round, arXiv:2207.03088, whose orientation, distortion and normalisation were not
-    published in what could be read; those, and the form 4^(R - b), were chosen here.
+    published in what could be read; those, and the tables, were chosen here.
 
     Args:
-        eps2: Distortion as a share of the weight's variance.
+        eps2: Distortion as a share of the weight's variance; not used by `distortion`.
+        mode: `budget`, `cluster` or `distortion`.
     """
 
-    unit: ClassVar[str] = "relative distortion"
+    unit: ClassVar[str] = "relative distortion (bits in the mode distortion)"
     eps2: float = 1e-2
+    mode: Literal["budget", "cluster", "distortion"] = "budget"
 
     def __post_init__(self) -> None:
         if not self.eps2 > 0:
             raise OptionError(f"The distortion eps2 is {self.eps2}; it must be positive, such as 0.01.")
 
     def score(self, context: ScoringContext) -> Rows:
-        """`L x C_l`; cost: one determinant for each unit."""
+        """`L x C_l`; cost: one determinant for each unit, in the mode `distortion` one more for each kind of weight candidate."""
+        weights = context.calibration.weights
+        levels = {} if self.mode == "distortion" else {layer.name: self.rate(weights[layer.name]) for layer in context.layers if layer.name in weights}
+        if self.mode == "cluster":
+            bits = sorted({c.w_bits for row in context.candidates for c in row if c.w_bits is not None})
+            levels = dict(zip(levels, map(float, cluster_bits(list(levels.values()), bits)), strict=True)) if bits else levels
         rows: Rows = []
         for done, (layer, candidates) in enumerate(zip(context.layers, context.candidates, strict=True)):
-            weight = context.calibration.weights.get(layer.name)
-            rate = 0.0 if weight is None else self.rate(weight)
-            numel = 0 if weight is None else weight.numel()
-            rows.append([0.0 if c.is_float or c.w_bits is None else numel * 4.0 ** (rate - c.w_bits) for c in candidates])
+            if layer.name not in weights:
+                rows.append([0.0] * len(candidates))
+            elif self.mode == "distortion":
+                rows.append(by_kind(candidates, weight_kind, partial(_lost_bits, context.calibration, layer.name)))
+            else:
+                numel, level = weights[layer.name].numel(), levels[layer.name]
+                rows.append([0.0 if c.w_bits is None else numel * 4.0 ** (level - c.w_bits) for c in candidates])
             context.on_step(done + 1, len(context.layers))
         return rows
 
@@ -71,3 +119,12 @@ class CodingLength(Objective):
         rows = weight.flatten(1).double()
         variance = float(rows.var(unbiased=False))
         return 0.0 if variance <= 0 else coding_length(rows.T, self.eps2 * variance) / weight.numel()
+
+
+def _lost_bits(calibration: Calibration, unit: str, candidate: Candidate) -> float:
+    """Coding length at the error of a grid of REFERENCE_BITS bits less that at the error of the candidate's grid, both over the same range."""
+    weight, params = calibration.weights[unit], calibration.weight_params(unit, candidate)
+    scale, _ = params.expanded(weight.ndim)
+    steps = (weight.double() / scale).flatten(1).T
+    fine = 4.0 ** (params.bits - REFERENCE_BITS)
+    return max(coding_length(steps, fine / 12) - coding_length(steps, 1 / 12), 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,7 @@ def add_scores(
             repr(objective),
             calibration.weight_observer,
             calibration.input_observer,
+            calibration.symmetric_inputs,
             candidates,
             config.seed,
         ]
@@ -189,9 +190,9 @@ def add_scores(
             report = study.cached(f"score-{objective.name}", key, partial(_scored, objective, context))
         tables[objective.name] = tuple(tuple(row) for row in report["rows"])
         about[objective.name] = {"seconds": report["seconds"], "violations": report["violations"], "unit": objective.unit}
+        about[objective.name] |= {k: report[k] for k in ("weights", "activations", "passes", "notes") if report.get(k)}
     return replace(problem, scores=tables), about
 
 
 def _scored(objective: Objective, context: ScoringContext) -> dict[str, Any]:
-    report = score(objective, context)
-    return {"rows": report.rows, "violations": report.violations, "seconds": report.seconds}
+    return asdict(score(objective, context))

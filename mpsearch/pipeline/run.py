@@ -23,6 +23,7 @@ from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.front import write_front
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject
 from mpsearch.pipeline.progress import Progress, Silent
+from mpsearch.pipeline.sampling import mean_bits
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.search import Trial, explore, problem_front, solve
@@ -219,15 +220,10 @@ def _row(label: str, problem: Problem, indices: Sequence[int], budgets: Sequence
         "indices": list(indices),
         "assignment": assignment.to_json(),
         "predicted": problem.cost(indices).to_json(),
-        "mean_bits": _mean_bits(problem, indices),
+        "mean_bits": mean_bits(problem, indices),
         "fits": _keeps(problem, indices, budgets),
         "nearest": nearest,
     }
-
-
-def _mean_bits(problem: Problem, indices: Sequence[int]) -> float:
-    total = sum(layer.weight_numel for layer in problem.layers)
-    return sum(layer.weight_numel * (c[i].w_bits or 32) for layer, c, i in zip(problem.layers, problem.candidates, indices, strict=True)) / total
 
 
 def _float_row(workshop: Workshop, about: dict[str, Any]) -> dict[str, Any]:

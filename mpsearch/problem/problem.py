@@ -11,9 +11,12 @@ from typing import Any
 
 from mpsearch.errors import StudyError, UserError
 from mpsearch.problem.assignment import Assignment, Candidate, Cost
+from mpsearch.problem.interaction import Interaction
 from mpsearch.problem.layer import Layer
 
 SCHEMA = 1
+SCHEMA_INTERACTIONS = 2
+"""Of a problem with interactions; one without is written as before."""
 Table = tuple[tuple[float, ...], ...]
 
 
@@ -28,6 +31,7 @@ class Problem:
         costs: Resource -> `L x C_l` cost of each choice.
         constants: Resource -> cost of everything that is not a layer (header, biases, norms; the rest of the latency).
         estimated: Resources of which at least one row was estimated, not measured.
+        interactions: Objective name -> what joint choices add to its table of scores.
     """
 
     layers: tuple[Layer, ...]
@@ -36,6 +40,7 @@ class Problem:
     costs: dict[str, Table] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
     estimated: tuple[str, ...] = ()
+    interactions: dict[str, tuple[Interaction, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.layers) != len(self.candidates):
@@ -47,6 +52,18 @@ class Problem:
                 bad = next((i for i, row in enumerate(table) if not all(math.isfinite(v) for v in row)), None)
                 if bad is not None:
                     raise UserError(f"The {what} table {name!r} is not finite at layer {self.layers[bad].name!r}: {table[bad]}.")
+        for name, terms in self.interactions.items():
+            self._check_interactions(name, terms)
+
+    def _check_interactions(self, name: str, terms: Sequence[Interaction]) -> None:
+        if name not in self.scores:
+            raise UserError(f"There are interactions of {name!r} but no score table of that name; give it one, of zeros where there is nothing to add.")
+        for term in terms:
+            if not all(0 <= i < len(self.layers) for i in term.layers):
+                raise UserError(f"An interaction of {name!r} names the layers {term.layers}; the problem has the layers 0 to {len(self.layers) - 1}.")
+            if term.shape != tuple(len(self.candidates[i]) for i in term.layers):
+                names = ", ".join(self.layers[i].name for i in term.layers)
+                raise UserError(f"The interaction of {names} in {name!r} has the shape {term.shape}, which is not their numbers of candidates.")
 
     @property
     def ties(self) -> list[list[int]]:
@@ -77,8 +94,9 @@ class Problem:
         return Cost(**{r: math.fsum(row[i] for row, i in zip(t, indices, strict=True)) + self.constants.get(r, 0.0) for r, t in self.costs.items()})
 
     def score(self, objective: str, indices: Sequence[int]) -> float:
-        """Predicted damage: the sum of the rows."""
-        return math.fsum(row[i] for row, i in zip(self.scores[objective], indices, strict=True))
+        """Predicted damage: the sum of the rows and of the interactions."""
+        rows = [row[i] for row, i in zip(self.scores[objective], indices, strict=True)]
+        return math.fsum([*rows, *(term.value(indices) for term in self.interactions.get(objective, ()))])
 
     def uniform(self, candidate: Candidate) -> tuple[int, ...] | None:
         """Indices of `candidate` at every layer that has more than one choice; None if one of these lacks it."""
@@ -91,21 +109,24 @@ class Problem:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
+        more = {"interactions": {name: [term.to_json() for term in terms] for name, terms in self.interactions.items()}} if self.interactions else {}
         return {
-            "schema": SCHEMA,
+            "schema": SCHEMA_INTERACTIONS if self.interactions else SCHEMA,
             "layers": [layer.to_json() for layer in self.layers],
             "candidates": [[str(c) for c in row] for row in self.candidates],
             "scores": self.scores,
             "costs": self.costs,
             "constants": self.constants,
             "estimated": list(self.estimated),
+            **more,
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Problem:
         """Inverse of `to_json`. Raises StudyError on another schema."""
-        if data.get("schema") != SCHEMA:
-            raise StudyError(f"The problem has schema {data.get('schema')!r}; this version of mpsearch reads {SCHEMA}. Run the study again.")
+        if data.get("schema") not in (SCHEMA, SCHEMA_INTERACTIONS):
+            known = f"{SCHEMA} and {SCHEMA_INTERACTIONS}"
+            raise StudyError(f"The problem has schema {data.get('schema')!r}; this version of mpsearch reads {known}. Run the study again.")
 
         def tables(found: dict[str, list[list[float]]]) -> dict[str, Table]:
             return {name: tuple(tuple(row) for row in table) for name, table in found.items()}
@@ -117,6 +138,7 @@ class Problem:
             tables(data["costs"]),
             dict(data["constants"]),
             tuple(data["estimated"]),
+            {name: tuple(Interaction.from_json(d) for d in terms) for name, terms in data.get("interactions", {}).items()},
         )
 
     @classmethod

@@ -1,6 +1,7 @@
 """Solvers and the search on the measured loss: plain numbers and callbacks, no torch.
 
-`solve` and `exact_front` are exact on an additive problem; `explore` drives an Optuna study on what is really measured.
+`solve` and `exact_front` are exact on an additive problem, and on one whose interactions stay within blocks; `GreedyMP` and `explore`, an Optuna
+study, go by what is really measured.
 """
 
 import importlib
@@ -10,12 +11,29 @@ from typing import Any
 
 from mpsearch.search.constraints import reachable
 from mpsearch.search.front import Front, exact_front, problem_front
-from mpsearch.search.milp import solve
+from mpsearch.search.greedy import GreedyMP, GreedyRun, Step
+from mpsearch.search.losses import LossFile
+from mpsearch.search.optimum import solve
 from mpsearch.search.pareto import hypervolume, non_dominated
 from mpsearch.search.sampler import CorrectedTableSampler
 from mpsearch.search.study import Trial, explore
 
-__all__ = ["CorrectedTableSampler", "Front", "Trial", "exact_front", "explore", "hypervolume", "non_dominated", "problem_front", "reachable", "solve"]
+__all__ = [
+    "CorrectedTableSampler",
+    "Front",
+    "GreedyMP",
+    "GreedyRun",
+    "LossFile",
+    "Step",
+    "Trial",
+    "exact_front",
+    "explore",
+    "hypervolume",
+    "non_dominated",
+    "problem_front",
+    "reachable",
+    "solve",
+]
 
 
 class _Package(ModuleType):

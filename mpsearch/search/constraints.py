@@ -22,7 +22,7 @@ class Constraints:
 
     Args:
         problem: Where the costs come from.
-        layers: Its ties, merged.
+        layers: Its ties, merged, and blocks that were joined.
         limits: Resource -> the tightest limit, in the order in which the budgets were given.
         rows: Resource -> M merged cost rows.
         whole: Resource -> the same and the constant, in integers.
@@ -35,8 +35,13 @@ class Constraints:
     whole: dict[str, WholeCosts]
 
     @classmethod
-    def of(cls, problem: Problem, budgets: Sequence[Budget]) -> Constraints:
+    def of(cls, problem: Problem, budgets: Sequence[Budget], layers: SuperLayers | None = None) -> Constraints:
         """Check and build.
+
+        Args:
+            problem: Where the costs come from.
+            budgets: Absolute limits.
+            layers: Super-layers that hold its ties; None for the ties alone.
 
         Raises:
             BudgetError: A resource without a cost table, or a limit that is still relative or not a number.
@@ -46,7 +51,7 @@ class Constraints:
         for budget in budgets:
             _check(budget, problem)
             limits[budget.resource] = min(budget.limit, limits.get(budget.resource, math.inf))
-        layers = SuperLayers.of([len(c) for c in problem.candidates], problem.ties)
+        layers = SuperLayers.of([len(c) for c in problem.candidates], problem.ties) if layers is None else layers
         whole = {r: WholeCosts.of(layers, problem.costs[r], problem.constants.get(r, 0.0)) for r in limits}
         found = cls(problem, layers, limits, {r: layers.merge(problem.costs[r]) for r in limits}, whole)
         found._check_reachable()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mpsearch.errors import InfeasibleError, UnknownNameError, UserError
 from mpsearch.problem import Problem
+from mpsearch.search.coupled import Coupled
 from mpsearch.search.superlayers import IntRow, Row, SuperLayers, WholeCosts
 
 Keep = Callable[[int, Row, Row], NDArray[np.bool_]]
@@ -91,8 +92,7 @@ def exact_front(
     """
     if [len(row) for row in scores] != [len(row) for row in costs]:
         raise UserError("Scores and costs do not have the same number of candidates for each layer.")
-    if not 0 <= epsilon < 1:
-        raise UserError(f"epsilon is {epsilon}; it is a share of the cost range: 0 (exact) or a small number such as 1e-5.")
+    _check_epsilon(epsilon)
     layers = SuperLayers.of([len(row) for row in costs], groups)
     gains = layers.merge(scores)
     if not all(np.isfinite(row).all() for row in gains):
@@ -101,13 +101,29 @@ def exact_front(
 
 
 def problem_front(problem: Problem, objective: str, resource: str = "size_bytes", limit: float | None = None, epsilon: float = 0.0) -> Front:
-    """`exact_front` of a problem, its constant cost included. Raises UnknownNameError where it has no such table."""
+    """`exact_front` of a problem, its constant cost and the interactions of small blocks included.
+
+    Raises:
+        UnknownNameError: It has no such table.
+        UserError: Its interactions reach too far to list the tuples of choices.
+    """
     if objective not in problem.scores:
         raise UnknownNameError("score table", objective, problem.scores)
     if resource not in problem.costs:
         raise UnknownNameError("cost table", resource, problem.costs)
     constant = problem.constants.get(resource, 0.0)
-    return exact_front(problem.scores[objective], problem.costs[resource], problem.ties, limit=limit, constant=constant, epsilon=epsilon)
+    if not problem.interactions.get(objective):
+        return exact_front(problem.scores[objective], problem.costs[resource], problem.ties, limit=limit, constant=constant, epsilon=epsilon)
+    coupled = Coupled.of(problem, objective)
+    if coupled.pairs:
+        raise UserError(f"The interactions of {objective!r} link too many layers for an exact front. Keep them within blocks, or use `solve` budget by budget.")
+    _check_epsilon(epsilon)
+    return sweep(coupled.layers, coupled.rows, WholeCosts.of(coupled.layers, problem.costs[resource], constant), math.inf if limit is None else limit, epsilon)
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not 0 <= epsilon < 1:
+        raise UserError(f"epsilon is {epsilon}; it is a share of the cost range: 0 (exact) or a small number such as 1e-5.")
 
 
 def sweep(layers: SuperLayers, scores: Sequence[Row], costs: WholeCosts, limit: float, epsilon: float = 0.0, keep: Keep | None = None) -> Front:

@@ -1,4 +1,4 @@
-"""One call of HiGHS on a scaled multiple-choice knapsack with any number of limits, kept quiet."""
+"""One call of HiGHS on a scaled multiple-choice knapsack with any number of limits and with pair tables, kept quiet."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.optimize
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array, hstack, vstack
 
 from mpsearch.errors import MpsearchError
+from mpsearch.search.coupled import Pair
 from mpsearch.search.superlayers import Row
 
 _LIMIT_SCALE = 100.0  # scaled spare room of a limit: HiGHS's absolute tolerance of 1e-6 is then 1e-8 of the room
@@ -57,22 +58,30 @@ class Columns:
     spare: Row
 
     @classmethod
-    def of(cls, scores: Sequence[Row], costs: Sequence[Sequence[Row]], spare: Sequence[float]) -> Columns:
-        """Flatten M score rows and B x M cost rows; candidates that cannot fit or that another one dominates are left out."""
+    def of(cls, scores: Sequence[Row], costs: Sequence[Sequence[Row]], spare: Sequence[float], paired: Collection[int] = ()) -> Columns:
+        """Flatten M score rows and B x M cost rows; candidates that cannot fit or that another one dominates are left out.
+
+        In the super-layers of `paired` nothing is dominated: what a candidate is worth depends on others.
+        """
         layer = np.repeat(np.arange(len(scores)), [len(row) for row in scores])
         candidate = np.concatenate([np.arange(len(row)) for row in scores])
         flat = np.array([np.concatenate([row - row.min() for row in rows]) for rows in (scores, *costs)])
         found = cls(len(scores), layer, candidate, flat[0], flat[1:], np.array(spare))
         fits = (found.costs <= found.spare[:, None] + 1e-9 * np.abs(found.spare[:, None])).all(0)
-        return found.only(fits & ~_dominated(layer, flat))
+        return found.only(fits & (~_dominated(layer, flat) | np.isin(layer, list(paired))))
 
     def only(self, mask: NDArray[np.bool_]) -> Columns:
         """Those of a mask."""
         return Columns(self.count, self.layer[mask], self.candidate[mask], self.scores[mask], self.costs[:, mask], self.spare)
 
 
-def minimise(columns: Columns, cuts: Sequence[Sequence[int]], unit: float, gap: float, time_limit_s: float, node_limit: int | None) -> Outcome:
+def minimise(
+    columns: Columns, cuts: Sequence[Sequence[int]], unit: float, gap: float, time_limit_s: float, node_limit: int | None, pairs: Sequence[Pair] = ()
+) -> Outcome:
     """Least score with one candidate for each super-layer and each limit kept up to HiGHS's tolerance.
+
+    A pair is linearised with one variable in 0..1 for each entry of its table, whose sums over either side are the binary variables of the
+    other (RLT; tighter than McCormick's).
 
     Args:
         columns: The variables.
@@ -81,26 +90,55 @@ def minimise(columns: Columns, cuts: Sequence[Sequence[int]], unit: float, gap: 
         gap: Relative gap at which HiGHS stops; 0 proves the optimum.
         time_limit_s: Wall-clock limit.
         node_limit: Limit on branch-and-bound nodes, which stops at the same point on every run.
+        pairs: Between super-layers; the least of each table is taken off, as of the rows.
     """
-    count = columns.count
-    if len(np.unique(columns.layer)) < count:
+    if len(np.unique(columns.layer)) < columns.count:
         return Outcome(None, 0.0, proven=True)  # a super-layer has no candidate that fits
-    one_of_each = csr_array((np.ones(len(columns.layer)), (columns.layer, np.arange(len(columns.layer)))), shape=(count, len(columns.layer)))
+    choosing, lower, upper = _choosing(columns, cuts)
+    linked, values = _linking(columns, pairs)
+    matrix = vstack([hstack([choosing, csr_array((choosing.shape[0], len(values)))]), linked])
+    nothing = np.zeros(linked.shape[0])
+    options = {"mip_rel_gap": gap, "time_limit": time_limit_s} | ({} if node_limit is None else {"node_limit": node_limit})
+    with _quiet():
+        result = scipy.optimize.milp(
+            np.append(columns.scores, values) / unit,
+            integrality=np.append(np.ones(len(columns.layer)), np.zeros(len(values))),
+            bounds=scipy.optimize.Bounds(0, 1),
+            constraints=scipy.optimize.LinearConstraint(matrix, np.append(lower, nothing), np.append(upper, nothing)),
+            options=options,
+        )
+    return _outcome(result, columns, unit)
+
+
+def _choosing(columns: Columns, cuts: Sequence[Sequence[int]]) -> tuple[csr_array, Row, Row]:
+    """One candidate for each super-layer, the limits, and the cuts: matrix, least and greatest value of each row."""
+    count, width = columns.count, len(columns.layer)
+    one_of_each = csr_array((np.ones(width), (columns.layer, np.arange(width))), shape=(count, width))
     factor = np.where(columns.spare > 0, _LIMIT_SCALE / np.where(columns.spare > 0, columns.spare, 1.0), 1.0)
     at = [np.asarray(cut)[columns.layer] == columns.candidate for cut in cuts]
     matrix = vstack([one_of_each, csr_array(columns.costs * factor[:, None]), *(csr_array(row[None].astype(float)) for row in at)])
     upper = np.concatenate([np.ones(count), columns.spare * factor, [row.sum() - 1.0 if row.sum() == count else float(count) for row in at]])
-    lower = np.concatenate([np.ones(count), np.full(len(upper) - count, -np.inf)])
-    options = {"mip_rel_gap": gap, "time_limit": time_limit_s} | ({} if node_limit is None else {"node_limit": node_limit})
-    with _quiet():
-        result = scipy.optimize.milp(
-            columns.scores / unit,
-            integrality=np.ones(len(columns.layer)),
-            bounds=scipy.optimize.Bounds(0, 1),
-            constraints=scipy.optimize.LinearConstraint(matrix, lower, upper),
-            options=options,
-        )
-    return _outcome(result, columns, unit)
+    return matrix, np.concatenate([np.ones(count), np.full(len(upper) - count, -np.inf)]), upper
+
+
+def _linking(columns: Columns, pairs: Sequence[Pair]) -> tuple[csr_array, Row]:
+    """Rows that hold the entries of each pair to its binary variables, and the value of each of Z entries. `R x (N + Z)`, [Z]."""
+    width, rows, at, signs, values = len(columns.layer), [], [], [], [np.zeros(0)]
+    row, column = 0, width
+    for pair in pairs:
+        sides = [np.flatnonzero(columns.layer == m) for m in (pair.first, pair.second)]
+        entries = column + np.arange(len(sides[0]) * len(sides[1])).reshape(len(sides[0]), len(sides[1]))
+        for side, lines in ((sides[0], entries), (sides[1], entries.T)):
+            here = row + np.arange(len(side))
+            rows += [np.repeat(here, lines.shape[1]), here]
+            at += [lines.ravel(), side]
+            signs += [np.ones(lines.size), -np.ones(len(side))]
+            row += len(side)
+        values.append((pair.table - pair.table.min())[np.ix_(columns.candidate[sides[0]], columns.candidate[sides[1]])].ravel())
+        column += entries.size
+    if not pairs:
+        return csr_array((0, width)), values[0]
+    return csr_array((np.concatenate(signs), (np.concatenate(rows), np.concatenate(at))), shape=(row, column)), np.concatenate(values)
 
 
 def _outcome(result: scipy.optimize.OptimizeResult, columns: Columns, unit: float) -> Outcome:
@@ -111,7 +149,7 @@ def _outcome(result: scipy.optimize.OptimizeResult, columns: Columns, unit: floa
     if result.x is None:
         return Outcome(None, bound, result.status == _INFEASIBLE)
     choices = np.zeros(columns.count, np.intp)
-    on = result.x > 0.5
+    on = result.x[: len(columns.layer)] > 0.5
     choices[columns.layer[on]] = columns.candidate[on]
     return Outcome(tuple(int(c) for c in choices), max(bound, 0.0), result.status == _OPTIMAL)
 

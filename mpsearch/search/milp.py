@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mpsearch.errors import MpsearchError, UnknownNameError
-from mpsearch.problem import Budget, Problem, Solution
+from mpsearch.errors import MpsearchError
 from mpsearch.search.constraints import Constraints
+from mpsearch.search.coupled import Pair
 from mpsearch.search.highs import Columns, Outcome, minimise
 from mpsearch.search.knapsack import near_optimum
 from mpsearch.search.superlayers import Row
@@ -35,34 +35,20 @@ class Found:
     bound: float
 
 
-def solve(problem: Problem, objective: str, budgets: Sequence[Budget], time_limit_s: float = 60.0) -> Solution:
-    """The assignment of least predicted damage that keeps every budget.
+def solve_rows(constraints: Constraints, rows: Sequence[Row], time_limit_s: float = 60.0, gap: float = 0.0, node_limit: int | None = None) -> Found:
+    """The choices of least score that keep every budget.
 
     Args:
-        problem: Holds the score table and one cost table for each budgeted resource.
-        objective: Name of the score table.
-        budgets: Absolute limits; several on one resource count as the tightest.
+        constraints: The budgets.
+        rows: M merged score rows.
         time_limit_s: For the solver, wall clock; only several budgets can need it.
+        gap: Above 0 the proof is given up.
+        node_limit: The same, at the same point on every run.
 
     Raises:
-        UnknownNameError: No such score table.
-        BudgetError: A resource without a cost table, or a relative budget.
         InfeasibleError: No assignment fits; names the least reachable value of each resource.
         MpsearchError: The time ran out before any assignment was found.
     """
-    if objective not in problem.scores:
-        raise UnknownNameError("score table", objective, problem.scores)
-    constraints = Constraints.of(problem, budgets)
-    found = solve_rows(constraints, constraints.layers.merge(problem.scores[objective]), time_limit_s)
-    indices = constraints.layers.expand(found.choices)
-    score = problem.score(objective, indices)
-    bound = score if found.proven else min(found.bound, score)
-    by = "HiGHS" if len(constraints.limits) > 1 else "exact dynamic programme"
-    return Solution(indices, score, problem.cost(indices), "optimal" if found.proven else "feasible", bound, by)
-
-
-def solve_rows(constraints: Constraints, rows: Sequence[Row], time_limit_s: float = 60.0, gap: float = 0.0, node_limit: int | None = None) -> Found:
-    """The same on any M merged score rows. A `gap` over 0 or a `node_limit` gives up the proof, at the same point on every run."""
     base = math.fsum(float(row.min()) for row in rows)
     free = tuple(int(row.argmin()) for row in rows)
     if constraints.fits(constraints.layers.expand(free)):
@@ -85,7 +71,7 @@ def _under_one(constraints: Constraints, rows: Sequence[Row]) -> tuple[int, ...]
 def _under_many(constraints: Constraints, rows: Sequence[Row], base: float, time_limit_s: float, gap: float, node_limit: int | None) -> Found:
     """Twice through HiGHS: roughly, for an upper bound; then on the candidates that it leaves, with scores in units of that bound."""
     columns = Columns.of(rows, list(constraints.rows.values()), [constraints.spare(r) for r in constraints.limits])
-    hunt = _Hunt(constraints, time.monotonic() + time_limit_s, node_limit)
+    hunt = Hunt(constraints, time.monotonic() + time_limit_s, node_limit)
     rough = hunt.find(columns, float(columns.scores.max(initial=0.0)), _ROUGH_GAP)
     if rough.choices is None:
         if rough.proven:
@@ -105,15 +91,17 @@ def _score(rows: Sequence[Row], choices: Sequence[int]) -> float:
 
 
 @dataclass
-class _Hunt:
+class Hunt:
     """Solves until what HiGHS returns really fits, cutting off what only its tolerance let through."""
 
     constraints: Constraints
     deadline: float
     node_limit: int | None
     cuts: list[tuple[int, ...]] = field(default_factory=list)
+    pairs: Sequence[Pair] = ()
 
     def find(self, columns: Columns, scale: float, gap: float) -> Outcome:
+        """One problem, solved as often as it takes; `scale` is the score that the optimum may have."""
         unit = (scale or 1.0) / _OBJECTIVE_SCALE
         bound = 0.0
         for attempt in range(2 * _MOST_CUTS):
@@ -125,6 +113,7 @@ class _Hunt:
                 gap,
                 max(0.1, self.deadline - time.monotonic()),
                 self.node_limit,
+                self.pairs,
             )
             bound = bound if tightened else max(bound, outcome.bound)
             if outcome.choices is None or self.constraints.fits(self.constraints.layers.expand(outcome.choices)):

@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from mpsearch.errors import BudgetError, MpsearchError, OptionError, StudyError, UnknownNameError
+from mpsearch.errors import BudgetError, MpsearchError, OptionError, StudyError, UnknownNameError, UserError
 from mpsearch.files import digest
 from mpsearch.problem import Budget, Cost, Problem
 from mpsearch.search.constraints import Constraints, reachable
@@ -108,6 +108,10 @@ def _check_numbers(trials: int, batch: int, seed: int) -> None:
 def _planner(problem: Problem, objective: str, budgets: Sequence[Budget], seed: int, warm: Sequence[Sequence[int]], batch: int) -> Planner:
     if objective not in problem.scores:
         raise UnknownNameError("score table", objective, problem.scores)
+    if problem.interactions.get(objective):
+        raise UserError(
+            f"A study corrects a table, and {objective!r} has interactions beside it. Name an additive objective; `warm` takes the optimum of {objective!r}."
+        )
     if not problem.costs:
         raise BudgetError("The problem has no cost table, so there is nothing to trade the loss against. Give it one, such as size_bytes.")
     if not budgets:

@@ -1,7 +1,11 @@
-"""Ties as super-layers: the rows of layers that share a choice are added, which is exact and smaller than equality rows."""
+"""Super-layers: layers that share a choice (a tie) or whose tuples of choices are taken as one choice (a block).
+
+Their rows are added, which is exact, smaller than equality rows, and turns interactions inside a block into a row like any other.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +22,20 @@ _HEADROOM_BITS = 61  # sums of all rows stay below 2**61 in int64
 
 @dataclass(frozen=True)
 class SuperLayers:
-    """M groups of layers; a group takes one candidate index, the same for each of its members.
+    """M groups of layers; a group takes one choice, which says what each of its members takes.
 
     Args:
         groups: Layer indices of each group; every layer in exactly one.
-        widths: Number of candidates of each group.
+        picks: For each group and each of its choices, the candidate index of every member. In a tie these are all the same.
     """
 
     groups: tuple[tuple[int, ...], ...]
-    widths: tuple[int, ...]
+    picks: tuple[tuple[tuple[int, ...], ...], ...]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """[M] number of choices of each group."""
+        return tuple(map(len, self.picks))
 
     @classmethod
     def of(cls, widths: Sequence[int], groups: Sequence[Sequence[int]] | None = None) -> SuperLayers:
@@ -51,31 +60,50 @@ class SuperLayers:
                     f"The tied layers {list(group)} have {counts} candidates; layers of one tie share a choice and must have equally many. "
                     "Give them the same candidates or remove the tie."
                 )
-        return cls(tuple(tuple(g) for g in groups), tuple(widths[g[0]] for g in groups))
+        return cls(tuple(tuple(g) for g in groups), tuple(tuple((c,) * len(g) for c in range(widths[g[0]])) for g in groups))
+
+    def joined(self, blocks: Sequence[Sequence[int]]) -> SuperLayers:
+        """Fewer, wider groups: those of a block become one whose choices are the tuples of theirs, the last changing fastest.
+
+        Args:
+            blocks: Positions of groups; every one of the M in exactly one block.
+        """
+        if sorted(m for block in blocks for m in block) != list(range(len(self.groups))):
+            raise ValueError(f"The blocks {blocks} do not hold each of the {len(self.groups)} groups once.")
+        groups = tuple(tuple(i for m in block for i in self.groups[m]) for block in blocks)
+        picks = (tuple(tuple(itertools.chain.from_iterable(parts)) for parts in itertools.product(*(self.picks[m] for m in block))) for block in blocks)
+        return SuperLayers(groups, tuple(picks))
 
     def merge(self, table: Sequence[Sequence[float]]) -> list[Row]:
         """Rows of M groups from an `L x C_l` table: member rows added with one rounding."""
-        return [np.array([math.fsum(table[i][c] for i in group) for c in range(width)]) for group, width in zip(self.groups, self.widths, strict=True)]
+        return [
+            np.array([math.fsum(table[i][c] for i, c in zip(group, pick, strict=True)) for pick in picks])
+            for group, picks in zip(self.groups, self.picks, strict=True)
+        ]
 
     def expand(self, choices: Sequence[int]) -> tuple[int, ...]:
         """M choices -> L choices."""
         found = [0] * sum(map(len, self.groups))
-        for group, choice in zip(self.groups, choices, strict=True):
-            for i in group:
-                found[i] = int(choice)
+        for group, picks, choice in zip(self.groups, self.picks, choices, strict=True):
+            for i, c in zip(group, picks[int(choice)], strict=True):
+                found[i] = c
         return tuple(found)
 
     def contract(self, indices: Sequence[int]) -> tuple[int, ...]:
         """L choices -> M choices. Raises UserError where an index is out of range or a tie is broken."""
         if len(indices) != sum(map(len, self.groups)):
             raise UserError(f"An assignment has {len(indices)} choices; the problem has {sum(map(len, self.groups))} layers.")
-        for group, width in zip(self.groups, self.widths, strict=True):
-            taken = {int(indices[i]) for i in group}
-            if len(taken) > 1:
-                raise UserError(f"The tied layers {list(group)} take the choices {sorted(taken)}; layers of one tie must take the same.")
-            if not 0 <= min(taken) < width:
-                raise UserError(f"Layer {group[0]} takes choice {min(taken)}; it has the choices 0 to {width - 1}.")
-        return tuple(int(indices[group[0]]) for group in self.groups)
+        return tuple(self._choice(m, indices) for m in range(len(self.groups)))
+
+    def _choice(self, m: int, indices: Sequence[int]) -> int:
+        group, picks = self.groups[m], self.picks[m]
+        taken = tuple(int(indices[i]) for i in group)
+        if taken in picks:
+            return picks.index(taken)
+        for i, c, most in zip(group, taken, map(max, zip(*picks, strict=True)), strict=True):
+            if not 0 <= c <= most:
+                raise UserError(f"Layer {i} takes choice {c}; it has the choices 0 to {most}.")
+        raise UserError(f"The tied layers {list(group)} take the choices {sorted(set(taken))}; layers of one tie must take the same.")
 
 
 @dataclass(frozen=True)
@@ -106,7 +134,10 @@ class WholeCosts:
             raise UserError(f"The largest total cost is {largest:g}; it must stay below 2^{_HEADROOM_BITS}. Use a larger unit.")
         power = 0 if (flat == np.floor(flat)).all() else _HEADROOM_BITS - math.frexp(largest)[1]
         whole = [[round(math.ldexp(v, power)) for v in row] for row in table]
-        rows = [np.array([sum(whole[i][c] for i in group) for c in range(width)]) for group, width in zip(layers.groups, layers.widths, strict=True)]
+        rows = [
+            np.array([sum(whole[i][c] for i, c in zip(group, pick, strict=True)) for pick in picks])
+            for group, picks in zip(layers.groups, layers.picks, strict=True)
+        ]
         return cls(rows, round(math.ldexp(constant, power)), power)
 
     @property

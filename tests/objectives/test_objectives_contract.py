@@ -1,106 +1,148 @@
-"""What holds of every registered objective."""
+"""What holds of every registered objective, and that the contract notices what breaks it."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
-from mpsearch.objectives import OBJECTIVES, ScoringContext, score
-from mpsearch.problem import Candidate, Layer
-
-TEXTS = ("W2A8", "W3A8", "W4A8", "W8A8", "W2A4", "W4A4", "W8A4", "W4A8/tensor", "float")
-CANDIDATES = tuple(Candidate.parse(text) for text in TEXTS)
+import mpsearch.testing
+from mpsearch.objectives import OBJECTIVES, Objective, Parts, ScoringContext
+from mpsearch.testing import ObjectiveContract, left_as_found, tiny_net
 
 
-def context_of(net, **more) -> ScoringContext:
-    def layer(unit: str) -> Layer:
-        weight = net.calibration.weights[unit]
-        return Layer(unit, "conv2d" if weight.ndim == 4 else "linear", tuple(weight.shape), ((1,),), (1,), weight.numel(), unit)
+class TestEveryObjective(ObjectiveContract):
+    objectives = tuple(OBJECTIVES.names())
 
-    product = Layer("product.matmul0", "matmul", (), ((1, 2, 3), (1, 3, 2)), (1, 2, 2), 12, "product")
-    layers = (*(layer(unit) for unit in net.units), product)
-    return ScoringContext(net.module, layers, (CANDIDATES,) * len(layers), net.calibration, net.images, **more)
-
-
-@torch.no_grad()
-def rows_of(objective, context):
-    return objective.score(context)
+    @pytest.fixture(autouse=True)
+    def one_thread(self):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # more only wait for each other on nets this small
+        yield
+        torch.set_num_threads(threads)
 
 
-class Untouchable:
-    """Stands for the model or the images where an objective says that it looks at neither."""
+@dataclass(frozen=True)
+class Fake(Objective):
+    """Keeps the contract but for the one thing that `fault` names."""
 
-    def __getattribute__(self, name):
-        raise AssertionError("looked at")
+    name: ClassVar[str] = "fake"
+    unit: ClassVar[str] = "damage"
+    fault: str = "none"
+    batch_size: int = 8
+
+    def score(self, context: ScoringContext) -> list[list[float]]:
+        rows = [[0.0 if c.is_float or not layer.weight_shape else 2.0 ** -(c.w_bits or 0) for c in row] for layer, row in _both(context)]
+        self._break(rows, context)
+        for done in range(1, len(rows) + (self.fault != "progress")):
+            context.on_step(done, len(rows))
+        return rows
+
+    def parts(self, context: ScoringContext) -> Parts:
+        rows = self.score(context)
+        other = {"total": [row[::-1] for row in rows]} if self.fault == "parts" else {"total": rows}
+        return Parts(**other, weights=rows[:-1] if self.fault == "part" else rows)
+
+    def _break(self, rows: list[list[float]], context: ScoringContext) -> None:
+        faults = {
+            "nan": lambda: rows[0].__setitem__(0, float("nan")),
+            "negative": lambda: rows[0].__setitem__(0, -1.0),
+            "short": lambda: rows[0].pop(),
+            "float": lambda: rows[0].__setitem__(-1, 1.0),
+            "weightless": lambda: rows[-1].__setitem__(0, 1.0),
+            "blind": lambda: rows[0].__setitem__(0, 0.0),
+            "integers": lambda: rows[0].__setitem__(0, 1),
+            "random": lambda: rows[0].__setitem__(0, 1.0 + float(torch.rand(()))),
+            "mode": lambda: context.module.train(),
+            "hook": lambda: context.module.register_forward_hook(lambda *_: None),
+            "images": lambda: len(context.images),
+            "order": lambda: rows[0].__setitem__(0, 100.0),
+            "batch": lambda: rows[0].__setitem__(0, float(self.batch_size)),
+        }
+        faults.get(self.fault, lambda: None)()
 
 
-@pytest.mark.parametrize("net", ["conv", "vit"])
-@pytest.mark.parametrize("name", OBJECTIVES.names())
-class TestEveryObjective:
-    def test_finite_not_negative_float_is_zero(self, tiny, name, net):
-        context = context_of(tiny(net))
-        rows = rows_of(OBJECTIVES.create(name), context)
-        assert [len(row) for row in rows] == [len(c) for c in context.candidates]
-        assert all(isinstance(v, float) and math.isfinite(v) and v >= 0 for row in rows for v in row)
-        assert all(row[TEXTS.index("float")] == 0 for row in rows)
-        assert not any(rows[-1]), "a unit without a weight"
-        assert all(row[TEXTS.index("W2A8")] > 0 for row in rows[:-1])
+def _both(context: ScoringContext):
+    return zip(context.layers, context.candidates, strict=True)
 
-    def test_monotone_in_weight_bits_after_the_repair(self, tiny, name, net):
-        report = score(OBJECTIVES.create(name), context_of(tiny(net)))
-        for row in report.rows:
-            at = dict(zip(TEXTS, row, strict=True))
-            assert at["W2A8"] >= at["W3A8"] >= at["W4A8"] >= at["W8A8"]
-            assert at["W2A4"] >= at["W4A4"] >= at["W8A4"]
-        assert report.seconds > 0
-        assert report.violations >= 0
 
-    def test_deterministic_whatever_the_global_random_state(self, tiny, name, net):
-        found = tiny(net)
-        first = score(OBJECTIVES.create(name), context_of(found)).rows
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1234)
-            assert score(OBJECTIVES.create(name), context_of(found)).rows == first
+CHECKS = {
+    "nan": "test_finite_not_negative_float_is_zero",
+    "negative": "test_finite_not_negative_float_is_zero",
+    "short": "test_finite_not_negative_float_is_zero",
+    "float": "test_finite_not_negative_float_is_zero",
+    "weightless": "test_finite_not_negative_float_is_zero",
+    "blind": "test_finite_not_negative_float_is_zero",
+    "integers": "test_finite_not_negative_float_is_zero",
+    "random": "test_deterministic_whatever_the_global_random_state",
+    "mode": "test_the_model_and_its_surroundings_are_as_found",
+    "hook": "test_the_model_and_its_surroundings_are_as_found",
+    "images": "test_looks_at_images_only_where_it_says_so",
+    "progress": "test_progress_ends_with_everything_done",
+    "order": "test_the_order_of_layers_does_not_matter",
+    "parts": "test_the_parts_have_the_shape_of_the_table",
+    "part": "test_the_parts_have_the_shape_of_the_table",
+    "batch": "test_the_batch_size_does_not_matter",
+}
 
-    def test_weights_hooks_modes_and_random_states_are_as_found(self, tiny, left_as_found, name, net):
-        found = tiny(net)
-        kept, pixels = {unit: w.clone() for unit, w in found.calibration.weights.items()}, found.images.images.clone()
-        check = left_as_found(found.module)
-        score(OBJECTIVES.create(name), context_of(found))
-        check()
-        assert all(torch.equal(found.calibration.weights[unit], kept[unit]) for unit in kept)
-        assert torch.equal(found.images.images, pixels)
 
-    def test_looks_at_images_only_where_it_says_so(self, tiny, name, net):
-        objective, context = OBJECTIVES.create(name), context_of(tiny(net))
-        blind = dataclasses.replace(context, images=Untouchable())
-        if objective.needs_data:
-            with pytest.raises(AssertionError, match="looked at"):
-                rows_of(objective, blind)
-        else:
-            assert rows_of(objective, blind) == rows_of(objective, context)
+class Fresh(ObjectiveContract):
+    """A net of its own for each check, so that a broken one does no harm."""
 
-    def test_pickles_and_says_what_it_is(self, tiny, name, net):
-        objective = OBJECTIVES.create(name)
-        again = pickle.loads(pickle.dumps(objective))  # noqa: S301
-        assert again == objective and hash(again) == hash(objective)
-        assert again.name == name and isinstance(again.additive, bool) and isinstance(again.needs_data, bool)
-        assert objective.unit
-        assert rows_of(again, context_of(tiny(net))) == rows_of(objective, context_of(tiny(net)))
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            objective.option = 1
+    def context(self, net, **changes):
+        found = super().context(net)
+        other = tiny_net(net)
+        return ScoringContext(other.module, found.layers, found.candidates, other.calibration, other.images, **changes)
 
-    def test_progress_ends_with_everything_done(self, tiny, name, net):
-        steps = []
-        rows_of(OBJECTIVES.create(name), context_of(tiny(net), on_step=lambda done, total: steps.append((done, total))))
-        assert steps[-1][0] == steps[-1][1] > 0
-        assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
 
-    def test_the_order_of_layers_does_not_matter(self, tiny, name, net):
-        context = context_of(tiny(net))
-        turned = dataclasses.replace(context, layers=context.layers[::-1], candidates=context.candidates[::-1])
-        assert rows_of(OBJECTIVES.create(name), turned) == rows_of(OBJECTIVES.create(name), context)[::-1]
+@pytest.fixture
+def fake(monkeypatch):
+    OBJECTIVES.names()
+    monkeypatch.setitem(OBJECTIVES._members, "fake", Fake)
+
+
+def test_the_fake_keeps_the_contract(fake):
+    for check in set(CHECKS.values()):
+        getattr(Fresh(), check)("fake", "conv")
+
+
+@pytest.mark.parametrize("fault", CHECKS)
+def test_the_contract_notices(fake, fault):
+    with pytest.raises(AssertionError):
+        getattr(Fresh(), CHECKS[fault])(f"fake:fault={fault}", "conv")
+
+
+def test_a_class_without_objectives_is_refused():
+    with pytest.raises(TypeError, match="ObjectiveContract names no objectives"):
+        ObjectiveContract().pytest_generate_tests(None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.train(), "modes"),
+        (lambda m: m.head.weight.data.add_(1), r"weights differ.*head\.weight"),
+        (lambda m: m.head.weight.requires_grad_(False), "parameters"),
+        (lambda m: setattr(m.head.weight, "grad", torch.zeros_like(m.head.weight)), "gradients are left"),
+        (lambda m: torch.rand(1), "torch's random"),
+        (lambda m: np.random.rand(), "NumPy's random"),
+    ],
+)
+def test_left_as_found_names_what_differs(change, message):
+    module, state, kept = tiny_net("conv").module, torch.get_rng_state(), np.random.get_state()
+    try:
+        with pytest.raises(AssertionError, match=message), left_as_found(module):
+            change(module)
+    finally:
+        torch.set_rng_state(state)
+        np.random.set_state(kept)
+
+
+def test_the_suite_is_imported_without_pytest():
+    sources = list(Path(mpsearch.testing.__file__).parent.glob("*.py"))
+    assert len(sources) == 4
+    assert not any("import pytest" in source.read_text() or "from pytest" in source.read_text() for source in sources)

@@ -1,0 +1,92 @@
+"""Every objective against the true loss on real weights and images: `mpsearch score --validate`, one file of results for each model.
+
+Run: python benchmarks/validate_objectives.py resnet20 mobilenet vit resmlp [--objective NAME ...]. Needs the assets folder (MPSEARCH_ASSETS, else
+../shared/assets).
+Each model has a study below studies/, in which every table and every measured loss is kept, so the script resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mpsearch.hardware import identity
+from mpsearch.objectives import OBJECTIVES
+from mpsearch.pipeline import RunConfig
+from mpsearch.pipeline.scorecard import markdown
+from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.validate import Effort, validate_objectives
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))
+RESULTS = ROOT / "benchmarks" / "results"
+PNG = {"data": "images/cifar10_png_subset.npz", "calibration_images": 512, "search_images": 512}
+JPEG = {
+    "data": "images/cifar10_jpeg_test_5000.zip",
+    "calibration_data": "images/cifar10_jpeg_train_1000.zip",
+    "calibration_images": 256,
+    "search_images": 512,
+    "evaluation_images": 500,
+}
+MODELS = {
+    "resnet20": {"model": "cifar_resnet20", "weights": "cifar10_resnet20", **PNG},
+    "resnet56": {"model": "cifar_resnet56", "weights": "cifar10_resnet56", **PNG},
+    "mobilenet": {
+        "model": "mobilenetv1_075",
+        "weights": "mobilenetv1_075_in1k",
+        "data": "images/imagenet_val_1000.zip",
+        "calibration_data": "images/imagenet_calib_1000.zip",
+        "calibration_images": 256,
+        "search_images": 128,
+        "evaluation_images": 100,
+    },
+    "vit": {"model": "vit_cifar", "weights": "cifar10_vit_d128x6", **JPEG},
+    "resmlp": {"model": "resmlp_cifar", "weights": "cifar10_resmlp_d160x6", **JPEG},
+}
+PACKAGES = ("torch", "timm", "scipy", "numpy")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+", choices=MODELS)
+    parser.add_argument("--objective", action="append", help="NAME[:option=value,...]; every registered additive one without it. May be repeated.")
+    parser.add_argument("--samples", type=int, default=60)
+    parser.add_argument("--budgets", default="5")
+    parser.add_argument("--local-steps", type=int, default=24)
+    arguments = parser.parse_args()
+    objectives = tuple(arguments.objective or OBJECTIVES.names())
+    for name in arguments.models:
+        start = time.monotonic()
+        config, study = settings(name, objectives), Study(ROOT / "studies" / f"objectives-{name}")
+        result = validate_objectives(config, study, Effort(arguments.samples, arguments.budgets, arguments.local_steps))
+        print(write(RESULTS / f"objectives_{name}.md", name, result, time.monotonic() - start), flush=True)
+
+
+def settings(name: str, objectives: tuple[str, ...]) -> RunConfig:
+    """Of one of the assets, weight bits 2 to 8 and input bits 8."""
+    given: dict[str, Any] = dict(MODELS[name])
+    paths = {key: str(ASSETS / given.pop(key)) for key in ("data", "calibration_data") if key in given}
+    model, weights = f"{ROOT / 'examples' / 'assets.py'}:{given.pop('model')}", str(ASSETS / "weights" / f"{given.pop('weights')}.safetensors")
+    return RunConfig(budgets=("8bits",), model=model, weights=weights, objectives=objectives, target="packed", **paths, **given)
+
+
+def write(path: Path, name: str, result: dict[str, Any], seconds: float) -> str:
+    """The section below the command and the machine that made it."""
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
+    command = f"`python benchmarks/validate_objectives.py {' '.join(sys.argv[1:])}`"
+    about = (
+        f"{command}, seed {result['seed']}, {versions}. {identity()}. {seconds:.0f} s in all in the last call; what an earlier one had kept was not done again."
+    )
+    text = f"# Objectives against the true loss: {name}\n\n{about}\n\n{markdown(result)}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""`kl`: the measured KL divergence of the logits when one unit alone is quantised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mpsearch.evaluate import FastEvaluator
+from mpsearch.objectives._base import OBJECTIVES, Objective, Passes, Rows, ScoringContext, require_positive
+from mpsearch.objectives._grads import calibrated_units
+from mpsearch.objectives._local import first_images
+from mpsearch.problem import Assignment
+from mpsearch.problem.assignment import FLOAT
+
+
+@OBJECTIVES.register("kl")
+@dataclass(frozen=True)
+class Kl(Objective):
+    """Mean over images of KL(float || one unit at the candidate, all other units float).
+
+    The truth for one unit, weight and input together; that the whole is the sum of its units is assumed. The dearest of the additive
+    objectives: a whole forward pass for every unit and candidate.
+
+    References: Cai et al., ZeroQ, CVPR 2020, arXiv:2001.00281 (sensitivity of one layer); the KL score of NVIDIA ModelOpt's `auto_quantize`, which
+    minimises the largest such score where this table is summed.
+
+    Args:
+        images: Calibration images used.
+        memory_mb: Bound on the quantised weights that are kept at a time, in 10^6 bytes.
+    """
+
+    needs_data: ClassVar[bool] = True
+    unit: ClassVar[str] = "nats"
+    images: int = 32
+    memory_mb: int = 64
+
+    def __post_init__(self) -> None:
+        require_positive("kl", images=self.images, memory_mb=self.memory_mb)
+
+    def passes(self, context: ScoringContext) -> Passes:
+        """One forward pass of the float model, and one for every integer candidate of every unit that was calibrated."""
+        count, units = min(self.images, len(context.images)), set(calibrated_units(context))
+        pairs = zip(context.layers, context.candidates, strict=True)
+        return Passes(count * (1 + sum(not c.is_float for layer, row in pairs if layer.name in units for c in row)))
+
+    def score(self, context: ScoringContext) -> Rows:
+        """`L x C_l`."""
+        images = first_images(context, self.images)
+        evaluator = FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=self.memory_mb * 10**6)
+        everything = [*context.calibration.weights, *context.calibration.products]
+        rows: Rows = []
+        for done, (layer, candidates) in enumerate(zip(context.layers, context.candidates, strict=True)):
+            row = []
+            for candidate in candidates:
+                quiet = candidate.is_float or layer.name not in everything
+                choice = Assignment(tuple((unit, candidate if unit == layer.name else FLOAT) for unit in everything))
+                row.append(0.0 if quiet else evaluator.measure(choice))
+            rows.append(row)
+            context.on_step(done + 1, len(context.layers))
+        return rows

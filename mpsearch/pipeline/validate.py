@@ -1,0 +1,264 @@
+"""`mpsearch score --validate`: each objective against the true loss, in ranks over many sizes and in the loss of its exact optimum."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mpsearch import files
+from mpsearch.errors import InfeasibleError, OptionError
+from mpsearch.evaluate import FastEvaluator
+from mpsearch.pipeline.agreement import agreement, regret
+from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.costs import resolve_budgets
+from mpsearch.pipeline.losses import Indices, LossBook
+from mpsearch.pipeline.progress import Advance, Progress, Silent
+from mpsearch.pipeline.sampling import mean_bits, nudged, spread_assignments
+from mpsearch.pipeline.score import Scored, score_held
+from mpsearch.pipeline.scorecard import markdown
+from mpsearch.pipeline.study import Study
+from mpsearch.problem import Budget, Problem
+from mpsearch.search import solve
+from mpsearch.search.constraints import Constraints
+from mpsearch.search.losses import LossFile
+from mpsearch.search.neighbours import best_neighbour
+
+SCHEMA = 1
+LOW_BITS = 4.0
+"""Bits a weight from which on the samples count as low, and down to which the worst regret is told."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is tried.
+
+    Args:
+        samples: Assignments spread over the range of sizes.
+        budgets: How many levels between the widest and the narrowest bits, both left out, or `7,6,4`: bits a weight on average.
+        local_steps: Measurements of the local search at each budget.
+    """
+
+    samples: int = 60
+    budgets: str = "5"
+    local_steps: int = 24
+
+    def __post_init__(self) -> None:
+        if self.samples < 3 or self.local_steps < 0:
+            raise OptionError(f"There are {self.samples} samples and {self.local_steps} local steps; 3 or more and 0 or more are needed.")
+
+    def levels(self, bits: Sequence[int]) -> list[float]:
+        """Bits a weight of each budget, widest first. Raises OptionError where the text is neither a count nor a list."""
+        try:
+            if self.budgets.isdecimal() and int(self.budgets) > 0:
+                return [float(v) for v in np.linspace(max(bits), min(bits), int(self.budgets) + 2)[1:-1]]
+            found = sorted({float(part) for part in self.budgets.split(",")}, reverse=True)
+        except ValueError:
+            found = []
+        if "," not in self.budgets or not found or not all(1 < level <= 32 for level in found):
+            raise OptionError(f"{self.budgets!r} are no budgets. Write how many, such as 5, or bits a weight, such as 7,6,4.")
+        return found
+
+
+def validate_objectives(config: RunConfig, study: Study, effort: Effort | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Score, sample, measure and compare; write `validation.json` and `validation.md`.
+
+    The true loss is the KL divergence from the float model on the search images, weights rounded to nearest. At each budget the best
+    known is the least loss of all that is measured here and fits: samples, every objective's exact optimum, uniform
+    bits, and a short local search that starts from the best of these and follows each objective in turn and chance.
+    Every loss is kept when it is measured, so an interrupted call goes on where it stopped.
+
+    Args:
+        config: Model, images, candidates, objectives, seed; its budgets are not used.
+        study: Folder.
+        effort: How much is tried.
+        progress: Where progress goes.
+    Returns: What is written to `validation.json`.
+    """
+    effort, progress = effort or Effort(), progress or Silent()
+    levels = effort.levels(config.bits)
+    with study.busy():
+        scored = score_held(config, study, progress)
+        budgets, skipped = _budgets(scored, levels, progress)
+        book = _book(scored, study)
+        samples = _measured_samples(scored.problem, effort, config.seed, book, progress)
+        found = [_Search(scored.problem, level, budget, book, progress).run(effort, config.seed) for level, budget in budgets]
+        result = _result(scored, effort, samples, found, book) | {"unreachable": skipped}
+        files.write_json(study.path / "validation.json", result)
+        files.write_text(study.path / "validation.md", markdown(result))
+    return result
+
+
+def _budgets(scored: Scored, levels: Sequence[float], progress: Progress) -> tuple[list[tuple[float, Budget]], list[float]]:
+    """Absolute limits, and the levels that no assignment can keep."""
+    kept, skipped = [], []
+    sizes_alone = replace(scored.problem, scores={}, interactions={})
+    for level in levels:
+        try:
+            (budget,) = resolve_budgets(scored.subject, sizes_alone, replace(scored.config, budgets=(f"{level:g}bits",)))
+            kept.append((level, budget))
+        except InfeasibleError as error:
+            progress.say(f"A budget of {level:g} bits a weight is left out: {error}")
+            skipped.append(level)
+    if not kept:
+        raise InfeasibleError(f"No assignment keeps any of the budgets of {', '.join(f'{v:g}' for v in levels)} bits a weight. Raise them with --budgets.")
+    return kept, skipped
+
+
+def _book(scored: Scored, study: Study) -> LossBook:
+    """Losses of this model, these images, quantisers and candidates."""
+    problem, calibration = scored.problem, scored.calibration
+    key: list[Any] = [scored.subject.hashes[name] for name in ("weights", "calibration", "search")]
+    key += [calibration.weight_observer, calibration.input_observer, [[str(c) for c in row] for row in problem.candidates], scored.config.seed]
+
+    @functools.cache
+    def evaluator() -> FastEvaluator:
+        return FastEvaluator(scored.subject.module, calibration, scored.subject.splits.search)
+
+    held = LossFile(study.step_path("losses", key, ".jsonl"), key)
+    return LossBook(held, lambda indices: evaluator().measure(problem.assignment(indices)))
+
+
+def _measured_samples(problem: Problem, effort: Effort, seed: int, book: LossBook, progress: Progress) -> list[Indices]:
+    found = spread_assignments(problem, effort.samples, seed)
+    with progress.task("measure sampled assignments") as advance:
+        for done, indices in enumerate(found, start=1):
+            book.loss(indices, "sample")
+            advance(done, len(found))
+    return found
+
+
+@dataclass(frozen=True)
+class _Found:
+    """At one budget: L choices of each objective's optimum, whether it was proven, and of the widest uniform bits."""
+
+    level: float
+    budget: Budget
+    optima: dict[str, tuple[Indices, str]]
+    uniform: Indices | None
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Everything that is measured at one budget."""
+
+    problem: Problem
+    level: float
+    budget: Budget
+    book: LossBook
+    progress: Progress
+
+    def run(self, effort: Effort, seed: int) -> _Found:
+        """Optima of all objectives, uniform bits, and the local search."""
+        solved = {text: solve(self.problem, text, [self.budget]) for text in self.problem.scores}
+        uniform = self._uniform()
+        with self.progress.task(f"measure at {self.level:g} bits a weight") as advance:
+            total = len(solved) + 1 + effort.local_steps
+            for done, (text, solution) in enumerate(solved.items(), start=1):
+                self.book.loss(solution.indices, f"exact optimum of {text}")
+                advance(done, total)
+            if uniform is not None:
+                self.book.loss(uniform, "uniform bits")
+            self._improve(effort.local_steps, seed, advance, total)
+        return _Found(self.level, self.budget, {text: (s.indices, s.status) for text, s in solved.items()}, uniform)
+
+    def _uniform(self) -> Indices | None:
+        choices = sorted({c for row in self.problem.candidates for c in row if not c.is_float}, key=lambda c: -(c.w_bits or 0))
+        found = (self.problem.uniform(c) for c in choices)
+        return next((indices for indices in found if indices is not None and self._fits(indices)), None)
+
+    def _fits(self, indices: Indices) -> bool:
+        return (self.problem.cost(indices).size_bytes or 0.0) <= self.budget.limit
+
+    def _improve(self, steps: int, seed: int, advance: Advance, total: int) -> None:
+        """From the best that fits: the most promising unseen neighbour by each objective's table in turn, and between them a random exchange."""
+        constraints = Constraints.of(self.problem, [self.budget])
+        layers, texts = constraints.layers, list(self.problem.scores)
+        rows = [layers.merge(self.problem.scores[text]) for text in texts]
+        rng = np.random.default_rng([seed, round(self.level * 1000)])
+        best = min((i for i in self.book.asked if self._fits(i)), key=lambda i: self.book.asked[i].value)
+        for step in range(steps):
+            seen = {layers.contract(i) for i in self.book.asked}
+            if step % 2:
+                found = nudged(self.problem, layers, best, self.budget.limit, rng)
+            else:
+                choices = best_neighbour(constraints, rows[step // 2 % len(rows)], layers.contract(best), seen)
+                found = None if choices is None else layers.expand(choices)
+            if found is not None and self.book.loss(found, "local search") < self.book.asked[best].value:
+                best = found
+            advance(total - steps + step + 1, total)
+
+
+def _result(scored: Scored, effort: Effort, samples: list[Indices], found: list[_Found], book: LossBook) -> dict[str, Any]:
+    problem, config = scored.problem, scored.config
+    sizes = {indices: problem.cost(indices).size_bytes or 0.0 for indices in book.asked}
+    budgets = [_budget_json(problem, one, sizes, book) for one in found]
+    return {
+        "schema": SCHEMA,
+        "model": config.model or "the embedded default",
+        "bits": list(config.bits),
+        "a_bits": config.a_bits,
+        "seed": config.seed,
+        "samples_asked": effort.samples,
+        "local_steps": effort.local_steps,
+        "images": {name: len(getattr(scored.subject.splits, name)) for name in ("calibration", "search")},
+        "hashes": scored.subject.hashes,
+        "budgets": budgets,
+        "objectives": [_objective_json(scored, text, samples, sizes, found, budgets, book) for text in problem.scores],
+        "samples": [{"indices": list(i), "size_bytes": sizes[i], "bits": mean_bits(problem, i), "loss": _plain(book.asked[i].value)} for i in samples],
+        "measured": len(book.asked),
+        "seconds_for_each_loss": book.seconds_for_each,
+    }
+
+
+def _budget_json(problem: Problem, found: _Found, sizes: dict[Indices, float], book: LossBook) -> dict[str, Any]:
+    """The best known at a budget, and what uniform bits give."""
+    best, loss = min(((i, held) for i, held in book.asked.items() if sizes[i] <= found.budget.limit), key=lambda pair: pair[1].value)
+    uniform = None if found.uniform is None else book.asked[found.uniform].value
+    return {
+        "bits": found.level,
+        "limit_bytes": found.budget.limit,
+        "best_loss": _plain(loss.value),
+        "best_found_by": loss.found_by,
+        "best": problem.assignment(best).to_json(),
+        "uniform_loss": None if uniform is None else _plain(uniform),
+        "uniform_regret": None if uniform is None else _plain(regret(uniform, loss.value)),
+    }
+
+
+def _objective_json(
+    scored: Scored, text: str, samples: list[Indices], sizes: dict[Indices, float], found: list[_Found], budgets: list[dict[str, Any]], book: LossBook
+) -> dict[str, Any]:
+    """Agreement over all samples and over those of few bits, the optimum at each budget, seconds and violations."""
+    problem = scored.problem
+    low = [i for i in samples if mean_bits(problem, i) <= LOW_BITS]
+    ranks = {
+        name: agreement([problem.score(text, i) for i in chosen], [book.asked[i].value for i in chosen], [sizes[i] for i in chosen]).to_json()
+        for name, chosen in (("overall", samples), ("low_bits", low))
+    }
+    optima = [_optimum_json(problem, text, one, budget, book) for one, budget in zip(found, budgets, strict=True)]
+    asked = [o["regret"] for o, budget in zip(optima, budgets, strict=True) if budget["bits"] >= LOW_BITS]
+    worst = None if not asked or None in asked else max(asked)
+    return {"objective": text, **ranks, "optima": optima, "worst_regret": worst, **scored.about[text]}
+
+
+def _optimum_json(problem: Problem, text: str, found: _Found, budget: dict[str, Any], book: LossBook) -> dict[str, Any]:
+    indices, status = found.optima[text]
+    loss, best = book.asked[indices].value, budget["best_loss"]
+    return {
+        "bits": found.level,
+        "status": status,
+        "size_bytes": problem.cost(indices).size_bytes,
+        "loss": _plain(loss),
+        "regret": None if best is None else _plain(regret(loss, best)),
+        "assignment": problem.assignment(indices).to_json(),
+    }
+
+
+def _plain(value: float) -> float | None:
+    """None for infinity, which JSON lacks."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,68 @@
+"""`kl` and `sqnr`: the measured damage of one unit."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from mpsearch.errors import OptionError
+from mpsearch.evaluate.metrics import kl_divergence
+from mpsearch.objectives import OBJECTIVES, ScoringContext
+from mpsearch.objectives.output_mse import Sqnr
+from mpsearch.problem import Candidate, Layer
+from mpsearch.quant import install
+
+CANDIDATES = tuple(Candidate.parse(text) for text in ("W2A4", "W4A8", "float"))
+
+
+def context_of(net: SimpleNamespace) -> ScoringContext:
+    layers = tuple(Layer(u, "conv2d", tuple(net.calibration.weights[u].shape), ((1,),), (1,), 1, u) for u in net.units)
+    return ScoringContext(net.module, layers, (CANDIDATES,) * len(layers), net.calibration, net.images)
+
+
+def rows_of(text: str, context: ScoringContext) -> np.ndarray:
+    with torch.no_grad():
+        return np.array(OBJECTIVES.create(text).score(context))
+
+
+@pytest.mark.parametrize("text", ["kl:images=10", "kl:images=10,memory_mb=1"])
+def test_is_the_divergence_with_one_unit_installed(tiny, text):
+    context = context_of(tiny("conv"))
+    rows = rows_of(text, context)
+    inputs = context.images.inputs(slice(10))
+    with torch.no_grad():
+        reference = context.module(inputs)
+        for layer, row in zip(context.layers, rows, strict=True):
+            for value, candidate in zip(row, CANDIDATES, strict=True):
+                quantized = install(context.module, {layer.name: context.calibration.state(layer.name, candidate)})
+                assert value == pytest.approx(kl_divergence(quantized(inputs), reference), rel=1e-4, abs=1e-12)
+    assert (rows[:, 0] > rows[:, 1]).all() and (rows[:, 1] > 0).all() and not rows[:, 2].any()
+
+
+def test_units_that_are_not_asked_for_stay_float(tiny):
+    context = context_of(tiny("conv"))
+    one = ScoringContext(context.module, context.layers[1:2], context.candidates[1:2], context.calibration, context.images)
+    assert np.array_equal(rows_of("kl", one)[0], rows_of("kl", context)[1])
+
+
+class TestSqnr:
+    def test_is_the_ratio_in_decibels_below_the_cap(self, tiny):
+        context = context_of(tiny("conv"))
+        ratios, lost = rows_of("output_mse", context), rows_of("sqnr:cap_db=50", context)
+        assert np.allclose(lost[:, :2], 50 + 10 * np.log10(ratios[:, :2] + 1e-5), rtol=1e-9)
+        assert not lost[:, 2].any()
+
+    def test_by_hand(self):
+        assert Sqnr(cap_db=60).lost(1.0) == pytest.approx(60, abs=1e-4), "noise as strong as the signal: 0 dB"
+        assert Sqnr(cap_db=60).lost(0.01) == pytest.approx(40, abs=1e-3)
+        assert Sqnr(cap_db=20).lost(0.01) == pytest.approx(10 * math.log10(2)), "noise at the cap"
+        assert Sqnr().lost(0.0) == 0.0
+
+    @pytest.mark.parametrize("text", ["sqnr:images=0", "sqnr:batch_size=0", "sqnr:cap_db=0", "sqnr:cap_db=nan", "sqnr:cap_db=1000"])
+    def test_bad_options_are_refused(self, text):
+        with pytest.raises(OptionError, match="sqnr needs"):
+            OBJECTIVES.create(text)
