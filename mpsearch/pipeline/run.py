@@ -220,7 +220,7 @@ def _row(label: str, problem: Problem, indices: Sequence[int], budgets: Sequence
         "indices": list(indices),
         "assignment": assignment.to_json(),
         "predicted": problem.cost(indices).to_json(),
-        "mean_bits": mean_bits(problem, indices),
+        "mean_bits": mean_bits(problem, tuple(indices)),
         "fits": _keeps(problem, indices, budgets),
         "nearest": nearest,
     }
