@@ -7,6 +7,7 @@ holds that of its regulariser, and in the end takes its hard codes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mpsearch.quant.affine import AffineParams, QuantizedTensor, quantize
 from mpsearch.registry import Registry
 
+PIECE = 2**17  # weights that are worked on at once on a CPU
 ZETA, GAMMA = 1.1, -0.1  # stretch of the rectified sigmoid (Louizos et al., ICLR 2018; Nagel et al., ICML 2020, eq. 23)
 
 
@@ -140,24 +142,44 @@ class SoftRound(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, alpha: Tensor, base: Tensor, room: Tensor, factor: float, beta: float | None) -> Tensor:
         """The soft weight, shape of `alpha`."""
-        sigmoid = torch.sigmoid(alpha)
-        ctx.save_for_backward(sigmoid, room)
+        ctx.save_for_backward(alpha, room)
         ctx.factor, ctx.beta = factor, beta
-        return torch.addcmul(base, room, _stretched(sigmoid).clamp_(0, 1))
+        weight = torch.empty_like(alpha)
+        for a, b, r, w in _pieces(alpha, base, room, weight):
+            torch.addcmul(b, r, _stretched(a.sigmoid()).clamp_(0, 1), out=w)
+        return weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of `alpha` alone."""
-        sigmoid, room = ctx.saved_tensors
-        stretched = _stretched(sigmoid)
-        grad = grads[0] * room
-        if ctx.beta is not None:
-            centered = stretched.clamp(0, 1).mul_(2).sub_(1)  # |2h - 1|^(beta - 1) by logarithms: torch.pow is several times slower
-            pull = centered.abs().log_().mul_(ctx.beta - 1).exp_().mul_(2 * ctx.factor * ctx.beta)
-            grad.add_(pull.copysign_(centered.neg_()))
-        grad.mul_(torch.ops.aten.sigmoid_backward(torch.full((), ZETA - GAMMA, dtype=grad.dtype, device=grad.device).expand_as(sigmoid), sigmoid))
-        return torch.ops.aten.hardtanh_backward(grad, stretched, 0.0, 1.0), None, None, None, None
+        alpha, room = ctx.saved_tensors
+        found = torch.empty_like(alpha)
+        for a, r, given, grad in _pieces(alpha, room, grads[0], found):
+            sigmoid = a.sigmoid()
+            stretched = _stretched(sigmoid.clone())
+            torch.mul(given, r, out=grad)
+            if ctx.beta is not None:
+                centered = stretched.clamp(0, 1).mul_(2).sub_(1)  # |2h - 1|^(beta - 1) by logarithms: torch.pow is several times slower
+                pull = centered.abs().log_().mul_(ctx.beta - 1).exp_().mul_(2 * ctx.factor * ctx.beta)
+                grad.add_(pull.copysign_(centered.neg_()))
+            grad.mul_(sigmoid.addcmul_(sigmoid, sigmoid, value=-1)).mul_(ZETA - GAMMA)
+            grad.copy_(torch.ops.aten.hardtanh_backward(grad, stretched, 0.0, 1.0))
+        return found, None, None, None, None
 
 
 def _stretched(sigmoid: Tensor) -> Tensor:
-    return sigmoid.mul(ZETA - GAMMA).add_(GAMMA)
+    """Overwrites `sigmoid`."""
+    return sigmoid.mul_(ZETA - GAMMA).add_(GAMMA)
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Flat pieces of tensors of one shape, so small on a CPU that what is made of one stays in the cache from pass to pass.
+
+    The last tensor is written to, and has the memory layout of the first.
+    """
+    like = tensors[0]
+    strides: tuple[int, ...] = like.stride()
+    order = sorted(range(like.ndim), key=lambda axis: (-strides[axis], axis))
+    same = [t if t.stride() == strides else torch.empty_like(like).copy_(t) for t in tensors]
+    flat = [t.permute(order).view(-1) for t in same]
+    yield from zip(*(torch.split(t, PIECE if like.device.type == "cpu" else max(1, len(t))) for t in flat), strict=True)
