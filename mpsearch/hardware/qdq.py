@@ -97,7 +97,9 @@ class QdqWriter:
         return name
 
     def _weight(self, weight: QuantizedWeight, axis: int) -> str:
-        return self.node("DequantizeLinear", [self._constant(weight.codes, "weight"), self._constant(weight.scale, "weight_scale")], axis=axis)
+        # the zero points are written out: on processors without VNNI the runtime turns int8 weights into uint8, and would put one for all channels
+        zeros = self._constant(np.zeros(weight.scale.shape, np.int8), "weight_zero_point")
+        return self.node("DequantizeLinear", [self._constant(weight.codes, "weight"), self._constant(weight.scale, "weight_scale"), zeros], axis=axis)
 
     def _constant(self, value: Any, what: str) -> str:
         self._count += 1

@@ -83,9 +83,6 @@ class RunConfig:
             raise OptionError(f"The target {self.target!r} is not known; it may be {' or '.join(TARGETS)}.")
         if not self.objectives:
             raise OptionError("There is no objective. Give at least one, such as --objective output_mse.")
-        names = [text.partition(":")[0].strip() for text in self.objectives]
-        if len(set(names)) < len(names):
-            raise OptionError(f"The objectives are {', '.join(self.objectives)}; tables are kept by name, so each name may occur once.")
         for name, least in (("trials", 1), ("iterations", 0), ("threads", 1), ("seed", 0), ("calibration_images", 1), ("search_images", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mpsearch.errors import InfeasibleError, TableError
+from mpsearch.errors import InfeasibleError, OptionError, TableError
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, latency_costs, profile
 from mpsearch.objectives import OBJECTIVES, Objective, ScoringContext, score
 from mpsearch.pipeline.config import RunConfig
@@ -171,6 +171,9 @@ def add_scores(
     problem: Problem, subject: Subject, calibration: Calibration, config: RunConfig, study: Study, progress: Progress
 ) -> tuple[Problem, dict[str, Any]]:
     """The table of every objective asked for, each cached by what it depends on."""
+    names = [text.partition(":")[0].strip() for text in config.objectives]
+    if len(set(names)) < len(names):
+        raise OptionError(f"The objectives are {', '.join(config.objectives)}; a run keeps tables by name. Give each once; `score` compares options.")
     tables, about = {}, {}
     candidates = [[str(c) for c in row] for row in problem.candidates]
     for text in config.objectives:

@@ -89,3 +89,8 @@ def test_interrupted_reconstruction_goes_on_to_the_same_states(settings, tmp_pat
     for unit, state in expected.items():
         assert torch.equal(found[unit].weight.codes, state.weight.codes)
         assert torch.equal(found[unit].activation.scale, state.activation.scale)
+
+
+def test_an_objective_given_twice_is_refused(settings, tmp_path):
+    with pytest.raises(OptionError, match="Give each once"):
+        run(settings(objectives=("output_mse:images=8", "output_mse:images=4")), Study(tmp_path))
