@@ -96,7 +96,7 @@ def run(  # long for its options alone
         str, typer.Option(help="Bound on the activations that the reconstruction stores; it uses fewer images to keep it.")
     ] = "8GiB",
     iterations: Annotated[
-        int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 24 on the embedded default.")
+        int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 16 on the embedded default.")
     ] = None,
     target: Annotated[str, typer.Option(help="ort-cpu (checkpoint, ONNX, latency) or packed (checkpoint alone).")] = "ort-cpu",
     tables: Annotated[str, typer.Option(help="Folder of latency tables.")] = "latency_tables",

@@ -34,7 +34,7 @@ class RunConfig:
         trials: Assignments whose loss is measured.
         first_last_bits: Weight and input bits of the first and the last unit; None leaves them to the search.
         method: Registered reconstruction method, with options.
-        iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 200, or 24 on the embedded default.
+        iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 200, or 16 on the embedded default.
         reconstruction_memory: Bound on the activations that a reconstruction stores, such as `8GiB`; it uses fewer images to keep it.
         target: `ort-cpu` (packed checkpoint and ONNX) or `packed` (checkpoint alone, no latency).
         tables: Folder of latency tables.
@@ -100,7 +100,7 @@ class RunConfig:
     @property
     def steps(self) -> int:
         """Reconstruction steps for each block."""
-        return self.iterations if self.iterations is not None else 24 if self.model is None else 200
+        return self.iterations if self.iterations is not None else 16 if self.model is None else 200
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
