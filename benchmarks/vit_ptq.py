@@ -8,7 +8,6 @@ convolution, and both operands of both products of attention, the probabilities 
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.metadata
 import os
 import time
@@ -23,8 +22,7 @@ from mpsearch.evaluate import compare, predict
 from mpsearch.hardware import identity
 from mpsearch.models import analyze, load_model
 from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import UnitState, wrap
-from mpsearch.quant.products import product_names, wrap_products
+from mpsearch.quant import install, product_names
 from mpsearch.reconstruct import Calibration, calibrate
 from mpsearch.reconstruct.smooth import smooth
 
@@ -100,7 +98,7 @@ def table(name: str, bits: list[int], arguments: argparse.Namespace) -> str:
         cells, chosen = [], []
         for b in bits:
             states = found.states(Assignment(tuple((unit, Candidate(b, b)) for unit in units)))
-            metrics = compare(predict(installed(module, states), images), reference, images.labels)
+            metrics = compare(predict(install(module, states), images), reference, images.labels)
             cells += [f"{metrics.top1:.1%}", f"{metrics.kl:.4f}"]
             kinds = [type(q).__name__ for state in states.values() for q in (state.activation, state.second)]
             chosen.append(f"A{b}: {kinds.count('TwoRegionParams')} and {kinds.count('LogParams')}")
@@ -115,15 +113,6 @@ def calibrated(module: nn.Module, units: list[str], images: ImageSet, smoothing:
     batches = [inputs for inputs, _ in images.batches(64)]
     module = module if smoothing is None else smooth(module, batches, bias=smoothing)
     return module, calibrate(module, units, batches)
-
-
-def installed(module: nn.Module, states: dict[str, UnitState]) -> nn.Module:
-    """A copy of a float model that computes as `states` says, products of activations included."""
-    quantized = copy.deepcopy(module)
-    products = product_names(quantized, states)
-    for name, unit in {**wrap_products(quantized, products), **wrap(quantized, [n for n in states if n not in products])}.items():
-        unit.set_state(states[name])
-    return quantized.eval()
 
 
 if __name__ == "__main__":

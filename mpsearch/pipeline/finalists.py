@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Workshop:
     _float_onnx: Any = None
     _reference: dict[str, Tensor] | None = None
     _room: int | None = None
+    _losses: dict[str, Tensor] = field(default_factory=dict)
 
     def reference(self) -> dict[str, Tensor]:
         """The float model's logits on the search and evaluation images."""
@@ -119,8 +120,11 @@ class Workshop:
         return min(self._room, len(calibration))
 
     def search_losses(self, states: States) -> Tensor:
-        """KL to the float model of each search image."""
-        return kl_by_image(predict(install(self.subject.module, states), self.subject.splits.search), self.reference()["search"])
+        """KL to the float model of each search image; kept, as a few numbers, for the next who asks."""
+        key = _states_digest(states)
+        if key not in self._losses:
+            self._losses[key] = kl_by_image(predict(install(self.subject.module, states), self.subject.splits.search), self.reference()["search"])
+        return self._losses[key]
 
     def measured(self, states: States) -> dict[str, Any]:
         """Written, weighed, timed and evaluated; the files are thrown away. Cached by the codes and the device-independent inputs."""

@@ -42,7 +42,7 @@ def quarters(block: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Crop, ...]:
         x: A few inputs.
     """
     y = block(x)
-    if x.ndim != 4 or y.ndim != 4 or any(x.shape[axis] % max(y.shape[axis], 1) for axis in (2, 3)):
+    if x.ndim != 4 or y.ndim != 4 or not y.any() or any(x.shape[axis] % max(y.shape[axis], 1) for axis in (2, 3)):
         return ()
     for margin in MARGINS:
         sides = [_halves(x.shape[axis], y.shape[axis], margin) for axis in (2, 3)]

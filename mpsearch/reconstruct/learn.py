@@ -220,7 +220,7 @@ def _descend(
     cast = torch.autocast(device.type, torch.bfloat16) if config.bfloat16 else nullcontext()
     for step in range(total):
         picked = torch.randint(images, (batch,), generator=generator, device=device)
-        crop = data.crops[step % len(data.crops)] if data.crops and config.crops else None
+        crop = data.crops[step % len(data.crops)] if data.crops else None
         read, whole = (None, None) if crop is None else (crop.read, crop.whole)
         x, y = data.x.take(quant_row[picked], read), data.y.take(picked, whole)
         if mix:

@@ -26,6 +26,8 @@ from mpsearch.reconstruct.methods import METHODS, Phase
 from mpsearch.reconstruct.rows import Rows
 from mpsearch.reconstruct.walk import CHUNK, Answer, Halt, bytes_for_image, walk
 
+TRIED = 4  # images on which it is seen whether a block is exact on crops
+
 Blocks = Sequence[tuple[str, Sequence[str]]]
 OnBlock = Callable[[str, dict[str, UnitState], BlockResult | None], None]
 
@@ -79,9 +81,20 @@ def reconstruct(
         blocks = [(unit, [unit]) for _, units in blocks for unit in units if states[unit].weight is not None]
     weights = fisher_weights(module, [name for name, _ in blocks], inputs, config.seed) if method.loss == "fisher" else {}
     for number, phase in enumerate(phases):
-        walker = _Walker(module, blocks, learned, phase, number, config, weights, (known or {}).get(number, {}), on_block)
-        learned = walker.run(inputs)
+        held = (known or {}).get(number, {})
+        if {u for _, units in blocks for u in units if not states[u].candidate.is_float} <= set(held):  # nothing is left to walk for
+            learned |= held
+            _tell_known(blocks, learned, on_block)
+            continue
+        learned = _Walker(module, blocks, learned, phase, number, config, weights, held, on_block).run(inputs)
     return learned
+
+
+def _tell_known(blocks: Blocks, states: Mapping[str, UnitState], on_block: OnBlock | None) -> None:
+    if on_block is None:
+        return
+    for name, units in blocks:
+        on_block(name, {unit: states[unit] for unit in units if not states[unit].candidate.is_float}, None)
 
 
 class _Walker:
@@ -130,7 +143,7 @@ class _Walker:
 
         if index not in self._done:
             self._done.add(index)
-            self._learn(index, run, layers, data)
+            self._learn(index, run, layers, data, original)
 
         def answer(number: int) -> Tensor:
             x_quant, y = data.chunk(number)
@@ -156,15 +169,15 @@ class _Walker:
             x.adopt(2 * start, halt.x)
             start += size
         assert outputs is not None  # there is at least one chunk
-        axis = channel_axis(y, layers)
-        crops = quarters(original, x.read(0, 1)) if axis == 1 else ()
-        return BlockData(x, outputs, sizes, same, self._weights.get(name), axis, crops)
+        return BlockData(x, outputs, sizes, same, self._weights.get(name), channel_axis(y, layers))
 
-    def _learn(self, index: int, run: Callable[[Tensor], Tensor], layers: Mapping[str, Any], data: BlockData) -> None:
+    def _learn(self, index: int, run: Callable[[Tensor], Tensor], layers: Mapping[str, Any], data: BlockData, original: Callable[[Tensor], Tensor]) -> None:
         name, result = self._blocks[index][0], None
         if layers and not set(layers) <= set(self._known):
             weights = {unit: self._module.get_submodule(unit).get_parameter("weight") for unit in layers if self._states[unit].weight is not None}
             start = {unit: self._shown(self._states[unit]) for unit in layers}
+            if self._config.crops and data.channel_axis == 1:
+                data.crops = quarters(original, data.x.read(0, min(TRIED, data.sizes[0])))
             seed = self._config.seed + 1000 * self._number + index
             found, before, after, steps = learn_block(run, layers, weights, start, data, self._phase, self._config, seed)
             for unit, state in found.items():

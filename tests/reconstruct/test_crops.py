@@ -74,6 +74,10 @@ def test_what_looks_at_the_whole_image_gets_none(block):
     assert quarters(block, torch.randn(2, 4, 24, 24)) == ()
 
 
+def test_an_image_on_which_the_block_gives_nothing_proves_nothing():
+    assert quarters(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.ReLU()), torch.zeros(1, 4, 24, 24)) == ()
+
+
 def test_small_outputs_are_not_worth_it():
     assert quarters(nn.Conv2d(4, 4, 3, padding=1), torch.randn(1, 4, 3, 3)) == ()
 

@@ -223,3 +223,19 @@ def test_what_is_stored_stays_within_the_stated_bytes_for_each_image(tiny, monke
     del net
     gc.collect()
     assert not live
+
+
+@pytest.mark.parametrize("method", ["qdrop", "brecq"])
+def test_what_is_known_wholly_is_not_walked_again(tiny, monkeypatch, method):
+    net = tiny("conv")
+    full, reports = run(net, method)
+    known = {}
+    for _, states, result in reports:
+        known.setdefault(result.phase, {}).update(states)
+    monkeypatch.setattr(loop, "walk", lambda *_: pytest.fail("walked"))
+    seen = []
+    states = net.calibration.states(net.uniform("W3A4"))
+    config = ReconstructionConfig(iterations=15, method=method)
+    found = reconstruct(net.module, net.blocks, states, net.images.inputs(), config, known=known, on_block=lambda *r: seen.append(r[2]))
+    assert seen == [None] * len(reports)
+    assert all(found[u].weight is full[u].weight and found[u].activation is full[u].activation for u in full)
