@@ -35,7 +35,8 @@ class ReconstructionConfig:
         step_learning_rate: Of Adam on the logarithms of the step sizes, falling to 0 along a cosine.
         tolerance: A block stops early when its loss has fallen by less than this share for three windows (a twentieth of its steps each, at least 50), and its
             rounding is decided; 0 never stops early.
-        crops: Each step learns on a quarter of the output of a block that is exact on crops (`reconstruct.crops`).
+        crops: Each step learns on a quarter of the output of a block that is exact on crops (`reconstruct.crops`): a third faster and, at equal steps, a
+            little worse (ResNet20, 200 steps: KL 0.049 against 0.046 at W4A4, 0.53 against 0.48 at W2A2).
         bfloat16: Convolutions and products of the learning steps in bfloat16, where a device has units for it.
         method: Registered reconstruction method.
         seed: Of the batches and the dropping.
@@ -46,7 +47,7 @@ class ReconstructionConfig:
     learning_rate: float | None = None
     step_learning_rate: float = 1e-3
     tolerance: float = 0.005
-    crops: bool = True
+    crops: bool = False
     bfloat16: bool = False
     method: str = "qdrop"
     seed: int = 0

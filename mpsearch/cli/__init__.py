@@ -1,0 +1,38 @@
+"""The command line: parse, call the pipeline, print, exit code; nothing else. One file for each command.
+
+Data goes to stdout, talk and progress to stderr. Exit codes: 0, 1 (failed), 2 (usage), 3 (infeasible), 130 (interrupted, resumable).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from mpsearch.cli import lists, profile, report, run, score, solve  # noqa: F401  (each joins the application)
+from mpsearch.cli._app import app
+from mpsearch.cli._show import talk
+from mpsearch.errors import MpsearchError
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+        if isinstance(code, int) and code:  # typer returns the code of an interruption that it has caught
+            sys.exit(code)
+    except MpsearchError as error:
+        talk.print(f"Error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors know how to show themselves
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+__all__ = ["app", "main"]

@@ -1,0 +1,58 @@
+"""Options that several commands have, and what their texts mean."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any
+
+import typer
+
+from mpsearch.cli._show import Format
+from mpsearch.errors import OptionError
+
+Model = Annotated[str | None, typer.Option(help="timm name, or file.py:function (which is run). Without it: resnet34 fitted on digits.")]
+ModelArguments = Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the model's constructor; VALUE is JSON. May be repeated.")]
+Weights = Annotated[str | None, typer.Option(help="Safetensors file; without it timm's pretrained weights are downloaded.")]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Keep the random weights of timm's constructor.")]
+Data = Annotated[str | None, typer.Option(help="Folder, .zip, .npz, timm dataset name or digits: evaluation images, or all images.")]
+CalibrationData = Annotated[str | None, typer.Option(help="Source of the calibration and search images.")]
+CalibrationImages = Annotated[int, typer.Option(help="For ranges, objectives and reconstruction.")]
+SearchImages = Annotated[int, typer.Option(help="For the loss that the search measures.")]
+EvaluationImages = Annotated[int | None, typer.Option(help="For what is reported; all that are left without it.")]
+Bits = Annotated[str, typer.Option(help="Weight bits a unit may have: 2-8, or a list such as 2,4,8.")]
+InputBits = Annotated[int, typer.Option(help="Bits of every unit's input.")]
+FirstLastBits = Annotated[int | None, typer.Option(help="Fix the first and the last unit, weights and inputs, at these bits.")]
+Objectives = Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated.")]
+Tables = Annotated[str, typer.Option(help="Folder of latency tables.")]
+Threads = Annotated[int, typer.Option(help="Of the runtime whose latency is measured.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Name = Annotated[str | None, typer.Option(help="Of the study's folder below studies/.")]
+Output = Annotated[Format, typer.Option("--format", help="Of the results on stdout.")]
+
+
+def model_arguments(pairs: list[str]) -> dict[str, Any]:
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise OptionError(f"{pair!r} is no model argument. Write KEY=VALUE, such as --model-arg num_classes=10.")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
+
+
+def bit_widths(text: str) -> tuple[int, ...]:
+    try:
+        if match := re.fullmatch(r"(\d+)-(\d+)", text):
+            return tuple(range(int(match[1]), int(match[2]) + 1))
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise OptionError(f"{text!r} are no bits. Write 2-8 or 2,4,8.") from None
+
+
+def study_name(model: str | None, budgets: tuple[str, ...]) -> str:
+    base = "default" if model is None else model.rpartition(":")[2]
+    return re.sub(r"[^A-Za-z0-9.%_-]+", "-", "-".join((base, *budgets)))

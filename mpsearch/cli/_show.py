@@ -1,0 +1,69 @@
+"""What every command prints with: tables on stdout, talk and progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+talk = Console(stderr=True)
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+class ProgressBars:
+    """Progress bars on stderr; plain lines where it is no terminal."""
+
+    @contextlib.contextmanager
+    def task(self, label: str) -> Iterator[Any]:
+        """A bar while the task runs."""
+        columns = (SpinnerColumn(), TextColumn("{task.description:<52}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        start = time.monotonic()
+        with Bars(*columns, console=talk, disable=not talk.is_terminal) as bars:
+            bar = bars.add_task(label, total=None)
+
+            def advance(done: int, total: int | None = None) -> None:
+                bars.update(bar, completed=done, total=total)
+
+            yield advance
+        if not talk.is_terminal:
+            say(f"  {label}: {time.monotonic() - start:.1f} s")
+
+    def say(self, text: str) -> None:
+        """A line."""
+        say(text)
+
+
+def say(text: str) -> None:
+    """One line on stderr, as it is: not wrapped, not coloured, no markup read."""
+    talk.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_rows(header: tuple[str, ...], rows: list[tuple[Any, ...]], output: Format) -> None:
+    if output is Format.table:
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*(Text(str(value)) for value in row))
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+    elif output is Format.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerows([header, *rows])
+    else:
+        print(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1))

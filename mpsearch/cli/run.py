@@ -1,0 +1,178 @@
+"""`mpsearch run`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mpsearch.cli._app import app
+from mpsearch.cli._options import (
+    Bits,
+    CalibrationData,
+    CalibrationImages,
+    Data,
+    EvaluationImages,
+    FirstLastBits,
+    InputBits,
+    Model,
+    ModelArguments,
+    Name,
+    Output,
+    RandomWeights,
+    SearchImages,
+    Seed,
+    Tables,
+    Threads,
+    Weights,
+    bit_widths,
+    model_arguments,
+    study_name,
+)
+from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+from mpsearch.problem import Budget
+from mpsearch.units import format_bytes, format_quantity
+
+
+@app.command()
+def run(  # long for its options alone
+    budget: Annotated[
+        list[str] | None, typer.Option(help="Hard limit: 15MB, 15MiB, 40%, 5bits (a weight, on average), 2.5ms, 20GBOPs. May be repeated.")
+    ] = None,
+    model: Model = None,
+    model_arg: ModelArguments = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    data: Data = None,
+    calibration_data: CalibrationData = None,
+    calibration_images: CalibrationImages = 512,
+    search_images: SearchImages = 256,
+    evaluation_images: EvaluationImages = None,
+    bits: Bits = "2-8",
+    a_bits: InputBits = 8,
+    objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated.")] = None,
+    trials: Annotated[int, typer.Option(help="Assignments whose loss is measured.")] = 48,
+    first_last_bits: FirstLastBits = None,
+    method: Annotated[str, typer.Option(help="Reconstruction: qdrop, brecq, adaround, attention_round or nearest, with :option=value.")] = "qdrop",
+    reconstruction_memory: Annotated[
+        str, typer.Option(help="Bound on the activations that the reconstruction stores; it uses fewer images to keep it.")
+    ] = "8GiB",
+    iterations: Annotated[
+        int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 16 on the embedded default.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="ort-cpu (checkpoint, ONNX, latency) or packed (checkpoint alone).")] = "ort-cpu",
+    tables: Tables = "latency_tables",
+    table: Annotated[str | None, typer.Option(help="Read this latency table instead of measuring.")] = None,
+    allow_estimate: Annotated[bool, typer.Option("--allow-estimate", help="Take a table of another device as an estimate.")] = False,
+    threads: Threads = 1,
+    seed: Seed = 0,
+    name: Name = None,
+    resume: Annotated[Path | None, typer.Option(help="Finish the study in this folder, with its settings.")] = None,
+    output: Output = Format.table,
+) -> None:
+    """Search, quantise, write the artifact, and report: all seven steps."""
+    for text in budget or ():
+        Budget.parse(text)  # before torch is imported: a slip is told at once
+    from mpsearch.pipeline import DEFAULT_OBJECTIVES, RunConfig
+    from mpsearch.pipeline import run as run_study
+    from mpsearch.pipeline.study import Study
+
+    if resume is not None:
+        study = Study(resume)
+        config = study.config()
+        if budget:
+            config = replace(config, budgets=tuple(budget))
+    else:
+        config = RunConfig(
+            budgets=tuple(budget or ()),
+            model=model,
+            model_args=model_arguments(model_arg or []),
+            weights=weights,
+            pretrained=not random_weights,
+            data=data,
+            calibration_data=calibration_data,
+            calibration_images=calibration_images,
+            search_images=search_images,
+            evaluation_images=evaluation_images,
+            bits=bit_widths(bits),
+            a_bits=a_bits,
+            objectives=tuple(objective or DEFAULT_OBJECTIVES),
+            trials=trials,
+            first_last_bits=first_last_bits,
+            method=method,
+            iterations=iterations,
+            reconstruction_memory=reconstruction_memory,
+            target=target,
+            tables=tables,
+            table=table,
+            allow_estimate=allow_estimate,
+            threads=threads,
+            seed=seed,
+        )
+        study = Study(Path("studies") / (name or study_name(config.model, config.budgets)))
+    if study.claim(config):
+        say(f"Continuing the study in {study.path}: what it holds already is used.")
+    try:
+        result = run_study(config, study, ProgressBars())
+    except KeyboardInterrupt:
+        say(f"\nInterrupted. Finish it with: mpsearch run --resume {study.path}")
+        raise
+    from mpsearch.report import write_report
+
+    report = write_report(study.path)
+    _print_result(result, output)
+    _tell(result, report)
+
+
+def _print_result(result: dict[str, Any], output: Format) -> None:
+    if output is Format.json:
+        print(json.dumps(result, indent=1))
+        return
+    timed = any("latency_us" in row["nearest"] for row in result["rows"])
+    header = [
+        "",
+        "bits",
+        "size predicted",
+        "size on disk",
+        *(["ms predicted", "ms measured"] if timed else []),
+        "top-1",
+        "KL",
+        "top-1 reconstructed",
+        "KL reconstructed",
+    ]
+    print_rows(tuple(header), [_cells(row, timed, result["best"]["label"]) for row in result["rows"]], output)
+
+
+def _cells(row: dict[str, Any], timed: bool, chosen: str) -> tuple[str, ...]:
+    near, after, said = row["nearest"], row.get("reconstructed"), row["predicted"]
+    written = after or near
+    size = f"{near['size_bytes']:,.0f} B" if row["label"] != "float" else f"({near['size_bytes']:,.0f} B)"
+    cells = [row["label"] + (" [chosen]" if row["label"] == chosen else ""), f"{row['mean_bits']:.2f}", f"{said['size_bytes']:,.0f} B" if said else "", size]
+    if timed:
+        cells += [f"{said['latency_us'] / 1e3:.3f}" if said else "", f"{written['latency_us'] / 1e3:.3f}"]
+    for measured in (near, after):
+        metrics = measured["metrics"] if measured else None
+        cells += ["" if metrics is None or metrics["top1"] is None else f"{metrics['top1']:.2%}", "" if metrics is None else f"{metrics['kl']:.5f}"]
+    return tuple(cells)
+
+
+def _tell(result: dict[str, Any], report: Path) -> None:
+    best = result["best"]
+    for b in best["budgets"]:
+        budget, got = Budget.from_json(b), best["measured"].get(b["resource"])
+        kept = "predicted" if got is None else "measured"
+        value = best["predicted"][budget.resource] if got is None else got
+        say(f"Budget {budget.text}: {kept} {format_quantity(value, budget.resource)} of {format_quantity(budget.limit, budget.resource)}.")
+    artifact, metrics = best["artifact"], best["metrics"]
+    say(f"Chosen: {best['label']} ({best['reason']}); the proxy's optimum is {best['proxy']['status']} ({best['proxy']['found_by']}).")
+    say(f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with mpsearch.load.")
+    if "onnx" in artifact:
+        units = f"8-bit containers, {format_bytes(artifact['onnx_bytes'])}"
+        say(
+            f"ONNX: {artifact['onnx']} ({units}); its top class is the checkpoint's on {artifact['onnx_agreement']:.2%} of {metrics['images']} images.",
+        )
+    say(f"Not quantised: {format_bytes(sum(result['not_quantized'].values()))} in {len(result['not_quantized'])} tensors, named in {report}.")
+    say(f"Report: {report}")

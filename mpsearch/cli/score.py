@@ -1,0 +1,120 @@
+"""`mpsearch score`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mpsearch.cli._app import app
+from mpsearch.cli._options import (
+    Bits,
+    CalibrationData,
+    CalibrationImages,
+    Data,
+    FirstLastBits,
+    InputBits,
+    Model,
+    ModelArguments,
+    Output,
+    RandomWeights,
+    SearchImages,
+    Seed,
+    Weights,
+    bit_widths,
+    model_arguments,
+    study_name,
+)
+from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+
+
+@app.command()
+def score(  # long for its options alone
+    model: Model = None,
+    model_arg: ModelArguments = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    data: Data = None,
+    calibration_data: CalibrationData = None,
+    calibration_images: CalibrationImages = 512,
+    search_images: SearchImages = 256,
+    evaluation_images: Annotated[int | None, typer.Option(help="Kept apart, so that the others are those of a run with the same number.")] = None,
+    bits: Bits = "2-8",
+    a_bits: InputBits = 8,
+    first_last_bits: FirstLastBits = None,
+    objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated; every additive one without it.")] = None,
+    validate: Annotated[bool, typer.Option("--validate", help="Compare each objective with the true loss, and its exact optimum with the best known.")] = False,
+    samples: Annotated[int, typer.Option(help="With --validate: assignments spread over the range of sizes.")] = 60,
+    budgets: Annotated[str, typer.Option(help="With --validate: how many, or bits a weight such as 7,6,4.")] = "5",
+    local_steps: Annotated[int, typer.Option(help="With --validate: measurements of the local search at each budget.")] = 24,
+    seed: Seed = 0,
+    name: Annotated[str | None, typer.Option(help="Of the study's folder below studies/; MODEL-score without it.")] = None,
+    output: Output = Format.table,
+) -> None:
+    """Score every bit-width of every layer with each objective; with --validate, say which of them to trust."""
+    from mpsearch.objectives import OBJECTIVES
+    from mpsearch.pipeline import RunConfig
+    from mpsearch.pipeline.score import score_model
+    from mpsearch.pipeline.study import Study
+    from mpsearch.pipeline.validate import Effort, validate_objectives
+
+    config = RunConfig(
+        budgets=("8bits",),
+        model=model,
+        model_args=model_arguments(model_arg or []),
+        weights=weights,
+        pretrained=not random_weights,
+        data=data,
+        calibration_data=calibration_data,
+        calibration_images=calibration_images,
+        search_images=search_images,
+        evaluation_images=evaluation_images,
+        bits=bit_widths(bits),
+        a_bits=a_bits,
+        first_last_bits=first_last_bits,
+        objectives=tuple(objective or OBJECTIVES.names()),
+        target="packed",
+        seed=seed,
+    )
+    study = Study(Path("studies") / (name or study_name(model, ("score",))))
+    try:
+        if validate:
+            _print_validation(validate_objectives(config, study, Effort(samples, budgets, local_steps), ProgressBars()), study.path, output)
+        else:
+            _print_scores(score_model(config, study, ProgressBars()), study.path, output)
+    except KeyboardInterrupt:
+        say("\nInterrupted. The same command goes on where this one stopped.")
+        raise
+
+
+def _print_scores(scored: Any, folder: Path, output: Format) -> None:
+    from mpsearch.pipeline.score import LONG, long_rows, score_rows
+
+    if output is Format.json:
+        print(json.dumps(scored.to_json(), indent=1))
+    elif output is Format.csv:
+        print_rows(LONG, long_rows(scored), output)
+    for text, about in scored.about.items():
+        say(f"{text} ({about['unit']}): {about['violations']} entries repaired, {about['seconds']:.1f} s.")
+        if "interactions" in about:
+            say(f"  and {about['interactions']} interactions, which are not in the rows that are printed.")
+        for note in about.get("notes", ()):
+            say(f"  {note}")
+        if output is Format.table:
+            header, rows = score_rows(scored, text)
+            print_rows(header, [(row[0], *("" if v is None else f"{v:.4g}" for v in row[1:])) for row in rows], output)
+    say(f"Tables: {folder / 'scores.json'}; `mpsearch solve` reads it.")
+
+
+def _print_validation(result: dict[str, Any], folder: Path, output: Format) -> None:
+    from mpsearch.pipeline.scorecard import LEGEND, card
+
+    if output is Format.json:
+        print(json.dumps(result, indent=1))
+    else:
+        header, rows = card(result)
+        print_rows(header, list(rows), output)
+        say(LEGEND)
+    say(f"{result['measured']} assignments measured. Everything: {folder / 'validation.json'}; for people: {folder / 'validation.md'}.")
