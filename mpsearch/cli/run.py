@@ -63,6 +63,10 @@ def run(  # long for its options alone
     iterations: Annotated[
         int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 16 on the embedded default.")
     ] = None,
+    search_iterations: Annotated[
+        int | None,
+        typer.Option(help="Reconstruction steps for each block and bit-width before the search; a quarter of --iterations, 0 on the embedded default."),
+    ] = None,
     target: Annotated[str, typer.Option(help="ort-cpu (checkpoint, ONNX, latency) or packed (checkpoint alone).")] = "ort-cpu",
     tables: Tables = "latency_tables",
     table: Annotated[str | None, typer.Option(help="Read this latency table instead of measuring.")] = None,
@@ -104,6 +108,7 @@ def run(  # long for its options alone
             first_last_bits=first_last_bits,
             method=method,
             iterations=iterations,
+            search_iterations=search_iterations,
             reconstruction_memory=reconstruction_memory,
             target=target,
             tables=tables,

@@ -38,7 +38,7 @@ class Quantizers(Protocol):
 
 
 class FastEvaluator:
-    """Measures assignments by KL(float || quantised) on fixed images, with weights rounded to nearest.
+    """Measures assignments by KL(float || quantised) on fixed images, with the states that the quantisers give.
 
     Args:
         module: Float model in eval mode; not changed.
@@ -82,7 +82,7 @@ class FastEvaluator:
     def _weight(self, unit: str, candidate: Candidate) -> Tensor:
         if candidate.is_float:
             return self._calibration.weights[unit]
-        key = (unit, Candidate(candidate.w_bits, 8, w_granularity=candidate.w_granularity))  # the weight does not depend on a_bits
+        key = (unit, candidate)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]

@@ -35,6 +35,8 @@ class RunConfig:
         first_last_bits: Weight and input bits of the first and the last unit; None leaves them to the search.
         method: Registered reconstruction method, with options.
         iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 200, or 16 on the embedded default.
+        search_iterations: Reconstruction steps for each block at each bit-width before the search, which then sees the damage that reconstruction leaves; 0 to
+            search on rounding to nearest; None for a quarter of `iterations`, or 0 on the embedded default.
         reconstruction_memory: Bound on the activations that a reconstruction stores, such as `8GiB`; it uses fewer images to keep it.
         target: `ort-cpu` (packed checkpoint and ONNX) or `packed` (checkpoint alone, no latency).
         tables: Folder of latency tables.
@@ -61,6 +63,7 @@ class RunConfig:
     trials: int = 48
     method: str = "qdrop"
     iterations: int | None = None
+    search_iterations: int | None = None
     reconstruction_memory: str = "8GiB"
     target: str = "ort-cpu"
     tables: str = "latency_tables"
@@ -83,7 +86,15 @@ class RunConfig:
             raise OptionError(f"The target {self.target!r} is not known; it may be {' or '.join(TARGETS)}.")
         if not self.objectives:
             raise OptionError("There is no objective. Give at least one, such as --objective output_mse.")
-        for name, least in (("trials", 1), ("iterations", 0), ("threads", 1), ("seed", 0), ("calibration_images", 1), ("search_images", 1)):
+        for name, least in (
+            ("trials", 1),
+            ("iterations", 0),
+            ("search_iterations", 0),
+            ("threads", 1),
+            ("seed", 0),
+            ("calibration_images", 1),
+            ("search_images", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
@@ -101,6 +112,16 @@ class RunConfig:
     def steps(self) -> int:
         """Reconstruction steps for each block."""
         return self.iterations if self.iterations is not None else 16 if self.model is None else 200
+
+    @property
+    def search_steps(self) -> int:
+        """Reconstruction steps behind the states that the search sees."""
+        return self.search_iterations if self.search_iterations is not None else 0 if self.model is None else self.steps // 4
+
+    @property
+    def learning(self) -> list[Any]:
+        """What decides the states that the search sees, beside the images and the seed; nothing where they are those of rounding to nearest."""
+        return [self.search_steps, self.method, self.reconstruction_memory] if self.search_steps else []
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""

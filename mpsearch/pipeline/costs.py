@@ -187,6 +187,7 @@ def add_scores(
             calibration.symmetric_inputs,
             candidates,
             config.seed,
+            config.learning if calibration.learned else [],
         ]
         with progress.task(f"score with {objective.name}") as advance:
             context = ScoringContext(subject.module, problem.layers, problem.candidates, calibration, subject.splits.calibration, config.seed, advance)

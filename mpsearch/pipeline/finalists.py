@@ -90,10 +90,13 @@ class Workshop:
 
         return WholeRuns(**self.study.cached("whole-runs", [self.subject.hashes, table.device.to_json(), table.version, self.config.threads], measure))
 
-    def reconstructed(self, assignment: Assignment, label: str) -> States:
-        """Learned states of an assignment. Each block's are saved when it is done, so an interrupted call goes on behind them."""
+    def reconstructed(self, assignment: Assignment, label: str, steps: int | None = None) -> States:
+        """Learned states of an assignment, after `steps` for each block or as many as the settings say.
+
+        Each block's are saved when it is done, so an interrupted call goes on behind them.
+        """
         start, blocks = self.calibration.states(assignment), self.subject.blocks
-        config = ReconstructionConfig(iterations=self.config.steps, method=self.config.method, seed=self.config.seed)
+        config = ReconstructionConfig(iterations=self.config.steps if steps is None else steps, method=self.config.method, seed=self.config.seed)
         inputs = self.subject.splits.calibration.inputs(slice(0, self._reconstruction_images()))
         about = [self.subject.hashes, assignment.to_json(), config.__dict__, len(inputs), self.calibration.weight_observer, self.calibration.input_observer]
         folder = self.study.step_path("blocks", about, "")

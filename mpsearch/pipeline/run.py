@@ -21,11 +21,13 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.costs import add_latency, add_scores, latency_table, resolve_budgets, sized_problem
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.front import write_front
+from mpsearch.pipeline.learned import searched_calibration
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.sampling import mean_bits
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Budget, Candidate, Problem
+from mpsearch.reconstruct import Calibration
 from mpsearch.search import Trial, explore, problem_front, solve
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy", "scipy", "scikit-learn", "safetensors")
@@ -103,13 +105,14 @@ def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress) 
     if config.target != "packed":
         table, where = latency_table(problem, config, progress)
         problem, about["hardware"] = add_latency(problem, config, table, where, workshop.whole_runs(table))
-    problem, about["objectives"] = add_scores(problem, subject, calibration, config, study, progress)
+    searched = searched_calibration(problem, workshop)
+    problem, about["objectives"] = add_scores(problem, subject, searched, config, study, progress)
     files.write_json(study.path / "problem.json", problem.to_json())
     study.describe(config, about)
     workshop.reference()
     limits = budgets
     for _ in range(_REPAIRS):
-        found = _search(problem, limits, workshop)
+        found = _search(problem, limits, searched, workshop)
         result = _finish(problem, budgets, found, workshop, about)
         broken = [b for b in budgets if result["best"]["measured"].get(b.resource, 0.0) > b.limit]
         if not broken:
@@ -133,15 +136,15 @@ def _tightened(budget: Budget, limit: Budget, result: dict[str, Any]) -> Budget:
     return replace(limit, limit=min(limit.limit, predicted) * budget.limit / got * 0.99)
 
 
-def _search(problem: Problem, limits: tuple[Budget, ...], workshop: Workshop) -> dict[str, Any]:
+def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibration, workshop: Workshop) -> dict[str, Any]:
     """Step 4: the proxy's optimum, the greatest uniform assignment that fits, and the best of the study on the measured loss."""
     config, study, progress = workshop.config, workshop.study, workshop.progress
     proxy = workshop.config.objectives[0].partition(":")[0]
     optimum = solve(problem, proxy, limits)
     uniform = next((u for u in _uniforms(problem, config).values() if _keeps(problem, u, limits)), None)
     warm = [uniform] if uniform is not None else []
-    evaluator = FastEvaluator(workshop.subject.module, workshop.calibration, workshop.subject.splits.search)
-    key = [problem.to_json(), [b.to_json() for b in limits], workshop.subject.hashes, config.seed]
+    evaluator = FastEvaluator(workshop.subject.module, calibration, workshop.subject.splits.search)
+    key = [problem.to_json(), [b.to_json() for b in limits], workshop.subject.hashes, config.seed, config.learning]
     journal = study.path / f"optuna-{files.digest(key)}.log"
     with progress.task("search on the measured loss") as advance:
         trials = explore(
