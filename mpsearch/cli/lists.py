@@ -13,7 +13,7 @@ from mpsearch.errors import OptionError
 @app.command(name="list")
 def list_members(
     what: Annotated[
-        str, typer.Argument(help="objectives, interacting (objectives, for score alone), observers, backends, roundings, methods, budgets or models.")
+        str, typer.Argument(help="objectives, interacting (objectives with interactions), observers, backends, roundings, methods, budgets or models.")
     ],
     pattern: Annotated[str, typer.Argument(help="Of the models, such as 'resnet*'.")] = "*",
 ) -> None:

@@ -13,6 +13,7 @@ from mpsearch.errors import InfeasibleError, OptionError, TableError
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, latency_costs, profile
 from mpsearch.objectives import OBJECTIVES, Objective, ScoringContext, score
 from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.couplings import add_couplings, interacts
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
@@ -170,13 +171,17 @@ def _without(problem: Problem, kept: list[list[int]], unusable: Sequence[tuple[s
 def add_scores(
     problem: Problem, subject: Subject, calibration: Calibration, config: RunConfig, study: Study, progress: Progress
 ) -> tuple[Problem, dict[str, Any]]:
-    """The table of every objective asked for, each cached by what it depends on."""
+    """The table of every objective asked for, and its interactions where it has some, each cached by what it depends on."""
     names = [text.partition(":")[0].strip() for text in config.objectives]
     if len(set(names)) < len(names):
         raise OptionError(f"The objectives are {', '.join(config.objectives)}; a run keeps tables by name. Give each once; `score` compares options.")
-    tables, about = {}, {}
+    problem, about = replace(problem, scores={}, interactions={}), {}
     candidates = [[str(c) for c in row] for row in problem.candidates]
     for text in config.objectives:
+        if interacts(text):
+            name = text.partition(":")[0].strip()
+            problem, about[name] = add_couplings(problem, text, name, subject, calibration, config, study, progress)
+            continue
         objective = OBJECTIVES.create(text)
         key = [
             subject.hashes["weights"],
@@ -192,10 +197,10 @@ def add_scores(
         with progress.task(f"score with {objective.name}") as advance:
             context = ScoringContext(subject.module, problem.layers, problem.candidates, calibration, subject.splits.calibration, config.seed, advance)
             report = study.cached(f"score-{objective.name}", key, partial(_scored, objective, context))
-        tables[objective.name] = tuple(tuple(row) for row in report["rows"])
+        problem = replace(problem, scores={**problem.scores, objective.name: tuple(tuple(row) for row in report["rows"])})
         about[objective.name] = {"seconds": report["seconds"], "violations": report["violations"], "unit": objective.unit}
         about[objective.name] |= {k: report[k] for k in ("weights", "activations", "passes", "notes") if report.get(k)}
-    return replace(problem, scores=tables), about
+    return problem, about
 
 
 def _scored(objective: Objective, context: ScoringContext) -> dict[str, Any]:

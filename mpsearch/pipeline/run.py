@@ -142,14 +142,15 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     proxy = workshop.config.objectives[0].partition(":")[0]
     optimum = solve(problem, proxy, limits)
     uniform = next((u for u in _uniforms(problem, config).values() if _keeps(problem, u, limits)), None)
-    warm = [uniform] if uniform is not None else []
+    warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if problem.interactions.get(proxy) else None)) if indices is not None]
+    base = _additive(problem, proxy)
     evaluator = FastEvaluator(workshop.subject.module, calibration, workshop.subject.splits.search)
     key = [problem.to_json(), [b.to_json() for b in limits], workshop.subject.hashes, config.seed, config.learning]
     journal = study.path / f"optuna-{files.digest(key)}.log"
     with progress.task("search on the measured loss") as advance:
         trials = explore(
-            problem,
-            proxy,
+            replace(problem, interactions={}),
+            base,
             limits,
             lambda i: evaluator.measure(problem.assignment(i)),
             journal,
@@ -160,6 +161,11 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
         )
     best = min((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
     return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": best, "trials": trials, "journal": journal.name}
+
+
+def _additive(problem: Problem, proxy: str) -> str:
+    """The table that the study starts from: the proxy's, else that of the first objective without interactions; if none is, the proxy's without them."""
+    return next((name for name in (proxy, *problem.scores) if not problem.interactions.get(name)), proxy)
 
 
 def _uniforms(problem: Problem, config: RunConfig) -> dict[str, tuple[int, ...]]:
@@ -243,7 +249,8 @@ def _write(result: dict[str, Any], problem: Problem, limits: Sequence[Budget], t
     best = result["best"]
     best["artifact"] = workshop.write_artifact(states, {k: best[k] for k in ("assignment", "budgets", "predicted", "measured", "metrics")})
     proxy = best["proxy"]["objective"]
-    write_front(study, problem, proxy, problem_front(problem, proxy), trials)
+    base, alone = _additive(problem, proxy), replace(problem, interactions={})
+    write_front(study, alone, base, problem_front(alone, base), trials)
     result |= {
         "study": str(study.path),
         "not_quantized": subject.layout.leftover_bytes(),

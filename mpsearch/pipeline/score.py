@@ -73,7 +73,7 @@ def score_held(config: RunConfig, study: Study, progress: Progress) -> Scored:
     about: dict[str, dict[str, Any]] = {}
     for text in dict.fromkeys(config.objectives):
         if interacts(text):
-            problem, about[text] = add_couplings(problem, text, subject, calibration, config.seed, study, progress)
+            problem, about[text] = add_couplings(problem, text, text, subject, calibration, config, study, progress)
             continue
         one, said = add_scores(replace(problem, scores={}, interactions={}), subject, calibration, replace(config, objectives=(text,)), study, progress)
         (table,), (about[text],) = one.scores.values(), said.values()

@@ -1,5 +1,7 @@
 """The search sees states that a reconstruction has left, not those of rounding to nearest."""
 
+import json
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from mpsearch.pipeline.learned import searched_calibration
 from mpsearch.pipeline.prepare import calibrate_subject, load_subject
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.study import Study
-from mpsearch.problem import Assignment, Candidate
+from mpsearch.problem import Assignment, Candidate, Problem
 
 
 def prepared(config, folder):
@@ -61,3 +63,16 @@ def test_the_default_is_a_quarter_of_the_steps_and_tables_of_both_kinds_are_kept
     run(settings(search_iterations=0), Study(tmp_path / "other"))
     others = {p.name for p in (tmp_path / "other" / "steps").glob("score-output_mse*")}
     assert others and not others & {p.name for p in before}
+
+
+@pytest.mark.parametrize("objectives", [("pairwise:images=8,scope=full", "weight_mse"), ("pairwise:images=8,scope=full",)])
+def test_an_objective_with_interactions_leads_a_run(settings, tmp_path, objectives):
+    result = run(settings(objectives=objectives, bits=(3, 4, 8), target="packed"), Study(tmp_path))
+    name = objectives[0].partition(":")[0]
+    problem = Problem.load(tmp_path / "problem.json")
+    assert list(problem.scores) == [text.partition(":")[0] for text in objectives] and problem.interactions[name]
+    row = next(row for row in result["rows"] if row["label"] == f"exact optimum of {name}")
+    assert result["best"]["proxy"]["objective"] == name and row["fits"]
+    front = json.loads((tmp_path / "front.json").read_text())
+    assert front["objective"] == list(problem.scores)[-1]
+    assert row["indices"] in [trial["indices"] for trial in front["measured"]]
