@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ class Interaction:
         for layer, width in zip(self.layers, self.shape, strict=True):
             at = at * width + indices[layer]
         return self.values[at]
+
+    def only(self, kept: Sequence[Sequence[int]]) -> Interaction:
+        """The same for fewer candidates: those at the positions `kept[l]` of each of all `L` layers."""
+        own = [kept[layer] for layer in self.layers]
+        steps = [math.prod(self.shape[k + 1 :]) for k in range(len(self.shape))]
+        values = (self.values[sum(step * c for step, c in zip(steps, pick, strict=True))] for pick in itertools.product(*own))
+        return Interaction(self.layers, tuple(map(len, own)), tuple(values))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""

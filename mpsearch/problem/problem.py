@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,21 @@ class Problem:
         """Predicted damage: the sum of the rows and of the interactions."""
         rows = [row[i] for row, i in zip(self.scores[objective], indices, strict=True)]
         return math.fsum([*rows, *(term.value(indices) for term in self.interactions.get(objective, ()))])
+
+    def only(self, kept: Sequence[Sequence[int]]) -> Problem:
+        """The same with fewer candidates: at layer l those at the positions `kept[l]`, in that order."""
+
+        def pick(table: Table) -> Table:
+            return tuple(tuple(row[c] for c in at) for row, at in zip(table, kept, strict=True))
+
+        return replace(
+            self,
+            candidates=tuple(tuple(row[c] for c in at) for row, at in zip(self.candidates, kept, strict=True)),
+            scores={name: pick(table) for name, table in self.scores.items()},
+            costs={name: pick(table) for name, table in self.costs.items()},
+            interactions={name: tuple(term.only(kept) for term in terms) for name, terms in self.interactions.items()},
+            conversions={name: tuple(term.only(kept) for term in terms) for name, terms in self.conversions.items()},
+        )
 
     def uniform(self, candidate: Candidate) -> tuple[int, ...] | None:
         """Indices of `candidate` at every layer that has more than one choice; None if one of these lacks it."""
