@@ -23,7 +23,7 @@ from mpsearch.search.proposals import Planner, Proposal
 from mpsearch.search.sampler import INDICES, INTERRUPTED, ORDINAL, PROPOSED_BY, REASON, CorrectedTableSampler, finished
 
 STUDY_NAME = "mpsearch"
-_METHOD = 1  # raised when the same inputs would lead to other proposals
+_METHOD = 2  # raised when the same inputs would lead to other proposals
 _INPUTS = "inputs"
 
 
@@ -37,7 +37,7 @@ class Trial:
         loss: As measured.
         cost: As predicted by the problem.
         feasible: Whether it keeps every budget.
-        proposed_by: `warm`, `exact front`, `corrected table`, `thompson`, `neighbour` or `random`.
+        proposed_by: `warm`, `exact front`, `corrected table`, `thompson`, `neighbour`, `front` or `random`.
     """
 
     number: int
