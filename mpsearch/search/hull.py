@@ -25,7 +25,7 @@ def supported(constraints: Constraints, rows: Sequence[Row], rng: np.random.Gene
         rng: Draws the prices where there are more than two resources.
     """
     costs = list(constraints.rows.values())
-    grids = [np.geomspace(*_range(rows, cost), _MULTIPLIERS.get(len(costs), 2)) for cost in costs]
+    grids = [np.geomspace(*price_range(rows, cost), _MULTIPLIERS.get(len(costs), 2)) for cost in costs]
     if len(costs) > 2:
         prices = np.exp(np.column_stack([rng.uniform(np.log(grid[0]), np.log(grid[-1]), _DRAWN) for grid in grids]))
     else:
@@ -35,7 +35,7 @@ def supported(constraints: Constraints, rows: Sequence[Row], rng: np.random.Gene
     return [choices for choices in found if constraints.fits(constraints.layers.expand(choices))]
 
 
-def _range(rows: Sequence[Row], costs: Sequence[Row]) -> tuple[float, float]:
+def price_range(rows: Sequence[Row], costs: Sequence[Row]) -> tuple[float, float]:
     """Prices between which every candidate that is on the hull of its row becomes the best."""
     slopes = np.concatenate([_slopes(row, cost) for row, cost in zip(rows, costs, strict=True)])
     return (float(slopes.min()) / 2, float(slopes.max()) * 2) if len(slopes) else (0.5, 2.0)
