@@ -30,7 +30,6 @@ _ZERO_BASE = 2.0  # how much more likely, in logs, a base of zero is than anothe
 _REACH = 0.7  # distance in log damage at which a measurement counts half
 _MOST_MEASUREMENTS = 400  # the nearest are used, so that a batch stays cheap in a long study
 _STEPS = 4  # of Gauss-Newton, before the widths are chosen and after
-_ROUNDS = 2  # of choosing the widths: each is for the model made linear under those before
 _LONGEST_STEP = 1.0  # of any one correction
 
 
@@ -132,7 +131,8 @@ def correct(rows: Sequence[Row], choices: NDArray[np.intp], losses: Row, focus: 
     doubt = np.ones(len(near)) if focus is None else np.sqrt(1 + (distance[near] / _REACH) ** 2)
     with threadpool_limits(1, user_api="blas"):  # small matrices: threads cost more than they save, and would round differently
         found = [_at_base(logs, choices[near], losses[near], damage[near], doubt, base) for base in _bases(losses)]
-        return max(found, key=lambda table: table.evidence)
+        best = max(found, key=lambda table: table.evidence)
+        return _mode(best.data, best.base, _most_likely_width(best), best.mode)
 
 
 def _bases(losses: Row) -> list[float]:
@@ -149,8 +149,7 @@ def _at_base(logs: list[Row], choices: NDArray[np.intp], losses: Row, damage: Ro
     at = np.zeros(sum(map(len, logs)) + len(logs) + 2)
     at[-2:] = data.start
     found = _mode(data, base, _Width(), at)
-    for _ in range(_ROUNDS):
-        found = _mode(data, base, _most_likely_width(found), found.mode)
+    found = _mode(data, base, _most_likely_width(found), found.mode)
     return replace(found, evidence=found.evidence - float(target.sum()) + (_ZERO_BASE if base == 0 else 0.0))
 
 
@@ -195,7 +194,8 @@ def _most_likely_width(table: CorrectedTable) -> _Width:
         factor = _factor(width.own**2 * own_gram + width.shared**2 * shared_gram + line_gram + np.diag((width.noise * data.doubt) ** 2))
         return -0.5 * float(residual @ cho_solve((factor, True), residual)) - float(np.log(np.diag(factor)).sum())
 
-    return max((_Width(*values) for values in itertools.product(_SHARED, _OWN, _NOISES)), key=evidence)
+    best = max((_Width(shared, own) for shared, own in itertools.product(_SHARED, _OWN)), key=evidence)
+    return max((replace(best, noise=noise) for noise in _NOISES), key=evidence)
 
 
 def _factor(covariance: Row) -> Row:

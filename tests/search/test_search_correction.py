@@ -35,11 +35,11 @@ def test_factors_are_found_and_the_loss_is_predicted(slope, base):
     rows, true, choices, losses = measured(8, 4, 60, 0, slope=slope, base=base)
     table = correct(rows, choices, losses)
     if base == 0:  # a base that must be guessed takes some of it
-        assert np.abs(ratios(table.mean(), true)).mean() < 0.1 * np.abs(ratios(rows, true)).mean()
+        assert np.abs(ratios(table.mean(), true)).mean() < 0.15 * np.abs(ratios(rows, true)).mean()
     fresh = np.random.default_rng(9).integers(0, 4, (200, 8))
     expected = np.log(0.01 * sums(true, [tuple(c) for c in fresh]) ** slope)
     found = table.log_loss(sums(table.mean(), [tuple(c) for c in fresh]))
-    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.3 * expected.std()
+    assert np.sqrt(np.mean((found - expected) ** 2)) < (0.25 if base == 0 else 0.6) * expected.std()
     assert abs(table.base - base) < 0.1
 
 
