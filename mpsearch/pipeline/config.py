@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from mpsearch.errors import BudgetError, OptionError, StudyError
+from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
 from mpsearch.reconstruct import METHODS
+from mpsearch.search import SAMPLERS
 from mpsearch.units import parse_quantity
 
 TARGETS = ("ort-cpu", "packed")
@@ -32,6 +33,8 @@ class RunConfig:
         a_bits: Input bits.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
         trials: Assignments whose loss is measured.
+        sampler: Who proposes them: `mpsearch`, or a baseline, `tpe`, `nsga2` or `random`.
+        polish: Exchanges around the best of them whose loss is measured afterwards.
         first_last_bits: Weight and input bits of the first and the last unit; None leaves them to the search.
         method: Registered reconstruction method, with options.
         iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 200, or 16 on the embedded default.
@@ -61,6 +64,8 @@ class RunConfig:
     first_last_bits: int | None = None
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
     trials: int = 48
+    sampler: str = "mpsearch"
+    polish: int = 16
     method: str = "qdrop"
     iterations: int | None = None
     search_iterations: int | None = None
@@ -84,10 +89,13 @@ class RunConfig:
             raise OptionError(f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.")
         if self.target not in TARGETS:
             raise OptionError(f"The target {self.target!r} is not known; it may be {' or '.join(TARGETS)}.")
+        if self.sampler not in SAMPLERS:
+            raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         if not self.objectives:
             raise OptionError("There is no objective. Give at least one, such as --objective output_mse.")
         for name, least in (
             ("trials", 1),
+            ("polish", 0),
             ("iterations", 0),
             ("search_iterations", 0),
             ("threads", 1),

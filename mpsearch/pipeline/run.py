@@ -28,7 +28,7 @@ from mpsearch.pipeline.sampling import mean_bits
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.reconstruct import Calibration
-from mpsearch.search import Trial, explore, problem_front, solve
+from mpsearch.search import LossFile, Trial, explore_by, polish, problem_front, solve
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy", "scipy", "scikit-learn", "safetensors")
 _REPAIRS = 4
@@ -143,22 +143,19 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     optimum = solve(problem, proxy, limits)
     uniform = next((u for u in _uniforms(problem, config).values() if _keeps(problem, u, limits)), None)
     warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if problem.interactions.get(proxy) else None)) if indices is not None]
-    base = _additive(problem, proxy)
+    base, alone = _additive(problem, proxy), replace(problem, interactions={})
     evaluator = FastEvaluator(workshop.subject.module, calibration, workshop.subject.splits.search)
-    key = [problem.to_json(), [b.to_json() for b in limits], workshop.subject.hashes, config.seed, config.learning]
+    key = [problem.to_json(), [b.to_json() for b in limits], workshop.subject.hashes, config.seed, config.sampler, config.learning]
     journal = study.path / f"optuna-{files.digest(key)}.log"
+
+    def measure(indices: tuple[int, ...]) -> float:
+        return evaluator.measure(problem.assignment(indices))
+
     with progress.task("search on the measured loss") as advance:
-        trials = explore(
-            replace(problem, interactions={}),
-            base,
-            limits,
-            lambda i: evaluator.measure(problem.assignment(i)),
-            journal,
-            config.trials,
-            config.seed,
-            warm,
-            on_trial=lambda d, t: advance(d, t),
-        )
+        trials = explore_by(config.sampler, alone, base, limits, measure, journal, config.trials, config.seed, warm, on_trial=advance)
+    with progress.task("polish the best") as advance:
+        held = LossFile(study.step_path("polish", [*key, config.trials], ".jsonl"), key)
+        trials += polish(alone, base, limits, measure, trials, config.polish, held, on_trial=advance)
     best = min((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
     return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": best, "trials": trials, "journal": journal.name}
 

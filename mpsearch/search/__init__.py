@@ -9,16 +9,19 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from mpsearch.search.baselines import SAMPLERS, explore_by
 from mpsearch.search.constraints import reachable
 from mpsearch.search.front import Front, exact_front, problem_front
 from mpsearch.search.greedy import GreedyMP, GreedyRun, Step
 from mpsearch.search.losses import LossFile
 from mpsearch.search.optimum import solve
 from mpsearch.search.pareto import hypervolume, non_dominated
+from mpsearch.search.polish import polish
 from mpsearch.search.sampler import CorrectedTableSampler
 from mpsearch.search.study import Trial, explore
 
 __all__ = [
+    "SAMPLERS",
     "CorrectedTableSampler",
     "Front",
     "GreedyMP",
@@ -28,8 +31,10 @@ __all__ = [
     "Trial",
     "exact_front",
     "explore",
+    "explore_by",
     "hypervolume",
     "non_dominated",
+    "polish",
     "problem_front",
     "reachable",
     "solve",

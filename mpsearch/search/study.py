@@ -22,7 +22,7 @@ from mpsearch.search.queue import COST, FINISHED, JOB, Leader, Sharing
 from mpsearch.search.sampler import INDICES, ORDINAL, PROPOSED_BY, CorrectedTableSampler, Trials, finished, pending
 from mpsearch.search.storage import STUDY_NAME, Place, lead, quiet
 
-_METHOD = 1  # raised when the same inputs would lead to other proposals
+_METHOD = 2  # raised when the same inputs would lead to other proposals
 _INPUTS = "inputs"
 
 
@@ -36,7 +36,7 @@ class Trial:
         loss: As measured.
         cost: As predicted by the problem.
         feasible: Whether it keeps every budget.
-        proposed_by: `warm`, `exact front`, `corrected table`, `thompson`, `neighbour` or `random`.
+        proposed_by: `warm`, `exact front`, `corrected table`, `thompson`, `neighbour`, `front` or `random`.
     """
 
     number: int
