@@ -147,7 +147,7 @@ class _Walker:
 
         def answer(number: int) -> Tensor:
             x_quant, y = data.chunk(number)
-            return torch.cat([y, run(x_quant)])
+            return torch.cat([y, run(x_quant) if self._phase.asymmetric else y])
 
         return answer
 
