@@ -145,6 +145,8 @@ def minimise(
     if len(np.unique(columns.layer)) < columns.count:
         return Outcome(None, 0.0, proven=True)  # a super-layer has no candidate that fits
     linked, values, uses = _linking(columns, links)
+    beyond = (uses > columns.spare[:, None] * (1 + 1e-9)).any(0)  # such an entry cannot be; its coefficient, which may be huge, is left out
+    uses = np.where(beyond, 0.0, uses)
     choosing, lower, upper = _choosing(columns, cuts, uses)
     matrix = vstack([choosing, linked])
     nothing = np.zeros(linked.shape[0])
@@ -153,7 +155,7 @@ def minimise(
         result = scipy.optimize.milp(
             np.append(columns.scores, values) / unit,
             integrality=np.append(np.ones(len(columns.layer)), np.zeros(len(values))),
-            bounds=scipy.optimize.Bounds(0, 1),
+            bounds=scipy.optimize.Bounds(0, np.append(np.ones(len(columns.layer)), np.where(beyond, 0.0, 1.0))),
             constraints=scipy.optimize.LinearConstraint(matrix, np.append(lower, nothing), np.append(upper, nothing)),
             options=options,
         )

@@ -116,7 +116,9 @@ def _linearised(constraints: Constraints, coupled: Coupled, found: Found | None,
     if found is None:
         found = _rough(constraints, coupled, columns, bound, hunt)
     score = coupled.score(found.choices)
-    room = max(score - base, 0.0)
+    room = score - base
+    if room <= 0:
+        return Found(found.choices, True, score), "tabu search"
     outcome = hunt.find(columns, room, 0.0)
     bound = max(bound, found.bound, base + outcome.bound)
     if outcome.choices is None:
