@@ -151,7 +151,9 @@ def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[s
 def _rewrite_stored(writer: QdqWriter, node: NodeProto, weight: QuantizedWeight, bias: Any, candidate: Candidate) -> None:
     """A unit whose weight alone is quantised. Raises ModelError for a convolution, which this runtime has no such kernel for."""
     if node.op_type == "Conv":
-        raise ModelError(f"The convolution {unit_of(node)!r} is at {candidate}; ONNX Runtime stores weights alone for linear layers only. Give it 2 to 8 input bits.")
+        raise ModelError(
+            f"The convolution {unit_of(node)!r} is at {candidate}; ONNX Runtime stores weights alone for linear layers only. Give it 2 to 8 input bits."
+        )
     writer.stored_linear(node.input[0], weight, bias, 4 if (candidate.w_bits or 8) <= 4 else 8, node.output[0])
 
 

@@ -68,9 +68,9 @@ def quantize_openvino(float_model: ModelProto, states: Mapping[str, UnitState]) 
         if unit is None or node.get_type_name() not in _UNITS:
             continue
         new = _rewritten(writer, node, unit, states[unit])
-        new.set_friendly_name(f"{PREFIX}{unit}" + (f"#{placed[unit]}" if placed[unit] else ""))
+        _name(new, f"{PREFIX}{unit}#{placed[unit]}")
         placed[unit] += 1
-    missing = sorted({unit for unit, state in states.items() if state.weight is not None} - set(placed))
+    missing = sorted(set(states) - set(placed))
     if missing:
         raise ModelError(f"OpenVINO's graph has no node for the units {missing[:5]}. Run with --target packed for the packed checkpoint alone.")
     model.validate_nodes_and_infer_types()
@@ -88,8 +88,15 @@ def write_openvino(path: Path, float_model: ModelProto, states: Mapping[str, Uni
     Raises: ModelError: As `quantize_openvino`.
     """
     model = quantize_openvino(float_model, states)
-    asked = {unit: arithmetic_of(s.candidate, precision) for unit, s in states.items() if s.weight is not None or s.activation is None}
-    return write_ir(path, model, precision, asked)
+    return write_ir(path, model, precision, {unit: _asked(state, precision) for unit, state in states.items()})
+
+
+def _asked(state: UnitState, precision: str) -> str:
+    """The arithmetic of a unit; a convolution takes a stored weight apart when it is loaded, and computes in float."""
+    codes = None if state.weight is None else state.weight.codes
+    if codes is not None and codes.ndim > 2 and state.activation is None:
+        return precision
+    return arithmetic_of(state.candidate, precision, 2 if codes is None else codes.shape[1])
 
 
 def overflowing(states: Mapping[str, UnitState]) -> tuple[str, ...]:
@@ -157,6 +164,22 @@ def _rewritten(writer: OpenVinoWriter, node: Any, unit: str, state: UnitState) -
         new = writer.conv(x, writer.weight(weight, conv.groups), conv)
     node.output(0).replace(new.output(0))
     return new
+
+
+def _name(node: Any, name: str) -> None:
+    """Name a unit's node and the bias behind it, either of whose names may be left when OpenVINO has fused the two."""
+    node.set_friendly_name(name)
+    behind = [port.get_node() for port in node.output(0).get_target_inputs()]
+    if len(behind) == 1 and behind[0].get_type_name() in ("Add", "Multiply"):
+        beside = [held.get_node() for held in behind[0].input_values() if held.get_node() != node]
+        if all(_is_constant(other) for other in beside):
+            _name(behind[0], f"{name}+")
+
+
+def _is_constant(node: Any) -> bool:
+    """Whether a node is computed from constants alone."""
+    given = node.input_values()
+    return bool(given or node.get_type_name() == "Constant") and all(_is_constant(value.get_node()) for value in given)
 
 
 def _attributes(node: Any) -> ConvAttributes:

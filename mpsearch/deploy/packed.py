@@ -89,8 +89,7 @@ class PackedLayout:
             return {f"{unit}.weight": (torch.float32, shape)}
         scales = (shape[0],) if candidate.w_granularity == "channel" else ()
         row = packed_nbytes(1, math.prod(shape[1:]), candidate.w_bits)
-        held: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {f"{unit}.codes": (torch.uint8, (shape[0], row)), f"{unit}.scale": (torch.float32, scales)}
-        return held if candidate.weight_only else {**held, f"{unit}.input": (torch.float32, (2,))}
+        return {f"{unit}.codes": (torch.uint8, (shape[0], row)), f"{unit}.scale": (torch.float32, scales), f"{unit}.input": (torch.float32, (2,))}
 
     def _longest_header(self) -> int:
         """Every unit at 8 bits, which has the most tensors and the longest row; every offset as long as the file of the float model."""
@@ -164,15 +163,13 @@ def read_description(path: str | Path) -> dict[str, Any]:
 
 
 def _unit_tensors(unit: str, state: UnitState, module: nn.Module) -> dict[str, Tensor]:
-    if state.weight is None:
+    if state.weight is None or state.activation is None:
         return {f"{unit}.weight": module.get_submodule(unit).get_parameter("weight").detach().clone().contiguous()}
     params = state.weight.params
     codes = (state.weight.codes.flatten(1).to(torch.int32) - params.qmin).to(torch.uint8)
-    held = {f"{unit}.codes": pack(codes, params.bits), f"{unit}.scale": params.scale.clone()}
-    if state.activation is None:
-        return held
     read = affine_input(unit, state)
-    return {**held, f"{unit}.input": torch.stack([read.scale, read.zero_point.to(torch.float32)])}
+    given = torch.stack([read.scale, read.zero_point.to(torch.float32)])
+    return {f"{unit}.codes": pack(codes, params.bits), f"{unit}.scale": params.scale.clone(), f"{unit}.input": given}
 
 
 def _unit_state(unit: str, candidate: Candidate, module: nn.Module, tensors: dict[str, Tensor]) -> UnitState:
@@ -186,22 +183,15 @@ def _unit_state(unit: str, candidate: Candidate, module: nn.Module, tensors: dic
     codes = unpack(_take(tensors, f"{unit}.codes", torch.uint8, rows), candidate.w_bits, columns)
     per_channel = candidate.w_granularity == "channel"
     scale = _take(tensors, f"{unit}.scale", torch.float32, (len(weight),) if per_channel else ())
-    if not (torch.isfinite(scale).all() and (scale > 0).all()):
+    given = _take(tensors, f"{unit}.input", torch.float32, (2,))
+    if not (torch.isfinite(scale).all() and (scale > 0).all() and torch.isfinite(given).all() and given[0] > 0):
         raise CheckpointError(f"a scale of unit {unit!r} is not positive and finite.")
     params = AffineParams(scale, torch.zeros_like(scale, dtype=torch.int32), candidate.w_bits, True, 0 if per_channel else None)
-    signed = (codes.to(torch.int16) + params.qmin).reshape(weight.shape)
-    activation = None if candidate.weight_only else _input_of(unit, candidate.a_bits, tensors)
-    return UnitState(candidate, QuantizedTensor(signed, params), activation)
-
-
-def _input_of(unit: str, bits: int, tensors: dict[str, Tensor]) -> AffineParams:
-    given = _take(tensors, f"{unit}.input", torch.float32, (2,))
-    if not (torch.isfinite(given).all() and given[0] > 0):
-        raise CheckpointError(f"a scale of unit {unit!r} is not positive and finite.")
-    activation = AffineParams(given[0].clone(), given[1].to(torch.int32), bits, False)
+    activation = AffineParams(given[0].clone(), given[1].to(torch.int32), candidate.a_bits, False)
     if float(given[1]) not in range(activation.qmax + 1):
         raise CheckpointError(f"the zero point {float(given[1]):g} of unit {unit!r} is not one of 0 .. {activation.qmax}.")
-    return activation
+    signed = (codes.to(torch.int16) + params.qmin).reshape(weight.shape)
+    return UnitState(candidate, QuantizedTensor(signed, params), activation)
 
 
 def _load_leftovers(module: nn.Module, units: Iterable[str], tensors: dict[str, Tensor]) -> None:

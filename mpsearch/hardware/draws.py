@@ -93,5 +93,5 @@ def _convolved(conv: ConvAttributes, x: NDArray[np.float64], weight: NDArray[np.
 
 
 def relative_error(output: Array, wanted: NDArray[np.float64]) -> float:
-    """max |y - reference| / max |reference|."""
+    """Max |y - reference| / max |reference|."""
     return float(np.abs(output - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))

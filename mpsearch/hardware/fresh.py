@@ -68,7 +68,7 @@ def run_fresh(path: Path, inputs: Array, *, threads: int = 1, seconds: float = 0
             said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
             raise MpsearchError(f"{path} failed in a process of its own (exit code {done.returncode}); it said: {said}")
         about = json.loads(done.stdout.strip().splitlines()[-1])
-        timing = Timing(**{key: tuple(value) if isinstance(value, list) else value for key, value in about["timing"].items()})
+        timing = Timing(**{key: tuple(value) if isinstance(value, list) else value for key, value in about["timing"].items()})  # type: ignore[arg-type]
         return FreshRun(np.load(result), timing, tuple(about["executed"]), about["fallbacks"], int(about["bytes"]))
 
 

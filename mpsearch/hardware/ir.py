@@ -100,7 +100,7 @@ def ran_units(live: Any, asked: Mapping[str, str]) -> dict[str, RanNode | None]:
     found: dict[str, RanNode | None] = dict.fromkeys(asked)
     for node in ran_nodes(live):
         if node.computes:
-            for origin in node.origins:
+            for origin in (node.name, *node.origins):
                 unit = origin.removeprefix(PREFIX).partition("#")[0]
                 if origin.startswith(PREFIX) and unit in found:
                     found[unit] = node
@@ -115,7 +115,7 @@ def fallbacks(live: Any, asked: Mapping[str, str]) -> dict[str, str]:
 
 def _about(path: Path, binary: Path) -> dict[str, Any]:
     text = path.read_bytes()
-    start = f"<{_KEY} value=\"".encode()
+    start = f'<{_KEY} value="'.encode()
     at = text.rfind(start)
     try:
         if at < 0:

@@ -1,8 +1,9 @@
 """How a quantised unit looks in OpenVINO: the nodes that are timed are the nodes that ship, because both come from here.
 
-Facts of OpenVINO's CPU plugin that shape this file (seen in its runtime graph by `benchmarks/openvino_forms.py`): an input is quantised by one FakeQuantize whose
-output is float (a chain through u8, as its ONNX reader makes of Q/DQ, lets a pass pull the stride of a 1 x 1 convolution out, which then runs in float); FakeQuantize
-becomes an integer only with 256 levels, so fewer bits are a Clamp before it; the weight is an int8 constant, a Convert and a Multiply.
+Facts of OpenVINO's CPU plugin that shape this file (seen in its runtime graph by `benchmarks/openvino_forms.py`): an input is quantised by one
+FakeQuantize whose output is float (a chain through u8, as its ONNX reader makes of Q/DQ, lets a pass pull the stride of a 1 x 1 convolution out,
+which then runs in float); it has 256 levels whatever the bits, with a Clamp before it where they are fewer, so that every grid runs the kernel that
+was timed; the weight is an int8 constant, a Convert and a Multiply.
 """
 
 from __future__ import annotations
@@ -56,12 +57,14 @@ class RanNode:
         kind: Of layer, such as `Convolution`.
         precision: Type of what it reads: for a layer of compressed weights, of the weight.
         primitive: Kernel, such as `jit_avx2_I8`.
-        origins: Names of the nodes of the given graph that are in it.
+        name: Its own, after one of the nodes of the given graph that are in it.
+        origins: Names of those.
     """
 
     kind: str
     precision: str
     primitive: str
+    name: str
     origins: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -75,10 +78,10 @@ class RanNode:
 
     @property
     def arithmetic(self) -> str:
-        """`integer`, `compressed` (float arithmetic on weights that stay small), or the float type."""
+        """`integer`, `stored8` or `stored4` (float arithmetic on weights that stay small), or the float type."""
         if self.primitive.lower().endswith("i8"):
             return "integer"
-        return "compressed" if self.precision in _STORED else self.precision
+        return f"stored{self.precision[1:]}" if self.precision in _STORED else self.precision
 
 
 def ran_nodes(live: Any) -> tuple[RanNode, ...]:
@@ -88,13 +91,26 @@ def ran_nodes(live: Any) -> tuple[RanNode, ...]:
         about = {key: node.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision", "primitiveType", "originalLayersNames")}
         if about["layerType"] not in ("Const", "Input", "Output"):
             origins = tuple(filter(None, about["originalLayersNames"].split(",")))
-            found.append(RanNode(about["layerType"], about["runtimePrecision"], about["primitiveType"], origins))
+            found.append(RanNode(about["layerType"], about["runtimePrecision"], about["primitiveType"], node.get_friendly_name(), origins))
     return tuple(found)
 
 
-def arithmetic_of(candidate: Candidate, precision: str = "f32") -> str:
-    """What `RanNode.arithmetic` must say of a unit at a candidate."""
-    return precision if candidate.is_float else "compressed" if candidate.weight_only else "integer"
+def container_bits(bits: int, columns: int) -> int:
+    """Bits in which a stored weight of a linear layer lies: 4 where they suffice and a row ends with a byte (odd rows are read wrongly), else 8."""
+    return 4 if bits <= 4 and columns % 2 == 0 else 8
+
+
+def arithmetic_of(candidate: Candidate, precision: str = "f32", columns: int = 2) -> str:
+    """What `RanNode.arithmetic` must say of a unit at a candidate.
+
+    Args:
+        candidate: Of the unit.
+        precision: Of float layers.
+        columns: Inputs of a linear layer.
+    """
+    if candidate.is_float or candidate.w_bits is None:
+        return precision
+    return f"stored{container_bits(candidate.w_bits, columns)}" if candidate.weight_only else "integer"
 
 
 @dataclass
@@ -126,17 +142,16 @@ class OpenVinoWriter:
         return self._scaled(self.constant(weight.codes.reshape(shape)), weight.scale, shape, groups)
 
     def compressed(self, weight: QuantizedWeight, bits: int) -> Any:
-        """The weight [N, K] of a linear layer as it lies in memory: int4 up to 4 bits, else int8."""
-        if bits > 4:
+        """The weight [N, K] of a linear layer as it lies in memory."""
+        if container_bits(bits, weight.codes.shape[1]) == 8:
             return self.weight(weight)
         runtime, codes = openvino(), (weight.codes.reshape(-1) & 15).astype(np.uint8)
-        codes = np.append(codes, np.uint8(0)) if codes.size % 2 else codes
         nibbles = codes[0::2] | (codes[1::2] << 4)
         tensor = runtime.Tensor(nibbles, list(weight.codes.shape), runtime.Type.i4)  # a view: the constant must be a copy made while `nibbles` lives
         return self._scaled(self._op.constant(tensor, shared_memory=False), weight.scale, weight.codes.shape, 1)
 
     def linear(self, x: Any, weight: Any) -> Any:
-        """x W^T for a weight [N, K]."""
+        """The product with a transposed weight [N, K]."""
         return self._op.matmul(x, weight, False, True)
 
     def conv(self, x: Any, weight: Any, attributes: ConvAttributes) -> Any:

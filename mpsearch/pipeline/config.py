@@ -9,7 +9,7 @@ from mpsearch.errors import BudgetError, OptionError, StudyError
 from mpsearch.reconstruct import METHODS
 from mpsearch.units import parse_quantity
 
-TARGETS = ("ort-cpu", "packed")
+TARGETS = ("ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "packed")
 DEFAULT_OBJECTIVES = ("output_mse", "weight_mse", "coding_length")
 
 
@@ -36,7 +36,8 @@ class RunConfig:
         method: Registered reconstruction method, with options.
         iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 200, or 16 on the embedded default.
         reconstruction_memory: Bound on the activations that a reconstruction stores, such as `8GiB`; it uses fewer images to keep it.
-        target: `ort-cpu` (packed checkpoint and ONNX) or `packed` (checkpoint alone, no latency).
+        target: `ort-cpu` (packed checkpoint and ONNX), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR), or `packed` (checkpoint alone, no
+            latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
         allow_estimate: Take a table of another device as an estimate.

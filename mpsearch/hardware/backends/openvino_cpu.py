@@ -11,13 +11,11 @@ from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.draws import Draw, draw, grid_of, on_grid, quantized, reference, relative_error, values_of
-from mpsearch.hardware.openvino_nodes import OpenVinoWriter, arithmetic_of, capabilities, compiled, openvino, ran_nodes
+from mpsearch.hardware.openvino_nodes import OpenVinoWriter, arithmetic_of, capabilities, compiled, container_bits, openvino, ran_nodes
 from mpsearch.hardware.qdq import Array
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 FLOAT = Candidate.parse("float")
-_WIDTHS = (8, 4)
-"""Bits of weights that a linear layer decompresses by itself."""
 
 
 @BACKENDS.register("openvino-cpu")
@@ -68,8 +66,9 @@ class OpenVinoCpu(Backend):
         """Bytes of the weight and its scales in the runtime's file, at the kernel of a candidate; the bias is not in it."""
         if not layer.weight_shape or candidate.is_float:
             return layer.weight_numel * 4
-        small = candidate.weight_only and layer.op == "linear" and (candidate.w_bits or 8) <= 4
-        return -(-layer.weight_numel // (2 if small else 1)) + 4 * layer.weight_shape[0]
+        stored = candidate.weight_only and layer.op == "linear"
+        bits = container_bits(candidate.w_bits or 8, layer.weight_shape[1]) if stored else 8
+        return layer.weight_numel * bits // 8 + 4 * layer.weight_shape[0]
 
 
 @BACKENDS.register("openvino-cpu-bf16")
@@ -93,9 +92,13 @@ def _integer(candidate: Candidate) -> Support:
 
 
 def _compressed(layer: Layer, candidate: Candidate) -> Support:
+    if layer.conv is not None and max(layer.conv.stride) > 1 and max(layer.weight_shape[2:]) == 1:
+        return Support("no", "a strided 1 x 1 convolution takes a stored weight apart at every call on this backend", None)
     if layer.op != "linear":
-        return Support("storage-only", f"{candidate} is stored in 8-bit containers; a convolution takes the weight apart when it is loaded, and runs in float", FLOAT)
-    kernel = Candidate(4 if (candidate.w_bits or 8) <= 4 else 8, candidate.a_bits)
+        return Support(
+            "storage-only", f"{candidate} is stored in 8-bit containers; a convolution takes the weight apart when it is loaded, and runs in float", FLOAT
+        )
+    kernel = Candidate(container_bits(candidate.w_bits or 8, layer.weight_shape[1]), candidate.a_bits)
     if candidate == kernel:
         return Support("ok", f"float kernel that takes {candidate.w_bits}-bit weights apart as it reads them", kernel)
     return Support("storage-only", f"{candidate} is stored in {kernel.w_bits}-bit containers and runs the {kernel} kernel", kernel)

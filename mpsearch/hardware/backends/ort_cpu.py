@@ -28,6 +28,7 @@ _ARITHMETIC = {
     "QLinearConv": "integer",
     "MatMulIntegerToFloat": "integer",
     "MatMulNBits": "stored",
+    "DynamicQuantizeMatMul": "dynamic",
     **dict.fromkeys(("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "ConvInteger", "MatMulInteger"), "float"),
 }
 """Operator of an optimised graph that multiplies -> what it computes in; the bare integer products count as float: no candidate asks for them."""
