@@ -69,7 +69,9 @@ def run(  # long for its options alone
         int | None,
         typer.Option(help="Reconstruction steps for each block and bit-width before the search; a quarter of --iterations, 0 on the embedded default."),
     ] = None,
-    target: Annotated[str, typer.Option(help="ort-cpu (checkpoint, ONNX, latency) or packed (checkpoint alone).")] = "ort-cpu",
+    target: Annotated[
+        str, typer.Option(help="ort-cpu (checkpoint, ONNX, latency), openvino-cpu[-bf16] (checkpoint, IR, latency) or packed (checkpoint alone).")
+    ] = "ort-cpu",
     tables: Tables = "latency_tables",
     table: Annotated[str | None, typer.Option(help="Read this latency table instead of measuring.")] = None,
     allow_estimate: Annotated[bool, typer.Option("--allow-estimate", help="Take a table of another device as an estimate.")] = False,
@@ -178,10 +180,13 @@ def _tell(result: dict[str, Any], report: Path) -> None:
     artifact, metrics = best["artifact"], best["metrics"]
     say(f"Chosen: {best['label']} ({best['reason']}); the proxy's optimum is {best['proxy']['status']} ({best['proxy']['found_by']}).")
     say(f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with mpsearch.load.")
-    if "onnx" in artifact:
-        units = f"8-bit containers, {format_bytes(artifact['onnx_bytes'])}"
-        say(
-            f"ONNX: {artifact['onnx']} ({units}); its top class is the checkpoint's on {artifact['onnx_agreement']:.2%} of {metrics['images']} images.",
-        )
+    for key, title in (("onnx", "ONNX"), ("openvino", "OpenVINO")):
+        if key in artifact:
+            units = f"8-bit containers, {format_bytes(artifact[f'{key}_bytes'])}"
+            agreement = f"its top class is the checkpoint's on {artifact[f'{key}_agreement']:.2%} of {metrics['images']} images"
+            fresh = f"{artifact[f'{key}_fresh_latency_us'] / 1e3:.3f} ms in a process of its own"
+            say(f"{title}: {artifact[key]} ({units}); {agreement}; {fresh}.")
+            if artifact[f"{key}_fallbacks"]:
+                say(f"Not in the kernel they were written for: {', '.join(f'{unit} ({ran})' for unit, ran in artifact[f'{key}_fallbacks'].items())}.")
     say(f"Not quantised: {format_bytes(sum(result['not_quantized'].values()))} in {len(result['not_quantized'])} tensors, named in {report}.")
     say(f"Report: {report}")

@@ -10,7 +10,7 @@ from mpsearch.reconstruct import METHODS
 from mpsearch.search import SAMPLERS
 from mpsearch.units import parse_quantity
 
-TARGETS = ("ort-cpu", "packed")
+TARGETS = ("ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "packed")
 DEFAULT_OBJECTIVES = ("output_mse", "weight_mse", "coding_length")
 
 
@@ -41,7 +41,8 @@ class RunConfig:
         search_iterations: Reconstruction steps for each block at each bit-width before the search, which then sees the damage that reconstruction leaves; 0 to
             search on rounding to nearest; None for a quarter of `iterations`, or 0 on the embedded default.
         reconstruction_memory: Bound on the activations that a reconstruction stores, such as `8GiB`; it uses fewer images to keep it.
-        target: `ort-cpu` (packed checkpoint and ONNX) or `packed` (checkpoint alone, no latency).
+        target: `ort-cpu` (packed checkpoint and ONNX), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR), or `packed` (checkpoint alone, no
+            latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
         allow_estimate: Take a table of another device as an estimate.

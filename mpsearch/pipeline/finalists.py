@@ -14,22 +14,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpsearch import files
-from mpsearch.deploy.onnx import export_float, measure_onnx, quantize_onnx, run_onnx, save_onnx
+from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.packed import load_packed, save_packed
+from mpsearch.deploy.runtimes import RUNTIMES, DeployedRuntime
 from mpsearch.errors import MpsearchError
 from mpsearch.evaluate import Metrics, compare, kl_by_image, predict
-from mpsearch.hardware import LatencyTable
+from mpsearch.hardware import BACKENDS, LatencyTable
+from mpsearch.hardware.fresh import run_fresh
 from mpsearch.models import build_model
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.costs import WholeRuns
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
-from mpsearch.problem import Assignment, Candidate
+from mpsearch.problem import Assignment, Candidate, Layer
 from mpsearch.quant import AffineParams, UnitState, affine_input, install
 from mpsearch.reconstruct import BlockResult, Calibration, ReconstructionConfig, images_within, reconstruct
 
 States = dict[str, UnitState]
+_FEW = 32
+"""Images that the process of its own runs."""
+_SAME = 0.02
+"""Relative distance of the logits of two processes: other batch sizes and thread counts add in another order, and a code may tip over."""
 
 
 @dataclass
@@ -74,21 +80,34 @@ class Workshop:
         return self._float_onnx
 
     def whole_runs(self, table: LatencyTable) -> WholeRuns:
-        """The whole model in float and with every unit at W8A8, by the runtime; measured once for these weights and this device."""
-        states = {unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.units}
+        """The whole model in float and with every unit in the widest integers it has, by the runtime; measured once for these weights and this device."""
+        widest = {layer.name: self._widest(layer) for layer in self.subject.graph.layers if layer.name in self.subject.units}
+        models = {"float_us": dict.fromkeys(widest, Candidate.parse("float")), "integer_us": widest}
 
         def measure() -> dict[str, float]:
             example, found = self.subject.splits.calibration.inputs([0]), {}
-            models = {"float_us": self.float_onnx(), "integer_us": quantize_onnx(self.float_onnx(), states, self.calibration)}
-            with self.progress.task("measure the whole model, float and W8A8") as advance, tempfile.TemporaryDirectory() as folder:
-                for done, (name, model) in enumerate(models.items(), start=1):
-                    path = Path(folder) / f"{name}.onnx"
-                    save_onnx(path, model)
-                    found[name] = measure_onnx(path, example, self.config.threads).timing.median_us
+            with self.progress.task("measure the whole model, float and in integers") as advance, tempfile.TemporaryDirectory() as folder:
+                for done, (name, candidates) in enumerate(models.items(), start=1):
+                    path = Path(folder) / f"{name}{self.runtime.suffix}"
+                    states = {unit: self.calibration.state(unit, candidate) for unit, candidate in candidates.items()}
+                    self.runtime.write(path, self.float_onnx(), states, self.calibration)
+                    found[name] = self.runtime.measure(path, example, self.config.threads).timing.median_us
                     advance(done, len(models))
             return found
 
-        return WholeRuns(**self.study.cached("whole-runs", [self.subject.hashes, table.device.to_json(), table.version, self.config.threads], measure))
+        key = [self.subject.hashes, self.config.target, table.device.to_json(), table.version, self.config.threads]
+        return WholeRuns(**self.study.cached("whole-runs", key, measure))
+
+    @property
+    def runtime(self) -> DeployedRuntime:
+        """Of the target; there is none for `packed`."""
+        return RUNTIMES[self.config.target]
+
+    def _widest(self, layer: Layer) -> Candidate:
+        """The integer candidate of most weight bits that the target's backend has a kernel for."""
+        backend = BACKENDS.create(self.config.target)
+        choices = (Candidate(bits, 8) for bits in range(8, 1, -1))
+        return next((c for c in choices if backend.supports(layer, c).kernel is not None), Candidate.parse("float"))
 
     def reconstructed(self, assignment: Assignment, label: str, steps: int | None = None) -> States:
         """Learned states of an assignment, after `steps` for each block or as many as the settings say.
@@ -141,9 +160,9 @@ class Workshop:
         with tempfile.TemporaryDirectory() as folder:
             result["size_bytes"] = save_packed(Path(folder) / "model.safetensors", self.subject.layout, self.subject.module, states)
             if self.config.target != "packed":
-                path = Path(folder) / "model.onnx"
-                result["onnx_bytes"] = save_onnx(path, quantize_onnx(self.float_onnx(), states, self.calibration))
-                run = measure_onnx(path, images.inputs([0]), self.config.threads)
+                path = Path(folder) / f"model{self.runtime.suffix}"
+                result[f"{self.runtime.key}_bytes"] = self.runtime.write(path, self.float_onnx(), states, self.calibration)
+                run = self.runtime.measure(path, images.inputs([0]), self.config.threads)
                 result |= {"latency_us": run.timing.median_us, "latency_iqr_us": run.timing.iqr_us, "clock": run.timing.clock}
                 result["integer_units"] = run.integer_kernels
         return result
@@ -163,14 +182,29 @@ class Workshop:
                 raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
             about["reloaded_bit_for_bit"] = True
         if self.config.target != "packed":
-            path = folder / "best.onnx"
-            about |= {"onnx": str(path), "onnx_bytes": save_onnx(path, quantize_onnx(self.float_onnx(), states, self.calibration))}
-            with self.progress.task("run the ONNX file") as advance:
-                ran = predict(run_onnx(path, torch.get_num_threads()), images, on_batch=lambda done: advance(done, len(images)))
-            both: Metrics = compare(ran, logits, images.labels)
-            about |= {"onnx_agreement": both.agreement, "onnx_top1": both.top1}
+            about |= self._write_runtime(folder / f"best{self.runtime.suffix}", states, logits)
         files.write_json(folder / "assignment.json", description)
         return about
+
+    def _write_runtime(self, path: Path, states: States, logits: Tensor) -> dict[str, Any]:
+        """Write the runtime's file and compare it: in a process of its own on a few images, and by its top class on all.
+
+        Raises: MpsearchError: The other process does not compute what this one does.
+        """
+        images, key, threads = self.subject.splits.evaluation, self.runtime.key, self.config.threads
+        about: dict[str, Any] = {key: str(path), f"{key}_bytes": self.runtime.write(path, self.float_onnx(), states, self.calibration)}
+        with self.progress.task(f"run the {self.runtime.title} file") as advance:
+            ran = predict(self.runtime.run(path, torch.get_num_threads()), images, on_batch=lambda done: advance(done, len(images)))
+        both: Metrics = compare(ran, logits, images.labels)
+        about |= {f"{key}_agreement": both.agreement, f"{key}_top1": both.top1}
+        few = images.inputs(slice(0, min(_FEW, len(images))))
+        fresh = run_fresh(path, few.numpy(), threads=threads)
+        apart = float((torch.from_numpy(fresh.outputs) - ran[: len(few)]).norm() / ran[: len(few)].norm())
+        if not apart < _SAME:
+            raise MpsearchError(
+                f"{path} computes other logits in a process of its own: they differ by {apart:.2g} of their norm. Please report this with the model."
+            )
+        return about | {f"{key}_fresh_latency_us": fresh.timing.median_us, f"{key}_fallbacks": fresh.fallbacks}
 
 
 def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.reconstruct import Calibration
 from mpsearch.search import LossFile, Trial, explore_by, polish, problem_front, solve
 
-_PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy", "scipy", "scikit-learn", "safetensors")
+_PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
 _REPAIRS = 4
 
 
@@ -198,7 +198,7 @@ def _finish(problem: Problem, budgets: Sequence[Budget], found: dict[str, Any], 
         "indices": chosen["indices"],
         "budgets": [b.to_json() for b in budgets],
         "predicted": chosen["predicted"],
-        "measured": {k: v for k, v in chosen["reconstructed"].items() if k in ("size_bytes", "latency_us", "onnx_bytes")},
+        "measured": {k: v for k, v in chosen["reconstructed"].items() if k in ("size_bytes", "latency_us", "onnx_bytes", "openvino_bytes")},
         "metrics": chosen["reconstructed"]["metrics"],
         "proxy": {"objective": found["proxy"], "status": found["optimum"].status, "found_by": found["optimum"].found_by},
     }

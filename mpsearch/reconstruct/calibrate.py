@@ -71,9 +71,12 @@ class Calibration:
         if candidate.is_float:
             return UnitState(candidate)
         if unit in self.products:
+            if candidate.weight_only:
+                return UnitState(candidate)
             return UnitState(candidate, None, self.input_params(unit, candidate), self.input_params(unit, candidate, 1))
         params = self.weight_params(unit, candidate)
-        return UnitState(candidate, QuantizedTensor(quantize(self.weights[unit], params), params), self.input_params(unit, candidate))
+        activation = None if candidate.weight_only else self.input_params(unit, candidate)
+        return UnitState(candidate, QuantizedTensor(quantize(self.weights[unit], params), params), activation)
 
     def states(self, assignment: Assignment) -> dict[str, UnitState]:
         """Every unit that was calibrated, at the candidate the assignment gives it."""
