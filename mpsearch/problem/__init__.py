@@ -2,8 +2,23 @@
 
 from mpsearch.problem.assignment import Assignment, Candidate, Cost
 from mpsearch.problem.budget import RESOURCES, Budget
+from mpsearch.problem.document import assignment_csv, assignment_document, read_assignment
 from mpsearch.problem.interaction import Interaction
 from mpsearch.problem.layer import ConvAttributes, Layer
 from mpsearch.problem.problem import Problem, Solution
 
-__all__ = ["RESOURCES", "Assignment", "Budget", "Candidate", "ConvAttributes", "Cost", "Interaction", "Layer", "Problem", "Solution"]
+__all__ = [
+    "RESOURCES",
+    "Assignment",
+    "Budget",
+    "Candidate",
+    "ConvAttributes",
+    "Cost",
+    "Interaction",
+    "Layer",
+    "Problem",
+    "Solution",
+    "assignment_csv",
+    "assignment_document",
+    "read_assignment",
+]
