@@ -75,7 +75,7 @@ class IntegerLayer(nn.Module):
 
 
 def codes(x: Tensor, params: Uniform) -> Tensor:
-    """x on its grid in whole steps (of the fine step, where there are two), zero at 0, int32."""
+    """X on its grid in whole steps (of the fine step, where there are two), zero at 0, int32."""
     if isinstance(params, AffineParams):
         return quantize(x, params).to(torch.int32) - params.zero_point
     return torch.round(params.fake_quantize(x).double() / params.step.double()).to(torch.int32)

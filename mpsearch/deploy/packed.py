@@ -23,9 +23,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import mpsearch.files as files
-from mpsearch.errors import CheckpointError, MpsearchError, UserError
 from mpsearch.deploy.building import within
 from mpsearch.deploy.input_codes import decode, encode
+from mpsearch.errors import CheckpointError, MpsearchError, UserError
 from mpsearch.models import ModelSource, build_model, fold_batch_norm
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, install, pack, packed_nbytes, unpack

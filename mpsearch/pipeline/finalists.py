@@ -25,7 +25,7 @@ from mpsearch.pipeline.costs import WholeRuns
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
-from mpsearch.problem import Assignment, Candidate
+from mpsearch.problem import Assignment, Candidate, assignment_csv, assignment_document
 from mpsearch.quant import AffineParams, UnitState, affine_input, install
 from mpsearch.reconstruct import BlockResult, Calibration, ReconstructionConfig, images_within, reconstruct
 
@@ -166,8 +166,16 @@ class Workshop:
                 ran = predict(run_onnx(path, torch.get_num_threads()), images, on_batch=lambda done: advance(done, len(images)))
             both: Metrics = compare(ran, logits, images.labels)
             about |= {"onnx_agreement": both.agreement, "onnx_top1": both.top1}
-        files.write_json(folder / "assignment.json", description)
+        self.write_assignment(folder, Assignment.from_json(description["assignment"]), {k: v for k, v in description.items() if k != "assignment"})
         return about
+
+    def write_assignment(self, folder: Path, assignment: Assignment, about: Mapping[str, Any]) -> None:
+        """`assignment.json` and `assignment.csv`, for tools that do not know the model."""
+        layout, layers = self.subject.layout, self.subject.graph.layers
+        sizes = {layer.name: layout.unit_bytes(layer.name, assignment[layer.name]) if layer.name in layout.units else 0 for layer in layers}
+        document = assignment_document(layers, assignment, size_bytes=sizes, about={"model": self.subject.source.to_json(), **about})
+        files.write_json(folder / "assignment.json", document)
+        files.write_text(folder / "assignment.csv", assignment_csv(document))
 
 
 def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:

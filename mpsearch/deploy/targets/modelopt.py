@@ -72,7 +72,7 @@ def quant_cfg(states: Mapping[str, UnitState]) -> dict[str, Any]:
 
 
 def _ranges(unit: str, state: UnitState) -> dict[str, Tensor]:
-    """amax = scale * greatest code: ModelOpt's scale is amax over 2^(bits - 1) - 1, or over 2^bits - 1 where unsigned."""
+    """Amax = scale * greatest code: ModelOpt's scale is amax over 2^(bits - 1) - 1, or over 2^bits - 1 where unsigned."""
     assert state.weight is not None
     weight, read = state.weight.params, affine_input(unit, state)
     shape = [-1, *[1] * (state.weight.codes.ndim - 1)] if weight.axis == 0 else []

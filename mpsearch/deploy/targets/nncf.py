@@ -33,8 +33,10 @@ class Nncf(Target):
         save_on_grid(job, folder / MODEL_FILE)
         hooks = [h for unit, state in job.quantized.items() for h in _hooks(unit, state, job.module.get_submodule(unit), job.calls.get(unit, 1))]
         (folder / CONFIG).write_text(json.dumps({"compression_state": [config for config, _ in hooks]}, indent=1) + "\n")
-        save_file({f"__nncf_hooks.{name}.{key}": value.clone() for config, state in hooks for name in config["hook_names_in_model"]
-                   for key, value in state.items()}, folder / QUANTIZERS)
+        save_file(
+            {f"__nncf_hooks.{name}.{key}": value.clone() for config, state in hooks for name in config["hook_names_in_model"] for key, value in state.items()},
+            folder / QUANTIZERS,
+        )
         return []
 
     def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
