@@ -147,10 +147,8 @@ def _assignment_of(study: Path, subject: Subject, text: str) -> Assignment:
     number = re.fullmatch(r"(front:)?(\d+)", text)
     if number is None:
         raise UserError(f"{text!r} is no point. Write best, the number of a trial such as 7, front:12, float, or a candidate such as W4A8.")
-    if number[1]:
-        held = {i: point["indices"] for i, point in enumerate(front["points"])}
-    else:
-        held = {trial["number"]: trial["indices"] for trial in front["measured"]}
+    numbered = enumerate(front["points"]) if number[1] else ((trial["number"], trial) for trial in front["measured"])
+    held = {i: entry["indices"] for i, entry in numbered}
     if int(number[2]) not in held:
         what = "points on the exact front" if number[1] else "measured trials"
         raise UserError(f"{study} has {len(held)} {what}, numbered {min(held)} to {max(held)}; {number[2]} is not one.")
