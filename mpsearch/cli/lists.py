@@ -13,7 +13,10 @@ from mpsearch.errors import OptionError
 @app.command(name="list")
 def list_members(
     what: Annotated[
-        str, typer.Argument(help="objectives, interacting (objectives with interactions), observers, backends, roundings, methods, budgets or models.")
+        str,
+        typer.Argument(
+            help="objectives, interacting (objectives with interactions), observers, backends, roundings, methods, targets, importers, budgets or models."
+        ),
     ],
     pattern: Annotated[str, typer.Argument(help="Of the models, such as 'resnet*'.")] = "*",
 ) -> None:
@@ -39,6 +42,14 @@ def _members(what: str, pattern: str) -> list[str]:
         from mpsearch.reconstruct import METHODS
 
         return METHODS.names()
+    if what == "targets":
+        from mpsearch.deploy.targets import TARGETS
+
+        return TARGETS.names()
+    if what == "importers":
+        from mpsearch.deploy.imports import IMPORTERS
+
+        return IMPORTERS.names()
     if what == "backends":
         from mpsearch.hardware import BACKENDS
 
@@ -56,4 +67,6 @@ def _members(what: str, pattern: str) -> list[str]:
             "2.5ms  latency",
             "20GBOPs  bit operations",
         ]
-    raise OptionError(f"There is no list of {what!r}. It may be objectives, interacting, observers, backends, roundings, methods, budgets or models.")
+    raise OptionError(
+        f"There is no list of {what!r}. It may be objectives, interacting, observers, backends, roundings, methods, targets, importers, budgets or models."
+    )

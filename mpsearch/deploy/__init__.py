@@ -1,6 +1,17 @@
 """From quantised units to files that a runtime loads: the packed checkpoint, and one file for each target."""
 
 from mpsearch.deploy.onnx import export_float, measure_onnx, quantize_onnx, run_onnx, save_onnx
-from mpsearch.deploy.packed import PackedLayout, load_packed, read_description, save_packed
+from mpsearch.deploy.packed import PackedLayout, load_packed, open_packed, read_description, save_packed
 
-__all__ = ["PackedLayout", "export_float", "load_packed", "measure_onnx", "quantize_onnx", "read_description", "run_onnx", "save_onnx", "save_packed"]
+__all__ = [
+    "PackedLayout",
+    "export_float",
+    "load_packed",
+    "measure_onnx",
+    "open_packed",
+    "quantize_onnx",
+    "read_description",
+    "run_onnx",
+    "save_onnx",
+    "save_packed",
+]

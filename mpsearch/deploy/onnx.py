@@ -7,10 +7,8 @@ not a quantised unit (a residual sum), its own calibrated 8-bit grid is put ther
 
 from __future__ import annotations
 
-import ast
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from mpsearch import files
-from mpsearch.errors import ModelError, MpsearchError
+from mpsearch.deploy.graph import drop_unused, readers_of, replace_nodes, unit_of
+from mpsearch.errors import ModelError
 from mpsearch.hardware.backends.ort_cpu import executed, session
 from mpsearch.hardware.measure import Timing, time_callable
 from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight, opset_imports
@@ -33,19 +32,20 @@ from mpsearch.reconstruct import Calibration
 _INTEGER = {"QLinearConv", "MatMulIntegerToFloat"}
 
 
-def export_float(module: nn.Module, example: Tensor) -> ModelProto:
-    """The float graph of a folded model, opset 20, dynamic batch, by torch's exporter.
+def export_float(module: nn.Module, example: Tensor, opset: int = OPSET) -> ModelProto:
+    """The float graph of a folded model, dynamic batch, by torch's exporter.
 
     Args:
         module: One tensor in, one tensor out, eval mode.
         example: 1 x C x H x W or more.
+        opset: Version of the operators; 21 has 4-bit and blockwise DequantizeLinear.
     Raises: ModelError: torch cannot export it.
     """
     two = torch.cat([example[:1], example[:1]])  # a batch of one would be fixed by the exporter
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's advice to itself
-            program = torch.onnx.export(module, (two,), dynamo=True, opset_version=OPSET, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False)
+            program = torch.onnx.export(module, (two,), dynamo=True, opset_version=opset, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False)
     except Exception as error:  # torch's exporter has no common base class for its errors
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"The model cannot be exported to ONNX: {first} Run with --target packed for the packed checkpoint alone.") from error
@@ -72,7 +72,7 @@ def quantize_onnx(float_model: ModelProto, states: Mapping[str, UnitState], cali
     if missing:
         raise ModelError(f"The exported graph has no node for the units {missing[:5]}. Run with --target packed for the packed checkpoint alone.")
     _quantize_outputs(model, placed, calibration)
-    _drop_unused(model)
+    drop_unused(model)
     onnx.checker.check_model(model)
     return model
 
@@ -142,7 +142,7 @@ def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[s
         else:
             writer.linear(node.input[0], given, bias, _grid(affine_input(unit, state)), node.output[0])
             placed.setdefault(unit, [])
-    _replace_nodes(model, writer.nodes, writer.initializers)
+    replace_nodes(model, writer.nodes, writer.initializers)
     del model.opset_import[:]
     model.opset_import.extend(opset_imports())
     return placed
@@ -159,7 +159,7 @@ def _rewrite_stored(writer: QdqWriter, node: NodeProto, weight: QuantizedWeight,
 
 def _quantize_outputs(model: ModelProto, placed: Mapping[str, list[str]], calibration: Calibration) -> None:
     """Put a Q/DQ pair behind each quantised convolution (and the ReLU behind it) whose readers are not all one QuantizeLinear that fits."""
-    readers = _readers(model.graph.node)
+    readers = readers_of(model.graph.node)
     values = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if not i.name.endswith("weight") and len(i.dims) == 0}
     values |= {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in model.graph.node if n.op_type == "Constant" and n.attribute[0].name == "value"}
     graph_outputs = {o.name for o in model.graph.output}
@@ -178,7 +178,7 @@ def _quantize_outputs(model: ModelProto, placed: Mapping[str, list[str]], calibr
         for i, name in enumerate(node.input):
             if name in rename:
                 node.input[i] = rename[name]
-    _replace_nodes(model, [*nodes, *writer.nodes], writer.initializers)
+    replace_nodes(model, [*nodes, *writer.nodes], writer.initializers)
 
 
 def _behind_activation(output: str, readers: Mapping[str, list[NodeProto]], values: Mapping[str, Any]) -> tuple[str, float, float]:
@@ -208,50 +208,3 @@ def _output_grid(calibration: Calibration, unit: str, low: float, high: float) -
 
 def _grid(params: AffineParams) -> Grid:
     return Grid(float(params.scale), int(params.zero_point), params.bits)
-
-
-def unit_of(node: NodeProto) -> str:
-    """Name of the module whose forward made the node."""
-    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
-    found = ast.literal_eval(scopes)
-    return str(found[-2]) if len(found) > 1 else ""
-
-
-def _readers(nodes: Iterable[NodeProto]) -> dict[str, list[NodeProto]]:
-    readers: dict[str, list[NodeProto]] = defaultdict(list)
-    for node in nodes:
-        for name in node.input:
-            readers[name].append(node)
-    return readers
-
-
-def _replace_nodes(model: ModelProto, nodes: Iterable[NodeProto], initializers: Iterable[onnx.TensorProto]) -> None:
-    """Set the nodes, in an order in which each comes after what it reads."""
-    waiting = list(nodes)
-    kept: list[NodeProto] = []
-    ready = {i.name for i in (*model.graph.initializer, *initializers)} | {i.name for i in model.graph.input} | {""}
-    while waiting:
-        now = [n for n in waiting if all(name in ready for name in n.input)]
-        if not now:
-            raise MpsearchError("The rewritten ONNX graph has a cycle. Please report this with the model.")
-        taken = {id(n) for n in now}
-        waiting = [n for n in waiting if id(n) not in taken]
-        for node in now:
-            kept.append(node)
-            ready.update(node.output)
-    copies = []
-    for node in kept:
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        copies.append(copy)
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
-    model.graph.initializer.extend(initializers)
-
-
-def _drop_unused(model: ModelProto) -> None:
-    used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
-    kept = [i for i in model.graph.initializer if i.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    del model.graph.value_info[:]  # types of tensors that are gone would mislead the checker

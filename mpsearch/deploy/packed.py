@@ -1,7 +1,8 @@
 """The packed checkpoint: one safetensors file with bit-packed weights, whose size is known to the byte before it is written.
 
-For each integer unit `<unit>.codes` (uint8, C_out x bytes of a row), `<unit>.scale` (float32, C_out) and `<unit>.input` (float32: scale and
-zero point); everything else under its own name in float32. The metadata holds one JSON text: schema, how the float model is built,
+For each integer unit `<unit>.codes` (uint8, C_out x bytes of a row), `<unit>.scale` (float32, C_out) and `<unit>.input` (float32 [2]: step
+and grid, see `input_codes.py`); for each quantised product of two activations `<unit>.left` and `<unit>.right`, as `.input`; everything else
+under its own name in float32. The metadata holds one JSON text: schema, how the float model is built,
 which batch norms were folded, and the assignment. The header is padded to its greatest length over all assignments of the
 model, so that the size of the file is a sum over units.
 """
@@ -22,13 +23,17 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import mpsearch.files as files
+from mpsearch.deploy.building import within
+from mpsearch.deploy.input_codes import decode, encode
 from mpsearch.errors import CheckpointError, MpsearchError, UserError
 from mpsearch.models import ModelSource, build_model, fold_batch_norm
 from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, affine_input, install, pack, packed_nbytes, unpack
+from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, install, pack, packed_nbytes, unpack
+from mpsearch.quant.products import product_names
 
 SCHEMA = 1
 _KEY = "mpsearch"
+_OPERANDS = ("left", "right")
 _NO_ARGUMENTS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit"}
 """Arguments of timm that reach for files, the network or global switches: a checkpoint must not."""
 _DTYPES = {torch.float32: "F32", torch.uint8: "U8", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL", torch.float16: "F16", torch.float64: "F64"}
@@ -43,24 +48,33 @@ class PackedLayout:
         leftovers: Tensors that are stored as they are -> (type, shape).
         description: JSON of the metadata but for the assignment.
         header_bytes: Length of the header in every file of this model, its 8-byte length field included.
+        products: Products of two activations that may be quantised.
     """
 
     weights: Mapping[str, tuple[int, ...]]
     leftovers: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
     description: Mapping[str, Any]
     header_bytes: int
+    products: tuple[str, ...] = ()
 
     @classmethod
     def of(
         cls, module: nn.Module, units: Iterable[str], source: ModelSource, folded: Iterable[tuple[str, str]], data_config: Mapping[str, Any]
     ) -> PackedLayout:
         """The layout of a folded float model whose `units` may be quantised."""
-        held = {unit: tuple(module.get_submodule(unit).get_parameter("weight").shape) for unit in units}
+        named = list(units)
+        products = tuple(product_names(module, named))
+        held = {unit: tuple(module.get_submodule(unit).get_parameter("weight").shape) for unit in named if unit not in products}
         skip = {f"{unit}.weight" for unit in held}
         leftovers = {name: (value.dtype, tuple(value.shape)) for name, value in module.state_dict().items() if name not in skip}
         description = {"schema": SCHEMA, "source": source.to_json(), "folded": [list(pair) for pair in folded], "data_config": dict(data_config)}
-        layout = cls(held, leftovers, description, 0)
-        return cls(held, leftovers, description, 8 + layout._longest_header())
+        layout = cls(held, leftovers, description, 0, products)
+        return cls(held, leftovers, description, 8 + layout._longest_header(), products)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """All that may be quantised: layers, then products."""
+        return (*self.weights, *self.products)
 
     def unit_bytes(self, unit: str, candidate: Candidate) -> int:
         """Bytes of one unit's tensors; its bias is a leftover."""
@@ -73,7 +87,7 @@ class PackedLayout:
 
     def size_bytes(self, assignment: Assignment) -> int:
         """Size of the file of an assignment, to the byte."""
-        return self.constant_bytes + sum(self.unit_bytes(unit, assignment[unit]) for unit in self.weights)
+        return self.constant_bytes + sum(self.unit_bytes(unit, assignment[unit]) for unit in self.units)
 
     def leftover_bytes(self) -> dict[str, int]:
         """What is not quantised, by name."""
@@ -84,6 +98,8 @@ class PackedLayout:
         return json.dumps({**self.description, "assignment": dict(assignment)}, separators=(",", ":"), default=list)
 
     def _unit_tensors(self, unit: str, candidate: Candidate) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        if unit in self.products:
+            return {} if candidate.is_float else {f"{unit}.{side}": (torch.float32, (2,)) for side in _OPERANDS}
         shape = self.weights[unit]
         if candidate.is_float or candidate.w_bits is None:
             return {f"{unit}.weight": (torch.float32, shape)}
@@ -95,11 +111,11 @@ class PackedLayout:
         """Every unit at 8 bits, which has the most tensors and the longest row; every offset as long as the file of the float model."""
         widest = Candidate(8, 8)
         tensors = dict(self.leftovers)
-        for unit in self.weights:
+        for unit in self.units:
             tensors.update(self._unit_tensors(unit, widest))
-        end = sum(_nbytes(*t) for t in self.leftovers.values()) + sum(4 * math.prod(s) + 64 for s in self.weights.values())
+        end = sum(_nbytes(*t) for t in self.leftovers.values()) + sum(4 * math.prod(s) + 64 for s in self.weights.values()) + 16 * len(self.products)
         entries = {name: {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [end, end]} for name, (dtype, shape) in tensors.items()}
-        longest = dict.fromkeys(self.weights, "W8A8/tensor")
+        longest = dict.fromkeys(self.units, "W8A8/tensor")
         header = {"__metadata__": {_KEY: self.metadata(longest)}, **entries}
         length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
         return -(-length // 8) * 8
@@ -112,13 +128,13 @@ def save_packed(path: Path, layout: PackedLayout, module: nn.Module, states: Map
         path: File to write.
         layout: Of `module`.
         module: Folded float model.
-        states: Every unit's codes and quantisers.
+        states: Every unit's codes and quantisers, products included.
     Returns: Bytes on disk.
     Raises: MpsearchError: The file is not as large as the layout says (a defect: the promise would be broken).
     """
-    assignment = Assignment(tuple((unit, states[unit].candidate) for unit in layout.weights))
+    assignment = Assignment(tuple((unit, states[unit].candidate) for unit in layout.units))
     tensors: dict[str, Tensor] = {}
-    for unit in layout.weights:
+    for unit in layout.units:
         tensors.update(_unit_tensors(unit, states[unit], module))
     held = module.state_dict()
     tensors.update({name: held[name].detach().clone().contiguous() for name in layout.leftovers})
@@ -134,7 +150,7 @@ def save_packed(path: Path, layout: PackedLayout, module: nn.Module, states: Map
 
 
 def load_packed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The quantised module of a packed checkpoint: dequantised weights, fake-quantised inputs, in eval mode.
+    """The quantised module of a packed checkpoint: dequantised weights, fake-quantised inputs, float units as they are, in eval mode.
 
     Computes bit for bit what the module in memory did when the checkpoint was written, on the same machine and threads.
 
@@ -144,17 +160,27 @@ def load_packed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             factory is never run from a checkpoint. Its weights do not matter; it is not changed.
     Raises: CheckpointError: The file is missing, damaged, or does not fit the model.
     """
+    module, states = open_packed(path, model)
+    return install(module, {unit: state for unit, state in states.items() if not state.candidate.is_float})
+
+
+def open_packed(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, UnitState]]:
+    """The folded float module of a checkpoint and the states of its units; a quantised unit's weight in the module is the model's own.
+
+    Args and Raises: As `load_packed`.
+    """
     path = Path(path)
     header, tensors = _read(path)
     source, folded, assignment = _parsed(path, header)
-    given = _architecture(path, source) if model is None else model
+    given = _architecture(path, source, tensors) if model is None else model
     try:
-        float_model = fold_batch_norm(given, folded)
-        states = {unit: _unit_state(unit, assignment[unit], float_model, tensors) for unit in assignment}
-        _load_leftovers(float_model, assignment, tensors)
-        return install(float_model, states)
+        module = fold_batch_norm(given, folded)
+        products = set(product_names(module, assignment))
+        states = {u: (_product_state if u in products else _unit_state)(u, assignment[u], module, tensors) for u in assignment}
+        _load_leftovers(module, set(assignment) - products, tensors)
     except UserError as error:
         raise CheckpointError(f"{path} does not fit its model: {error}") from None
+    return module, states
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -163,13 +189,22 @@ def read_description(path: str | Path) -> dict[str, Any]:
 
 
 def _unit_tensors(unit: str, state: UnitState, module: nn.Module) -> dict[str, Tensor]:
+    if state.second is not None and state.activation is not None:
+        return {f"{unit}.{side}": encode(q) for side, q in zip(_OPERANDS, (state.activation, state.second), strict=True)}
+    if state.weight is None and state.candidate.is_float and unit in product_names(module, [unit]):
+        return {}
     if state.weight is None or state.activation is None:
         return {f"{unit}.weight": module.get_submodule(unit).get_parameter("weight").detach().clone().contiguous()}
     params = state.weight.params
     codes = (state.weight.codes.flatten(1).to(torch.int32) - params.qmin).to(torch.uint8)
-    read = affine_input(unit, state)
-    given = torch.stack([read.scale, read.zero_point.to(torch.float32)])
-    return {f"{unit}.codes": pack(codes, params.bits), f"{unit}.scale": params.scale.clone(), f"{unit}.input": given}
+    return {f"{unit}.codes": pack(codes, params.bits), f"{unit}.scale": params.scale.clone(), f"{unit}.input": encode(state.activation)}
+
+
+def _product_state(unit: str, candidate: Candidate, module: nn.Module, tensors: dict[str, Tensor]) -> UnitState:
+    if candidate.is_float or candidate.a_bits is None:
+        return UnitState(candidate)
+    left, right = (decode(_take(tensors, f"{unit}.{side}", torch.float32, (2,)), candidate.a_bits, unit) for side in _OPERANDS)
+    return UnitState(candidate, None, left, right)
 
 
 def _unit_state(unit: str, candidate: Candidate, module: nn.Module, tensors: dict[str, Tensor]) -> UnitState:
@@ -184,12 +219,10 @@ def _unit_state(unit: str, candidate: Candidate, module: nn.Module, tensors: dic
     per_channel = candidate.w_granularity == "channel"
     scale = _take(tensors, f"{unit}.scale", torch.float32, (len(weight),) if per_channel else ())
     given = _take(tensors, f"{unit}.input", torch.float32, (2,))
-    if not (torch.isfinite(scale).all() and (scale > 0).all() and torch.isfinite(given).all() and given[0] > 0):
+    if not (torch.isfinite(scale).all() and (scale > 0).all()):
         raise CheckpointError(f"a scale of unit {unit!r} is not positive and finite.")
     params = AffineParams(scale, torch.zeros_like(scale, dtype=torch.int32), candidate.w_bits, True, 0 if per_channel else None)
-    activation = AffineParams(given[0].clone(), given[1].to(torch.int32), candidate.a_bits, False)
-    if float(given[1]) not in range(activation.qmax + 1):
-        raise CheckpointError(f"the zero point {float(given[1]):g} of unit {unit!r} is not one of 0 .. {activation.qmax}.")
+    activation = decode(given, candidate.a_bits, unit)
     signed = (codes.to(torch.int16) + params.qmin).reshape(weight.shape)
     return UnitState(candidate, QuantizedTensor(signed, params), activation)
 
@@ -234,7 +267,7 @@ def _parsed(path: Path, header: Mapping[str, Any]) -> tuple[ModelSource, list[tu
     return source, folded, assignment
 
 
-def _architecture(path: Path, source: ModelSource) -> nn.Module:
+def _architecture(path: Path, source: ModelSource, tensors: Mapping[str, Tensor]) -> nn.Module:
     if source.kind != "timm":
         raise CheckpointError(
             f"{path} holds a model that was built by {source.name!r}, and a checkpoint never runs code. "
@@ -246,9 +279,12 @@ def _architecture(path: Path, source: ModelSource) -> nn.Module:
             f"{path} asks for the model argument {odd[0]!r}, which a checkpoint may not. Pass the float model: mpsearch.load(..., model=...)."
         )
     try:
-        return build_model(source)
+        with within(path, tensors):
+            return build_model(source)
+    except CheckpointError:
+        raise
     except UserError as error:
-        raise CheckpointError(f"{path} names a model that cannot be built: {error}") from None
+        raise CheckpointError(f"{path} names a model that cannot be built: {error}") from error
 
 
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -58,10 +58,10 @@ class QdqWriter:
     def quantized(self, x: str, grid: Grid) -> str:
         """Name of `x` on its grid: QuantizeLinear, a Clip of the codes below 8 bits, DequantizeLinear."""
         if (x, grid) not in self._pairs:
-            scale, zero = self._constant(np.float32(grid.scale), "scale"), self._constant(np.uint8(grid.zero_point), "zero_point")
+            scale, zero = self.constant(np.float32(grid.scale), "scale"), self.constant(np.uint8(grid.zero_point), "zero_point")
             codes = self.node("QuantizeLinear", [x, scale, zero])
             if grid.bits < 8:  # QuantizeLinear saturates at 255; the grid ends at 2^bits - 1
-                codes = self.node("Clip", [codes, self._constant(np.uint8(0), "low"), self._constant(np.uint8(2**grid.bits - 1), "high")])
+                codes = self.node("Clip", [codes, self.constant(np.uint8(0), "low"), self.constant(np.uint8(2**grid.bits - 1), "high")])
             self._pairs[x, grid] = self.node("DequantizeLinear", [codes, scale, zero])
         return self._pairs[x, grid]
 
@@ -81,7 +81,7 @@ class QdqWriter:
         scale = np.float32(grid.scale) * weight.scale
         values = np.zeros(len(scale)) if bias is None else np.asarray(bias, np.float64)
         codes = np.round(values / scale).astype(np.int32)
-        inputs.append(self.node("DequantizeLinear", [self._constant(codes, "bias"), self._constant(scale, "bias_scale")], axis=0))
+        inputs.append(self.node("DequantizeLinear", [self.constant(codes, "bias"), self.constant(scale, "bias_scale")], axis=0))
         return self.node("Conv", inputs, output, **attributes)
 
     def linear(self, x: str, weight: QuantizedWeight, bias: Array | None, grid: Grid, output: str | None = None) -> str:
@@ -90,7 +90,7 @@ class QdqWriter:
         inputs = [self.quantized(x, grid), self._weight(transposed, axis=1)]
         if bias is None:
             return self.node("MatMul", inputs, output)
-        return self.node("Add", [self.node("MatMul", inputs), self._constant(np.asarray(bias, np.float32), "bias")], output)
+        return self.node("Add", [self.node("MatMul", inputs), self.constant(np.asarray(bias, np.float32), "bias")], output)
 
     def stored_linear(self, x: str, weight: QuantizedWeight, bias: Array | None, bits: int, output: str | None = None) -> str:
         """A linear layer on float `x` (..., K) whose weight [N, K] stays at 4 or 8 bits: MatMulNBits with float arithmetic (accuracy level 1)."""
@@ -115,10 +115,11 @@ class QdqWriter:
 
     def _weight(self, weight: QuantizedWeight, axis: int) -> str:
         # the zero points are written out: on processors without VNNI the runtime turns int8 weights into uint8, and would put one for all channels
-        zeros = self._constant(np.zeros(weight.scale.shape, np.int8), "weight_zero_point")
-        return self.node("DequantizeLinear", [self._constant(weight.codes, "weight"), self._constant(weight.scale, "weight_scale"), zeros], axis=axis)
+        zeros = self.constant(np.zeros(weight.scale.shape, np.int8), "weight_zero_point")
+        return self.node("DequantizeLinear", [self.constant(weight.codes, "weight"), self.constant(weight.scale, "weight_scale"), zeros], axis=axis)
 
-    def _constant(self, value: Any, what: str) -> str:
+    def constant(self, value: Any, what: str) -> str:
+        """Add an initialiser; its name."""
         self._count += 1
         name = f"{self.prefix}/{what}_{self._count}"
         self.initializers.append(numpy_helper.from_array(np.asarray(value), name))

@@ -27,7 +27,7 @@ from mpsearch.pipeline.costs import WholeRuns
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
-from mpsearch.problem import Assignment, Candidate, Layer
+from mpsearch.problem import Assignment, Candidate, Layer, assignment_csv, assignment_document
 from mpsearch.quant import AffineParams, UnitState, affine_input, install
 from mpsearch.reconstruct import BlockResult, Calibration, ReconstructionConfig, images_within, reconstruct
 
@@ -183,7 +183,7 @@ class Workshop:
             about["reloaded_bit_for_bit"] = True
         if self.config.target != "packed":
             about |= self._write_runtime(folder / f"best{self.runtime.suffix}", states, logits)
-        files.write_json(folder / "assignment.json", description)
+        self.write_assignment(folder, Assignment.from_json(description["assignment"]), {k: v for k, v in description.items() if k != "assignment"})
         return about
 
     def _write_runtime(self, path: Path, states: States, logits: Tensor) -> dict[str, Any]:
@@ -205,6 +205,14 @@ class Workshop:
                 f"{path} computes other logits in a process of its own: they differ by {apart:.2g} of their norm. Please report this with the model."
             )
         return about | {f"{key}_fresh_latency_us": fresh.timing.median_us, f"{key}_fallbacks": fresh.fallbacks}
+
+    def write_assignment(self, folder: Path, assignment: Assignment, about: Mapping[str, Any]) -> None:
+        """`assignment.json` and `assignment.csv`, for tools that do not know the model."""
+        layout, layers = self.subject.layout, self.subject.graph.layers
+        sizes = {layer.name: layout.unit_bytes(layer.name, assignment[layer.name]) if layer.name in layout.units else 0 for layer in layers}
+        document = assignment_document(layers, assignment, size_bytes=sizes, about={"model": self.subject.source.to_json(), **about})
+        files.write_json(folder / "assignment.json", document)
+        files.write_text(folder / "assignment.csv", assignment_csv(document))
 
 
 def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from mpsearch.problem.assignment import Assignment, Candidate, Cost
 from mpsearch.problem.budget import PEAKS, RESOURCES, Budget
+from mpsearch.problem.document import assignment_csv, assignment_document, read_assignment
 from mpsearch.problem.interaction import Interaction
 from mpsearch.problem.layer import ConvAttributes, Layer
 from mpsearch.problem.problem import Problem, Solution
@@ -20,4 +21,7 @@ __all__ = [
     "Problem",
     "Restrictions",
     "Solution",
+    "assignment_csv",
+    "assignment_document",
+    "read_assignment",
 ]

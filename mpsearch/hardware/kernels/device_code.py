@@ -75,7 +75,7 @@ def _signed(codes, BITS: tl.constexpr):
 @triton.jit
 def _as_float(codes, BITS: tl.constexpr, TYPE: tl.constexpr):
     """Codes as fp16 or bf16, exactly. Written into the mantissa of 1024 (of 128 in bf16), because integer conversion is slow on the device."""
-    if TYPE == tl.float16:
+    if tl.float16 == TYPE:
         values = (codes.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1024.0
     elif BITS < 8:
         values = (codes.to(tl.uint16) | 0x4300).to(tl.bfloat16, bitcast=True) - 128.0
@@ -250,7 +250,7 @@ def quantize_kernel(
     x, codes, scale, zero, top, count, H, WIDE, CHANNELS, HALF,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """codes = clamp(round(x / scale) + zero, 0, top) - HALF as int8, from N x H x WIDE x CHANNELS into the middle of a frame PAD_H, PAD_W larger on each side.
+    """Codes = clamp(round(x / scale) + zero, 0, top) - HALF as int8, from N x H x WIDE x CHANNELS into the middle of a frame PAD_H, PAD_W larger on each side.
 
     scale, zero, top and HALF are float32: integers that happen to be 1 would be compiled in.
     """

@@ -116,7 +116,7 @@ def tiles_to_try(shape: Shape, shared_bytes: int = 227 * 1024, processors: int =
                 warps = 8 if block_m * block_n >= 128 * 128 else 4
                 found += [Tile(block_m, block_n, block_k, warps, stages, split) for stages in ((4, 6) if narrow else (3, 4))]
     fitting = [t for t in dict.fromkeys(found) if t.shared_bytes(shape.item) <= shared_bytes and (t.block_k <= 2 * shape.k or t == found[0])]
-    return [t for t in fitting if t == found[0] or (t.block_m < 2 * shape.m or t.block_m == 16) and (t.block_n < 2 * shape.n or t.block_n == 32)]
+    return [t for t in fitting if t == found[0] or ((t.block_m < 2 * shape.m or t.block_m == 16) and (t.block_n < 2 * shape.n or t.block_n == 32))]
 
 
 @dataclass

@@ -1,0 +1,178 @@
+"""Deployment on real weights and images: for each target and budget, bytes and latency predicted and measured, and accuracy through the runtime itself.
+
+Run: python benchmarks/deployment.py resnet56 vit mobilenet [--bits 8,6,4] [--targets packed,onnx,...]. Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets).
+An assignment is the exact optimum of `output_mse` within the bytes of the uniform width; weights are rounded to nearest, or learned with
+--iterations. Every artifact is run in a process of its own; a table is written after every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mpsearch.deploy.artifact import open_artifact
+from mpsearch.deploy.process import bench_apart
+from mpsearch.errors import UserError
+from mpsearch.hardware import identity
+from mpsearch.pipeline import RunConfig, Silent
+from mpsearch.pipeline.costs import add_latency, add_scores, latency_table, resolve_budgets, sized_problem
+from mpsearch.pipeline.deployment import Deployer, Point
+from mpsearch.pipeline.finalists import Workshop
+from mpsearch.pipeline.imported import open_workshop
+from mpsearch.pipeline.study import Study
+from mpsearch.problem import Assignment, Problem
+from mpsearch.search import solve
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))
+PNG = {"data": "images/cifar10_png_subset.npz"}
+JPEG = {"data": "images/cifar10_jpeg_test_5000.zip", "calibration_data": "images/cifar10_jpeg_train_1000.zip"}
+IMAGENET = {"data": "images/imagenet_val_1000.zip", "calibration_data": "images/imagenet_calib_1000.zip"}
+MODELS: dict[str, dict[str, Any]] = {
+    "resnet56": {"model": "cifar_resnet56", "weights": "cifar10_resnet56", "evaluation_images": 500, **PNG},
+    "vit": {"model": "vit_cifar", "weights": "cifar10_vit_d128x6", "evaluation_images": 1000, **JPEG},
+    "resmlp": {"model": "resmlp_cifar", "weights": "cifar10_resmlp_d160x6", "evaluation_images": 1000, **JPEG},
+    "mobilenet": {"model": "mobilenetv1_075", "weights": "mobilenetv1_075_in1k", "evaluation_images": 300, **IMAGENET},
+}
+COLUMNS = (
+    *("model", "budget", "target", "bits", "packed bytes predicted", "artifact bytes", "latency predicted, ms", "latency measured, ms (p50, p99)"),
+    *("top-1 float", "top-1 fake-quantised", "top-1 through the runtime", "difference, points", "cosine (mean, least)", "notes"),
+)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model with its tables."""
+
+    name: str
+    workshop: Workshop
+    problem: Problem
+    deployer: Deployer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+", choices=MODELS)
+    parser.add_argument("--bits", default="8,6,4")
+    parser.add_argument("--targets", default="packed,onnx,onnx:four_bit=matmulnbits,onnx-tensorrt,torchao")
+    parser.add_argument("--calibration-images", type=int, default=256)
+    parser.add_argument("--iterations", type=int, default=0)
+    parser.add_argument("--images", type=int, default=None, help="Evaluation images; each model's own number without it.")
+    parser.add_argument("--seconds", type=float, default=1.0, help="Of timing, for each artifact.")
+    parser.add_argument("--studies", type=Path, default=ROOT / "studies")
+    parser.add_argument("--tables", type=Path, default=ROOT / "latency_tables")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "deployment.md")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in arguments.models:
+        ready = prepared(name, arguments)
+        for bits in arguments.bits.split(","):
+            point = Point(f"{bits}bits", _optimum(ready, bits), arguments.iterations > 0)
+            for target in arguments.targets.split(","):
+                rows.append(row(ready, point, target, arguments))
+                _write(rows, arguments)
+
+
+def prepared(name: str, arguments: argparse.Namespace) -> Ready:
+    """Images, ranges, scores and the latency table of a model."""
+    settings = dict(MODELS[name])
+    paths = {key: str(ASSETS / settings.pop(key)) for key in ("data", "calibration_data") if key in settings}
+    factory, weights = settings.pop("model"), settings.pop("weights")
+    config = RunConfig(
+        budgets=("8bits",),
+        model=f"{ROOT / 'examples' / 'assets.py'}:{factory}",
+        weights=str(ASSETS / "weights" / f"{weights}.safetensors"),
+        calibration_images=arguments.calibration_images,
+        search_images=64,
+        evaluation_images=arguments.images or settings.pop("evaluation_images"),
+        objectives=("output_mse:images=32",),
+        iterations=arguments.iterations,
+        tables=str(arguments.tables),
+        **paths,
+    )
+    study = Study(arguments.studies / f"deployment-{name}")
+    workshop = open_workshop(config, study, Silent())
+    problem = sized_problem(workshop.subject, config)
+    table, where = latency_table(problem, config, Silent())
+    problem, _ = add_latency(problem, config, table, where, workshop.whole_runs(table))
+    problem, _ = add_scores(problem, workshop.subject, workshop.calibration, config, study, Silent())
+    return Ready(name, workshop, problem, Deployer(workshop, study.path / "export"))
+
+
+def _optimum(ready: Ready, bits: str) -> Assignment:
+    config = RunConfig(**{**ready.workshop.config.__dict__, "budgets": (f"{bits}bits",)})
+    budgets = resolve_budgets(ready.workshop.subject, ready.problem, config)
+    return ready.problem.assignment(solve(ready.problem, "output_mse", budgets).indices)
+
+
+def row(ready: Ready, point: Point, target: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One artifact: exported, run, timed."""
+    start = time.monotonic()
+    found: dict[str, Any] = {"model": ready.name, "budget": point.label, "target": target}
+    try:
+        found |= ready.deployer.export(point, target)
+    except UserError as error:
+        return found | {"error": str(error)}
+    found["predicted_latency_us"] = ready.problem.cost(ready.problem.indices(point.assignment)).latency_us
+    found["float_metrics"] = _float_top1(ready)
+    source = ready.workshop.subject.source
+    try:
+        found["bench"] = bench_apart(open_artifact(found["folder"]), seconds=arguments.seconds, model=source if source.kind == "factory" else None)
+    except UserError as error:
+        found["bench_error"] = str(error)
+    found["seconds"] = time.monotonic() - start
+    return found
+
+
+def _float_top1(ready: Ready) -> float:
+    images = ready.workshop.subject.splits.evaluation
+    return float((ready.workshop.reference()["evaluation"].argmax(1) == images.labels).float().mean())
+
+
+def _write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    packages = ("torch", "timm", "onnx", "onnxruntime", "torchao", "openvino")
+    versions = []
+    for package in packages:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    command = f"python benchmarks/deployment.py {' '.join(arguments.models)} --bits {arguments.bits} --targets {arguments.targets}"
+    command += f" --calibration-images {arguments.calibration_images} --iterations {arguments.iterations}"
+    about = f"`{command}`, seed 0, {', '.join(versions)}. {identity()}, {torch.get_num_threads()} threads of torch, 1 of a timed runtime. "
+    about += f"Reconstruction steps for each block: {arguments.iterations}. Latency: batch 1, wall clock of single calls, measured beside other work on the machine. "
+    about += "Predicted latency is the table's for ort-cpu and says nothing of other targets. Bits of inputs: 8."
+    lines = "".join(f"| {' | '.join(_cells(found))} |\n" for found in rows)
+    arguments.output.write_text(f"# Deployment\n\n{about}\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n{lines}")
+    arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(lines.splitlines()[-1], flush=True)
+
+
+def _cells(found: dict[str, Any]) -> list[str]:
+    head = [found["model"], found["budget"], found["target"]]
+    if "error" in found:
+        return [*head, *[""] * 10, found["error"]]
+    ran, fake = found["runtime"], found["fake_quantized"]
+    timed = found["bench"]["batches"][0]["latency_us"] if "bench" in found else None
+    predicted = f"{found['predicted_latency_us'] / 1e3:.3f}" if found["target"] == "onnx" else ""
+    latency = "" if timed is None else f"{timed['p50'] / 1e3:.3f}, {timed['p99'] / 1e3:.3f}"
+    accuracy = (
+        ["", "", ""]
+        if ran is None
+        else [f"{ran['top1']:.2%}", f"{(ran['top1'] - fake['top1']) * 100:+.2f}", f"{ran['cosine_mean']:.6f}, {ran['cosine_least']:.6f}"]
+    )
+    sizes = [f"{found['mean_bits']:.2f}", f"{found['predicted_bytes']:,}", f"{found['artifact_bytes']:,}"]
+    notes = " ".join([*found["notes"], *([found["reason"]] if ran is None else [])])
+    return [*head, *sizes, predicted, latency, f"{found['float_metrics']:.2%}", f"{fake['top1']:.2%}", *accuracy, notes]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""`mpsearch bench` and `mpsearch eval`: what an artifact does in a process of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mpsearch.cli._app import app
+from mpsearch.cli._options import Output, Threads
+from mpsearch.cli._show import Format, print_rows, say
+from mpsearch.errors import OptionError
+from mpsearch.units import format_bytes
+
+ArtifactPath = Annotated[Path, typer.Argument(help="Folder that `mpsearch export` wrote, or a file in it.")]
+FloatModel = Annotated[str | None, typer.Option(help="file.py:function (which is run) that builds the float model, where the artifact needs one.")]
+
+
+@app.command()
+def bench(
+    artifact: ArtifactPath,
+    beside: Annotated[list[str] | None, typer.Option(help="Further artifacts; without it float and W8A8 of the same export.")] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, such as 1,8,32.")] = "1,8",
+    seconds: Annotated[float, typer.Option(help="Of measuring, for each batch size.")] = 2.0,
+    threads: Threads = 1,
+    model: FloatModel = None,
+    output: Output = Format.table,
+) -> None:
+    """Latency distribution, throughput, peak memory and energy, with float and uniform int8 beside."""
+    from mpsearch.deploy.artifact import open_artifact
+    from mpsearch.pipeline.measure import bench_artifacts
+
+    sizes = _sizes(batch)
+    if seconds <= 0 or threads < 1:
+        raise OptionError(f"seconds is {seconds} and threads {threads}; both must be above 0.")
+    first = open_artifact(artifact)
+    folders = [Path(text) for text in beside] if beside else [first.folder.parent / name for name in ("float", "W8A8")]
+    others = [open_artifact(folder) for folder in folders if beside or (folder.is_dir() and folder.resolve() != first.folder.resolve())]
+    rows = bench_artifacts([first, *others], sizes, seconds, threads, model)
+    if output is Format.json:
+        print(json.dumps(rows, indent=1))
+        return
+    header = ("artifact", "target", "bytes", "batch", "p50 us", "p90 us", "p99 us", "iqr us", "calls", "images/s", "peak memory", "memory for the model")
+    print_rows(header, [line for row in rows for line in _lines(row)], output)
+    say(
+        f"Energy: {rows[0]['energy']['reason'] if rows[0]['energy']['mj_per_image'] is None else ''}. Device: {rows[0]['device']}. Wall clock, {threads} threads."
+    )
+
+
+@app.command(name="eval")
+def evaluate(
+    artifact: ArtifactPath,
+    data: Annotated[str, typer.Option(help="Labelled images, as in run.")],
+    images: Annotated[int | None, typer.Option(help="At most so many, drawn by the seed.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    threads: Threads = 1,
+    model: FloatModel = None,
+    output: Output = Format.table,
+) -> None:
+    """Accuracy through the runtime itself, in a fresh process."""
+    from mpsearch.deploy.artifact import open_artifact
+    from mpsearch.pipeline.measure import evaluate_artifact
+
+    row = evaluate_artifact(open_artifact(artifact), data, images, seed, threads, model)
+    if output is Format.json:
+        print(json.dumps(row, indent=1))
+        return
+    header = ("artifact", "target", "runs with", "images", "top-1", "standard error", "loss", "images/s")
+    error = "" if row["top1_error"] is None else f"{row['top1_error']:.2%}"
+    shares = ("" if row["top1"] is None else f"{row['top1']:.2%}", error, "" if row["loss"] is None else f"{row['loss']:.4f}")
+    print_rows(header, [(row["artifact"], row["target"], row["runs_with"], row["images"], *shares, f"{row['images_per_second']:.1f}")], output)
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise OptionError(f"{text!r} are no batch sizes. Write 1,8.")
+    return sizes
+
+
+def _lines(row: dict[str, Any]) -> list[tuple[Any, ...]]:
+    lines = []
+    for measured in row["batches"]:
+        t, memory = measured["latency_us"], row["memory"]
+        times = [f"{t[key]:,.0f}" for key in ("p50", "p90", "p99", "iqr")]
+        held = (format_bytes(memory["peak_bytes"]), format_bytes(memory["peak_bytes"] - memory["before_load_bytes"]))
+        lines.append(
+            (row["artifact"], row["target"], f"{row['bytes']:,}", measured["batch"], *times, t["repeats"], f"{measured['images_per_second']:.1f}", *held)
+        )
+    return lines

@@ -1,0 +1,108 @@
+"""`mpsearch export` and `mpsearch materialize`: assignments become artifacts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mpsearch.cli._app import app
+from mpsearch.cli._options import Output
+from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+from mpsearch.units import format_bytes
+
+StudyFolder = Annotated[Path, typer.Argument(help="Folder of a finished study.")]
+Targets = Annotated[
+    list[str] | None, typer.Option("--target", help="NAME[:option=value]; `mpsearch list targets` names them. May be repeated; onnx without it.")
+]
+Nearest = Annotated[bool, typer.Option("--nearest", help="Round weights to nearest instead of learning them.")]
+References = Annotated[bool, typer.Option("--references/--no-references", help="Also export float and uniform W8A8, for `bench` to compare with.")]
+
+
+@app.command()
+def export(
+    study: StudyFolder,
+    point: Annotated[
+        str, typer.Option(help="Comma-separated: best, the number of a measured trial (7), a point of the exact front (front:12), float, or W4A8.")
+    ] = "best",
+    target: Targets = None,
+    nearest: Nearest = False,
+    references: References = True,
+    output: Output = Format.table,
+) -> None:
+    """Write points of a study as artifacts; each is run in a fresh process and compared with what it stands for."""
+    from mpsearch.pipeline.deployment import REFERENCES, points_of
+
+    texts = list(dict.fromkeys(part.strip() for part in point.split(",") if part.strip()))
+
+    def points(workshop: Any) -> list[Any]:
+        beside = [text for text in REFERENCES if references and text not in texts]
+        return [*points_of(workshop, texts, reconstruct=not nearest), *points_of(workshop, beside, reconstruct=False)]
+
+    _export(study, target or ["onnx"], points, output)
+
+
+@app.command()
+def materialize(
+    assignment: Annotated[Path, typer.Argument(help="assignment.json, CSV, or the file of another tool (--from).")],
+    study: Annotated[Path, typer.Option(help="Study whose model, images and settings are used.")],
+    importer: Annotated[str, typer.Option("--from", help="Form of the file; `mpsearch list importers` names them.")] = "mpsearch",
+    label: Annotated[str | None, typer.Option(help="Of the artifact; the file's name without it.")] = None,
+    target: Targets = None,
+    nearest: Nearest = False,
+    output: Output = Format.table,
+) -> None:
+    """Quantise, reconstruct and write a given assignment."""
+    from mpsearch.pipeline.deployment import Point
+    from mpsearch.pipeline.imported import read_import
+
+    def points(workshop: Any) -> list[Any]:
+        found = read_import(assignment, importer, workshop.subject)
+        for note in found.notes:
+            say(note)
+        return [Point(label or assignment.stem, found.assignment, not nearest)]
+
+    _export(study, target or ["packed"], points, output)
+
+
+def _export(folder: Path, targets: list[str], points: Any, output: Format) -> None:
+    from mpsearch.deploy.targets import TARGETS
+    from mpsearch.pipeline.deployment import Deployer, export_points
+    from mpsearch.pipeline.imported import open_workshop
+    from mpsearch.pipeline.study import Study
+
+    for text in targets:
+        TARGETS.create(text)  # before the model is loaded: a slip is told at once
+    study = Study(folder)
+    config = study.config()
+    with study.busy():
+        workshop = open_workshop(config, study, ProgressBars())
+        rows = export_points(Deployer(workshop, folder / "export"), points(workshop), targets)
+    _print(rows, output)
+
+
+def _print(rows: list[dict[str, Any]], output: Format) -> None:
+    if output is Format.json:
+        print(json.dumps(rows, indent=1))
+        return
+    header = ("point", "target", "bits", "packed predicted", "artifact", "top-1 fake-quantised", "top-1 runtime", "cosine (mean, least)", "folder")
+    print_rows(header, [_cells(row) for row in rows], output)
+    for row in rows:
+        for note in row["notes"]:
+            say(f"{row['point']} for {row['target']}: {note}")
+        if row["runtime"] is None:
+            say(f"{row['point']} for {row['target']} was written and not run: {row['reason']}")
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    ran, fake = row["runtime"], row["fake_quantized"]
+    cosine = "" if ran is None else f"{ran['cosine_mean']:.6f}, {ran['cosine_least']:.6f}"
+    through = "" if ran is None else _share(ran["top1"])
+    sizes = (format_bytes(row["predicted_bytes"]), format_bytes(row["artifact_bytes"]))
+    return (row["point"], row["target"], f"{row['mean_bits']:.2f}", *sizes, _share(fake["top1"]), through, cosine, row["folder"])
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"

@@ -1,0 +1,102 @@
+"""`mpsearch import`: an assignment from elsewhere, measured beside ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mpsearch.cli._app import app
+from mpsearch.cli._options import (
+    Bits,
+    CalibrationData,
+    CalibrationImages,
+    Data,
+    EvaluationImages,
+    InputBits,
+    Model,
+    ModelArguments,
+    Name,
+    Objectives,
+    Output,
+    RandomWeights,
+    SearchImages,
+    Seed,
+    Weights,
+    bit_widths,
+    model_arguments,
+    study_name,
+)
+from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+
+
+@app.command(name="import")
+def import_assignment(  # long for its options alone
+    file: Annotated[Path, typer.Argument(help="The other tool's file. It is read as data, never run.")],
+    importer: Annotated[str, typer.Option("--from", help="mpsearch, hawq[:config=NAME], mct or modelopt; `mpsearch list importers` names them.")],
+    model: Model = None,
+    model_arg: ModelArguments = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    data: Data = None,
+    calibration_data: CalibrationData = None,
+    calibration_images: CalibrationImages = 512,
+    search_images: SearchImages = 256,
+    evaluation_images: EvaluationImages = None,
+    bits: Bits = "2-8",
+    a_bits: InputBits = 8,
+    objective: Objectives = None,
+    seed: Seed = 0,
+    name: Name = None,
+    output: Output = Format.table,
+) -> None:
+    """Score, weigh and measure an assignment from elsewhere, beside uniform ones and the optimum of the same bytes."""
+    from mpsearch.deploy.imports import IMPORTERS
+    from mpsearch.pipeline import DEFAULT_OBJECTIVES, RunConfig
+    from mpsearch.pipeline.imported import compare_import, open_workshop
+    from mpsearch.pipeline.study import Study
+
+    IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
+    config = RunConfig(
+        budgets=("8bits",),
+        model=model,
+        model_args=model_arguments(model_arg or []),
+        weights=weights,
+        pretrained=not random_weights,
+        data=data,
+        calibration_data=calibration_data,
+        calibration_images=calibration_images,
+        search_images=search_images,
+        evaluation_images=evaluation_images,
+        bits=bit_widths(bits),
+        a_bits=a_bits,
+        objectives=tuple(objective or DEFAULT_OBJECTIVES),
+        target="packed",
+        seed=seed,
+    )
+    study = Study(Path("studies") / (name or study_name(model, ("import", file.stem))))
+    with study.busy():
+        study.claim(config)
+        found = compare_import(file, importer, open_workshop(config, study, ProgressBars()))
+    for note in found.imported.notes:
+        say(note)
+    _print(found, output)
+    say(f"Assignment: {study.path / 'assignment.json'}; everything: {study.path / 'imported.json'}.")
+
+
+def _print(found: Any, output: Format) -> None:
+    if output is Format.json:
+        print(json.dumps({"notes": list(found.imported.notes), "rows": list(found.rows)}, indent=1))
+        return
+    header = ("", "size predicted", "size on disk", *(f"damage: {name}" for name in found.objectives), "KL", "top-1", "agreement")
+    print_rows(header, [_cells(row, found.objectives) for row in found.rows], output)
+
+
+def _cells(row: dict[str, Any], objectives: tuple[str, ...]) -> tuple[str, ...]:
+    metrics, size = row["measured"]["metrics"], row["predicted"].get("size_bytes")
+    damage = [f"{row['scores'][name]:.4g}" if name in row["scores"] else "" for name in objectives]
+    top1 = "" if metrics["top1"] is None else f"{metrics['top1']:.2%}"
+    predicted = "" if size is None else f"{size:,.0f} B"
+    return (row["label"], predicted, f"{row['measured']['size_bytes']:,.0f} B", *damage, f"{metrics['kl']:.5f}", top1, f"{metrics['agreement']:.2%}")

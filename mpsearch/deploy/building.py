@@ -1,0 +1,50 @@
+"""A bound on what is built for a file: a checkpoint that names a model of a terabyte must not have it allocated before it is refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from mpsearch.errors import CheckpointError
+
+_SPARE_ELEMENTS, _SPARE_TENSORS = 2**16, 64
+
+
+@contextlib.contextmanager
+def within(path: Path, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Refuse, while it is being built, a model that has more parameters than the file can fill.
+
+    A parameter is registered before it is written, and memory that is not written is not taken. A file has at most four codes in a byte and
+    three tensors for a weight and the norm folded into it, so twice its elements times four is more than any model of its own needs.
+
+    Args:
+        path: For messages.
+        tensors: All that the file holds.
+    Raises: CheckpointError: The model grows beyond.
+    """
+    room = 8 * sum(value.numel() for value in tensors.values()) + _SPARE_ELEMENTS
+    count = 8 * len(tensors) + _SPARE_TENSORS
+    seen = {"elements": 0, "tensors": 0}
+
+    def look(_: nn.Module, name: str, parameter: Any) -> None:
+        if parameter is None:
+            return
+        seen["elements"] += parameter.numel()
+        seen["tensors"] += 1
+        if seen["elements"] > room or seen["tensors"] > count:
+            held = sum(value.numel() for value in tensors.values())
+            raise CheckpointError(
+                f"{path} names a model of more than {seen['elements']:,} parameters, and holds {len(tensors)} tensors of {held:,} elements: "
+                "it is damaged or hostile. Pass the float model: mpsearch.load(..., model=...)."
+            )
+
+    handle = register_module_parameter_registration_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()

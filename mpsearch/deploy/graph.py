@@ -1,0 +1,61 @@
+"""Editing an exported ONNX graph: which module made a node, who reads a tensor, nodes replaced in a valid order."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterable
+
+import onnx
+from onnx import ModelProto, NodeProto
+
+from mpsearch.errors import MpsearchError
+
+
+def unit_of(node: NodeProto) -> str:
+    """Name of the module whose forward made the node."""
+    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+    found = ast.literal_eval(scopes)
+    return str(found[-2]) if len(found) > 1 else ""
+
+
+def readers_of(nodes: Iterable[NodeProto]) -> dict[str, list[NodeProto]]:
+    """Tensor -> nodes that read it."""
+    readers: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in nodes:
+        for name in node.input:
+            readers[name].append(node)
+    return readers
+
+
+def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto], initializers: Iterable[onnx.TensorProto]) -> None:
+    """Set the nodes, in an order in which each comes after what it reads."""
+    waiting = list(nodes)
+    kept: list[NodeProto] = []
+    ready = {i.name for i in (*model.graph.initializer, *initializers)} | {i.name for i in model.graph.input} | {""}
+    while waiting:
+        now = [n for n in waiting if all(name in ready for name in n.input)]
+        if not now:
+            raise MpsearchError("The rewritten ONNX graph has a cycle. Please report this with the model.")
+        taken = {id(n) for n in now}
+        waiting = [n for n in waiting if id(n) not in taken]
+        for node in now:
+            kept.append(node)
+            ready.update(node.output)
+    copies = []
+    for node in kept:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    model.graph.initializer.extend(initializers)
+
+
+def drop_unused(model: ModelProto) -> None:
+    """Take away the initialisers that no node reads any more."""
+    used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    kept = [i for i in model.graph.initializer if i.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    del model.graph.value_info[:]  # types of tensors that are gone would mislead the checker

@@ -1,0 +1,168 @@
+"""The interface of a deployment target: what it is given, what it writes, and how what was written is run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch.deploy.onnx import export_float
+from mpsearch.deploy.packed import PackedLayout, load_packed, save_packed
+from mpsearch.errors import UserError
+from mpsearch.problem import Candidate
+from mpsearch.quant import UnitState, affine_input, install
+from mpsearch.reconstruct import Calibration
+from mpsearch.registry import Registry
+
+Run = Callable[[Tensor], Tensor]
+"""From N x C x H x W to N x K logits."""
+
+FLOAT = Candidate.parse("float")
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be written.
+
+    Args:
+        module: Float model, batch norms folded.
+        layout: Of its packed checkpoint.
+        states: Every unit's codes and quantisers.
+        calibration: Where a target needs other ranges than `states` has.
+        example: 1 x C x H x W.
+        calls: Unit -> how often one forward pass calls it, where more than once.
+        graphs: Float ONNX graphs by opset, exported at the first use and shared between the jobs of a model.
+    """
+
+    module: nn.Module
+    layout: PackedLayout
+    states: Mapping[str, UnitState]
+    calibration: Calibration
+    example: Tensor
+    calls: Mapping[str, int] = field(default_factory=dict)
+    graphs: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    def float_onnx(self, opset: int) -> Any:
+        """The float graph at an opset."""
+        if opset not in self.graphs:
+            self.graphs[opset] = export_float(self.module, self.example, opset)
+        return self.graphs[opset]
+
+    @property
+    def quantized(self) -> dict[str, UnitState]:
+        """The units whose weight is quantised."""
+        return {unit: state for unit, state in self.states.items() if state.weight is not None}
+
+
+class Target(ABC):
+    """A runtime or tool; a frozen dataclass whose fields are the options of what is written.
+
+    Class attributes:
+        runs_with: What `load` computes with, for people.
+        needs_model: Whether `load` needs the float architecture beside the files.
+        integer: Whether the runtime multiplies integers, so that results differ from the fake-quantised model by roundings of its own.
+    """
+
+    name: ClassVar[str]
+    runs_with: ClassVar[str]
+    needs_model: ClassVar[bool] = False
+    integer: ClassVar[bool] = False
+
+    def states(self, job: Job) -> Mapping[str, UnitState]:
+        """The states that the target computes with; they differ from the job's where it cannot express these."""
+        return job.states
+
+    def reference(self, job: Job) -> nn.Module:
+        """The fake-quantised module that the artifact stands for."""
+        return install(job.module, self.states(job))
+
+    @abstractmethod
+    def write(self, job: Job, folder: Path) -> list[str]:
+        """Write the files of the artifact into an empty folder.
+
+        Returns: What a user should know of them, a sentence each.
+
+        Raises:
+            UserError: The target cannot express the states.
+            MissingExtraError: A package is missing.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
+        """What was written, ready to run on this machine.
+
+        Args:
+            folder: Of the artifact.
+            threads: Of the runtime.
+            model: Float architecture, batch norms not folded; its weights do not matter. Needed where `needs_model`, unless timm has it.
+        """
+
+    def executed(self, folder: Path, threads: int) -> tuple[str, ...]:
+        """Operators that the runtime really runs, in order; empty where it does not tell."""
+        return ()
+
+
+TARGETS: Registry[Target] = Registry("deployment target", "mpsearch.deploy.targets")
+
+
+def refuse_products(job: Job, target: str) -> None:
+    """Raise UserError where a product of two activations is quantised, which only the packed checkpoint holds."""
+    held = [unit for unit, state in job.states.items() if state.second is not None]
+    if held:
+        raise UserError(f"The target {target} has no quantised products of activations, such as {held[0]!r}. Leave them float, or export with --target packed.")
+
+
+def save_on_grid(job: Job, path: Path) -> None:
+    """A checkpoint of float weights that lie on their grids, so that a tool which rounds to nearest on the same grid finds the learned codes again."""
+    weights = {unit: UnitState(FLOAT) for unit in job.layout.units}
+    module = bare(job.module, job.states)
+    save_packed(path, job.layout, module, weights)
+
+
+def bare(module: nn.Module, states: Mapping[str, UnitState]) -> nn.Module:
+    """A copy of the float module with dequantised weights and float inputs, its layers not wrapped."""
+    copied = install(module, {})
+    with torch.no_grad():
+        for unit, state in states.items():
+            if state.weight is not None:
+                copied.get_submodule(unit).get_parameter("weight").copy_(state.weight.dequantize())
+    return copied
+
+
+def load_on_grid(folder: Path, model: nn.Module | None) -> nn.Module:
+    """What `save_on_grid` wrote."""
+    return load_packed(folder / MODEL_FILE, model)
+
+
+def signed(job: Job, *, keep_unsigned: bool = False) -> dict[str, UnitState]:
+    """The job's states with inputs on grids without a zero point.
+
+    A grid whose zero point is half its codes is signed already; any other is calibrated anew, signed, from the same sample. Weights keep
+    their learned codes.
+
+    Args:
+        job: Its inputs must be uniform.
+        keep_unsigned: Leave grids alone that start at 0, for tools that have unsigned integers.
+    """
+    calibration = replace(job.calibration, symmetric_inputs=True, _input_params={})
+    return {unit: _signed_state(unit, state, calibration, keep_unsigned) for unit, state in job.states.items()}
+
+
+def _signed_state(unit: str, state: UnitState, calibration: Calibration, keep_unsigned: bool) -> UnitState:
+    if state.weight is None:
+        return state
+    params = affine_input(unit, state)
+    zero = int(params.zero_point)
+    if params.symmetric or (keep_unsigned and zero == 0):
+        return state
+    if zero == 1 << (params.bits - 1):
+        return replace(state, activation=replace(params, zero_point=torch.zeros_like(params.zero_point), symmetric=True))
+    observer = calibration.input_observer if calibration.input_observer != "opt_m" else "mse"
+    found = replace(calibration, input_observer=observer, _input_params={}).input_params(unit, Candidate(8, params.bits))
+    return replace(state, activation=found)

@@ -1,0 +1,187 @@
+"""Step 6 on its own: points of a study, or any assignment, become artifacts; each is run in a fresh process and compared with what it stands for."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpsearch import files
+from mpsearch.deploy.artifact import Artifact, write_artifact
+from mpsearch.deploy.process import run_apart
+from mpsearch.deploy.targets import TARGETS, Job
+from mpsearch.errors import MpsearchError, StudyError, UserError
+from mpsearch.evaluate import compare, predict
+from mpsearch.pipeline.finalists import States, Workshop
+from mpsearch.pipeline.prepare import Subject
+from mpsearch.problem import Assignment, Candidate, Problem
+
+FLOAT = Candidate.parse("float")
+REFERENCES = ("float", "W8A8")
+"""What is exported beside every point, so that `bench` has something to compare with."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An assignment that is to be exported.
+
+    Args:
+        label: Its folder's name.
+        assignment: A candidate for every layer of the graph.
+        reconstruct: Whether its weights are learned, else rounded to nearest.
+    """
+
+    label: str
+    assignment: Assignment
+    reconstruct: bool
+
+
+@dataclass
+class Deployer:
+    """Exports the points of one study, sharing float graphs, calibration and learned weights between targets.
+
+    Args:
+        workshop: Model, images, settings.
+        folder: Where artifacts go: `<folder>/<target>/<label>`.
+    """
+
+    workshop: Workshop
+    folder: Path
+    _graphs: dict[int, Any] = field(default_factory=dict)
+    _states: dict[str, States] = field(default_factory=dict)
+
+    def export(self, point: Point, target_text: str) -> dict[str, Any]:
+        """One artifact, written, run apart, and compared; its row of `exports.json`."""
+        subject, target = self.workshop.subject, TARGETS.create(target_text)
+        states = self._states_of(point)
+        calls = {layer.name: layer.calls for layer in subject.graph.layers if layer.calls > 1}
+        example = subject.splits.calibration.inputs([0])
+        job = Job(subject.module, subject.layout, states, self.workshop.calibration, example, calls, self._graphs)
+        predicted = subject.layout.size_bytes(Assignment(tuple((unit, states[unit].candidate) for unit in subject.layout.units)))
+        about = {"label": point.label, "study": self.workshop.study.name, "predicted": {"size_bytes": predicted}, "reconstructed": point.reconstruct}
+        with self.workshop.progress.task(f"export {point.label} for {target_text}") as advance:
+            artifact = write_artifact(self.folder / slug(target_text) / point.label, target_text, job, about)
+            advance(1, 1)
+        row = {"point": point.label, "target": target_text, "folder": str(artifact.folder), "predicted_bytes": predicted, "artifact_bytes": artifact.size_bytes}
+        row |= {"notes": list(artifact.manifest["notes"]), "mean_bits": _mean_bits(subject, point.assignment)}
+        with self.workshop.progress.task(f"run {point.label} for {target_text} in a process of its own") as advance:
+            row |= self._checked(artifact, predict(target.reference(job), subject.splits.evaluation))
+            advance(1, 1)
+        return row
+
+    def _states_of(self, point: Point) -> States:
+        if point.label not in self._states:
+            learned = point.reconstruct and any(not c.is_float for c in point.assignment.values())
+            make = self.workshop.reconstructed if learned else lambda assignment, _: self.workshop.calibration.states(assignment)
+            self._states[point.label] = make(point.assignment, point.label)
+        return self._states[point.label]
+
+    def _checked(self, artifact: Artifact, expected: Tensor) -> dict[str, Any]:
+        """Top-1 of the fake-quantised module and through the runtime, and how their logits agree.
+
+        Raises: MpsearchError: The packed checkpoint does not compute to the bit what was written.
+        """
+        images, source = self.workshop.subject.splits.evaluation, self.workshop.subject.source
+        fake = compare(expected, self.workshop.reference()["evaluation"], images.labels)
+        row: dict[str, Any] = {"images": len(images), "fake_quantized": fake.to_json(), "runs_with": artifact.target.runs_with}
+        if artifact.target.needs_model and source.kind == "module":
+            return row | {"runtime": None, "reason": "the model was given as an object, which another process cannot build"}
+        try:
+            threads = torch.get_num_threads()
+            logits = run_apart(artifact, images.inputs(), model=source if source.kind == "factory" else None, threads=threads)
+        except UserError as error:  # a tool that is not installed here: the files are there, and this is said
+            return row | {"runtime": None, "reason": str(error)}
+        if artifact.target.name == "packed" and artifact.manifest["target"] == "packed" and not torch.equal(logits, expected):
+            raise MpsearchError(f"{artifact.folder} was read back in a process of its own and does not compute what was written. Please report this.")
+        return row | {"runtime": agreement(logits, expected, self.workshop.reference()["evaluation"], images.labels)}
+
+
+def agreement(logits: Tensor, expected: Tensor, floats: Tensor, labels: Tensor | None) -> dict[str, Any]:
+    """Metrics of a runtime's logits against the float model, and their likeness to the fake-quantised model's."""
+    cosine = torch.nn.functional.cosine_similarity(logits.double(), expected.double())
+    same = float((logits.argmax(1) == expected.argmax(1)).float().mean())
+    return {**compare(logits, floats, labels).to_json(), "cosine_mean": float(cosine.mean()), "cosine_least": float(cosine.min()), "same_top_class": same}
+
+
+def export_points(deployer: Deployer, points: Sequence[Point], targets: Sequence[str]) -> list[dict[str, Any]]:
+    """Every point for every target; rows are added to `exports.json` as they are done, an earlier row of the same point and target replaced."""
+    for text in targets:
+        TARGETS.create(text)
+    rows = []
+    for point in points:
+        for text in targets:
+            rows.append(deployer.export(point, text))
+            _keep(deployer.folder / "exports.json", rows[-1])
+        about = {"predicted": {"size_bytes": rows[-1]["predicted_bytes"]}, "metrics": rows[-1]["fake_quantized"]}
+        deployer.workshop.write_assignment(deployer.folder / "assignments" / point.label, point.assignment, about)
+    return rows
+
+
+def points_of(workshop: Workshop, texts: Sequence[str], *, reconstruct: bool = True) -> list[Point]:
+    """The points that a user named.
+
+    Args:
+        workshop: Of the study.
+        texts: `best`; the number of a measured trial, such as `7`; `front:12` for the 12th point of the exact front in `front.json`; `float`; or
+            a uniform candidate such as `W4A8`.
+        reconstruct: Whether weights are learned.
+    Raises: UserError: There is no such point.
+    """
+    study = workshop.study.path
+    return [Point(text.replace(":", "-"), _assignment_of(study, workshop.subject, text), reconstruct and text != "float") for text in texts]
+
+
+def _assignment_of(study: Path, subject: Subject, text: str) -> Assignment:
+    if text == "best":
+        return Assignment.from_json(_read(study / "best.json")["assignment"])
+    if text == "float" or re.fullmatch(r"W\d+A\d+(/\w+)?", text):
+        return uniform(subject, Candidate.parse(text))
+    front, problem = _read(study / "front.json"), Problem.load(study / "problem.json")
+    number = re.fullmatch(r"(front:)?(\d+)", text)
+    if number is None:
+        raise UserError(f"{text!r} is no point. Write best, the number of a trial such as 7, front:12, float, or a candidate such as W4A8.")
+    numbered = enumerate(front["points"]) if number[1] else ((trial["number"], trial) for trial in front["measured"])
+    held = {i: entry["indices"] for i, entry in numbered}
+    if int(number[2]) not in held:
+        what = "points on the exact front" if number[1] else "measured trials"
+        raise UserError(f"{study} has {len(held)} {what}, numbered {min(held)} to {max(held)}; {number[2]} is not one.")
+    return problem.assignment(held[int(number[2])])
+
+
+def uniform(subject: Subject, candidate: Candidate) -> Assignment:
+    """One candidate at every layer that has a weight; products of activations stay float."""
+    held = set(subject.units)
+    return Assignment(tuple((layer.name, candidate if layer.name in held else FLOAT) for layer in subject.graph.layers))
+
+
+def slug(target_text: str) -> str:
+    """A target with its options as a folder's name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", target_text)
+
+
+def _mean_bits(subject: Subject, assignment: Assignment) -> float:
+    weights = {layer.name: layer.weight_numel for layer in subject.graph.layers if layer.name in subject.layout.weights}
+    return math.fsum(n * (assignment[unit].w_bits or 32) for unit, n in weights.items()) / max(sum(weights.values()), 1)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text())
+        return found
+    except FileNotFoundError:
+        raise StudyError(f"There is no {path}. Finish the study first: mpsearch run --resume {path.parent}") from None
+    except ValueError as error:
+        raise StudyError(f"{path} is damaged ({error}). Finish the study again: mpsearch run --resume {path.parent}") from None
+
+
+def _keep(path: Path, row: Mapping[str, Any]) -> None:
+    held = json.loads(path.read_text())["exports"] if path.is_file() else []
+    kept = [old for old in held if (old["point"], old["target"]) != (row["point"], row["target"])]
+    files.write_json(path, {"schema": 1, "exports": [*kept, dict(row)]})

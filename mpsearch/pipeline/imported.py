@@ -1,0 +1,123 @@
+"""An assignment from elsewhere beside ours: scored, weighed and measured by the same evaluator, at the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mpsearch import files
+from mpsearch.deploy.imports import IMPORTERS, Imported
+from mpsearch.errors import InfeasibleError
+from mpsearch.evaluate import compare
+from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.costs import add_scores, sized_problem
+from mpsearch.pipeline.deployment import uniform
+from mpsearch.pipeline.finalists import Workshop
+from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject
+from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.study import Study
+from mpsearch.problem import Assignment, Budget, Candidate, Problem
+from mpsearch.search import solve
+
+FLOAT = Candidate.parse("float")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was read, and the rows: label, assignment, predicted costs and damages, what was measured with weights rounded to nearest."""
+
+    imported: Imported
+    rows: tuple[dict[str, Any], ...]
+    objectives: tuple[str, ...]
+
+
+def open_workshop(config: RunConfig, study: Study, progress: Progress) -> Workshop:
+    """Model, images and ranges of a configuration."""
+    subject = load_subject(config, progress)
+    return Workshop(subject, calibrate_subject(subject, config, progress), config, study, progress)
+
+
+def read_import(path: Path, importer: str, subject: Subject) -> Imported:
+    """The assignment of a file, its products of activations left float: no target but the packed checkpoint has them."""
+    found = IMPORTERS.create(importer).read(path, subject.graph.layers)
+    held = set(subject.units)
+    dropped = [name for name, c in found.assignment.items() if name not in held and not c.is_float]
+    choices = tuple((name, c if name in held else FLOAT) for name, c in found.assignment.items())
+    note = (f"{len(dropped)} products of activations, such as {dropped[0]}, stay float.",) if dropped else ()
+    return Imported(Assignment(choices), (*found.notes, *note))
+
+
+def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
+    """Measure an assignment beside uniform ones and beside the exact optimum of the first objective at the same bytes.
+
+    Writes `assignment.json`, `assignment.csv` and `imported.json` into the study's folder.
+
+    Raises: UserError: The file is not of the form, or does not fit the model.
+    """
+    subject, config, study = workshop.subject, workshop.config, workshop.study
+    imported = read_import(path, importer, subject)
+    problem = _problem(imported.assignment, subject, config)
+    problem, _ = add_scores(problem, subject, workshop.calibration, config, study, workshop.progress)
+    size = problem.cost(problem.indices(imported.assignment)).size_bytes
+    chosen = {"imported": imported.assignment} | {
+        f"uniform W{b}A{config.a_bits}": uniform(subject, Candidate(b, config.a_bits)) for b in sorted(config.bits)[::-1]
+    }
+    proxy = config.objectives[0].partition(":")[0]
+    try:
+        optimum = solve(_integers_alone(problem, imported.assignment), proxy, [Budget.parse(f"{int(size or 0)}B")])
+        chosen[f"exact optimum of {proxy} at the same bytes"] = _integers_alone(problem, imported.assignment).assignment(optimum.indices)
+    except InfeasibleError:  # the file has fewer bytes than 2 bits everywhere would
+        workshop.progress.say(
+            f"No assignment of {min(config.bits)} to {max(config.bits)} bits has at most {size:.0f} bytes; there is no optimum beside the import."
+        )
+    rows = [_float_row(workshop), *(_row(label, assignment, problem, workshop) for label, assignment in chosen.items())]
+    about = {"predicted": rows[1]["predicted"], "metrics": rows[1]["measured"]["metrics"]}
+    workshop.write_assignment(study.path, imported.assignment, about)
+    names = tuple(problem.scores)
+    files.write_json(study.path / "imported.json", {"schema": 1, "file": str(path), "from": importer, "notes": list(imported.notes), "rows": rows})
+    return Comparison(imported, tuple(rows), names)
+
+
+def _problem(assignment: Assignment, subject: Subject, config: RunConfig) -> Problem:
+    """The problem of the configuration whose candidates hold the file's too."""
+    base = sized_problem(subject, config)
+    candidates = tuple(
+        choices if layer.name not in subject.layout.weights else tuple(dict.fromkeys((*choices, assignment[layer.name])))
+        for layer, choices in zip(base.layers, base.candidates, strict=True)
+    )
+    size, bops = [], []
+    for layer, choices in zip(base.layers, candidates, strict=True):
+        size.append(tuple(float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0 for c in choices))
+        bops.append(tuple(float(layer.macs * (c.w_bits or 32) * (c.a_bits or 32)) for c in choices))
+    return replace(base, candidates=candidates, costs={"size_bytes": tuple(size), "bops": tuple(bops)})
+
+
+def _integers_alone(problem: Problem, assignment: Assignment) -> Problem:
+    """Candidates with the input bits that the file gives a layer: the optimum must not be better for having more of these."""
+    kept = []
+    for layer, choices in zip(problem.layers, problem.candidates, strict=True):
+        given = assignment[layer.name]
+        same = [i for i, c in enumerate(choices) if c == given or (not given.is_float and not c.is_float and c.a_bits == given.a_bits)]
+        kept.append(same)
+
+    def pick(table: Any) -> Any:
+        return tuple(tuple(row[i] for i in at) for row, at in zip(table, kept, strict=True))
+
+    costs, scores = ({name: pick(table) for name, table in tables.items()} for tables in (problem.costs, problem.scores))
+    return replace(problem, candidates=pick(problem.candidates), costs=costs, scores=scores)
+
+
+def _row(label: str, assignment: Assignment, problem: Problem, workshop: Workshop) -> dict[str, Any]:
+    indices = problem.indices(assignment)
+    with workshop.progress.task(f"measure {label}") as advance:
+        measured = workshop.measured(workshop.calibration.states(assignment))
+        advance(1, 1)
+    scores = {name: problem.score(name, indices) for name in problem.scores}
+    return {"label": label, "assignment": assignment.to_json(), "predicted": problem.cost(indices).to_json(), "scores": scores, "measured": measured}
+
+
+def _float_row(workshop: Workshop) -> dict[str, Any]:
+    images, logits = workshop.subject.splits.evaluation, workshop.reference()["evaluation"]
+    metrics = compare(logits, logits, images.labels).to_json()
+    return {"label": "float", "assignment": {}, "predicted": {}, "scores": {}, "measured": {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()}}
