@@ -2,5 +2,6 @@
 
 from mpsearch.evaluate.fast import FastEvaluator
 from mpsearch.evaluate.metrics import Metrics, clearly_lower, compare, kl_by_image, predict
+from mpsearch.evaluate.tasks import TASKS, Classification, Embedding, Span, Task
 
-__all__ = ["FastEvaluator", "Metrics", "clearly_lower", "compare", "kl_by_image", "predict"]
+__all__ = ["TASKS", "Classification", "Embedding", "FastEvaluator", "Metrics", "Span", "Task", "clearly_lower", "compare", "kl_by_image", "predict"]

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mpsearch.data import ImageSet
-from mpsearch.evaluate.metrics import kl_divergence, predict
+from mpsearch.data import SampleSet
+from mpsearch.evaluate.metrics import predict
+from mpsearch.evaluate.tasks import Classification, Task
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import ActivationQuantizer, QuantLayer, UnitState, wrap_units
 
@@ -38,17 +39,18 @@ class Quantizers(Protocol):
 
 
 class FastEvaluator:
-    """Measures assignments by KL(float || quantised) on fixed images, with weights rounded to nearest.
+    """Measures assignments by the damage of a task, such as KL(float || quantised), on fixed images, with weights rounded to nearest.
 
     Args:
         module: Float model in eval mode; not changed.
         calibration: Quantisers of its units.
         images: What the loss is measured on.
         memory_limit_bytes: Bound on the quantised weights that are kept; the least recently used are dropped and made again when needed.
+        task: What damage is; classification where None.
     """
 
-    def __init__(self, module: nn.Module, calibration: Quantizers, images: ImageSet, *, memory_limit_bytes: int = 2 * 2**30) -> None:
-        self._calibration, self._images, self._limit = calibration, images, memory_limit_bytes
+    def __init__(self, module: nn.Module, calibration: Quantizers, images: SampleSet, *, memory_limit_bytes: int = 2 * 2**30, task: Task | None = None) -> None:
+        self._calibration, self._images, self._limit, self._task = calibration, images, memory_limit_bytes, task or Classification()
         self.float_logits = predict(module, images)
         self._module = copy.deepcopy(module)
         self._layers = wrap_units(self._module, [*calibration.weights, *calibration.products])
@@ -61,12 +63,12 @@ class FastEvaluator:
         return self._bytes
 
     def measure(self, assignment: Assignment) -> float:
-        """Mean KL divergence to the float model, in nats; NaN where the quantised model's output is not finite."""
-        return kl_divergence(self.logits(assignment), self.float_logits)
+        """Mean damage, for classification the KL divergence to the float model in nats; NaN where the quantised model's output is not finite."""
+        return self._task.loss(self.logits(assignment), self.float_logits)
 
     @torch.no_grad()
     def logits(self, assignment: Assignment) -> Tensor:
-        """N x K float32 logits of the model at an assignment."""
+        """N x K float32 logits (or other outputs) of the model at an assignment."""
         self._load(assignment, self._layers)
         return torch.cat([self._module(inputs).float() for inputs, _ in self._images.batches(64)])
 

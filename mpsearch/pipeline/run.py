@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from mpsearch import files
-from mpsearch.data import ImageSet, make_splits
+from mpsearch.data import SampleSet, make_splits
 from mpsearch.errors import InfeasibleError
-from mpsearch.evaluate import FastEvaluator, clearly_lower, compare
+from mpsearch.evaluate import FastEvaluator, clearly_lower
 from mpsearch.hardware import LatencyTable
 from mpsearch.models import from_module
 from mpsearch.pipeline.config import RunConfig
@@ -54,10 +54,10 @@ def run(config: RunConfig, study: Study, progress: Progress | None = None) -> di
 
 def search(
     model: nn.Module,
-    calibration: ImageSet,
+    calibration: SampleSet,
     *,
     budgets: Sequence[str],
-    evaluation: ImageSet | None = None,
+    evaluation: SampleSet | None = None,
     study: str | Path = "studies/search",
     progress: Progress | None = None,
     **settings: Any,
@@ -65,13 +65,13 @@ def search(
     """The same on any module.
 
     Args:
-        model: Float, one tensor in, logits out; not changed.
-        calibration: Images for ranges, reconstruction and the searched loss (and evaluation, where none is given).
+        model: Float, one tensor in, logits (or what the `task` compares) out; not changed.
+        calibration: Images, or texts as a `TokenSet`, for ranges, reconstruction and the searched loss (and evaluation, where none is given).
         budgets: As on the command line, such as `["15MB"]`.
         evaluation: Images for what is reported.
         study: Folder for the results; the artifact is in `artifact/` below it.
         progress: Where progress goes.
-        settings: Further fields of `RunConfig`.
+        settings: Further fields of `RunConfig`, such as `task="embedding"`.
     Returns: As `run`.
     """
     progress, folder = progress or Silent(), Study(Path(study))
@@ -140,8 +140,8 @@ def _search(problem: Problem, limits: tuple[Budget, ...], workshop: Workshop) ->
     optimum = solve(problem, proxy, limits)
     uniform = next((u for u in _uniforms(problem, config).values() if _keeps(problem, u, limits)), None)
     warm = [uniform] if uniform is not None else []
-    evaluator = FastEvaluator(workshop.subject.module, workshop.calibration, workshop.subject.splits.search)
-    key = [problem.to_json(), [b.to_json() for b in limits], workshop.subject.hashes, config.seed]
+    evaluator = FastEvaluator(workshop.subject.module, workshop.calibration, workshop.subject.splits.search, task=workshop.task)
+    key = [problem.to_json(), [b.to_json() for b in limits], workshop.subject.hashes, config.seed, *workshop.task_key()]
     journal = study.path / f"optuna-{files.digest(key)}.log"
     with progress.task("search on the measured loss") as advance:
         trials = explore(
@@ -228,7 +228,7 @@ def _row(label: str, problem: Problem, indices: Sequence[int], budgets: Sequence
 
 def _float_row(workshop: Workshop, about: dict[str, Any]) -> dict[str, Any]:
     images, logits = workshop.subject.splits.evaluation, workshop.reference()["evaluation"]
-    measured: dict[str, Any] = {"metrics": compare(logits, logits, images.labels).to_json(), "size_bytes": workshop.subject.float_bytes()}
+    measured: dict[str, Any] = {"metrics": workshop.task.compare(logits, logits, images.labels).to_json(), "size_bytes": workshop.subject.float_bytes()}
     if "hardware" in about:
         measured["latency_us"] = about["hardware"]["float_latency_us"]
     return {"label": "float", "mean_bits": 32.0, "fits": False, "predicted": {}, "nearest": measured}
