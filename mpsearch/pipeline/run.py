@@ -243,6 +243,7 @@ def _write(result: dict[str, Any], problem: Problem, limits: Sequence[Budget], t
     write_front(study, problem, proxy, problem_front(problem, proxy), trials)
     result |= {
         "study": str(study.path),
+        "measure": workshop.task.measure,
         "not_quantized": subject.layout.leftover_bytes(),
         "header_bytes": subject.layout.header_bytes,
         "unused": list(subject.graph.unused),

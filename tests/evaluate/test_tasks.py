@@ -26,7 +26,8 @@ def test_no_damage_where_outputs_are_equal_and_nan_where_they_are_not_finite(nam
 
 
 def test_every_registered_task_is_tried():
-    assert TASKS.names() == sorted(SHAPES)
+    own = [name for name in TASKS.names() if TASKS.get(name).__module__.startswith("mpsearch.")]  # examples register some of theirs
+    assert own == sorted(SHAPES)
 
 
 def test_classification_is_what_it_was():

@@ -92,40 +92,11 @@ def test_padding_changes_nothing():
     assert results[blocks[0][0]].start_mse == pytest.approx(error, rel=1e-4)
 
 
-class Gated(nn.Module):
-    """A layer whose second argument a quantised layer has a part in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.mix = nn.Linear(4, 4), Mix()
-
-    def forward(self, x):
-        return self.mix(x, self.gate(x))
-
-
-class Mix(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Linear(4, 4)
-
-    def forward(self, x, y):
-        return self.a(x) * y
-
-
-def test_a_second_quantized_tensor_is_refused():
-    torch.manual_seed(0)
-    net, x = Gated().eval(), torch.randn(8, 4)
-    calibration = calibrate(net, ["gate", "mix.a"], [x])
-    states = calibration.states(Assignment((("gate", Candidate(2, 8)), ("mix.a", Candidate(2, 8)))))
-    with pytest.raises(ModelError, match=r"mix.*more than one tensor"):
-        reconstruct(net, [("gate", ["gate"]), ("mix", ["mix.a"])], states, x, ReconstructionConfig(iterations=2))
-
-
 def test_fisher_weights_of_a_model_that_reads_tokens():
     model, tokens = tiny_text(nn.Linear(16, 4)), tiny_tokens(16)
     graph = analyze(model, tokens.inputs([0]))
     units = [layer.name for layer in graph.layers]
     states = calibrate(model, units, [tokens.inputs()]).states(Assignment(tuple((unit, Candidate(4, 8)) for unit in units)))
     blocks = [(block.name, block.units) for block in graph.blocks]
-    learned = reconstruct(model, blocks, states, tokens.inputs(), ReconstructionConfig(iterations=4, method="brecq"))
+    learned = reconstruct(model, blocks, states, tokens.inputs(), ReconstructionConfig(iterations=4, method="brecq:loss=fisher"))
     assert set(learned) == set(states)
