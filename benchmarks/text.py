@@ -198,6 +198,7 @@ def embedding(arguments: argparse.Namespace) -> str:
             trials=arguments.trials,
             iterations=arguments.iterations,
             threads=arguments.threads,
+            tables=str(arguments.folder / "latency_tables"),
             **sizes,
         )
         rows.append(_embedding_row(budget, result, model, drawn, sizes))

@@ -31,10 +31,10 @@ class Detector(nn.Module):
 
     def __init__(self, backbone: str = "test_resnet", width: int = 64) -> None:
         super().__init__()
-        self.backbone = timm.create_model(backbone, pretrained=False, features_only=True, in_chans=1)
-        strides = self.backbone.feature_info.reduction()
-        self.level = strides.index(STRIDE)
-        channels = self.backbone.feature_info.channels()[self.level]
+        strides = timm.create_model(backbone, pretrained=False, features_only=True).feature_info.reduction()
+        # levels behind the one that is read would run for nothing, and be quantised
+        self.backbone = timm.create_model(backbone, pretrained=False, features_only=True, in_chans=1, out_indices=(strides.index(STRIDE),))
+        channels = self.backbone.feature_info.channels()[-1]
         self.neck = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
@@ -44,7 +44,7 @@ class Detector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`N x 1 x H x W` -> `N x 14 x H/8 x W/8`: 10 logits; centre x and y from the cell's in cells, log of width and height over 16 pixels."""
-        return self.head(self.neck(self.backbone(x)[self.level]))
+        return self.head(self.neck(self.backbone(x)[-1]))
 
 
 def targets(labels: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -71,6 +71,7 @@ def searched(model: Detector, budget: str, arguments: argparse.Namespace) -> dic
         threads=arguments.threads,
         seed=arguments.seed,
         target=arguments.target,
+        tables=str(arguments.folder / "latency_tables"),
     )
 
 
