@@ -17,7 +17,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor
 
-from mpsearch.deploy.onnx import unit_of
+from mpsearch.deploy.graph import unit_of
 from mpsearch.errors import ModelError
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.ir import PREFIX, fallbacks, read_ir, write_ir

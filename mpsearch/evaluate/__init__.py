@@ -2,5 +2,19 @@
 
 from mpsearch.evaluate.fast import FastEvaluator, Raced
 from mpsearch.evaluate.metrics import Metrics, clearly_lower, compare, kl_by_image, predict
+from mpsearch.evaluate.tasks import TASKS, Classification, Embedding, Span, Task
 
-__all__ = ["FastEvaluator", "Metrics", "Raced", "clearly_lower", "compare", "kl_by_image", "predict"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "Embedding",
+    "FastEvaluator",
+    "Metrics",
+    "Raced",
+    "Span",
+    "Task",
+    "clearly_lower",
+    "compare",
+    "kl_by_image",
+    "predict",
+]

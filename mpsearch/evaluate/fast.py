@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mpsearch.data import ImageSet
-from mpsearch.evaluate.metrics import kl_by_image, kl_divergence, predict
+from mpsearch.data import SampleSet
+from mpsearch.evaluate.metrics import predict
 from mpsearch.evaluate.prefixes import PrefixRunner, prefix_key
+from mpsearch.evaluate.tasks import Classification, Task
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import ActivationQuantizer, AffineParams, QuantLayer, UnitState, wrap_units
 
@@ -45,7 +46,7 @@ _PREFIX_SHARE = 4  # the outputs that one assignment leaves take at most this pa
 
 
 class FastEvaluator:
-    """Measures assignments by KL(float || quantised) on fixed images, with the states that the quantisers give.
+    """Measures assignments by the damage of a task, such as KL(float || quantised), on fixed images, with the states that the quantisers give.
 
     Args:
         module: Float model in eval mode; not changed.
@@ -53,10 +54,11 @@ class FastEvaluator:
         images: What the loss is measured on.
         memory_limit_bytes: Bound on the quantised weights and the outputs of shared prefixes that are kept, beside one weight and one batch. Outputs
             go first, then weights, the least recently used first; both are made again when needed.
+        task: What damage is; classification where None.
     """
 
-    def __init__(self, module: nn.Module, calibration: Quantizers, images: ImageSet, *, memory_limit_bytes: int = 2 * 2**30) -> None:
-        self._calibration, self._images, self._limit = calibration, images, memory_limit_bytes
+    def __init__(self, module: nn.Module, calibration: Quantizers, images: SampleSet, *, memory_limit_bytes: int = 2 * 2**30, task: Task | None = None) -> None:
+        self._calibration, self._images, self._limit, self._task = calibration, images, memory_limit_bytes, task or Classification()
         self.float_logits = predict(module, images)
         self._module = copy.deepcopy(module)
         self._layers = wrap_units(self._module, [*calibration.weights, *calibration.products])
@@ -75,15 +77,15 @@ class FastEvaluator:
         return self._weight_bytes + self._output_bytes
 
     def measure(self, assignment: Assignment) -> float:
-        """Mean KL divergence to the float model, in nats; NaN where the quantised model's output is not finite."""
-        return kl_divergence(self.logits(assignment), self.float_logits)
+        """Mean damage, for classification the KL divergence to the float model in nats; NaN where the quantised model's output is not finite."""
+        return self._task.loss(self.logits(assignment), self.float_logits)
 
     def losses(self, assignment: Assignment) -> Tensor:
-        """KL divergence to the float model on each image, N float64."""
-        return kl_by_image(self.logits(assignment), self.float_logits)
+        """Damage on each image, for classification the KL divergence to the float model; N float64."""
+        return self._task.damage(self.logits(assignment), self.float_logits)
 
     def logits(self, assignment: Assignment) -> Tensor:
-        """N x K float32 logits of the model at an assignment."""
+        """N x K float32 logits (or other outputs) of the model at an assignment."""
         self._load(assignment, self._layers)
         return torch.cat([self._batch(assignment, start) for start in range(0, len(self._images), _BATCH)])
 
@@ -105,7 +107,7 @@ class FastEvaluator:
         seen = torch.empty(0, dtype=torch.float64)
         for start in range(0, len(self._images), _BATCH):
             logits = self._batch(assignment, start)
-            seen = torch.cat([seen, kl_by_image(logits, self.float_logits[start : start + _BATCH])])
+            seen = torch.cat([seen, self._task.damage(logits, self.float_logits[start : start + _BATCH])])
             if least <= len(seen) < len(self._images) and _clearly_worse(seen, rival[: len(seen)], errors, factor):
                 ratio = float(seen.mean() / rival[: len(seen)].mean())
                 return Raced(ratio * float(rival.mean()), len(seen))

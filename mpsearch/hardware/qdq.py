@@ -99,12 +99,12 @@ class QdqWriter:
         codes = np.full((rows, blocks * BLOCK), 2 ** (bits - 1), np.uint8)  # padding is the zero point
         codes[:, :columns] = weight.codes.astype(np.int16) + 2 ** (bits - 1)
         packed = codes if bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
-        held = self._constant(packed.reshape(rows, blocks, -1), "weight")
-        inputs = [x, held, self._constant(np.repeat(weight.scale.astype(np.float32), blocks), "weight_scale")]
+        held = self.constant(packed.reshape(rows, blocks, -1), "weight")
+        inputs = [x, held, self.constant(np.repeat(weight.scale.astype(np.float32), blocks), "weight_scale")]
         options = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK, "accuracy_level": 1, "domain": _CONTRIB}
         if bias is None:
             return self.node("MatMulNBits", inputs, output, **options)
-        return self.node("Add", [self.node("MatMulNBits", inputs, **options), self._constant(np.asarray(bias, np.float32), "bias")], output)
+        return self.node("Add", [self.node("MatMulNBits", inputs, **options), self.constant(np.asarray(bias, np.float32), "bias")], output)
 
     def node(self, op: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
         """Add a node with one output; its name."""

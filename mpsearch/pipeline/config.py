@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
+from mpsearch.evaluate import TASKS
 from mpsearch.reconstruct import METHODS
 from mpsearch.search import SAMPLERS
 from mpsearch.units import parse_quantity
@@ -48,6 +49,7 @@ class RunConfig:
         allow_estimate: Take a table of another device as an estimate.
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
+        task: Registered task, with options: how outputs are compared with the float model's and with labels.
     """
 
     budgets: tuple[str, ...]
@@ -77,6 +79,7 @@ class RunConfig:
     allow_estimate: bool = False
     threads: int = 1
     seed: int = 0
+    task: str = "classification"
 
     def __post_init__(self) -> None:
         if not self.budgets:
@@ -85,7 +88,7 @@ class RunConfig:
             raise OptionError(f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to 8.")
         if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
             raise OptionError(f"first_last_bits is {self.first_last_bits}; it must be 2 to 8, such as 8.")
-        METHODS.create(self.method)
+        self._check_task()
         if self.memory_bytes < 1:
             raise OptionError(f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.")
         if self.target not in TARGETS:
@@ -110,6 +113,12 @@ class RunConfig:
         if (self.model is None) != (self.data is None):
             given, lacking = ("--model", "--data") if self.data is None else ("--data", "--model")
             raise OptionError(f"{given} is given without {lacking}. Give both, or neither for the embedded model and digits.")
+
+    def _check_task(self) -> None:
+        """Raises OptionError where the method draws labels from the model, and the model has no classes; objectives are asked by `add_scores`."""
+        method, task = METHODS.create(self.method), TASKS.create(self.task)
+        if method.loss == "fisher" and not task.classes:
+            raise OptionError(f"The method {self.method!r} draws classes from the model, and the task {self.task!r} has none. Add loss=mse, or use qdrop.")
 
     @property
     def memory_bytes(self) -> int:
@@ -139,6 +148,7 @@ class RunConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunConfig:
         """Inverse of `to_json`. Raises StudyError where a field is unknown or missing."""
+        data = {"task": "classification", **data}  # the only one there was before tasks had names
         known = {f.name for f in fields(cls)}
         if set(data) != known:
             raise StudyError(f"The study was written by another version of mpsearch; its settings differ in {sorted(set(data) ^ known)}. Start a new study.")

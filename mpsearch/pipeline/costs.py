@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mpsearch.errors import InfeasibleError, OptionError, TableError
+from mpsearch.evaluate import TASKS
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, latency_costs, profile
 from mpsearch.objectives import OBJECTIVES, Objective, ScoringContext, score
 from mpsearch.pipeline.config import RunConfig
@@ -193,9 +194,11 @@ def add_scores(
             candidates,
             config.seed,
             config.learning if calibration.learned else [],
+            config.task,
         ]
         with progress.task(f"score with {objective.name}") as advance:
-            context = ScoringContext(subject.module, problem.layers, problem.candidates, calibration, subject.splits.calibration, config.seed, advance)
+            images, task = subject.splits.calibration, TASKS.create(config.task)
+            context = ScoringContext(subject.module, problem.layers, problem.candidates, calibration, images, config.seed, advance, task)
             report = study.cached(f"score-{objective.name}", key, partial(_scored, objective, context))
         problem = replace(problem, scores={**problem.scores, objective.name: tuple(tuple(row) for row in report["rows"])})
         about[objective.name] = {"seconds": report["seconds"], "violations": report["violations"], "unit": objective.unit}

@@ -18,7 +18,7 @@ from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.packed import load_packed, save_packed
 from mpsearch.deploy.runtimes import RUNTIMES, DeployedRuntime
 from mpsearch.errors import MpsearchError
-from mpsearch.evaluate import Metrics, compare, kl_by_image, predict
+from mpsearch.evaluate import TASKS, Metrics, Task, predict
 from mpsearch.hardware import BACKENDS, LatencyTable
 from mpsearch.hardware.fresh import run_fresh
 from mpsearch.models import build_model
@@ -59,6 +59,11 @@ class Workshop:
     _reference: dict[str, Tensor] | None = None
     _room: int | None = None
     _losses: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        """What the model is for."""
+        return TASKS.create(self.config.task)
 
     def reference(self) -> dict[str, Tensor]:
         """The float model's logits on the search and evaluation images."""
@@ -142,20 +147,24 @@ class Workshop:
         return min(self._room, len(calibration))
 
     def search_losses(self, states: States) -> Tensor:
-        """KL to the float model of each search image; kept, as a few numbers, for the next who asks."""
+        """Damage to each search image, KL to the float model for classification; kept, as a few numbers, for the next who asks."""
         key = _states_digest(states)
         if key not in self._losses:
-            self._losses[key] = kl_by_image(predict(install(self.subject.module, states), self.subject.splits.search), self.reference()["search"])
+            self._losses[key] = self.task.damage(predict(install(self.subject.module, states), self.subject.splits.search), self.reference()["search"])
         return self._losses[key]
 
     def measured(self, states: States) -> dict[str, Any]:
         """Written, weighed, timed and evaluated; the files are thrown away. Cached by the codes and the device-independent inputs."""
-        key = [self.subject.hashes, _states_digest(states), self.config.target, self.config.threads]
+        key = [self.subject.hashes, _states_digest(states), self.config.target, self.config.threads, *self.task_key()]
         return self.study.cached("measured", key, lambda: self._measure(states))  # type: ignore[no-any-return]
+
+    def task_key(self) -> list[str]:
+        """What results depend on beside codes; nothing for classification, whose results were cached before tasks had names."""
+        return [] if self.config.task == "classification" else [self.config.task]
 
     def _measure(self, states: States) -> dict[str, Any]:
         images = self.subject.splits.evaluation
-        metrics = compare(predict(install(self.subject.module, states), images), self.reference()["evaluation"], images.labels)
+        metrics = self.task.compare(predict(install(self.subject.module, states), images), self.reference()["evaluation"], images.labels)
         result: dict[str, Any] = {"metrics": metrics.to_json(), "search_kl": float(self.search_losses(states).mean())}
         with tempfile.TemporaryDirectory() as folder:
             result["size_bytes"] = save_packed(Path(folder) / "model.safetensors", self.subject.layout, self.subject.module, states)
@@ -176,7 +185,8 @@ class Workshop:
         packed = folder / "best.safetensors"
         about: dict[str, Any] = {"packed": str(packed), "size_bytes": save_packed(packed, self.subject.layout, self.subject.module, states)}
         logits = predict(install(self.subject.module, states), images)
-        about["top1"] = compare(logits, self.reference()["evaluation"], images.labels).top1
+        found = self.task.compare(logits, self.reference()["evaluation"], images.labels)
+        about |= {"top1": found.top1, "scores": found.scores}
         if self.subject.source.kind != "module":  # a module that was given as an object cannot be built anew here
             if not torch.equal(logits, predict(load_packed(packed, build_model(self.subject.source)), images)):
                 raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
@@ -195,8 +205,8 @@ class Workshop:
         about: dict[str, Any] = {key: str(path), f"{key}_bytes": self.runtime.write(path, self.float_onnx(), states, self.calibration)}
         with self.progress.task(f"run the {self.runtime.title} file") as advance:
             ran = predict(self.runtime.run(path, torch.get_num_threads()), images, on_batch=lambda done: advance(done, len(images)))
-        both: Metrics = compare(ran, logits, images.labels)
-        about |= {f"{key}_agreement": both.agreement, f"{key}_top1": both.top1}
+        both: Metrics = self.task.compare(ran, logits, images.labels)
+        about |= {f"{key}_agreement": both.agreement, f"{key}_top1": both.top1, f"{key}_scores": both.scores}
         few = images.inputs(slice(0, min(_FEW, len(images))))
         fresh = run_fresh(path, few.numpy(), threads=threads)
         apart = float((torch.from_numpy(fresh.outputs) - ran[: len(few)]).norm() / ran[: len(few)].norm())

@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from mpsearch import files
-from mpsearch.data import ImageSet, make_splits
+from mpsearch.data import SampleSet, make_splits
 from mpsearch.errors import InfeasibleError
-from mpsearch.evaluate import FastEvaluator, clearly_lower, compare
+from mpsearch.evaluate import FastEvaluator, clearly_lower
 from mpsearch.hardware import LatencyTable
 from mpsearch.models import from_module
 from mpsearch.pipeline.config import RunConfig
@@ -56,10 +56,10 @@ def run(config: RunConfig, study: Study, progress: Progress | None = None) -> di
 
 def search(
     model: nn.Module,
-    calibration: ImageSet,
+    calibration: SampleSet,
     *,
     budgets: Sequence[str],
-    evaluation: ImageSet | None = None,
+    evaluation: SampleSet | None = None,
     study: str | Path = "studies/search",
     progress: Progress | None = None,
     **settings: Any,
@@ -67,13 +67,13 @@ def search(
     """The same on any module.
 
     Args:
-        model: Float, one tensor in, logits out; not changed.
-        calibration: Images for ranges, reconstruction and the searched loss (and evaluation, where none is given).
+        model: Float, one tensor in, logits (or what the `task` compares) out; not changed.
+        calibration: Images, or texts as a `TokenSet`, for ranges, reconstruction and the searched loss (and evaluation, where none is given).
         budgets: As on the command line, such as `["15MB"]`.
         evaluation: Images for what is reported.
         study: Folder for the results; the artifact is in `artifact/` below it.
         progress: Where progress goes.
-        settings: Further fields of `RunConfig`.
+        settings: Further fields of `RunConfig`, such as `task="embedding"`.
     Returns: As `run`.
     """
     progress, folder = progress or Silent(), Study(Path(study))
@@ -144,8 +144,8 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     uniform = next((u for u in _uniforms(problem, config).values() if _keeps(problem, u, limits)), None)
     warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if problem.interactions.get(proxy) else None)) if indices is not None]
     base, alone = _additive(problem, proxy), replace(problem, interactions={})
-    evaluator = FastEvaluator(workshop.subject.module, calibration, workshop.subject.splits.search)
-    key = [problem.to_json(), [b.to_json() for b in limits], workshop.subject.hashes, config.seed, config.sampler, config.learning]
+    evaluator = FastEvaluator(workshop.subject.module, calibration, workshop.subject.splits.search, task=workshop.task)
+    key = [problem.to_json(), [b.to_json() for b in limits], workshop.subject.hashes, config.seed, config.sampler, config.learning, config.task]
     journal = study.path / f"optuna-{files.digest(key)}.log"
 
     def measure(indices: tuple[int, ...]) -> float:
@@ -234,7 +234,7 @@ def _row(label: str, problem: Problem, indices: Sequence[int], budgets: Sequence
 
 def _float_row(workshop: Workshop, about: dict[str, Any]) -> dict[str, Any]:
     images, logits = workshop.subject.splits.evaluation, workshop.reference()["evaluation"]
-    measured: dict[str, Any] = {"metrics": compare(logits, logits, images.labels).to_json(), "size_bytes": workshop.subject.float_bytes()}
+    measured: dict[str, Any] = {"metrics": workshop.task.compare(logits, logits, images.labels).to_json(), "size_bytes": workshop.subject.float_bytes()}
     if "hardware" in about:
         measured["latency_us"] = about["hardware"]["float_latency_us"]
     return {"label": "float", "mean_bits": 32.0, "fits": False, "predicted": {}, "nearest": measured}
@@ -250,6 +250,7 @@ def _write(result: dict[str, Any], problem: Problem, limits: Sequence[Budget], t
     write_front(study, alone, base, problem_front(alone, base), trials)
     result |= {
         "study": str(study.path),
+        "measure": workshop.task.measure,
         "not_quantized": subject.layout.leftover_bytes(),
         "header_bytes": subject.layout.header_bytes,
         "unused": list(subject.graph.unused),

@@ -223,7 +223,7 @@ def test_search_takes_a_module_and_images(net, place, tmp_path):
     result = search(net, rest, evaluation=held_out, study=tmp_path / "two", objectives=("weight_mse",), **asked)
     parts = _json(Study(tmp_path / "two"), "study.json")["splits"]["parts"]
     splits = make_splits(held_out, calibration=rest, calibration_images=16, search_images=16)
-    assert set(splits.evaluation.image_hashes) == set(held_out.image_hashes)
+    assert set(splits.evaluation.sample_hashes) == set(held_out.sample_hashes)
     assert {name: part["content_hash"] for name, part in parts.items()} == {name: part.content_hash for name, part in splits.parts.items()}
     with pytest.raises(StudyError, match="seed"):
         search(net, rest, evaluation=held_out, study=tmp_path / "two", objectives=("weight_mse",), seed=3, **asked)
