@@ -1,7 +1,7 @@
 """What a true evaluation costs: against a float forward pass over the same images, and against quantising the model anew for each trial.
 
 Run: python benchmarks/evaluator.py resnet20 mobilenet vit. Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets). All times of a network
-come from one process, measured in turns, so that what else the machine does touches all alike; the medians of the turns are compared.
+come from one process with one thread, in processor time and in turns, so that what else the machine does touches all alike; medians are compared.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def main() -> None:
     for name in arguments.models:
         lines.append(row(name, arguments.images, arguments.turns))
         versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "timm", "numpy"))
-        about = f"`python benchmarks/evaluator.py {' '.join(sys.argv[1:])}`, one thread, seed 0, {arguments.turns} turns, {versions}. {identity()}."
+        method = f"one thread, processor time, seed 0, medians of {arguments.turns} turns"
+        about = f"`python benchmarks/evaluator.py {' '.join(sys.argv[1:])}`, {method}, {versions}. {identity()}."
         arguments.output.write_text(f"# The fast evaluator\n\n{about}\n{TEXT}\n{HEADER}{''.join(lines)}")
         print(lines[-1], end="", flush=True)
 
@@ -74,12 +75,13 @@ def row(name: str, images: int, turns: int) -> str:
     for _ in range(turns):
         for what, work in works.items():
             begin = work[0]()
-            start = time.perf_counter()
+            start = time.process_time()
             work[1](begin)
-            times[what].append(time.perf_counter() - start)
+            times[what].append(time.process_time() - start)
     median = {what: statistics.median(values) for what, values in times.items()}
     ratios = [f"{median[what] / median['float']:.2f}" for what in works if what != "float"]
-    return f"| {' | '.join([name, str(images), f'{median['float']:.3f}', *ratios, f'{fast.kept_bytes / 1e6:.0f}'])} |\n"
+    cells = [name, str(images), format(median["float"], ".3f"), *ratios, format(fast.kept_bytes / 1e6, ".0f")]
+    return f"| {' | '.join(cells)} |\n"
 
 
 Work = tuple[Callable[[], Assignment], Callable[[Assignment], object]]

@@ -23,7 +23,7 @@ class Cut:
     """A module behind which a pass may start.
 
     Args:
-        place: Its place in the order in which watched modules end.
+        place: Its number among the watched modules.
         units: Those that ran before its end, in order.
         bytes_for_image: Of its output.
         overwritten: Whether a later operation writes into its output, so that a copy must be kept.
@@ -51,6 +51,7 @@ class PrefixRunner:
         self._watched = _around(module, units)
         self._given: dict[int, Tensor | Callable[[Tensor], Tensor]] = {}
         self._takes: Callable[[int, Tensor], None] | None = None
+        self._nothing = torch.zeros(0)
         self._ended: list[int] = []
         self._started: list[str] = []
         self._originals = [m.forward for _, m in self._watched]
@@ -68,11 +69,11 @@ class PrefixRunner:
             take: Called with each later cut and its output, which may be kept and must not be written to.
         """
         by_place = {cut.place: cut for cut in self.cuts}
-        after = -1 if start is None else start.place
+        after = -1 if start is None else self._order.index(start.place)
         given = {} if start is None or kept is None else self._before(start.place, kept, len(inputs))
 
         def taken(place: int, output: Tensor) -> None:
-            if take is not None and place in by_place and place > after:
+            if take is not None and place in by_place and self._order.index(place) > after:
                 take(by_place[place], output.clone() if by_place[place].overwritten else output)
 
         return self._pass(inputs, given, taken)
@@ -102,10 +103,17 @@ class PrefixRunner:
 
         return forward
 
-    def _before(self, place: int, kept: Tensor, batch: int, fill: Callable[[torch.Size], Tensor] = torch.zeros) -> dict[int, Tensor]:
+    def _before(self, place: int, kept: Tensor, batch: int, fill: Callable[[torch.Size], Tensor] | None = None) -> dict[int, Tensor]:
         """What modules give in a pass from behind `place`: an own copy where later operations write into it."""
+        fill = fill or self._blank
         given = {i: fill(torch.Size((self._shapes[i][0] * batch // self._batch, *self._shapes[i][1:]))) for i in self._order[: self._order.index(place)]}
         return {**given, place: kept.clone() if place in self._overwritten else kept}
+
+    def _blank(self, shape: torch.Size) -> Tensor:
+        """A tensor that nobody looks at; all are views of one piece of memory, for filling new ones takes as long as a layer."""
+        if self._nothing.numel() < shape.numel():
+            self._nothing = torch.zeros(shape.numel())
+        return self._nothing[: shape.numel()].view(shape)
 
     def _find(self, example: Tensor) -> list[Cut]:
         """All cuts, in order."""
