@@ -1,6 +1,7 @@
 """Deployment on real weights and images: for each target and budget, bytes and latency predicted and measured, and accuracy through the runtime itself.
 
-Run: python benchmarks/deployment.py resnet56 vit mobilenet [--bits 8,6,4] [--targets packed,onnx,...]. Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets).
+Run: python benchmarks/deployment.py resnet56 vit mobilenet [--bits 8,6,4] [--targets packed,onnx,...].
+Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets).
 An assignment is the exact optimum of `output_mse` within the bytes of the uniform width; weights are rounded to nearest, or learned with
 --iterations. Every artifact is run in a process of its own; a table is written after every row.
 """
@@ -148,7 +149,7 @@ def _write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     command = f"python benchmarks/deployment.py {' '.join(arguments.models)} --bits {arguments.bits} --targets {arguments.targets}"
     command += f" --calibration-images {arguments.calibration_images} --iterations {arguments.iterations}"
     about = f"`{command}`, seed 0, {', '.join(versions)}. {identity()}, {torch.get_num_threads()} threads of torch, 1 of a timed runtime. "
-    about += f"Reconstruction steps for each block: {arguments.iterations}. Latency: batch 1, wall clock of single calls, measured beside other work on the machine. "
+    about += f"Reconstruction steps for each block: {arguments.iterations}. Latency: batch 1, wall clock of single calls, with other work on the machine. "
     about += "Predicted latency is the table's for ort-cpu and says nothing of other targets. Bits of inputs: 8."
     lines = "".join(f"| {' | '.join(_cells(found))} |\n" for found in rows)
     arguments.output.write_text(f"# Deployment\n\n{about}\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n{lines}")
