@@ -1,8 +1,9 @@
 """Deployment on real weights and images: for each target and budget, bytes and latency predicted and measured, and accuracy through the runtime itself.
 
-Run: python benchmarks/deployment.py resnet56 vit mobilenet [--bits 8,6,4] [--targets packed,onnx,...]. Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets).
+Run: python benchmarks/deployment.py resnet56 vit mobilenet [--bits 8,6,4] [--targets packed,onnx,...].
+Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets).
 An assignment is the exact optimum of `output_mse` within the bytes of the uniform width; weights are rounded to nearest, or learned with
---iterations. Every artifact is run in a process of its own; a table is written after every row.
+--iterations. Every artifact is run in a process of its own; the table is written after every row, and rows that it has are not made again.
 """
 
 from __future__ import annotations
@@ -71,14 +72,22 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, default=ROOT / "latency_tables")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "deployment.md")
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    held = arguments.output.with_suffix(".json")
+    rows: list[dict[str, Any]] = json.loads(held.read_text()) if held.is_file() else []
+    done = {(r["model"], r["budget"], r["target"]) for r in rows}
     for name in arguments.models:
-        ready = prepared(name, arguments)
-        for bits in arguments.bits.split(","):
+        wanted = [(b, t) for b in arguments.bits.split(",") for t in arguments.targets.split(",") if (name, f"{b}bits", t) not in done]
+        ready = prepared(name, arguments) if wanted else None
+        for bits, target in wanted:
             point = Point(f"{bits}bits", _optimum(ready, bits), arguments.iterations > 0)
-            for target in arguments.targets.split(","):
-                rows.append(row(ready, point, target, arguments))
-                _write(rows, arguments)
+            rows.append({**row(ready, point, target, arguments), "command": _command(arguments)})
+            _write(rows, arguments)
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    command = f"python benchmarks/deployment.py {' '.join(arguments.models)} --bits {arguments.bits} --targets {arguments.targets}"
+    command += f" --calibration-images {arguments.calibration_images} --iterations {arguments.iterations}"
+    return command if arguments.images is None else f"{command} --images {arguments.images}"
 
 
 def prepared(name: str, arguments: argparse.Namespace) -> Ready:
@@ -145,10 +154,9 @@ def _write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    command = f"python benchmarks/deployment.py {' '.join(arguments.models)} --bits {arguments.bits} --targets {arguments.targets}"
-    command += f" --calibration-images {arguments.calibration_images} --iterations {arguments.iterations}"
-    about = f"`{command}`, seed 0, {', '.join(versions)}. {identity()}, {torch.get_num_threads()} threads of torch, 1 of a timed runtime. "
-    about += f"Reconstruction steps for each block: {arguments.iterations}. Latency: batch 1, wall clock of single calls, measured beside other work on the machine. "
+    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(r["command"] for r in rows))
+    about = f"{commands}, seed 0, {', '.join(versions)}. {identity()}, {torch.get_num_threads()} threads of torch, 1 of a timed runtime. "
+    about += f"Reconstruction steps for each block: {arguments.iterations}. Latency: batch 1, wall clock of single calls, with other work on the machine. "
     about += "Predicted latency is the table's for ort-cpu and says nothing of other targets. Bits of inputs: 8."
     lines = "".join(f"| {' | '.join(_cells(found))} |\n" for found in rows)
     arguments.output.write_text(f"# Deployment\n\n{about}\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n{lines}")

@@ -44,9 +44,9 @@ def bench(
         return
     header = ("artifact", "target", "bytes", "batch", "p50 us", "p90 us", "p99 us", "iqr us", "calls", "images/s", "peak memory", "memory for the model")
     print_rows(header, [line for row in rows for line in _lines(row)], output)
-    say(
-        f"Energy: {rows[0]['energy']['reason'] if rows[0]['energy']['mj_per_image'] is None else ''}. Device: {rows[0]['device']}. Wall clock, {threads} threads."
-    )
+    energy = rows[0]["energy"]
+    said = energy["reason"] if energy["mj_per_image"] is None else f"{energy['mj_per_image']:.3f} mJ an image"
+    say(f"Energy: {said}. Device: {rows[0]['device']}. Wall clock, {threads} threads.")
 
 
 @app.command(name="eval")
@@ -67,10 +67,10 @@ def evaluate(
     if output is Format.json:
         print(json.dumps(row, indent=1))
         return
-    header = ("artifact", "target", "runs with", "images", "top-1", "standard error", "loss", "images/s")
+    header = ("artifact", "target", "runs with", "images", "top-1", "standard error", "loss")
     error = "" if row["top1_error"] is None else f"{row['top1_error']:.2%}"
     shares = ("" if row["top1"] is None else f"{row['top1']:.2%}", error, "" if row["loss"] is None else f"{row['loss']:.4f}")
-    print_rows(header, [(row["artifact"], row["target"], row["runs_with"], row["images"], *shares, f"{row['images_per_second']:.1f}")], output)
+    print_rows(header, [(row["artifact"], row["target"], row["runs_with"], row["images"], *shares)], output)
 
 
 def _sizes(text: str) -> list[int]:

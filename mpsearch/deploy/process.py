@@ -127,7 +127,8 @@ def _latencies(run: Any, inputs: Tensor, seconds: float) -> dict[str, Any]:
     """Wall clock of single calls; each call is one sample, so that the tail is seen."""
     for _ in range(_WARM_UP):
         run(inputs)
-    samples, start = [], time.perf_counter()
+    samples: list[float] = []
+    start = time.perf_counter()
     while time.perf_counter() - start < seconds or len(samples) < 10:
         begun = time.perf_counter_ns()
         run(inputs)

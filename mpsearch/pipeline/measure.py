@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,14 +29,12 @@ def bench_artifacts(artifacts: Sequence[Artifact], batches: Sequence[int], secon
 def evaluate_artifact(artifact: Artifact, data: str, limit: int | None, seed: int, threads: int, model: str | None = None) -> dict[str, Any]:
     """Top-1 and loss of an artifact on labelled images, which pass through the same pre-processing as in the study."""
     images = load_images(data, {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["data_config"].items()}, limit=limit, seed=seed)
-    start = time.perf_counter()
     logits = run_apart(artifact, images.inputs(), model=_source(artifact, model), threads=threads)
-    seconds = time.perf_counter() - start
     metrics = compare(logits, logits, images.labels)
     finite = bool(torch.isfinite(logits).all())
     row = {"artifact": artifact.label, "target": artifact.manifest["target"], "runs_with": artifact.target.runs_with, "images": len(images), "finite": finite}
     loss = metrics.loss if metrics.loss is not None and math.isfinite(metrics.loss) else None
-    return {**row, "top1": metrics.top1, "top1_error": metrics.top1_error, "loss": loss, "images_per_second": len(images) / seconds}
+    return {**row, "top1": metrics.top1, "top1_error": metrics.top1_error, "loss": loss}
 
 
 def _source(artifact: Artifact, model: str | None) -> ModelSource | None:

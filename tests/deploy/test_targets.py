@@ -215,7 +215,7 @@ def test_a_float_product_takes_no_bytes_and_comes_back_float(tmp_path):
     units = [*units, "block.attn.matmul0", "block.attn.matmul1"]
     calibration = calibrate(module, units, [images])
     layout = PackedLayout.of(module, units, ModelSource("module", "vit"), (), {})
-    choices = {unit: "W4A8" for unit in units} | {"block.attn.matmul0": "float"}
+    choices = dict.fromkeys(units, "W4A8") | {"block.attn.matmul0": "float"}
     assignment = Assignment(tuple((u, Candidate.parse(t)) for u, t in choices.items()))
     states = calibration.states(assignment)
     TARGETS.create("packed").write(Job(module, layout, states, calibration, images[:1]), tmp_path)

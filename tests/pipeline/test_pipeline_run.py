@@ -65,7 +65,9 @@ def test_the_files_are_there_and_agree(finished, target):
     assert problem.cost(best["indices"]).to_json() == best["predicted"]
     assert _json(study, "artifact/assignment.json")["assignment"] == best["assignment"]
     assert best["artifact"]["top1"] == best["metrics"]["top1"]
-    assert {p.name for p in study.artifact.iterdir()} == {"best.safetensors", "assignment.json"} | ({"best.onnx"} if target == "ort-cpu" else set())
+    assert {p.name for p in study.artifact.iterdir()} == {"best.safetensors", "assignment.json", "assignment.csv"} | (
+        {"best.onnx"} if target == "ort-cpu" else set()
+    )
 
     with (study.path / "front.csv").open(newline="") as file:
         header, *rows = csv.reader(file)

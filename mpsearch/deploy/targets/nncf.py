@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -81,7 +80,7 @@ def _config(names: list[str], params: AffineParams, shape: tuple[int, ...]) -> d
     return {"hook_names_in_model": names, "module_path": "nncf.torch.quantization.layers", "module_cls_name": kind, "module_config": settings}
 
 
-def _state(params: AffineParams, shape: tuple[int, ...]) -> Mapping[str, Tensor]:
+def _state(params: AffineParams, shape: tuple[int, ...]) -> dict[str, Tensor]:
     """NNCF's range parameters: a symmetric `scale` is that of the greatest code."""
     about = {"_num_bits": torch.tensor([params.bits], dtype=torch.int32), "enabled": torch.ones(1, dtype=torch.int32)}
     if params.symmetric:

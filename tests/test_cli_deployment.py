@@ -1,0 +1,149 @@
+"""`export`, `materialize`, `import`, `bench` and `eval` from the outside, on one small study."""
+
+import json
+import sys
+from dataclasses import dataclass
+
+import jsonschema
+import numpy as np
+import pytest
+
+from mpsearch.cli import main
+
+FACTORY = """
+import torch
+from torch import nn
+def net():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),
+                              nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    model.pretrained_cfg = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "interpolation": "bilinear"}
+    return model
+"""
+SETTINGS = ["--model", "net.py:net", "--random-weights", "--data", "images.npz", "--calibration-images", "16", "--search-images", "8"]
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a model, images and a finished study `s`."""
+    place = tmp_path_factory.mktemp("deployment")
+    (place / "net.py").write_text(FACTORY)
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    np.savez(place / "images.npz", x=images, y=np.arange(40) % 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        budget = ["--budget", "5bits", "--trials", "4", "--iterations", "0", "--target", "packed", "--objective", "output_mse:images=8", "--name", "s"]
+        patch.setattr(sys, "argv", ["mpsearch", "run", *SETTINGS, *budget])
+        main()
+    return place
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, folder):
+    monkeypatch.chdir(folder)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mpsearch", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return Result(code, printed.out, printed.err)
+
+    return run
+
+
+def test_a_study_writes_its_assignment_for_others(folder, pytestconfig):
+    schema = json.loads((pytestconfig.rootpath / "docs" / "assignment.schema.json").read_text())
+    found = json.loads((folder / "studies/s/artifact/assignment.json").read_text())
+    jsonschema.validate(found, schema)
+    lines = (folder / "studies/s/artifact/assignment.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(found["assignment"]) and lines[0].startswith("layer,candidate,w_bits")
+    sizes = sum(row["size_bytes"] for row in found["layers"])
+    assert 0 < sizes < found["predicted"]["size_bytes"]
+
+
+def test_two_points_for_two_targets_then_bench_and_eval(call, folder):
+    done = call("export", "studies/s", "--point", "best,2", "--target", "packed", "--target", "onnx", "--no-references", "--format", "json")
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)
+    assert [(r["point"], r["target"]) for r in rows] == [("best", "packed"), ("best", "onnx"), ("2", "packed"), ("2", "onnx")]
+    for row in rows:
+        assert row["runtime"]["top1"] == pytest.approx(row["fake_quantized"]["top1"], abs=0.1) and row["runtime"]["cosine_mean"] > 0.999
+        if row["target"] == "packed":
+            assert row["runtime"]["cosine_least"] == pytest.approx(1.0) and row["predicted_bytes"] == row["artifact_bytes"]
+    held = json.loads((folder / "studies/s/export/exports.json").read_text())["exports"]
+    assert held == rows
+    timed = call("bench", "studies/s/export/onnx/best", "--beside", "studies/s/export/onnx/2", "--batch", "1", "--seconds", "0.05", "--format", "json")
+    assert [r["artifact"] for r in json.loads(timed.out)] == ["best", "2"]
+    refused = call("eval", "studies/s/export/packed/best", "--data", "images.npz")
+    assert refused.code == 2 and "--model net.py:net" in refused.err
+    found = json.loads(call("eval", "studies/s/export/packed/best", "--data", "images.npz", "--model", "net.py:net", "--format", "json").out)
+    assert found["images"] == 40 and 0 <= found["top1"] <= 1
+
+
+def test_a_given_assignment_is_materialised(call, folder):
+    (folder / "mine.csv").write_text("layer,candidate\n0,W8A8\n3,W2A8\n7,float\n")
+    done = call("materialize", "mine.csv", "--study", "studies/s", "--nearest", "--format", "json")
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)
+    assert row["point"] == "mine" and row["target"] == "packed"
+    written = json.loads((folder / "studies/s/export/assignments/mine/assignment.json").read_text())
+    assert written["assignment"] == {"0": "W8A8", "3": "W2A8", "7": "float"}
+
+
+def test_an_import_is_measured_beside_uniform_and_the_optimum(call, folder):
+    cfg = [{"quantizer_name": "*", "cfg": {"num_bits": 4}}, {"quantizer_name": "0.weight_quantizer", "cfg": {"num_bits": 8}}]
+    cfg.append({"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8}})
+    (folder / "cfg.json").write_text(json.dumps({"quant_cfg": cfg}))
+    objective = ["--objective", "output_mse:images=8"]
+    done = call("import", "cfg.json", "--from", "modelopt", *SETTINGS, *objective, "--bits", "4,8", "--name", "i", "--format", "json")
+    assert done.code == 0, done.err
+    rows = {row["label"]: row for row in json.loads(done.out)["rows"]}
+    assert set(rows) == {"float", "imported", "uniform W8A8", "uniform W4A8", "exact optimum of output_mse at the same bytes"}
+    ours, theirs = rows["exact optimum of output_mse at the same bytes"], rows["imported"]
+    assert theirs["assignment"] == {"0": "W8A8", "3": "W4A8", "7": "W4A8"}
+    assert ours["scores"]["output_mse"] <= theirs["scores"]["output_mse"] and ours["predicted"]["size_bytes"] <= theirs["predicted"]["size_bytes"]
+    for row in rows.values():
+        if row["predicted"]:
+            assert row["predicted"]["size_bytes"] == row["measured"]["size_bytes"]
+    assert (folder / "studies/i/assignment.json").is_file() and (folder / "studies/i/imported.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["export", "studies/none"], ["There is no study"]),
+        (["export", "studies/s", "--target", "onxn"], ["Did you mean 'onnx'?"]),
+        (["export", "studies/s", "--target", "onnx:bits=4"], ["has no option 'bits=4'"]),
+        (["export", "studies/s", "--point", "99"], ["measured trials", "99 is not one"]),
+        (["export", "studies/s", "--point", "front:9999"], ["points on the exact front"]),
+        (["export", "studies/s", "--point", "good"], ["'good' is no point"]),
+        (["bench", "studies/s"], ["is no artifact"]),
+        (["bench", "studies/s", "--batch", "0"], ["no batch sizes"]),
+        (["eval", "nowhere", "--data", "images.npz"], ["is no artifact"]),
+        (["import", "net.py", "--from", "nobody", *SETTINGS], ["No importer is called 'nobody'"]),
+        (["import", "net.py", "--from", "mpsearch", *SETTINGS, "--name", "j"], ["is not an assignment"]),
+        (["materialize", "none.json", "--study", "studies/s"], ["cannot be read"]),
+    ],
+)
+def test_mistakes_are_told_in_one_line(call, arguments, texts):
+    done = call(*arguments)
+    assert done.code == 2 and done.out == "" and "Traceback" not in done.err
+    for text in texts:
+        assert text in " ".join(done.err.split())
+
+
+def test_targets_and_importers_are_listed(call):
+    assert {"packed", "onnx", "onnx-tensorrt", "torchao", "modelopt", "nncf"} <= set(call("list", "targets").out.split())
+    assert {"hawq", "mct", "modelopt", "mpsearch"} <= set(call("list", "importers").out.split())
