@@ -65,6 +65,8 @@ def _members(what: str, pattern: str) -> list[str]:
             "40%    of the float model",
             "5bits  a weight, on average",
             "2.5ms  latency",
+            "3mJ    energy",
+            "512MiB peak  memory, the most that any layer needs",
             "20GBOPs  bit operations",
         ]
     raise OptionError(

@@ -17,6 +17,7 @@ from mpsearch.cli._options import (
     Data,
     EvaluationImages,
     FirstLastBits,
+    Fix,
     InputBits,
     Model,
     ModelArguments,
@@ -28,8 +29,8 @@ from mpsearch.cli._options import (
     Tables,
     Threads,
     Weights,
-    bit_widths,
     model_arguments,
+    split_bits,
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
@@ -51,7 +52,8 @@ def run(  # long for its options alone
     calibration_images: CalibrationImages = 512,
     search_images: SearchImages = 256,
     evaluation_images: EvaluationImages = None,
-    bits: Bits = "2-8",
+    bits: Bits = None,
+    fix: Fix = None,
     a_bits: InputBits = 8,
     objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated.")] = None,
     trials: Annotated[int, typer.Option(help="Assignments whose loss is measured.")] = 48,
@@ -94,6 +96,7 @@ def run(  # long for its options alone
         if budget:
             config = replace(config, budgets=tuple(budget))
     else:
+        widths, rules = split_bits(bits)
         config = RunConfig(
             budgets=tuple(budget or ()),
             model=model,
@@ -105,7 +108,9 @@ def run(  # long for its options alone
             calibration_images=calibration_images,
             search_images=search_images,
             evaluation_images=evaluation_images,
-            bits=bit_widths(bits),
+            bits=widths,
+            layer_bits=rules,
+            fix=tuple(fix or ()),
             a_bits=a_bits,
             objectives=tuple(objective or DEFAULT_OBJECTIVES),
             trials=trials,

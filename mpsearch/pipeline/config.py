@@ -7,6 +7,7 @@ from typing import Any
 
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
 from mpsearch.evaluate import TASKS
+from mpsearch.problem import Restrictions
 from mpsearch.reconstruct import METHODS
 from mpsearch.search import SAMPLERS
 from mpsearch.units import parse_quantity
@@ -32,6 +33,8 @@ class RunConfig:
         evaluation_images: For what is reported; None for all that are left.
         bits: Weight bits that a unit may have.
         a_bits: Input bits.
+        layer_bits: Rules for single units, such as `head=6..8`; they count above `bits` and `a_bits`.
+        fix: Units that have one choice, such as `head=W8A8`; above all others.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
         trials: Assignments whose loss is measured.
         sampler: Who proposes them: `mpsearch`, or a baseline, `tpe`, `nsga2` or `random`.
@@ -64,6 +67,8 @@ class RunConfig:
     evaluation_images: int | None = None
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     a_bits: int = 8
+    layer_bits: tuple[str, ...] = ()
+    fix: tuple[str, ...] = ()
     first_last_bits: int | None = None
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
     trials: int = 48
@@ -88,6 +93,7 @@ class RunConfig:
             raise OptionError(f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to 8.")
         if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
             raise OptionError(f"first_last_bits is {self.first_last_bits}; it must be 2 to 8, such as 8.")
+        Restrictions.parse(self.fix, self.layer_bits)
         self._check_task()
         if self.memory_bytes < 1:
             raise OptionError(f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.")

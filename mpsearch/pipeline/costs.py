@@ -18,7 +18,7 @@ from mpsearch.pipeline.couplings import add_couplings, interacts
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
-from mpsearch.problem import Budget, Candidate, Problem
+from mpsearch.problem import Budget, Candidate, Problem, Restrictions
 from mpsearch.reconstruct import Calibration
 from mpsearch.search import solve
 
@@ -37,6 +37,7 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     wide = (*integers, FLOAT) if timed else integers
     fixed = _fixed(subject, config)
     candidates = tuple(fixed.get(layer.name, wide) if layer.name in subject.layout.weights else (FLOAT,) for layer in subject.graph.layers)
+    candidates = Restrictions.parse(config.fix, config.layer_bits).choose(subject.graph.layers, candidates, _possible(subject, candidates))
     size, bops = [], []
     for layer, choices in zip(subject.graph.layers, candidates, strict=True):
         size.append(tuple(float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0 for c in choices))
@@ -47,6 +48,12 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
         costs={"size_bytes": tuple(size), "bops": tuple(bops)},
         constants={"size_bytes": float(subject.layout.constant_bytes), "bops": 0.0},
     )
+
+
+def _possible(subject: Subject, candidates: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:
+    """What rules may pick from: of a unit with a weight every width there is, the widest first, and float."""
+    every = (*(Candidate(w, a) for w in range(8, 1, -1) for a in range(8, 1, -1)), FLOAT)
+    return [every if layer.name in subject.layout.weights else tuple(row) for layer, row in zip(subject.graph.layers, candidates, strict=True)]
 
 
 def _fixed(subject: Subject, config: RunConfig) -> dict[str, tuple[Candidate, ...]]:

@@ -20,7 +20,7 @@ from mpsearch.search.polish import polish
 from mpsearch.search.prices import Price, marginal_prices
 from mpsearch.search.problem_front import problem_front
 from mpsearch.search.ranges import least_within
-from mpsearch.search.reach import reachable
+from mpsearch.search.reach import describe_least, reachable
 from mpsearch.search.sampler import CorrectedTableSampler
 from mpsearch.search.study import Trial, explore
 from mpsearch.search.surface import front_of_three
@@ -36,6 +36,7 @@ __all__ = [
     "Step",
     "Trial",
     "apart",
+    "describe_least",
     "exact_front",
     "explore",
     "explore_by",

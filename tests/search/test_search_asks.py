@@ -96,9 +96,7 @@ def test_a_front_of_three_objectives_is_part_of_the_whole_one():
     for a, b in itertools.product(*(np.linspace(max(v), min(v), 9) for v in list(zip(*mine, strict=True))[1:])):
         fitting = [s for s, c, d in points if c <= a and d <= b]
         if fitting:
-            known = min(s for s, c, d in mine if c <= a and d <= b)
-            assert (
-                known == pytest.approx(min(fitting), rel=1e-9) == pytest.approx(solve(p, "proxy", [Budget(r, v, r) for r, v in zip(resources, (a, b))]).score)
-            )
+            assert min(s for s, c, d in mine if c <= a and d <= b) == pytest.approx(min(fitting), rel=1e-9)
+            assert solve(p, "proxy", [Budget(r, v, r) for r, v in zip(resources, (a, b), strict=True)]).score == pytest.approx(min(fitting), rel=1e-9)
     within = front_of_three(p, "proxy", steps=5, budgets=[budget(p, "latency_us", 0.4)])
     assert all(s.cost.latency_us <= budget(p, "latency_us", 0.4).limit for s in within)
