@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mpsearch.hardware import LatencyTable
 from mpsearch.models import from_module
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.costs import add_latency, add_scores, latency_table, resolve_budgets, sized_problem
+from mpsearch.pipeline.crew import Crew, Team, make_job
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.front import write_front
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject
@@ -32,24 +34,26 @@ _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "nump
 _REPAIRS = 4
 
 
-def run(config: RunConfig, study: Study, progress: Progress | None = None) -> dict[str, Any]:
+def run(config: RunConfig, study: Study, progress: Progress | None = None, crew: Crew | None = None) -> dict[str, Any]:
     """Do, or finish, a study.
 
     Args:
         config: Settings.
         study: Its folder; what is there already is used.
         progress: Where progress goes.
+        crew: Who measures the trials; None: this process.
     Returns: What was written to `results.json`: rows of the results table, the chosen assignment, predicted and measured.
 
     Raises:
         InfeasibleError: No assignment keeps the budgets.
         UserError: Anything in the settings cannot be used.
+        StudyError: Another process runs this study, in this folder or in the storage.
     """
-    progress = progress or Silent()
-    with study.busy():
+    progress, crew = progress or Silent(), crew or Crew()
+    with study.busy(), crew.held(study, config):
         study.claim(config)
         subject = load_subject(config, progress)
-        return _run(subject, config, study, progress)
+        return _run(subject, config, study, progress, crew)
 
 
 def search(
@@ -94,7 +98,8 @@ def profile_model(config: RunConfig, progress: Progress) -> tuple[LatencyTable, 
     return latency_table(sized_problem(load_subject(config, progress), config), config, progress)
 
 
-def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress) -> dict[str, Any]:
+def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None) -> dict[str, Any]:
+    """The steps; `crew` where other processes can load the model from `config`."""
     problem = sized_problem(subject, config)
     budgets = resolve_budgets(subject, problem, config)
     about: dict[str, Any] = {"versions": _versions(), "hashes": subject.hashes, "splits": subject.splits.to_json()}
@@ -109,10 +114,12 @@ def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress) 
     workshop.reference()
     limits = budgets
     for _ in range(_REPAIRS):
-        found = _search(problem, limits, workshop)
+        found = _search(problem, limits, workshop, crew)
         result = _finish(problem, budgets, found, workshop, about)
         broken = [b for b in budgets if result["best"]["measured"].get(b.resource, 0.0) > b.limit]
         if not broken:
+            with contextlib.closing((crew or Crew()).studies(study)) as studies:
+                studies.finish()
             return _write(result, problem, limits, found["trials"], workshop)
         for b in broken:
             got = result["best"]["measured"][b.resource]
@@ -133,30 +140,44 @@ def _tightened(budget: Budget, limit: Budget, result: dict[str, Any]) -> Budget:
     return replace(limit, limit=min(limit.limit, predicted) * budget.limit / got * 0.99)
 
 
-def _search(problem: Problem, limits: tuple[Budget, ...], workshop: Workshop) -> dict[str, Any]:
+def _search(problem: Problem, limits: tuple[Budget, ...], workshop: Workshop, crew: Crew | None) -> dict[str, Any]:
     """Step 4: the proxy's optimum, the greatest uniform assignment that fits, and the best of the study on the measured loss."""
-    config, study, progress = workshop.config, workshop.study, workshop.progress
-    proxy = workshop.config.objectives[0].partition(":")[0]
+    config = workshop.config
+    proxy = config.objectives[0].partition(":")[0]
     optimum = solve(problem, proxy, limits)
     uniform = next((u for u in _uniforms(problem, config).values() if _keeps(problem, u, limits)), None)
     warm = [uniform] if uniform is not None else []
-    evaluator = FastEvaluator(workshop.subject.module, workshop.calibration, workshop.subject.splits.search)
-    key = [problem.to_json(), [b.to_json() for b in limits], workshop.subject.hashes, config.seed]
-    journal = study.path / f"optuna-{files.digest(key)}.log"
-    with progress.task("search on the measured loss") as advance:
-        trials = explore(
-            problem,
-            proxy,
-            limits,
-            lambda i: evaluator.measure(problem.assignment(i)),
-            journal,
-            config.trials,
-            config.seed,
-            warm,
-            on_trial=lambda d, t: advance(d, t),
-        )
+    trials, name = _trials(problem, proxy, limits, warm, workshop, crew)
     best = min((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
-    return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": best, "trials": trials, "journal": journal.name}
+    return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": best, "trials": trials, "journal": name}
+
+
+def _trials(
+    problem: Problem, proxy: str, limits: tuple[Budget, ...], warm: Sequence[Sequence[int]], workshop: Workshop, crew: Crew | None
+) -> tuple[list[Trial], str]:
+    """The study on the measured loss, and the name of its journal or in the database."""
+    config, subject, progress = workshop.config, workshop.subject, workshop.progress
+    job = None if crew is None else make_job(subject, problem, config)
+    crew = crew or Crew()
+    key = [problem.to_json(), [b.to_json() for b in limits], subject.hashes, config.seed]
+    with contextlib.closing(crew.studies(workshop.study)) as studies:
+        place = studies.place(files.digest(key))
+        studies.finish(but=place)  # what an earlier run with other limits left is not worked on
+    measure = _measure(problem, workshop) if crew.workers == 1 else _left_to_workers
+    with progress.task("search on the measured loss") as advance, Team(crew, workshop.study, progress) as team:
+        found = explore(
+            problem, proxy, limits, measure, place, config.trials, config.seed, warm, on_trial=lambda d, t: advance(d, t), sharing=team.sharing(job)
+        )
+    return found, Path(place.url).name if crew.storage is None else place.name
+
+
+def _measure(problem: Problem, workshop: Workshop) -> Callable[[tuple[int, ...]], float]:
+    evaluator = FastEvaluator(workshop.subject.module, workshop.calibration, workshop.subject.splits.search)
+    return lambda indices: evaluator.measure(problem.assignment(indices))
+
+
+def _left_to_workers(indices: tuple[int, ...]) -> float:
+    raise AssertionError("A run that leaves the measuring to workers measures nothing.")
 
 
 def _uniforms(problem: Problem, config: RunConfig) -> dict[str, tuple[int, ...]]:
