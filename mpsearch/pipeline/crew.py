@@ -107,18 +107,24 @@ class Team:
             self._start(number)
         return self
 
-    def __exit__(self, *about: object) -> None:
-        for process, _ in self._running.values():
+    def __exit__(self, *_: object) -> None:
+        for process, _log in self._running.values():
             if process.stdin is not None:
                 process.stdin.close()  # tells it to end
-        for process, log in self._running.values():
-            try:
-                process.wait(_FAREWELL_S)
-            except subprocess.TimeoutExpired:
-                process.kill()  # still importing, perhaps: nothing that it holds counts any more
-                process.wait()
-            log.close()
-        self._running.clear()
+        for number in list(self._running):
+            self._end(number)
+
+    def _end(self, number: int) -> int:
+        process, log = self._running.pop(number)
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            code = process.wait(_FAREWELL_S)
+        except subprocess.TimeoutExpired:
+            process.kill()  # still importing, perhaps: nothing that it holds counts any more
+            code = process.wait()
+        log.close()
+        return code
 
     def sharing(self, job: dict[str, Any] | None) -> Sharing:
         """For `explore`."""
@@ -126,12 +132,8 @@ class Team:
 
     def watch(self) -> None:
         """Replace a worker that was killed. Raises MpsearchError where one failed, or too many were killed."""
-        for number, (process, log) in list(self._running.items()):
-            code = process.poll()
-            if code is None:
-                continue
-            log.close()
-            del self._running[number]
+        for number in [n for n, (process, _) in self._running.items() if process.poll() is not None]:
+            code = self._end(number)
             if code > 0 or self._replaced >= 3 * self._count:
                 raise MpsearchError(f"Worker {number + 1} ended with code {code}: {self._last_words(number)} More in {self._log(number)}.")
             self._replaced += 1

@@ -144,7 +144,7 @@ def test_a_worker_that_fails_ends_the_run_with_its_words(tmp_path):
         pytest.raises(MpsearchError, match=r"Worker \d ended with code 2: .* is not a journal .* More in .*worker-\d.log"),
         Team(Crew(workers=2, pace=PACE), study, Silent()) as team,
     ):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             team.watch()
             time.sleep(0.1)
