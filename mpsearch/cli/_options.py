@@ -34,6 +34,9 @@ Tables = Annotated[str, typer.Option(help="Folder of latency tables.")]
 Threads = Annotated[int, typer.Option(help="Of the runtime whose latency is measured.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Name = Annotated[str | None, typer.Option(help="Of the study's folder below studies/.")]
+Storage = Annotated[
+    str | None, typer.Option(help="Where trials are kept: postgresql://USER@HOST/DATABASE for several hosts. Without it, a journal in the study's folder.")
+]
 Output = Annotated[Format, typer.Option("--format", help="Of the results on stdout.")]
 
 

@@ -26,6 +26,7 @@ from mpsearch.cli._options import (
     RandomWeights,
     SearchImages,
     Seed,
+    Storage,
     Tables,
     Threads,
     Weights,
@@ -80,6 +81,10 @@ def run(  # long for its options alone
     threads: Threads = 1,
     seed: Seed = 0,
     name: Name = None,
+    storage: Storage = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes of this machine that measure: 1 is this one, more are started, 0 leaves all to `mpsearch worker`.")
+    ] = 1,
     resume: Annotated[Path | None, typer.Option(help="Finish the study in this folder, with its settings.")] = None,
     output: Output = Format.table,
 ) -> None:
@@ -88,8 +93,10 @@ def run(  # long for its options alone
         Budget.parse(text)  # before torch is imported: a slip is told at once
     from mpsearch.pipeline import DEFAULT_OBJECTIVES, RunConfig
     from mpsearch.pipeline import run as run_study
+    from mpsearch.pipeline.crew import Crew
     from mpsearch.pipeline.study import Study
 
+    crew = Crew(storage, workers)
     if resume is not None:
         study = Study(resume)
         config = study.config()
@@ -132,7 +139,7 @@ def run(  # long for its options alone
     if study.claim(config):
         say(f"Continuing the study in {study.path}: what it holds already is used.")
     try:
-        result = run_study(config, study, ProgressBars())
+        result = run_study(config, study, ProgressBars(), crew)
     except KeyboardInterrupt:
         say(f"\nInterrupted. Finish it with: mpsearch run --resume {study.path}")
         raise

@@ -7,11 +7,14 @@ at its own candidate. In an assignment of mixed bits they were learned behind ot
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+
+from torch import Tensor
 
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.problem import Assignment, Candidate, Problem
-from mpsearch.quant import UnitState
+from mpsearch.quant import AffineParams, UnitState
 from mpsearch.reconstruct import Calibration
 
 
@@ -29,6 +32,21 @@ def searched_calibration(problem: Problem, workshop: Workshop) -> Calibration:
         states = workshop.reconstructed(assignment, f"every layer at {wanted}, for the search", steps)
         learned |= {(unit, wanted): state for unit, state in states.items() if assignment[unit] == wanted}
     return replace(workshop.calibration, learned=learned)
+
+
+def states_digest(calibration: Calibration) -> str:
+    """Of what was learned; that of nothing where nothing was."""
+    digest = hashlib.sha256()
+    for (unit, candidate), state in sorted(calibration.learned.items(), key=str):
+        digest.update(f"{unit} {candidate}\n".encode())
+        for value in _numbers(state):
+            digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _numbers(state: UnitState) -> list[Tensor]:
+    codes = [] if state.weight is None else [state.weight.codes, state.weight.params.scale]
+    return [*codes, *([state.activation.scale] if isinstance(state.activation, AffineParams) else [])]
 
 
 def _nearest(choices: tuple[Candidate, ...], wanted: Candidate) -> Candidate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 from collections.abc import Sequence
@@ -13,45 +14,48 @@ from torch import nn
 
 from mpsearch import files
 from mpsearch.data import SampleSet, make_splits
-from mpsearch.errors import InfeasibleError
+from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.evaluate import FastEvaluator, clearly_lower
 from mpsearch.hardware import LatencyTable
 from mpsearch.models import from_module
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.costs import add_latency, add_scores, latency_table, resolve_budgets, sized_problem
+from mpsearch.pipeline.crew import Crew, Team, make_job
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.front import write_front
-from mpsearch.pipeline.learned import searched_calibration
+from mpsearch.pipeline.learned import searched_calibration, states_digest
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.sampling import mean_bits
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.reconstruct import Calibration
-from mpsearch.search import LossFile, Trial, explore_by, polish, problem_front, solve
+from mpsearch.search import LossFile, Trial, explore, explore_by, polish, problem_front, solve
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
 _REPAIRS = 4
 
 
-def run(config: RunConfig, study: Study, progress: Progress | None = None) -> dict[str, Any]:
+def run(config: RunConfig, study: Study, progress: Progress | None = None, crew: Crew | None = None) -> dict[str, Any]:
     """Do, or finish, a study.
 
     Args:
         config: Settings.
         study: Its folder; what is there already is used.
         progress: Where progress goes.
+        crew: Who measures the trials; None: this process.
     Returns: What was written to `results.json`: rows of the results table, the chosen assignment, predicted and measured.
 
     Raises:
         InfeasibleError: No assignment keeps the budgets.
         UserError: Anything in the settings cannot be used.
+        StudyError: Another process runs this study, in this folder or in the storage.
     """
-    progress = progress or Silent()
-    with study.busy():
+    progress, crew = progress or Silent(), crew or Crew()
+    with study.busy(), crew.held(study, config):
         study.claim(config)
         subject = load_subject(config, progress)
-        return _run(subject, config, study, progress)
+        return _run(subject, config, study, progress, crew)
 
 
 def search(
@@ -96,7 +100,8 @@ def profile_model(config: RunConfig, progress: Progress) -> tuple[LatencyTable, 
     return latency_table(sized_problem(load_subject(config, progress), config), config, progress)
 
 
-def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress) -> dict[str, Any]:
+def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None) -> dict[str, Any]:
+    """The steps; `crew` where other processes can load the model from `config`."""
     problem = sized_problem(subject, config)
     budgets = resolve_budgets(subject, problem, config)
     about: dict[str, Any] = {"versions": _versions(), "hashes": subject.hashes, "splits": subject.splits.to_json()}
@@ -112,10 +117,12 @@ def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress) 
     workshop.reference()
     limits = budgets
     for _ in range(_REPAIRS):
-        found = _search(problem, limits, searched, workshop)
+        found = _search(problem, limits, searched, workshop, crew)
         result = _finish(problem, budgets, found, workshop, about)
         broken = [b for b in budgets if result["best"]["measured"].get(b.resource, 0.0) > b.limit]
         if not broken:
+            with contextlib.closing((crew or Crew()).studies(study)) as studies:
+                studies.finish()
             return _write(result, problem, limits, found["trials"], workshop)
         for b in broken:
             got = result["best"]["measured"][b.resource]
@@ -136,28 +143,62 @@ def _tightened(budget: Budget, limit: Budget, result: dict[str, Any]) -> Budget:
     return replace(limit, limit=min(limit.limit, predicted) * budget.limit / got * 0.99)
 
 
-def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibration, workshop: Workshop) -> dict[str, Any]:
+def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibration, workshop: Workshop, crew: Crew | None) -> dict[str, Any]:
     """Step 4: the proxy's optimum, the greatest uniform assignment that fits, and the best of the study on the measured loss."""
-    config, study, progress = workshop.config, workshop.study, workshop.progress
-    proxy = workshop.config.objectives[0].partition(":")[0]
+    config = workshop.config
+    proxy = config.objectives[0].partition(":")[0]
     optimum = solve(problem, proxy, limits)
     uniform = next((u for u in _uniforms(problem, config).values() if _keeps(problem, u, limits)), None)
     warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if problem.interactions.get(proxy) else None)) if indices is not None]
-    base, alone = _additive(problem, proxy), replace(problem, interactions={})
-    evaluator = FastEvaluator(workshop.subject.module, calibration, workshop.subject.splits.search, task=workshop.task)
-    key = [problem.to_json(), [b.to_json() for b in limits], workshop.subject.hashes, config.seed, config.sampler, config.learning, config.task]
-    journal = study.path / f"optuna-{files.digest(key)}.log"
+    trials, name = _trials(replace(problem, interactions={}), _additive(problem, proxy), limits, warm, calibration, workshop, crew or Crew())
+    best = min((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
+    return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": best, "trials": trials, "journal": name}
 
-    def measure(indices: tuple[int, ...]) -> float:
-        return evaluator.measure(problem.assignment(indices))
 
-    with progress.task("search on the measured loss") as advance:
-        trials = explore_by(config.sampler, alone, base, limits, measure, journal, config.trials, config.seed, warm, on_trial=advance)
+def _trials(
+    problem: Problem, proxy: str, limits: tuple[Budget, ...], warm: Sequence[Sequence[int]], calibration: Calibration, workshop: Workshop, crew: Crew
+) -> tuple[list[Trial], str]:
+    """The study on the measured loss with its polish, and the name of its journal or in the database."""
+    config, subject, study, progress = workshop.config, workshop.subject, workshop.study, workshop.progress
+    key = [problem.to_json(), [b.to_json() for b in limits], subject.hashes, config.seed, config.sampler, config.learning, config.task]
+    measure = _Measure(problem, calibration, workshop)
+    if config.sampler != "mpsearch":
+        if crew.workers != 1 or crew.storage is not None:
+            raise OptionError(f"The baseline --sampler {config.sampler} measures in the run's own process. Leave out --workers and --storage.")
+        name = f"optuna-{files.digest(key)}.log"
+        with progress.task(f"search on the measured loss by {config.sampler}") as advance:
+            trials = explore_by(config.sampler, problem, proxy, limits, measure, study.path / name, config.trials, config.seed, warm, on_trial=advance)
+    else:
+        with contextlib.closing(crew.studies(study)) as studies:
+            place = studies.place(files.digest(key))
+            studies.finish(but=place)  # what an earlier run with other limits left is not worked on
+        job = make_job(subject, problem, config, states_digest(calibration))
+        with progress.task("search on the measured loss") as advance, Team(crew, study, progress) as team:
+            by = measure if crew.workers == 1 else _left_to_workers
+            trials = explore(problem, proxy, limits, by, place, config.trials, config.seed, warm, on_trial=advance, sharing=team.sharing(job))
+        name = Path(place.url).name if crew.storage is None else place.name
     with progress.task("polish the best") as advance:
         held = LossFile(study.step_path("polish", [*key, config.trials], ".jsonl"), key)
-        trials += polish(alone, base, limits, measure, trials, config.polish, held, on_trial=advance)
-    best = min((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
-    return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": best, "trials": trials, "journal": journal.name}
+        trials += polish(problem, proxy, limits, measure, trials, config.polish, held, on_trial=advance)
+    return trials, name
+
+
+class _Measure:
+    """The loss of L choices; the evaluator is made at the first call, which a run with workers may never make."""
+
+    def __init__(self, problem: Problem, calibration: Calibration, workshop: Workshop) -> None:
+        self._problem, self._calibration, self._workshop = problem, calibration, workshop
+        self._evaluator: FastEvaluator | None = None
+
+    def __call__(self, indices: tuple[int, ...]) -> float:
+        if self._evaluator is None:
+            subject = self._workshop.subject
+            self._evaluator = FastEvaluator(subject.module, self._calibration, subject.splits.search, task=self._workshop.task)
+        return self._evaluator.measure(self._problem.assignment(indices))
+
+
+def _left_to_workers(indices: tuple[int, ...]) -> float:
+    raise AssertionError("A run that leaves the measuring to workers measures nothing.")
 
 
 def _additive(problem: Problem, proxy: str) -> str:

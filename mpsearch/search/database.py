@@ -61,10 +61,10 @@ def connect(url: str, pace: Pace) -> DatabaseStorage:
                 address.render_as_string(hide_password=False), engine_kwargs=options, heartbeat_interval=pace.beat_s, grace_period=pace.grace_s
             )
     except (DBAPIError, RuntimeError) as error:  # RuntimeError: tables of another version of Optuna
-        raise StudyError(f"{shown(url)} cannot be used ({_reason(error)}). Start the server, or correct --storage.") from error
+        raise StudyError(f"{without_password(url)} cannot be used ({_reason(error)}). Start the server, or correct --storage.") from error
 
 
-def shown(url: str) -> str:
+def without_password(url: str) -> str:
     """The URL without its password."""
     return _address(url).render_as_string(hide_password=True)
 

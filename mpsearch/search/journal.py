@@ -61,8 +61,11 @@ class JournalLock(JournalFileOpenLock):
 
 
 def join_journal(path: Path) -> JournalStorage:
-    """The storage for a process that works for the study's explorer, beside it and beside others."""
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
+    """The storage for a process that works for the study's explorer, beside it and beside others. Raises StudyError where the file is no journal."""
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{path} is not a journal of Optuna ({error}). Name another study, or remove the file.") from None
 
 
 @contextlib.contextmanager

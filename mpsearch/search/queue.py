@@ -20,10 +20,10 @@ from optuna.trial import FrozenTrial, TrialState
 from mpsearch.errors import MpsearchError
 from mpsearch.search.pulse import OWNER, Pulse, beating, dead, pulse_of, this_process
 from mpsearch.search.sampler import INDICES, INTERRUPTED, ORDINAL, REASON, Trials
-from mpsearch.search.storage import Hold, Pace
+from mpsearch.search.storage import FINISHED, Hold, Pace
 
-COST, LOST, JOB, FINISHED = "cost", "lost", "job", "finished"
-"""Attributes: a trial's second value; why a trial must be tried again; what workers need to know; whether they may go."""
+COST, LOST, JOB = "cost", "lost", "job"
+"""Attributes: a trial's second value; why a trial must be tried again; of a study, what workers need to know."""
 _OPEN = (TrialState.WAITING, TrialState.RUNNING)
 _MOST_LOSSES = 5
 
@@ -256,10 +256,3 @@ class Worker:
             job = self._pace.patiently(lambda: study.user_attrs[JOB], self._say)
             self._ready[id(study)] = study, self._prepare(job), pulse_of(study._storage, self._pace)
         return self._ready[id(study)][1:]
-
-
-def finish(studies: list[Study]) -> None:
-    """Let the workers of a run go."""
-    for study in studies:
-        if not study.user_attrs.get(FINISHED):
-            study.set_user_attr(FINISHED, True)

@@ -20,6 +20,8 @@ from mpsearch.search.journal import busy_file, join_journal, open_journal
 
 STUDY_NAME = "mpsearch"
 """Name of the one study in a journal file."""
+FINISHED = "finished"
+"""Attribute of a study: nothing more will come, its workers may go."""
 _KINDS = ("postgresql", "sqlite")
 _T = TypeVar("_T")
 
@@ -191,6 +193,14 @@ class Studies:
             return [study for path in journals for study in self._named(str(path), re.escape(STUDY_NAME))]
         return self._named(self.where, re.escape(self.run) + "-[0-9a-f]{16}")
 
+    def finish(self, but: Place | None = None) -> None:
+        """Let the workers of these studies go; all, or all but one."""
+        kept = None if but is None else (but.url, but.name)
+        self.found()
+        for place, study in self._studies.items():
+            if place != kept and not study.user_attrs.get(FINISHED):
+                study.set_user_attr(FINISHED, True)
+
     def _named(self, url: str, pattern: str) -> list[Study]:
         storage = self._opened.get(url) or self._opened.setdefault(url, join(url, self._pace))
         every = storage.names() if isinstance(storage, Listed) else [study.study_name for study in storage.get_all_studies()]
@@ -200,6 +210,27 @@ class Studies:
                 with quiet():
                     self._studies[url, name] = optuna.load_study(study_name=name, storage=storage)
         return [self._studies[url, name] for name in names]
+
+
+@contextlib.contextmanager
+def hold_run(url: str, run: str) -> Iterator[None]:
+    """Be the only run of this name in a database. Raises as `lead`."""
+    if storage_kind(url) == "postgresql":
+        from mpsearch.search.database import ServerHold
+
+        with ServerHold(url, run):
+            yield
+    else:  # a file of this machine, held while it is searched
+        yield
+
+
+def shown(where: str) -> str:
+    """A URL without its password; anything else as it is."""
+    if storage_kind(where) == "journal":
+        return where
+    from mpsearch.search.database import without_password
+
+    return without_password(where)
 
 
 @contextlib.contextmanager

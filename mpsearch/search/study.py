@@ -18,10 +18,10 @@ from mpsearch.files import digest
 from mpsearch.problem import PEAKS, Budget, Cost, Problem
 from mpsearch.search.constraints import Constraints
 from mpsearch.search.proposals import Planner, Proposal
-from mpsearch.search.queue import COST, FINISHED, JOB, Leader, Sharing
+from mpsearch.search.queue import COST, JOB, Leader, Sharing
 from mpsearch.search.reach import reachable
 from mpsearch.search.sampler import INDICES, ORDINAL, PROPOSED_BY, CorrectedTableSampler, Trials, finished, pending
-from mpsearch.search.storage import STUDY_NAME, Place, lead, quiet
+from mpsearch.search.storage import FINISHED, STUDY_NAME, Place, lead, quiet
 
 _METHOD = 2  # raised when the same inputs would lead to other proposals
 _INPUTS = "inputs"

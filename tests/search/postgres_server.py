@@ -38,7 +38,8 @@ class Server:
         self.start()
 
     def start(self):
-        settings = f"-k {self._folder} -c listen_addresses= -c fsync=off -c synchronous_commit=off -c max_connections=60 -c shared_buffers=16MB"
+        # fsync is for a machine that fails; without it a server that crashes still keeps every commit
+        settings = f"-k {self._folder} -c listen_addresses= -c fsync=off -c max_connections=60 -c shared_buffers=16MB"
         self._call("pg_ctl", "-D", str(self._folder / "data"), "-w", "-l", str(self._folder / "log"), "-o", settings, "start")
 
     def stop(self, mode="immediate"):

@@ -14,7 +14,7 @@ from search_problems import interacting
 from mpsearch.errors import StudyError
 from mpsearch.problem import Budget
 from mpsearch.search import explore, pulse, reachable
-from mpsearch.search.queue import Sharing, Worker, finish
+from mpsearch.search.queue import Sharing, Worker
 from mpsearch.search.storage import Pace, Studies
 
 PACE = Pace(poll_s=0.05, beat_s=1, grace_s=3, patience_s=60)
@@ -30,7 +30,7 @@ def setting():
 def lead(studies, trials, sharing, measure=None):
     p, loss, budgets = setting()
     found = explore(p, "proxy", budgets, measure or loss, studies.place(DIGEST), trials, seed=3, batch=8, sharing=sharing)
-    finish(studies.found())
+    studies.finish()
     return found
 
 
