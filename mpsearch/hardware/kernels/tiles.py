@@ -116,7 +116,7 @@ def tiles_to_try(shape: Shape, shared_bytes: int = 227 * 1024, processors: int =
                 warps = 8 if block_m * block_n >= 128 * 128 else 4
                 found += [Tile(block_m, block_n, block_k, warps, stages, split) for stages in ((4, 6) if narrow else (3, 4))]
     fitting = [t for t in dict.fromkeys(found) if t.shared_bytes(shape.item) <= shared_bytes and (t.block_k <= 2 * shape.k or t == found[0])]
-    return [t for t in fitting if t == found[0] or (t.block_m < 2 * shape.m or t.block_m == 16) and (t.block_n < 2 * shape.n or t.block_n == 32)]
+    return [t for t in fitting if t == found[0] or ((t.block_m < 2 * shape.m or t.block_m == 16) and (t.block_n < 2 * shape.n or t.block_n == 32))]
 
 
 @dataclass
@@ -155,7 +155,9 @@ class TileCache:
             if (data["schema"], data["device"], data["version"]) != (SCHEMA, device, version):
                 return cls(device, version)
             rows = {key: dict(row) for key, row in data["tiles"].items()}
-            return cls(device, version, {key: (Tile(**{k: v for k, v in row.items() if k != "microseconds"}), row["microseconds"]) for key, row in rows.items()})
+            return cls(
+                device, version, {key: (Tile(**{k: v for k, v in row.items() if k != "microseconds"}), row["microseconds"]) for key, row in rows.items()}
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise TableError(f"{path} is not a cache of tiles ({type(error).__name__}: {error}). Remove it; the tiles are then found again.") from None
 
@@ -174,7 +176,9 @@ def tune(shape: Shape, tiles: Iterable[Tile], time_us: Callable[[Tile], float | 
         return cache.found[str(shape)][0]
     timed = [(us, tile) for tile in tiles if (us := time_us(tile)) is not None]
     if not timed:
-        raise TableError(f"The device runs none of the tiles tried for {shape}. Its shared memory is smaller than any of them needs; add smaller ones to tiles_to_try.")
+        raise TableError(
+            f"The device runs none of the tiles tried for {shape}. Its shared memory is smaller than any of them needs; add smaller ones to tiles_to_try."
+        )
     us, best = min(timed)
     cache.found[str(shape)] = (best, us)
     return best
