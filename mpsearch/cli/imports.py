@@ -25,8 +25,8 @@ from mpsearch.cli._options import (
     SearchImages,
     Seed,
     Weights,
-    split_bits,
     model_arguments,
+    split_bits,
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say

@@ -1,17 +1,20 @@
-"""The GPU backends: what they say they can run on which card, that without one nothing is `ok`, and their cells' numbers on the CPU (our kernels in Triton's interpreter)."""
+"""The GPU backends: what they say they can run on which card, that without one nothing is `ok`, and their cells' numbers on the CPU (ours interpreted)."""
 
 import dataclasses
 import pickle
 
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
 
 from mpsearch.errors import DeviceMismatchError, TableError
 from mpsearch.hardware import BACKENDS
 from mpsearch.hardware.gpu import probe
-from mpsearch.hardware.gpu.cells import matrix_instruction, own_cell
+from mpsearch.hardware.gpu.cells import Draw, matrix_instruction, own_cell
 from mpsearch.hardware.gpu.probe import Gpu
 from mpsearch.hardware.gpu.torch_cells import torch_cell
+from mpsearch.hardware.gpu.trt import trtexec_command, unit_onnx
 from mpsearch.hardware.kernels.tiles import Shape, Tile, TileCache, default_tile, tiles_to_try, tune
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
@@ -98,7 +101,9 @@ def test_fp8_needs_a_newer_card(card):
     assert support.status == "no" and "8.9" in support.reason
 
 
-@pytest.mark.parametrize("layer", [linear(), linear(n=3, k=5), conv(), conv(groups=16), conv(groups=4, stride=2)], ids=["linear", "ragged", "conv", "depthwise", "grouped"])
+@pytest.mark.parametrize(
+    "layer", [linear(), linear(n=3, k=5), conv(), conv(groups=16), conv(groups=4, stride=2)], ids=["linear", "ragged", "conv", "depthwise", "grouped"]
+)
 def test_every_width_has_a_triton_kernel(card, layer):
     card(H200)
     backend = BACKENDS.create("triton-cuda")
@@ -117,7 +122,11 @@ def test_a_cell_is_only_built_for_a_kernel(card):
             BACKENDS.create(name).build(linear(), candidate, 1)
 
 
-@pytest.mark.parametrize(("layer", "columns"), [(linear(), 48 * 64), (linear(k=65), 48 * 96), (conv(), 16 * 160), (conv(groups=16), 9 * 32)], ids=["even", "padded", "conv", "depthwise"])
+@pytest.mark.parametrize(
+    ("layer", "columns"),
+    [(linear(), 48 * 64), (linear(k=65), 48 * 96), (conv(), 16 * 160), (conv(groups=16), 9 * 32)],
+    ids=["even", "padded", "conv", "depthwise"],
+)
 def test_packed_bytes_are_those_of_the_packer(layer, columns):
     backend = BACKENDS.create("triton-cuda")
     for bits in (2, 3, 4, 8):
@@ -213,3 +222,56 @@ def test_the_identity_of_a_card_names_its_file():
     assert H200.identity.slug == "nvidia-h200-132c-sm90"
     assert type(H200.identity).from_json(H200.identity.to_json()) == H200.identity
     assert Tile(16, 32, 64, 4, 2).shared_bytes(2) == 2 * 48 * 64 * 2
+
+
+@pytest.mark.parametrize(("name", "extra"), [("gemlite", "gemlite"), ("tensorrt", "tensorrt")])
+def test_an_extra_that_is_not_installed_is_named(card, monkeypatch, name, extra):
+    card(H200)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    support = BACKENDS.create(name).supports(linear(), W8A8)
+    assert support.status == "no" and f"mpsearch[{extra}]" in support.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "candidate", "status", "reason"),
+    [
+        ("gemlite", linear(), W4A16, "ok", "w4"),
+        ("gemlite", linear(), Candidate(3, 16), "no", "2, 4 or 8"),
+        ("gemlite", linear(), W8A8, "no", "float inputs"),
+        ("gemlite", linear(k=48), W4A16, "no", "multiples of 32"),
+        ("gemlite", conv(), W4A16, "no", "linear layers only"),
+        ("tensorrt", conv(), W8A8, "ok", "int8"),
+        ("tensorrt", conv(), W4A8, "storage-only", "8-bit"),
+        ("tensorrt", linear(), W4A16, "no", "symmetric int8"),
+        ("tensorrt", MATMUL, FLOAT, "no", "whole model"),
+    ],
+)
+def test_what_the_extras_run_where_they_are_installed(card, monkeypatch, name, layer, candidate, status, reason):
+    card(H200)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: object())
+    support = BACKENDS.create(name).supports(layer, candidate)
+    assert support.status == status and reason in support.reason
+
+
+@pytest.mark.parametrize(
+    "layer", [linear(), dataclasses.replace(linear(), bias=False), conv(), conv(groups=16, stride=2)], ids=["linear", "no bias", "conv", "depthwise"]
+)
+@pytest.mark.parametrize("candidate", [FLOAT, W8A8], ids=str)
+def test_the_onnx_for_tensorrt_says_what_it_must_give(layer, candidate):
+    draw = Draw.of(layer, 2, torch.float16, "cpu")
+    model, expected = unit_onnx(draw, candidate)
+    x = draw.x[0].permute(0, 3, 1, 2) if layer.op == "conv2d" else draw.x[0]
+    options = ort.SessionOptions()
+    options.log_severity_level, options.graph_optimization_level = 3, ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    (y,) = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, {"x": x.contiguous().numpy()})
+    found = torch.from_numpy(y).double()
+    found = found.permute(0, 2, 3, 1) if layer.op == "conv2d" else found
+    assert float((found - expected).abs().max() / expected.abs().max()) < 2**-8
+    ops = [node.op_type for node in onnx.load_from_string(model).graph.node]
+    assert ops.count("DequantizeLinear") == (0 if candidate.is_float else 2)
+
+
+def test_trtexec_is_asked_for_times_of_the_graph_alone(tmp_path):
+    command = trtexec_command(tmp_path / "m.onnx", tmp_path / "log", shapes={"x": (8, 3, 224, 224)})
+    assert command[0] == "trtexec" and "--stronglyTyped" in command and "--useCudaGraph" in command and "--noDataTransfers" in command
+    assert command[-1] == "--shapes=x:8x3x224x224" and not any(part in ("--int8", "--fp16", "--best") for part in command)

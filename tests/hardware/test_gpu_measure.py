@@ -101,7 +101,10 @@ def test_fake_nvml_reasons_that_do_not_slow_down_are_none():
     assert read([dataclasses.replace(STEADY, reasons=("idle", "clocks_set"))])[0].trouble == ()
 
 
-@pytest.mark.parametrize(("after", "trouble"), [({"sm_mhz": 1945}, ()), ({"sm_mhz": 1935}, ("processor clock 1980 to 1935 MHz",)), ({"memory_mhz": 1600}, ("memory clock 3201 to 1600 MHz",))])
+@pytest.mark.parametrize(
+    ("after", "trouble"),
+    [({"sm_mhz": 1945}, ()), ({"sm_mhz": 1935}, ("processor clock 1980 to 1935 MHz",)), ({"memory_mhz": 1600}, ("memory clock 3201 to 1600 MHz",))],
+)
 def test_fake_nvml_a_clock_that_moves_gives_no_reading(after, trouble):
     assert read([STEADY, dataclasses.replace(STEADY, **after)])[0].trouble == trouble
 
@@ -185,7 +188,15 @@ def test_fake_timer_cells_are_measured_again_when_the_anchor_moves(tmp_path):
     moving = Cell(lambda: 0.0, ("anchor",), True, 0.0, 0.1, 100, lambda: lambda: 0.0)
     measured = profiler(Recorder(), timer)
     measured.anchor = moving
-    timer.capture, plain = (lambda runs: (lambda value=next(steps): value * len(runs)) if runs[0] is moving.run and len(set(runs)) > 1 else plain(runs)), timer.capture
+    plain = timer.capture
+
+    def capture(runs):
+        if runs[0] is not moving.run or len(set(runs)) == 1:
+            return plain(runs)
+        value = next(steps)
+        return lambda: value * len(runs)
+
+    timer.capture = capture
     backend, log = measured.backend, GpuLog(tmp_path / "log.jsonl")
     measured.profile(cells_of([LINEAR], [W8A8], backend, 1), log, 1)
     (row,) = log.rows.values()
@@ -243,13 +254,13 @@ def fake_library(**changes):
     class NVMLError(Exception):
         pass
 
-    class NotSupported(NVMLError):
+    class NotSupportedError(NVMLError):
         pass
 
     import pynvml
 
     names = [n for n in dir(pynvml) if n.startswith(("nvmlClocks", "NVML_"))]
-    library = types.SimpleNamespace(**{n: getattr(pynvml, n) for n in names}, NVMLError=NVMLError, NVMLError_NotSupported=NotSupported)
+    library = types.SimpleNamespace(**{n: getattr(pynvml, n) for n in names}, NVMLError=NVMLError, NVMLError_NotSupported=NotSupportedError)
     values = {
         "nvmlInit": None,
         "nvmlDeviceGetHandleByUUID": "card",
@@ -267,14 +278,14 @@ def fake_library(**changes):
 
     def call(value):
         def answer(*_):
-            if value in (NVMLError, NotSupported) or isinstance(value, type):
+            if value in (NVMLError, NotSupportedError) or isinstance(value, type):
                 raise value("no")
             return value
 
         return answer
 
     for name, value in values.items():
-        setattr(library, name, call({"error": NVMLError, "unsupported": NotSupported}.get(value, value) if isinstance(value, str) else value))
+        setattr(library, name, call({"error": NVMLError, "unsupported": NotSupportedError}.get(value, value) if isinstance(value, str) else value))
     return library
 
 

@@ -38,7 +38,9 @@ def weights(layer, bits, zero_points, seed=0):
 
 
 def moved(weight):
-    return dataclasses.replace(weight, codes=weight.codes.to(DEVICE), scale=weight.scale.to(DEVICE), zero_point=None if weight.zero_point is None else weight.zero_point.to(DEVICE))
+    return dataclasses.replace(
+        weight, codes=weight.codes.to(DEVICE), scale=weight.scale.to(DEVICE), zero_point=None if weight.zero_point is None else weight.zero_point.to(DEVICE)
+    )
 
 
 def reference(layer, x, weight, bias, grid):
@@ -165,7 +167,9 @@ def test_int32_sums_do_not_round():
     layer = dataclasses.replace(linear(2, 4096, 1), bias=False)
     weight = WeightCodes(torch.full((2, 4096), 255), torch.ones(2), None, 8)
     unit = KernelUnit.make(layer, moved(weight), None, InputGrid(1.0, 0), torch.float32, lambda _: SMALL)
-    assert unit(torch.full((1, 1, 4096), 255.0, device=DEVICE)).flatten().tolist() == [255.0 * 127 * 4096] * 2  # 132,648,960 is beyond float32's integers but a multiple of 16
+    assert (
+        unit(torch.full((1, 1, 4096), 255.0, device=DEVICE)).flatten().tolist() == [255.0 * 127 * 4096] * 2
+    )  # 132,648,960 is beyond float32's integers but a multiple of 16
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -185,7 +189,9 @@ def test_a_plane_is_the_packing_of_the_checkpoint(bits):
     assert torch.equal(unpack(pack(codes, bits), bits, 64), unpack_planes(pack_planes(codes, bits)))
 
 
-@pytest.mark.parametrize(("codes", "bits"), [(torch.tensor([[4]]), 2), (torch.tensor([[-1]]), 2), (torch.tensor([[0.0]]), 2), (torch.tensor([0]), 2), (torch.tensor([[0]]), 9)])
+@pytest.mark.parametrize(
+    ("codes", "bits"), [(torch.tensor([[4]]), 2), (torch.tensor([[-1]]), 2), (torch.tensor([[0.0]]), 2), (torch.tensor([0]), 2), (torch.tensor([[0]]), 9)]
+)
 def test_codes_that_do_not_fit_are_refused(codes, bits):
     with pytest.raises(ValueError, match="odes"):
         pack_planes(codes, bits)

@@ -70,7 +70,7 @@ class TorchCuda(Backend):
 
 
 def _refusal(layer: Layer, multiple: int, kernel: str) -> str | None:
-    """Why a unit does not run in a product kernel of torch; None where it does. K or N that do not fit would be computed on the CPU by some libraries: never here."""
+    """Why a unit does not run in a product kernel of torch; None where it does. Nothing is padded, cut or computed on the CPU instead."""
     if layer.op == "matmul":
         return "activation products run in float on this backend"
     if layer.op == "conv2d":

@@ -1,4 +1,4 @@
-"""`triton-cuda`: our own kernels on an NVIDIA GPU. Weights of 2 to 8 bits, unpacked in registers, on int8 or half-precision inputs; products and convolutions."""
+"""`triton-cuda`: our own kernels on an NVIDIA GPU. Weights of 2 to 8 bits on int8 or half-precision inputs; products and convolutions."""
 
 from __future__ import annotations
 

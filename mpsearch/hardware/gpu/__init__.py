@@ -1,1 +1,1 @@
-"""Units on a GPU: what is there (`probe`), cells (`cells`, `torch_cells`), measuring (`measure`, `profile`). Importing this package imports neither torch nor NVML."""
+"""Units on a GPU: which GPU (`probe`), cells (`cells`, `torch_cells`), measuring (`measure`, `profile`). Importing it imports no torch and no NVML."""

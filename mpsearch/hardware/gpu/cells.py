@@ -1,4 +1,4 @@
-"""Cells of one unit on random data: drawn, built in the kernels asked for, checked against float64 on the device. On a CPU our own kernels run in Triton's interpreter."""
+"""Cells of one unit on random data: drawn, built in the kernels asked for, checked against float64. On a CPU our kernels run in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def own_cell(layer: Layer, candidate: Candidate, batch: int, *, dtype: str = "fp
 def _copied(unit: KernelUnit) -> KernelUnit:
     """The same unit on buffers of its own."""
     weight = dataclasses.replace(unit.weight, data=unit.weight.data.clone())
-    held = {name: None if (t := getattr(unit, name)) is None else t.clone() for name in ("scale", "bias", "corr", "zero")}
+    held: dict[str, Any] = {name: None if (t := getattr(unit, name)) is None else t.clone() for name in ("scale", "bias", "corr", "zero")}
     return dataclasses.replace(unit, weight=weight, **held, ran=[], _frames={})
 
 

@@ -23,7 +23,7 @@ class CudaGraphTimer:
 
     def capture(self, runs: Sequence[Callable[[], object]]) -> Callable[[], None]:
         """Warm up on a side stream, as capture asks, then one graph of all runs."""
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for run in dict.fromkeys(runs):
@@ -41,7 +41,7 @@ class CudaGraphTimer:
 
     def times_us(self, launch: Callable[[], None], repeats: int) -> list[float]:
         """Each launch between two events; all are queued before the first is waited for, so the host is not in the way."""
-        marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+        marks = [(_event(), _event()) for _ in range(repeats)]
         launch()
         for start, end in marks:
             start.record()
@@ -59,3 +59,7 @@ class CudaGraphTimer:
             launches += 8
             torch.cuda.synchronize()
         return launches
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

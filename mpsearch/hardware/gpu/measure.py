@@ -1,9 +1,9 @@
 """Timing one cell on a GPU so that the number can be trusted, or is not kept.
 
-A cell is timed by events around a CUDA graph that holds many calls, because one call is shorter than its launch. Cold: each call has weights and input of its own, together
-more than twice the L2 cache, as layers have in a model; hot: always the same. Around it the card is asked for clocks, temperature, power and what slows it down; a
-reading taken while it was slowed down, while its clock moved, or that spreads, is no latency but a reason to try again. Energy is the difference of the card's own counter
-(whole board, idle power included) over a stretch of calls, for one call.
+A cell is timed by events around a CUDA graph that holds many calls, because one call is shorter than its launch. Cold: each call has weights and input of
+its own, together more than twice the L2 cache, as layers have in a model; hot: always the same. Around it the card is asked for clocks, temperature, power
+and what slows it down; a reading taken while it was slowed down, while its clock moved, or that spreads, is no latency but a reason to try again. Energy is
+the difference of the card's own counter (whole board, idle power included) over a stretch of calls, for one call.
 
 CUDA and NVML stand behind two small protocols: what decides about a reading is tested without either.
 """
@@ -182,7 +182,7 @@ def _alone(monitor: Monitor) -> None:
     foreign = monitor.foreign_processes()
     if foreign:
         raise ForeignProcessError(
-            f"The processes {', '.join(map(str, foreign))} compute on this GPU. Times and energy taken beside them are theirs too: end them, or measure on a free card."
+            f"The processes {', '.join(map(str, foreign))} compute on this GPU. Times taken beside them are theirs too: end them, or take a free card."
         )
 
 

@@ -64,7 +64,8 @@ class NvmlMonitor:
     def foreign_processes(self) -> tuple[int, ...]:
         """Process ids that compute on the card and are not this run's.
 
-        Inside a container NVML gives the host's ids, or none. This process holds the card when it measures, so where its own id is not listed one of the others is it.
+        Inside a container NVML gives the host's ids, or none. This process holds the card when it measures, so where its own id is not listed one of the
+        others is it.
         """
         found = sorted({int(p.pid) for p in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._card)})
         foreign = tuple(pid for pid in found if pid not in self._own)

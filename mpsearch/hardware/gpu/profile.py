@@ -101,7 +101,9 @@ class GpuLog:
                 try:
                     row = GpuRow.from_json(json.loads(line))
                 except (ValueError, KeyError, TypeError) as error:
-                    raise TableError(f"{path}, line {number}: {error}. The file was cut off or edited; remove the line, and the cell is measured again.") from None
+                    raise TableError(
+                        f"{path}, line {number}: {error}. The file was cut off or edited; remove the line, and the cell is measured again."
+                    ) from None
                 log.rows[row.key, row.kernel] = row
         return log
 
@@ -145,8 +147,11 @@ class GpuProfiler:
     seed: int = 0
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
-    def profile(self, cells: Cells, log: GpuLog, batch: int, on_row: Callable[[int, int, str], None] | None = None, deadline: Callable[[], bool] = lambda: False) -> int:
-        """Measure what the log lacks. Every cell is read twice, in two passes over random orders; a reading with trouble is taken again at the end of the queue.
+    def profile(
+        self, cells: Cells, log: GpuLog, batch: int, on_row: Callable[[int, int, str], None] | None = None, deadline: Callable[[], bool] = lambda: False
+    ) -> int:
+        """Measure what the log lacks. Every cell is read twice, in two passes over random orders; a reading with trouble is taken again at the end of the
+        queue.
 
         Args:
             cells: By key.
@@ -174,7 +179,7 @@ class GpuProfiler:
     def _group(self, cells: Cells, batch: int, deadline: Callable[[], bool]) -> list[GpuRow]:
         """Some cells between two readings of the anchor, all of them again if it has moved in between."""
         work: dict[Key, _Work] = {}
-        for attempt in range(self.settings.tries):
+        for _ in range(self.settings.tries):
             before = read_cell(self.anchor, self.timer, self.monitor, self.settings).median_us
             work = {key: _Work(work[key].rejected + work[key].good if key in work else []) for key in cells}
             self._passes(cells, work, batch, deadline)

@@ -1,15 +1,16 @@
 """The Triton kernels. Only code for the device stands here; `unit` launches it, `tiles` chooses its tile sizes.
 
-One product kernel serves linear layers and convolutions (implicit GEMM over NHWC: the rows of A are output pixels, its columns are taps x channels, computed, not stored).
-A is M x K, W is N x K in bit planes (`layout`), y = (A W^T) as asked by the epilogue:
+One product kernel serves linear layers and convolutions (implicit GEMM over NHWC: the rows of A are output pixels, its columns are taps x channels,
+computed, not stored). A is M x K, W is N x K in bit planes (`layout`), y = (A W^T) as asked by the epilogue:
 
     int8 x:  acc = sum_k s u              s = x's code - 2^(a-1), u = w's code - 2^(b-1), both in int8; int32 sums
              y   = (acc + corr[n] - wz[n] sum_k s) scale[n] + bias[n]
     float x: y   = (sum_k x (code - zero[n])) scale[n] + bias[n], float32 sums
 
 with wz the weight's zero point on u's grid, and corr[n] = K zx wz[n] - zx sum_k u, the part of the zero points that does not depend on x.
-Columns past K read s = 0, so whatever the padding of W holds does not count. The int8 kernel never pads a picture: `quantize_kernel` writes codes into a frame that already
-holds the code of zero. Spread of a byte: `tl.join` puts the codes of a byte next to each other in one thread, so no data moves between threads.
+Columns past K read s = 0, so whatever the padding of W holds does not count. The int8 kernel never pads a picture: `quantize_kernel` writes codes into a
+frame that already holds the code of zero. Spread of a byte: `tl.join` puts the codes of a byte next to each other in one thread, so no data moves between
+threads.
 """
 
 import triton
@@ -75,7 +76,7 @@ def _signed(codes, BITS: tl.constexpr):
 @triton.jit
 def _as_float(codes, BITS: tl.constexpr, TYPE: tl.constexpr):
     """Codes as fp16 or bf16, exactly. Written into the mantissa of 1024 (of 128 in bf16), because integer conversion is slow on the device."""
-    if tl.float16 == TYPE:
+    if TYPE == tl.float16:
         values = (codes.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1024.0
     elif BITS < 8:
         values = (codes.to(tl.uint16) | 0x4300).to(tl.bfloat16, bitcast=True) - 128.0
@@ -250,7 +251,7 @@ def quantize_kernel(
     x, codes, scale, zero, top, count, H, WIDE, CHANNELS, HALF,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Codes = clamp(round(x / scale) + zero, 0, top) - HALF as int8, from N x H x WIDE x CHANNELS into the middle of a frame PAD_H, PAD_W larger on each side.
+    """Codes: clamp(round(x / scale) + zero, 0, top) - HALF as int8, from N x H x WIDE x CHANNELS into the middle of a frame PAD_H, PAD_W larger on each side.
 
     scale, zero, top and HALF are float32: integers that happen to be 1 would be compiled in.
     """

@@ -1,8 +1,8 @@
 """How codes of 1 to 8 bits lie in memory for the kernels: bit planes of 8, 4, 2 and 1 bits, exactly `bits` bits for each weight but for padding.
 
-A plane of w bits holds bits `shift` .. `shift + w - 1` of every code, densely: w divides 8, so no code straddles a byte and a kernel spreads a byte with shifts alone.
-Within a plane the bytes of a row are those of `mpsearch.quant.packing.pack`; a row's columns are padded to a multiple of 32 so that rows start on whole bytes in every plane.
-The planes of a matrix lie one behind the other: 3 bits are 2 + 1, 5 are 4 + 1, 6 are 4 + 2, 7 are 4 + 2 + 1.
+A plane of w bits holds bits `shift` .. `shift + w - 1` of every code, densely: w divides 8, so no code straddles a byte and a kernel spreads a byte with
+shifts alone. Within a plane the bytes of a row are those of `mpsearch.quant.packing.pack`; a row's columns are padded to a multiple of 32 so that rows start
+on whole bytes in every plane. The planes of a matrix lie one behind the other: 3 bits are 2 + 1, 5 are 4 + 1, 6 are 4 + 2, 7 are 4 + 2 + 1.
 """
 
 from __future__ import annotations
@@ -101,4 +101,5 @@ def unpack_planes(matrix: PlaneMatrix) -> Tensor:
 def _pack_plane(codes: Tensor, width: int, shift: int) -> Tensor:
     places = torch.arange(0, 8, width, dtype=torch.uint8, device=codes.device)
     fields = ((codes >> shift) & (2**width - 1)).view(codes.shape[0], -1, 8 // width)
-    return (fields << places).sum(-1, dtype=torch.uint8).flatten()
+    packed: Tensor = (fields << places).sum(-1, dtype=torch.uint8)
+    return packed.flatten()

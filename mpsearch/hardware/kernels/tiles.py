@@ -155,7 +155,9 @@ class TileCache:
             if (data["schema"], data["device"], data["version"]) != (SCHEMA, device, version):
                 return cls(device, version)
             rows = {key: dict(row) for key, row in data["tiles"].items()}
-            return cls(device, version, {key: (Tile(**{k: v for k, v in row.items() if k != "microseconds"}), row["microseconds"]) for key, row in rows.items()})
+            return cls(
+                device, version, {key: (Tile(**{k: v for k, v in row.items() if k != "microseconds"}), row["microseconds"]) for key, row in rows.items()}
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise TableError(f"{path} is not a cache of tiles ({type(error).__name__}: {error}). Remove it; the tiles are then found again.") from None
 
@@ -174,7 +176,9 @@ def tune(shape: Shape, tiles: Iterable[Tile], time_us: Callable[[Tile], float | 
         return cache.found[str(shape)][0]
     timed = [(us, tile) for tile in tiles if (us := time_us(tile)) is not None]
     if not timed:
-        raise TableError(f"The device runs none of the tiles tried for {shape}. Its shared memory is smaller than any of them needs; add smaller ones to tiles_to_try.")
+        raise TableError(
+            f"The device runs none of the tiles tried for {shape}. Its shared memory is smaller than any of them needs; add smaller ones to tiles_to_try."
+        )
     us, best = min(timed)
     cache.found[str(shape)] = (best, us)
     return best

@@ -174,7 +174,16 @@ class KernelUnit:
         frame = (*a.shape[1:], *y.shape[1:3]) if geometry else (1, 1, 1, 1, 1)
         grid = (-(-m // tile.block_m) * -(-n // tile.block_n), split, groups)
         handle = device_code.product_kernel[grid](
-            *(a, self.weight.data, y, partial, self.scale, self.scale if self.bias is None else self.bias, self.corr, self.corr if self.zero is None else self.zero),
+            *(
+                a,
+                self.weight.data,
+                y,
+                partial,
+                self.scale,
+                self.scale if self.bias is None else self.bias,
+                self.corr,
+                self.corr if self.zero is None else self.zero,
+            ),
             *(m, n, k, self.weight.column_units, self.weight.rows, *frame),
             BITS=self.weight.bits,
             INTEGER=integer,
@@ -240,4 +249,6 @@ _NO_GEOMETRY = {f"{what}_{axis}": 1 for what in ("STRIDE", "DILATION") for axis 
 
 def is_depthwise(layer: Layer) -> bool:
     """Whether each output channel reads the one input channel of its number."""
-    return layer.op == "conv2d" and layer.conv is not None and layer.conv.groups == layer.weight_shape[0] and layer.weight_shape[1] == 1 and layer.conv.groups > 1
+    return (
+        layer.op == "conv2d" and layer.conv is not None and layer.conv.groups == layer.weight_shape[0] and layer.weight_shape[1] == 1 and layer.conv.groups > 1
+    )
