@@ -187,6 +187,9 @@ def report(grounds: dict[str, Ground], arguments: argparse.Namespace) -> str:
             table = _table(ground, bits, arguments)
             rows += [f"| {ground.name} | {bits} | {method} | {' | '.join(cells)} |\n" for method, cells, _ in table]
             verdicts += _verdict(ground.name, bits, {method: values for method, _, values in table})
+    shown = len(arguments.models) * len(arguments.bits.split(",")) * arguments.seeds
+    done = sum(json.loads(key)[0] == SEARCH and json.loads(key)[3] == arguments.trials for ground in grounds.values() for key in ground.cells)
+    about += f" {done} of {shown} runs of the search are done; the last column says of how many seeds a row is the mean."
     header = "| network | bits | method | evaluations | KL: mean (least to greatest) | hypervolume | seeds |\n" + "|---" * 7 + "|\n"
     return f"# Quality of the search\n\n{about}\n{_EXPLAINED}\n{header}{''.join(rows)}\n## What the table says\n\n{''.join(verdicts)}"
 

@@ -110,7 +110,7 @@ class Planner:
             return Proposal(start, kind)
         near = best_neighbour(self.constraints, rows, start, seen)
         if near is not None:
-            return Proposal(near, "neighbour")
+            return Proposal(near, "neighbour" if kind == "corrected table" else kind)
         anywhere = random_unseen(self.constraints, self.proxy_optimum(self._limit), seen, rng)
         return None if anywhere is None else Proposal(anywhere, "random")
 
