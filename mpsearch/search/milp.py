@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from mpsearch.errors import InfeasibleError, MpsearchError
 from mpsearch.search.constraints import Constraints
 from mpsearch.search.dual import Picks, Ranks, maximise
@@ -94,23 +96,16 @@ class _UnderMany:
         """Something near the optimum first; then HiGHS on the candidates that it leaves, with scores in units of its own."""
         paired = range(len(self.rows)) if self.hunt.cuts else ()  # beside a cut a candidate may be worse than another and still be wanted
         columns = Columns.of(self.rows, list(self.constraints.rows.values()), [self.constraints.spare(r) for r in self.constraints.rows], paired)
-        columns, known, bound = self._near(columns)
-        if known is None:
-            return self._from_nothing(columns, gap)
-        return self._decided(columns, known, bound, gap)
-
-    def _near(self, columns: Columns) -> tuple[Columns, tuple[int, ...] | None, float]:
-        """The columns that the Lagrangian bound does not rule out, an assignment that it was held against, and the bound itself."""
-        if len(set(columns.layer.tolist())) < columns.count or not len(columns.spare) or len(columns.layer) < _FEW_COLUMNS:
-            return columns, None, 0.0
-        ranks = Ranks.of(columns)
-        dual = maximise(ranks.oracle, columns.spare, float(columns.scores.max(initial=0.0)))
-        start = ranks.start(dual)
-        known = None if start is None else self._choices(columns, start)
-        if known is None:
-            return columns, None, max(dual.bound, 0.0)
+        known, priced, reduced = None, 0.0, np.zeros(len(columns.layer))
+        if len(set(columns.layer.tolist())) == columns.count and len(columns.spare) and len(columns.layer) >= _FEW_COLUMNS:
+            ranks = Ranks.of(columns)
+            dual = maximise(ranks.oracle, columns.spare, float(columns.scores.max(initial=0.0)))
+            start, priced, reduced = ranks.start(dual), dual.bound, ranks.reduced(dual.prices)
+            known = None if start is None else self._choices(columns, start)
+        known, rough = (known, 0.0) if known is not None else self._roughly(columns)
         upper = _score(self.rows, known)
-        return columns.only(ranks.reduced(dual.prices) <= (upper - dual.bound) + _ROUNDING * (upper + abs(dual.bound))), known, max(dual.bound, 0.0)
+        left = columns.only(reduced <= (upper - priced) + _ROUNDING * (upper + abs(priced)))  # taking any other, the prices alone say, is worse
+        return self._decided(left, known, max(priced, rough, 0.0), gap)
 
     def _choices(self, columns: Columns, picked: Picks) -> tuple[int, ...] | None:
         """M choices of M columns; None where they pass a limit by a rounding, or are cut off."""
@@ -118,14 +113,14 @@ class _UnderMany:
         allowed = self.constraints.fits(self.constraints.layers.expand(choices)) and all(cut.allows(choices) for cut in self.hunt.cuts)
         return choices if allowed else None
 
-    def _from_nothing(self, columns: Columns, gap: float) -> Found:
-        """HiGHS roughly, for something to go on from; or the proof that there is nothing."""
+    def _roughly(self, columns: Columns) -> tuple[tuple[int, ...], float]:
+        """HiGHS roughly, for something to go on from, and its bound; or the proof that there is nothing."""
         rough = self.hunt.find(columns, float(columns.scores.max(initial=0.0)), _ROUGH_GAP)
         if rough.choices is None:
             if rough.proven:
                 raise self.constraints.joint_error()
             raise MpsearchError("HiGHS found no assignment that keeps all budgets in the time it had, nor proved that there is none. Give it more time.")
-        return self._decided(columns, rough.choices, rough.bound, gap)
+        return rough.choices, rough.bound
 
     def _decided(self, columns: Columns, known: tuple[int, ...], bound: float, gap: float) -> Found:
         upper = _score(self.rows, known)

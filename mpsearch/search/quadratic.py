@@ -58,13 +58,23 @@ def solve_pairs(
         MpsearchError: The time ran out before any assignment was found.
     """
     starts, bound = _starts_and_bound(constraints, coupled, time_limit_s, cuts)
-    tried = [tabu_search(constraints, coupled, start) for start in starts]
-    choices = min((x for x in tried if all(cut.allows(x) for cut in cuts)), key=coupled.score, default=None)
     links = Link.all(coupled.pairs, [constraints.pairs.get(r, ()) for r in constraints.rows])
-    found = None if choices is None else Found(choices, False, bound)
-    if found is None or sum(link.scores.size for link in links) <= most_entries:
-        return _linearised(constraints, coupled, found, bound, Hunt(constraints, time.monotonic() + time_limit_s, node_limit, list(cuts), links))
-    return found, "tabu search"
+    hunt = Hunt(constraints, time.monotonic() + time_limit_s, node_limit, list(cuts), links)
+    few = sum(link.scores.size for link in links) <= most_entries
+    if few and constraints.pairs:  # the prices' bound and start are so near that HiGHS is done before tabu search would be
+        found, by = _linearised(constraints, coupled, _best(coupled, starts, cuts, bound), bound, hunt)
+        if found.proven:
+            return found, by
+        starts, bound = [found.choices, *starts], max(bound, found.bound)
+    known = _best(coupled, [*(tabu_search(constraints, coupled, start) for start in starts), *starts], cuts, bound)
+    if known is None or (few and not constraints.pairs):
+        return _linearised(constraints, coupled, known, bound, hunt)
+    return known, "tabu search"
+
+
+def _best(coupled: Coupled, tried: Sequence[Choices], cuts: Sequence[Cut], bound: float) -> Found | None:
+    choices = min((x for x in tried if all(cut.allows(x) for cut in cuts)), key=coupled.score, default=None)
+    return None if choices is None else Found(choices, False, bound)
 
 
 def _starts_and_bound(constraints: Constraints, coupled: Coupled, time_limit_s: float, cuts: Sequence[Cut]) -> tuple[list[Choices], float]:
