@@ -53,6 +53,7 @@ class Head:
         draw: Texts with labels from a tokenizer, a count and a seed.
         loss: Of outputs and labels.
         score: The name of its score in print.
+        batch: Texts of a training step.
     """
 
     task: str
@@ -60,16 +61,17 @@ class Head:
     draw: Callable[[Any, int, int], TokenSet]
     loss: Callable[[Tensor, Tensor], Tensor]
     score: str
+    batch: int
 
 
 HEADS = {
-    "classification": Head("classification", lambda: minilm.classifier(8), texts.opinion_tokens, F.cross_entropy, "top-1"),
-    "question answering": Head("span", minilm.reader, texts.question_tokens, lambda y, spans: F.cross_entropy(y.transpose(1, 2), spans), "exact"),
+    "classification": Head("classification", lambda: minilm.classifier(8), texts.opinion_tokens, F.cross_entropy, "top-1", 16),
+    "question answering": Head("span", minilm.reader, texts.question_tokens, lambda y, spans: F.cross_entropy(y.transpose(1, 2), spans), "exact", 8),
 }
 
 
 def fine_tuned(name: str, head: Head, train: TokenSet, steps: int, seed: int, folder: Path) -> nn.Module:
-    """The model with all its weights trained; AdamW, one cycle, batches of 16. From the folder where it is there."""
+    """The model with all its weights trained; AdamW, one cycle, batches of `head.batch`. From the folder where it is there."""
     torch.manual_seed(seed)
     model = head.model()
     path = folder / f"{name.replace(' ', '-')}-{steps}-{seed}.safetensors"
@@ -82,7 +84,7 @@ def fine_tuned(name: str, head: Head, train: TokenSet, steps: int, seed: int, fo
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [2e-4, 2e-3], total_steps=steps)
     began = time.monotonic()
     for step in range(steps):
-        picked = torch.randint(len(train), (16,))
+        picked = torch.randint(len(train), (head.batch,))
         loss = head.loss(model(train.inputs(picked)), train.labels[picked])
         optimizer.zero_grad()
         loss.backward()
@@ -158,7 +160,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[int, ...]:
 
 def _described(arguments: argparse.Namespace) -> str:
     return (
-        f"all-MiniLM-L6-v2 with a new head, all weights fine-tuned in {arguments.steps} steps of 16 texts; {arguments.calibration} calibration texts, "
+        f"all-MiniLM-L6-v2 with a new head, all weights fine-tuned in {arguments.steps} steps of 16 texts (8 questions); {arguments.calibration} calibration texts, "
         f"{arguments.iterations} steps a block in batches of 16, seed {arguments.seed}. "
         "Ranges by MSE, inputs asymmetric per tensor, weights symmetric per channel."
     )

@@ -45,13 +45,13 @@ def opinions(count: int, seed: int) -> tuple[list[str], list[int]]:
     return list(found), list(found.values())
 
 
-def questions(count: int, seed: int) -> list[tuple[str, str, str]]:
-    """Different (question, passage, answer): two facts in a passage, and one part of one of them is asked for."""
+def questions(count: int, seed: int, facts: int = 1) -> list[tuple[str, str, str]]:
+    """Different (question, passage, answer): one or two facts in a passage, and one part of one of them is asked for."""
     draw, found = random.Random(seed), {}
     while len(found) < count:
-        facts = [(w, d, o, p, t) for w, d, o, p, t in zip(*(draw.sample(list(x), 2) for x in (WHO, DID, WHAT, WHERE, WHEN)), strict=True)]
-        passage = " ".join(f"{' '.join(fact)}." for fact in facts)
-        who, did, what, where, when = facts[draw.randrange(2)]
+        told = list(zip(*(draw.sample(list(x), facts) for x in (WHO, DID, WHAT, WHERE, WHEN)), strict=True))
+        passage = " ".join(f"{' '.join(fact)}." for fact in told)
+        who, did, what, where, when = draw.choice(told)
         asked = {who: f"who {did} {what}?", what: f"what did {who} {DID[did]}?", where: f"where did {who} {DID[did]} {what}?"}
         asked[when] = f"when did {who} {DID[did]} {what}?"
         answer = draw.choice(list(asked))
@@ -65,7 +65,7 @@ def opinion_tokens(tokenizer: Callable[..., Any], count: int, seed: int, length:
     return tokenize(tokenizer, texts, length=length, labels=torch.tensor(labels), name="opinions")
 
 
-def question_tokens(tokenizer: Callable[..., Any], count: int, seed: int, length: int = 48) -> TokenSet:
+def question_tokens(tokenizer: Callable[..., Any], count: int, seed: int, length: int = 32) -> TokenSet:
     """`questions` as tokens with N x 2 spans; those cut off by the length are left out."""
     drawn = questions(count, seed)
     encoded = tokenizer([q for q, _, _ in drawn], [p for _, p, _ in drawn], padding="max_length", truncation="only_second", max_length=length)
