@@ -69,7 +69,7 @@ class Backend(ABC):
         """The unit, float tensors in and out, through the nodes an exported model holds."""
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
-        """Bytes of the weight, its scales and its zero points in the runtime's file, at the kernel of a candidate: 8-bit containers unless a backend knows better."""
+        """Bytes of the weight and its scales in the runtime's file, at the kernel of a candidate: 8-bit containers unless a backend knows better."""
         if not layer.weight_shape or candidate.is_float:
             return layer.weight_numel * 4
         return layer.weight_numel + 4 * layer.weight_shape[0]
