@@ -53,6 +53,8 @@ class Backend(ABC):
     """A runtime on this device; a frozen dataclass whose fields are the options that change its kernels."""
 
     name: ClassVar[str]
+    on_gpu: ClassVar[bool] = False
+    """Whether its cells only queue work: they are timed by `gpu.profile`, never by a clock of the host."""
     threads: int
 
     @property

@@ -27,6 +27,7 @@ class Gemlite(Backend):
     """
 
     name: ClassVar[str]
+    on_gpu: ClassVar[bool] = True
     threads: int = 1
     dtype: Literal["fp16", "bf16"] = "fp16"
 

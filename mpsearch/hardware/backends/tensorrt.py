@@ -23,6 +23,7 @@ class TensorRt(Backend):
     """
 
     name: ClassVar[str]
+    on_gpu: ClassVar[bool] = True
     threads: int = 1
 
     @property

@@ -25,6 +25,7 @@ class TritonCuda(Backend):
     """
 
     name: ClassVar[str]
+    on_gpu: ClassVar[bool] = True
     threads: int = 1
     dtype: Literal["fp16", "bf16"] = "fp16"
     tiles: str = ""

@@ -181,13 +181,13 @@ class GpuProfiler:
         work: dict[Key, _Work] = {}
         for _ in range(self.settings.tries):
             before = read_cell(self.anchor, self.timer, self.monitor, self.settings).median_us
-            work = {key: _Work(work[key].rejected + work[key].good if key in work else []) for key in cells}
+            work = {key: _Work(work[key].readings if key in work else []) for key in cells}
             self._passes(cells, work, batch, deadline)
             after = read_cell(self.anchor, self.timer, self.monitor, self.settings).median_us
             steady = abs(after - before) <= self.settings.anchor_moved * before
             if steady or deadline():
                 break
-        return [self._row(key, cells[key], work[key], before, steady) for key in cells if work[key].finished]
+        return [self._row(key, cells[key], work[key], before, steady) for key in cells if work[key].finished(self.settings.tries)]
 
     def _passes(self, cells: Cells, work: dict[Key, _Work], batch: int, deadline: Callable[[], bool]) -> None:
         order = list(cells)
@@ -231,7 +231,7 @@ class GpuProfiler:
         error = math.nan if held.cell is None else held.cell.relative_error
         executed = held.crash or " ".join(held.cell.executed if held.cell is not None else ())
         numbers = (error if math.isfinite(error) else sys.float_info.max, self.backend.packed_bytes(*cell))
-        kept = tuple(r for r in held.rejected if all(r is not used for used in readings))
+        kept = tuple(r for r in held.readings if all(r is not used for used in readings))
         return GpuRow(*key, status, executed, *numbers, tuple(readings), kept, anchor_us, self.clock().isoformat(timespec="seconds"))
 
 
@@ -239,10 +239,16 @@ class GpuProfiler:
 class _Work:
     """A cell in the making."""
 
+    earlier: list[Reading] = field(default_factory=list)
     rejected: list[Reading] = field(default_factory=list)
     good: list[Reading] = field(default_factory=list)
     cell: Cell | None = None
     crash: str | None = None
+
+    @property
+    def readings(self) -> list[Reading]:
+        """All there are: `earlier` ones, beside which the anchor moved, those with trouble, the good ones."""
+        return [*self.earlier, *self.rejected, *self.good]
 
     @property
     def right(self) -> bool:
@@ -256,10 +262,9 @@ class _Work:
             return "crash"
         return "ok" if self.right else "fallback" if self.cell.relative_error <= self.cell.tolerance else "wrong"
 
-    @property
-    def finished(self) -> bool:
-        """Whether there is anything to say of it."""
-        return self.crash is not None or (self.cell is not None and (not self.right or bool(self.good) or bool(self.rejected)))
+    def finished(self, tries: int) -> bool:
+        """Whether there is all to say of it: not where time was up in the middle."""
+        return self.crash is not None or (self.cell is not None and (not self.right or len(self.good) >= 2 or len(self.rejected) >= tries))
 
 
 def _said(error: Exception) -> str:
