@@ -160,8 +160,8 @@ def _settings(arguments: argparse.Namespace) -> tuple[int, ...]:
 
 def _described(arguments: argparse.Namespace) -> str:
     return (
-        f"all-MiniLM-L6-v2 with a new head, all weights fine-tuned in {arguments.steps} steps of 16 texts (8 questions); {arguments.calibration} calibration texts, "
-        f"{arguments.iterations} steps a block in batches of 16, seed {arguments.seed}. "
+        f"all-MiniLM-L6-v2 with a new head, all weights fine-tuned in {arguments.steps} steps of 16 texts (8 questions); "
+        f"{arguments.calibration} calibration texts, {arguments.iterations} steps a block in batches of 16, seed {arguments.seed}. "
         "Ranges by MSE, inputs asymmetric per tensor, weights symmetric per channel."
     )
 
