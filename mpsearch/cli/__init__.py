@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from mpsearch.cli import bench, export, imports, lists, profile, report, run, score, solve  # noqa: F401  (each joins the application)
+from mpsearch.cli import bench, export, imports, lists, profile, report, run, score, solve, worker  # noqa: F401  (each joins the application)
 from mpsearch.cli._app import app
 from mpsearch.cli._show import talk
 from mpsearch.errors import MpsearchError

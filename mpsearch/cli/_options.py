@@ -20,7 +20,13 @@ CalibrationData = Annotated[str | None, typer.Option(help="Source of the calibra
 CalibrationImages = Annotated[int, typer.Option(help="For ranges, objectives and reconstruction.")]
 SearchImages = Annotated[int, typer.Option(help="For the loss that the search measures.")]
 EvaluationImages = Annotated[int | None, typer.Option(help="For what is reported; all that are left without it.")]
-Bits = Annotated[str, typer.Option(help="Weight bits a unit may have: 2-8, or a list such as 2,4,8.")]
+Bits = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Weight bits a unit may have: 2-8 (all of them without it), or 2,4,8. NAME=2..6 for some units, NAME=A4..8 for their inputs. May be repeated."
+    ),
+]
+Fix = Annotated[list[str] | None, typer.Option(help="NAME=W8A8 or NAME=float: a unit's only choice; NAME may be a pattern. May be repeated, the last counts.")]
 InputBits = Annotated[int, typer.Option(help="Bits of every unit's input.")]
 FirstLastBits = Annotated[int | None, typer.Option(help="Fix the first and the last unit, weights and inputs, at these bits.")]
 Objectives = Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated.")]
@@ -28,6 +34,9 @@ Tables = Annotated[str, typer.Option(help="Folder of latency tables.")]
 Threads = Annotated[int, typer.Option(help="Of the runtime whose latency is measured.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Name = Annotated[str | None, typer.Option(help="Of the study's folder below studies/.")]
+Storage = Annotated[
+    str | None, typer.Option(help="Where trials are kept: postgresql://USER@HOST/DATABASE for several hosts. Without it, a journal in the study's folder.")
+]
 Output = Annotated[Format, typer.Option("--format", help="Of the results on stdout.")]
 
 
@@ -44,9 +53,15 @@ def model_arguments(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
+def split_bits(texts: list[str] | None) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """What every unit may have, and the rules for units by name."""
+    general = [text for text in texts or () if "=" not in text]
+    return bit_widths(general[-1] if general else "2-8"), tuple(text for text in texts or () if "=" in text)
+
+
 def bit_widths(text: str) -> tuple[int, ...]:
     try:
-        if match := re.fullmatch(r"(\d+)-(\d+)", text):
+        if match := re.fullmatch(r"(\d+)(?:-|\.\.)(\d+)", text):
             return tuple(range(int(match[1]), int(match[2]) + 1))
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:

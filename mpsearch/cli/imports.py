@@ -25,8 +25,8 @@ from mpsearch.cli._options import (
     SearchImages,
     Seed,
     Weights,
-    bit_widths,
     model_arguments,
+    split_bits,
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
@@ -45,7 +45,7 @@ def import_assignment(  # long for its options alone
     calibration_images: CalibrationImages = 512,
     search_images: SearchImages = 256,
     evaluation_images: EvaluationImages = None,
-    bits: Bits = "2-8",
+    bits: Bits = None,
     a_bits: InputBits = 8,
     objective: Objectives = None,
     seed: Seed = 0,
@@ -59,6 +59,7 @@ def import_assignment(  # long for its options alone
     from mpsearch.pipeline.study import Study
 
     IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
+    widths, rules = split_bits(bits)
     config = RunConfig(
         budgets=("8bits",),
         model=model,
@@ -70,7 +71,8 @@ def import_assignment(  # long for its options alone
         calibration_images=calibration_images,
         search_images=search_images,
         evaluation_images=evaluation_images,
-        bits=bit_widths(bits),
+        bits=widths,
+        layer_bits=rules,
         a_bits=a_bits,
         objectives=tuple(objective or DEFAULT_OBJECTIVES),
         target="packed",

@@ -15,7 +15,7 @@ def list_members(
     what: Annotated[
         str,
         typer.Argument(
-            help="objectives, interacting (objectives, for score alone), observers, backends, roundings, methods, targets, importers, budgets or models."
+            help="objectives, interacting (objectives with interactions), observers, backends, roundings, methods, targets, importers, budgets or models."
         ),
     ],
     pattern: Annotated[str, typer.Argument(help="Of the models, such as 'resnet*'.")] = "*",
@@ -65,6 +65,8 @@ def _members(what: str, pattern: str) -> list[str]:
             "40%    of the float model",
             "5bits  a weight, on average",
             "2.5ms  latency",
+            "3mJ    energy",
+            "512MiB peak  memory, the most that any layer needs",
             "20GBOPs  bit operations",
         ]
     raise OptionError(

@@ -17,6 +17,7 @@ from mpsearch.cli._options import (
     Data,
     EvaluationImages,
     FirstLastBits,
+    Fix,
     InputBits,
     Model,
     ModelArguments,
@@ -25,11 +26,12 @@ from mpsearch.cli._options import (
     RandomWeights,
     SearchImages,
     Seed,
+    Storage,
     Tables,
     Threads,
     Weights,
-    bit_widths,
     model_arguments,
+    split_bits,
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
@@ -51,10 +53,13 @@ def run(  # long for its options alone
     calibration_images: CalibrationImages = 512,
     search_images: SearchImages = 256,
     evaluation_images: EvaluationImages = None,
-    bits: Bits = "2-8",
+    bits: Bits = None,
+    fix: Fix = None,
     a_bits: InputBits = 8,
     objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated.")] = None,
     trials: Annotated[int, typer.Option(help="Assignments whose loss is measured.")] = 48,
+    sampler: Annotated[str, typer.Option(help="Who proposes them: mpsearch, or a baseline, tpe, nsga2 or random.")] = "mpsearch",
+    polish: Annotated[int, typer.Option(help="Exchanges around the best whose loss is measured afterwards.")] = 16,
     first_last_bits: FirstLastBits = None,
     method: Annotated[str, typer.Option(help="Reconstruction: qdrop, brecq, adaround, attention_round or nearest, with :option=value.")] = "qdrop",
     reconstruction_memory: Annotated[
@@ -63,13 +68,23 @@ def run(  # long for its options alone
     iterations: Annotated[
         int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 16 on the embedded default.")
     ] = None,
-    target: Annotated[str, typer.Option(help="ort-cpu (checkpoint, ONNX, latency) or packed (checkpoint alone).")] = "ort-cpu",
+    search_iterations: Annotated[
+        int | None,
+        typer.Option(help="Reconstruction steps for each block and bit-width before the search; a quarter of --iterations, 0 on the embedded default."),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="ort-cpu (checkpoint, ONNX, latency), openvino-cpu[-bf16] (checkpoint, IR, latency) or packed (checkpoint alone).")
+    ] = "ort-cpu",
     tables: Tables = "latency_tables",
     table: Annotated[str | None, typer.Option(help="Read this latency table instead of measuring.")] = None,
     allow_estimate: Annotated[bool, typer.Option("--allow-estimate", help="Take a table of another device as an estimate.")] = False,
     threads: Threads = 1,
     seed: Seed = 0,
     name: Name = None,
+    storage: Storage = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes of this machine that measure: 1 is this one, more are started, 0 leaves all to `mpsearch worker`.")
+    ] = 1,
     resume: Annotated[Path | None, typer.Option(help="Finish the study in this folder, with its settings.")] = None,
     output: Output = Format.table,
 ) -> None:
@@ -78,14 +93,17 @@ def run(  # long for its options alone
         Budget.parse(text)  # before torch is imported: a slip is told at once
     from mpsearch.pipeline import DEFAULT_OBJECTIVES, RunConfig
     from mpsearch.pipeline import run as run_study
+    from mpsearch.pipeline.crew import Crew
     from mpsearch.pipeline.study import Study
 
+    crew = Crew(storage, workers)
     if resume is not None:
         study = Study(resume)
         config = study.config()
         if budget:
             config = replace(config, budgets=tuple(budget))
     else:
+        widths, rules = split_bits(bits)
         config = RunConfig(
             budgets=tuple(budget or ()),
             model=model,
@@ -97,13 +115,18 @@ def run(  # long for its options alone
             calibration_images=calibration_images,
             search_images=search_images,
             evaluation_images=evaluation_images,
-            bits=bit_widths(bits),
+            bits=widths,
+            layer_bits=rules,
+            fix=tuple(fix or ()),
             a_bits=a_bits,
             objectives=tuple(objective or DEFAULT_OBJECTIVES),
             trials=trials,
+            sampler=sampler,
+            polish=polish,
             first_last_bits=first_last_bits,
             method=method,
             iterations=iterations,
+            search_iterations=search_iterations,
             reconstruction_memory=reconstruction_memory,
             target=target,
             tables=tables,
@@ -116,7 +139,7 @@ def run(  # long for its options alone
     if study.claim(config):
         say(f"Continuing the study in {study.path}: what it holds already is used.")
     try:
-        result = run_study(config, study, ProgressBars())
+        result = run_study(config, study, ProgressBars(), crew)
     except KeyboardInterrupt:
         say(f"\nInterrupted. Finish it with: mpsearch run --resume {study.path}")
         raise
@@ -169,10 +192,13 @@ def _tell(result: dict[str, Any], report: Path) -> None:
     artifact, metrics = best["artifact"], best["metrics"]
     say(f"Chosen: {best['label']} ({best['reason']}); the proxy's optimum is {best['proxy']['status']} ({best['proxy']['found_by']}).")
     say(f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with mpsearch.load.")
-    if "onnx" in artifact:
-        units = f"8-bit containers, {format_bytes(artifact['onnx_bytes'])}"
-        say(
-            f"ONNX: {artifact['onnx']} ({units}); its top class is the checkpoint's on {artifact['onnx_agreement']:.2%} of {metrics['images']} images.",
-        )
+    for key, title in (("onnx", "ONNX"), ("openvino", "OpenVINO")):
+        if key in artifact:
+            units = f"8-bit containers, {format_bytes(artifact[f'{key}_bytes'])}"
+            agreement = f"its top class is the checkpoint's on {artifact[f'{key}_agreement']:.2%} of {metrics['images']} images"
+            fresh = f"{artifact[f'{key}_fresh_latency_us'] / 1e3:.3f} ms in a process of its own"
+            say(f"{title}: {artifact[key]} ({units}); {agreement}; {fresh}.")
+            if artifact[f"{key}_fallbacks"]:
+                say(f"Not in the kernel they were written for: {', '.join(f'{unit} ({ran})' for unit, ran in artifact[f'{key}_fallbacks'].items())}.")
     say(f"Not quantised: {format_bytes(sum(result['not_quantized'].values()))} in {len(result['not_quantized'])} tensors, named in {report}.")
     say(f"Report: {report}")

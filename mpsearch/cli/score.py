@@ -15,6 +15,7 @@ from mpsearch.cli._options import (
     CalibrationImages,
     Data,
     FirstLastBits,
+    Fix,
     InputBits,
     Model,
     ModelArguments,
@@ -23,8 +24,8 @@ from mpsearch.cli._options import (
     SearchImages,
     Seed,
     Weights,
-    bit_widths,
     model_arguments,
+    split_bits,
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
@@ -41,7 +42,8 @@ def score(  # long for its options alone
     calibration_images: CalibrationImages = 512,
     search_images: SearchImages = 256,
     evaluation_images: Annotated[int | None, typer.Option(help="Kept apart, so that the others are those of a run with the same number.")] = None,
-    bits: Bits = "2-8",
+    bits: Bits = None,
+    fix: Fix = None,
     a_bits: InputBits = 8,
     first_last_bits: FirstLastBits = None,
     objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated; every additive one without it.")] = None,
@@ -60,6 +62,7 @@ def score(  # long for its options alone
     from mpsearch.pipeline.study import Study
     from mpsearch.pipeline.validate import Effort, validate_objectives
 
+    widths, rules = split_bits(bits)
     config = RunConfig(
         budgets=("8bits",),
         model=model,
@@ -71,7 +74,9 @@ def score(  # long for its options alone
         calibration_images=calibration_images,
         search_images=search_images,
         evaluation_images=evaluation_images,
-        bits=bit_widths(bits),
+        bits=widths,
+        layer_bits=rules,
+        fix=tuple(fix or ()),
         a_bits=a_bits,
         first_last_bits=first_last_bits,
         objectives=tuple(objective or OBJECTIVES.names()),

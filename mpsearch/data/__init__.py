@@ -1,8 +1,10 @@
-"""Calibration, search and evaluation images: read, prepared as the model's own evaluation does, kept apart, fixed by seed and content hash."""
+"""Calibration, search and evaluation samples: read, prepared as the model's own evaluation does, kept apart, fixed by seed and content hash."""
 
 from mpsearch.data.digits import digits_split
 from mpsearch.data.images import ImageSet
 from mpsearch.data.loading import load_images
+from mpsearch.data.samples import SampleSet
 from mpsearch.data.splits import Splits, make_splits
+from mpsearch.data.tokens import TokenSet, tokenize
 
-__all__ = ["ImageSet", "Splits", "digits_split", "load_images", "make_splits"]
+__all__ = ["ImageSet", "SampleSet", "Splits", "TokenSet", "digits_split", "load_images", "make_splits", "tokenize"]

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mpsearch.data.samples import Indices
 from mpsearch.errors import DataError
 
 
@@ -56,7 +57,12 @@ class ImageSet:
         """Memory held by images and labels."""
         return self.images.nbytes + (0 if self.labels is None else self.labels.nbytes)
 
-    def inputs(self, indices: Sequence[int] | Tensor | slice | None = None) -> Tensor:
+    @property
+    def form(self) -> tuple[object, ...]:
+        """C, H, W and the normalisation."""
+        return (tuple(self.images.shape[1:]), self.mean, self.std)
+
+    def inputs(self, indices: Indices | None = None) -> Tensor:
         """`N x C x H x W` float32, `(x / 255 - mean) / std`, in the order of operations of timm's transform, so equal to the last bit."""
         chosen = self.images if indices is None else self.images[indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.long)]
         mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (self.mean, self.std))
@@ -70,10 +76,17 @@ class ImageSet:
             part = slice(start, start + size)
             yield self.inputs(part), None if self.labels is None else self.labels[part]
 
-    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
-        """The images at `indices`, in that order (a copy)."""
-        at = torch.as_tensor(indices, dtype=torch.long)
+    def subset(self, indices: Indices) -> ImageSet:
+        """The images at `indices`, in that order: a copy, or, of a slice, a view."""
+        at = indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.long)
         return replace(self, images=self.images[at], labels=None if self.labels is None else self.labels[at])
+
+    def joined(self, others: Sequence[ImageSet]) -> ImageSet:
+        """These images, then those of the other sets; the set itself where there is no other."""
+        if not others:
+            return self
+        labels = [s.labels for s in (self, *others) if s.labels is not None]
+        return replace(self, images=torch.cat([s.images for s in (self, *others)]), labels=torch.cat(labels) if labels else None)
 
     def require_labels(self, classes: int | None = None) -> Tensor:
         """`N` labels. Raises DataError where there are none, or one is not below `classes`."""
@@ -85,7 +98,7 @@ class ImageSet:
         return self.labels
 
     @cached_property
-    def image_hashes(self) -> tuple[str, ...]:
+    def sample_hashes(self) -> tuple[str, ...]:
         """SHA-256 of the pixels of each image; equal only for exact duplicates."""
         return tuple(hashlib.sha256(image.contiguous().numpy().data).hexdigest() for image in self.images)
 

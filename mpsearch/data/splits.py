@@ -1,18 +1,17 @@
-"""`Splits`: three sets of images that share none, drawn once and recorded."""
+"""`Splits`: three sets of images, or other samples, that share none, drawn once and recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from mpsearch.data.images import ImageSet
 from mpsearch.data.loading import Progress, load, open_source, source_parts
 from mpsearch.data.preprocess import Preprocessor
+from mpsearch.data.samples import SampleSet
 from mpsearch.data.sampling import seeded_order
 from mpsearch.data.sources._base import TEST, TRAIN
 from mpsearch.errors import DataError
@@ -32,21 +31,21 @@ class Splits:
         duplicates_removed: Exact duplicates, by pixels, that were met and left out of the draw.
     """
 
-    calibration: ImageSet
-    search: ImageSet
-    evaluation: ImageSet
+    calibration: SampleSet
+    search: SampleSet
+    evaluation: SampleSet
     seed: int
     duplicates_removed: int = 0
 
     def __post_init__(self) -> None:
-        held = [(name, frozenset(part.image_hashes)) for name, part in self.parts.items()]
+        held = [(name, frozenset(part.sample_hashes)) for name, part in self.parts.items()]
         for i, (first, one) in enumerate(held):
             for second, other in held[i + 1 :]:
                 if one & other:
                     raise DataError(f"The {first} and {second} sets share {len(one & other)} images. Draw them with make_splits, which keeps them apart.")
 
     @property
-    def parts(self) -> dict[str, ImageSet]:
+    def parts(self) -> dict[str, SampleSet]:
         """The three sets by name."""
         return {"calibration": self.calibration, "search": self.search, "evaluation": self.evaluation}
 
@@ -64,14 +63,14 @@ class _Pool:
     count: int
     labels: npt.NDArray[np.int64] | None
     classes: tuple[str, ...] | None
-    load: Callable[[Sequence[int]], ImageSet]
+    load: Callable[[Sequence[int]], SampleSet]
 
 
 def make_splits(
-    data: str | ImageSet,
+    data: str | SampleSet,
     data_config: Mapping[str, Any] | None = None,
     *,
-    calibration: str | ImageSet | None = None,
+    calibration: str | SampleSet | None = None,
     calibration_images: int = 256,
     search_images: int = 512,
     evaluation_images: int | None = None,
@@ -86,8 +85,8 @@ def make_splits(
     the next of the seeded order; where there is a choice, the evaluation set is the one that keeps it.
 
     Args:
-        data: Evaluation images, or all images: a name as `load_images` takes it, or an `ImageSet`.
-        data_config: The model's; not needed for an `ImageSet`.
+        data: Evaluation images, or all images: a name as `load_images` takes it, or an `ImageSet`, a `TokenSet` or another `SampleSet`.
+        data_config: The model's; not needed for a `SampleSet`.
         calibration: Source of the calibration and search images.
         calibration_images: How many.
         search_images: How many.
@@ -111,9 +110,10 @@ def make_splits(
     return _combine(main, other, calibration_images, search_images, evaluation_images, seed)
 
 
-def _open(data: str | ImageSet, data_config: Mapping[str, Any] | None, part: str, on_image: Progress | None) -> _Pool:
-    if isinstance(data, ImageSet):
-        return _Pool(data.name, len(data), None if data.labels is None else data.labels.numpy(), None, data.subset)
+def _open(data: str | SampleSet, data_config: Mapping[str, Any] | None, part: str, on_image: Progress | None) -> _Pool:
+    if not isinstance(data, str):
+        classes = data.labels if data.labels is not None and data.labels.ndim == 1 else None  # spans and boxes are no classes
+        return _Pool(data.name, len(data), None if classes is None else classes.numpy(), None, data.subset)
     if data_config is None:
         raise DataError(f"{data}: without the model's data config images cannot be prepared. Pass timm.data.resolve_data_config(model=model).")
     preprocess = Preprocessor.from_config(data_config)
@@ -140,40 +140,34 @@ def _combine(main: _Pool, other: _Pool, calibration: int, search: int, evaluatio
     _require(main, main.count, evaluation or 1, 0)
     _require(other, other.count, calibration + search, 0)
     held = main.load(seeded_order(main.count, main.labels, seed)[:evaluation])
-    drawn, removed = _draw(other, seeded_order(other.count, other.labels, seed), calibration + search, set(held.image_hashes))
+    drawn, removed = _draw(other, seeded_order(other.count, other.labels, seed), calibration + search, set(held.sample_hashes))
     _require(other, len(drawn), calibration + search, removed)
-    if drawn.images.shape[1:] != held.images.shape[1:] or (drawn.mean, drawn.std) != (held.mean, held.std):
-        raise DataError(f"{main.name} and {other.name} were prepared differently (size, mean or std). Load both with the same data config.")
+    if drawn.form != held.form:
+        raise DataError(
+            f"{main.name} and {other.name} were prepared differently (size, mean, std or length). Load both with the same data config or tokenizer."
+        )
     return Splits(_window(drawn, 0, calibration), _window(drawn, calibration, search), held, seed, removed)
 
 
-def _draw(pool: _Pool, order: Sequence[int], count: int | None, seen: set[str]) -> tuple[ImageSet, int]:
+def _draw(pool: _Pool, order: Sequence[int], count: int | None, seen: set[str]) -> tuple[SampleSet, int]:
     """The first `count` images of `order` that are not `seen` and not repeated, or as many as there are; and how many were left out."""
-    kept: list[ImageSet] = []
+    kept: list[SampleSet] = []
     at = removed = 0
     while at < len(order) and (missing := len(order) if count is None else count - sum(map(len, kept))) > 0:
         images = pool.load(order[at : at + missing])
         at += len(images)
         fresh = []
-        for i, pixels in enumerate(images.image_hashes):
+        for i, pixels in enumerate(images.sample_hashes):
             if pixels not in seen:
                 seen.add(pixels)
                 fresh.append(i)
         removed += len(images) - len(fresh)
         kept.append(images if len(fresh) == len(images) else images.subset(fresh))
-    return _joined(kept), removed
+    return kept[0].joined(kept[1:]), removed
 
 
-def _joined(sets: Sequence[ImageSet]) -> ImageSet:
-    if len(sets) == 1:
-        return sets[0]
-    labels = [s.labels for s in sets if s.labels is not None]
-    return replace(sets[0], images=torch.cat([s.images for s in sets]), labels=torch.cat(labels) if labels else None)
-
-
-def _window(images: ImageSet, start: int, count: int) -> ImageSet:
-    at = slice(start, start + count)  # a view: nothing is copied
-    return replace(images, images=images.images[at], labels=None if images.labels is None else images.labels[at])
+def _window(samples: SampleSet, start: int, count: int) -> SampleSet:
+    return samples.subset(slice(start, start + count))  # a view: nothing is copied
 
 
 def _require(pool: _Pool, there: int, needed: int, removed: int) -> None:

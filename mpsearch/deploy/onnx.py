@@ -24,7 +24,8 @@ from mpsearch.deploy.graph import drop_unused, readers_of, replace_nodes, unit_o
 from mpsearch.errors import ModelError
 from mpsearch.hardware.backends.ort_cpu import executed, session
 from mpsearch.hardware.measure import Timing, time_callable
-from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight
+from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight, opset_imports
+from mpsearch.problem import Candidate
 from mpsearch.quant import OBSERVERS, AffineParams, UnitState, affine_input
 from mpsearch.reconstruct import Calibration
 
@@ -127,19 +128,33 @@ def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[s
     for node in model.graph.node:
         unit = unit_of(node)
         state = states.get(unit) if node.op_type in ("Conv", "Gemm", "MatMul") else None
-        if state is None or state.weight is None or state.activation is None:
+        if state is None or state.weight is None:
             writer.nodes.append(node)
             continue
         given = QuantizedWeight(state.weight.codes.to(torch.int8).numpy(), state.weight.params.scale.expand(len(state.weight.codes)).numpy())
         bias = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 and node.input[2] else None
-        if node.op_type == "Conv":
+        if state.activation is None:
+            _rewrite_stored(writer, node, given, bias, state.candidate)
+            placed.setdefault(unit, [])
+        elif node.op_type == "Conv":
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             placed.setdefault(unit, []).append(writer.conv(node.input[0], given, bias, _grid(affine_input(unit, state)), attributes, node.output[0]))
         else:
             writer.linear(node.input[0], given, bias, _grid(affine_input(unit, state)), node.output[0])
             placed.setdefault(unit, [])
     replace_nodes(model, writer.nodes, writer.initializers)
+    del model.opset_import[:]
+    model.opset_import.extend(opset_imports())
     return placed
+
+
+def _rewrite_stored(writer: QdqWriter, node: NodeProto, weight: QuantizedWeight, bias: Any, candidate: Candidate) -> None:
+    """A unit whose weight alone is quantised. Raises ModelError for a convolution, which this runtime has no such kernel for."""
+    if node.op_type == "Conv":
+        raise ModelError(
+            f"The convolution {unit_of(node)!r} is at {candidate}; ONNX Runtime stores weights alone for linear layers only. Give it 2 to 8 input bits."
+        )
+    writer.stored_linear(node.input[0], weight, bias, 4 if (candidate.w_bits or 8) <= 4 else 8, node.output[0])
 
 
 def _quantize_outputs(model: ModelProto, placed: Mapping[str, list[str]], calibration: Calibration) -> None:

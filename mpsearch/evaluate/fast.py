@@ -1,22 +1,26 @@
-"""The fast evaluator: the true loss of an assignment at about the price of a float forward pass.
+"""The fast evaluator: the true loss of an assignment at about the price of a float forward pass, or less.
 
-The weight of each unit at each candidate is quantised once and kept; an assignment is then a swap of pointers.
+The weight of each unit at each candidate is quantised once and kept; an assignment is then a swap of pointers. Outputs of the first part of the
+network are kept too, and a pass starts behind what it shares with an earlier one. Clear losers may be left after a part of the images.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mpsearch.data import ImageSet
-from mpsearch.evaluate.metrics import kl_divergence, predict
+from mpsearch.data import SampleSet
+from mpsearch.evaluate.metrics import predict
+from mpsearch.evaluate.prefixes import PrefixRunner, prefix_key
+from mpsearch.evaluate.tasks import Classification, Task
 from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import ActivationQuantizer, QuantLayer, UnitState, wrap_units
+from mpsearch.quant import ActivationQuantizer, AffineParams, QuantLayer, UnitState, wrap_units
 
 
 class Quantizers(Protocol):
@@ -37,59 +41,182 @@ class Quantizers(Protocol):
         """The unit at a candidate."""
 
 
+_BATCH = 32
+_PREFIX_SHARE = 4  # the outputs that one assignment leaves take at most this part of the memory
+
+
 class FastEvaluator:
-    """Measures assignments by KL(float || quantised) on fixed images, with weights rounded to nearest.
+    """Measures assignments by the damage of a task, such as KL(float || quantised), on fixed images, with the states that the quantisers give.
 
     Args:
         module: Float model in eval mode; not changed.
         calibration: Quantisers of its units.
         images: What the loss is measured on.
-        memory_limit_bytes: Bound on the quantised weights that are kept; the least recently used are dropped and made again when needed.
+        memory_limit_bytes: Bound on the quantised weights and the outputs of shared prefixes that are kept, beside one weight and one batch. Outputs
+            go first, then weights, the least recently used first; both are made again when needed.
+        task: What damage is; classification where None.
     """
 
-    def __init__(self, module: nn.Module, calibration: Quantizers, images: ImageSet, *, memory_limit_bytes: int = 2 * 2**30) -> None:
-        self._calibration, self._images, self._limit = calibration, images, memory_limit_bytes
+    def __init__(self, module: nn.Module, calibration: Quantizers, images: SampleSet, *, memory_limit_bytes: int = 2 * 2**30, task: Task | None = None) -> None:
+        self._calibration, self._images, self._limit, self._task = calibration, images, memory_limit_bytes, task or Classification()
         self.float_logits = predict(module, images)
         self._module = copy.deepcopy(module)
         self._layers = wrap_units(self._module, [*calibration.weights, *calibration.products])
         self._kept: OrderedDict[tuple[str, Candidate], Tensor] = OrderedDict()
-        self._bytes = 0
+        self._outputs: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._weight_bytes = self._output_bytes = 0
+        self._scratch = Scratch()
+        products = set(calibration.products)  # they have no module of their own at which a pass could start
+        runs = PrefixRunner(self._module, list(calibration.weights), images.inputs([0, len(images) - 1]), memory_limit_bytes // _PREFIX_SHARE, len(images))
+        self._runner = runs
+        self._cuts = [] if products else runs.cuts
 
     @property
     def kept_bytes(self) -> int:
-        """Memory of the quantised weights held now."""
-        return self._bytes
+        """Memory of the quantised weights and prefix outputs held now."""
+        return self._weight_bytes + self._output_bytes
 
     def measure(self, assignment: Assignment) -> float:
-        """Mean KL divergence to the float model, in nats; NaN where the quantised model's output is not finite."""
-        return kl_divergence(self.logits(assignment), self.float_logits)
+        """Mean damage, for classification the KL divergence to the float model in nats; NaN where the quantised model's output is not finite."""
+        return self._task.loss(self.logits(assignment), self.float_logits)
 
-    @torch.no_grad()
+    def losses(self, assignment: Assignment) -> Tensor:
+        """Damage on each image, for classification the KL divergence to the float model; N float64."""
+        return self._task.damage(self.logits(assignment), self.float_logits)
+
     def logits(self, assignment: Assignment) -> Tensor:
-        """N x K float32 logits of the model at an assignment."""
+        """N x K float32 logits (or other outputs) of the model at an assignment."""
         self._load(assignment, self._layers)
-        return torch.cat([self._module(inputs).float() for inputs, _ in self._images.batches(64)])
+        return torch.cat([self._batch(assignment, start) for start in range(0, len(self._images), _BATCH)])
+
+    def race(self, assignment: Assignment, rival: Tensor, *, errors: float = 4.0, factor: float = 1.5, least: int = 64) -> Raced:
+        """The loss of an assignment, on all images only where it is not clearly worse than a rival's.
+
+        After each batch the images so far are compared in pairs. Once the mean is `factor` times the rival's and above it by more than `errors`
+        standard errors of the difference, the pass ends, and the loss is the rival's on all images times the ratio on those seen: images that are
+        hard for one are hard for the other, so this errs less than the mean of those seen. A pure function of its arguments.
+
+        Args:
+            assignment: To be measured.
+            rival: [N] `losses` of another.
+            errors: Standard errors; high because the test is made after every batch.
+            factor: How much worse is clearly worse.
+            least: Images before the first test.
+        """
+        self._load(assignment, self._layers)
+        seen = torch.empty(0, dtype=torch.float64)
+        for start in range(0, len(self._images), _BATCH):
+            logits = self._batch(assignment, start)
+            seen = torch.cat([seen, self._task.damage(logits, self.float_logits[start : start + _BATCH])])
+            if least <= len(seen) < len(self._images) and _clearly_worse(seen, rival[: len(seen)], errors, factor):
+                ratio = float(seen.mean() / rival[: len(seen)].mean())
+                return Raced(ratio * float(rival.mean()), len(seen))
+        return Raced(max(float(seen.mean()), 0.0), len(seen))
+
+    def _batch(self, assignment: Assignment, start: int) -> Tensor:
+        """Logits of the images from `start`, from behind the last cut whose output is known."""
+        choices: dict[str, Hashable] = {unit: assignment[unit] for unit in self._layers}
+        inputs = self._images.inputs(slice(start, start + _BATCH))
+        for cut in reversed(self._cuts):
+            key = (start, prefix_key(cut, choices))
+            if key in self._outputs:
+                self._outputs.move_to_end(key)
+                return self._runner.run(inputs, cut, self._outputs[key], lambda c, out: self._keep((start, prefix_key(c, choices)), out))
+        if not self._cuts:
+            return self._runner.run(inputs, None, None)
+        return self._runner.run(inputs, None, None, lambda c, out: self._keep((start, prefix_key(c, choices)), out))
+
+    def _keep(self, key: Hashable, output: Tensor) -> None:
+        self._outputs[key] = output
+        self._output_bytes += output.nbytes
+        self._trim()
+
+    def _trim(self) -> None:
+        while self._outputs and self.kept_bytes > self._limit:
+            self._output_bytes -= self._outputs.popitem(last=False)[1].nbytes
+        while self.kept_bytes > self._limit and len(self._kept) > 1:
+            self._weight_bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def _load(self, assignment: Assignment, units: Iterable[str]) -> None:
         for unit in units:
             candidate, layer = assignment[unit], self._layers[unit]
             if isinstance(layer, QuantLayer):
-                layer.input.params = None if candidate.is_float else self._calibration.input_params(unit, candidate)
+                layer.input.params = None if candidate.is_float else self._fast(self._calibration.input_params(unit, candidate))
                 layer.set_weight(self._weight(unit, candidate))
             else:
                 layer.set_state(self._calibration.state(unit, candidate))
 
+    def _fast(self, params: ActivationQuantizer) -> ActivationQuantizer:
+        return ScratchGrid(params, self._scratch) if isinstance(params, AffineParams) and params.axis is None else params
+
     def _weight(self, unit: str, candidate: Candidate) -> Tensor:
         if candidate.is_float:
             return self._calibration.weights[unit]
-        key = (unit, Candidate(candidate.w_bits, 8, w_granularity=candidate.w_granularity))  # the weight does not depend on a_bits
+        key = (unit, candidate)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
         state: UnitState = self._calibration.state(unit, candidate)
         weight = self._calibration.weights[unit] if state.weight is None else state.weight.dequantize()
         self._kept[key] = weight
-        self._bytes += weight.nbytes
-        while self._bytes > self._limit and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        self._weight_bytes += weight.nbytes
+        self._trim()
         return weight
+
+
+@dataclass(frozen=True)
+class Raced:
+    """A loss, and on how many images it was measured; fewer than all where it is an estimate."""
+
+    loss: float
+    images: int
+
+
+def _clearly_worse(seen: Tensor, rival: Tensor, errors: float, factor: float) -> bool:
+    difference = seen - rival
+    error = float(difference.std()) / len(seen) ** 0.5
+    return float(seen.mean()) > factor * float(rival.mean()) and float(difference.mean()) > errors * error
+
+
+class Scratch:
+    """One piece of memory for what a layer reads and nobody else: quantised inputs live no longer than the layer's call."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0)
+
+    def like(self, x: Tensor) -> Tensor:
+        """Uninitialised, with the shape and strides of `x`."""
+        if self._held.numel() < x.numel():
+            self._held = torch.empty(x.numel())
+        return self._held.as_strided(x.shape, x.stride())
+
+
+@dataclass(frozen=True)
+class ScratchGrid:
+    """A per-tensor affine quantiser of inputs that computes what its own does, in fewer passes and in memory that is in the cache already."""
+
+    params: AffineParams
+    scratch: Scratch
+
+    @property
+    def bits(self) -> int:
+        """2 to 8."""
+        return self.params.bits
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """`x` on the grid, in scratch memory."""
+        if x.dtype != torch.float32 or x.numel() == 0 or not _dense(x):
+            return self.params.fake_quantize(x)
+        zero_point = int(self.params.zero_point)
+        scaled = torch.div(x, self.params.scale, out=self.scratch.like(x))
+        return scaled.round_().clamp_(self.params.qmin - zero_point, self.params.qmax - zero_point).mul_(self.params.scale)
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether the elements lie in one piece without gaps or overlaps, in whatever order of axes."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpsearch.data import ImageSet
+from mpsearch.data import SampleSet
 from mpsearch.errors import MpsearchError
 
 BATCH = 64
@@ -19,14 +19,16 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Metrics:
-    """Over N images.
+    """Over N images, or other samples.
 
     Args:
         images: N.
-        kl: Mean KL divergence from the float model's distribution to this one's, in nats.
-        agreement: Share of images on which both have the same top class.
-        top1: Share of images classified right; None without labels.
-        loss: Mean cross entropy with the labels, in nats; None without labels.
+        kl: Mean KL divergence from the float model's distribution to this one's, in nats; of a task that has no distribution, its mean damage
+            (`Task.measure` says what that is).
+        agreement: Share of images on which both have the same top class, or decide alike in the sense of the task.
+        top1: Share of images classified right; None without labels, and for other tasks than classification.
+        loss: Mean cross entropy with the labels, in nats; None where `top1` is.
+        scores: What else a task measures, by name; higher is better.
     """
 
     images: int
@@ -34,6 +36,7 @@ class Metrics:
     agreement: float
     top1: float | None = None
     loss: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
 
     @property
     def top1_error(self) -> float | None:
@@ -41,15 +44,15 @@ class Metrics:
         return None if self.top1 is None else math.sqrt(self.top1 * (1 - self.top1) / self.images)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dump`."""
-        return asdict(self)
+        """Plain data for `json.dump`; `scores` only where there are some."""
+        return {name: value for name, value in asdict(self).items() if name != "scores" or value}
 
 
 @torch.no_grad()
-def predict(module: Callable[[Tensor], Tensor] | nn.Module, images: ImageSet, *, on_batch: Callable[[int], None] | None = None) -> Tensor:
-    """Logits, N x K float32, in batches of 64.
+def predict(module: Callable[[Tensor], Tensor] | nn.Module, images: SampleSet, *, on_batch: Callable[[int], None] | None = None) -> Tensor:
+    """Logits, N x K float32, or what else the model gives, in batches of 64.
 
-    Raises: MpsearchError: A logit is NaN or infinite.
+    Raises: MpsearchError: An output is NaN or infinite.
     """
     found, done = [], 0
     for inputs, _ in images.batches(BATCH):
@@ -59,7 +62,7 @@ def predict(module: Callable[[Tensor], Tensor] | nn.Module, images: ImageSet, *,
             on_batch(done)
     logits = torch.cat(found)
     if not torch.isfinite(logits).all():
-        bad = int((~torch.isfinite(logits)).any(1).sum())
+        bad = int((~torch.isfinite(logits)).flatten(1).any(1).sum())
         raise MpsearchError(
             f"The model's output is NaN or infinite on {bad} of {len(logits)} images of {images.name}. Check the weights and the normalisation."
         )

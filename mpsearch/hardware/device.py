@@ -36,6 +36,11 @@ class DeviceIdentity:
         best = self.flags[-1] if self.flags else self.architecture
         return re.sub(r"[^a-z0-9]+", "-", f"{self.name} {self.cores}c {best}".lower()).strip("-")
 
+    @property
+    def saturates(self) -> bool:
+        """Whether the fast u8 x s8 product adds pairs in 16 bits, which overflow: x86 without VNNI or AMX."""
+        return self.architecture.lower() in ("x86_64", "amd64") and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(self.flags)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
         return {**asdict(self), "flags": list(self.flags)}

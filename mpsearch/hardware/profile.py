@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mpsearch.errors import TableError
 from mpsearch.hardware.backends import Backend
 from mpsearch.hardware.measure import time_callable
 from mpsearch.hardware.table import LatencyTable, Row, row_key
@@ -40,6 +41,8 @@ def profile(
         seconds: Of measuring for each row.
         on_row: Progress: rows done, rows to measure, which.
     """
+    if backend.on_gpu:  # a clock of the host would time how long a kernel takes to be queued
+        raise TableError(f"{backend.name} runs on a GPU, which `mpsearch profile` cannot time. Run benchmarks/h200.sh on the machine that has it.")
     wanted: dict[tuple[str, str], tuple[Layer, Candidate]] = {}
     for layer, choices in zip(layers, candidates, strict=True):
         for candidate in choices:

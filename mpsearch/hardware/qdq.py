@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, OperatorSetIdProto, TensorProto, helper, numpy_helper
 
 OPSET = 20
+BLOCK = 128
+"""Weights that share a scale in MatMulNBits: a row of them is in whole blocks, each with the scale of its channel."""
+_CONTRIB = "com.microsoft"
 Array = NDArray[Any]
 
 
@@ -89,6 +92,20 @@ class QdqWriter:
             return self.node("MatMul", inputs, output)
         return self.node("Add", [self.node("MatMul", inputs), self.constant(np.asarray(bias, np.float32), "bias")], output)
 
+    def stored_linear(self, x: str, weight: QuantizedWeight, bias: Array | None, bits: int, output: str | None = None) -> str:
+        """A linear layer on float `x` (..., K) whose weight [N, K] stays at 4 or 8 bits: MatMulNBits with float arithmetic (accuracy level 1)."""
+        rows, columns = weight.codes.shape
+        blocks = -(-columns // BLOCK)
+        codes = np.full((rows, blocks * BLOCK), 2 ** (bits - 1), np.uint8)  # padding is the zero point
+        codes[:, :columns] = weight.codes.astype(np.int16) + 2 ** (bits - 1)
+        packed = codes if bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
+        held = self.constant(packed.reshape(rows, blocks, -1), "weight")
+        inputs = [x, held, self.constant(np.repeat(weight.scale.astype(np.float32), blocks), "weight_scale")]
+        options = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK, "accuracy_level": 1, "domain": _CONTRIB}
+        if bias is None:
+            return self.node("MatMulNBits", inputs, output, **options)
+        return self.node("Add", [self.node("MatMulNBits", inputs, **options), self.constant(np.asarray(bias, np.float32), "bias")], output)
+
     def node(self, op: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
         """Add a node with one output; its name."""
         self._count += 1
@@ -107,6 +124,17 @@ class QdqWriter:
         name = f"{self.prefix}/{what}_{self._count}"
         self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
         return name
+
+
+def opset_imports() -> list[OperatorSetIdProto]:
+    """The operator sets that the nodes come from."""
+    return [helper.make_opsetid("", OPSET), helper.make_opsetid(_CONTRIB, 1)]
+
+
+def stored_bytes(rows: int, columns: int, bits: int) -> int:
+    """Bytes of a weight [rows, columns] and its scales as `stored_linear` writes them."""
+    blocks = -(-columns // BLOCK)
+    return rows * blocks * (BLOCK * bits // 8 + 4)
 
 
 def _widened(weight: QuantizedWeight, grid: Grid, bias: Array) -> QuantizedWeight:

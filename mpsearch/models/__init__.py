@@ -6,6 +6,7 @@ from mpsearch.models.fold import find_foldable, fold_batch_norm
 from mpsearch.models.graph import ModelGraph, analyze
 from mpsearch.models.load import LoadedModel, ModelSource, build_model, from_module, load_model
 from mpsearch.models.record import trace_model
+from mpsearch.models.text import SpanHead, TextModel
 from mpsearch.models.trace import Trace
 from mpsearch.models.weights import check_finite, load_weights, weights_hash
 
@@ -14,6 +15,8 @@ __all__ = [
     "LoadedModel",
     "ModelGraph",
     "ModelSource",
+    "SpanHead",
+    "TextModel",
     "Trace",
     "analyze",
     "build_model",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mpsearch.models.trace import Op, Trace
+from mpsearch.models.trace import PRODUCTS, Op, Trace
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -18,7 +18,8 @@ class Block:
     """Units that are reconstructed together.
 
     Args:
-        name: A module that turns one tensor into one tensor, the module of a single unit, or the name of an activation product, which has no module.
+        name: A module that turns one tensor (beside tensors on which no unit has worked) into one, the module of a single unit, or the name of an
+            activation product, which has no module.
         units: Names in order of execution.
     """
 
@@ -31,7 +32,8 @@ def find_blocks(trace: Trace, module: nn.Module, units: Sequence[str]) -> tuple[
 
     A block is the topmost module, below the root, whose own forward adds two tensors that both come from the input (a residual), else
     the topmost of a class that occurs twice or more with at least two units and no residual inside. Only modules that read one tensor
-    and give one are taken; the search goes on inside the others. What is left are blocks of one unit.
+    and give one are taken; the search goes on inside the others. Those that repeat may read further tensors on which no unit has worked,
+    such as an attention mask. What is left are blocks of one unit.
 
     Args:
         trace: Of `module`.
@@ -41,7 +43,8 @@ def find_blocks(trace: Trace, module: nn.Module, units: Sequence[str]) -> tuple[
     inside = Counter(prefix for unit in units for prefix in _ancestors(unit))
     adding = {op.path for op in trace.ops if _is_residual(trace, op)}
     residual = {path for path in adding if inside[path] and _runs_alone(trace, path)}
-    chosen = residual | {path for path in _repeated(module, inside, residual) if _runs_alone(trace, path)}
+    worked = _worked(trace)
+    chosen = residual | {path for path in _repeated(module, inside, residual) if _runs_alone(trace, path, worked)}
     members: dict[str, list[str]] = {}
     for unit in units:
         block = next((path for path in _ancestors(unit) if path in chosen), unit)
@@ -71,15 +74,25 @@ def _repeated(module: nn.Module, inside: Counter[str], residual: set[str]) -> se
     return {name for name, m in holding.items() if classes[type(m)] >= 2 and name not in covered and name not in around}
 
 
-def _runs_alone(trace: Trace, path: str) -> bool:
-    """Whether each call of a module reads one tensor from outside and gives one to the outside."""
+def _runs_alone(trace: Trace, path: str, worked: set[int] | None = None) -> bool:
+    """Whether each call of a module reads one tensor from outside and gives one; given `worked`, it may read others that are not among these."""
     for ops in trace.calls[path].values() if path in trace.calls else ():
         own = {op.id for op in ops}
         entering = {i for op in ops for i in op.inputs if i not in own and not _is_held(trace, path, i)}
         leaving = {i for i in own if i == trace.output or any(user.id not in own for user in trace.users.get(i, ()))}
-        if len(entering) != 1 or len(leaving) != 1:
+        read = entering if worked is None or len(entering) < 2 else entering & worked
+        if not entering or len(read) > 1 or len(leaving) != 1:
             return False
     return path in trace.calls
+
+
+def _worked(trace: Trace) -> set[int]:
+    """Tensors that a product on the data path has a part in: what quantising units changes. A mask is none of them."""
+    found: set[int] = set()
+    for op in trace.ops:
+        if not found.isdisjoint(op.inputs) or (op.kind in PRODUCTS and any(i in trace.dynamic for i in op.operands)):
+            found.add(op.id)
+    return found
 
 
 def _is_held(trace: Trace, path: str, tensor: int) -> bool:

@@ -20,19 +20,19 @@ _DROPOUTS = {"dropout", "dropout_", "feature_dropout", "alpha_dropout", "feature
 
 
 def trace_model(module: nn.Module, example: Tensor) -> Trace:
-    """Record one forward pass in eval mode, without gradients, on the first image of `example`.
+    """Record one forward pass in eval mode, without gradients, on the first sample of `example`.
 
     Attention runs unfused where the module has timm's `fused_attn` switch, so that its two activation products are visible. The module's
     modes and switches are as found afterwards.
 
     Args:
         module: Model of one tensor in, one tensor out.
-        example: N x C x H x W, float.
+        example: N x C x H x W float, or N x ... int64 where the model reads token numbers.
     Raises: ModelError: The model does not take the example, does not return one tensor, or cannot be exported.
     """
-    if not isinstance(example, Tensor) or example.ndim < 2 or len(example) < 1 or not example.is_floating_point():
+    if not isinstance(example, Tensor) or example.ndim < 2 or len(example) < 1 or not (example.is_floating_point() or example.dtype == torch.int64):
         found = f"{example.dtype} of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
-        raise ModelError(f"The example input is {found}. Give float images, N x C x H x W.")
+        raise ModelError(f"The example input is {found}. Give float images, N x C x H x W, or int64 tokens.")
     image = example[:1].detach()
     with prepared(module), torch.no_grad():
         _try_forward(module, image)
@@ -48,7 +48,7 @@ def _try_forward(module: nn.Module, image: Tensor) -> None:
         output = module(image)
     except Exception as error:  # a model may raise anything on an input that it does not take
         raise ModelError(
-            f"The model does not take an input of shape {tuple(image.shape)}: {first_line(error)} Give images of the size it was built for."
+            f"The model does not take an input of shape {tuple(image.shape)}: {first_line(error)} Give inputs of the size it was built for."
         ) from error
     if not isinstance(output, Tensor):
         raise ModelError(f"The model returns a {type(output).__name__}, not one tensor. Wrap it in a module that returns the logits alone.")

@@ -100,7 +100,7 @@ class Trace:
         constants: Parameters, buffers and literal tensors.
         input: Number of the model's input.
         output: Number of its output.
-        input_shape: 1 x C x H x W.
+        input_shape: 1 x C x H x W, or 1 x ... of what else the model reads.
     """
 
     ops: tuple[Op, ...]

@@ -14,8 +14,9 @@ import torch
 from sklearn.isotonic import IsotonicRegression
 from torch import nn
 
-from mpsearch.data import ImageSet
+from mpsearch.data import SampleSet
 from mpsearch.errors import MpsearchError, OptionError
+from mpsearch.evaluate import Classification, Task
 from mpsearch.problem import Candidate, Layer
 from mpsearch.reconstruct import Calibration
 from mpsearch.registry import Registry
@@ -37,15 +38,17 @@ class ScoringContext:
         images: Calibration images.
         seed: Of everything random.
         on_step: Progress: steps done, steps in all.
+        task: What the model's outputs are.
     """
 
     module: nn.Module
     layers: tuple[Layer, ...]
     candidates: tuple[tuple[Candidate, ...], ...]
     calibration: Calibration
-    images: ImageSet
+    images: SampleSet
     seed: int = 0
     on_step: Progress = field(default=lambda done, total: None, repr=False)
+    task: Task = field(default_factory=Classification)
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,13 @@ class Objective(ABC):
     """Scores every unit at every candidate; lower is better, 0 is what the float unit has.
 
     Class flags say what it is: `additive` (its `L x C` table is solved exactly), `needs_data` (whether it looks at images),
-    `unit` (of one score).
+    `needs_classes` (whether it takes the outputs for logits of classes), `unit` (of one score).
     """
 
     name: ClassVar[str]
     additive: ClassVar[bool] = True
     needs_data: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = False
     unit: ClassVar[str] = ""
 
     @abstractmethod
@@ -134,8 +138,14 @@ OBJECTIVES: Registry[Objective] = Registry("objective", "mpsearch.objectives")
 def score(objective: Objective, context: ScoringContext) -> ScoreReport:
     """Score, check, and repair monotonicity in bits by isotonic regression, counting what was moved.
 
-    Raises: MpsearchError: A score is NaN, infinite or negative; names the unit and the candidate.
+    Raises:
+        MpsearchError: A score is NaN, infinite or negative; names the unit and the candidate.
+        OptionError: The objective needs classes, and the task has none.
     """
+    if objective.needs_classes and not context.task.classes:
+        raise OptionError(
+            f"The objective {objective.name!r} takes the outputs for logits of classes; the task is {context.task.name!r}. Use output_mse, kl or weight_mse."
+        )
     start = time.perf_counter()
     with torch.no_grad():
         parts = objective.parts(context)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mpsearch.data import ImageSet
+from mpsearch.data import SampleSet
 from mpsearch.errors import ModelError
 from mpsearch.objectives._base import ScoringContext
 from mpsearch.objectives._local import UnitRun, operand_shifts
@@ -57,7 +57,7 @@ class Cotangents:
         draws: For each image.
     """
 
-    def __init__(self, kind: Literal["rademacher", "model", "labels"], images: ImageSet, seed: int, draws: int = 1) -> None:
+    def __init__(self, kind: Literal["rademacher", "model", "labels"], images: SampleSet, seed: int, draws: int = 1) -> None:
         self._kind, self._images, self._draws = kind, images, draws
         self._generator = torch.Generator().manual_seed(seed)
         self._done = 0
@@ -209,7 +209,7 @@ def by_call(calls: Mapping[str, list[Call]], squares: Iterable[Tensor | None]) -
     return {unit: [Scored(call, tuple(next(left) for _ in call.nodes)) for call in found] for unit, found in calls.items()}
 
 
-def walk(context: ScoringContext, images: ImageSet, batch_size: int, cotangents: Cotangents) -> Iterator[dict[str, list[Scored]]]:
+def walk(context: ScoringContext, images: SampleSet, batch_size: int, cotangents: Cotangents) -> Iterator[dict[str, list[Scored]]]:
     """For each batch the calls of every calibrated unit, nodes at outputs, with squared gradients there.
 
     Memory: inputs, outputs and gradients of all units for one batch.

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.data import ImageSet
+from mpsearch.data import SampleSet
 from mpsearch.objectives._base import ScoringContext
 from mpsearch.problem import Candidate, Layer
 from mpsearch.quant import ActivationQuantizer, UnitState
 
 
-def first_images(context: ScoringContext, count: int) -> ImageSet:
+def first_images(context: ScoringContext, count: int) -> SampleSet:
     """The first `count` calibration images, or all where there are fewer."""
     return context.images.subset(range(min(count, len(context.images))))
 

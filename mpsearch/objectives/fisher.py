@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpsearch.data import ImageSet
+from mpsearch.data import SampleSet
 from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Passes, Rows, ScoringContext, require_positive
 from mpsearch.objectives._grads import (
     Cotangents,
@@ -53,6 +53,7 @@ class Fisher(Objective):
     """
 
     needs_data: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = True
     unit: ClassVar[str] = "nats, about twice the KL divergence"
     target: Target = "model"
     noise: Literal["measured", "uniform"] = "measured"
@@ -88,7 +89,7 @@ class Fisher(Objective):
         weights = [[value / len(images) for value in self._of_weight(context, layer, row, information.get(layer.name))] for layer, row in pairs]
         return Parts([[w + a for w, a in zip(*rows, strict=True)] for rows in zip(weights, inputs, strict=True)], weights, inputs)
 
-    def _one_by_one(self, context: ScoringContext, images: ImageSet, information: dict[str, Tensor]) -> Iterator[dict[str, list[Scored]]]:
+    def _one_by_one(self, context: ScoringContext, images: SampleSet, information: dict[str, Tensor]) -> Iterator[dict[str, list[Scored]]]:
         """For each image the calls of every unit, nodes at inputs; adds the squared gradients of the weights to `information`."""
         units = calibrated_units(context)
         cotangents = Cotangents(self.target, images, context.seed, self.samples)

@@ -36,6 +36,7 @@ class Gradient(Objective):
     """
 
     needs_data: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = True
     unit: ClassVar[str] = "nats, about twice the KL divergence"
     target: Target = "model"
     samples: int = 1

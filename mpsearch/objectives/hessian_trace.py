@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mpsearch.data import ImageSet
+from mpsearch.data import SampleSet
 from mpsearch.errors import OptionError
 from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Passes, Rows, ScoringContext, require_positive
 from mpsearch.objectives._grads import calibrated_units, logits_of, only_these, parameters_of, recorded
@@ -78,6 +78,7 @@ class HessianTrace(Objective):
     """
 
     needs_data: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = True
     unit: ClassVar[str] = "nats, twice the rise of the loss"
     target: Literal["auto", "labels", "model"] = "auto"
     probes: int = 1
@@ -124,7 +125,7 @@ class HessianTrace(Objective):
                 break
         return traces
 
-    def _labels(self, images: ImageSet, labels: Tensor | None, logits: Tensor) -> Tensor | None:
+    def _labels(self, images: SampleSet, labels: Tensor | None, logits: Tensor) -> Tensor | None:
         if self.target == "model" or (self.target == "auto" and labels is None):
             return None
         images.require_labels(logits.shape[1])

@@ -46,7 +46,7 @@ class Kl(Objective):
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`."""
         images = first_images(context, self.images)
-        evaluator = FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=self.memory_mb * 10**6)
+        evaluator = FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=self.memory_mb * 10**6, task=context.task)
         everything = [*context.calibration.weights, *context.calibration.products]
         rows: Rows = []
         for done, (layer, candidates) in enumerate(zip(context.layers, context.candidates, strict=True)):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from mpsearch.errors import BudgetError, OptionError, StudyError
+from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
+from mpsearch.evaluate import TASKS
+from mpsearch.problem import Restrictions
 from mpsearch.reconstruct import METHODS
+from mpsearch.search import SAMPLERS
 from mpsearch.units import parse_quantity
 
-TARGETS = ("ort-cpu", "packed")
+TARGETS = ("ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "packed")
 DEFAULT_OBJECTIVES = ("output_mse", "weight_mse", "coding_length")
 
 
@@ -30,18 +33,26 @@ class RunConfig:
         evaluation_images: For what is reported; None for all that are left.
         bits: Weight bits that a unit may have.
         a_bits: Input bits.
+        layer_bits: Rules for single units, such as `head=6..8`; they count above `bits` and `a_bits`.
+        fix: Units that have one choice, such as `head=W8A8`; above all others.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
         trials: Assignments whose loss is measured.
+        sampler: Who proposes them: `mpsearch`, or a baseline, `tpe`, `nsga2` or `random`.
+        polish: Exchanges around the best of them whose loss is measured afterwards.
         first_last_bits: Weight and input bits of the first and the last unit; None leaves them to the search.
         method: Registered reconstruction method, with options.
         iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 200, or 16 on the embedded default.
+        search_iterations: Reconstruction steps for each block at each bit-width before the search, which then sees the damage that reconstruction leaves; 0 to
+            search on rounding to nearest; None for a quarter of `iterations`, or 0 on the embedded default.
         reconstruction_memory: Bound on the activations that a reconstruction stores, such as `8GiB`; it uses fewer images to keep it.
-        target: `ort-cpu` (packed checkpoint and ONNX) or `packed` (checkpoint alone, no latency).
+        target: `ort-cpu` (packed checkpoint and ONNX), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR), or `packed` (checkpoint alone, no
+            latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
         allow_estimate: Take a table of another device as an estimate.
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
+        task: Registered task, with options: how outputs are compared with the float model's and with labels.
     """
 
     budgets: tuple[str, ...]
@@ -56,11 +67,16 @@ class RunConfig:
     evaluation_images: int | None = None
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     a_bits: int = 8
+    layer_bits: tuple[str, ...] = ()
+    fix: tuple[str, ...] = ()
     first_last_bits: int | None = None
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
     trials: int = 48
+    sampler: str = "mpsearch"
+    polish: int = 16
     method: str = "qdrop"
     iterations: int | None = None
+    search_iterations: int | None = None
     reconstruction_memory: str = "8GiB"
     target: str = "ort-cpu"
     tables: str = "latency_tables"
@@ -68,6 +84,7 @@ class RunConfig:
     allow_estimate: bool = False
     threads: int = 1
     seed: int = 0
+    task: str = "classification"
 
     def __post_init__(self) -> None:
         if not self.budgets:
@@ -76,20 +93,38 @@ class RunConfig:
             raise OptionError(f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to 8.")
         if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
             raise OptionError(f"first_last_bits is {self.first_last_bits}; it must be 2 to 8, such as 8.")
-        METHODS.create(self.method)
+        Restrictions.parse(self.fix, self.layer_bits)
+        self._check_task()
         if self.memory_bytes < 1:
             raise OptionError(f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.")
         if self.target not in TARGETS:
             raise OptionError(f"The target {self.target!r} is not known; it may be {' or '.join(TARGETS)}.")
+        if self.sampler not in SAMPLERS:
+            raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         if not self.objectives:
             raise OptionError("There is no objective. Give at least one, such as --objective output_mse.")
-        for name, least in (("trials", 1), ("iterations", 0), ("threads", 1), ("seed", 0), ("calibration_images", 1), ("search_images", 1)):
+        for name, least in (
+            ("trials", 1),
+            ("polish", 0),
+            ("iterations", 0),
+            ("search_iterations", 0),
+            ("threads", 1),
+            ("seed", 0),
+            ("calibration_images", 1),
+            ("search_images", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
         if (self.model is None) != (self.data is None):
             given, lacking = ("--model", "--data") if self.data is None else ("--data", "--model")
             raise OptionError(f"{given} is given without {lacking}. Give both, or neither for the embedded model and digits.")
+
+    def _check_task(self) -> None:
+        """Raises OptionError where the method draws labels from the model, and the model has no classes; objectives are asked by `add_scores`."""
+        method, task = METHODS.create(self.method), TASKS.create(self.task)
+        if method.loss == "fisher" and not task.classes:
+            raise OptionError(f"The method {self.method!r} draws classes from the model, and the task {self.task!r} has none. Add loss=mse, or use qdrop.")
 
     @property
     def memory_bytes(self) -> int:
@@ -102,6 +137,16 @@ class RunConfig:
         """Reconstruction steps for each block."""
         return self.iterations if self.iterations is not None else 16 if self.model is None else 200
 
+    @property
+    def search_steps(self) -> int:
+        """Reconstruction steps behind the states that the search sees."""
+        return self.search_iterations if self.search_iterations is not None else 0 if self.model is None else self.steps // 4
+
+    @property
+    def learning(self) -> list[Any]:
+        """What decides the states that the search sees, beside the images and the seed; nothing where they are those of rounding to nearest."""
+        return [self.search_steps, self.method, self.reconstruction_memory] if self.search_steps else []
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -109,6 +154,7 @@ class RunConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunConfig:
         """Inverse of `to_json`. Raises StudyError where a field is unknown or missing."""
+        data = {"task": "classification", **data}  # the only one there was before tasks had names
         known = {f.name for f in fields(cls)}
         if set(data) != known:
             raise StudyError(f"The study was written by another version of mpsearch; its settings differ in {sorted(set(data) ^ known)}. Start a new study.")

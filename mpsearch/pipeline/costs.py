@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from mpsearch.errors import InfeasibleError, OptionError, TableError
+from mpsearch.evaluate import TASKS
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, latency_costs, profile
 from mpsearch.objectives import OBJECTIVES, Objective, ScoringContext, score
 from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.couplings import add_couplings, interacts
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
-from mpsearch.problem import Budget, Candidate, Problem
+from mpsearch.problem import Budget, Candidate, Problem, Restrictions
 from mpsearch.reconstruct import Calibration
 from mpsearch.search import solve
 
@@ -35,6 +37,7 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     wide = (*integers, FLOAT) if timed else integers
     fixed = _fixed(subject, config)
     candidates = tuple(fixed.get(layer.name, wide) if layer.name in subject.layout.weights else (FLOAT,) for layer in subject.graph.layers)
+    candidates = Restrictions.parse(config.fix, config.layer_bits).choose(subject.graph.layers, candidates, _possible(subject, candidates))
     size, bops = [], []
     for layer, choices in zip(subject.graph.layers, candidates, strict=True):
         size.append(tuple(float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0 for c in choices))
@@ -45,6 +48,12 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
         costs={"size_bytes": tuple(size), "bops": tuple(bops)},
         constants={"size_bytes": float(subject.layout.constant_bytes), "bops": 0.0},
     )
+
+
+def _possible(subject: Subject, candidates: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:
+    """What rules may pick from: of a unit with a weight every width there is, the widest first, and float."""
+    every = (*(Candidate(w, a) for w in range(8, 1, -1) for a in range(8, 1, -1)), FLOAT)
+    return [every if layer.name in subject.layout.weights else tuple(row) for layer, row in zip(subject.graph.layers, candidates, strict=True)]
 
 
 def _fixed(subject: Subject, config: RunConfig) -> dict[str, tuple[Candidate, ...]]:
@@ -170,13 +179,17 @@ def _without(problem: Problem, kept: list[list[int]], unusable: Sequence[tuple[s
 def add_scores(
     problem: Problem, subject: Subject, calibration: Calibration, config: RunConfig, study: Study, progress: Progress
 ) -> tuple[Problem, dict[str, Any]]:
-    """The table of every objective asked for, each cached by what it depends on."""
+    """The table of every objective asked for, and its interactions where it has some, each cached by what it depends on."""
     names = [text.partition(":")[0].strip() for text in config.objectives]
     if len(set(names)) < len(names):
         raise OptionError(f"The objectives are {', '.join(config.objectives)}; a run keeps tables by name. Give each once; `score` compares options.")
-    tables, about = {}, {}
+    problem, about = replace(problem, scores={}, interactions={}), {}
     candidates = [[str(c) for c in row] for row in problem.candidates]
     for text in config.objectives:
+        if interacts(text):
+            name = text.partition(":")[0].strip()
+            problem, about[name] = add_couplings(problem, text, name, subject, calibration, config, study, progress)
+            continue
         objective = OBJECTIVES.create(text)
         key = [
             subject.hashes["weights"],
@@ -187,14 +200,17 @@ def add_scores(
             calibration.symmetric_inputs,
             candidates,
             config.seed,
+            config.learning if calibration.learned else [],
+            config.task,
         ]
         with progress.task(f"score with {objective.name}") as advance:
-            context = ScoringContext(subject.module, problem.layers, problem.candidates, calibration, subject.splits.calibration, config.seed, advance)
+            images, task = subject.splits.calibration, TASKS.create(config.task)
+            context = ScoringContext(subject.module, problem.layers, problem.candidates, calibration, images, config.seed, advance, task)
             report = study.cached(f"score-{objective.name}", key, partial(_scored, objective, context))
-        tables[objective.name] = tuple(tuple(row) for row in report["rows"])
+        problem = replace(problem, scores={**problem.scores, objective.name: tuple(tuple(row) for row in report["rows"])})
         about[objective.name] = {"seconds": report["seconds"], "violations": report["violations"], "unit": objective.unit}
         about[objective.name] |= {k: report[k] for k in ("weights", "activations", "passes", "notes") if report.get(k)}
-    return replace(problem, scores=tables), about
+    return problem, about
 
 
 def _scored(objective: Objective, context: ScoringContext) -> dict[str, Any]:

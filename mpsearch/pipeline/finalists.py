@@ -14,22 +14,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpsearch import files
-from mpsearch.deploy.onnx import export_float, measure_onnx, quantize_onnx, run_onnx, save_onnx
+from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.packed import load_packed, save_packed
+from mpsearch.deploy.runtimes import RUNTIMES, DeployedRuntime
 from mpsearch.errors import MpsearchError
-from mpsearch.evaluate import Metrics, compare, kl_by_image, predict
-from mpsearch.hardware import LatencyTable
+from mpsearch.evaluate import TASKS, Metrics, Task, predict
+from mpsearch.hardware import BACKENDS, LatencyTable
+from mpsearch.hardware.fresh import run_fresh
 from mpsearch.models import build_model
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.costs import WholeRuns
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
-from mpsearch.problem import Assignment, Candidate, assignment_csv, assignment_document
+from mpsearch.problem import Assignment, Candidate, Layer, assignment_csv, assignment_document
 from mpsearch.quant import AffineParams, UnitState, affine_input, install
 from mpsearch.reconstruct import BlockResult, Calibration, ReconstructionConfig, images_within, reconstruct
 
 States = dict[str, UnitState]
+_FEW = 32
+"""Images that the process of its own runs."""
+_SAME = 0.02
+"""Relative distance of the logits of two processes: other batch sizes and thread counts add in another order, and a code may tip over."""
 
 
 @dataclass
@@ -54,6 +60,11 @@ class Workshop:
     _room: int | None = None
     _losses: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def task(self) -> Task:
+        """What the model is for."""
+        return TASKS.create(self.config.task)
+
     def reference(self) -> dict[str, Tensor]:
         """The float model's logits on the search and evaluation images."""
         if self._reference is None:
@@ -74,26 +85,42 @@ class Workshop:
         return self._float_onnx
 
     def whole_runs(self, table: LatencyTable) -> WholeRuns:
-        """The whole model in float and with every unit at W8A8, by the runtime; measured once for these weights and this device."""
-        states = {unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.units}
+        """The whole model in float and with every unit in the widest integers it has, by the runtime; measured once for these weights and this device."""
+        widest = {layer.name: self._widest(layer) for layer in self.subject.graph.layers if layer.name in self.subject.units}
+        models = {"float_us": dict.fromkeys(widest, Candidate.parse("float")), "integer_us": widest}
 
         def measure() -> dict[str, float]:
             example, found = self.subject.splits.calibration.inputs([0]), {}
-            models = {"float_us": self.float_onnx(), "integer_us": quantize_onnx(self.float_onnx(), states, self.calibration)}
-            with self.progress.task("measure the whole model, float and W8A8") as advance, tempfile.TemporaryDirectory() as folder:
-                for done, (name, model) in enumerate(models.items(), start=1):
-                    path = Path(folder) / f"{name}.onnx"
-                    save_onnx(path, model)
-                    found[name] = measure_onnx(path, example, self.config.threads).timing.median_us
+            with self.progress.task("measure the whole model, float and in integers") as advance, tempfile.TemporaryDirectory() as folder:
+                for done, (name, candidates) in enumerate(models.items(), start=1):
+                    path = Path(folder) / f"{name}{self.runtime.suffix}"
+                    states = {unit: self.calibration.state(unit, candidate) for unit, candidate in candidates.items()}
+                    self.runtime.write(path, self.float_onnx(), states, self.calibration)
+                    found[name] = self.runtime.measure(path, example, self.config.threads).timing.median_us
                     advance(done, len(models))
             return found
 
-        return WholeRuns(**self.study.cached("whole-runs", [self.subject.hashes, table.device.to_json(), table.version, self.config.threads], measure))
+        key = [self.subject.hashes, self.config.target, table.device.to_json(), table.version, self.config.threads]
+        return WholeRuns(**self.study.cached("whole-runs", key, measure))
 
-    def reconstructed(self, assignment: Assignment, label: str) -> States:
-        """Learned states of an assignment. Each block's are saved when it is done, so an interrupted call goes on behind them."""
+    @property
+    def runtime(self) -> DeployedRuntime:
+        """Of the target; there is none for `packed`."""
+        return RUNTIMES[self.config.target]
+
+    def _widest(self, layer: Layer) -> Candidate:
+        """The integer candidate of most weight bits that the target's backend has a kernel for."""
+        backend = BACKENDS.create(self.config.target)
+        choices = (Candidate(bits, 8) for bits in range(8, 1, -1))
+        return next((c for c in choices if backend.supports(layer, c).kernel is not None), Candidate.parse("float"))
+
+    def reconstructed(self, assignment: Assignment, label: str, steps: int | None = None) -> States:
+        """Learned states of an assignment, after `steps` for each block or as many as the settings say.
+
+        Each block's are saved when it is done, so an interrupted call goes on behind them.
+        """
         start, blocks = self.calibration.states(assignment), self.subject.blocks
-        config = ReconstructionConfig(iterations=self.config.steps, method=self.config.method, seed=self.config.seed)
+        config = ReconstructionConfig(iterations=self.config.steps if steps is None else steps, method=self.config.method, seed=self.config.seed)
         inputs = self.subject.splits.calibration.inputs(slice(0, self._reconstruction_images()))
         about = [self.subject.hashes, assignment.to_json(), config.__dict__, len(inputs), self.calibration.weight_observer, self.calibration.input_observer]
         folder = self.study.step_path("blocks", about, "")
@@ -120,27 +147,31 @@ class Workshop:
         return min(self._room, len(calibration))
 
     def search_losses(self, states: States) -> Tensor:
-        """KL to the float model of each search image; kept, as a few numbers, for the next who asks."""
+        """Damage to each search image, KL to the float model for classification; kept, as a few numbers, for the next who asks."""
         key = _states_digest(states)
         if key not in self._losses:
-            self._losses[key] = kl_by_image(predict(install(self.subject.module, states), self.subject.splits.search), self.reference()["search"])
+            self._losses[key] = self.task.damage(predict(install(self.subject.module, states), self.subject.splits.search), self.reference()["search"])
         return self._losses[key]
 
     def measured(self, states: States) -> dict[str, Any]:
         """Written, weighed, timed and evaluated; the files are thrown away. Cached by the codes and the device-independent inputs."""
-        key = [self.subject.hashes, _states_digest(states), self.config.target, self.config.threads]
+        key = [self.subject.hashes, _states_digest(states), self.config.target, self.config.threads, *self.task_key()]
         return self.study.cached("measured", key, lambda: self._measure(states))  # type: ignore[no-any-return]
+
+    def task_key(self) -> list[str]:
+        """What results depend on beside codes; nothing for classification, whose results were cached before tasks had names."""
+        return [] if self.config.task == "classification" else [self.config.task]
 
     def _measure(self, states: States) -> dict[str, Any]:
         images = self.subject.splits.evaluation
-        metrics = compare(predict(install(self.subject.module, states), images), self.reference()["evaluation"], images.labels)
+        metrics = self.task.compare(predict(install(self.subject.module, states), images), self.reference()["evaluation"], images.labels)
         result: dict[str, Any] = {"metrics": metrics.to_json(), "search_kl": float(self.search_losses(states).mean())}
         with tempfile.TemporaryDirectory() as folder:
             result["size_bytes"] = save_packed(Path(folder) / "model.safetensors", self.subject.layout, self.subject.module, states)
             if self.config.target != "packed":
-                path = Path(folder) / "model.onnx"
-                result["onnx_bytes"] = save_onnx(path, quantize_onnx(self.float_onnx(), states, self.calibration))
-                run = measure_onnx(path, images.inputs([0]), self.config.threads)
+                path = Path(folder) / f"model{self.runtime.suffix}"
+                result[f"{self.runtime.key}_bytes"] = self.runtime.write(path, self.float_onnx(), states, self.calibration)
+                run = self.runtime.measure(path, images.inputs([0]), self.config.threads)
                 result |= {"latency_us": run.timing.median_us, "latency_iqr_us": run.timing.iqr_us, "clock": run.timing.clock}
                 result["integer_units"] = run.integer_kernels
         return result
@@ -154,20 +185,36 @@ class Workshop:
         packed = folder / "best.safetensors"
         about: dict[str, Any] = {"packed": str(packed), "size_bytes": save_packed(packed, self.subject.layout, self.subject.module, states)}
         logits = predict(install(self.subject.module, states), images)
-        about["top1"] = compare(logits, self.reference()["evaluation"], images.labels).top1
+        found = self.task.compare(logits, self.reference()["evaluation"], images.labels)
+        about |= {"top1": found.top1, "scores": found.scores}
         if self.subject.source.kind != "module":  # a module that was given as an object cannot be built anew here
             if not torch.equal(logits, predict(load_packed(packed, build_model(self.subject.source)), images)):
                 raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
             about["reloaded_bit_for_bit"] = True
         if self.config.target != "packed":
-            path = folder / "best.onnx"
-            about |= {"onnx": str(path), "onnx_bytes": save_onnx(path, quantize_onnx(self.float_onnx(), states, self.calibration))}
-            with self.progress.task("run the ONNX file") as advance:
-                ran = predict(run_onnx(path, torch.get_num_threads()), images, on_batch=lambda done: advance(done, len(images)))
-            both: Metrics = compare(ran, logits, images.labels)
-            about |= {"onnx_agreement": both.agreement, "onnx_top1": both.top1}
+            about |= self._write_runtime(folder / f"best{self.runtime.suffix}", states, logits)
         self.write_assignment(folder, Assignment.from_json(description["assignment"]), {k: v for k, v in description.items() if k != "assignment"})
         return about
+
+    def _write_runtime(self, path: Path, states: States, logits: Tensor) -> dict[str, Any]:
+        """Write the runtime's file and compare it: in a process of its own on a few images, and by its top class on all.
+
+        Raises: MpsearchError: The other process does not compute what this one does.
+        """
+        images, key, threads = self.subject.splits.evaluation, self.runtime.key, self.config.threads
+        about: dict[str, Any] = {key: str(path), f"{key}_bytes": self.runtime.write(path, self.float_onnx(), states, self.calibration)}
+        with self.progress.task(f"run the {self.runtime.title} file") as advance:
+            ran = predict(self.runtime.run(path, torch.get_num_threads()), images, on_batch=lambda done: advance(done, len(images)))
+        both: Metrics = self.task.compare(ran, logits, images.labels)
+        about |= {f"{key}_agreement": both.agreement, f"{key}_top1": both.top1, f"{key}_scores": both.scores}
+        few = images.inputs(slice(0, min(_FEW, len(images))))
+        fresh = run_fresh(path, few.numpy(), threads=threads)
+        apart = float((torch.from_numpy(fresh.outputs) - ran[: len(few)]).norm() / ran[: len(few)].norm())
+        if not apart < _SAME:
+            raise MpsearchError(
+                f"{path} computes other logits in a process of its own: they differ by {apart:.2g} of their norm. Please report this with the model."
+            )
+        return about | {f"{key}_fresh_latency_us": fresh.timing.median_us, f"{key}_fallbacks": fresh.fallbacks}
 
     def write_assignment(self, folder: Path, assignment: Assignment, about: Mapping[str, Any]) -> None:
         """`assignment.json` and `assignment.csv`, for tools that do not know the model."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpsearch.data import ImageSet, Splits, make_splits
+from mpsearch.data import Splits, make_splits
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.models import LoadedModel, ModelGraph, ModelSource, analyze, find_foldable, fold_batch_norm, load_model, trace_model, weights_hash
 from mpsearch.pipeline.config import RunConfig
@@ -92,7 +92,7 @@ def make_subject(loaded: LoadedModel, splits: Splits) -> Subject:
 
 def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
     """Ranges of every unit on the calibration images."""
-    images: ImageSet = subject.splits.calibration
+    images = subject.splits.calibration
     with progress.task("calibrate ranges") as advance:
         return calibrate(
             subject.module,

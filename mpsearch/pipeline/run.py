@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 from collections.abc import Sequence
@@ -12,52 +13,57 @@ from typing import Any
 from torch import nn
 
 from mpsearch import files
-from mpsearch.data import ImageSet, make_splits
-from mpsearch.errors import InfeasibleError
-from mpsearch.evaluate import FastEvaluator, clearly_lower, compare
+from mpsearch.data import SampleSet, make_splits
+from mpsearch.errors import InfeasibleError, OptionError
+from mpsearch.evaluate import FastEvaluator, clearly_lower
 from mpsearch.hardware import LatencyTable
 from mpsearch.models import from_module
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.costs import add_latency, add_scores, latency_table, resolve_budgets, sized_problem
+from mpsearch.pipeline.crew import Crew, Team, make_job
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.front import write_front
+from mpsearch.pipeline.learned import searched_calibration, states_digest
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.sampling import mean_bits
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Budget, Candidate, Problem
-from mpsearch.search import Trial, explore, problem_front, solve
+from mpsearch.reconstruct import Calibration
+from mpsearch.search import LossFile, Trial, explore, explore_by, polish, problem_front, solve
 
-_PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy", "scipy", "scikit-learn", "safetensors")
+_PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
 _REPAIRS = 4
 
 
-def run(config: RunConfig, study: Study, progress: Progress | None = None) -> dict[str, Any]:
+def run(config: RunConfig, study: Study, progress: Progress | None = None, crew: Crew | None = None) -> dict[str, Any]:
     """Do, or finish, a study.
 
     Args:
         config: Settings.
         study: Its folder; what is there already is used.
         progress: Where progress goes.
+        crew: Who measures the trials; None: this process.
     Returns: What was written to `results.json`: rows of the results table, the chosen assignment, predicted and measured.
 
     Raises:
         InfeasibleError: No assignment keeps the budgets.
         UserError: Anything in the settings cannot be used.
+        StudyError: Another process runs this study, in this folder or in the storage.
     """
-    progress = progress or Silent()
-    with study.busy():
+    progress, crew = progress or Silent(), crew or Crew()
+    with study.busy(), crew.held(study, config):
         study.claim(config)
         subject = load_subject(config, progress)
-        return _run(subject, config, study, progress)
+        return _run(subject, config, study, progress, crew)
 
 
 def search(
     model: nn.Module,
-    calibration: ImageSet,
+    calibration: SampleSet,
     *,
     budgets: Sequence[str],
-    evaluation: ImageSet | None = None,
+    evaluation: SampleSet | None = None,
     study: str | Path = "studies/search",
     progress: Progress | None = None,
     **settings: Any,
@@ -65,13 +71,13 @@ def search(
     """The same on any module.
 
     Args:
-        model: Float, one tensor in, logits out; not changed.
-        calibration: Images for ranges, reconstruction and the searched loss (and evaluation, where none is given).
+        model: Float, one tensor in, logits (or what the `task` compares) out; not changed.
+        calibration: Images, or texts as a `TokenSet`, for ranges, reconstruction and the searched loss (and evaluation, where none is given).
         budgets: As on the command line, such as `["15MB"]`.
         evaluation: Images for what is reported.
         study: Folder for the results; the artifact is in `artifact/` below it.
         progress: Where progress goes.
-        settings: Further fields of `RunConfig`.
+        settings: Further fields of `RunConfig`, such as `task="embedding"`.
     Returns: As `run`.
     """
     progress, folder = progress or Silent(), Study(Path(study))
@@ -94,7 +100,8 @@ def profile_model(config: RunConfig, progress: Progress) -> tuple[LatencyTable, 
     return latency_table(sized_problem(load_subject(config, progress), config), config, progress)
 
 
-def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress) -> dict[str, Any]:
+def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None) -> dict[str, Any]:
+    """The steps; `crew` where other processes can load the model from `config`."""
     problem = sized_problem(subject, config)
     budgets = resolve_budgets(subject, problem, config)
     about: dict[str, Any] = {"versions": _versions(), "hashes": subject.hashes, "splits": subject.splits.to_json()}
@@ -103,16 +110,19 @@ def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress) 
     if config.target != "packed":
         table, where = latency_table(problem, config, progress)
         problem, about["hardware"] = add_latency(problem, config, table, where, workshop.whole_runs(table))
-    problem, about["objectives"] = add_scores(problem, subject, calibration, config, study, progress)
+    searched = searched_calibration(problem, workshop)
+    problem, about["objectives"] = add_scores(problem, subject, searched, config, study, progress)
     files.write_json(study.path / "problem.json", problem.to_json())
     study.describe(config, about)
     workshop.reference()
     limits = budgets
     for _ in range(_REPAIRS):
-        found = _search(problem, limits, workshop)
+        found = _search(problem, limits, searched, workshop, crew)
         result = _finish(problem, budgets, found, workshop, about)
         broken = [b for b in budgets if result["best"]["measured"].get(b.resource, 0.0) > b.limit]
         if not broken:
+            with contextlib.closing((crew or Crew()).studies(study)) as studies:
+                studies.finish()
             return _write(result, problem, limits, found["trials"], workshop)
         for b in broken:
             got = result["best"]["measured"][b.resource]
@@ -133,30 +143,67 @@ def _tightened(budget: Budget, limit: Budget, result: dict[str, Any]) -> Budget:
     return replace(limit, limit=min(limit.limit, predicted) * budget.limit / got * 0.99)
 
 
-def _search(problem: Problem, limits: tuple[Budget, ...], workshop: Workshop) -> dict[str, Any]:
+def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibration, workshop: Workshop, crew: Crew | None) -> dict[str, Any]:
     """Step 4: the proxy's optimum, the greatest uniform assignment that fits, and the best of the study on the measured loss."""
-    config, study, progress = workshop.config, workshop.study, workshop.progress
-    proxy = workshop.config.objectives[0].partition(":")[0]
+    config = workshop.config
+    proxy = config.objectives[0].partition(":")[0]
     optimum = solve(problem, proxy, limits)
     uniform = next((u for u in _uniforms(problem, config).values() if _keeps(problem, u, limits)), None)
-    warm = [uniform] if uniform is not None else []
-    evaluator = FastEvaluator(workshop.subject.module, workshop.calibration, workshop.subject.splits.search)
-    key = [problem.to_json(), [b.to_json() for b in limits], workshop.subject.hashes, config.seed]
-    journal = study.path / f"optuna-{files.digest(key)}.log"
-    with progress.task("search on the measured loss") as advance:
-        trials = explore(
-            problem,
-            proxy,
-            limits,
-            lambda i: evaluator.measure(problem.assignment(i)),
-            journal,
-            config.trials,
-            config.seed,
-            warm,
-            on_trial=lambda d, t: advance(d, t),
-        )
+    warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if problem.interactions.get(proxy) else None)) if indices is not None]
+    trials, name = _trials(replace(problem, interactions={}), _additive(problem, proxy), limits, warm, calibration, workshop, crew or Crew())
     best = min((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
-    return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": best, "trials": trials, "journal": journal.name}
+    return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": best, "trials": trials, "journal": name}
+
+
+def _trials(
+    problem: Problem, proxy: str, limits: tuple[Budget, ...], warm: Sequence[Sequence[int]], calibration: Calibration, workshop: Workshop, crew: Crew
+) -> tuple[list[Trial], str]:
+    """The study on the measured loss with its polish, and the name of its journal or in the database."""
+    config, subject, study, progress = workshop.config, workshop.subject, workshop.study, workshop.progress
+    key = [problem.to_json(), [b.to_json() for b in limits], subject.hashes, config.seed, config.sampler, config.learning, config.task]
+    measure = _Measure(problem, calibration, workshop)
+    if config.sampler != "mpsearch":
+        if crew.workers != 1 or crew.storage is not None:
+            raise OptionError(f"The baseline --sampler {config.sampler} measures in the run's own process. Leave out --workers and --storage.")
+        name = f"optuna-{files.digest(key)}.log"
+        with progress.task(f"search on the measured loss by {config.sampler}") as advance:
+            trials = explore_by(config.sampler, problem, proxy, limits, measure, study.path / name, config.trials, config.seed, warm, on_trial=advance)
+    else:
+        with contextlib.closing(crew.studies(study)) as studies:
+            place = studies.place(files.digest(key))
+            studies.finish(but=place)  # what an earlier run with other limits left is not worked on
+        job = make_job(subject, problem, config, states_digest(calibration))
+        with progress.task("search on the measured loss") as advance, Team(crew, study, progress) as team:
+            by = measure if crew.workers == 1 else _left_to_workers
+            trials = explore(problem, proxy, limits, by, place, config.trials, config.seed, warm, on_trial=advance, sharing=team.sharing(job))
+        name = Path(place.url).name if crew.storage is None else place.name
+    with progress.task("polish the best") as advance:
+        held = LossFile(study.step_path("polish", [*key, config.trials], ".jsonl"), key)
+        trials += polish(problem, proxy, limits, measure, trials, config.polish, held, on_trial=advance)
+    return trials, name
+
+
+class _Measure:
+    """The loss of L choices; the evaluator is made at the first call, which a run with workers may never make."""
+
+    def __init__(self, problem: Problem, calibration: Calibration, workshop: Workshop) -> None:
+        self._problem, self._calibration, self._workshop = problem, calibration, workshop
+        self._evaluator: FastEvaluator | None = None
+
+    def __call__(self, indices: tuple[int, ...]) -> float:
+        if self._evaluator is None:
+            subject = self._workshop.subject
+            self._evaluator = FastEvaluator(subject.module, self._calibration, subject.splits.search, task=self._workshop.task)
+        return self._evaluator.measure(self._problem.assignment(indices))
+
+
+def _left_to_workers(indices: tuple[int, ...]) -> float:
+    raise AssertionError("A run that leaves the measuring to workers measures nothing.")
+
+
+def _additive(problem: Problem, proxy: str) -> str:
+    """The table that the study starts from: the proxy's, else that of the first objective without interactions; if none is, the proxy's without them."""
+    return next((name for name in (proxy, *problem.scores) if not problem.interactions.get(name)), proxy)
 
 
 def _uniforms(problem: Problem, config: RunConfig) -> dict[str, tuple[int, ...]]:
@@ -192,7 +239,7 @@ def _finish(problem: Problem, budgets: Sequence[Budget], found: dict[str, Any], 
         "indices": chosen["indices"],
         "budgets": [b.to_json() for b in budgets],
         "predicted": chosen["predicted"],
-        "measured": {k: v for k, v in chosen["reconstructed"].items() if k in ("size_bytes", "latency_us", "onnx_bytes")},
+        "measured": {k: v for k, v in chosen["reconstructed"].items() if k in ("size_bytes", "latency_us", "onnx_bytes", "openvino_bytes")},
         "metrics": chosen["reconstructed"]["metrics"],
         "proxy": {"objective": found["proxy"], "status": found["optimum"].status, "found_by": found["optimum"].found_by},
     }
@@ -228,7 +275,7 @@ def _row(label: str, problem: Problem, indices: Sequence[int], budgets: Sequence
 
 def _float_row(workshop: Workshop, about: dict[str, Any]) -> dict[str, Any]:
     images, logits = workshop.subject.splits.evaluation, workshop.reference()["evaluation"]
-    measured: dict[str, Any] = {"metrics": compare(logits, logits, images.labels).to_json(), "size_bytes": workshop.subject.float_bytes()}
+    measured: dict[str, Any] = {"metrics": workshop.task.compare(logits, logits, images.labels).to_json(), "size_bytes": workshop.subject.float_bytes()}
     if "hardware" in about:
         measured["latency_us"] = about["hardware"]["float_latency_us"]
     return {"label": "float", "mean_bits": 32.0, "fits": False, "predicted": {}, "nearest": measured}
@@ -240,9 +287,11 @@ def _write(result: dict[str, Any], problem: Problem, limits: Sequence[Budget], t
     best = result["best"]
     best["artifact"] = workshop.write_artifact(states, {k: best[k] for k in ("assignment", "budgets", "predicted", "measured", "metrics")})
     proxy = best["proxy"]["objective"]
-    write_front(study, problem, proxy, problem_front(problem, proxy), trials)
+    base, alone = _additive(problem, proxy), replace(problem, interactions={})
+    write_front(study, alone, base, problem_front(alone, base), trials)
     result |= {
         "study": str(study.path),
+        "measure": workshop.task.measure,
         "not_quantized": subject.layout.leftover_bytes(),
         "header_bytes": subject.layout.header_bytes,
         "unused": list(subject.graph.unused),

@@ -21,7 +21,7 @@ from mpsearch.reconstruct import Calibration
 
 _DECIDE = (
     *("model", "model_args", "weights", "pretrained", "data", "calibration_data", "calibration_images", "search_images", "evaluation_images"),
-    *("bits", "a_bits", "first_last_bits", "seed"),
+    *("bits", "a_bits", "layer_bits", "fix", "first_last_bits", "seed"),
 )
 
 
@@ -73,7 +73,7 @@ def score_held(config: RunConfig, study: Study, progress: Progress) -> Scored:
     about: dict[str, dict[str, Any]] = {}
     for text in dict.fromkeys(config.objectives):
         if interacts(text):
-            problem, about[text] = add_couplings(problem, text, subject, calibration, config.seed, study, progress)
+            problem, about[text] = add_couplings(problem, text, text, subject, calibration, config, study, progress)
             continue
         one, said = add_scores(replace(problem, scores={}, interactions={}), subject, calibration, replace(config, objectives=(text,)), study, progress)
         (table,), (about[text],) = one.scores.values(), said.values()

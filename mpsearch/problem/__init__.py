@@ -1,13 +1,15 @@
 """The vocabulary: frozen dataclasses of plain numbers, and their JSON. Nothing here knows torch."""
 
 from mpsearch.problem.assignment import Assignment, Candidate, Cost
-from mpsearch.problem.budget import RESOURCES, Budget
+from mpsearch.problem.budget import PEAKS, RESOURCES, Budget
 from mpsearch.problem.document import assignment_csv, assignment_document, read_assignment
 from mpsearch.problem.interaction import Interaction
 from mpsearch.problem.layer import ConvAttributes, Layer
 from mpsearch.problem.problem import Problem, Solution
+from mpsearch.problem.restrictions import Restrictions
 
 __all__ = [
+    "PEAKS",
     "RESOURCES",
     "Assignment",
     "Budget",
@@ -17,6 +19,7 @@ __all__ = [
     "Interaction",
     "Layer",
     "Problem",
+    "Restrictions",
     "Solution",
     "assignment_csv",
     "assignment_document",

@@ -8,17 +8,20 @@ from dataclasses import dataclass, fields
 
 from mpsearch.errors import UserError
 
-_PRINTED = re.compile(r"W(\d)A(\d)")
+_PRINTED = re.compile(r"W(\d)A(\d|16)")
+
+FLOAT_INPUT = 16
+"""`a_bits` of a candidate that quantises the weight alone."""
 
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """One choice for one unit; prints as `W4A8`, the float choice as `float`.
+    """One choice for one unit; prints as `W4A8`, with float inputs as `W4A16`, the float choice as `float`.
 
     Args:
         w_bits: Bits of the weight, 2 to 8; None for float.
-        a_bits: Bits of the unit's input, 2 to 8; None for float.
-        number_format: `int` or `float`.
+        a_bits: Bits of the unit's input, 2 to 8; 16 where the weight alone is quantised and the input stays in the runtime's float; None for float.
+        number_format: `int`, `float`, or `fp8` (e4m3 weights and inputs; prints as `fp8`).
         w_granularity: `channel` (one scale for each output channel) or `tensor`.
     """
 
@@ -33,10 +36,12 @@ class Candidate:
                 raise UserError(f"A float candidate has no bit-widths, not {self.w_bits}, {self.a_bits}.")
         elif self.number_format == "int":
             for what, bits in (("w_bits", self.w_bits), ("a_bits", self.a_bits)):
-                if bits is None or not 2 <= bits <= 8:
-                    raise UserError(f"{what} is {bits}; an integer candidate has 2 to 8 bits.")
-        else:
-            raise UserError(f"Number format {self.number_format!r} is not known; it may be 'int' or 'float'.")
+                if bits is None or not (2 <= bits <= 8 or (what == "a_bits" and bits == FLOAT_INPUT)):
+                    raise UserError(f"{what} is {bits}; an integer candidate has 2 to 8 bits, or a_bits 16 for an input that stays float.")
+        elif self.number_format != "fp8":
+            raise UserError(f"Number format {self.number_format!r} is not known; it may be 'int', 'float' or 'fp8'.")
+        elif (self.w_bits, self.a_bits) != (8, 8):
+            raise UserError(f"An fp8 candidate has 8 bits in weights and inputs, not {self.w_bits}, {self.a_bits}.")
         if self.w_granularity not in ("channel", "tensor"):
             raise UserError(f"Weight granularity {self.w_granularity!r} is not known; it may be 'channel' or 'tensor'.")
 
@@ -45,10 +50,17 @@ class Candidate:
         """Whether nothing is quantised."""
         return self.number_format == "float"
 
+    @property
+    def weight_only(self) -> bool:
+        """Whether the weight is quantised and the input is not."""
+        return self.a_bits == FLOAT_INPUT
+
     def __str__(self) -> str:
         """`W4A8`, `W4A8/tensor` or `float`."""
         if self.is_float:
             return "float"
+        if self.number_format == "fp8":
+            return "fp8"
         return f"W{self.w_bits}A{self.a_bits}" + ("" if self.w_granularity == "channel" else "/tensor")
 
     @classmethod
@@ -56,14 +68,17 @@ class Candidate:
         """Inverse of `str`. Raises UserError on anything else."""
         if text == "float":
             return FLOAT
+        if text == "fp8":
+            return FP8
         body, slash, granularity = text.partition("/")
         match = _PRINTED.fullmatch(body)
         if match is None:
-            raise UserError(f"{text!r} is not a candidate. Write W4A8 (weight bits 2 to 8, input bits 2 to 8) or float.")
+            raise UserError(f"{text!r} is not a candidate. Write W4A8 (weight bits 2 to 8, input bits 2 to 8), W4A16 (float input) or float.")
         return cls(int(match[1]), int(match[2]), w_granularity=granularity if slash else "channel")
 
 
 FLOAT = Candidate(None, None, "float")
+FP8 = Candidate(8, 8, "fp8")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""`Interaction`: damage that only the joint choice of several layers decides."""
+"""`Interaction`: damage, or use of a resource, that only the joint choice of several layers decides."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ class Interaction:
     Args:
         layers: Positions of n different layers in the problem, n at least 2.
         shape: [n] number of candidates of each.
-        values: Damage of every tuple of choices, that of the last layer changing fastest; may be negative.
+        values: Damage, or cost in the unit of its resource, of every tuple of choices, that of the last layer changing fastest; may be negative.
     """
 
     layers: tuple[int, ...]
@@ -33,11 +34,18 @@ class Interaction:
             raise UserError(f"The interaction of the layers {self.layers} has a value that is NaN or infinite; every value must be a finite number.")
 
     def value(self, indices: Sequence[int]) -> float:
-        """Damage of an assignment of all `L` layers, of which only its own count."""
+        """What it adds to an assignment of all `L` layers, of which only its own count."""
         at = 0
         for layer, width in zip(self.layers, self.shape, strict=True):
             at = at * width + indices[layer]
         return self.values[at]
+
+    def only(self, kept: Sequence[Sequence[int]]) -> Interaction:
+        """The same for fewer candidates: those at the positions `kept[l]` of each of all `L` layers."""
+        own = [kept[layer] for layer in self.layers]
+        steps = [math.prod(self.shape[k + 1 :]) for k in range(len(self.shape))]
+        values = (self.values[sum(step * c for step, c in zip(steps, pick, strict=True))] for pick in itertools.product(*own))
+        return Interaction(self.layers, tuple(map(len, own)), tuple(values))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""

@@ -29,6 +29,7 @@ class Calibration:
         input_observer: Registered observer for inputs, one scale; or `opt_m`, which may choose two steps or logarithmic levels for a unit.
         products: Product of two activations -> what is known of its left and right operand.
         symmetric_inputs: Whether the uniform grids of inputs are signed around zero, which integer kernels without zero points need.
+        learned: (unit, candidate) -> its state after a reconstruction, which is given instead of rounding to nearest.
     """
 
     weights: Mapping[str, Tensor]
@@ -38,6 +39,7 @@ class Calibration:
     input_observer: str = "mse"
     products: Mapping[str, tuple[Operand, Operand]] = field(default_factory=dict)
     symmetric_inputs: bool = False
+    learned: Mapping[tuple[str, Candidate], UnitState] = field(default_factory=dict)
     _weight_params: dict[tuple[str, int, str], AffineParams] = field(default_factory=dict, repr=False)
     _input_params: dict[tuple[str, int, int], ActivationQuantizer] = field(default_factory=dict, repr=False)
 
@@ -52,6 +54,10 @@ class Calibration:
 
     def input_params(self, unit: str, candidate: Candidate, operand: int = 0) -> ActivationQuantizer:
         """Quantiser of a unit's input at an integer candidate; of a product's left operand (0) or right one (1)."""
+        held = self.learned.get((unit, candidate))
+        params = None if held is None else held.second if operand else held.activation
+        if params is not None:
+            return params
         key = (unit, _bits(candidate.a_bits), operand)
         if key not in self._input_params:
             seen = self.products[unit][operand] if unit in self.products else Operand(self.inputs[unit])
@@ -59,13 +65,18 @@ class Calibration:
         return self._input_params[key]
 
     def state(self, unit: str, candidate: Candidate) -> UnitState:
-        """The unit at a candidate, its weight rounded to nearest. A product has both operands at the candidate's `a_bits`."""
+        """The unit at a candidate, as it was learned, else with its weight rounded to nearest. A product has both operands at the candidate's `a_bits`."""
+        if (unit, candidate) in self.learned:
+            return self.learned[unit, candidate]
         if candidate.is_float:
             return UnitState(candidate)
         if unit in self.products:
+            if candidate.weight_only:
+                return UnitState(candidate)
             return UnitState(candidate, None, self.input_params(unit, candidate), self.input_params(unit, candidate, 1))
         params = self.weight_params(unit, candidate)
-        return UnitState(candidate, QuantizedTensor(quantize(self.weights[unit], params), params), self.input_params(unit, candidate))
+        activation = None if candidate.weight_only else self.input_params(unit, candidate)
+        return UnitState(candidate, QuantizedTensor(quantize(self.weights[unit], params), params), activation)
 
     def states(self, assignment: Assignment) -> dict[str, UnitState]:
         """Every unit that was calibrated, at the candidate the assignment gives it."""

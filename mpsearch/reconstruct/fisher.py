@@ -36,7 +36,7 @@ def fisher_weights(module: nn.Module, blocks: Sequence[str], images: Tensor, see
         module.requires_grad_(False)
         for part in torch.split(images, chunk):
             with torch.enable_grad():
-                logits = module(part.detach().requires_grad_())
+                logits = module(part.detach().requires_grad_(part.is_floating_point()))
             chance = logits.detach().flatten(1).softmax(1)
             drawn = torch.multinomial(chance, 1, generator=generator)
             with torch.enable_grad():
@@ -56,7 +56,8 @@ def fisher_weights(module: nn.Module, blocks: Sequence[str], images: Tensor, see
 
 def _keep(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
     def hook(_: nn.Module, __: object, output: Tensor) -> None:
-        outputs[name] = output
+        # token numbers have no gradient: there, the first block's output is where it ends
+        outputs[name] = output if output.requires_grad else output.requires_grad_()
 
     return hook
 

@@ -15,12 +15,16 @@ from mpsearch.quant import QuantConv2d, QuantizedTensor, UnitState
 from mpsearch.quant.inputs import InputQuantizer, keep_mask
 from mpsearch.quant.rounding import Rounding, RoundingPolicy
 from mpsearch.reconstruct.crops import Crop
+from mpsearch.reconstruct.further import Further, Values
 from mpsearch.reconstruct.methods import Phase
 from mpsearch.reconstruct.rows import Rows
 
 WINDOWS = 20  # parts of a block's steps whose mean losses are compared,
 LEAST_WINDOW = 50  # of at least so many steps: the mean of fewer is noise
 PATIENCE = 3  # windows without progress before a block stops
+
+Run = Callable[[Tensor, Values], Tensor]
+"""A block's forward: its one tensor, and what it reads beside it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class BlockData:
         same: Whether both networks' inputs are equal: nothing before the block is quantised.
         weight: 1 x ... weight of each output's error, mean 1; None for 1.
         channel_axis: Axis of `y` that the loss sums over.
+        further: What the block reads beside `x`.
         crops: Quarters of the output that a step may learn on; none for the whole.
     """
 
@@ -97,6 +102,7 @@ class BlockData:
     same: bool
     weight: Tensor | None
     channel_axis: int
+    further: Further
     crops: tuple[Crop, ...] = ()
 
     def chunk(self, number: int) -> tuple[Tensor, Tensor]:
@@ -110,12 +116,12 @@ class BlockData:
         before = (size.cumsum(0) - size).repeat_interleave(size) + torch.arange(len(self.y))
         return before.to(device), (before + size.repeat_interleave(size)).to(device)
 
-    def error(self, run: Callable[[Tensor], Tensor]) -> float:
+    def error(self, run: Run) -> float:
         """(Weighted) mean squared error of the block on all images."""
         total = 0.0
         for number in range(len(self.sizes)):
             x, y = self.chunk(number)
-            difference = (run(x) - y).double().square()
+            difference = (run(x, self.further.chunk(number)) - y).double().square()
             total += float((difference if self.weight is None else difference * self.weight).sum())
         return total / math.prod(self.y.shape)
 
@@ -126,7 +132,7 @@ def channel_axis(y: Tensor, layers: Mapping[str, Any]) -> int:
 
 
 def learn_block(
-    run: Callable[[Tensor], Tensor],
+    run: Run,
     layers: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     states: Mapping[str, UnitState],
@@ -198,7 +204,7 @@ def _plain(tensor: QuantizedTensor) -> QuantizedTensor:
 
 
 def _descend(
-    run: Callable[[Tensor], Tensor],
+    run: Run,
     layers: Mapping[str, Any],
     roundings: Mapping[str, Rounding],
     inputs: list[InputQuantizer],
@@ -228,11 +234,12 @@ def _descend(
             x = torch.lerp(data.x.take(float_row[picked], read), x, keep_mask(x, phase.keep_prob, generator))
         if steps:
             optimizer.param_groups[-1]["lr"] = config.step_learning_rate * 0.5 * (1 + math.cos(math.pi * step / total))
+        further = data.further.of(picked)
         with torch.enable_grad():
             for unit, rounding in roundings.items():
                 layers[unit].inner.__dict__["weight"] = rounding.soft(step / total)
             with cast:
-                output = run(x) if crop is None else run(x)[:, :, *crop.own]
+                output = run(x, further) if crop is None else run(x, further)[:, :, *crop.own]
         difference = output.detach().float() - y
         weight = data.weight if data.weight is None or crop is None else data.weight[:, :, *crop.whole]
         gradient = difference if weight is None else difference * weight

@@ -21,7 +21,8 @@ from mpsearch.errors import DataError, ModelError
 from mpsearch.quant import UnitState, wrap_units
 from mpsearch.reconstruct.crops import quarters
 from mpsearch.reconstruct.fisher import fisher_weights
-from mpsearch.reconstruct.learn import BlockData, BlockResult, ReconstructionConfig, channel_axis, install, learn_block
+from mpsearch.reconstruct.further import Further, Values
+from mpsearch.reconstruct.learn import BlockData, BlockResult, ReconstructionConfig, Run, channel_axis, install, learn_block
 from mpsearch.reconstruct.methods import METHODS, Phase
 from mpsearch.reconstruct.rows import Rows
 from mpsearch.reconstruct.walk import CHUNK, Answer, Halt, bytes_for_image, walk
@@ -68,7 +69,7 @@ def reconstruct(
 
     Raises:
         DataError: There is no image.
-        ModelError: A block reads something else than one tensor with the images on axis 0, or gives NaN or infinity.
+        ModelError: A block reads something else than one tensor with the images on axis 0 (and `Further`), or gives NaN or infinity.
     """
     method = METHODS.create(config.method)
     phases = method.phases() if config.iterations else []
@@ -133,13 +134,13 @@ class _Walker:
         return state if self._phase.activations else replace(state, activation=None, second=None)
 
     def _at_block(self, index: int, halts: list[Halt]) -> Answer:
-        name, args, kwargs = self._blocks[index][0], halts[0].args, halts[0].kwargs
+        name = self._blocks[index][0]
         original, forward = self._module.get_submodule(name), self._forwards[index]
         layers = {unit: self._layers[unit] for unit in self._blocks[index][1] if unit in self._layers}
-        data = self._gather(name, halts, lambda x: original(x, *args, **kwargs), layers)
+        data = self._gather(name, halts, original, layers)
 
-        def run(x: Tensor) -> Tensor:
-            return forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+        def run(x: Tensor, further: Values) -> Tensor:
+            return _call(forward, x, further)
 
         if index not in self._done:
             self._done.add(index)
@@ -147,20 +148,21 @@ class _Walker:
 
         def answer(number: int) -> Tensor:
             x_quant, y = data.chunk(number)
-            return torch.cat([y, run(x_quant)])
+            return torch.cat([y, run(x_quant, data.further.chunk(number)) if self._phase.asymmetric else y])
 
         return answer
 
-    def _gather(self, name: str, halts: list[Halt], original: Callable[[Tensor], Tensor], layers: Mapping[str, Any]) -> BlockData:
+    def _gather(self, name: str, halts: list[Halt], original: Callable[..., Tensor], layers: Mapping[str, Any]) -> BlockData:
         """Move what the chunks bring into rows, and run the float block on it."""
         sizes = [len(halt.x) // 2 for halt in halts]
         rows, start, same = sum(sizes), 0, True
         if any(len(halt.x) % 2 for halt in halts) or rows % self._images:
             raise ModelError(f"Block {name!r} does not read one tensor with the images on axis 0. Use --method nearest.")
+        further = Further(name, [(halt.args, halt.kwargs) for halt in halts], sizes)
         x, outputs = Rows(halts[0].x, 2 * rows), None
-        for size, halt in zip(sizes, halts, strict=True):
+        for number, (size, halt) in enumerate(zip(sizes, halts, strict=True)):
             x_float, x_quant = halt.x[:size], halt.x[size:]
-            y = original(x_float)
+            y = _call(original, x_float, further.chunk(number))
             if not (isinstance(y, Tensor) and len(y) == size and torch.isfinite(y).all() and torch.isfinite(x_quant).all()):
                 raise ModelError(_unusable(name, y))
             same = same and torch.equal(x_float, x_quant)
@@ -169,15 +171,15 @@ class _Walker:
             x.adopt(2 * start, halt.x)
             start += size
         assert outputs is not None  # there is at least one chunk
-        return BlockData(x, outputs, sizes, same, self._weights.get(name), channel_axis(y, layers))
+        return BlockData(x, outputs, sizes, same, self._weights.get(name), channel_axis(y, layers), further)
 
-    def _learn(self, index: int, run: Callable[[Tensor], Tensor], layers: Mapping[str, Any], data: BlockData, original: Callable[[Tensor], Tensor]) -> None:
+    def _learn(self, index: int, run: Run, layers: Mapping[str, Any], data: BlockData, original: Callable[..., Tensor]) -> None:
         name, result = self._blocks[index][0], None
         if layers and not set(layers) <= set(self._known):
             weights = {unit: self._module.get_submodule(unit).get_parameter("weight") for unit in layers if self._states[unit].weight is not None}
             start = {unit: self._shown(self._states[unit]) for unit in layers}
-            if self._config.crops and data.channel_axis == 1:
-                data.crops = quarters(original, data.x.read(0, min(TRIED, data.sizes[0])))
+            if self._config.crops and data.channel_axis == 1 and not data.further.any_by_image:
+                data.crops = quarters(lambda x: _call(original, x, data.further.chunk(0)), data.x.read(0, min(TRIED, data.sizes[0])))
             seed = self._config.seed + 1000 * self._number + index
             found, before, after, steps = learn_block(run, layers, weights, start, data, self._phase, self._config, seed)
             for unit, state in found.items():
@@ -185,6 +187,10 @@ class _Walker:
             result = BlockResult(name, before, after, steps, self._number)
         if self._on_block is not None:
             self._on_block(name, {unit: self._states[unit] for unit in layers}, result)
+
+
+def _call(block: Callable[..., Tensor], x: Tensor, further: Values) -> Tensor:
+    return block(x, *further[0], **further[1])
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -27,12 +27,14 @@ class Phase:
         steps: Whether the step sizes of activations are learned.
         activations: Whether activations are quantised in this phase.
         keep_prob: Probability that an element of the block's input, and of each quantised activation in it, is quantised (1 drops nothing).
+        asymmetric: Whether a block reads what the quantised network before it gives, whose errors it then learns to make up for; else what the float one does.
     """
 
     rounding: RoundingPolicy | None
     steps: bool = False
     activations: bool = True
     keep_prob: float = 1.0
+    asymmetric: bool = True
 
 
 class Method(ABC):
@@ -70,14 +72,17 @@ class AdaRound(Method):
 
     Args:
         reg: Factor of the rounding regulariser (lambda).
+        asymmetric: Each layer reads the quantised network's activations (the paper's eq. 25); False for the float one's (eq. 21), so that what a layer
+            learns does not depend on the bits of others.
     """
 
     reg: float = 0.1
+    asymmetric: bool = True
     layerwise: ClassVar[bool] = True
 
     def phases(self) -> list[Phase]:
         """One."""
-        return [Phase(AdaRounding(weight=self.reg))]
+        return [Phase(AdaRounding(weight=self.reg), asymmetric=self.asymmetric)]
 
 
 @METHODS.register("brecq")

@@ -46,12 +46,12 @@ def walk(network: nn.Module, names: Sequence[str], chunks: Sequence[Tensor], at_
     """Take the chunks through the network; their results are dropped.
 
     Args:
-        network: In eval mode; its forward must call each block with one tensor that has the images on axis 0.
+        network: In eval mode; its forward must call each block with one tensor, first, that has the images on axis 0.
         names: Module names of the blocks, in order of execution.
         chunks: Inputs.
         at_block: Called with a block's index and what each chunk brings to it; the function it returns is asked for the block's output for
             each chunk, in order.
-    Raises: ModelError: The chunks come to different blocks, or a block reads something else than one tensor.
+    Raises: ModelError: The chunks come to different blocks, or the first thing that a block reads is no tensor.
     """
     runners = [greenlet(network.forward) for _ in chunks]
     with _doors(network, names), torch.no_grad():
@@ -74,8 +74,8 @@ def _common(halts: Sequence[Any], names: Sequence[str]) -> int:
         raise ModelError("The forward of the model takes different ways for different images, so its blocks cannot be reconstructed. Use --method nearest.")
     index: int = found.pop()  # type: ignore[assignment]
     for halt in halts:
-        if not isinstance(halt.x, Tensor) or any(isinstance(a, Tensor) for a in (*halt.args, *halt.kwargs.values())):
-            raise ModelError(f"Block {names[index]!r} does not read one tensor with the images on axis 0. Use --method nearest.")
+        if not isinstance(halt.x, Tensor):
+            raise ModelError(f"Block {names[index]!r} does not read one tensor with the images on axis 0 as its first argument. Use --method nearest.")
     return index
 
 

@@ -62,12 +62,12 @@ def trials_figure(saved: Saved) -> str:
             mode="markers",
             name=text(proposer),
             text=[f"trial {t['number']}, {text(proposer)}, {'within' if t['fits'] else 'over'} the budget" for t in mine],
-            hovertemplate="%{text}<br>%{x:.4f} MB<br>KL %{y:.5g}<extra></extra>",
+            hovertemplate="%{text}<br>%{x:.4f} MB<br>" + text(saved.measure) + " %{y:.5g}<extra></extra>",
             marker={"color": _PROPOSERS[place % len(_PROPOSERS)], "size": 9, "symbol": ["circle" if t["fits"] else "x" for t in mine]},
         )
     _budget_lines(figure, saved.budgets)
     log = all(t["loss"] > 0 for t in trials)
-    return _html(figure, "trials", "size of the packed file (MB, 10⁶ bytes)", "measured loss: KL to float (nats)", log=log)
+    return _html(figure, "trials", "size of the packed file (MB, 10⁶ bytes)", f"measured loss: {saved.measure} to float", log=log)
 
 
 def bits_figure(saved: Saved) -> str:

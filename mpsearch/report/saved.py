@@ -48,6 +48,16 @@ class Saved:
         return self.results["rows"]  # type: ignore[no-any-return]
 
     @property
+    def measure(self) -> str:
+        """What the key `kl` of metrics holds: the damage of the study's task."""
+        return str(self.results.get("measure", "KL"))  # studies of before tasks had names hold no other
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of what else the task measures."""
+        return tuple(self.rows[0]["nearest"]["metrics"].get("scores", {}))
+
+    @property
     def timed(self) -> bool:
         """Whether latency was measured."""
         return any("latency_us" in row["nearest"] for row in self.rows)

@@ -20,6 +20,9 @@ def verdict(saved: Saved) -> str:
     """One sentence: the budgets, by how much, and the accuracy beside the float model's."""
     best, metrics, base = saved.best, saved.best["metrics"], saved.rows[0]["nearest"]["metrics"]
     budgets = "; ".join(_kept(b, best) for b in saved.budgets)
+    if saved.scores:
+        found = ", ".join(f"{text(name)} {metrics['scores'][name]:.4f} (float {base['scores'][name]:.4f})" for name in saved.scores)
+        return f"{budgets}; {found} on {metrics['images']:,} samples kept out of the search."
     if metrics["top1"] is None:
         images = f"the KL divergence to the float model is {metrics['kl']:.3g} nats on {metrics['images']:,} images without labels"
         return f"{budgets}; {images}, where {metrics['agreement']:.2%} keep their top class."
@@ -45,7 +48,8 @@ def results(saved: Saved) -> str:
     header = ["assignment", "mean bits", "size predicted", "size on disk"]
     header += ["latency predicted", "latency measured"] if saved.timed else []
     for stage in ("nearest rounding", "reconstructed"):
-        header += ([f"top-1<small>{stage}</small>"] if labelled else []) + [f"KL to float<small>{stage}</small>"]
+        header += ([f"top-1<small>{stage}</small>"] if labelled else []) + [f"{text(name)}<small>{stage}</small>" for name in saved.scores]
+        header.append(f"{text(saved.measure)} to float<small>{stage}</small>")
     rows = [_row(saved, row, labelled) for row in saved.rows]
     return table([*header, "fits the budget"], rows, "results")
 
@@ -62,6 +66,7 @@ def _row(saved: Saved, row: dict[str, Any], labelled: bool) -> list[str]:
     for measured in (near, after):
         metrics = measured["metrics"] if measured else None
         cells += [share_cell(metrics["top1"], metrics["images"]) if metrics else _DASH] if labelled else []
+        cells += [f"{metrics['scores'][name]:.4f}" if metrics else _DASH for name in saved.scores]
         cells.append(f"{metrics['kl']:.5f}" if metrics else _DASH)
     return [*cells, _fits(saved.budgets, said, written)]
 
@@ -118,7 +123,25 @@ def deploy(saved: Saved) -> str:
         agreement = f"Its top class is the checkpoint's on {artifact['onnx_agreement']:.2%} of {saved.best['metrics']['images']:,} images."
         why = "The latencies above were measured with these two optimisers disabled: they move layers between float and integers behind the assignment's back."
         parts.append(f"<p>The ONNX file for ONNX Runtime, 8-bit containers, {two_inline(artifact['onnx_bytes'])}. {agreement} {why}</p><pre>{text(code)}</pre>")
+    if "openvino" in artifact:
+        parts.append(_openvino(saved))
     return "".join(parts)
+
+
+def _openvino(saved: Saved) -> str:
+    """How OpenVINO opens its file."""
+    artifact = saved.best["artifact"]
+    name = f"artifact/{PurePath(artifact['openvino']).name}"
+    precision = "bf16" if saved.study["config"]["target"].endswith("bf16") else "f32"
+    code = (
+        "import openvino\n\n"
+        f"live = openvino.Core().compile_model({name!r}, 'CPU', {{\n"
+        f"    'INFERENCE_PRECISION_HINT': {precision!r}, 'NUM_STREAMS': '1', 'DYNAMIC_QUANTIZATION_GROUP_SIZE': '0',\n}})\n"
+        "logits = live(images)[0]  # images: float32, N x C x H x W"
+    )
+    agreement = f"Its top class is the checkpoint's on {artifact['openvino_agreement']:.2%} of {saved.best['metrics']['images']:,} images."
+    why = "The latencies above were measured with these settings and a fixed batch; without the hint, a processor with bf16 computes its float layers in it."
+    return f"<p>OpenVINO's files, {two_inline(artifact['openvino_bytes'])}. {agreement} {why}</p><pre>{text(code)}</pre>"
 
 
 def two_inline(size: float) -> str:

@@ -33,7 +33,7 @@ class LossFile:
     """
 
     def __init__(self, path: Path, inputs: Any) -> None:
-        self._path, self._held = path, dict[tuple[int, ...], float]()
+        self.path, self._held = path, dict[tuple[int, ...], float]()
         head = {"losses_of": digest(inputs)}
         whole = path.read_bytes() if path.exists() else b""
         lines = whole[: whole.rfind(b"\n") + 1].splitlines()
@@ -65,5 +65,5 @@ class LossFile:
         self._append({"indices": list(indices), "loss": loss if math.isfinite(loss) else None})
 
     def _append(self, line: dict[str, Any]) -> None:
-        with self._path.open("a") as file:
+        with self.path.open("a") as file:
             file.write(json.dumps(line, separators=(",", ":")) + "\n")

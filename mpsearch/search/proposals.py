@@ -1,7 +1,8 @@
 """Which assignments to measure next: a pure function of the problem, the seed and what earlier batches measured.
 
-Batch 0 is the caller's own assignments and exact optima of the proxy under the budget and along the front. Every later batch mixes
-exact optima of the corrected table, of tables drawn from its posterior, and neighbours of the best assignment so far.
+Batch 0 is the caller's own assignments, exact optima of the proxy at the budget and near it, and those points of its exact front that dominate
+most together. Every later batch mixes, for the budget, the exact optimum of the corrected table, of tables drawn from its posterior, and
+neighbours of the best assignment so far; and, for the front, what is predicted to add most to the area that the measured ones dominate.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mpsearch.errors import MpsearchError
-from mpsearch.search.constraints import Constraints, reachable
-from mpsearch.search.correction import CorrectedTable, correct
-from mpsearch.search.milp import solve_rows
+from mpsearch.search.constraints import Constraints
+from mpsearch.search.correction import CorrectedTable, correct, positive
+from mpsearch.search.coupled import Coupled
+from mpsearch.search.hull import most_improving, supported
 from mpsearch.search.neighbours import Choices, best_neighbour, random_unseen
+from mpsearch.search.optimum import best_choices
+from mpsearch.search.reach import reachable
 from mpsearch.search.superlayers import Row
 
-_NEAR = (0.97, 0.94, 0.91, 0.88, 0.85)  # shares of the budget
-_ALONG = (0.75, 0.5, 0.25)  # shares of the room between the least reachable cost and the budget
-_KINDS = ("corrected table", "thompson", "neighbour", "front", "thompson", "neighbour", "thompson", "neighbour")
+_NEAR = (0.97, 0.93)  # shares of the budget
+_ALONG = 6  # points of the proxy's front in batch 0
+_KINDS = ("corrected table", "neighbour", "front", "thompson", "neighbour", "front", "thompson", "front")
 _GAP, _NODES = 1e-3, 2000  # for several budgets at once: a proposal needs no proof, but it must be the same on every run
 
 
@@ -45,7 +49,7 @@ class Planner:
     """Proposes batch after batch and holds no state but a memory of fits.
 
     Args:
-        constraints: The budgets; the first limits the resource that the front is drawn over.
+        constraints: The budgets; the first that is no peak limits the resource that the front is drawn over.
         rows: M proxy rows.
         seed: Of everything random.
         batch: Proposals in each batch but the first.
@@ -62,7 +66,9 @@ class Planner:
     def first(self) -> list[Proposal]:
         """Batch 0. Raises InfeasibleError where no assignment keeps all budgets."""
         found = [Proposal(choices, "warm") for choices in self.warm]
-        found += [Proposal(self.proxy_optimum(limit), "exact front") for limit in self._first_limits()]
+        limits = [self._limit, *(limit for limit in (share * self._limit for share in _NEAR) if limit > self._least)]
+        found += [Proposal(self.proxy_optimum(limit), "exact front") for limit in limits]
+        found += [Proposal(choices, "exact front") for choices in self.proxy_front(_ALONG, [p.choices for p in found])]
         return list({p.choices: p for p in reversed(found)}.values())[::-1]
 
     def following(self, number: int, results: Sequence[Result], pending: Sequence[Choices] = ()) -> list[Proposal]:
@@ -75,76 +81,138 @@ class Planner:
         """
         rng = np.random.default_rng([self.seed, number])
         seen = {r.choices for r in results} | set(pending)
-        fits = _Fits(self, results)
+        fits = Fits(self, results)
+        kinds = [_KINDS[slot % len(_KINDS)] for slot in range(self.batch)]
+        along = fits.along(kinds.count("front"), seen, rng)
         found: list[Proposal] = []
-        for slot in range(self.batch):
-            proposal = self._one(_KINDS[slot % len(_KINDS)], fits, seen, rng)
+        for kind in kinds:
+            proposal = self._front(along, seen) if kind == "front" else None
+            proposal = proposal or self._one("thompson" if kind == "front" else kind, fits, seen, rng)
             if proposal is None:
                 break
             seen.add(proposal.choices)
             found.append(proposal)
         return found
 
-    def _one(self, kind: str, fits: _Fits, seen: set[Choices], rng: np.random.Generator) -> Proposal | None:
-        limit = self._along(float(rng.uniform(0.05, 0.95))) if kind == "front" else self._limit
-        table = fits.at(limit)
-        rows = self.rows if table is None else table.mean() if kind == "corrected table" else table.draw(rng)
-        start = fits.incumbent if kind == "neighbour" and fits.incumbent is not None else self._optimum(rows, limit)
+    def _front(self, along: list[Choices], seen: set[Choices]) -> Proposal | None:
+        while along:
+            choices = along.pop(0)
+            if choices not in seen:
+                return Proposal(choices, "front")
+        return None
+
+    def _one(self, kind: str, fits: Fits, seen: set[Choices], rng: np.random.Generator) -> Proposal | None:
+        """For the budget."""
+        table = fits.near_budget
+        rows = self.rows if table is None else table.draw(rng) if kind == "thompson" else table.mean()
+        start = fits.incumbent if kind == "neighbour" and fits.incumbent is not None else self._optimum(rows, self._limit)
         if start not in seen:
-            return Proposal(start, "thompson" if kind == "front" else kind)
-        near = best_neighbour(self.constraints.tightened(self.resource, limit), rows, start, seen)
+            return Proposal(start, kind)
+        near = best_neighbour(self.constraints, rows, start, seen)
         if near is not None:
-            return Proposal(near, "neighbour")
+            return Proposal(near, "neighbour" if kind == "corrected table" else kind)
         anywhere = random_unseen(self.constraints, self.proxy_optimum(self._limit), seen, rng)
         return None if anywhere is None else Proposal(anywhere, "random")
 
     @property
     def resource(self) -> str:
         """The resource that the front is drawn over."""
-        return next(iter(self.constraints.limits))
+        return next(iter(self.constraints.rows))
 
     @property
     def _limit(self) -> float:
         return self.constraints.limits[self.resource]
 
-    def _along(self, share: float) -> float:
-        least = reachable(self.constraints.problem)[self.resource][0]
-        return least + share * (self._limit - least)
+    @property
+    def _least(self) -> float:
+        return reachable(self.constraints.problem)[self.resource][0]
 
-    def _first_limits(self) -> list[float]:
-        least = self._along(0.05)
-        return [self._limit, *(limit for limit in (share * self._limit for share in _NEAR) if limit > least), *map(self._along, _ALONG)]
+    @property
+    def corner(self) -> float:
+        """Beyond the costs of all that keeps the budget."""
+        return self._limit + 1e-3 * max(self._limit - self._least, 1e-9 * abs(self._limit))
+
+    def costs(self, choices: Sequence[Choices]) -> Row:
+        """[P] cost of each in the resource of the front."""
+        problem, layers = self.constraints.problem, self.constraints.layers
+        return np.array([getattr(problem.cost(layers.expand(c)), self.resource) for c in choices])
+
+    def proxy_front(self, count: int, held: Sequence[Choices] = ()) -> list[Choices]:
+        """Up to `count` points of the exact front of the proxy that dominate most, in log damage, beside those held."""
+        rows = positive(self.rows)
+        pool = supported(self.constraints, rows, np.random.default_rng(self.seed))
+        points, found = (np.column_stack([self.costs(c), np.log(sums(rows, c))]) for c in (pool, held))
+        corner = (self.corner, float(points[:, 1].max()) + 1e-9) if len(points) else (0.0, 0.0)
+        return [pool[i] for i in most_improving(points, found, corner, count)]
 
     def proxy_optimum(self, limit: float) -> Choices:
         """Least predicted damage with this limit on the first resource; where the other budgets forbid that, with the whole budget."""
         if limit not in self._proxy:
             at_budget = limit == self._limit
-            found = solve_rows(self.constraints, self.rows).choices if at_budget else self._optimum(self.rows, limit)
+            found = best_choices(self.constraints, self._coupled(self.rows))[0].choices if at_budget else self._optimum(self.rows, limit)
             self._proxy[limit] = found
         return self._proxy[limit]
 
+    def _coupled(self, rows: Sequence[Row]) -> Coupled:
+        return Coupled(self.constraints.layers, list(rows), ())
+
     def _optimum(self, rows: Sequence[Row], limit: float) -> Choices:
         try:
-            return solve_rows(self.constraints.tightened(self.resource, limit), rows, gap=_GAP, node_limit=_NODES).choices
+            found, _ = best_choices(self.constraints.tightened(self.resource, limit), self._coupled(rows), gap=_GAP, node_limit=_NODES)
+            return found.choices
         except MpsearchError:  # other budgets forbid it, or the nodes ran out: the caller goes on from what does fit
             return self.proxy_optimum(self._limit)
 
 
-class _Fits:
-    """Tables corrected by the results so far, one for each limit that is asked about."""
+class Fits:
+    """What the results so far say: the best of them, and tables corrected by them, one for the budget and one for the whole front."""
 
     def __init__(self, planner: Planner, results: Sequence[Result]) -> None:
         self._planner = planner
         measured = [(r.choices, r.loss) for r in results if r.loss is not None]
         fitting = [(loss, choices) for choices, loss in measured if planner.constraints.fits(planner.constraints.layers.expand(choices))]
         self.incumbent: Choices | None = min(fitting)[1] if fitting else None
-        self._choices = np.array([choices for choices, _ in measured], dtype=np.intp)
         self._losses = np.array([loss for _, loss in measured], dtype=np.float64)
-        self._tables: dict[float, CorrectedTable] = {}
+        self._choices = [choices for choices, _ in measured]
+        self.near_budget = self._table(planner.proxy_optimum(planner.constraints.limits[planner.resource]))
 
-    def at(self, limit: float) -> CorrectedTable | None:
+    def _table(self, focus: Choices | None) -> CorrectedTable | None:
         if not len(self._losses):
             return None
-        if limit not in self._tables:
-            self._tables[limit] = correct(self._planner.rows, self._choices, self._losses, self._planner.proxy_optimum(limit))
-        return self._tables[limit]
+        return correct(self._planner.rows, np.array(self._choices, dtype=np.intp), self._losses, focus)
+
+    def along(self, count: int, seen: set[Choices], rng: np.random.Generator) -> list[Choices]:
+        """Up to `count` unseen assignments that are predicted to add most to the dominated area, in log loss over the resource of the front.
+
+        Candidates are exact optima of the expected table and of two drawn ones, and changes of one or two choices around what was measured.
+        """
+        table = self._table(None) if count else None
+        if table is None:
+            return []
+        planner, mean = self._planner, table.mean()
+        pool = [c for rows in (mean, table.draw(rng), table.draw(rng)) for c in supported(planner.constraints, rows, rng)]
+        around = [best_neighbour(planner.constraints.tightened(planner.resource, cost), mean, c, seen) for c, cost in self._on_front()]
+        unseen = [c for c in dict.fromkeys([*pool, *(c for c in around if c is not None)]) if c not in seen]
+        if not unseen:
+            return []
+        points = np.column_stack([planner.costs(unseen), table.log_loss(sums(mean, unseen))])
+        found = np.column_stack([planner.costs(self._choices), np.log(self._losses - table.base)])
+        corner = (planner.corner, float(found[:, 1].max()))
+        return [unseen[i] for i in most_improving(points, found, corner, count)]
+
+    def _on_front(self) -> list[tuple[Choices, float]]:
+        """Measured assignments that keep the budgets and that no other dominates, with their cost."""
+        costs = self._planner.costs(self._choices)
+        found: list[tuple[Choices, float]] = []
+        least = np.inf
+        for i in np.lexsort((self._losses, costs)):
+            if self._losses[i] < least and self._planner.constraints.fits(self._planner.constraints.layers.expand(self._choices[i])):
+                least = self._losses[i]
+                found.append((self._choices[i], float(costs[i])))
+        return found
+
+
+def sums(rows: Sequence[Row], choices: Sequence[Choices]) -> Row:
+    """[P] sum of M rows at each of P choices."""
+    taken = np.array(choices, dtype=np.intp).reshape(len(choices), len(rows))
+    return np.asarray(sum((row[taken[:, m]] for m, row in enumerate(rows)), np.zeros(len(taken))))

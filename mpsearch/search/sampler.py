@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Container
+from typing import Any, Protocol
 
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
@@ -16,6 +17,13 @@ from mpsearch.search.superlayers import SuperLayers
 ORDINAL, INDICES, PROPOSED_BY, REASON = "ordinal", "indices", "proposed_by", "reason"
 INTERRUPTED = "interrupted"
 """Reason of a failed trial that is to be tried again; any other reason is final."""
+
+
+class Trials(Protocol):
+    """What is read of a study; a study is one."""
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """Trials in these states, in the order of their numbers."""
 
 
 class CorrectedTableSampler(BaseSampler):
@@ -34,21 +42,26 @@ class CorrectedTableSampler(BaseSampler):
         self._batch: tuple[int, list[Result], list[Proposal]] = (0, [], [])
         self._independent = RandomSampler(seed=planner.seed)
 
-    def propose(self, study: Study) -> tuple[int, Proposal] | None:
+    def propose(self, study: Trials) -> tuple[int, Proposal] | None:
         """Ordinal and assignment of the next trial; None where nothing is left to propose."""
         layers = self.planner.constraints.layers
-        done, running = finished(study, layers), _running(study, layers)
+        running, done = pending(study, layers), finished(study, layers)  # in this order: what ends in between is in both, not in neither
         ordinal = next(k for k in range(len(done) + len(running) + 1) if k not in done and k not in running)
-        self._first = self._first or self.planner.first()
-        if ordinal < len(self._first):
+        number = self.batch_of(ordinal) - 1
+        if number < 0:
             return ordinal, self._first[ordinal]
-        number, place = divmod(ordinal - len(self._first), self.planner.batch)
         before = len(self._first) + number * self.planner.batch
+        place = ordinal - before
         results = [done[k] for k in sorted(done) if k < before]
         if self._batch[:2] != (number, results):
             self._batch = (number, results, self.planner.following(number + 1, results, [c for k, c in running.items() if k < before]))
         proposals = self._batch[2]
         return (ordinal, proposals[place]) if place < len(proposals) else None
+
+    def batch_of(self, ordinal: int) -> int:
+        """Number of the batch that an ordinal is in, from 0; its proposals need the results of every batch before."""
+        self._first = self._first or self.planner.first()
+        return 0 if ordinal < len(self._first) else 1 + (ordinal - len(self._first)) // self.planner.batch
 
     def search_space(self) -> dict[str, IntDistribution]:
         """One index for each super-layer with more than one candidate, under the name of its first layer."""
@@ -86,7 +99,7 @@ class CorrectedTableSampler(BaseSampler):
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
 
-def finished(study: Study, layers: SuperLayers) -> dict[int, Result]:
+def finished(study: Trials, layers: SuperLayers) -> dict[int, Result]:
     """Ordinal -> choices by super-layer and loss, of the trials that are not to be tried again."""
     found = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
@@ -96,10 +109,11 @@ def finished(study: Study, layers: SuperLayers) -> dict[int, Result]:
     return found
 
 
-def _running(study: Study, layers: SuperLayers) -> dict[int, Choices]:
-    trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+def pending(study: Trials, layers: SuperLayers) -> dict[int, Choices]:
+    """Ordinal -> choices of the trials that wait or are being measured."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
     return {int(t.user_attrs[ORDINAL]): _choices(t, layers) for t in trials if ORDINAL in t.user_attrs and INDICES in t.user_attrs}
 
 
 def _choices(trial: FrozenTrial, layers: SuperLayers) -> Choices:
-    return tuple(trial.user_attrs[INDICES][group[0]] for group in layers.groups)
+    return layers.contract(trial.user_attrs[INDICES])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,20 +9,21 @@ from pathlib import Path
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mpsearch.errors import BudgetError, MpsearchError, OptionError, StudyError, UnknownNameError, UserError
 from mpsearch.files import digest
-from mpsearch.problem import Budget, Cost, Problem
-from mpsearch.search.constraints import Constraints, reachable
-from mpsearch.search.journal import open_journal
+from mpsearch.problem import PEAKS, Budget, Cost, Problem
+from mpsearch.search.constraints import Constraints
 from mpsearch.search.proposals import Planner, Proposal
-from mpsearch.search.sampler import INDICES, INTERRUPTED, ORDINAL, PROPOSED_BY, REASON, CorrectedTableSampler, finished
+from mpsearch.search.queue import COST, JOB, Leader, Sharing
+from mpsearch.search.reach import reachable
+from mpsearch.search.sampler import INDICES, ORDINAL, PROPOSED_BY, CorrectedTableSampler, Trials, finished, pending
+from mpsearch.search.storage import FINISHED, STUDY_NAME, Place, lead, quiet
 
-STUDY_NAME = "mpsearch"
-_METHOD = 1  # raised when the same inputs would lead to other proposals
+_METHOD = 2  # raised when the same inputs would lead to other proposals
 _INPUTS = "inputs"
 
 
@@ -37,7 +37,7 @@ class Trial:
         loss: As measured.
         cost: As predicted by the problem.
         feasible: Whether it keeps every budget.
-        proposed_by: `warm`, `exact front`, `corrected table`, `thompson`, `neighbour` or `random`.
+        proposed_by: `warm`, `exact front`, `corrected table`, `thompson`, `neighbour`, `front` or `random`.
     """
 
     number: int
@@ -53,16 +53,18 @@ def explore(
     objective: str,
     budgets: Sequence[Budget],
     measure: Callable[[tuple[int, ...]], float],
-    path: Path,
+    path: Path | Place,
     trials: int,
     seed: int,
     warm: Sequence[Sequence[int]] = (),
     on_trial: Callable[[int, int], None] | None = None,
     batch: int = 8,
+    sharing: Sharing | None = None,
 ) -> list[Trial]:
     """Measure up to `trials` assignments, none twice, each chosen by what the earlier ones showed.
 
-    The same arguments and the same `measure` give the same trials, however often the run was interrupted; more trials continue it.
+    The same arguments and the same `measure` give the same trials, however often the run was interrupted and however many workers share
+    it, because a batch is proposed once all earlier ones are measured; more trials continue it.
     A loss that is not finite fails its trial for good; an exception of `measure`, KeyboardInterrupt among them, until the next call.
 
     Args:
@@ -70,12 +72,13 @@ def explore(
         objective: Name of the proxy.
         budgets: Absolute limits; the first names the second objective of the study. None: the size, without a limit.
         measure: Loss of an assignment of `L` choices, lower is better.
-        path: Optuna's journal file.
+        path: Optuna's journal file, or where else the study lies.
         trials: In all, those of earlier runs included.
         seed: Of everything random.
         warm: Assignments to be measured first.
         on_trial: Called after each trial with how many are done, and `trials`.
-        batch: Proposals that are made from the same knowledge.
+        batch: Proposals that are made from the same knowledge; more workers than that wait for each other.
+        sharing: With workers, which may come and go; None: this process measures all.
 
     Returns:
         Trials in the order of their proposal; fewer where losses were not finite or nothing that keeps the budgets was left.
@@ -83,21 +86,17 @@ def explore(
     Raises:
         UserError: Unknown tables, a budget without costs, a warm assignment that is not one, or numbers out of range.
         InfeasibleError: No assignment keeps the budgets.
-        StudyError: The file is another run's, in use, or no journal.
-        MpsearchError: No loss was finite.
+        StudyError: The study is another run's or in use; the file is no journal, or the server out of reach.
+        MpsearchError: No loss was finite, or worker after worker died on one trial.
     """
     _check_numbers(trials, batch, seed)
     sampler = CorrectedTableSampler(_planner(problem, objective, budgets, seed, warm, batch))
     inputs = digest([_METHOD, problem.to_json(), objective, [b.to_json() for b in budgets], seed, [list(w) for w in warm], batch])
-    with open_journal(path) as storage:
-        study = _open_study(storage, sampler, inputs, path)
-        total = len(finished(study, sampler.planner.constraints.layers))
-        while total < trials and (proposed := sampler.propose(study)) is not None:
-            _run(study, sampler, *proposed, measure, budgets)
-            total += 1
-            if on_trial is not None:
-                on_trial(total, trials)
-        return _measured(study, sampler, trials)
+    place, sharing = path if isinstance(path, Place) else Place(str(path)), sharing or Sharing()
+    with lead(place, sharing.pace) as (storage, hold):
+        study = sharing.pace.patiently(lambda: _open_study(storage, sampler, inputs, place, sharing), sharing.say)
+        Leader(study, _Proposals(sampler, budgets), trials, hold, sharing).run(measure, on_trial)
+        return sharing.pace.patiently(lambda: _measured(study, sampler, trials), sharing.say)
 
 
 def _check_numbers(trials: int, batch: int, seed: int) -> None:
@@ -114,64 +113,67 @@ def _planner(problem: Problem, objective: str, budgets: Sequence[Budget], seed: 
         )
     if not problem.costs:
         raise BudgetError("The problem has no cost table, so there is nothing to trade the loss against. Give it one, such as size_bytes.")
-    if not budgets:
+    if all(b.resource in PEAKS for b in budgets):  # the front is drawn over something that adds up
         resource = "size_bytes" if "size_bytes" in problem.costs else next(iter(problem.costs))
-        budgets = [Budget(resource, reachable(problem)[resource][1], "no limit")]
+        budgets = [Budget(resource, reachable(problem)[resource][1], "no limit"), *budgets]
     constraints = Constraints.of(problem, budgets)
     rows = constraints.layers.merge(problem.scores[objective])
     return Planner(constraints, rows, seed, batch, tuple(constraints.layers.contract(indices) for indices in warm))
 
 
-def _open_study(storage: JournalStorage, sampler: CorrectedTableSampler, inputs: str, path: Path) -> Study:
-    """The study of these inputs, its left-over trials marked to be tried again."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.create_study(study_name=STUDY_NAME, storage=storage, sampler=sampler, directions=["minimize", "minimize"], load_if_exists=True)
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-    if study.user_attrs.get(_INPUTS, inputs) != inputs or (_INPUTS not in study.user_attrs and study.get_trials(deepcopy=False)):
-        raise StudyError(f"{path} holds a study of another problem, objective, budget, seed, warm start or batch. Name another study, or remove the file.")
-    if _INPUTS not in study.user_attrs:
+def _open_study(storage: BaseStorage, sampler: CorrectedTableSampler, inputs: str, place: Place, sharing: Sharing) -> Study:
+    """The study of these inputs, told what its workers need."""
+    with quiet():
+        study = optuna.create_study(study_name=place.name, storage=storage, sampler=sampler, directions=["minimize", "minimize"], load_if_exists=True)
+    attrs = study.user_attrs
+    if attrs.get(_INPUTS, inputs) != inputs or (_INPUTS not in attrs and study.get_trials(deepcopy=False)):
+        raise StudyError(
+            f"{place.url if place.name == STUDY_NAME else place.name} holds a study of another problem, objective, budget, seed, warm start or batch. "
+            "Name another study, or remove the file."
+        )
+    if _INPUTS not in attrs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(["measured_loss", sampler.planner.resource])
         study.set_user_attr(_INPUTS, inputs)
-    for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if REASON not in left.user_attrs:
-            study._storage.set_trial_user_attr(left._trial_id, REASON, INTERRUPTED)
-        study.tell(left.number, state=TrialState.FAIL)
+    if sharing.job is not None and attrs.get(JOB) != sharing.job:
+        study.set_user_attr(JOB, sharing.job)
+    if attrs.get(FINISHED):
+        study.set_user_attr(FINISHED, False)
     return study
 
 
-def _run(
-    study: Study, sampler: CorrectedTableSampler, ordinal: int, proposal: Proposal, measure: Callable[[tuple[int, ...]], float], budgets: Sequence[Budget]
-) -> None:
-    """One trial: written whole before it is measured, so that a death in between leaves what was being measured."""
-    constraints = sampler.planner.constraints
-    indices = constraints.layers.expand(proposal.choices)
-    cost = constraints.problem.cost(indices)
-    study.add_trial(
-        create_trial(
-            state=TrialState.RUNNING,
-            params=sampler.params(proposal.choices),
-            distributions=dict(sampler.search_space()),
-            user_attrs=sampler.attributes(ordinal, proposal),
-            constraints={b.resource: getattr(cost, b.resource) - constraints.limits[b.resource] for b in budgets},
+@dataclass(frozen=True)
+class _Proposals:
+    """The sampler's proposals as waiting trials, batch by batch."""
+
+    sampler: CorrectedTableSampler
+    budgets: Sequence[Budget]
+
+    def finished(self, study: Trials) -> set[int]:
+        """Ordinals that are not to be tried again."""
+        return set(finished(study, self.sampler.planner.constraints.layers))
+
+    def next_trial(self, study: Trials, limit: int) -> FrozenTrial | None:
+        """The next one, if its batch is open; see `queue.Proposer`."""
+        open_now, done = pending(study, self.sampler.planner.constraints.layers), self.finished(study)
+        ordinal = next(k for k in range(len(done) + len(open_now) + 1) if k not in done and k not in open_now)
+        batch = self.sampler.batch_of(ordinal)
+        if ordinal >= limit or any(self.sampler.batch_of(k) != batch for k in open_now):
+            return None
+        proposed = self.sampler.propose(study)
+        return None if proposed is None else self._waiting(*proposed)
+
+    def _waiting(self, ordinal: int, proposal: Proposal) -> FrozenTrial:
+        constraints = self.sampler.planner.constraints
+        cost = constraints.problem.cost(constraints.layers.expand(proposal.choices))
+        return create_trial(
+            state=TrialState.WAITING,
+            params=self.sampler.params(proposal.choices),
+            distributions=dict(self.sampler.search_space()),
+            user_attrs={**self.sampler.attributes(ordinal, proposal), COST: getattr(cost, self.sampler.planner.resource)},
+            constraints={b.resource: getattr(cost, b.resource) - constraints.limits[b.resource] for b in self.budgets},
         )
-    )
-    trial = study.get_trials(deepcopy=False)[-1]
-    try:
-        loss = float(measure(indices))
-    except BaseException:
-        study._storage.set_trial_user_attr(trial._trial_id, REASON, INTERRUPTED)
-        study.tell(trial.number, state=TrialState.FAIL)
-        raise
-    if math.isfinite(loss):
-        study.tell(trial.number, [loss, getattr(cost, sampler.planner.resource)])
-    else:
-        study._storage.set_trial_user_attr(trial._trial_id, REASON, f"the measured loss is {loss}")
-        study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _measured(study: Study, sampler: CorrectedTableSampler, trials: int) -> list[Trial]:

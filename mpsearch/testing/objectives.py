@@ -79,16 +79,16 @@ class ObjectiveContract:
     def test_the_model_and_its_surroundings_are_as_found(self, objective: str, net: str) -> None:
         """Weights, gradients, hooks, modes, random states, calibration and images do not change."""
         context = self.context(net)
-        weights, pixels = {unit: w.clone() for unit, w in context.calibration.weights.items()}, context.images.images.clone()
+        weights, pixels = {unit: w.clone() for unit, w in context.calibration.weights.items()}, context.images.inputs()
         with left_as_found(context.module):
             score(OBJECTIVES.create(objective), context)
         assert all(torch.equal(context.calibration.weights[unit], kept) for unit, kept in weights.items()), "the calibration's weights have changed"
-        assert torch.equal(context.images.images, pixels), "the images have changed"
+        assert torch.equal(context.images.inputs(), pixels), "the images have changed"
 
     def test_looks_at_images_only_where_it_says_so(self, objective: str, net: str) -> None:
         """`needs_data` says whether the images are looked at."""
         member, context = OBJECTIVES.create(objective), self.context(net)
-        blind = dataclasses.replace(context, images=_Untouchable())  # type: ignore[arg-type]
+        blind = dataclasses.replace(context, images=_Untouchable())
         try:
             rows = _rows(member, blind)
         except _LookedAtError:

@@ -30,7 +30,7 @@ def test_cifar_zips(images, cifar, name, count):
     found = load_images(str(images / f"{name}.zip"), cifar)
     assert len(found) == count
     assert found.labels.bincount().tolist() == pytest.approx([count / 10] * 10, rel=0.25)
-    assert len(set(found.image_hashes)) >= count - 2
+    assert len(set(found.sample_hashes)) >= count - 2
 
 
 def test_a_subset_of_the_whole_training_zip_has_every_class(images, cifar):

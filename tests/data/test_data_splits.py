@@ -23,7 +23,7 @@ def image_set(pixels):
 
 
 def _hashes(splits):
-    return [set(part.image_hashes) for part in splits.parts.values()]
+    return [set(part.sample_hashes) for part in splits.parts.values()]
 
 
 def _sizes(splits):
@@ -34,16 +34,16 @@ def test_one_source_is_divided_into_three_stratified_parts(image_set):
     images = image_set(60)
     made = make_splits(images, calibration_images=10, search_images=20)
     assert _sizes(made) == [10, 20, 30]
-    assert set.union(*_hashes(made)) == set(images.image_hashes)
+    assert set.union(*_hashes(made)) == set(images.sample_hashes)
     for part in made.parts.values():
         assert abs(int(part.labels.sum()) - len(part) / 2) <= 1
 
 
 def test_labels_stay_with_their_images(image_set):
     images = image_set(40, classes=5)
-    label = dict(zip(images.image_hashes, images.labels.tolist(), strict=True))
+    label = dict(zip(images.sample_hashes, images.labels.tolist(), strict=True))
     for part in make_splits(images, **SMALL).parts.values():
-        assert [label[h] for h in part.image_hashes] == part.labels.tolist()
+        assert [label[h] for h in part.sample_hashes] == part.labels.tolist()
 
 
 def test_same_seed_same_images(image_set):
@@ -78,7 +78,7 @@ def test_planted_duplicates_of_evaluation_images_are_replaced_in_the_other_sourc
     last = np.flatnonzero(order >= 5)[9]  # the tenth image that is not planted ends the draw
     assert made.duplicates_removed == (order[:last] < 5).sum() > 0
     calibration, search, held = _hashes(made)
-    assert held == set(evaluation.image_hashes)
+    assert held == set(evaluation.sample_hashes)
     assert not held & (calibration | search) and not calibration & search
 
 

@@ -61,11 +61,11 @@ def test_content_hash_sees_pixels_labels_and_normalisation_but_not_the_name(imag
     assert len({images.content_hash, *others}) == 7
 
 
-def test_image_hashes_are_equal_for_equal_pixels_only(images):
+def test_sample_hashes_are_equal_for_equal_pixels_only(images):
     twice = images.subset([0, 1, 0])
-    a, b, c = twice.image_hashes
+    a, b, c = twice.sample_hashes
     assert a == c != b
-    assert images.subset([2]).image_hashes == images.image_hashes[2:3]
+    assert images.subset([2]).sample_hashes == images.sample_hashes[2:3]
 
 
 @pytest.mark.parametrize(

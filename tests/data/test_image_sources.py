@@ -82,10 +82,10 @@ def test_a_limit_is_a_seeded_stratified_subset_of_what_is_there(folder, config):
     whole = load_images(root, config)
     first = load_images(root, config, limit=10, seed=1)
     assert first.labels.bincount().tolist() == [5, 5]
-    assert set(first.image_hashes) <= set(whole.image_hashes) and len(set(first.image_hashes)) == 10
+    assert set(first.sample_hashes) <= set(whole.sample_hashes) and len(set(first.sample_hashes)) == 10
     assert load_images(root, config, limit=10, seed=1).content_hash == first.content_hash
     assert load_images(root, config, limit=10, seed=2).content_hash != first.content_hash
-    assert set(load_images(root, config, limit=100).image_hashes) == set(whole.image_hashes)
+    assert set(load_images(root, config, limit=100).sample_hashes) == set(whole.sample_hashes)
 
 
 def test_only_the_chosen_images_are_decoded_and_progress_is_told(folder, config):

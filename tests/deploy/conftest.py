@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mpsearch.deploy import PackedLayout
+from mpsearch.deploy import PackedLayout, export_float
 from mpsearch.models import ModelSource, analyze, build_model, find_foldable, fold_batch_norm, trace_model
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.reconstruct import Calibration, calibrate
@@ -80,6 +80,7 @@ def prepare(source: ModelSource, module: nn.Module, size: int, seed: int = 0, im
 
 _SIZES = {"test_resnet": 32, "test_efficientnet": 32, "test_vit": 160}
 _held: dict[str, Any] = {}
+_graphs: dict[str, Any] = {}
 
 
 @pytest.fixture
@@ -104,3 +105,16 @@ def prepared():
 def mobile_net():
     """A float net of the hand-written architecture, with other weights."""
     return Mobile
+
+
+@pytest.fixture
+def exported(prepared):
+    """`exported("mobile")`: the net and its float graph, exported once."""
+
+    def make(name: str):
+        net = prepared(name)
+        if name not in _graphs:
+            _graphs[name] = export_float(net.module, net.images[:1])
+        return net, _graphs[name]
+
+    return make

@@ -12,20 +12,6 @@ from mpsearch.quant import OBSERVERS, fake_quantize, install
 
 NETS = ("mobile", "test_resnet", "test_efficientnet", "test_vit")
 FLOAT = Candidate.parse("float")
-_graphs = {}
-
-
-@pytest.fixture
-def exported(prepared):
-    """`exported("mobile")`: the net and its float graph, exported once."""
-
-    def make(name):
-        net = prepared(name)
-        if name not in _graphs:
-            _graphs[name] = export_float(net.module, net.images[:1])
-        return net, _graphs[name]
-
-    return make
 
 
 def _both(net, graph, assignment, path):

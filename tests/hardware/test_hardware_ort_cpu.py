@@ -133,3 +133,31 @@ def test_one_thread_is_timed_by_cpu_time_and_more_by_the_wall_clock(monkeypatch,
     monkeypatch.setattr("mpsearch.hardware.measure.time.perf_counter_ns", lambda: clocks["wall"])
     timing = time_callable(call, threads=threads, seconds=0.1)
     assert (timing.median_us, timing.iqr_us) == (call_us, 0.0)
+
+
+@pytest.mark.parametrize("w_bits", [4, 8])
+@pytest.mark.parametrize("layer", [linear(1), linear(1, 7, bias=False)], ids=["bias", "no bias"])
+def test_stored_weights_run_in_matmulnbits_with_right_numbers(backend, layer, w_bits):
+    cell = backend.build(layer, Candidate(w_bits, 16), 2)
+    assert cell.executed == ("MatMulNBits",) and cell.as_asked
+    assert cell.relative_error <= cell.tolerance <= 1e-4
+
+
+@pytest.mark.parametrize(("w_bits", "kernel"), [(2, 4), (3, 4), (5, 8), (7, 8)])
+def test_other_widths_of_stored_weights_are_storage_only(backend, w_bits, kernel):
+    support = backend.supports(linear(1), Candidate(w_bits, 16))
+    assert (support.status, support.kernel) == ("storage-only", Candidate(kernel, 16))
+
+
+@pytest.mark.parametrize(
+    ("layer", "candidate", "size"),
+    [
+        (conv(groups=4), FLOAT, 16 * 4 * 9 * 4),
+        (conv(groups=4), W8A8, 16 * 4 * 9 + 16 * 4 + 16),
+        (linear(1), Candidate(4, 16), 24 * (128 // 2 + 4)),
+        (linear(1), Candidate(8, 16), 24 * (128 + 4)),
+        (MATMUL, FLOAT, 0),
+    ],
+)
+def test_packed_bytes_by_hand(backend, layer, candidate, size):
+    assert backend.packed_bytes(layer, candidate) == size

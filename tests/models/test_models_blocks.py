@@ -178,16 +178,46 @@ class Parallel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.left, self.right = Two(), Two()
+        self.stem, self.left, self.right = nn.Conv2d(3, 3, 1), Two(), Two()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
         return self.right(self.left(x, F.relu(x)), x)
 
 
 def test_parallel_branches_keep_the_order_of_execution():
     found = analyze(Parallel(), torch.zeros(1, 3, 8, 8))
-    assert [b.name for b in found.blocks] == ["left.inner", "right.inner"]
-    assert [layer.name for layer in found.layers] == ["left.inner.a", "left.inner.b", "right.inner.a", "right.inner.b"]
+    assert [b.name for b in found.blocks] == ["stem", "left.inner", "right.inner"]
+    assert [layer.name for layer in found.layers] == ["stem", "left.inner.a", "left.inner.b", "right.inner.a", "right.inner.b"]
+
+
+class Masked(nn.Module):
+    """Two units on a tensor, and what is added to it between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x)) + mask)
+
+
+class Chain(nn.Module):
+    """Two of them, on a mask that comes from the input past every unit, or through one."""
+
+    def __init__(self, through: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.scores = Masked(), Masked(), nn.Conv2d(3, 3, 1) if through else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self.scores((x > 0).float())
+        return self.second(self.first(x, mask), mask)
+
+
+@pytest.mark.parametrize(("through", "expected"), [(False, ["first", "second"]), (True, ["scores", "first", "second.a", "second.b"])])
+def test_a_block_may_read_beside_its_tensor_only_what_no_unit_has_worked_on(through: bool, expected: list[str]):
+    found = analyze(Chain(through), torch.zeros(1, 3, 8, 8))
+    assert [b.name for b in found.blocks] == expected
 
 
 LARGE = {  # name: convolutions and linear layers, products, blocks of more than one unit

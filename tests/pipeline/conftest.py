@@ -57,6 +57,7 @@ def settings(place):
             "search_images": 16,
             "objectives": ("output_mse:images=8", "weight_mse"),
             "trials": 6,
+            "polish": 2,
             "iterations": 20,
             "target": "packed",
             "tables": str(place / "tables"),

@@ -75,8 +75,8 @@ def test_the_files_are_there_and_agree(finished, target):
     assert header == ["size_bytes", "output_mse"]
     assert [(float(a), float(b)) for a, b in rows] == [(float(a), float(b)) for a, b in zip(exact.costs, exact.scores, strict=True)]
     assert len(rows) == front["points_in_all"] and front["points"][0]["size_bytes"] == int(rows[0][0])
-    assert [t["number"] for t in front["measured"]] == list(range(config.trials))
-    assert len({tuple(t["indices"]) for t in front["measured"]}) == config.trials
+    assert [t["number"] for t in front["measured"]] == list(range(config.trials + config.polish))
+    assert len({tuple(t["indices"]) for t in front["measured"]}) == config.trials + config.polish
     for point in front["points"]:
         assert problem.cost(point["indices"]).size_bytes == point["size_bytes"]
 
@@ -127,7 +127,7 @@ def test_an_impossible_size_is_refused_before_anything_is_measured(settings, tmp
     def never(*_, **__):
         raise AssertionError("work was done for a budget that cannot be kept")
 
-    for step in ("calibrate_subject", "latency_table", "add_scores", "explore"):
+    for step in ("calibrate_subject", "latency_table", "add_scores", "explore_by"):
         monkeypatch.setattr(steps, step, never)
     with pytest.raises(InfeasibleError, match=r"kB|MB|bytes") as caught:
         run(settings(budgets=("100B",), target=target), Study(tmp_path / "study"))
@@ -225,7 +225,7 @@ def test_search_takes_a_module_and_images(net, place, tmp_path):
     result = search(net, rest, evaluation=held_out, study=tmp_path / "two", objectives=("weight_mse",), **asked)
     parts = _json(Study(tmp_path / "two"), "study.json")["splits"]["parts"]
     splits = make_splits(held_out, calibration=rest, calibration_images=16, search_images=16)
-    assert set(splits.evaluation.image_hashes) == set(held_out.image_hashes)
+    assert set(splits.evaluation.sample_hashes) == set(held_out.sample_hashes)
     assert {name: part["content_hash"] for name, part in parts.items()} == {name: part.content_hash for name, part in splits.parts.items()}
     with pytest.raises(StudyError, match="seed"):
         search(net, rest, evaluation=held_out, study=tmp_path / "two", objectives=("weight_mse",), seed=3, **asked)

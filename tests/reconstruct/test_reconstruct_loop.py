@@ -192,19 +192,19 @@ class Two(nn.Module):
 class UsesTwo(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.block = Two()
+        self.gate, self.block = nn.Linear(4, 4), Two()
 
     def forward(self, x):
-        return self.block(x, x)
+        return self.block(x, self.gate(x))
 
 
-def test_a_block_that_reads_two_tensors_is_refused(left_as_found):
+def test_a_block_that_reads_two_quantized_tensors_is_refused(left_as_found):
     net, x = UsesTwo(), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
-    calibration = calibrate(net, ["block.fc"], [x])
+    calibration = calibrate(net, ["gate", "block.fc"], [x])
     check = left_as_found(net)
-    states = {"block.fc": calibration.state("block.fc", Candidate(4, 8))}
-    with pytest.raises(ModelError, match="'block' does not read one tensor"):
-        reconstruct(net, [("block", ["block.fc"])], states, x, SHORT)
+    states = {unit: calibration.state(unit, Candidate(4, 8)) for unit in ("gate", "block.fc")}
+    with pytest.raises(ModelError, match="'block' reads more than one tensor that quantised layers have a part in"):
+        reconstruct(net, [("gate", ["gate"]), ("block", ["block.fc"])], states, x, SHORT)
     check()
 
 

@@ -1,4 +1,4 @@
-"""`ort-cpu`: ONNX Runtime on the CPU. Integer convolutions (u8 x s8, int32 bias) and linear layers through Q/DQ nodes."""
+"""`ort-cpu`: ONNX Runtime on the CPU. Integer convolutions (u8 x s8, int32 bias) and linear layers through Q/DQ nodes, stored weights through MatMulNBits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,32 @@ from onnx import TensorProto, helper, numpy_helper
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.device import identity
-from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight
+from mpsearch.hardware.draws import Draw, draw, grid_of, on_grid, quantized, reference, relative_error, values_of
+from mpsearch.hardware.qdq import QdqWriter, opset_imports, stored_bytes
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 W8A8 = Candidate(8, 8)
 FLOAT = Candidate.parse("float")
 DISABLED = ("WeightBiasQuantization", "MatMulAddFusion")
 """The first turns float layers between quantised ones into integer ones, unasked; the second makes of MatMul + Add a Gemm, which then runs in float."""
-_INTEGER = {"QLinearConv", "MatMulIntegerToFloat"}
-_SEED = 0
+_ARITHMETIC = {
+    "QLinearConv": "integer",
+    "MatMulIntegerToFloat": "integer",
+    "MatMulNBits": "stored",
+    "DynamicQuantizeMatMul": "dynamic",
+    **dict.fromkeys(("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "ConvInteger", "MatMulInteger"), "float"),
+}
+"""Operator of an optimised graph that multiplies -> what it computes in; the bare integer products count as float: no candidate asks for them."""
+
+
+def kernels_of(ran: tuple[str, ...]) -> list[str]:
+    """What the operators that multiply compute in, in order: `integer`, `stored` or `float`."""
+    return [_ARITHMETIC[op] for op in ran if op in _ARITHMETIC]
+
+
+def arithmetic_of(candidate: Candidate) -> str:
+    """What `kernels_of` must say of a unit at a candidate."""
+    return "float" if candidate.is_float else "stored" if candidate.weight_only else "integer"
 
 
 def session(model: bytes | Path, threads: int = 1, optimized: Path | None = None) -> ort.InferenceSession:
@@ -38,21 +55,12 @@ def session(model: bytes | Path, threads: int = 1, optimized: Path | None = None
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    if _saturates():
+    if identity().saturates:  # the exact kernel is only asked for there: where VNNI is, the same option makes it 2 to 2.5 times slower
         options.add_session_config_entry("session.x64quantprecision", "1")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     source = model if isinstance(model, bytes) else str(model)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED))
-
-
-def _saturates() -> bool:
-    """Whether the fast u8 x s8 product overflows 16 bits: x86 without VNNI.
-
-    The exact kernel is only asked for there: where VNNI is, the same option makes it 2 to 2.5 times slower.
-    """
-    device = identity()
-    return device.architecture.lower() in ("x86_64", "amd64") and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(device.flags)
 
 
 def executed(model: bytes | Path, threads: int = 1) -> tuple[str, ...]:
@@ -81,30 +89,49 @@ class OrtCpu(Backend):
         return str(ort.__version__)
 
     def supports(self, layer: Layer, candidate: Candidate) -> Support:
-        """Float everywhere; integers for convolutions and linear layers, always through the 8-bit kernel."""
+        """Float everywhere; integers through the 8-bit kernel for convolutions and linear layers; stored weights for linear layers."""
         if candidate.is_float:
             return Support("ok", "float kernel", FLOAT)
         if layer.op == "matmul":
             return Support("no", "activation products run in float on this backend", None)
         if candidate.w_granularity != "channel":
             return Support("no", "weights have one scale for each output channel on this backend", None)
+        if candidate.weight_only:
+            return _stored(layer, candidate)
         if candidate == W8A8:
             return Support("ok", "u8 x s8 integer kernel", W8A8)
         return Support("storage-only", f"{candidate} is stored in 8-bit containers and runs the W8A8 kernel", W8A8)
 
     def build(self, layer: Layer, candidate: Candidate, batch: int) -> Cell:
         """A session of one unit on random data, checked against float64 arithmetic on the same quantised values."""
-        if candidate not in (FLOAT, W8A8):
-            raise TableError(f"{self.name} has no kernel for {candidate}; it has float and W8A8.")
+        support = self.supports(layer, candidate)
+        if support.kernel != candidate:
+            raise TableError(f"{self.name} has no kernel for {candidate} of {layer.name!r}: {support.reason}.")
         unit = _unit(layer, candidate, batch)
         model = unit.model.SerializeToString()
         ran = executed(model, self.threads)
         live = session(model, self.threads)
-        output = np.asarray(live.run(None, unit.feeds)[0])
-        error = float(np.abs(output - unit.reference).max() / max(float(np.abs(unit.reference).max()), 1e-30))
-        as_asked = candidate.is_float or bool(_INTEGER & set(ran))
-        # half a step of the output's 8-bit grid, and a step more where the accumulator lands on a tie
-        return Cell(lambda: live.run(None, unit.feeds), ran, as_asked, error, unit.tolerance)
+        error = relative_error(np.asarray(live.run(None, unit.feeds)[0]), unit.reference)
+        return Cell(lambda: live.run(None, unit.feeds), ran, kernels_of(ran) == [arithmetic_of(candidate)], error, unit.tolerance)
+
+    def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
+        """Bytes of the weight, its scales and its zero points in the ONNX file, at the kernel of a candidate; the bias is not in it."""
+        if not layer.weight_shape or candidate.is_float:
+            return layer.weight_numel * 4
+        if candidate.weight_only:
+            return stored_bytes(layer.weight_shape[0], layer.weight_shape[1], candidate.w_bits or 8)
+        return layer.weight_numel + 5 * layer.weight_shape[0]
+
+
+def _stored(layer: Layer, candidate: Candidate) -> Support:
+    """Weights alone, in the containers that MatMulNBits reads."""
+    if layer.op != "linear":
+        return Support("no", "the runtime has no convolution that reads weights of fewer bits with float inputs", None)
+    kernel = Candidate(4 if (candidate.w_bits or 8) <= 4 else 8, candidate.a_bits)
+    if candidate == kernel:
+        return Support("ok", f"MatMulNBits with {candidate.w_bits}-bit weights and float inputs", kernel)
+    # its 2-bit form took 20 times the float layer's time at one row, where it ran at all
+    return Support("storage-only", f"{candidate} is stored in {kernel.w_bits}-bit containers and runs the {kernel} kernel", kernel)
 
 
 @dataclass(frozen=True)
@@ -116,49 +143,44 @@ class _Unit:
 
 
 def _unit(layer: Layer, candidate: Candidate, batch: int) -> _Unit:
-    generator = np.random.default_rng(_SEED)
-    shapes = [(s[0] * batch, *s[1:]) for s in layer.input_shapes]
-    feeds = {f"x{i}": generator.standard_normal(shape).astype(np.float32) for i, shape in enumerate(shapes)}
-    writer = QdqWriter()
-    if layer.op == "matmul":
+    data, writer = draw(layer, batch), QdqWriter()
+    if data.weight is None:
         writer.node("MatMul", ["x0", "x1"], "y")
-        return _finish(writer, feeds, feeds["x0"].astype(np.float64) @ feeds["x1"].astype(np.float64), 1e-4)
-    weight = (generator.standard_normal(layer.weight_shape) * 0.05).astype(np.float32)
-    bias = generator.standard_normal(layer.weight_shape[0]).astype(np.float32) if layer.bias else None
-    build = _float_unit if candidate.is_float else _integer_unit
-    return build(writer, layer, feeds, weight, bias)
+        return _finish(writer, data.feeds, reference(layer, data.feeds, None, None), 1e-4)
+    build = _float_unit if candidate.is_float else _stored_unit if candidate.weight_only else _integer_unit
+    return build(writer, layer, candidate, data)
 
 
-def _float_unit(writer: QdqWriter, layer: Layer, feeds: dict[str, Any], weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> _Unit:
-    constants = [numpy_helper.from_array(np.ascontiguousarray(weight if layer.op == "conv2d" else weight.T), "w")]
-    if bias is not None:
-        constants.append(numpy_helper.from_array(bias, "b"))
-    writer.initializers += constants
+def _float_unit(writer: QdqWriter, layer: Layer, candidate: Candidate, data: Draw) -> _Unit:
+    weight = np.asarray(data.weight)
+    writer.initializers.append(numpy_helper.from_array(np.ascontiguousarray(weight if layer.op == "conv2d" else weight.T), "w"))
+    if data.bias is not None:
+        writer.initializers.append(numpy_helper.from_array(data.bias, "b"))
     if layer.op == "conv2d":
-        writer.node("Conv", ["x0", "w", *(["b"] if bias is not None else [])], "y", **conv_attributes(layer))
-    elif bias is None:
+        writer.node("Conv", ["x0", "w", *(["b"] if data.bias is not None else [])], "y", **conv_attributes(layer))
+    elif data.bias is None:
         writer.node("MatMul", ["x0", "w"], "y")
     else:
         writer.node("Add", [writer.node("MatMul", ["x0", "w"]), "b"], "y")
-    return _finish(writer, feeds, _reference(layer, feeds["x0"].astype(np.float64), weight.astype(np.float64), bias), 1e-4)
+    return _finish(writer, data.feeds, reference(layer, data.feeds, weight.astype(np.float64), data.bias), 1e-4)
 
 
-def _integer_unit(writer: QdqWriter, layer: Layer, feeds: dict[str, Any], weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> _Unit:
-    flat = np.abs(weight.reshape(len(weight), -1)).max(1)
-    quantized = QuantizedWeight(
-        np.round(weight / (flat / 127).reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8),
-        (flat / 127).astype(np.float32),
-    )
-    grid = _grid(feeds["x0"])
-    x = (np.clip(np.round(feeds["x0"] / np.float32(grid.scale)) + grid.zero_point, 0, 255) - grid.zero_point) * np.float64(grid.scale)
-    w = quantized.codes.astype(np.float64) * quantized.scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))
-    reference = _reference(layer, x, w, bias)
+def _stored_unit(writer: QdqWriter, layer: Layer, candidate: Candidate, data: Draw) -> _Unit:
+    weight = quantized(np.asarray(data.weight), candidate.w_bits or 8)
+    writer.stored_linear("x0", weight, data.bias, candidate.w_bits or 8, "y")
+    return _finish(writer, data.feeds, reference(layer, data.feeds, values_of(weight), data.bias), 1e-4)
+
+
+def _integer_unit(writer: QdqWriter, layer: Layer, candidate: Candidate, data: Draw) -> _Unit:
+    weight, grid = quantized(np.asarray(data.weight), 8), grid_of(data.feeds["x0"])
+    wanted = reference(layer, {"x0": on_grid(data.feeds["x0"], grid)}, values_of(weight), data.bias)
     if layer.op == "linear":
-        writer.linear("x0", quantized, bias, grid, "y")
-        return _finish(writer, feeds, reference, 1e-3)
-    behind = _grid(reference)
-    writer.node("Identity", [writer.quantized(writer.conv("x0", quantized, bias, grid, conv_attributes(layer)), behind)], "y")
-    return _finish(writer, feeds, reference, 1.5 * behind.scale / float(np.abs(reference).max()))
+        writer.linear("x0", weight, data.bias, grid, "y")
+        return _finish(writer, data.feeds, wanted, 1e-3)
+    behind = grid_of(wanted)
+    writer.node("Identity", [writer.quantized(writer.conv("x0", weight, data.bias, grid, conv_attributes(layer)), behind)], "y")
+    # half a step of the output's 8-bit grid, and a step more where the accumulator lands on a tie
+    return _finish(writer, data.feeds, wanted, 1.5 * behind.scale / float(np.abs(wanted).max()))
 
 
 def conv_attributes(layer: Layer) -> dict[str, Any]:
@@ -173,35 +195,9 @@ def conv_attributes(layer: Layer) -> dict[str, Any]:
     }
 
 
-def _grid(values: NDArray[Any]) -> Grid:
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    scale = max((high - low) / 255, 1e-8)
-    return Grid(float(np.float32(scale)), int(np.clip(np.round(-low / scale), 0, 255)))
-
-
-def _reference(layer: Layer, x: NDArray[np.float64], weight: NDArray[np.float64], bias: NDArray[np.float32] | None) -> NDArray[np.float64]:
-    if layer.op == "linear":
-        return np.asarray(x @ weight.T + (0.0 if bias is None else bias))
-    conv = layer.conv or ConvAttributes()
-    (sy, sx), (py, px), (dy, dx), groups = conv.stride, conv.padding, conv.dilation, conv.groups
-    padded = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px)))
-    kh, kw = weight.shape[2:]
-    height, width = (padded.shape[2] - dy * (kh - 1) - 1) // sy + 1, (padded.shape[3] - dx * (kw - 1) - 1) // sx + 1
-    batch, channels = x.shape[:2]
-    inputs = padded.reshape(batch, groups, channels // groups, *padded.shape[2:])
-    kernels = weight.reshape(groups, -1, *weight.shape[1:])
-    total = np.zeros((batch, groups, kernels.shape[1], height, width))
-    for i in range(kh):
-        for j in range(kw):
-            window = inputs[..., i * dy : i * dy + sy * (height - 1) + 1 : sy, j * dx : j * dx + sx * (width - 1) + 1 : sx]
-            total += np.einsum("bgchw,goc->bgohw", window, kernels[..., i, j], optimize=True)
-    result = total.reshape(batch, -1, height, width)
-    return result if bias is None else result + bias.reshape(1, -1, 1, 1)
-
-
-def _finish(writer: QdqWriter, feeds: dict[str, Any], reference: NDArray[np.float64], tolerance: float) -> _Unit:
+def _finish(writer: QdqWriter, feeds: dict[str, Any], wanted: NDArray[np.float64], tolerance: float) -> _Unit:
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape) for name, value in feeds.items()]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     graph = helper.make_graph(writer.nodes, "unit", inputs, outputs, writer.initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
-    return _Unit(model, feeds, reference, tolerance)
+    model = helper.make_model(graph, opset_imports=opset_imports(), ir_version=10)
+    return _Unit(model, feeds, wanted, tolerance)

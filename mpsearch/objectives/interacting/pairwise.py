@@ -58,7 +58,9 @@ class Pairwise(Interacting):
     def couple(self, context: ScoringContext) -> Couplings:
         """Rows and pairs, measured by the fast evaluator."""
         images = first_images(context, self.images)
-        return self.measured(context, FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=self.memory_mb * 10**6).measure)
+        return self.measured(
+            context, FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=self.memory_mb * 10**6, task=context.task).measure
+        )
 
     def measured(self, context: ScoringContext, measure: Measure) -> Couplings:
         """The same by any measured loss that is 0 for the float model.

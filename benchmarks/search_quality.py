@@ -1,0 +1,241 @@
+"""What the search finds, in measured loss, beside what is simpler: at 3.5, 4, 5 and 6 bits a weight on average, on real weights and images.
+
+Run: python benchmarks/search_quality.py resnet20 vit mobilenet [--bits 4,3.5,5,6] [--seeds 3] [--trials 64] [--minutes 30]. Needs the assets folder
+(MPSEARCH_ASSETS, else ../shared/assets). Every measured loss and every finished cell is kept below studies/search_quality, so the script resumes; it takes
+one seed of everything before the next, ends after --minutes, and writes what there is.
+
+All methods measure the same loss (KL to the float model on the search images, weights rounded to nearest) and may use the same number of evaluations,
+but for the uniform assignment and the exact optima, which need one, and Greedy MP, which takes what it takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from validate_objectives import MODELS, settings
+
+from mpsearch.evaluate import FastEvaluator
+from mpsearch.files import digest
+from mpsearch.hardware import identity
+from mpsearch.pipeline.costs import add_scores, resolve_budgets, sized_problem
+from mpsearch.pipeline.prepare import calibrate_subject, load_subject
+from mpsearch.pipeline.progress import Silent
+from mpsearch.pipeline.study import Study
+from mpsearch.problem import Budget, Candidate, Problem
+from mpsearch.search import GreedyMP, LossFile, explore, hypervolume, non_dominated, polish, reachable, solve
+from mpsearch.search.superlayers import SuperLayers
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "studies" / "search_quality"
+RESULTS = ROOT / "benchmarks" / "results" / "search_quality.md"
+OBJECTIVES = ("output_mse:images=64", "weight_mse", "coding_length")
+SEARCH, PLAIN = "full search", {"plain NSGA-II": optuna.samplers.NSGAIISampler, "plain TPE": optuna.samplers.TPESampler}
+Indices = tuple[int, ...]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+", choices=MODELS)
+    parser.add_argument("--bits", default="4,3.5,5,6")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=64, help="Evaluations of each method that chooses them; the search keeps a quarter for its polish.")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    start = time.monotonic()
+    grounds: dict[str, Ground] = {}
+    cells = [(seed, name, bits) for seed in range(arguments.seeds) for name in arguments.models for bits in arguments.bits.split(",")]
+    for seed, name, bits in cells:
+        if time.monotonic() - start > 60 * arguments.minutes:
+            break
+        grounds[name] = grounds.get(name) or Ground.of(name, arguments.images)
+        grounds[name].fill(bits, seed, arguments.trials)
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        RESULTS.write_text(report(grounds, arguments))
+        print(f"{name}, {bits} bits, seed {seed}: done after {time.monotonic() - start:.0f} s", flush=True)
+
+
+@dataclass
+class Ground:
+    """One network: its problem, its losses, and the cells that are done.
+
+    Args:
+        name: Of the network.
+        problem: With a table for each objective.
+        budget: Bits -> budget in bytes.
+        losses: Kept on disk.
+        measure: Loss of L choices.
+        cells: Method, bits, seed and trials -> result.
+    """
+
+    name: str
+    problem: Problem
+    budget: Callable[[str], Budget]
+    losses: LossFile
+    measure: Callable[[Indices], float]
+    cells: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, name: str, images: int) -> Ground:
+        """Load, calibrate, score."""
+        config = replace(settings(name, OBJECTIVES), search_images=images, calibration_images=256)
+        subject = load_subject(config, Silent())
+        calibration = calibrate_subject(subject, config, Silent())
+        problem, _ = add_scores(sized_problem(subject, config), subject, calibration, config, Study(KEPT / name), Silent())
+        fast = FastEvaluator(subject.module, calibration, subject.splits.search)
+        inputs = [subject.hashes, config.calibration_images, calibration.weight_observer, calibration.input_observer, importlib.metadata.version("torch")]
+        losses = LossFile(KEPT / name / f"losses-{digest(inputs)}.jsonl", inputs)
+
+        def measure(indices: Indices) -> float:
+            known = losses.get(tuple(indices))
+            if known is None:
+                known = fast.measure(problem.assignment(indices))
+                losses[tuple(indices)] = known
+            return known
+
+        def budget(bits: str) -> Budget:
+            return resolve_budgets(subject, problem, replace(config, budgets=(f"{bits}bits",)))[0]
+
+        return cls(name, problem, budget, losses, measure, _read(KEPT / name / f"cells-{digest(inputs)}.jsonl"))
+
+    def fill(self, bits: str, seed: int, trials: int) -> None:
+        """Every method at one budget; those without a seed once."""
+        budget = self.budget(bits)
+        self._cell("uniform", bits, 0, 0, lambda m: self._uniform(budget, m))
+        for text in OBJECTIVES:
+            objective = text.partition(":")[0]
+            self._cell(f"exact optimum of {objective}", bits, 0, 0, lambda m, o=objective: m(solve(self.problem, o, [budget]).indices))  # type: ignore[misc]
+        self._cell("Greedy MP", bits, 0, 0, lambda m: GreedyMP().solve(self.problem, [budget], m))
+        self._cell(SEARCH, bits, seed, trials, lambda m: self._search(budget, seed, trials, m))
+        for name, sampler in PLAIN.items():
+            self._cell(name, bits, seed, trials, lambda m, s=sampler: self._plain(s(seed=seed), budget, trials, m))  # type: ignore[misc]
+
+    def _cell(self, method: str, bits: str, seed: int, trials: int, run: Callable[[Callable[[Indices], float]], object]) -> None:
+        key = json.dumps([method, bits, seed, trials])
+        if key in self.cells:
+            return
+        asked: dict[Indices, float] = {}
+
+        def measure(indices: Indices) -> float:
+            asked[tuple(indices)] = self.measure(tuple(indices))
+            return asked[tuple(indices)]
+
+        run(measure)
+        limit = self.budget(bits).limit
+        sizes = {indices: float(self.problem.cost(indices).size_bytes or 0.0) for indices in asked}
+        fitting = {i: loss for i, loss in asked.items() if sizes[i] <= limit and math.isfinite(loss)}
+        points = [(sizes[i], loss) for i, loss in fitting.items()]
+        self.cells[key] = {"loss": min(fitting.values(), default=None), "evaluations": len(asked), "points": [points[k] for k in non_dominated(points)]}
+        path = KEPT / self.name / f"cells-{self._digest()}.jsonl"
+        with path.open("a") as file:
+            file.write(json.dumps({"key": key, **self.cells[key]}) + "\n")
+
+    def _digest(self) -> str:
+        return self.losses.path.stem.removeprefix("losses-")
+
+    def _uniform(self, budget: Budget, measure: Callable[[Indices], float]) -> None:
+        uniforms = [self.problem.uniform(Candidate(b, 8)) for b in range(8, 1, -1)]
+        measure(next(u for u in uniforms if u is not None and float(self.problem.cost(u).size_bytes or 0.0) <= budget.limit))
+
+    def _search(self, budget: Budget, seed: int, trials: int, measure: Callable[[Indices], float]) -> None:
+        objective, journal = OBJECTIVES[0].partition(":")[0], KEPT / self.name / f"journal-{budget.limit:.0f}-{seed}-{trials}.log"
+        journal.unlink(missing_ok=True)  # a cell that was cut off starts again: its losses are kept, and `measure` must be asked for all of them
+        found = explore(self.problem, objective, [budget], measure, journal, trials - trials // 4, seed)
+        polish(self.problem, objective, [budget], measure, found, trials // 4)
+
+    def _plain(self, sampler: optuna.samplers.BaseSampler, budget: Budget, trials: int, measure: Callable[[Indices], float]) -> None:
+        """As a user of Optuna would: one index for each unit, no warm start, the budget a constraint."""
+        layers = SuperLayers.of([len(c) for c in self.problem.candidates], self.problem.ties)
+
+        def objective(trial: optuna.Trial) -> tuple[float, float]:
+            indices = layers.expand([trial.suggest_int(f"unit {m}", 0, width - 1) for m, width in enumerate(layers.widths)])
+            size = float(self.problem.cost(indices).size_bytes or 0.0)
+            trial.set_constraint("size", size - budget.limit)
+            return math.log10(max(measure(indices), 1e-12)), size
+
+        optuna.create_study(directions=["minimize", "minimize"], sampler=sampler).optimize(objective, n_trials=trials)
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return {line.pop("key"): line for line in lines}
+
+
+def report(grounds: dict[str, Ground], arguments: argparse.Namespace) -> str:
+    """The tables, and what they say."""
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "timm", "optuna", "scipy", "numpy"))
+    about = f"`python benchmarks/search_quality.py {' '.join(sys.argv[1:])}`, {arguments.images} search images, {versions}. {identity()}."
+    rows, verdicts = [], []
+    for ground in grounds.values():
+        for bits in arguments.bits.split(","):
+            table = _table(ground, bits, arguments)
+            rows += [f"| {ground.name} | {bits} | {method} | {' | '.join(cells)} |\n" for method, cells, _ in table]
+            verdicts += _verdict(ground.name, bits, {method: values for method, _, values in table})
+    shown = len(arguments.models) * len(arguments.bits.split(",")) * arguments.seeds
+    done = sum(json.loads(key)[0] == SEARCH and json.loads(key)[3] == arguments.trials for ground in grounds.values() for key in ground.cells)
+    about += f" {done} of {shown} runs of the search are done; the last column says of how many seeds a row is the mean."
+    header = "| network | bits | method | evaluations | KL: mean (least to greatest) | hypervolume | seeds |\n" + "|---" * 7 + "|\n"
+    return f"# Quality of the search\n\n{about}\n{_EXPLAINED}\n{header}{''.join(rows)}\n## What the table says\n\n{''.join(verdicts)}"
+
+
+_EXPLAINED = """
+KL to the float model on the search images, weights rounded to nearest, of the best assignment within the budget. Weight bits 2 to 8, input bits 8. Methods
+with a seed show the mean over the seeds that are done. `hypervolume`: area that what a method measured dominates in log10 KL over size, between the least
+size and the budget and below the KL of all units at 2 bits, divided by that of all methods and seeds together. `full search`: the study on `output_mse`
+with a quarter of its evaluations left for the polish. Plain: Optuna's own defaults, one index for each unit, no warm start.
+"""
+
+
+def _table(ground: Ground, bits: str, arguments: argparse.Namespace) -> list[tuple[str, list[str], list[float]]]:
+    limit, least = ground.budget(bits).limit, reachable(ground.problem)["size_bytes"][0]
+    top = math.log10(ground.measure(tuple(len(c) - 1 for c in ground.problem.candidates)))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for key, cell in ground.cells.items():
+        method, at, seed, trials = json.loads(key)
+        if at == bits and seed < arguments.seeds and trials in (0, arguments.trials):
+            found.setdefault(method, []).append(cell)
+
+    def area(points: list[list[float]]) -> float:
+        return hypervolume([(size, math.log10(max(loss, 1e-12))) for size, loss in points], (limit + 1e-3 * (limit - least), top))
+
+    whole = area([point for cells in found.values() for cell in cells for point in cell["points"]])
+    table = []
+    for method, cells in found.items():
+        losses = [math.inf if cell["loss"] is None else cell["loss"] for cell in cells]
+        shown = f"{statistics.mean(losses):.5f}" + (f" ({min(losses):.5f} to {max(losses):.5f})" if len(losses) > 1 else "")
+        volume = statistics.mean(area(cell["points"]) for cell in cells) / whole
+        counts = statistics.mean(cell["evaluations"] for cell in cells)
+        table.append((method, [f"{counts:.0f}", shown.replace("inf", "none fits"), f"{volume:.3f}", str(len(cells))], losses))
+    return table
+
+
+def _verdict(name: str, bits: str, losses: dict[str, list[float]]) -> list[str]:
+    """Whether the worst seed of the search is at least as good as the best of every other."""
+    if SEARCH not in losses:
+        return []
+    worst, mean = max(losses[SEARCH]), statistics.mean(losses[SEARCH])
+    others = {method: min(values) for method, values in losses.items() if method != SEARCH}
+    best = min(others, key=lambda method: others[method])
+    beaten = [method for method, value in others.items() if value < worst]
+    text = f"- {name}, {bits} bits: the next best is {best} ({others[best]:.5f}); the search has {mean:.5f} on average"
+    return [text + (f". Its worst seed ({worst:.5f}) loses to {', '.join(beaten)}.\n" if beaten else ", and no seed of it loses to any.\n")]
+
+
+if __name__ == "__main__":
+    main()

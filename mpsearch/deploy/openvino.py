@@ -1,0 +1,191 @@
+"""The file for OpenVINO (IR): the float ONNX graph as OpenVINO reads it, with the nodes of each unit rewritten for its candidate.
+
+Integer units are an int8 weight and a FakeQuantize at their input; weight-only units a compressed constant; the output of a unit is float, so that no grid is
+added that the fake-quantised model does not have. The batch stays free. See `mpsearch.hardware.openvino_nodes` for the nodes, which are those that were timed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from mpsearch.deploy.graph import unit_of
+from mpsearch.errors import ModelError
+from mpsearch.hardware.device import identity
+from mpsearch.hardware.ir import PREFIX, fallbacks, read_ir, write_ir
+from mpsearch.hardware.measure import Timing, time_callable
+from mpsearch.hardware.openvino_nodes import OpenVinoWriter, arithmetic_of, compiled, openvino, ran_nodes
+from mpsearch.hardware.qdq import Grid, QuantizedWeight
+from mpsearch.problem import ConvAttributes
+from mpsearch.quant import UnitState, affine_input
+
+_UNITS = ("Convolution", "GroupConvolution", "MatMul")
+_KEPT = 4
+
+
+@dataclass(frozen=True)
+class OpenVinoRun:
+    """What OpenVINO makes of a file.
+
+    Args:
+        timing: Of one image.
+        executed: Nodes that run, as kind, precision and kernel.
+        fallbacks: Unit -> kernel that runs, where it is not the one the unit was written for.
+        integer_kernels: How many nodes run in integers.
+    """
+
+    timing: Timing
+    executed: tuple[str, ...]
+    fallbacks: Mapping[str, str]
+    integer_kernels: int
+
+
+def quantize_openvino(float_model: ModelProto, states: Mapping[str, UnitState]) -> Any:
+    """The graph of an assignment, an openvino.Model.
+
+    Args:
+        float_model: From `export_float`; left as it is.
+        states: Every unit's codes and quantisers.
+
+    Raises:
+        ModelError: A unit has no node of its own in the graph.
+        MissingExtraError: OpenVINO is not installed.
+    """
+    runtime = openvino()
+    named, units = _named(float_model, set(states))
+    model = runtime.Core().read_model(named.SerializeToString())
+    writer, placed = OpenVinoWriter(), Counter[str]()
+    for node in model.get_ordered_ops():
+        unit = units.get(node.get_friendly_name().removesuffix("/WithoutBiases"))
+        if unit is None or node.get_type_name() not in _UNITS:
+            continue
+        new = _rewritten(writer, node, unit, states[unit])
+        _name(new, f"{PREFIX}{unit}#{placed[unit]}")
+        placed[unit] += 1
+    missing = sorted(set(states) - set(placed))
+    if missing:
+        raise ModelError(f"OpenVINO's graph has no node for the units {missing[:5]}. Run with --target packed for the packed checkpoint alone.")
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def write_openvino(path: Path, float_model: ModelProto, states: Mapping[str, UnitState], precision: str = "f32") -> int:
+    """Write the IR of an assignment whole or not at all: `path` (.xml) and the .bin beside it. Returns the bytes of both.
+
+    Args:
+        path: The .xml.
+        float_model: From `export_float`.
+        states: Every unit's codes and quantisers.
+        precision: What float layers compute in, `f32` or `bf16`; kept in the file.
+    Raises: ModelError: As `quantize_openvino`.
+    """
+    model = quantize_openvino(float_model, states)
+    return write_ir(path, model, precision, {unit: _asked(state, precision) for unit, state in states.items()})
+
+
+def _asked(state: UnitState, precision: str) -> str:
+    """The arithmetic of a unit; a convolution takes a stored weight apart when it is loaded, and computes in float."""
+    codes = None if state.weight is None else state.weight.codes
+    if codes is not None and codes.ndim > 2 and state.activation is None:
+        return precision
+    return arithmetic_of(state.candidate, precision, 2 if codes is None else codes.shape[1])
+
+
+def overflowing(states: Mapping[str, UnitState]) -> tuple[str, ...]:
+    """Integer units whose products overflow on this processor: weights of more than 7 bits where pairs of products are added in 16 bits."""
+    if not identity().saturates:
+        return ()
+    return tuple(u for u, s in states.items() if s.weight is not None and s.activation is not None and (s.candidate.w_bits or 0) > 7)
+
+
+def measure_openvino(path: Path, image: Tensor, threads: int = 1, seconds: float = 0.5) -> OpenVinoRun:
+    """Latency of the whole model at batch 1, by the compiled model that a deployment would use, and what it executes."""
+    ir = read_ir(path, batch=1)
+    live = compiled(ir.model, threads, ir.precision)
+    request, feed = live.create_infer_request(), np.ascontiguousarray(image[:1].numpy())
+    nodes = ran_nodes(live)
+    timing = time_callable(lambda: request.infer([feed]), threads=threads, seconds=seconds)
+    integers = sum(node.computes and node.arithmetic == "integer" for node in nodes)
+    return OpenVinoRun(timing, tuple(map(str, nodes)), fallbacks(live, ir.asked), integers)
+
+
+def run_openvino(path: Path, threads: int = 1) -> Callable[[Tensor], Tensor]:
+    """A function from N x C x H x W to N x K logits, computed by OpenVINO. Each size of batch is compiled once; the last few are kept."""
+    read_ir(path)  # a damaged file is told now, not at the first batch
+    requests: dict[int, Any] = {}
+
+    def run(inputs: Tensor) -> Tensor:
+        size = len(inputs)
+        if size not in requests:
+            while len(requests) >= _KEPT:
+                requests.pop(next(iter(requests)))
+            ir = read_ir(path, batch=size)
+            requests[size] = compiled(ir.model, threads, ir.precision).create_infer_request()
+        return torch.from_numpy(np.array(requests[size].infer([np.ascontiguousarray(inputs.numpy())])[0]))
+
+    return run
+
+
+def _named(float_model: ModelProto, units: set[str]) -> tuple[ModelProto, dict[str, str]]:
+    """A copy in which the nodes that may be units have names of their own, which OpenVINO keeps; name -> unit."""
+    copy, found = ModelProto(), {}
+    copy.CopyFrom(float_model)
+    for at, node in enumerate(copy.graph.node):
+        unit = unit_of(node)
+        if unit in units and node.op_type in ("Conv", "Gemm", "MatMul"):
+            node.name = f"mpsearch-{at}"
+            found[node.name] = unit
+    return copy, found
+
+
+def _rewritten(writer: OpenVinoWriter, node: Any, unit: str, state: UnitState) -> Any:
+    """Put the unit's own nodes in the place of `node`; the node itself for a float unit."""
+    if state.weight is None:
+        return node
+    codes = state.weight.codes
+    weight = QuantizedWeight(codes.to(torch.int8).numpy(), state.weight.params.scale.expand(len(codes)).numpy())
+    x = node.input_value(0)
+    if state.activation is not None:
+        params = affine_input(unit, state)
+        x = writer.quantized(x, Grid(float(params.scale), int(params.zero_point), params.bits))
+    if node.get_type_name() == "MatMul":
+        held = writer.compressed(weight, state.weight.params.bits) if state.activation is None else writer.weight(weight)
+        new = writer.linear(x, held)
+    else:
+        conv = _attributes(node)
+        new = writer.conv(x, writer.weight(weight, conv.groups), conv)
+    node.output(0).replace(new.output(0))
+    return new
+
+
+def _name(node: Any, name: str) -> None:
+    """Name a unit's node and the bias behind it, either of whose names may be left when OpenVINO has fused the two."""
+    node.set_friendly_name(name)
+    behind = [port.get_node() for port in node.output(0).get_target_inputs()]
+    if len(behind) == 1 and behind[0].get_type_name() in ("Add", "Multiply"):
+        beside = [held.get_node() for held in behind[0].input_values() if held.get_node() != node]
+        if all(_is_constant(other) for other in beside):
+            _name(behind[0], f"{name}+")
+
+
+def _is_constant(node: Any) -> bool:
+    """Whether a node is computed from constants alone."""
+    given = node.input_values()
+    return bool(given or node.get_type_name() == "Constant") and all(_is_constant(value.get_node()) for value in given)
+
+
+def _attributes(node: Any) -> ConvAttributes:
+    about = node.get_attributes()
+    if about["auto_pad"] not in ("explicit", "EXPLICIT") or list(about["pads_begin"]) != list(about["pads_end"]):
+        raise ModelError(f"The convolution {node.get_friendly_name()!r} pads its sides unevenly. Run with --target packed for the packed checkpoint alone.")
+    groups = node.input_value(1).get_shape()[0] if node.get_type_name() == "GroupConvolution" else 1
+    (sy, sx), (py, px), (dy, dx) = about["strides"], about["pads_begin"], about["dilations"]
+    return ConvAttributes((sy, sx), (py, px), (dy, dx), groups)

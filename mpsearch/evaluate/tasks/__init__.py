@@ -1,0 +1,8 @@
+"""What a model is for: how its output is compared with the float model's, and with what is true."""
+
+from mpsearch.evaluate.tasks._base import TASKS, Task
+from mpsearch.evaluate.tasks.classification import Classification
+from mpsearch.evaluate.tasks.embedding import Embedding
+from mpsearch.evaluate.tasks.span import Span
+
+__all__ = ["TASKS", "Classification", "Embedding", "Span", "Task"]

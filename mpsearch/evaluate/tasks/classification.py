@@ -1,0 +1,28 @@
+"""`classification`: one class for each sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from mpsearch.evaluate.metrics import Metrics, compare, kl_by_image
+from mpsearch.evaluate.tasks._base import TASKS, Task
+
+
+@TASKS.register("classification")
+@dataclass(frozen=True)
+class Classification(Task):
+    """Outputs are logits, N x K; the damage is KL(float || quantised) in nats; labels are N classes."""
+
+    measure: ClassVar[str] = "KL"
+    classes: ClassVar[bool] = True
+
+    def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
+        """KL of each sample, N."""
+        return kl_by_image(outputs, reference)
+
+    def compare(self, outputs: Tensor, reference: Tensor, labels: Tensor | None = None) -> Metrics:
+        """Top-1, cross entropy, KL and agreement of the top class."""
+        return compare(outputs, reference, labels)

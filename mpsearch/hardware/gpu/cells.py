@@ -1,0 +1,167 @@
+"""Cells of one unit on random data: drawn, built in the kernels asked for, checked against float64. On a CPU our kernels run in Triton's interpreter."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mpsearch.hardware.backends import Cell
+from mpsearch.hardware.kernels.tiles import default_tile
+from mpsearch.hardware.kernels.unit import InputGrid, KernelUnit, TileChooser, WeightCodes
+from mpsearch.problem import Candidate, ConvAttributes, Layer
+
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+TOLERANCE = {torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6, torch.float32: 1e-5}
+"""Two units in the last place of the output's type, over its largest value: products and sums are exact or in float32."""
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random data of one unit, on a device.
+
+    Args:
+        layer: The unit.
+        x: Inputs; pictures are N x H x W x C. Two for an activation product.
+        weight: float32, or None.
+        bias: float32, or None.
+    """
+
+    layer: Layer
+    x: tuple[Tensor, ...]
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, layer: Layer, batch: int, dtype: torch.dtype, device: str) -> Draw:
+        """Always the same values for a layer and a batch. Normal, not zero: a card draws less power on zeros, and clocks higher."""
+        generator = torch.Generator(device=device).manual_seed(_SEED)
+
+        def normal(shape: tuple[int, ...]) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device)
+
+        x = tuple(normal((s[0] * batch, *s[1:])) for s in layer.input_shapes)
+        if layer.op == "conv2d":
+            x = tuple(t.permute(0, 2, 3, 1).contiguous() for t in x)
+        weight = normal(layer.weight_shape) * 0.05 if layer.weight_shape else None
+        return cls(layer, tuple(t.to(dtype) for t in x), weight, normal(layer.weight_shape[:1]) if layer.bias and layer.weight_shape else None)
+
+    @property
+    def grid(self) -> InputGrid:
+        """8-bit asymmetric quantiser of the input's range."""
+        low, high = min(float(self.x[0].min()), 0.0), max(float(self.x[0].max()), 0.0)
+        scale = float(torch.tensor(max((high - low) / 255, 1e-8)))
+        return InputGrid(scale, max(0, min(255, round(-low / scale))))
+
+    def codes(self, bits: int) -> WeightCodes:
+        """The weight on a symmetric grid of its channels' ranges."""
+        assert self.weight is not None
+        flat = self.weight.flatten(1)
+        half = 1 << (bits - 1)
+        scale = flat.abs().amax(1).clamp(min=1e-8) / max(half - 0.5, 0.5)
+        codes = torch.clamp(torch.round(self.weight / scale.view(-1, *[1] * (self.weight.ndim - 1))) + half, 0, 2 * half - 1)
+        return WeightCodes(codes.to(torch.int32), scale, None, bits)
+
+    def quantized_input(self, grid: InputGrid) -> Tensor:
+        """The values that an integer kernel computes with, float64."""
+        codes = torch.clamp(torch.round(self.x[0].float() / grid.scale) + grid.zero_point, 0, 2**grid.bits - 1)
+        return (codes.double() - grid.zero_point) * grid.scale
+
+    def reference(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The unit in float64 on values that are given, laid out as its output is."""
+        bias = None if self.bias is None else self.bias.double()
+        if self.layer.op == "linear":
+            return F.linear(x.double(), weight.double(), bias)
+        c = self.layer.conv or ConvAttributes()
+        y = F.conv2d(x.double().permute(0, 3, 1, 2), weight.double(), bias, c.stride, c.padding, c.dilation, c.groups)
+        return y.permute(0, 2, 3, 1)
+
+
+Run = Callable[[], Tensor]
+
+
+def finished(draw: Draw, make: Callable[[], Run], expected: Tensor, executed: tuple[str, ...], as_asked: bool, tolerance: float, weight_bytes: int) -> Cell:
+    """A cell from a maker of calls on buffers of their own.
+
+    Args:
+        draw: Its data.
+        make: Each call gives a run that shares no buffer with another's.
+        expected: What a run must give, float64.
+        executed: Kernels that ran.
+        as_asked: Whether they are those of the candidate.
+        tolerance: What the error may be.
+        weight_bytes: Of the weight as the kernel holds it.
+    """
+    run = make()
+    y = run()
+    error = float((y.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    touched = weight_bytes + sum(t.numel() * t.element_size() for t in (*draw.x, y))
+    return Cell(run, executed, as_asked, error, tolerance, touched, make)
+
+
+def own_cell(layer: Layer, candidate: Candidate, batch: int, *, dtype: str = "fp16", device: str = "cuda", tile: TileChooser = default_tile) -> Cell:
+    """A unit in our Triton kernels.
+
+    Args:
+        layer: A linear layer or a convolution.
+        candidate: `W<b>A8`, or `W<b>A16` for weights alone.
+        batch: Images.
+        dtype: `fp16` or `bf16`: of input and output.
+        device: `cuda`; `cpu` runs the interpreter.
+        tile: Chooses tiles.
+    """
+    draw = Draw.of(layer, batch, TYPES[dtype], device)
+    weight = draw.codes(candidate.w_bits or 8)
+    grid = None if candidate.a_bits == 16 else draw.grid
+    x = draw.x[0] if grid is None else draw.quantized_input(grid)
+    unit = KernelUnit.make(layer, weight, draw.bias, grid, TYPES[dtype], tile)
+
+    expected = draw.reference(x, weight.dequantize())
+
+    def make() -> Run:
+        own, inputs = _copied(unit), draw.x[0].clone()
+        return lambda: own(inputs)
+
+    unit(draw.x[0])
+    names, matrix = _ran(unit)
+    return finished(draw, make, expected, names, matrix, TOLERANCE[TYPES[dtype]], unit.packed_bytes)
+
+
+def _copied(unit: KernelUnit) -> KernelUnit:
+    """The same unit on buffers of its own."""
+    weight = dataclasses.replace(unit.weight, data=unit.weight.data.clone())
+    held: dict[str, Any] = {name: None if (t := getattr(unit, name)) is None else t.clone() for name in ("scale", "bias", "corr", "zero")}
+    return dataclasses.replace(unit, weight=weight, **held, ran=[], _frames={})
+
+
+def _ran(unit: KernelUnit) -> tuple[tuple[str, ...], bool]:
+    """Kernels of a unit with the matrix instruction that each compiled to, and whether the product is in one of the type asked for."""
+    names, good = [], True
+    for name, handle in unit.ran:
+        found = matrix_instruction(handle)
+        names.append(name + (f"({found})" if found else ""))
+        if name.startswith("product") and handle is not None:
+            meant = {"s8"} if unit.grid is not None else {"f16", "bf16"}  # one instruction of Blackwell takes both
+            good = found is not None and found.split(".")[-1] in meant
+    return tuple(names), good
+
+
+def matrix_instruction(handle: Any) -> str | None:
+    """Family and input type of the matrix instruction in a compiled Triton kernel, such as `wgmma.s8`; None where it has none, or under the interpreter."""
+    text = "" if handle is None else str(getattr(handle, "asm", {}).get("ptx", ""))
+    match = _MATRIX.search(text)
+    if match is None:
+        return None
+    kinds = [part for part in match[2].replace("kind::", "").split(".") if part in _INPUTS]
+    return f"{match[1].split('.')[0]}.{_INPUTS[kinds[0]]}" if kinds else match[1].split(".")[0]
+
+
+_MATRIX = re.compile(r"(wgmma\.mma_async|tcgen05\.mma|mma\.sync)((?:\.[\w:]+)+)")
+_INPUTS = {"s8": "s8", "u8": "s8", "i8": "s8", "bf16": "bf16", "f16": "f16"}

@@ -1,0 +1,154 @@
+"""TensorRT: a unit as strongly typed Q/DQ ONNX (symmetric int8), an engine from it, and the trtexec command for a whole model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from mpsearch.errors import MpsearchError
+from mpsearch.hardware.backends import Cell
+from mpsearch.hardware.gpu.cells import TOLERANCE, Draw, Run, finished
+from mpsearch.problem import Candidate, ConvAttributes, Layer
+
+OPSET = 20
+
+
+def trtexec_command(model: Path, log: Path, *, shapes: dict[str, tuple[int, ...]] | None = None, seconds: int = 5) -> list[str]:
+    """Arguments of trtexec that time a Q/DQ model as it is: strongly typed, one CUDA graph, no copies from the host, times and layers in files.
+
+    Args:
+        model: ONNX.
+        log: Without suffix: `<log>.times.json` and `<log>.layers.json` are written.
+        shapes: Of inputs whose batch is not fixed.
+        seconds: Of timing.
+    """
+    command = ["trtexec", f"--onnx={model}", "--stronglyTyped", "--useCudaGraph", "--noDataTransfers", "--useSpinWait", f"--duration={seconds}", "--warmUp=500"]
+    command += [f"--exportTimes={log}.times.json", f"--exportLayerInfo={log}.layers.json", "--profilingVerbosity=detailed"]
+    if shapes:
+        command.append("--shapes=" + ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items()))
+    return command
+
+
+def unit_onnx(draw: Draw, candidate: Candidate) -> tuple[bytes, Tensor]:
+    """One unit in half precision, with Q/DQ pairs of int8 if not float; and what it must give, float64, laid out as ONNX lays it out.
+
+    Args:
+        draw: Random data; pictures N x H x W x C.
+        candidate: `float` or `W8A8`.
+    """
+    assert draw.weight is not None
+    layer, x, weight = draw.layer, draw.x[0].double(), draw.weight.half().double()
+    graph = _Graph()
+    source = "x"
+    if not candidate.is_float:
+        input_scale = _half(draw.x[0].abs().amax() / 127)
+        scale = _half(draw.weight.flatten(1).abs().amax(1) / 127)
+        wide = scale.double().view(-1, *[1] * (weight.ndim - 1))
+        codes = torch.clamp(torch.round(draw.weight.double() / wide), -127, 127)
+        x, weight = torch.clamp(torch.round(x / input_scale.double()), -128, 127) * input_scale.double(), codes * wide
+        source = graph.pair("x", input_scale)
+        named = graph.weight(codes.to(torch.int8) if layer.op == "conv2d" else codes.t().to(torch.int8), scale, 0 if layer.op == "conv2d" else 1)
+    else:
+        named = graph.constant("weight", (weight if layer.op == "conv2d" else weight.t()).half())
+    bias = None if draw.bias is None else draw.bias.half()
+    graph.product(layer, source, named, bias)
+    expected = Draw(layer, draw.x, None, bias).reference(x, weight)
+    shape = tuple(draw.x[0].permute(0, 3, 1, 2).shape) if layer.op == "conv2d" else tuple(draw.x[0].shape)
+    return graph.model(shape), expected
+
+
+class _Graph:
+    """Nodes and constants of one unit."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, value: Tensor) -> str:
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value.cpu().numpy()), name))
+        return name
+
+    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    def pair(self, x: str, scale: Tensor) -> str:
+        inputs = [self.constant(f"{x}_scale", scale), self.constant(f"{x}_zero", torch.zeros((), dtype=torch.int8))]
+        return self.node("DequantizeLinear", [self.node("QuantizeLinear", [x, *inputs], f"{x}_q"), *inputs], f"{x}_dq")
+
+    def weight(self, codes: Tensor, scale: Tensor, axis: int) -> str:
+        zeros = self.constant("weight_zero", torch.zeros(len(scale), dtype=torch.int8))
+        return self.node("DequantizeLinear", [self.constant("weight_q", codes), self.constant("weight_scale", scale), zeros], "weight", axis=axis)
+
+    def product(self, layer: Layer, x: str, weight: str, bias: Tensor | None) -> None:
+        more = [] if bias is None else [self.constant("bias", bias)]
+        if layer.op == "conv2d":
+            c = layer.conv or ConvAttributes()
+            shape = {"kernel_shape": list(layer.weight_shape[2:]), "strides": list(c.stride), "pads": [*c.padding, *c.padding]}
+            self.node("Conv", [x, weight, *more], "y", **shape, dilations=list(c.dilation), group=c.groups)
+        elif more:
+            self.node("Add", [self.node("MatMul", [x, weight], "product"), *more], "y")
+        else:
+            self.node("MatMul", [x, weight], "y")
+
+    def model(self, shape: tuple[int, ...]) -> bytes:
+        ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT16, shape)], [helper.make_tensor_value_info("y", TensorProto.FLOAT16, None)]
+        graph = helper.make_graph(self.nodes, "unit", *ends, self.constants)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10).SerializeToString()  # type: ignore[no-any-return]
+
+
+def _half(scale: Tensor) -> Tensor:
+    """Never zero after rounding to half precision."""
+    return scale.clamp(min=1e-6).half()
+
+
+def trt_cell(layer: Layer, candidate: Candidate, batch: int) -> Cell:
+    """A unit in a TensorRT engine, on torch's buffers and stream. Raises MpsearchError if TensorRT refuses the graph."""
+    trt: Any = importlib.import_module("tensorrt")
+    draw = Draw.of(layer, batch, torch.float16, "cuda")
+    model, expected = unit_onnx(draw, candidate)
+    plan = _plan(trt, model, layer.name)
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
+    layers = json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]
+    names = tuple(str(found["Name"] if isinstance(found, dict) else found)[:80] for found in layers)
+    integer = any("int8" in json.dumps(found).lower() for found in layers)
+
+    def make() -> Run:
+        context = engine.create_execution_context()
+        source = draw.x[0].permute(0, 3, 1, 2).contiguous() if layer.op == "conv2d" else draw.x[0].clone()
+        y = torch.empty(tuple(context.get_tensor_shape("y")), dtype=torch.float16, device="cuda")
+        context.set_tensor_address("x", source.data_ptr())
+        context.set_tensor_address("y", y.data_ptr())
+
+        def run(held: Tensor = source) -> Tensor:
+            context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+            return y.permute(0, 2, 3, 1) if layer.op == "conv2d" else y
+
+        return run
+
+    size = layer.weight_numel * (2 if candidate.is_float else 1)
+    return finished(draw, make, expected, names, candidate.is_float or integer, 4 * TOLERANCE[torch.float16], size)
+
+
+def _plan(trt: Any, model: bytes, name: str) -> Any:
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # from version 11 on there is nothing else
+    network = builder.create_network(0 if flags is None else 1 << int(flags))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        raise MpsearchError(f"TensorRT {trt.__version__} cannot read the unit {name!r}: {parser.get_error(0)}. Take triton-cuda or torch-cuda for it.")
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise MpsearchError(f"TensorRT {trt.__version__} builds no engine for the unit {name!r}; its log says why. Take triton-cuda or torch-cuda for it.")
+    return plan

@@ -1,0 +1,81 @@
+"""Polish: exchanges around the best assignment that keep the budgets, accepted only where the measured loss falls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mpsearch.errors import MpsearchError, OptionError
+from mpsearch.problem import Budget, Problem
+from mpsearch.search.correction import correct
+from mpsearch.search.losses import Losses
+from mpsearch.search.neighbours import Choices, best_neighbour
+from mpsearch.search.study import Trial, _planner
+
+
+def polish(
+    problem: Problem,
+    objective: str,
+    budgets: Sequence[Budget],
+    measure: Callable[[tuple[int, ...]], float],
+    trials: Sequence[Trial],
+    evaluations: int,
+    losses: Losses | None = None,
+    on_trial: Callable[[int, int], None] | None = None,
+) -> list[Trial]:
+    """Measure up to `evaluations` exchanges around the best trial, one after the other, moving to each that is better.
+
+    An exchange changes one choice, or two: one raised and another lowered. The order is that of the losses which the table predicts that was
+    corrected by every loss known so far, around the best; nothing that was measured is measured again.
+
+    Args:
+        problem: As for `explore`.
+        objective: As for `explore`.
+        budgets: As for `explore`.
+        measure: As for `explore`.
+        trials: What a study measured.
+        evaluations: At most; 0 for none.
+        losses: Remembers what was measured here; a `LossFile` outlives the process, and a run that was interrupted goes on from it.
+        on_trial: Called after each with how many are done, and `evaluations`.
+
+    Returns:
+        The exchanges in the order in which they were tried, those without a finite loss left out; `proposed_by` `polish`, numbered on from the
+        study's.
+
+    Raises:
+        OptionError: `evaluations` is negative.
+        MpsearchError: No trial keeps the budgets.
+    """
+    if evaluations < 0:
+        raise OptionError(f"A polish of {evaluations} evaluations cannot be done; give 0 or more.")
+    planner = _planner(problem, objective, budgets, 0, (), 1)
+    constraints = planner.constraints
+    known: dict[Choices, float] = {constraints.layers.contract(t.indices): t.loss for t in trials}
+    fitting = [(t.loss, t.number) for t in trials if constraints.fits(t.indices)]
+    if not fitting:
+        raise MpsearchError(f"None of {len(trials)} trials keeps the budgets, so there is nothing to polish. Measure more, or raise the budget.")
+    numbered = {t.number: t for t in trials}
+    best = constraints.layers.contract(numbered[min(fitting)[1]].indices)
+    held: Losses = {} if losses is None else losses
+    found: list[Trial] = []
+    for done in range(1, evaluations + 1):
+        finite = [c for c, loss in known.items() if math.isfinite(loss)]
+        table = correct(planner.rows, np.array(finite, dtype=np.intp), np.array([known[c] for c in finite]), best)
+        changed = best_neighbour(constraints, table.mean(), best, known)
+        if changed is None:
+            break
+        indices = constraints.layers.expand(changed)
+        remembered = held.get(indices)
+        loss = float(measure(indices)) if remembered is None else remembered
+        if remembered is None:
+            held[indices] = loss
+        known[changed] = loss if math.isfinite(loss) else math.inf
+        if math.isfinite(loss):
+            found.append(Trial(1 + max(numbered) + len(found), indices, loss, problem.cost(indices), True, "polish"))
+        if known[changed] < known[best]:
+            best = changed
+        if on_trial is not None:
+            on_trial(done, evaluations)
+    return found

@@ -1,0 +1,58 @@
+"""The deployment target `openvino`: random mixed assignments of a small net, a transformer block and a mixer block, loaded back as an artifact is."""
+
+import pytest
+import torch
+from test_targets import MAKERS, job_of
+from torch.nn.functional import cosine_similarity
+
+from mpsearch.deploy.artifact import open_artifact, write_artifact
+from mpsearch.deploy.process import run_apart
+from mpsearch.deploy.targets import TARGETS
+from mpsearch.errors import CheckpointError
+from mpsearch.hardware import identity
+
+pytest.importorskip("openvino")
+CHOICES = ("float", "W7A8", "W5A8", "W4A8", "W3A6", "W2A8", "W6A4", "W8A16", "W4A16", "W3A16")
+
+
+def check(name, seed, folder):
+    job, _, images = job_of(name, seed, CHOICES)
+    target = TARGETS.create("openvino")
+    folder.mkdir()
+    assert target.write(job, folder) == []
+    with torch.no_grad():
+        want, got = target.reference(job)(images), target.load(folder, 1)(images)
+    found = float(cosine_similarity(want, got).median())
+    assert found > 0.999, (name, seed, found)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_random_assignments(name, tmp_path):
+    for seed in range(6):
+        check(name, seed, tmp_path / str(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", MAKERS)
+def test_two_hundred_random_assignments(name, tmp_path):
+    for seed in range(100, 167):
+        check(name, seed, tmp_path / str(seed))
+
+
+def test_an_artifact_runs_in_a_process_of_its_own(tmp_path):
+    job, _, images = job_of("cnn", 0, CHOICES)
+    artifact = write_artifact(tmp_path / "a", "openvino", job, {"label": "point"})
+    assert set(artifact.manifest["files"]) == {"model.xml", "model.bin"}
+    torch.testing.assert_close(run_apart(open_artifact(tmp_path / "a"), images[:4]), artifact.target.load(tmp_path / "a", 1)(images[:4]), rtol=1e-3, atol=1e-4)
+    assert any(op.startswith("Convolution:") for op in artifact.target.executed(tmp_path / "a", 1))
+    (tmp_path / "a" / "model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="model"):
+        open_artifact(tmp_path / "a")
+
+
+@pytest.mark.skipif(not identity().saturates, reason="this processor adds products in 32 bits")
+def test_weights_that_overflow_here_are_told(tmp_path):
+    job, assignment, _ = job_of("cnn", 0, ("W8A8",))
+    (note,) = TARGETS.create("openvino").write(job, tmp_path)
+    assert note.startswith(f"{len(assignment)} units, such as") and "overflow 16 bits" in note

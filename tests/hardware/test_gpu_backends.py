@@ -1,0 +1,277 @@
+"""The GPU backends: what they say they can run on which card, that without one nothing is `ok`, and their cells' numbers on the CPU (ours interpreted)."""
+
+import dataclasses
+import pickle
+
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from mpsearch.errors import DeviceMismatchError, TableError
+from mpsearch.hardware import BACKENDS
+from mpsearch.hardware.gpu import probe
+from mpsearch.hardware.gpu.cells import Draw, matrix_instruction, own_cell
+from mpsearch.hardware.gpu.probe import Gpu
+from mpsearch.hardware.gpu.torch_cells import torch_cell
+from mpsearch.hardware.gpu.trt import trtexec_command, unit_onnx
+from mpsearch.hardware.kernels.tiles import Shape, Tile, TileCache, default_tile, tiles_to_try, tune
+from mpsearch.problem import Candidate, ConvAttributes, Layer
+
+H200 = Gpu("NVIDIA H200", (9, 0), 132, 141 * 2**30, 50 * 2**20, 227 * 2**10)
+T4 = dataclasses.replace(H200, name="Tesla T4", capability=(7, 5))
+A100 = dataclasses.replace(H200, name="NVIDIA A100", capability=(8, 0))
+FLOAT, W8A8, W4A8, W4A4, W4A16, FP8 = (Candidate.parse(t) for t in ("float", "W8A8", "W4A8", "W4A4", "W4A16", "fp8"))
+ALL = (FLOAT, W8A8, W4A8, W4A4, W4A16, FP8)
+OURS = ("torch-cuda", "triton-cuda", "gemlite", "tensorrt")
+
+
+def linear(n=48, k=64, rows=5):
+    return Layer("l", "linear", (n, k), ((1, rows, k),), (1, rows, n), 1, "b", bias=True)
+
+
+def conv(kernel=3, groups=1, stride=1, channels=16):
+    side = (8 + 2 * (kernel // 2) - kernel) // stride + 1
+    attributes = ConvAttributes((stride, stride), (kernel // 2,) * 2, (1, 1), groups)
+    return Layer("c", "conv2d", (16, channels // groups, kernel, kernel), ((1, channels, 8, 8),), (1, 16, side, side), 1, "b", bias=True, conv=attributes)
+
+
+MATMUL = Layer("m", "matmul", (), ((1, 2, 5, 8), (1, 2, 8, 5)), (1, 2, 5, 5), 400, "b")
+
+
+@pytest.fixture
+def card(monkeypatch):
+    return lambda found: monkeypatch.setattr(probe, "gpu", lambda: found)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_without_a_gpu_every_cell_is_refused_with_the_reason(card, name):
+    card(None)
+    backend = BACKENDS.create(name)
+    for layer in (linear(), conv(), MATMUL):
+        for candidate in ALL:
+            support = backend.supports(layer, candidate)
+            assert (support.status, support.kernel) == ("no", None) and "CUDA" in support.reason
+    with pytest.raises(DeviceMismatchError, match="NVIDIA GPU"):
+        backend.build(linear(), FLOAT, 1)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_backends_are_members_that_pickle(name):
+    backend = BACKENDS.create(name)
+    assert pickle.loads(pickle.dumps(backend)) == backend and backend.version and backend.threads == 1  # noqa: S301
+
+
+@pytest.mark.parametrize("name", ["torch-cuda", "triton-cuda"])
+def test_an_old_card_is_refused(card, name):
+    card(T4)
+    support = BACKENDS.create(name).supports(linear(), FLOAT)
+    assert support.status == "no" and "8.0" in support.reason and "Tesla T4 has 7.5" in support.reason
+
+
+@pytest.mark.parametrize(
+    ("layer", "candidate", "status", "kernel", "reason"),
+    [
+        (linear(), FLOAT, "ok", FLOAT, "fp16"),
+        (conv(), FLOAT, "ok", FLOAT, "fp16"),
+        (MATMUL, FLOAT, "ok", FLOAT, "fp16"),
+        (MATMUL, W8A8, "no", None, "float"),
+        (linear(), W8A8, "ok", W8A8, "_int_mm"),
+        (linear(), W4A8, "storage-only", W8A8, "W4A8"),
+        (linear(k=60), W8A8, "no", None, "inputs = 60"),
+        (linear(n=50, k=60), W4A8, "no", None, "inputs = 60 and outputs = 50"),
+        (conv(1), W8A8, "ok", W8A8, "_int_mm"),
+        (conv(1, stride=2), W8A8, "no", None, "1 x 1"),
+        (conv(), W8A8, "no", None, "convolution"),
+        (conv(1, groups=2), W8A8, "no", None, "convolution"),
+        (linear(), FP8, "ok", FP8, "e4m3"),
+        (linear(n=40), FP8, "no", None, "multiples of 16"),
+        (linear(), W4A16, "no", None, "triton-cuda"),
+    ],
+)
+def test_what_torch_runs_on_an_h200(card, layer, candidate, status, kernel, reason):
+    card(H200)
+    support = BACKENDS.create("torch-cuda").supports(layer, candidate)
+    assert (support.status, support.kernel) == (status, kernel) and reason in support.reason
+
+
+def test_fp8_needs_a_newer_card(card):
+    card(A100)
+    support = BACKENDS.create("torch-cuda").supports(linear(), FP8)
+    assert support.status == "no" and "8.9" in support.reason
+
+
+@pytest.mark.parametrize(
+    "layer", [linear(), linear(n=3, k=5), conv(), conv(groups=16), conv(groups=4, stride=2)], ids=["linear", "ragged", "conv", "depthwise", "grouped"]
+)
+def test_every_width_has_a_triton_kernel(card, layer):
+    card(H200)
+    backend = BACKENDS.create("triton-cuda")
+    for bits in range(2, 9):
+        assert backend.supports(layer, Candidate(bits, 8)).kernel == Candidate(bits, 8)
+        assert backend.supports(layer, Candidate(bits, 16)).kernel == Candidate(bits, 16)
+        less = backend.supports(layer, Candidate(bits, 4))
+        assert (less.status, less.kernel) == ("storage-only", Candidate(bits, 8)) and "4 bits" in less.reason
+    assert backend.supports(layer, FP8).status == "no" and backend.supports(MATMUL, W4A8).status == "no"
+
+
+def test_a_cell_is_only_built_for_a_kernel(card):
+    card(H200)
+    for name, candidate in (("torch-cuda", W4A8), ("triton-cuda", W4A4)):
+        with pytest.raises(TableError, match=str(candidate)):
+            BACKENDS.create(name).build(linear(), candidate, 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "columns"),
+    [(linear(), 48 * 64), (linear(k=65), 48 * 96), (conv(), 16 * 160), (conv(groups=16), 9 * 32)],
+    ids=["even", "padded", "conv", "depthwise"],
+)
+def test_packed_bytes_are_those_of_the_packer(layer, columns):
+    backend = BACKENDS.create("triton-cuda")
+    for bits in (2, 3, 4, 8):
+        cell = own_cell(dataclasses.replace(layer, bias=False), Candidate(bits, 8), 1, device="cpu")
+        y_and_x = cell.bytes_touched - backend.packed_bytes(layer, Candidate(bits, 8))
+        assert backend.packed_bytes(layer, Candidate(bits, 8)) == columns * bits // 8 + 8 * layer.weight_shape[0]
+        elements = sum(torch.Size(s).numel() for s in (layer.input_shapes[0], layer.output_shape))
+        assert y_and_x == 2 * elements
+    assert backend.packed_bytes(layer, FLOAT) == 2 * layer.weight_numel
+
+
+@pytest.mark.parametrize("layer", [linear(), conv(), conv(1), conv(groups=16)], ids=["linear", "conv", "pointwise", "depthwise"])
+@pytest.mark.parametrize("candidate", [W4A8, W4A16], ids=str)
+def test_our_cells_have_right_numbers_and_copies_of_their_own(layer, candidate):
+    cell = own_cell(layer, candidate, 2, device="cpu")
+    assert 0 < cell.relative_error <= cell.tolerance and cell.as_asked
+    assert any("w4_" in name for name in cell.executed) and (cell.executed[0] == "quantize") == (candidate == W4A8)
+    other = cell.another()
+    assert torch.equal(cell.run(), other()) and cell.run().data_ptr() != other().data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("layer", "candidate"),
+    [(linear(), FLOAT), (conv(), FLOAT), (MATMUL, FLOAT), (linear(), W8A8), (linear(rows=40), W8A8), (conv(1), W8A8), (linear(), FP8), (conv(1), FP8)],
+    ids=lambda value: str(value) if isinstance(value, Candidate) else value.op,
+)
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_torch_cells_have_right_numbers(layer, candidate, dtype):
+    cell = torch_cell(layer, candidate, 2, dtype=dtype, device="cpu")
+    assert cell.as_asked and cell.relative_error <= cell.tolerance and cell.bytes_touched > 0
+    assert torch.equal(cell.run(), cell.another()())
+
+
+@pytest.mark.parametrize(
+    ("ptx", "found"),
+    [
+        ("wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {%r1}, %rd2;", "wgmma.s8"),
+        ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f1};", "mma.f16"),
+        ("@%p1 tcgen05.mma.cta_group::1.kind::i8 [%r1];", "tcgen05.s8"),
+        ("fma.rn.f32 %f1, %f2;", None),
+    ],
+)
+def test_the_matrix_instruction_is_read_from_the_compiled_kernel(ptx, found):
+    assert matrix_instruction(type("Kernel", (), {"asm": {"ptx": "ld.global %r1;\n" + ptx}})) == found
+    assert matrix_instruction(None) is None
+
+
+SHAPES = [Shape(m, n, k, 4, a) for m in (1, 197, 12608) for n, k in ((768, 768), (3072, 768), (24, 27)) for a in ("int8", "float16")]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_tiles_fit_the_device_and_the_products(shape):
+    tiles = tiles_to_try(shape)
+    assert tiles[0] == default_tile(shape) and len(tiles) == len(set(tiles)) < 120
+    for tile in tiles:
+        assert tile.shared_bytes(shape.item) <= 227 * 1024
+        assert tile.block_m >= 16 and tile.block_n >= 16 and tile.block_k % 32 == 0
+        assert all(value & (value - 1) == 0 for value in (tile.block_m, tile.block_n, tile.block_k, tile.split_k))
+
+
+def test_few_rows_split_their_columns_so_that_the_device_is_busy():
+    assert default_tile(Shape(1, 768, 3072, 4, "float16")).split_k > 1
+    assert default_tile(Shape(12608, 3072, 768, 8, "int8")).split_k == 1
+
+
+def test_tuning_keeps_the_fastest_that_runs_and_asks_once(tmp_path):
+    shape, cache = SHAPES[0], TileCache("card", "3.9")
+    tiles = tiles_to_try(shape)
+    asked = []
+
+    def time_us(tile):
+        asked.append(tile)
+        return None if tile == tiles[1] else 1.0 if tile == tiles[3] else 2.0
+
+    assert tune(shape, tiles[:6], time_us, cache) == tiles[3] == tune(shape, tiles[:6], time_us, cache)
+    assert asked == tiles[:6]
+    cache.save(tmp_path / "tiles.json")
+    assert TileCache.open(tmp_path / "tiles.json", "card", "3.9") == cache
+    for other in (("card", "4.0"), ("another", "3.9")):
+        assert TileCache.open(tmp_path / "tiles.json", *other).found == {}
+    with pytest.raises(TableError, match="none of the tiles"):
+        tune(SHAPES[1], tiles[:2], lambda _: None, cache)
+
+
+@pytest.mark.parametrize("text", ["{", '{"schema": 1}', '{"schema": 1, "device": "d", "version": "v", "tiles": {"x": {"a": 1}}}'])
+def test_a_damaged_cache_of_tiles_is_one_clear_error(tmp_path, text):
+    (tmp_path / "tiles.json").write_text(text)
+    with pytest.raises(TableError, match="not a cache of tiles"):
+        TileCache.open(tmp_path / "tiles.json", "d", "v")
+
+
+def test_the_identity_of_a_card_names_its_file():
+    assert H200.identity.slug == "nvidia-h200-132c-sm90"
+    assert type(H200.identity).from_json(H200.identity.to_json()) == H200.identity
+    assert Tile(16, 32, 64, 4, 2).shared_bytes(2) == 2 * 48 * 64 * 2
+
+
+@pytest.mark.parametrize(("name", "extra"), [("gemlite", "gemlite"), ("tensorrt", "tensorrt")])
+def test_an_extra_that_is_not_installed_is_named(card, monkeypatch, name, extra):
+    card(H200)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    support = BACKENDS.create(name).supports(linear(), W8A8)
+    assert support.status == "no" and f"mpsearch[{extra}]" in support.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "candidate", "status", "reason"),
+    [
+        ("gemlite", linear(), W4A16, "ok", "w4"),
+        ("gemlite", linear(), Candidate(3, 16), "no", "2, 4 or 8"),
+        ("gemlite", linear(), W8A8, "no", "float inputs"),
+        ("gemlite", linear(k=48), W4A16, "no", "multiples of 32"),
+        ("gemlite", conv(), W4A16, "no", "linear layers only"),
+        ("tensorrt", conv(), W8A8, "ok", "int8"),
+        ("tensorrt", conv(), W4A8, "storage-only", "8-bit"),
+        ("tensorrt", linear(), W4A16, "no", "symmetric int8"),
+        ("tensorrt", MATMUL, FLOAT, "no", "whole model"),
+    ],
+)
+def test_what_the_extras_run_where_they_are_installed(card, monkeypatch, name, layer, candidate, status, reason):
+    card(H200)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: object())
+    support = BACKENDS.create(name).supports(layer, candidate)
+    assert support.status == status and reason in support.reason
+
+
+@pytest.mark.parametrize(
+    "layer", [linear(), dataclasses.replace(linear(), bias=False), conv(), conv(groups=16, stride=2)], ids=["linear", "no bias", "conv", "depthwise"]
+)
+@pytest.mark.parametrize("candidate", [FLOAT, W8A8], ids=str)
+def test_the_onnx_for_tensorrt_says_what_it_must_give(layer, candidate):
+    draw = Draw.of(layer, 2, torch.float16, "cpu")
+    model, expected = unit_onnx(draw, candidate)
+    x = draw.x[0].permute(0, 3, 1, 2) if layer.op == "conv2d" else draw.x[0]
+    options = ort.SessionOptions()
+    options.log_severity_level, options.graph_optimization_level = 3, ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    (y,) = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, {"x": x.contiguous().numpy()})
+    found = torch.from_numpy(y).double()
+    found = found.permute(0, 2, 3, 1) if layer.op == "conv2d" else found
+    assert float((found - expected).abs().max() / expected.abs().max()) < 2**-8
+    ops = [node.op_type for node in onnx.load_from_string(model).graph.node]
+    assert ops.count("DequantizeLinear") == (0 if candidate.is_float else 2)
+
+
+def test_trtexec_is_asked_for_times_of_the_graph_alone(tmp_path):
+    command = trtexec_command(tmp_path / "m.onnx", tmp_path / "log", shapes={"x": (8, 3, 224, 224)})
+    assert command[0] == "trtexec" and "--stronglyTyped" in command and "--useCudaGraph" in command and "--noDataTransfers" in command
+    assert command[-1] == "--shapes=x:8x3x224x224" and not any(part in ("--int8", "--fp16", "--best") for part in command)
