@@ -1,12 +1,14 @@
 """Only missing rows are measured, each shape once, and a row that is not what was asked is never a latency."""
 
 import math
+import os
+import signal
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import pytest
 
-from mpsearch.hardware import BACKENDS, Backend, Cell, DeviceIdentity, LatencyTable, Support, latency_costs, profile
+from mpsearch.hardware import BACKENDS, Backend, Cell, DeviceIdentity, LatencyTable, Support, Timing, latency_costs, profile
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 FLOAT, W8A8, W4A8, W2A2 = Candidate.parse("float"), Candidate(8, 8), Candidate(4, 8), Candidate(2, 2)
@@ -27,6 +29,7 @@ class Recorder(Backend):
     as_asked: bool = True
     relative_error: float = 0.0
     stop_at: int = 10**9
+    fails: str = ""
     built: list = field(default_factory=list)
 
     def supports(self, layer, candidate):
@@ -40,7 +43,40 @@ class Recorder(Backend):
         if len(self.built) == self.stop_at:
             raise KeyboardInterrupt
         self.built.append((layer.name, str(candidate), batch))
+        if self.fails == str(candidate):
+            raise RuntimeError("no such kernel\nat line 1")
         return Cell(lambda: None, ("Op",), self.as_asked, self.relative_error, 0.1)
+
+
+@dataclass(frozen=True)
+class Dying(Backend):
+    """Its integer kernel ends the process."""
+
+    name: ClassVar[str] = "recorder"
+    version: ClassVar[str] = "1"
+    threads: int = 1
+
+    def supports(self, layer, candidate):
+        return Support("ok", "", candidate)
+
+    def build(self, layer, candidate, batch):
+        if candidate == W8A8:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return Cell(lambda: sum(range(3000)), ("Op",), True, 0.0, 0.1)
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch):
+    """What the bench finds of each cell, in turns; a machine that holds still if a test says nothing."""
+    readings = []
+
+    def measure(self, run):
+        run()
+        median, iqr, held = readings.pop(0) if readings else (5.0, 0.1, True)
+        return Timing(median, iqr, 14, "cpu", median, (median, median)), 250.0, held
+
+    monkeypatch.setattr("mpsearch.hardware.bench.Bench.measure", measure)
+    return readings
 
 
 def empty():
@@ -69,6 +105,38 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     again = Recorder()
     measure(again, [CONV, LINEAR], [FLOAT, W8A8], LatencyTable.open(tmp_path, HERE, "recorder", "1", 1), tmp_path)
     assert again.built == []
+
+
+def test_a_row_that_spreads_is_measured_again_after_the_others(tmp_path, steady):
+    steady += [(9.0, 5.0, False), (5.0, 0.1, True), (6.0, 0.1, True)]
+    backend = Recorder()
+    table = measure(backend, [CONV], [FLOAT, W8A8], empty(), tmp_path)
+    assert [kernel for _, kernel, _ in backend.built] == ["float", "W8A8", "float"]
+    assert (table.get(CONV, FLOAT).median_us, table.get(CONV, FLOAT).status) == (6.0, "ok")
+
+
+def test_after_three_tries_the_steadiest_is_kept_and_called_unstable(tmp_path, steady):
+    steady += [(9.0, 5.0, False), (7.0, 1.0, False), (8.0, 4.0, False)]
+    table = measure(Recorder(), [CONV], [FLOAT], empty(), tmp_path)
+    assert (table.get(CONV, FLOAT).median_us, table.get(CONV, FLOAT).status) == (7.0, "unstable")
+    costs = latency_costs([CONV], [[FLOAT]], Recorder(), table)
+    assert (costs.rows, costs.unstable) == (((7.0,),), (("conv", "float"),))
+
+
+def test_a_kernel_that_raises_is_a_crash_and_costs_one_row(tmp_path):
+    backend = Recorder(fails="W8A8")
+    table = measure(backend, [LINEAR], [FLOAT, W8A8], empty(), tmp_path)
+    assert (table.get(LINEAR, FLOAT).status, table.get(LINEAR, W8A8).status) == ("ok", "crash")
+    assert table.get(LINEAR, W8A8).executed == "RuntimeError: no such kernel"
+    assert latency_costs([LINEAR], [[W8A8]], backend, table).rows == ((math.inf,),)
+
+
+def test_a_process_that_dies_costs_one_row(tmp_path):
+    """The child is ended by a signal in the middle of a cell; another takes its place."""
+    table = measure(Dying(), [LINEAR, CONV], [FLOAT, W8A8], empty(), tmp_path, isolate=True)
+    assert table.get(LINEAR, W8A8).status == table.get(CONV, W8A8).status == "crash"
+    assert "SIGSEGV" in table.get(LINEAR, W8A8).executed
+    assert table.get(LINEAR, FLOAT).usable and table.get(CONV, FLOAT).usable and table.get(CONV, FLOAT).rounds
 
 
 def test_another_batch_is_another_cell(tmp_path):
