@@ -9,6 +9,8 @@ from mpsearch.errors import BudgetError
 from mpsearch.units import format_quantity, parse_quantity
 
 RESOURCES = ("size_bytes", "latency_us", "energy_mj", "memory_bytes", "bops")
+PEAKS = ("memory_bytes",)
+"""Resources that layers use one after the other and give back: a model needs the most that any layer needs, not the sum."""
 _BY_DIMENSION = {"bytes": "size_bytes", "us": "latency_us", "mj": "energy_mj", "bops": "bops", "fraction": "size_bytes", "bits": "size_bytes"}
 
 

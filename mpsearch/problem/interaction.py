@@ -1,4 +1,4 @@
-"""`Interaction`: damage that only the joint choice of several layers decides."""
+"""`Interaction`: damage, or use of a resource, that only the joint choice of several layers decides."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Interaction:
     Args:
         layers: Positions of n different layers in the problem, n at least 2.
         shape: [n] number of candidates of each.
-        values: Damage of every tuple of choices, that of the last layer changing fastest; may be negative.
+        values: Damage, or cost in the unit of its resource, of every tuple of choices, that of the last layer changing fastest; may be negative.
     """
 
     layers: tuple[int, ...]
@@ -33,7 +33,7 @@ class Interaction:
             raise UserError(f"The interaction of the layers {self.layers} has a value that is NaN or infinite; every value must be a finite number.")
 
     def value(self, indices: Sequence[int]) -> float:
-        """Damage of an assignment of all `L` layers, of which only its own count."""
+        """What it adds to an assignment of all `L` layers, of which only its own count."""
         at = 0
         for layer, width in zip(self.layers, self.shape, strict=True):
             at = at * width + indices[layer]

@@ -11,12 +11,15 @@ from typing import Any
 
 from mpsearch.errors import StudyError, UserError
 from mpsearch.problem.assignment import Assignment, Candidate, Cost
+from mpsearch.problem.budget import PEAKS
 from mpsearch.problem.interaction import Interaction
 from mpsearch.problem.layer import Layer
 
 SCHEMA = 1
 SCHEMA_INTERACTIONS = 2
 """Of a problem with interactions; one without is written as before."""
+SCHEMA_CONVERSIONS = 3
+"""Of a problem with conversions; likewise."""
 Table = tuple[tuple[float, ...], ...]
 
 
@@ -28,10 +31,12 @@ class Problem:
         layers: L units.
         candidates: For each layer its choices; C_l may differ from layer to layer.
         scores: Objective name -> `L x C_l` damage, lower is better, 0 is unquantised.
-        costs: Resource -> `L x C_l` cost of each choice.
+        costs: Resource -> `L x C_l` cost of each choice; the total is their sum, or of a resource of `PEAKS` the greatest.
         constants: Resource -> cost of everything that is not a layer (header, biases, norms; the rest of the latency).
         estimated: Resources of which at least one row was estimated, not measured.
         interactions: Objective name -> what joint choices add to its table of scores.
+        conversions: Resource -> what the choices of two layers together add to its total, in its unit; such as the latency of changing the number
+            format between neighbours.
     """
 
     layers: tuple[Layer, ...]
@@ -41,6 +46,7 @@ class Problem:
     constants: dict[str, float] = field(default_factory=dict)
     estimated: tuple[str, ...] = ()
     interactions: dict[str, tuple[Interaction, ...]] = field(default_factory=dict)
+    conversions: dict[str, tuple[Interaction, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.layers) != len(self.candidates):
@@ -53,17 +59,29 @@ class Problem:
                 if bad is not None:
                     raise UserError(f"The {what} table {name!r} is not finite at layer {self.layers[bad].name!r}: {table[bad]}.")
         for name, terms in self.interactions.items():
-            self._check_interactions(name, terms)
+            if name not in self.scores:
+                raise UserError(f"There are interactions of {name!r} but no score table of that name; give it one, of zeros where there is nothing to add.")
+            self._check_terms(f"interaction of {name!r}", terms)
+        for resource, terms in self.conversions.items():
+            self._check_conversions(resource, terms)
 
-    def _check_interactions(self, name: str, terms: Sequence[Interaction]) -> None:
-        if name not in self.scores:
-            raise UserError(f"There are interactions of {name!r} but no score table of that name; give it one, of zeros where there is nothing to add.")
+    def _check_conversions(self, resource: str, terms: Sequence[Interaction]) -> None:
+        if resource not in self.costs:
+            raise UserError(f"There are conversions of {resource!r} but no cost table of that name; give it one, of zeros where there is nothing to add.")
+        if resource in PEAKS:
+            raise UserError(f"There are conversions of {resource!r}, of which the greatest row counts and no sum. Put what they use into the rows.")
+        wide = next((term for term in terms if len(term.layers) > 2), None)
+        if wide is not None:
+            raise UserError(f"A conversion of {resource!r} is between the layers {wide.layers}; it must be between two.")
+        self._check_terms(f"conversion of {resource!r}", terms)
+
+    def _check_terms(self, what: str, terms: Sequence[Interaction]) -> None:
         for term in terms:
             if not all(0 <= i < len(self.layers) for i in term.layers):
-                raise UserError(f"An interaction of {name!r} names the layers {term.layers}; the problem has the layers 0 to {len(self.layers) - 1}.")
+                raise UserError(f"An {what} names the layers {term.layers}; the problem has the layers 0 to {len(self.layers) - 1}.")
             if term.shape != tuple(len(self.candidates[i]) for i in term.layers):
                 names = ", ".join(self.layers[i].name for i in term.layers)
-                raise UserError(f"The interaction of {names} in {name!r} has the shape {term.shape}, which is not their numbers of candidates.")
+                raise UserError(f"The {what} between {names} has the shape {term.shape}, which is not their numbers of candidates.")
 
     @property
     def ties(self) -> list[list[int]]:
@@ -90,8 +108,15 @@ class Problem:
         return tuple(found)
 
     def cost(self, indices: Sequence[int]) -> Cost:
-        """Predicted cost: the sum of the rows and the constant, for each known resource."""
-        return Cost(**{r: math.fsum(row[i] for row, i in zip(t, indices, strict=True)) + self.constants.get(r, 0.0) for r, t in self.costs.items()})
+        """Predicted cost, for each known resource: the constant and the sum of rows and conversions; of a peak the constant and the greatest row."""
+        return Cost(**{resource: self._total(resource, indices) for resource in self.costs})
+
+    def _total(self, resource: str, indices: Sequence[int]) -> float:
+        rows = [row[i] for row, i in zip(self.costs[resource], indices, strict=True)]
+        constant = self.constants.get(resource, 0.0)
+        if resource in PEAKS:
+            return constant + max(rows, default=0.0)
+        return math.fsum([*rows, *(term.value(indices) for term in self.conversions.get(resource, ()))]) + constant
 
     def score(self, objective: str, indices: Sequence[int]) -> float:
         """Predicted damage: the sum of the rows and of the interactions."""
@@ -109,27 +134,30 @@ class Problem:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
-        more = {"interactions": {name: [term.to_json() for term in terms] for name, terms in self.interactions.items()}} if self.interactions else {}
+        terms = {what: {name: [term.to_json() for term in found] for name, found in getattr(self, what).items()} for what in ("interactions", "conversions")}
         return {
-            "schema": SCHEMA_INTERACTIONS if self.interactions else SCHEMA,
+            "schema": SCHEMA_CONVERSIONS if self.conversions else SCHEMA_INTERACTIONS if self.interactions else SCHEMA,
             "layers": [layer.to_json() for layer in self.layers],
             "candidates": [[str(c) for c in row] for row in self.candidates],
             "scores": self.scores,
             "costs": self.costs,
             "constants": self.constants,
             "estimated": list(self.estimated),
-            **more,
+            **{what: found for what, found in terms.items() if found},
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Problem:
         """Inverse of `to_json`. Raises StudyError on another schema."""
-        if data.get("schema") not in (SCHEMA, SCHEMA_INTERACTIONS):
-            known = f"{SCHEMA} and {SCHEMA_INTERACTIONS}"
+        if data.get("schema") not in (SCHEMA, SCHEMA_INTERACTIONS, SCHEMA_CONVERSIONS):
+            known = f"{SCHEMA} to {SCHEMA_CONVERSIONS}"
             raise StudyError(f"The problem has schema {data.get('schema')!r}; this version of mpsearch reads {known}. Run the study again.")
 
         def tables(found: dict[str, list[list[float]]]) -> dict[str, Table]:
             return {name: tuple(tuple(row) for row in table) for name, table in found.items()}
+
+        def terms(what: str) -> dict[str, tuple[Interaction, ...]]:
+            return {name: tuple(Interaction.from_json(d) for d in found) for name, found in data.get(what, {}).items()}
 
         return cls(
             tuple(Layer.from_json(d) for d in data["layers"]),
@@ -138,7 +166,8 @@ class Problem:
             tables(data["costs"]),
             dict(data["constants"]),
             tuple(data["estimated"]),
-            {name: tuple(Interaction.from_json(d) for d in terms) for name, terms in data.get("interactions", {}).items()},
+            terms("interactions"),
+            terms("conversions"),
         )
 
     @classmethod

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mpsearch.errors import StudyError, UserError
 from mpsearch.files import write_json
-from mpsearch.problem import Assignment, Candidate, ConvAttributes, Cost, Layer, Problem, Solution
+from mpsearch.problem import Assignment, Candidate, ConvAttributes, Cost, Interaction, Layer, Problem, Solution
 
 FLOAT = Candidate(None, None, "float")
 CANDIDATES = st.one_of(st.just(FLOAT), st.builds(Candidate, st.integers(2, 8), st.integers(2, 8), w_granularity=st.sampled_from(["channel", "tensor"])))
@@ -39,7 +39,7 @@ def test_json_round_trip_through_a_file(tmp_path):
     assert Problem.from_json(problem().to_json()) == problem()
 
 
-@pytest.mark.parametrize("schema", [0, 3, "1", None])
+@pytest.mark.parametrize("schema", [0, 4, "1", None])
 def test_another_schema_is_refused(schema):
     with pytest.raises(StudyError, match=f"schema {schema!r}.*reads 1"):
         Problem.from_json({**problem().to_json(), "schema": schema})
@@ -158,3 +158,45 @@ def test_solution_json_round_trip(bound):
 
 def test_cost_json_holds_what_is_known():
     assert Cost(size_bytes=1.0, energy_mj=0.0).to_json() == {"size_bytes": 1.0, "energy_mj": 0.0}
+
+
+def converted(resource="latency_us", layers=(1, 0), shape=(2, 3), values=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0)):
+    return problem(conversions={resource: (Interaction(layers, shape, values),)})
+
+
+def test_a_conversion_adds_to_the_sum_of_its_resource_alone():
+    plain, p = problem().cost((2, 1, 0)), converted().cost((2, 1, 0))
+    assert p.latency_us == pytest.approx(plain.latency_us + 5.0) and p.size_bytes == plain.size_bytes
+    assert converted().cost((1, 0, 0)).latency_us == pytest.approx(1.1 + 1.0)
+
+
+def test_of_a_peak_the_greatest_row_counts():
+    rows = ((10.0, 20.0, 40.0), (5.0, 30.0), (1.0,))
+    p = problem(costs={"memory_bytes": rows}, constants={"memory_bytes": 100.0})
+    assert [p.cost(x).memory_bytes for x in ((0, 0, 0), (1, 1, 0), (2, 1, 0))] == [110.0, 130.0, 140.0]
+
+
+def test_conversions_are_written_and_read_and_problems_without_are_written_as_before():
+    data = json.loads(json.dumps(converted().to_json()))
+    assert data["schema"] == 3 and "interactions" not in data and Problem.from_json(data) == converted()
+    assert problem().to_json()["schema"] == 1 and "conversions" not in problem().to_json()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resource": "bops"}, "no cost table of that name"),
+        ({"layers": (0, 1, 2), "shape": (3, 2, 1)}, "must be between two"),
+        ({"layers": (0, 3)}, "the layers 0 to 2"),
+        ({"shape": (3, 2)}, r"between fc, stem\.conv has the shape \(3, 2\)"),
+    ],
+)
+def test_a_conversion_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        converted(**changes)
+
+
+def test_a_peak_has_no_conversions():
+    memory = {"memory_bytes": ((1.0, 1.0, 1.0), (1.0, 1.0), (1.0,))}
+    with pytest.raises(UserError, match="the greatest row counts"):
+        problem(costs=memory, conversions={"memory_bytes": (Interaction((0, 1), (3, 2), (0.0,) * 6),)})
