@@ -125,7 +125,7 @@ def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[s
     writer = QdqWriter()
     placed: dict[str, list[str]] = {}
     for node in model.graph.node:
-        unit = _unit_of(node)
+        unit = unit_of(node)
         state = states.get(unit) if node.op_type in ("Conv", "Gemm", "MatMul") else None
         if state is None or state.weight is None or state.activation is None:
             writer.nodes.append(node)
@@ -195,7 +195,7 @@ def _grid(params: AffineParams) -> Grid:
     return Grid(float(params.scale), int(params.zero_point), params.bits)
 
 
-def _unit_of(node: NodeProto) -> str:
+def unit_of(node: NodeProto) -> str:
     """Name of the module whose forward made the node."""
     scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
     found = ast.literal_eval(scopes)

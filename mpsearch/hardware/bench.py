@@ -14,8 +14,8 @@ import numpy as np
 from mpsearch.errors import MpsearchError
 from mpsearch.hardware.measure import Timing, summary, time_callable
 
-SPREAD = 0.10
-"""Of a row that is taken at once: quartiles, or two passes, further apart than this are measured again."""
+SPREAD, APART = 0.20, 0.06
+"""Of a row that is taken at once: quartiles, or the medians of two passes, further apart than this are measured again."""
 DRIFT = 0.10
 """Of the anchor against the median of the session: beyond it the machine is in another state, and the row is measured again."""
 TRIES = 3
@@ -137,7 +137,12 @@ class Bench:
             passes.append(time_callable(run, threads=self.threads, seconds=self.seconds / 2))
             readings.append(self.anchor())
         timing = _joined(passes, self.threads)
-        return timing, float(np.median(readings)), timing.spread <= SPREAD and self.drift <= DRIFT
+        return timing, float(np.median(readings)), held_still(timing) and self.drift <= DRIFT
+
+
+def held_still(timing: Timing) -> bool:
+    """Whether neither the samples nor the passes of a timing lie too far apart."""
+    return timing.iqr_us <= SPREAD * timing.median_us and timing.apart <= APART
 
 
 def _joined(passes: list[Timing], threads: int) -> Timing:

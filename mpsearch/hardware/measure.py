@@ -30,10 +30,9 @@ class Timing:
     passes_us: tuple[float, ...] = ()
 
     @property
-    def spread(self) -> float:
-        """Distance of the quartiles, or of the passes if they lie further apart, as a share of the median."""
-        apart = max(self.passes_us) - min(self.passes_us) if self.passes_us else 0.0
-        return max(self.iqr_us, apart) / self.median_us if self.median_us else 0.0
+    def apart(self) -> float:
+        """Distance of the passes as a share of the median: what measuring the same twice differs by. 0 for one pass."""
+        return (max(self.passes_us) - min(self.passes_us)) / self.median_us if self.passes_us else 0.0
 
 
 def time_callable(run: Callable[[], object], *, threads: int = 1, seconds: float = 0.25, least_repeats: int = 7) -> Timing:

@@ -2,12 +2,11 @@
 
 import os
 
-import numpy as np
 import pytest
 
 from mpsearch.errors import MpsearchError
 from mpsearch.hardware import Timing, time_interleaved
-from mpsearch.hardware.bench import Bench, busy_shares, pinned, wait_for_idle
+from mpsearch.hardware.bench import Bench, busy_shares, held_still, pinned, wait_for_idle
 from mpsearch.hardware.measure import summary
 
 
@@ -66,7 +65,7 @@ def test_a_cell_is_timed_in_two_passes_between_anchors(monkeypatch):
     monkeypatch.setattr("mpsearch.hardware.bench.time_callable", lambda run, **options: Timing(next(found), 0.5, 9, "cpu", 15.0))
     timing, anchor_us, steady = Bench().measure(lambda: None)
     assert (timing.median_us, timing.passes_us, timing.repeats, anchor_us) == (25.0, (20.0, 30.0), 18, 100.0)
-    assert timing.spread == pytest.approx(0.4) and not steady
+    assert timing.apart == pytest.approx(0.4) and not steady
 
 
 def test_a_cell_beside_a_drifting_anchor_is_not_steady(monkeypatch):
@@ -98,4 +97,12 @@ def test_passes_need_an_even_number_of_rounds(rounds):
 def test_a_summary_is_of_all_samples():
     timing = summary([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]], 2)
     assert (timing.median_us, timing.min_us, timing.passes_us, timing.clock, timing.repeats) == (2.5, 1.0, (2.0, 3.0), "wall", 6)
-    np.testing.assert_allclose(timing.spread, max(timing.iqr_us, 1.0) / 2.5)
+    assert timing.apart == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("timing", "still"), [((100.0, 19.0, (99.0, 101.0)), True), ((100.0, 21.0, (99.0, 101.0)), False), ((100.0, 5.0, (95.0, 105.0)), False)]
+)
+def test_held_still(timing, still):
+    median, iqr, passes = timing
+    assert held_still(Timing(median, iqr, 9, "cpu", 90.0, passes)) is still
