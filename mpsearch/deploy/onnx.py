@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,14 @@ def measure_onnx(path: Path, image: Tensor, threads: int = 1, seconds: float = 0
     live = session(path, threads)
     feeds = {live.get_inputs()[0].name: image[:1].numpy()}
     return OnnxRun(time_callable(lambda: live.run(None, feeds), threads=threads, seconds=seconds), executed(path, threads))
+
+
+def load_onnx(model: ModelProto, image: Tensor, threads: int = 1) -> tuple[Callable[[], object], int]:
+    """A graph ready to run one image, by the session that a deployment would use, and how many of its units run in integers."""
+    data = model.SerializeToString()
+    live = session(data, threads)
+    feeds = {live.get_inputs()[0].name: image[:1].numpy()}
+    return lambda: live.run(None, feeds), sum(op in _INTEGER for op in executed(data, threads))
 
 
 def run_onnx(path: Path, threads: int = 1) -> Any:

@@ -168,7 +168,7 @@ def _columns(units: Sequence[Unit], wires: Sequence[Wire], runs: Sequence[Sequen
     used = sorted({kernel for run in runs for kernel in run})
     names = ["other", *(f"row {k}" for k in used), *(f"weight {k}" for k in used)]
     pairs = {(w.kind, *((a, b) if w.kind != "join" else sorted((a, b)))) for w in wires for run in runs for a, b in [(run[w.source], run[w.target])]}
-    names += [_wire_name(*p) for p in sorted(pairs) if not _free(*p)]  # type: ignore[misc]
+    names += [_wire_name(*p) for p in sorted(pairs) if not _free(*p)]
     varied = [i for i in range(len(units)) if len({run[i] for run in runs}) > 1]
     return tuple(names + [f"unit {i} {k}" for i in varied for k in sorted({run[i] for run in runs})])
 

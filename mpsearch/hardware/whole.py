@@ -81,7 +81,7 @@ def measure_models(
     *,
     batch: int = 1,
     threads: int = 1,
-    seconds: float = 0.6,
+    seconds: float = 0.3,
     group: int = GROUP,
     seed: int = 0,
 ) -> Iterator[ModelRun]:

@@ -39,7 +39,7 @@ class RunConfig:
         target: `ort-cpu` (packed checkpoint and ONNX) or `packed` (checkpoint alone, no latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
-        allow_estimate: Take a table of another device as an estimate.
+        allow_estimate: Take a table of another device or version as an estimate, and keep a latency budget by predictions that are known to be poor.
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpsearch import files
-from mpsearch.deploy.onnx import export_float, measure_onnx, quantize_onnx, run_onnx, save_onnx
+from mpsearch.deploy.onnx import export_float, load_onnx, measure_onnx, quantize_onnx, run_onnx, save_onnx
 from mpsearch.deploy.packed import load_packed, save_packed
+from mpsearch.deploy.wiring import find_wires
 from mpsearch.errors import MpsearchError
 from mpsearch.evaluate import Metrics, compare, kl_by_image, predict
-from mpsearch.hardware import LatencyTable
+from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.models import build_model
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.costs import WholeRuns
+from mpsearch.pipeline.latency import Architecture
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
-from mpsearch.problem import Assignment, Candidate
+from mpsearch.problem import Assignment, Candidate, Problem
 from mpsearch.quant import AffineParams, UnitState, affine_input, install
 from mpsearch.reconstruct import BlockResult, Calibration, ReconstructionConfig, images_within, reconstruct
 
 States = dict[str, UnitState]
+W8A8 = Candidate(8, 8)
 
 
 @dataclass
@@ -73,22 +75,25 @@ class Workshop:
                 advance(1, 1)
         return self._float_onnx
 
-    def whole_runs(self, table: LatencyTable) -> WholeRuns:
-        """The whole model in float and with every unit at W8A8, by the runtime; measured once for these weights and this device."""
-        states = {unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.units}
+    def architecture(self, problem: Problem) -> Architecture:
+        """What whole-model runs are of: the exported graph, whose units this builds in any kernels."""
+        units = [layer.name if layer.weight_shape else None for layer in problem.layers]
+        example, never = self.subject.splits.calibration.inputs([0]), -1
 
-        def measure() -> dict[str, float]:
-            example, found = self.subject.splits.calibration.inputs([0]), {}
-            models = {"float_us": self.float_onnx(), "integer_us": quantize_onnx(self.float_onnx(), states, self.calibration)}
-            with self.progress.task("measure the whole model, float and W8A8") as advance, tempfile.TemporaryDirectory() as folder:
-                for done, (name, model) in enumerate(models.items(), start=1):
-                    path = Path(folder) / f"{name}.onnx"
-                    save_onnx(path, model)
-                    found[name] = measure_onnx(path, example, self.config.threads).timing.median_us
-                    advance(done, len(models))
-            return found
+        def load(kernels: Kernels) -> tuple[Callable[[], object], int]:
+            """Ready to run, and how many units were asked to run in integers and do not."""
+            states = {unit: self.calibration.state(unit, Candidate.parse(k)) for unit, k in zip(units, kernels, strict=True) if unit is not None}
+            run, ran = load_onnx(quantize_onnx(self.float_onnx(), states, self.calibration), example, self.config.threads)
+            return run, sum(not state.candidate.is_float for state in states.values()) - ran
 
-        return WholeRuns(**self.study.cached("whole-runs", [self.subject.hashes, table.device.to_json(), table.version, self.config.threads], measure))
+        def build(kernels: Kernels) -> WholeModel:
+            nonlocal never
+            if never < 0:  # such as a convolution that the model returns: it stays float in every model, and its row is what it takes there
+                never = load(tuple("float" if unit is None else str(W8A8) for unit in units))[1]
+            run, missing = load(kernels)
+            return WholeModel(run, 0 <= missing <= never)
+
+        return Architecture(self.subject.source.name.rpartition(":")[2], find_wires(self.float_onnx(), problem.layers), build)
 
     def reconstructed(self, assignment: Assignment, label: str) -> States:
         """Learned states of an assignment. Each block's are saved when it is done, so an interrupted call goes on behind them."""
