@@ -20,6 +20,7 @@ def profile(
     model_arg: ModelArguments = None,
     tables: Tables = "latency_tables",
     threads: Threads = 1,
+    at_most: Annotated[int | None, typer.Option(help="Measure no more rows than this, those from which the others are predicted best.")] = None,
     check: Annotated[Path | None, typer.Option(help="Measure nothing: tell whether this table, or each table of this folder, fits this device.")] = None,
     output: Output = Format.table,
 ) -> None:
@@ -43,7 +44,7 @@ def profile(
         search_images=1,
         evaluation_images=1,
     )
-    table, path = profile_model(config, ProgressBars())
+    table, path = profile_model(config, ProgressBars(), at_most)
     rows = [(r.key, r.kernel, r.status, f"{r.median_us:.1f}", f"{r.iqr_us:.1f}", r.executed) for _, r in sorted(table.rows.items())]
     print_rows(("unit", "kernel", "status", "median_us", "iqr_us", "executed"), rows, output)
     say(f"{len(table.rows)} rows in {path}.")

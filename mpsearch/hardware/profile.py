@@ -12,11 +12,14 @@ from pathlib import Path
 from mpsearch.hardware.backends import Backend
 from mpsearch.hardware.bench import TRIES, pinned
 from mpsearch.hardware.cell import CellTimer, IsolatedTimer
+from mpsearch.hardware.predict import RowPredictor
 from mpsearch.hardware.rows import Row, row_key
 from mpsearch.hardware.table import LatencyTable
 from mpsearch.problem import Candidate, Layer
 
 Rows = tuple[tuple[float, ...], ...]
+_AT_ONCE = 4
+"""Rows that are measured between two looks at what the table can predict."""
 Cells = dict[tuple[str, str], tuple[Layer, Candidate]]
 
 
@@ -30,6 +33,7 @@ def profile(
     batch: int = 1,
     seconds: float = 0.25,
     isolate: bool = False,
+    at_most: int | None = None,
     on_row: Callable[[int, int, str], None] | None = None,
 ) -> LatencyTable:
     """Measure what the table lacks; identical shapes are one row. Saved after every row, so an interrupt costs one.
@@ -43,12 +47,28 @@ def profile(
         batch: Images in a call.
         seconds: Of measuring for each row.
         isolate: Build and time in a process of its own, so that a kernel that crashes costs its row and nothing else.
+        at_most: Rows to measure, those from which the others can be predicted best; None measures all, which is always better.
         on_row: Progress: rows done, rows to measure, which.
     """
-    measure_cells(
-        missing_cells(layers, candidates, backend, table, batch), backend, table, folder, batch=batch, seconds=seconds, isolate=isolate, on_row=on_row
-    )
+    left = missing_cells(layers, candidates, backend, table, batch)
+    total = len(left) if at_most is None else min(at_most, len(left))
+    done = 0
+    while done < total:
+        some = left if total == len(left) and not done else _informative(left, table, min(_AT_ONCE, total - done), batch)
+
+        def tell(count: int, _: int, which: str, before: int = done) -> None:
+            if on_row is not None:
+                on_row(before + count, total, which)
+
+        measure_cells(some, backend, table, folder, batch=batch, seconds=seconds, isolate=isolate, on_row=tell)
+        done, left = done + len(some), {key: cell for key, cell in left.items() if key not in some}
     return table
+
+
+def _informative(cells: Cells, table: LatencyTable, count: int, batch: int) -> Cells:
+    """The cells to measure next, by what the table's rows say now."""
+    picked = RowPredictor(table.rows).next_to_measure(cells.values(), count, batch)
+    return {key: cell for key, cell in cells.items() if cell in picked}
 
 
 def missing_cells(layers: Sequence[Layer], candidates: Sequence[Sequence[Candidate]], backend: Backend, table: LatencyTable, batch: int = 1) -> Cells:
@@ -112,19 +132,38 @@ class LatencyCosts:
     Args:
         rows: `L x C_l` in microseconds; infinite where a candidate has no usable row.
         unusable: (layer, candidate, why) of those.
-        estimated: Whether the table is another device's or version's.
+        estimated: Whether the table is another device's or version's, or a row is predicted.
         unstable: (layer, candidate) whose row spread too widely at every try.
+        predicted: (layer, candidate, standard deviation of the logarithm) that were not measured but predicted.
     """
 
     rows: Rows
     unusable: tuple[tuple[str, str, str], ...]
     estimated: bool
     unstable: tuple[tuple[str, str], ...] = ()
+    predicted: tuple[tuple[str, str, float], ...] = ()
 
 
-def latency_costs(layers: Sequence[Layer], candidates: Sequence[Sequence[Candidate]], backend: Backend, table: LatencyTable, *, batch: int = 1) -> LatencyCosts:
-    """Latency of every unit at every candidate, over all its calls; a fall-back or a wrong row is never a latency."""
-    rows, unusable, unstable = [], [], []
+def latency_costs(
+    layers: Sequence[Layer],
+    candidates: Sequence[Sequence[Candidate]],
+    backend: Backend,
+    table: LatencyTable,
+    *,
+    batch: int = 1,
+    predictor: RowPredictor | None = None,
+) -> LatencyCosts:
+    """Latency of every unit at every candidate, over all its calls; a fall-back or a wrong row is never a latency.
+
+    Args:
+        layers: L units.
+        candidates: For each its choices.
+        backend: The runtime.
+        table: Of this device and backend.
+        batch: Images in a call.
+        predictor: For cells that were never measured; None leaves them unusable.
+    """
+    rows, unusable, unstable, predicted = [], [], [], []
     for layer, choices in zip(layers, candidates, strict=True):
         row = []
         for candidate in choices:
@@ -135,8 +174,12 @@ def latency_costs(layers: Sequence[Layer], candidates: Sequence[Sequence[Candida
                 if found.status == "unstable":
                     unstable.append((layer.name, str(candidate)))
                 continue
+            if found is None and support.kernel is not None and predictor is not None and (guess := predictor.predict(layer, support.kernel, batch)):
+                row.append(guess.median_us * layer.calls)
+                predicted.append((layer.name, str(candidate), guess.spread))
+                continue
             why = support.reason if support.kernel is None else "not measured" if found is None else f"{found.status}: ran {found.executed}"
             unusable.append((layer.name, str(candidate), why))
             row.append(math.inf)
         rows.append(tuple(row))
-    return LatencyCosts(tuple(rows), tuple(unusable), table.estimated, tuple(unstable))
+    return LatencyCosts(tuple(rows), tuple(unusable), table.estimated or bool(predicted), tuple(unstable), tuple(predicted))

@@ -12,6 +12,7 @@ from mpsearch.errors import InfeasibleError, TableError
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, ModelRun, identity, latency_costs, profile
 from mpsearch.hardware.cell import weight_bytes
 from mpsearch.hardware.cost_model import CostModel, Unit, fit_cost_model
+from mpsearch.hardware.predict import RowPredictor
 from mpsearch.hardware.whole import Kernels, WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import Wire, model_key
 from mpsearch.pipeline.config import RunConfig
@@ -38,8 +39,8 @@ class Architecture:
     build: Callable[[Kernels], WholeModel]
 
 
-def latency_table(problem: Problem, config: RunConfig, progress: Progress) -> tuple[LatencyTable, Path]:
-    """The table that was asked for, or this device's, with what it lacks measured now."""
+def latency_table(problem: Problem, config: RunConfig, progress: Progress, at_most: int | None = None) -> tuple[LatencyTable, Path]:
+    """The table that was asked for, or this device's, with what it lacks measured now (at most so many rows)."""
     backend, device, folder = backend_of(config), identity(), Path(config.tables)
     here = LatencyTable(device, backend.name, backend.version, config.threads)
     if config.table is not None:
@@ -47,7 +48,7 @@ def latency_table(problem: Problem, config: RunConfig, progress: Progress) -> tu
     table = LatencyTable.open(folder, device, backend.name, backend.version, config.threads)
     widths = tuple((*choices, FLOAT) for choices in problem.candidates)
     with progress.task("measure latencies that the table lacks") as advance:
-        profile(problem.layers, widths, backend, table, folder, isolate=True, on_row=lambda done, total, _: advance(done, total))
+        profile(problem.layers, widths, backend, table, folder, isolate=True, at_most=at_most, on_row=lambda done, total, _: advance(done, total))
     return table, folder / table.file_name
 
 
@@ -71,12 +72,17 @@ def add_latency(
         TableError: The table lacks a float row; or there is a latency budget, and the latency of mixed assignments cannot be predicted well enough.
     """
     backend = backend_of(config)
-    costs = latency_costs(problem.layers, problem.candidates, backend, table)
+    # a table that was given is not added to: what it lacks is predicted, if estimates are welcome
+    predictor = RowPredictor(table.rows) if config.table is not None and config.allow_estimate else None
+    costs = latency_costs(problem.layers, problem.candidates, backend, table, predictor=predictor)
     unusable = costs.unusable
+    if costs.predicted:
+        widest = max(spread for *_, spread in costs.predicted)
+        progress.say(f"{len(costs.predicted)} latencies are not in {where} and are predicted, with standard deviations of up to {widest:.0%}.")
     if unusable:
         problem = _without(problem, [[i for i, value in enumerate(row) if math.isfinite(value)] for row in costs.rows], unusable)
     kernels = _kernels(problem, backend)
-    units = _units(problem, kernels, backend, table, where)
+    units = _units(problem, kernels, backend, table, where, predictor)
     runs = whole_runs(problem, units, table, where.parent if config.table is None else None, architecture, config, progress)
     model = fit_cost_model(units, architecture.wires, runs)
     _require_trust(model, config, progress)
@@ -84,6 +90,7 @@ def add_latency(
     conversions = model.conversions(kernels)
     about: dict[str, Any] = {"device": table.device.to_json(), "backend": backend.name, "version": backend.version, "threads": config.threads}
     about |= {"table": str(where), "estimated": costs.estimated, "unusable": [list(u) for u in unusable], "unstable": [list(u) for u in costs.unstable]}
+    about |= {"predicted": [list(p) for p in costs.predicted]}
     about |= {"model": dict(zip(model.names, model.values, strict=True)), "error": model.error.to_json() if model.error else None, "runs": len(runs)}
     about |= {"float_latency_us": next(run.latency_us for run in runs if set(run.kernels) == {"float"})}
     return (
@@ -144,12 +151,14 @@ def _kernels(problem: Problem, backend: Backend) -> list[list[str]]:
     return [[str(backend.supports(layer, c).kernel) for c in row] for layer, row in zip(problem.layers, problem.candidates, strict=True)]
 
 
-def _units(problem: Problem, kernels: Sequence[Sequence[str]], backend: Backend, table: LatencyTable, where: Path) -> list[Unit]:
+def _units(
+    problem: Problem, kernels: Sequence[Sequence[str]], backend: Backend, table: LatencyTable, where: Path, predictor: RowPredictor | None
+) -> list[Unit]:
     """Rows and weight bytes of every kernel of every unit, float always among them: whole float models are measured too."""
     found = []
     for layer, row in zip(problem.layers, kernels, strict=True):
         choices = [Candidate.parse(name) for name in dict.fromkeys((*row, "float"))]
-        costs = latency_costs([layer], [choices], backend, table)
+        costs = latency_costs([layer], [choices], backend, table, predictor=predictor)
         if costs.unusable:
             raise TableError(
                 f"{where} has no row for {layer.name!r} in float, so its rows cannot be put together to a whole model. Measure it with `mpsearch profile`."

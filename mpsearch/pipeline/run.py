@@ -91,9 +91,9 @@ def search(
         return _run(make_subject(from_module(model), splits), config, folder, progress)
 
 
-def profile_model(config: RunConfig, progress: Progress) -> tuple[LatencyTable, Path]:
-    """Measure the rows that this device's table lacks for a model. Returns the table and its file."""
-    return latency_table(sized_problem(load_subject(config, progress), config), config, progress)
+def profile_model(config: RunConfig, progress: Progress, at_most: int | None = None) -> tuple[LatencyTable, Path]:
+    """Measure the rows that this device's table lacks for a model, or the most informative of them. Returns the table and its file."""
+    return latency_table(sized_problem(load_subject(config, progress), config), config, progress, at_most)
 
 
 def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 
 from mpsearch.hardware import BACKENDS, Backend, Cell, DeviceIdentity, LatencyTable, Support, Timing, latency_costs, profile
+from mpsearch.hardware.predict import RowPredictor
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 FLOAT, W8A8, W4A8, W2A2 = Candidate.parse("float"), Candidate(8, 8), Candidate(4, 8), Candidate(2, 2)
@@ -133,10 +134,23 @@ def test_a_kernel_that_raises_is_a_crash_and_costs_one_row(tmp_path):
 
 def test_a_process_that_dies_costs_one_row(tmp_path):
     """The child is ended by a signal in the middle of a cell; another takes its place."""
-    table = measure(Dying(), [LINEAR, CONV], [FLOAT, W8A8], empty(), tmp_path, isolate=True)
-    assert table.get(LINEAR, W8A8).status == table.get(CONV, W8A8).status == "crash"
-    assert "SIGSEGV" in table.get(LINEAR, W8A8).executed
-    assert table.get(LINEAR, FLOAT).usable and table.get(CONV, FLOAT).usable and table.get(CONV, FLOAT).rounds
+    table = measure(Dying(), [LINEAR], [W8A8, FLOAT], empty(), tmp_path, isolate=True)
+    assert table.get(LINEAR, W8A8).status == "crash" and "SIGSEGV" in table.get(LINEAR, W8A8).executed
+    assert table.get(LINEAR, FLOAT).usable and table.get(LINEAR, FLOAT).rounds
+
+
+def test_a_part_of_the_rows_is_measured_and_the_rest_predicted_and_flagged(tmp_path):
+    layers = [replace(LINEAR, name=f"l{n}", weight_shape=(8 * n, 64), input_shapes=((1, 64),), output_shape=(1, 8 * n)) for n in range(1, 15)]
+    backend, seen = Recorder(), []
+    table = measure(backend, layers, [FLOAT], empty(), tmp_path, at_most=9, on_row=lambda *a: seen.append(a[:2]))
+    assert len(backend.built) == len(table.rows) == 9 and seen == [(i, 9) for i in range(1, 10)]
+    missing = {layer.name for layer in layers} - {name for name, *_ in backend.built}
+    plain = latency_costs(layers, [[FLOAT]] * 14, backend, table)
+    assert {name for name, *_ in plain.unusable} == missing and not plain.estimated
+    costs = latency_costs(layers, [[FLOAT]] * 14, backend, table, predictor=RowPredictor(table.rows))
+    assert {name for name, *_ in costs.predicted} == missing and costs.estimated and costs.unusable == ()
+    assert all(row == (pytest.approx(5.0, rel=0.05),) for row in costs.rows)
+    assert len(table.rows) == 9
 
 
 def test_another_batch_is_another_cell(tmp_path):
