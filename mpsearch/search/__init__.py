@@ -9,12 +9,13 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from mpsearch.search.constraints import reachable
-from mpsearch.search.front import Front, exact_front, problem_front
+from mpsearch.search.front import Front, exact_front
 from mpsearch.search.greedy import GreedyMP, GreedyRun, Step
 from mpsearch.search.losses import LossFile
 from mpsearch.search.optimum import solve
 from mpsearch.search.pareto import hypervolume, non_dominated
+from mpsearch.search.problem_front import problem_front
+from mpsearch.search.reach import reachable
 from mpsearch.search.sampler import CorrectedTableSampler
 from mpsearch.search.study import Trial, explore
 

@@ -11,29 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpsearch.errors import UnknownNameError, UserError
-from mpsearch.problem import Interaction, Problem
+from mpsearch.problem import Budget, Interaction, Problem
+from mpsearch.search.constraints import within_peaks
 from mpsearch.search.superlayers import Row, SuperLayers
+from mpsearch.search.terms import Pair, spread
 
 MOST_TUPLES = 4096
 """Choices of a joined super-layer."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What two super-layers do to each other.
-
-    Args:
-        first: Position of a super-layer.
-        second: Position of a later one.
-        table: `C_first x C_second`.
-    """
-
-    first: int
-    second: int
-    table: Row
 
 
 @dataclass(frozen=True)
@@ -48,36 +34,31 @@ class Coupled:
 
     layers: SuperLayers
     rows: list[Row]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[Pair[Row], ...]
 
     @classmethod
-    def of(cls, problem: Problem, objective: str, most_tuples: int = MOST_TUPLES) -> Coupled:
+    def of(cls, problem: Problem, objective: str, most_tuples: int = MOST_TUPLES, budgets: Sequence[Budget] = ()) -> Coupled:
         """Join, and add up.
 
         Args:
             problem: Holds the score table.
             objective: Its name.
             most_tuples: Layers that interact are joined up to this many tuples.
+            budgets: Choices that need more than a peak allows are left out.
 
         Raises:
+            InfeasibleError: A layer has no other choice.
             UnknownNameError: No such score table.
             UserError: Interactions of three or more layers overlap so that their tuples are too many.
         """
         if objective not in problem.scores:
             raise UnknownNameError("score table", objective, problem.scores)
         terms = problem.interactions.get(objective, ())
-        layers = SuperLayers.of([len(c) for c in problem.candidates], problem.ties)
+        layers = within_peaks(problem, budgets)
         if terms:
             layers = layers.joined(_blocks(layers, terms, most_tuples))
-        rows, tables = layers.merge(problem.scores[objective]), dict[tuple[int, int], Row]()
-        for term in terms:
-            homes, table = _table(layers, term)
-            if len(homes) == 1:
-                rows[homes[0]] = rows[homes[0]] + table
-            else:
-                key = (homes[0], homes[1])
-                tables[key] = tables[key] + table if key in tables else table
-        return cls(layers, rows, tuple(Pair(first, second, table) for (first, second), table in sorted(tables.items(), key=lambda item: item[0])))
+        rows, pairs = spread(layers, layers.merge(problem.scores[objective]), [(term, np.array(term.values)) for term in terms])
+        return cls(layers, rows, pairs)
 
     def score(self, choices: Sequence[int]) -> float:
         """Of M choices."""
@@ -131,18 +112,3 @@ def _components(count: int, linked: Iterable[Sequence[int]]) -> list[list[int]]:
     for m in range(count):
         found.setdefault(find(m), []).append(m)
     return list(found.values())
-
-
-def _table(layers: SuperLayers, term: Interaction) -> tuple[list[int], Row]:
-    """The super-layers that a table is about, in order, and its values over their choices."""
-    home = {i: m for m, group in enumerate(layers.groups) for i in group}
-    steps = np.append(np.cumprod(term.shape[:0:-1])[::-1], 1).astype(np.intp)  # of the flat index
-    homes = sorted({home[i] for i in term.layers})
-    at: NDArray[np.intp] = np.zeros((1,) * len(homes), np.intp)
-    for axis, m in enumerate(homes):
-        picks = np.array(layers.picks[m], dtype=np.intp)
-        part = sum(step * picks[:, layers.groups[m].index(i)] for i, step in zip(term.layers, steps, strict=True) if home[i] == m)
-        shape = [1] * len(homes)
-        shape[axis] = -1
-        at = at + np.reshape(part, shape)
-    return homes, np.array(term.values)[at]

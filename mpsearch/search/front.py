@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.errors import InfeasibleError, UnknownNameError, UserError
-from mpsearch.problem import Problem
-from mpsearch.search.coupled import Coupled
-from mpsearch.search.superlayers import IntRow, Row, SuperLayers, WholeCosts
+from mpsearch.errors import InfeasibleError, UserError
+from mpsearch.search.superlayers import IntRow, Row, SuperLayers
+from mpsearch.search.whole import WholeCosts
 
 Keep = Callable[[int, Row, Row], NDArray[np.bool_]]
 """Which partial sums may still lead to something wanted, from the number of layers done, their costs and their scores."""
@@ -92,7 +91,7 @@ def exact_front(
     """
     if [len(row) for row in scores] != [len(row) for row in costs]:
         raise UserError("Scores and costs do not have the same number of candidates for each layer.")
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     layers = SuperLayers.of([len(row) for row in costs], groups)
     gains = layers.merge(scores)
     if not all(np.isfinite(row).all() for row in gains):
@@ -100,28 +99,8 @@ def exact_front(
     return sweep(layers, gains, WholeCosts.of(layers, costs, constant), math.inf if limit is None else limit, epsilon)
 
 
-def problem_front(problem: Problem, objective: str, resource: str = "size_bytes", limit: float | None = None, epsilon: float = 0.0) -> Front:
-    """`exact_front` of a problem, its constant cost and the interactions of small blocks included.
-
-    Raises:
-        UnknownNameError: It has no such table.
-        UserError: Its interactions reach too far to list the tuples of choices.
-    """
-    if objective not in problem.scores:
-        raise UnknownNameError("score table", objective, problem.scores)
-    if resource not in problem.costs:
-        raise UnknownNameError("cost table", resource, problem.costs)
-    constant = problem.constants.get(resource, 0.0)
-    if not problem.interactions.get(objective):
-        return exact_front(problem.scores[objective], problem.costs[resource], problem.ties, limit=limit, constant=constant, epsilon=epsilon)
-    coupled = Coupled.of(problem, objective)
-    if coupled.pairs:
-        raise UserError(f"The interactions of {objective!r} link too many layers for an exact front. Keep them within blocks, or use `solve` budget by budget.")
-    _check_epsilon(epsilon)
-    return sweep(coupled.layers, coupled.rows, WholeCosts.of(coupled.layers, problem.costs[resource], constant), math.inf if limit is None else limit, epsilon)
-
-
-def _check_epsilon(epsilon: float) -> None:
+def check_epsilon(epsilon: float) -> None:
+    """Refuse what is no share. Raises UserError."""
     if not 0 <= epsilon < 1:
         raise UserError(f"epsilon is {epsilon}; it is a share of the cost range: 0 (exact) or a small number such as 1e-5.")
 
@@ -161,7 +140,7 @@ def _extend(total: IntRow, score: Row, row_cost: IntRow, row_score: Row, cap: fl
     if cap < math.inf:
         order = order[: np.searchsorted(costs, int(cap), side="right", sorter=order)]
     costs, scores = costs[order], scores[order]
-    kept = _non_dominated(costs, scores)
+    kept = keep_non_dominated(costs, scores)
     if bucket > 1:
         cells = costs[kept] // bucket
         last = np.append(cells[1:] > cells[:-1], True)
@@ -174,11 +153,11 @@ def _extend(total: IntRow, score: Row, row_cost: IntRow, row_score: Row, cap: fl
 def _useful(costs: IntRow, scores: Row) -> NDArray[np.intp]:
     """Candidates that no other candidate of the layer dominates; the first of equals."""
     order = np.lexsort((scores, costs))
-    kept: NDArray[np.intp] = order[_non_dominated(costs[order], scores[order])]
+    kept: NDArray[np.intp] = order[keep_non_dominated(costs[order], scores[order])]
     return kept
 
 
-def _non_dominated(costs: IntRow, scores: Row) -> NDArray[np.intp]:
+def keep_non_dominated(costs: IntRow, scores: Row) -> NDArray[np.intp]:
     """Positions, in points sorted by cost, of those that no other dominates."""
     before = np.minimum.accumulate(scores)
     better = np.flatnonzero(np.append(True, scores[1:] < before[:-1]))

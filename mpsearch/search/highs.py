@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack, vstack
 
 from mpsearch.errors import MpsearchError
-from mpsearch.search.coupled import Pair
 from mpsearch.search.superlayers import Row
+from mpsearch.search.terms import Pair
 
 _LIMIT_SCALE = 100.0  # scaled spare room of a limit: HiGHS's absolute tolerance of 1e-6 is then 1e-8 of the room
 _OPTIMAL, _STOPPED, _INFEASIBLE = 0, 1, 2  # status of scipy.optimize.milp
@@ -75,28 +75,78 @@ class Columns:
         return Columns(self.count, self.layer[mask], self.candidate[mask], self.scores[mask], self.costs[:, mask], self.spare)
 
 
+@dataclass(frozen=True)
+class Link:
+    """What two super-layers together add to the score and to each of the limited costs.
+
+    Args:
+        first: Position of a super-layer.
+        second: Position of a later one.
+        scores: `C_first x C_second`.
+        costs: `B x C_first x C_second`.
+    """
+
+    first: int
+    second: int
+    scores: Row
+    costs: Row
+
+    @classmethod
+    def all(cls, pairs: Sequence[Pair[Row]], costs: Sequence[Sequence[Pair[Row]]] = ()) -> list[Link]:
+        """From the pairs of the score, and those of each of B costs; the least of each table is taken off."""
+        by_place = [{(p.first, p.second): p.table - p.table.min() for p in part} for part in (pairs, *costs)]
+        found = []
+        for key in sorted(set().union(*by_place)):
+            shape = next(tables[key].shape for tables in by_place if key in tables)
+            score, *rest = (tables.get(key, np.zeros(shape)) for tables in by_place)
+            found.append(cls(*key, score, np.array(rest).reshape(len(costs), *shape)))
+        return found
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Assignments that are not allowed: those that agree too much with one.
+
+    Args:
+        agreement: For each of M super-layers and each of its choices, in how many layers it agrees.
+        most: That an assignment may agree in.
+    """
+
+    agreement: tuple[Row, ...]
+    most: int
+
+    @classmethod
+    def itself(cls, choices: Sequence[int], widths: Sequence[int]) -> Cut:
+        """Forbids M choices and nothing else."""
+        return cls(tuple((np.arange(width) == c).astype(float) for c, width in zip(choices, widths, strict=True)), len(choices) - 1)
+
+    def allows(self, choices: Sequence[int]) -> bool:
+        """Whether M choices are not forbidden."""
+        return sum(float(row[c]) for row, c in zip(self.agreement, choices, strict=True)) <= self.most
+
+
 def minimise(
-    columns: Columns, cuts: Sequence[Sequence[int]], unit: float, gap: float, time_limit_s: float, node_limit: int | None, pairs: Sequence[Pair] = ()
+    columns: Columns, cuts: Sequence[Cut], unit: float, gap: float, time_limit_s: float, node_limit: int | None, links: Sequence[Link] = ()
 ) -> Outcome:
     """Least score with one candidate for each super-layer and each limit kept up to HiGHS's tolerance.
 
-    A pair is linearised with one variable in 0..1 for each entry of its table, whose sums over either side are the binary variables of the
+    A link is linearised with one variable in 0..1 for each entry of its table, whose sums over either side are the binary variables of the
     other (RLT; tighter than McCormick's).
 
     Args:
         columns: The variables.
-        cuts: Choices that are not allowed: each is cut off by itself.
+        cuts: Assignments that are not allowed.
         unit: Scores are divided by this.
         gap: Relative gap at which HiGHS stops; 0 proves the optimum.
         time_limit_s: Wall-clock limit.
         node_limit: Limit on branch-and-bound nodes, which stops at the same point on every run.
-        pairs: Between super-layers; the least of each table is taken off, as of the rows.
+        links: Between super-layers.
     """
     if len(np.unique(columns.layer)) < columns.count:
         return Outcome(None, 0.0, proven=True)  # a super-layer has no candidate that fits
-    choosing, lower, upper = _choosing(columns, cuts)
-    linked, values = _linking(columns, pairs)
-    matrix = vstack([hstack([choosing, csr_array((choosing.shape[0], len(values)))]), linked])
+    linked, values, uses = _linking(columns, links)
+    choosing, lower, upper = _choosing(columns, cuts, uses)
+    matrix = vstack([choosing, linked])
     nothing = np.zeros(linked.shape[0])
     options = {"mip_rel_gap": gap, "time_limit": time_limit_s} | ({} if node_limit is None else {"node_limit": node_limit})
     with _quiet():
@@ -110,23 +160,25 @@ def minimise(
     return _outcome(result, columns, unit)
 
 
-def _choosing(columns: Columns, cuts: Sequence[Sequence[int]]) -> tuple[csr_array, Row, Row]:
-    """One candidate for each super-layer, the limits, and the cuts: matrix, least and greatest value of each row."""
+def _choosing(columns: Columns, cuts: Sequence[Cut], uses: Row) -> tuple[csr_array, Row, Row]:
+    """One candidate for each super-layer, the limits, and the cuts: matrix over columns and entries of links, least and greatest value of each row."""
     count, width = columns.count, len(columns.layer)
     one_of_each = csr_array((np.ones(width), (columns.layer, np.arange(width))), shape=(count, width))
     factor = np.where(columns.spare > 0, _LIMIT_SCALE / np.where(columns.spare > 0, columns.spare, 1.0), 1.0)
-    at = [np.asarray(cut)[columns.layer] == columns.candidate for cut in cuts]
-    matrix = vstack([one_of_each, csr_array(columns.costs * factor[:, None]), *(csr_array(row[None].astype(float)) for row in at)])
-    upper = np.concatenate([np.ones(count), columns.spare * factor, [row.sum() - 1.0 if row.sum() == count else float(count) for row in at]])
+    agreeing = np.array([[cut.agreement[m][c] for m, c in zip(columns.layer, columns.candidate, strict=True)] for cut in cuts]).reshape(len(cuts), width)
+    limits = hstack([csr_array(columns.costs * factor[:, None]), csr_array(uses * factor[:, None])])
+    nowhere = [csr_array((rows, uses.shape[1])) for rows in (count, len(cuts))]
+    matrix = vstack([hstack([one_of_each, nowhere[0]]), limits, hstack([csr_array(agreeing), nowhere[1]])])
+    upper = np.concatenate([np.ones(count), columns.spare * factor, [float(cut.most) for cut in cuts]])
     return matrix, np.concatenate([np.ones(count), np.full(len(upper) - count, -np.inf)]), upper
 
 
-def _linking(columns: Columns, pairs: Sequence[Pair]) -> tuple[csr_array, Row]:
-    """Rows that hold the entries of each pair to its binary variables, and the value of each of Z entries. `R x (N + Z)`, [Z]."""
-    width, rows, at, signs, values = len(columns.layer), [], [], [], [np.zeros(0)]
+def _linking(columns: Columns, links: Sequence[Link]) -> tuple[csr_array, Row, Row]:
+    """Rows that hold the entries of each link to its binary variables, the score of each of Z entries, and its costs. `R x (N + Z)`, [Z], `B x Z`."""
+    width, rows, at, signs, values, uses = len(columns.layer), [], [], [], [np.zeros(0)], [np.zeros((len(columns.spare), 0))]
     row, column = 0, width
-    for pair in pairs:
-        sides = [np.flatnonzero(columns.layer == m) for m in (pair.first, pair.second)]
+    for link in links:
+        sides = [np.flatnonzero(columns.layer == m) for m in (link.first, link.second)]
         entries = column + np.arange(len(sides[0]) * len(sides[1])).reshape(len(sides[0]), len(sides[1]))
         for side, lines in ((sides[0], entries), (sides[1], entries.T)):
             here = row + np.arange(len(side))
@@ -134,11 +186,14 @@ def _linking(columns: Columns, pairs: Sequence[Pair]) -> tuple[csr_array, Row]:
             at += [lines.ravel(), side]
             signs += [np.ones(lines.size), -np.ones(len(side))]
             row += len(side)
-        values.append((pair.table - pair.table.min())[np.ix_(columns.candidate[sides[0]], columns.candidate[sides[1]])].ravel())
+        first, second = (columns.candidate[side] for side in sides)
+        values.append(link.scores[np.ix_(first, second)].ravel())
+        uses.append(link.costs[:, first[:, None], second[None, :]].reshape(len(columns.spare), entries.size))
         column += entries.size
-    if not pairs:
-        return csr_array((0, width)), values[0]
-    return csr_array((np.concatenate(signs), (np.concatenate(rows), np.concatenate(at))), shape=(row, column)), np.concatenate(values)
+    if not links:
+        return csr_array((0, width)), values[0], uses[0]
+    matrix = csr_array((np.concatenate(signs), (np.concatenate(rows), np.concatenate(at))), shape=(row, column))
+    return matrix, np.concatenate(values), np.concatenate(uses, axis=1)
 
 
 def _outcome(result: scipy.optimize.OptimizeResult, columns: Columns, unit: float) -> Outcome:

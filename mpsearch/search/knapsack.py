@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.search.front import Front, Keep, by_range, sweep
-from mpsearch.search.superlayers import Row, SuperLayers, WholeCosts
+from mpsearch.search.superlayers import Row, SuperLayers
+from mpsearch.search.whole import WholeCosts
 
 _BISECTIONS = 60
 _ROUNDING = 1e-12  # share of the sums by which float64 may err here; the band is widened by it

@@ -35,7 +35,10 @@ class Ladders:
         if resource not in problem.costs:
             raise UnknownNameError("cost table", resource, problem.costs)
         costs = layers.merge(problem.costs[resource])
-        qualities = [_on_ladder(problem.candidates[group[0]], row) for group, row in zip(layers.groups, costs, strict=True)]
+        qualities = [
+            _on_ladder([problem.candidates[group[0]][pick[0]] for pick in picks], row)
+            for group, picks, row in zip(layers.groups, layers.picks, costs, strict=True)
+        ]
         down = [_notches(row, kept, 1) for row, kept in zip(costs, qualities, strict=True)]
         up = [_notches(row, kept, -1) for row, kept in zip(costs, qualities, strict=True)]
         return cls(costs, qualities, down, up)

@@ -73,7 +73,7 @@ def _moves(constraints: Constraints, rows: Sequence[Row], start: Choices) -> tup
 def _left(constraints: Constraints, start: Choices) -> Row:
     """[B] what each limit leaves, a rounding more: the exact check comes later."""
     cost = constraints.problem.cost(constraints.layers.expand(start))
-    return np.array([limit - getattr(cost, r) + 1e-9 * abs(limit) for r, limit in constraints.limits.items()])
+    return np.array([limit - getattr(cost, r) + 1e-9 * abs(limit) for r, limit in constraints.limits.items() if r in constraints.rows])
 
 
 def _promising(gain: Row, use: Row) -> NDArray[np.intp]:

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mpsearch.errors import MpsearchError
-from mpsearch.search.constraints import Constraints, reachable
+from mpsearch.search.constraints import Constraints
 from mpsearch.search.correction import CorrectedTable, correct
-from mpsearch.search.milp import solve_rows
+from mpsearch.search.coupled import Coupled
 from mpsearch.search.neighbours import Choices, best_neighbour, random_unseen
+from mpsearch.search.optimum import best_choices
+from mpsearch.search.reach import reachable
 from mpsearch.search.superlayers import Row
 
 _NEAR = (0.97, 0.94, 0.91, 0.88, 0.85)  # shares of the budget
@@ -45,7 +47,7 @@ class Planner:
     """Proposes batch after batch and holds no state but a memory of fits.
 
     Args:
-        constraints: The budgets; the first limits the resource that the front is drawn over.
+        constraints: The budgets; the first that is no peak limits the resource that the front is drawn over.
         rows: M proxy rows.
         seed: Of everything random.
         batch: Proposals in each batch but the first.
@@ -101,7 +103,7 @@ class Planner:
     @property
     def resource(self) -> str:
         """The resource that the front is drawn over."""
-        return next(iter(self.constraints.limits))
+        return next(iter(self.constraints.rows))
 
     @property
     def _limit(self) -> float:
@@ -119,13 +121,17 @@ class Planner:
         """Least predicted damage with this limit on the first resource; where the other budgets forbid that, with the whole budget."""
         if limit not in self._proxy:
             at_budget = limit == self._limit
-            found = solve_rows(self.constraints, self.rows).choices if at_budget else self._optimum(self.rows, limit)
+            found = best_choices(self.constraints, self._coupled(self.rows))[0].choices if at_budget else self._optimum(self.rows, limit)
             self._proxy[limit] = found
         return self._proxy[limit]
 
+    def _coupled(self, rows: Sequence[Row]) -> Coupled:
+        return Coupled(self.constraints.layers, list(rows), ())
+
     def _optimum(self, rows: Sequence[Row], limit: float) -> Choices:
         try:
-            return solve_rows(self.constraints.tightened(self.resource, limit), rows, gap=_GAP, node_limit=_NODES).choices
+            found, _ = best_choices(self.constraints.tightened(self.resource, limit), self._coupled(rows), gap=_GAP, node_limit=_NODES)
+            return found.choices
         except MpsearchError:  # other budgets forbid it, or the nodes ran out: the caller goes on from what does fit
             return self.proxy_optimum(self._limit)
 

@@ -102,4 +102,4 @@ def _running(study: Study, layers: SuperLayers) -> dict[int, Choices]:
 
 
 def _choices(trial: FrozenTrial, layers: SuperLayers) -> Choices:
-    return tuple(trial.user_attrs[INDICES][group[0]] for group in layers.groups)
+    return layers.contract(trial.user_attrs[INDICES])

@@ -16,10 +16,11 @@ from optuna.trial import TrialState, create_trial
 
 from mpsearch.errors import BudgetError, MpsearchError, OptionError, StudyError, UnknownNameError, UserError
 from mpsearch.files import digest
-from mpsearch.problem import Budget, Cost, Problem
-from mpsearch.search.constraints import Constraints, reachable
+from mpsearch.problem import PEAKS, Budget, Cost, Problem
+from mpsearch.search.constraints import Constraints
 from mpsearch.search.journal import open_journal
 from mpsearch.search.proposals import Planner, Proposal
+from mpsearch.search.reach import reachable
 from mpsearch.search.sampler import INDICES, INTERRUPTED, ORDINAL, PROPOSED_BY, REASON, CorrectedTableSampler, finished
 
 STUDY_NAME = "mpsearch"
@@ -114,9 +115,9 @@ def _planner(problem: Problem, objective: str, budgets: Sequence[Budget], seed: 
         )
     if not problem.costs:
         raise BudgetError("The problem has no cost table, so there is nothing to trade the loss against. Give it one, such as size_bytes.")
-    if not budgets:
+    if all(b.resource in PEAKS for b in budgets):  # the front is drawn over something that adds up
         resource = "size_bytes" if "size_bytes" in problem.costs else next(iter(problem.costs))
-        budgets = [Budget(resource, reachable(problem)[resource][1], "no limit")]
+        budgets = [Budget(resource, reachable(problem)[resource][1], "no limit"), *budgets]
     constraints = Constraints.of(problem, budgets)
     rows = constraints.layers.merge(problem.scores[objective])
     return Planner(constraints, rows, seed, batch, tuple(constraints.layers.contract(indices) for indices in warm))

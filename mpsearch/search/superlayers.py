@@ -17,7 +17,6 @@ from mpsearch.errors import UserError
 
 Row = NDArray[np.float64]
 IntRow = NDArray[np.int64]
-_HEADROOM_BITS = 61  # sums of all rows stay below 2**61 in int64
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,21 @@ class SuperLayers:
         picks = (tuple(tuple(itertools.chain.from_iterable(parts)) for parts in itertools.product(*(self.picks[m] for m in block))) for block in blocks)
         return SuperLayers(groups, tuple(picks))
 
+    def keeping(self, allowed: Sequence[Sequence[int]]) -> SuperLayers:
+        """The same groups with the choices alone that give each of L layers a candidate that it is allowed."""
+        held = [set(row) for row in allowed]
+        picks = (
+            tuple(pick for pick in picks if all(c in held[i] for i, c in zip(group, pick, strict=True)))
+            for group, picks in zip(self.groups, self.picks, strict=True)
+        )
+        return SuperLayers(self.groups, tuple(picks))
+
     def merge(self, table: Sequence[Sequence[float]]) -> list[Row]:
         """Rows of M groups from an `L x C_l` table: member rows added with one rounding."""
         return [
-            np.array([math.fsum(table[i][c] for i, c in zip(group, pick, strict=True)) for pick in picks])
+            np.array(
+                [table[group[0]][pick[0]] if len(group) == 1 else math.fsum(table[i][c] for i, c in zip(group, pick, strict=True)) for pick in picks], float
+            )
             for group, picks in zip(self.groups, self.picks, strict=True)
         ]
 
@@ -100,55 +110,9 @@ class SuperLayers:
         taken = tuple(int(indices[i]) for i in group)
         if taken in picks:
             return picks.index(taken)
-        for i, c, most in zip(group, taken, map(max, zip(*picks, strict=True)), strict=True):
-            if not 0 <= c <= most:
-                raise UserError(f"Layer {i} takes choice {c}; it has the choices 0 to {most}.")
+        for i, c, known in zip(group, taken, zip(*picks, strict=True), strict=True):
+            if c not in known:
+                held = sorted(set(known))
+                shown = f"0 to {held[-1]}" if held == list(range(len(held))) else ", ".join(map(str, held))
+                raise UserError(f"Layer {i} takes choice {c}; it has the choices {shown}.")
         raise UserError(f"The tied layers {list(group)} take the choices {sorted(set(taken))}; layers of one tie must take the same.")
-
-
-@dataclass(frozen=True)
-class WholeCosts:
-    """Costs as integers, so that the order of adding does not matter and equal sums are equal.
-
-    Whole numbers stay as they are (power 0). Others are rounded at 2**-61 of the largest sum, 2**8 times finer than a float64 of
-    that sum, so that a comparison errs by less than a float64 could show.
-
-    Args:
-        rows: M merged rows; every sum is exact in int64.
-        constant: Cost beside the layers.
-        power: Power of two that the costs were multiplied by.
-    """
-
-    rows: list[IntRow]
-    constant: int
-    power: int
-
-    @classmethod
-    def of(cls, layers: SuperLayers, table: Sequence[Sequence[float]], constant: float = 0.0) -> WholeCosts:
-        """From an `L x C_l` table. Raises UserError where a cost is not finite, or the largest sum is 2**61 or more."""
-        flat = np.array([constant, *(v for row in table for v in row)], dtype=np.float64)
-        if not np.isfinite(flat).all():
-            raise UserError("A cost is NaN or infinite; every cost must be a finite number.")
-        largest = abs(constant) + math.fsum(max(map(abs, row)) for row in table)
-        if largest >= 2.0**_HEADROOM_BITS:
-            raise UserError(f"The largest total cost is {largest:g}; it must stay below 2^{_HEADROOM_BITS}. Use a larger unit.")
-        power = 0 if (flat == np.floor(flat)).all() else _HEADROOM_BITS - math.frexp(largest)[1]
-        whole = [[round(math.ldexp(v, power)) for v in row] for row in table]
-        rows = [
-            np.array([sum(whole[i][c] for i, c in zip(group, pick, strict=True)) for pick in picks])
-            for group, picks in zip(layers.groups, layers.picks, strict=True)
-        ]
-        return cls(rows, round(math.ldexp(constant, power)), power)
-
-    @property
-    def least(self) -> int:
-        """Least total, in integer units."""
-        return self.constant + sum(int(row.min()) for row in self.rows)
-
-    def ceiling(self, limit: float) -> float:
-        """The limit in integer units; above it by what sums of float64 may have been rounded down, where costs are not whole."""
-        return limit if math.isinf(limit) else math.floor(math.ldexp(limit + (2 * math.ulp(limit) if self.power else 0.0), self.power))
-
-    def real(self, units: IntRow) -> Row:
-        """Back to the unit of the table."""
-        return np.ldexp(units.astype(np.float64), -self.power)

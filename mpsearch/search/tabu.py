@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from mpsearch.search.constraints import Constraints
 from mpsearch.search.coupled import Coupled
 from mpsearch.search.neighbours import Choices
 from mpsearch.search.superlayers import Row
+from mpsearch.search.terms import Pair
 
 _MOST_COLUMNS = 8192  # of the dense matrix of pairs
 _WORK = 3e7  # entries of two-change tables looked at in all
@@ -30,6 +32,7 @@ class _Matrix:
         scores: [N].
         pairs: `N x N`, symmetric; 0 within a super-layer.
         use: `B x N` cost.
+        shared: For each of B costs what pairs add, like `pairs`; None where nothing.
         limits: [B] on the sums of `use`.
     """
 
@@ -38,6 +41,7 @@ class _Matrix:
     scores: Row
     pairs: Row
     use: Row
+    shared: tuple[Row | None, ...]
     limits: Row
 
     @classmethod
@@ -49,29 +53,45 @@ class _Matrix:
             raise UserError(
                 f"{count} choices interact; tabu search takes at most {_MOST_COLUMNS}. Keep the interactions within blocks, or use fewer candidates."
             )
-        pairs = np.zeros((count, count))
-        for pair in coupled.pairs:
-            at, other = (slice(start[m], start[m] + widths[m]) for m in (pair.first, pair.second))
-            pairs[at, other], pairs[other, at] = pair.table, pair.table.T
         use = np.array([np.concatenate(rows) for rows in constraints.rows.values()]).reshape(len(constraints.rows), count)
         problem = constraints.problem
-        limits = np.array([limit - problem.constants.get(r, 0.0) + _ROUNDING * abs(limit) for r, limit in constraints.limits.items()])
-        return cls(np.repeat(np.arange(len(widths)), widths), start, np.concatenate(coupled.rows), pairs, use, limits)
+        limits = np.array([limit - problem.constants.get(r, 0.0) + _ROUNDING * abs(limit) for r, limit in constraints.limits.items() if r in constraints.rows])
+        shared = tuple(_symmetric(start, count, constraints.pairs[r]) if r in constraints.pairs else None for r in constraints.rows)
+        pairs = _symmetric(start, count, coupled.pairs)
+        return cls(np.repeat(np.arange(len(widths)), widths), start, np.concatenate(coupled.rows), pairs, use, shared, limits)
 
     def changes(self, on: NDArray[np.intp]) -> tuple[Row, Row]:
         """Change of the score by taking column a ([N]) or a and b (`N x N`); infinite where that is no change or passes a limit."""
-        field = self.scores + self.pairs[:, on].sum(1)
         taken = on[self.layer]
-        single = field - field[taken]
-        room = self.limits - self.use[:, on].sum(1)
-        more = self.use - self.use[:, taken]
-        own = self.layer[:, None] == self.layer[None, :]
-        both = single[:, None] + single[None, :] + self.pairs - self.pairs[:, taken] - self.pairs[taken, :] + self.pairs[np.ix_(taken, taken)]
-        forbidden = own | (more[:, :, None] + more[:, None, :] > room[:, None, None]).any(0)
-        both[forbidden] = np.inf
+        single, both, _ = _differences(self.scores, self.pairs, on, taken)
         stays = np.arange(len(taken)) == taken
+        forbidden, passing = self.layer[:, None] == self.layer[None, :], stays.copy()
+        for use, shared, limit in zip(self.use, self.shared, self.limits, strict=True):
+            more, more_both, used = _differences(use, shared, on, taken)
+            passing |= more > limit - used
+            forbidden |= more_both > limit - used
+        both[forbidden] = np.inf
         both[stays] = both[:, stays] = np.inf
-        return np.where(stays | (more > room[:, None]).any(0), np.inf, single), both
+        return np.where(passing, np.inf, single), both
+
+
+def _symmetric(start: NDArray[np.intp], count: int, pairs: Sequence[Pair[Row]]) -> Row:
+    """`N x N` values of all pairs."""
+    found = np.zeros((count, count))
+    for pair in pairs:
+        at, other = (slice(start[m], start[m] + width) for m, width in zip((pair.first, pair.second), pair.table.shape, strict=True))
+        found[at, other], found[other, at] = pair.table, pair.table.T
+    return found
+
+
+def _differences(single: Row, pairs: Row | None, on: NDArray[np.intp], taken: NDArray[np.intp]) -> tuple[Row, Row, float]:
+    """Change of a sum of [N] and `N x N` values by taking one column ([N]) or two (`N x N`), and the sum now; of `taken` is what each column would replace."""
+    field = single if pairs is None else single + pairs[:, on].sum(1)
+    one = field - field[taken]
+    both = one[:, None] + one[None, :]
+    if pairs is not None:
+        both = both + pairs - pairs[:, taken] - pairs[taken, :] + pairs[np.ix_(taken, taken)]
+    return one, both, float(single[on].sum() if pairs is None else (single[on] + field[on]).sum() / 2)
 
 
 def tabu_search(constraints: Constraints, coupled: Coupled, start: Choices, seed: int = 0) -> Choices:

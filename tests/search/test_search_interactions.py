@@ -12,7 +12,7 @@ from search_problems import every_assignment, problem, random_problem
 
 from mpsearch.errors import InfeasibleError, StudyError, UserError
 from mpsearch.problem import Budget, Interaction, Problem
-from mpsearch.search import explore, problem_front, solve
+from mpsearch.search import explore, problem_front, reachable, solve
 from mpsearch.search import highs as highs_module
 from mpsearch.search import milp as milp_module
 from mpsearch.search.constraints import Constraints
@@ -106,6 +106,14 @@ def chain(count: int, reach: int, seed: int = 0) -> Problem:
     return replace(p, interactions={"proxy": tuple(Interaction(pair, (4, 4), tuple(gram[pair[0], :, pair[1]].ravel().tolist())) for pair in pairs)})
 
 
+def along(p, share=0.5):
+    """A second resource, whose budget hardly binds: with it the line's dynamic programme leaves the problem to HiGHS."""
+    costs = tuple(tuple(float((7 * i + 3 * c) % 11) for c in range(len(row))) for i, row in enumerate(p.candidates))
+    p = replace(p, costs={**p.costs, "latency_us": costs})
+    low, high = reachable(p)["latency_us"]
+    return p, [*budget(p), Budget("latency_us", low + share * (high - low), "")]
+
+
 def budget(p, share=0.35):
     low, high = (sum(pick(row) for row in p.costs["size_bytes"]) for pick in (min, max))
     return [Budget("size_bytes", low + share * (high - low), "")]
@@ -130,21 +138,26 @@ def test_blocks_are_joined_and_solved_without_pairs():
 def test_a_long_chain_is_proven_and_better_than_without_its_pairs():
     p = chain(14, 2)
     found = solve(p, "proxy", budget(p))
-    assert found.status == "optimal" and "HiGHS" in found.found_by
+    assert found.status == "optimal" and found.found_by == "exact dynamic programme"
+    by_highs, _ = solve_pairs(Constraints.of(p, budget(p)), (coupled := Coupled.of(p, "proxy")))
+    assert by_highs.proven and coupled.score(by_highs.choices) == pytest.approx(found.score, rel=1e-9)
     alone = solve(replace(p, interactions={}), "proxy", budget(p))
     assert found.score < p.score("proxy", alone.indices)
+    p, two = along(p)
+    found = solve(p, "proxy", two)
+    assert found.status == "optimal" and "HiGHS" in found.found_by
 
 
 def test_out_of_time_or_out_of_size_is_not_called_optimal(monkeypatch):
-    p = chain(14, 2)
-    optimum = solve(p, "proxy", budget(p)).score
+    p, two = along(chain(14, 2))
+    optimum = solve(p, "proxy", two).score
 
     def stopped(*args):
         outcome = highs_module.minimise(*args)
         return highs_module.Outcome(None, outcome.bound / 2, proven=False) if args[-1] else outcome
 
     monkeypatch.setattr(milp_module, "minimise", stopped)
-    found = solve(p, "proxy", budget(p))
+    found = solve(p, "proxy", two)
     assert found.status == "feasible" and found.found_by == "tabu search"
     assert found.bound <= optimum <= found.score <= 1.02 * optimum
     wide = chain(44, 44)
@@ -166,8 +179,9 @@ def test_a_proof_of_something_worse_than_is_known_is_none(monkeypatch):
     p = replace(p, scores={"proxy": tuple(tuple(row[::-1]) for row in p.scores["proxy"])})  # now the cheapest is the best, and choice 3 the worst
     limit = [Budget("size_bytes", sum(max(row) for row in p.costs["size_bytes"]), "")]
     monkeypatch.setattr(milp_module, "minimise", wrong)
-    found = solve(p, "proxy", limit)
-    assert found.status == "feasible" and found.score < p.score("proxy", (3,) * 14)
+    coupled = Coupled.of(p, "proxy")
+    found, _ = solve_pairs(Constraints.of(p, limit, coupled.layers), coupled)
+    assert not found.proven and coupled.score(found.choices) < p.score("proxy", (3,) * 14)
 
 
 def test_tables_of_three_stay_whole_where_all_together_is_too_much():
@@ -184,8 +198,11 @@ def test_tables_of_three_stay_whole_where_all_together_is_too_much():
         assert coupled.layers.contract(coupled.layers.expand(choices)) == choices
     with pytest.raises(UserError, match=r"\[0, 1, 2\] together, which have 64 tuples of choices; at most 63"):
         Coupled.of(p, "proxy", most_tuples=63)
+    front = problem_front(p, "proxy")
+    assert front.exact and p.score("proxy", front.indices(0)) == pytest.approx(front.scores[0], rel=1e-12)
+    wide = chain(30, 30)
     with pytest.raises(UserError, match="too many layers for an exact front"):
-        problem_front(p, "proxy")
+        problem_front(wide, "proxy")
 
 
 def test_a_study_refuses_what_its_table_cannot_hold(tmp_path):

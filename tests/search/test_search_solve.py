@@ -104,9 +104,9 @@ def test_infeasible_names_what_is_reachable():
         solve(p, "proxy", [Budget.parse("9MB")])
     assert str(error.value) == (
         "Budget 9.00 MB (8.58 MiB) is below the least reachable 11.30 MB (10.78 MiB) (all 2 layers at their smallest). "
-        "Raise it, or add cheaper candidates with --bits."
+        "Raise it, or add cheaper candidates with --bits. Least reachable: latency 2.000 ms."
     )
-    assert error.value.least == {"size_bytes": 11.3e6}
+    assert error.value.least == {"size_bytes": 11.3e6, "latency_us": 2000.0}
     with pytest.raises(InfeasibleError, match=r"together, though each alone.*11\.30 MB.*2\.000 ms") as error:
         solve(p, "proxy", [Budget.parse("12MB"), Budget.parse("2.5ms")])
     assert error.value.least == {"size_bytes": 11.3e6, "latency_us": 2000.0}

@@ -1,0 +1,176 @@
+"""Budgets over every resource, ties, peaks, conversions and interactions at once: `solve` and the front against brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from search_problems import every_assignment, problem
+
+from mpsearch.errors import InfeasibleError, UserError
+from mpsearch.problem import RESOURCES, Budget, Interaction, Problem
+from mpsearch.search import explore, non_dominated, problem_front, reachable, solve
+from mpsearch.search.constraints import Constraints
+from mpsearch.search.coupled import Coupled
+from mpsearch.search.quadratic import solve_pairs
+
+ADDED = ("size_bytes", "latency_us", "energy_mj")
+
+
+def pairs_of(p: Problem, rng, chance: float, draw) -> tuple[Interaction, ...]:
+    """Random tables, mostly between neighbours."""
+    found = []
+    for a, b in itertools.combinations(range(len(p.layers)), 2):
+        if rng.random() < (chance if b == a + 1 else chance / 4):
+            shape = (len(p.candidates[a]), len(p.candidates[b]))
+            found.append(Interaction((a, b), shape, tuple(draw(math.prod(shape)).tolist())))
+    return tuple(found)
+
+
+def everything(rng) -> Problem:
+    """1 to 5 ragged layers, ties, costs that add up to the same in many ways, a peak, conversions and interactions, scores of any scale."""
+    ties = [None if rng.random() < 0.6 else "tie" for _ in range(rng.integers(1, 6))]
+    tied = int(rng.integers(1, 5))
+    widths = [tied if tie else int(rng.integers(1, 5)) for tie in ties]
+    scale = rng.choice([1.0, 1e-6, 1e6])
+    costs = {
+        "size_bytes": [rng.integers(1, 50, w).tolist() for w in widths],
+        "latency_us": [rng.random(w).round(1).tolist() for w in widths],
+        "energy_mj": [rng.random(w).tolist() for w in widths],
+        "memory_bytes": [rng.integers(1, 20, w).tolist() for w in widths],
+        "bops": [rng.integers(1, 4, w).tolist() for w in widths],
+    }
+    p = problem([(scale * rng.random(w)).tolist() for w in widths], costs, ties, {"size_bytes": 3.0, "latency_us": 0.1, "memory_bytes": 5.0})
+    conversions = {
+        "latency_us": pairs_of(p, rng, 0.7, lambda n: rng.random(n).round(1)),
+        "size_bytes": pairs_of(p, rng, 0.2, lambda n: rng.integers(-3, 9, n).astype(float)),
+    }
+    p = replace(p, conversions={r: terms for r, terms in conversions.items() if terms})
+    return replace(p, interactions={"proxy": pairs_of(p, rng, 0.5, lambda n: scale * rng.normal(0, 0.3, n))}) if rng.random() < 0.4 else p
+
+
+def some_budgets(p: Problem, rng, every) -> list[Budget]:
+    """Up to three budgets, each at what some assignment costs: met exactly, by many or by few."""
+    resources = rng.permutation(RESOURCES)[: rng.integers(0, 4)]
+    at = [every[rng.integers(len(every))]] * 3 if rng.random() < 0.4 else [every[rng.integers(len(every))] for _ in range(3)]
+    return [Budget(str(r), getattr(p.cost(x), str(r)), str(r)) for r, x in zip(resources, at, strict=False)]
+
+
+def keeps(p: Problem, x, budgets) -> bool:
+    return all(getattr(p.cost(x), b.resource) <= b.limit for b in budgets)
+
+
+def test_five_hundred_problems_are_brute_force():
+    solved, refused, methods = 0, 0, set()
+    for seed in range(500):
+        rng = np.random.default_rng(seed)
+        p = everything(rng)
+        every = every_assignment(p)
+        budgets = some_budgets(p, rng, every)
+        fitting = [x for x in every if keeps(p, x, budgets)]
+        if not fitting:
+            with pytest.raises(InfeasibleError) as error:
+                solve(p, "proxy", budgets)
+            assert error.value.least == {r: min(getattr(p.cost(x), r) for x in every) for r in p.costs}
+            refused += 1
+            continue
+        found = solve(p, "proxy", budgets)
+        tolerance = 1e-9 * max(max(map(abs, row)) for row in p.scores["proxy"])
+        assert found.status == "optimal" and found.indices in fitting
+        assert (
+            found.score == found.bound == p.score("proxy", found.indices) == pytest.approx(min(p.score("proxy", x) for x in fitting), rel=1e-9, abs=tolerance)
+        )
+        methods.add(found.found_by)
+        solved += 1
+    assert solved > 400 and refused > 15
+    assert methods >= {"exact dynamic programme", "HiGHS", "HiGHS, pairs linearised"}
+
+
+def test_what_is_reachable_is_brute_force():
+    for seed in range(60):
+        p = everything(np.random.default_rng(seed))
+        costs = [p.cost(x) for x in every_assignment(p)]
+        for resource, (low, high) in reachable(p).items():
+            values = [getattr(c, resource) for c in costs]
+            assert (low, high) == (min(values), max(values))
+
+
+def test_the_front_over_linked_layers_is_brute_force():
+    linked = 0
+    for seed in range(60):
+        p = everything(np.random.default_rng(seed))
+        for resource in ("size_bytes", "latency_us"):
+            points = [(getattr(p.cost(x), resource), p.score("proxy", x)) for x in every_assignment(p)]
+            front = problem_front(p, "proxy", resource)
+            assert (np.diff(front.costs) > 0).all() and (np.diff(front.scores) < 0).all()
+            scale = max(abs(s) for _, s in points)
+            for limit in sorted({points[i][0] for i in non_dominated(points)}):
+                best = min(s for c, s in points if c <= limit)
+                at = front.best_under(limit * (1 + 1e-12))
+                assert front.scores[at] == pytest.approx(best, rel=1e-9, abs=1e-9 * scale)
+                assert p.score("proxy", front.indices(at)) == pytest.approx(best, rel=1e-9, abs=1e-9 * scale)
+                assert getattr(p.cost(front.indices(at)), resource) == pytest.approx(front.costs[at], rel=1e-12)
+            linked += bool(p.conversions.get(resource))
+    assert linked > 30
+
+
+def chain(count: int, width: int, seed: int = 0) -> Problem:
+    """Layers whose latency is paid once more between neighbours that differ in format."""
+    rng = np.random.default_rng(seed)
+    damage = np.exp(rng.normal(-1, 1, (count, 1))) * np.sort(rng.random((count, width)))[:, ::-1]
+    size, latency = (rng.integers(5, 80, (count, 1)) * np.arange(1, width + 1) for _ in range(2))
+    p = problem(damage.tolist(), {"size_bytes": size.tolist(), "latency_us": (latency / 10).tolist()})
+    differ = tuple(float(3 * (a % 2 != b % 2)) for a in range(width) for b in range(width))
+    return replace(p, conversions={"latency_us": tuple(Interaction((i, i + 1), (width, width), differ) for i in range(count - 1))})
+
+
+def budget(p: Problem, resource: str, share: float) -> Budget:
+    low, high = reachable(p)[resource]
+    return Budget(resource, low + share * (high - low), resource)
+
+
+def test_a_long_chain_is_solved_by_both_methods_alike():
+    p = chain(14, 4)
+    for share in (0.3, 0.6):
+        one = [budget(p, "latency_us", share)]
+        found = solve(p, "proxy", one)
+        constraints, coupled = Constraints.of(p, one), Coupled.of(p, "proxy")
+        linear, by = solve_pairs(constraints, coupled)
+        assert found.status == "optimal" and found.found_by == "exact dynamic programme" and by != "exact dynamic programme"
+        assert linear.proven and coupled.score(linear.choices) == pytest.approx(found.score, rel=1e-9)
+        assert problem_front(p, "proxy", "latency_us").scores[problem_front(p, "proxy", "latency_us").best_under(one[0].limit)] == pytest.approx(found.score)
+        two = solve(p, "proxy", [*one, budget(p, "size_bytes", share)])
+        assert two.status == "optimal" and two.score >= found.score * (1 - 1e-12)
+        searched, by = solve_pairs(Constraints.of(p, [*one, budget(p, "size_bytes", share)]), coupled, most_entries=0)
+        assert by == "tabu search" and searched.bound <= two.score * (1 + 1e-9) and two.score <= coupled.score(searched.choices) * (1 + 1e-9)
+        assert coupled.score(searched.choices) <= 1.1 * two.score
+
+
+def test_what_reaches_too_far_for_a_line_is_left_to_highs():
+    p = chain(12, 4)
+    rng = np.random.default_rng(1)
+    far = tuple(Interaction((a, b), (4, 4), tuple(rng.random(16).tolist())) for a, b in itertools.combinations(range(12), 2))
+    p = replace(p, conversions={"latency_us": far})
+    found = solve(p, "proxy", [budget(p, "latency_us", 0.5)])
+    assert found.status == "optimal" and found.found_by != "exact dynamic programme"
+    with pytest.raises(UserError, match="conversions of latency_us link too many layers"):
+        problem_front(p, "proxy", "latency_us")
+
+
+def test_a_study_keeps_peaks_and_conversions(tmp_path):
+    p = chain(5, 3)
+    p = replace(p, costs={**p.costs, "memory_bytes": tuple((3.0, 2.0, 1.0) for _ in range(5))})
+    budgets = [Budget("memory_bytes", 2.0, ""), budget(p, "latency_us", 0.9)]
+    trials = explore(p, "proxy", budgets, lambda x: p.score("proxy", x), tmp_path / "journal.log", 20, 0)
+    assert len({t.indices for t in trials}) == len(trials) == 20
+    assert all(t.feasible and t.cost.memory_bytes <= 2 and t.cost.latency_us <= budgets[1].limit for t in trials)
+    assert min(t.loss for t in trials) == solve(p, "proxy", budgets).score
+    alone = explore(p, "proxy", budgets[:1], lambda x: p.score("proxy", x), tmp_path / "other.log", 6, 0, warm=[(2,) * 5])
+    assert all(t.cost.memory_bytes <= 2 for t in alone)
+    with pytest.raises(UserError, match="Layer 0 takes choice 0; it has the choices 1, 2"):
+        explore(p, "proxy", budgets[:1], lambda x: 0.0, tmp_path / "third.log", 6, 0, warm=[(0,) * 5])
+    with pytest.raises(UserError, match="is a peak"):
+        problem_front(p, "proxy", "memory_bytes")
