@@ -6,8 +6,8 @@ unit takes time too. So the latency is a sum with coefficients,
     other + sum over units (s[k] * row + b[k] * weight bytes + own correction) + sum over wires c[kind, k, k'] * elements,
 
 k the kernel of a unit. The coefficients are fitted to whole-model runs of mixed assignments: least squares of the relative error, a ridge to what is known
-beforehand (s = 1, a weight read once from memory, a tensor read and written once at a change of precision), and none of them below zero. The width of the
-ridge is chosen by cross-validation, and its error, beside the error of measuring the same twice, is the model's own statement of what it is worth.
+beforehand (s = 1, and the median of what the runs take beyond their rows), and none of them below zero. The widths of the
+ridge are chosen by cross-validation, and its error, beside the error of measuring the same twice, is the model's own statement of what it is worth.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ Array = NDArray[np.float64]
 FLOAT = "float"
 LEAST_RUNS = 8
 _FOLDS = 6
-_WIDTHS = (0.02, 0.05, 0.1, 0.2, 0.4)
-"""Tried for the ridge: standard deviation of a unit's own correction, as a share of its row."""
+_WIDTHS = tuple((common, own) for common in (0.03, 0.1, 0.3, 1.0) for own in (0.01, 0.03, 0.1, 0.3))
+"""Tried for the ridge: standard deviation of what all units have in common (scales, bytes, changes of precision), and of a unit's own correction, both as a
+share: of a row, or of the time that memory takes."""
 _BYTES_PER_US = 8e3
 """Memory that one core reads in a microsecond, for the prior alone."""
-_LOOSE = 1.0
+_CONVERSION = 10 / _BYTES_PER_US
+"""An element that is read as float and written as a byte, or the other way round, with a change of layout: the unit of a wire's width."""
 _LEAST_TAU = 0.8
 _MOST_MAPE = 0.10
 
@@ -111,7 +113,7 @@ class CostModel:
         names: What each coefficient is of.
         values: The coefficients.
         error: By cross-validation; None where there were too few runs.
-        width: Of the ridge.
+        width: Of the ridge: for what all units have in common, and for each by itself.
     """
 
     units: tuple[Unit, ...]
@@ -119,7 +121,7 @@ class CostModel:
     names: tuple[str, ...]
     values: tuple[float, ...]
     error: FitError | None
-    width: float
+    width: tuple[float, float]
 
     def predict(self, kernels: Sequence[str]) -> float:
         """Latency of the whole model with unit l in `kernels[l]`, in microseconds. Raises KeyError on a kernel without a row."""
@@ -189,28 +191,28 @@ def _features(units: Sequence[Unit], wires: Sequence[Wire], names: Sequence[str]
     return np.array([found[name] for name in names])
 
 
-def _prior(names: Sequence[str], units: Sequence[Unit], runs: Sequence[ModelRun], width: float) -> tuple[Array, Array]:
+def _prior(names: Sequence[str], units: Sequence[Unit], runs: Sequence[ModelRun], width: tuple[float, float]) -> tuple[Array, Array]:
     """Expected value and standard deviation of each coefficient."""
     floats = [run.latency_us - math.fsum(u.rows_us[k] for u, k in zip(units, run.kernels, strict=True)) for run in runs]
     other = max(0.0, float(np.median(floats)))
     scale = float(np.median([run.latency_us for run in runs]))
-    means, widths = np.zeros(len(names)), np.zeros(len(names))
+    means, widths, (common, own) = np.zeros(len(names)), np.zeros(len(names)), width
     for i, name in enumerate(names):
         what = name.split()[0]
         if what == "other":
-            means[i], widths[i] = other, _LOOSE * scale
+            means[i], widths[i] = other, scale
         elif what == "row":
-            means[i], widths[i] = 1.0, _LOOSE
+            means[i], widths[i] = 1.0, common
         elif what == "weight":
-            means[i], widths[i] = 0.0, 1 / _BYTES_PER_US
+            widths[i] = common / _BYTES_PER_US
         elif what == "wire":
-            means[i], widths[i] = 5 / _BYTES_PER_US, 10 / _BYTES_PER_US  # a float read and a byte written, or the other way round
+            widths[i] = common * _CONVERSION
         else:
-            means[i], widths[i] = 0.0, width
+            widths[i] = own
     return means, widths
 
 
-def _solve(units: Sequence[Unit], wires: Sequence[Wire], names: tuple[str, ...], runs: Sequence[ModelRun], width: float) -> Array:
+def _solve(units: Sequence[Unit], wires: Sequence[Wire], names: tuple[str, ...], runs: Sequence[ModelRun], width: tuple[float, float]) -> Array:
     """Least squares of the relative error, with the ridge as further rows, by bounded-variable least squares."""
     means, widths = _prior(names, units, runs, width)
     times = np.array([run.latency_us for run in runs])
@@ -240,14 +242,14 @@ def fit_cost_model(units: Sequence[Unit], wires: Sequence[Wire], runs: Sequence[
     """
     names = _columns(units, wires, [run.kernels for run in runs])
     if len(runs) < LEAST_RUNS:
-        width = _WIDTHS[1]
+        width = _WIDTHS[-2]
         return CostModel(tuple(units), tuple(wires), names, tuple(_solve(units, wires, names, runs, width).tolist()), None, width)
     errors = {width: fit_error(_held_out(units, wires, names, runs, width), runs) for width in _WIDTHS}
     width = min(errors, key=lambda w: errors[w].mape)
     return CostModel(tuple(units), tuple(wires), names, tuple(_solve(units, wires, names, runs, width).tolist()), errors[width], width)
 
 
-def _held_out(units: Sequence[Unit], wires: Sequence[Wire], names: tuple[str, ...], runs: Sequence[ModelRun], width: float) -> list[float]:
+def _held_out(units: Sequence[Unit], wires: Sequence[Wire], names: tuple[str, ...], runs: Sequence[ModelRun], width: tuple[float, float]) -> list[float]:
     """Each run predicted from those of other folds."""
     predicted = [0.0] * len(runs)
     for fold in range(_FOLDS):
