@@ -9,16 +9,20 @@ What is measured is kept in the folder's latency table, so that an interrupted b
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from mpsearch.data import ImageSet  # noqa: F401
 from mpsearch.deploy.onnx import export_float, quantize_onnx
 from mpsearch.deploy.wiring import find_wires
 from mpsearch.hardware import BACKENDS, LatencyTable, identity, profile
 from mpsearch.hardware.backends.ort_cpu import executed, session
+from mpsearch.hardware.cell import weight_bytes
+from mpsearch.hardware.cost_model import Unit, fit_cost_model, fit_error
 from mpsearch.hardware.whole import WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import model_key
 from mpsearch.models import analyze, find_foldable, fold_batch_norm, load_model, trace_model
@@ -68,11 +72,61 @@ def gather(subject, backend, table, folder, count, seed):
     for run in measure_models(subject.key, lacking, subject.build, seconds=1.0, seed=seed):
         table.models[run.key] = run
         table.save(folder)
-        print(
-            f"{subject.name} seed {seed}: {run.latency_us / 1e3:.2f} ms {[round(p / 1e3, 2) for p in run.passes_us]} {run.status} anchor {run.anchor_us:.0f} us",
-            file=sys.stderr,
-        )
+        passes = ", ".join(f"{p / 1e3:.2f}" for p in run.passes_us)
+        print(f"{subject.name} seed {seed}: {passes} ms, {run.status}, anchor {run.anchor_us:.0f} us", file=sys.stderr)
     return [table.models[subject.key, 1, k] for k in wanted]
+
+
+def units_of(subject, table):
+    """Rows of the table, as the cost model takes them."""
+    found = []
+    for layer, row in zip(subject.problem.layers, subject.problem.candidates, strict=True):
+        found.append(Unit({str(c): table.get(layer, c).median_us * layer.calls for c in row}, {str(c): weight_bytes(layer, c) for c in row}))
+    return found
+
+
+def compare(subject, table, fitted, tested):
+    """Lines of the report: isolated sums, sums and a constant, and the cost model, on runs that it was not fitted to."""
+    units, known = units_of(subject, table), {run.kernels for run in fitted}
+    tested = [run for run in tested if run.kernels not in known and run.status != "fallback"]
+    sums = np.array([math.fsum(u.rows_us[k] for u, k in zip(units, run.kernels, strict=True)) for run in (*fitted, *tested)])
+    constant = float(np.median([run.latency_us - s for run, s in zip(fitted, sums, strict=False)]))
+    model = fit_cost_model(units, subject.wires, fitted)
+    sums = sums[len(fitted) :]
+    predictions = {
+        "isolated rows, summed": sums,
+        "isolated rows, summed, and a constant": sums + constant,
+        "cost model": np.array([model.predict(run.kernels) for run in tested]),
+    }
+    errors = {label: fit_error(p, tested) for label, p in predictions.items()}
+    aa = errors["cost model"]
+    spread = f"{min(r.latency_us for r in tested) / 1e3:.1f} to {max(r.latency_us for r in tested) / 1e3:.1f} ms"
+    head = f"{subject.name}, {len(tested)} assignments, {spread}"
+    lines = [f"| {head} | {label} | {e.mape:.1%} | {e.worst:.1%} | {e.tau:.2f} |" for label, e in errors.items()]
+    lines.append(f"| {head} | the same measured twice (A/A) | {aa.aa_mape:.1%} | | {aa.aa_tau:.2f} |")
+    own, what = model.error, f"cost model, cross-validated on the {len(fitted)} runs it is fitted to"
+    lines.append(f"| {head} | {what} | {own.mape:.1%} | {own.worst:.1%} | {own.tau:.2f} |")
+    return lines
+
+
+def report(path, lines, backend, device):
+    """Write the results with the command and the machine."""
+    load = " ".join(f"{v:.1f}" for v in os.getloadavg())
+    text = [
+        f"# Predicted against measured latency of whole models: {backend.name} {backend.version}",
+        "",
+        f"`OMP_NUM_THREADS=1 python {' '.join(sys.argv)}` on {device};",
+        f"one thread, process CPU time, two interleaved passes; load of the machine at the end {load}.",
+        "Assignments are random mixes of float and W8A8 (two thirds independent draws, one third contiguous runs); random weights; batch 1.",
+        "The coefficients were fitted to other assignments (seed 0) than these (seed 1). MAPE: mean of |predicted - measured| / measured, measured being the",
+        "mean of the two passes; A/A: mean of |first - second| / mean; tau: Kendall's. Raw runs are in the table beside this file.",
+        "",
+        "| model | prediction | MAPE | worst | tau |",
+        "|---|---|---:|---:|---:|",
+        *lines,
+        "",
+    ]
+    path.write_text("\n".join(text))
 
 
 def main():
@@ -82,16 +136,20 @@ def main():
     parser.add_argument("--runs", type=int, default=24)
     parser.add_argument("--fit", type=int, default=24)
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/results/latency_model"))
+    parser.add_argument("--report", type=Path, default=Path("benchmarks/results/latency_model.md"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     backend, device = BACKENDS.create(given.backend), identity()
+    lines = []
     table = LatencyTable.open(given.folder, device, backend.name, backend.version, 1)
     for name in given.models:
         subject = Subject(name)
         print(name, len(subject.units), "units", subject.wires, file=sys.stderr)
         profile(subject.problem.layers, subject.problem.candidates, backend, table, given.folder, on_row=lambda *a: print(*a, file=sys.stderr))
-        gather(subject, backend, table, given.folder, given.fit, 0)
-        gather(subject, backend, table, given.folder, given.runs, 1)
+        fitted = gather(subject, backend, table, given.folder, given.fit, 0)
+        tested = gather(subject, backend, table, given.folder, given.runs + 2, 1)  # the two uniform ones are in both
+        lines += compare(subject, table, [r for r in fitted if r.status != "fallback"], tested)
+        report(given.report, lines, backend, device)
 
 
 if __name__ == "__main__":

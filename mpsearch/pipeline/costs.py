@@ -65,7 +65,7 @@ def resolve_budgets(subject: Subject, problem: Problem, config: RunConfig) -> tu
         elif budget.scale == "bits":
             budget = budget.resolve(_bytes_at(subject, budget.limit, config.a_bits))
         resolved.append(budget)
-    known = [b for b in resolved if b.resource != "latency_us" or config.target == "packed"]
+    known = [b for b in resolved if b.resource not in ("latency_us", "memory_bytes") or config.target == "packed"]
     zeros = tuple(tuple(0.0 for _ in row) for row in problem.candidates)
     solve(replace(problem, scores={"none": zeros}), "none", known)
     return tuple(resolved)

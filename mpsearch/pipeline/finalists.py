@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpsearch import files
+from mpsearch.deploy.memory import measured_peak
 from mpsearch.deploy.onnx import export_float, load_onnx, measure_onnx, quantize_onnx, run_onnx, save_onnx
 from mpsearch.deploy.packed import load_packed, save_packed
 from mpsearch.deploy.wiring import find_wires
@@ -23,6 +24,7 @@ from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.models import build_model
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.latency import Architecture
+from mpsearch.pipeline.memory import limits_memory
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
@@ -95,6 +97,24 @@ class Workshop:
 
         return Architecture(self.subject.source.name.rpartition(":")[2], find_wires(self.float_onnx(), problem.layers), build)
 
+    def uniform_peaks(self, kernels: Sequence[str]) -> dict[str, float]:
+        """Kernel -> peak memory of the activations of the model that is uniform in it, measured; once for these weights."""
+
+        def measure() -> dict[str, float]:
+            found = {}
+            for kernel in kernels:
+                states = {unit: self.calibration.state(unit, Candidate.parse(kernel)) for unit in self.subject.units}
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder) / "model.onnx"
+                    save_onnx(path, quantize_onnx(self.float_onnx(), states, self.calibration))
+                    found[kernel] = float(measured_peak(path, self.subject.splits.calibration.inputs([0]).shape))
+            return found
+
+        with self.progress.task("measure the memory of uniform models") as advance:
+            peaks: dict[str, float] = self.study.cached("peaks", [self.subject.hashes, list(kernels)], measure)
+            advance(1, 1)
+        return peaks
+
     def reconstructed(self, assignment: Assignment, label: str) -> States:
         """Learned states of an assignment. Each block's are saved when it is done, so an interrupted call goes on behind them."""
         start, blocks = self.calibration.states(assignment), self.subject.blocks
@@ -133,7 +153,7 @@ class Workshop:
 
     def measured(self, states: States) -> dict[str, Any]:
         """Written, weighed, timed and evaluated; the files are thrown away. Cached by the codes and the device-independent inputs."""
-        key = [self.subject.hashes, _states_digest(states), self.config.target, self.config.threads]
+        key = [self.subject.hashes, _states_digest(states), self.config.target, self.config.threads, *(["memory"] if limits_memory(self.config) else [])]
         return self.study.cached("measured", key, lambda: self._measure(states))  # type: ignore[no-any-return]
 
     def _measure(self, states: States) -> dict[str, Any]:
@@ -148,6 +168,8 @@ class Workshop:
                 run = measure_onnx(path, images.inputs([0]), self.config.threads)
                 result |= {"latency_us": run.timing.median_us, "latency_iqr_us": run.timing.iqr_us, "clock": run.timing.clock}
                 result["integer_units"] = run.integer_kernels
+                if limits_memory(self.config):
+                    result["memory_bytes"] = float(measured_peak(path, images.inputs([0]).shape))
         return result
 
     def write_artifact(self, states: States, description: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.costs import add_scores, resolve_budgets, sized_problem
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.front import write_front
-from mpsearch.pipeline.latency import add_latency, latency_table
+from mpsearch.pipeline.latency import add_latency, backend_of, latency_table
+from mpsearch.pipeline.memory import add_memory, limits_memory, memory_kernels
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.sampling import mean_bits
@@ -105,6 +106,9 @@ def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress) 
     if config.target != "packed":
         table, where = latency_table(problem, config, progress)
         problem, about["hardware"] = add_latency(problem, config, table, where, workshop.architecture(problem), progress)
+    if limits_memory(config):
+        peaks = workshop.uniform_peaks(memory_kernels(problem, backend_of(config)))
+        problem, about["memory"] = add_memory(problem, backend_of(config), workshop.float_onnx(), peaks, progress)
     problem, about["objectives"] = add_scores(problem, subject, calibration, config, study, progress)
     files.write_json(study.path / "problem.json", problem.to_json())
     study.describe(config, about)
@@ -211,7 +215,7 @@ def _finish(
         "indices": chosen["indices"],
         "budgets": [b.to_json() for b in budgets],
         "predicted": chosen["predicted"],
-        "measured": {k: v for k, v in chosen["reconstructed"].items() if k in ("size_bytes", "latency_us", "onnx_bytes")},
+        "measured": {k: v for k, v in chosen["reconstructed"].items() if k in ("size_bytes", "latency_us", "onnx_bytes", "memory_bytes")},
         "metrics": chosen["reconstructed"]["metrics"],
         "proxy": {"objective": found["proxy"], "status": found["optimum"].status, "found_by": found["optimum"].found_by},
     }
