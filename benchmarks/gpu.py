@@ -382,7 +382,7 @@ def _unit(old: Any, layer: Layer, candidate: Candidate, ends: tuple[float, float
 
 def _rows_us(run: Run, layers: list[Layer], assignment: list[Candidate], batch: int) -> float | None:
     """Sum of the rows of `table`; None where one is missing."""
-    from mpsearch.hardware.table import row_key
+    from mpsearch.hardware.rows import row_key
 
     rows: dict[tuple[str, str], Any] = {}
     for path in run.out.glob(f"{run.gpu.identity.slug}__*.jsonl"):

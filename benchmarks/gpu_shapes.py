@@ -12,7 +12,7 @@ from pathlib import Path
 import timm
 import torch
 
-from mpsearch.hardware.table import row_key
+from mpsearch.hardware.rows import row_key
 from mpsearch.models import analyze, find_foldable, fold_batch_norm, trace_model
 from mpsearch.problem import Layer
 

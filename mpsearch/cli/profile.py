@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,18 +10,26 @@ import typer
 from mpsearch.cli._app import app
 from mpsearch.cli._options import ModelArguments, Output, Tables, Threads, model_arguments
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+from mpsearch.errors import DeviceMismatchError, OptionError, TableError
 
 
 @app.command()
 def profile(
-    model: Annotated[str, typer.Option(help="As in run.")],
-    data: Annotated[str, typer.Option(help="As in run: gives the input's size.")],
+    model: Annotated[str | None, typer.Option(help="As in run.")] = None,
+    data: Annotated[str | None, typer.Option(help="As in run: gives the input's size.")] = None,
     model_arg: ModelArguments = None,
     tables: Tables = "latency_tables",
     threads: Threads = 1,
+    at_most: Annotated[int | None, typer.Option(help="Measure no more rows than this, those from which the others are predicted best.")] = None,
+    check: Annotated[Path | None, typer.Option(help="Measure nothing: tell whether this table, or each table of this folder, fits this device.")] = None,
     output: Output = Format.table,
 ) -> None:
     """Measure the rows that this device's latency table lacks for a model's shapes. Weights do not matter."""
+    if check is not None:
+        _check(check, output)
+        return
+    if model is None or data is None:
+        raise OptionError("profile needs --model and --data, whose shapes it measures; or --check TABLE, which measures nothing.")
     from mpsearch.pipeline import RunConfig, profile_model
 
     config = RunConfig(
@@ -35,7 +44,25 @@ def profile(
         search_images=1,
         evaluation_images=1,
     )
-    table, path = profile_model(config, ProgressBars())
+    table, path = profile_model(config, ProgressBars(), at_most)
     rows = [(r.key, r.kernel, r.status, f"{r.median_us:.1f}", f"{r.iqr_us:.1f}", r.executed) for _, r in sorted(table.rows.items())]
     print_rows(("unit", "kernel", "status", "median_us", "iqr_us", "executed"), rows, output)
     say(f"{len(table.rows)} rows in {path}.")
+
+
+def _check(place: Path, output: Format) -> None:
+    """One line for each table; an error where not every table fits."""
+    from mpsearch.hardware import check_tables, identity
+
+    found = check_tables(place, identity())
+    rows = []
+    for c in found:
+        statuses = ", ".join(f"{n} {status}" for status, n in sorted(c.rows.items()))
+        rows.append((c.path.name, c.verdict, statuses, str(c.models), "" if c.aa_error is None else f"{c.aa_error:.1%}", "; ".join(c.reasons)))
+    print_rows(("table", "verdict", "rows", "models", "A/A", "why"), rows, output)
+    damaged, others = ([c.path.name for c in found if c.verdict == verdict] for verdict in ("damaged", "estimate"))
+    if damaged:
+        raise TableError(f"Damaged: {', '.join(damaged)}. Restore, or remove and measure again; the table above says where.")
+    if others:
+        raise DeviceMismatchError(f"Not of this device and version: {', '.join(others)}. Measure here, or take one as an estimate with --allow-estimate.")
+    say(f"{len(found)} {'table fits' if len(found) == 1 else 'tables fit'} this device and version.")

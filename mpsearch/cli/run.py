@@ -77,7 +77,9 @@ def run(  # long for its options alone
     ] = "ort-cpu",
     tables: Tables = "latency_tables",
     table: Annotated[str | None, typer.Option(help="Read this latency table instead of measuring.")] = None,
-    allow_estimate: Annotated[bool, typer.Option("--allow-estimate", help="Take a table of another device as an estimate.")] = False,
+    allow_estimate: Annotated[
+        bool, typer.Option("--allow-estimate", help="Go on with a table of another device or version, and with latencies that are predicted badly.")
+    ] = False,
     threads: Threads = 1,
     seed: Seed = 0,
     name: Name = None,
@@ -189,6 +191,9 @@ def _tell(result: dict[str, Any], report: Path) -> None:
         kept = "predicted" if got is None else "measured"
         value = best["predicted"][budget.resource] if got is None else got
         say(f"Budget {budget.text}: {kept} {format_quantity(value, budget.resource)} of {format_quantity(budget.limit, budget.resource)}.")
+    for r in best.get("repairs", []):
+        said = f"measured {format_quantity(r['measured'], r['resource'])}, predicted {format_quantity(r['predicted'], r['resource'])}"
+        say(f"Repaired: an earlier choice broke {format_quantity(r['limit'], r['resource'])} ({said}).")
     artifact, metrics = best["artifact"], best["metrics"]
     say(f"Chosen: {best['label']} ({best['reason']}); the proxy's optimum is {best['proxy']['status']} ({best['proxy']['found_by']}).")
     say(f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with mpsearch.load.")

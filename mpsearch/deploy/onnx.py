@@ -8,7 +8,7 @@ not a quantised unit (a residual sum), its own calibrated 8-bit grid is put ther
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mpsearch import files
 from mpsearch.deploy.graph import drop_unused, readers_of, replace_nodes, unit_of
 from mpsearch.errors import ModelError
-from mpsearch.hardware.backends.ort_cpu import executed, session
+from mpsearch.hardware.backends.ort_cpu import executed, kernels_of, session
 from mpsearch.hardware.measure import Timing, time_callable
 from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight, opset_imports
 from mpsearch.problem import Candidate
@@ -102,11 +102,17 @@ class OnnxRun:
         return sum(op in _INTEGER for op in self.executed)
 
 
-def measure_onnx(path: Path, image: Tensor, threads: int = 1, seconds: float = 0.5) -> OnnxRun:
-    """Latency of the whole model at batch 1, by the session that a deployment would use, and what it executes."""
+def load_onnx(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable[[], object], int]:
+    """A file ready to run one image, by the session that a deployment would use, and how many calls of its units run quantised."""
     live = session(path, threads)
     feeds = {live.get_inputs()[0].name: image[:1].numpy()}
-    return OnnxRun(time_callable(lambda: live.run(None, feeds), threads=threads, seconds=seconds), executed(path, threads))
+    return lambda: live.run(None, feeds), sum(kernel in ("integer", "stored") for kernel in kernels_of(executed(path, threads)))
+
+
+def measure_onnx(path: Path, image: Tensor, threads: int = 1, seconds: float = 0.5) -> OnnxRun:
+    """Latency of the whole model at batch 1, by the session that a deployment would use, and what it executes."""
+    run, _ = load_onnx(path, image, threads)
+    return OnnxRun(time_callable(run, threads=threads, seconds=seconds), executed(path, threads))
 
 
 def run_onnx(path: Path, threads: int = 1) -> Any:

@@ -106,6 +106,15 @@ def overflowing(states: Mapping[str, UnitState]) -> tuple[str, ...]:
     return tuple(u for u, s in states.items() if s.weight is not None and s.activation is not None and (s.candidate.w_bits or 0) > 7)
 
 
+def load_openvino(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable[[], object], int]:
+    """A file ready to run one image, by the compiled model that a deployment would use, and how many calls of its units run quantised."""
+    ir = read_ir(path, batch=1)
+    live = compiled(ir.model, threads, ir.precision)
+    request, feed = live.create_infer_request(), np.ascontiguousarray(image[:1].numpy())
+    quantized = sum(node.computes and (node.arithmetic == "integer" or node.arithmetic.startswith("stored")) for node in ran_nodes(live))
+    return lambda: request.infer([feed]), quantized
+
+
 def measure_openvino(path: Path, image: Tensor, threads: int = 1, seconds: float = 0.5) -> OpenVinoRun:
     """Latency of the whole model at batch 1, by the compiled model that a deployment would use, and what it executes."""
     ir = read_ir(path, batch=1)

@@ -11,8 +11,8 @@ from typing import Any
 from onnx import ModelProto
 from torch import Tensor
 
-from mpsearch.deploy.onnx import OnnxRun, measure_onnx, quantize_onnx, run_onnx, save_onnx
-from mpsearch.deploy.openvino import OpenVinoRun, measure_openvino, run_openvino, write_openvino
+from mpsearch.deploy.onnx import OnnxRun, load_onnx, measure_onnx, quantize_onnx, run_onnx, save_onnx
+from mpsearch.deploy.openvino import OpenVinoRun, load_openvino, measure_openvino, run_openvino, write_openvino
 from mpsearch.quant import UnitState
 from mpsearch.reconstruct import Calibration
 
@@ -28,6 +28,7 @@ class DeployedRuntime:
         title: For people.
         suffix: Of the file.
         write: Path, float ONNX graph, states, calibration -> bytes on disk.
+        load: Path, an image, threads -> function that runs it once, and how many calls of units run quantised.
         measure: Path, an image, threads -> timing and what runs.
         run: Path, threads -> function from images to logits.
     """
@@ -36,6 +37,7 @@ class DeployedRuntime:
     title: str
     suffix: str
     write: Callable[[Path, ModelProto, States, Calibration], int]
+    load: Callable[[Path, Tensor, int], tuple[Callable[[], object], int]]
     measure: Callable[[Path, Tensor, int], OnnxRun | OpenVinoRun]
     run: Callable[[Path, int], Callable[[Tensor], Any]]
 
@@ -49,11 +51,11 @@ def _write_openvino(path: Path, graph: ModelProto, states: States, _: Calibratio
 
 
 def _openvino(precision: str) -> DeployedRuntime:
-    return DeployedRuntime("openvino", "OpenVINO", ".xml", partial(_write_openvino, precision=precision), measure_openvino, run_openvino)
+    return DeployedRuntime("openvino", "OpenVINO", ".xml", partial(_write_openvino, precision=precision), load_openvino, measure_openvino, run_openvino)
 
 
 RUNTIMES: Mapping[str, DeployedRuntime] = {
-    "ort-cpu": DeployedRuntime("onnx", "ONNX", ".onnx", _write_onnx, measure_onnx, run_onnx),
+    "ort-cpu": DeployedRuntime("onnx", "ONNX", ".onnx", _write_onnx, load_onnx, measure_onnx, run_onnx),
     "openvino-cpu": _openvino("f32"),
     "openvino-cpu-bf16": _openvino("bf16"),
 }

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import sys
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends import Backend
-from mpsearch.hardware.measure import time_callable
-from mpsearch.hardware.table import LatencyTable, Row, row_key
+from mpsearch.hardware.bench import TRIES, pinned
+from mpsearch.hardware.cell import CellTimer, IsolatedTimer
+from mpsearch.hardware.predict import RowPredictor
+from mpsearch.hardware.rows import Row, row_key
+from mpsearch.hardware.table import LatencyTable
 from mpsearch.problem import Candidate, Layer
 
 Rows = tuple[tuple[float, ...], ...]
+_AT_ONCE = 4
+"""Rows that are measured between two looks at what the table can predict."""
+Cells = dict[tuple[str, str], tuple[Layer, Candidate]]
 
 
 def profile(
@@ -27,6 +33,8 @@ def profile(
     *,
     batch: int = 1,
     seconds: float = 0.25,
+    isolate: bool = False,
+    at_most: int | None = None,
     on_row: Callable[[int, int, str], None] | None = None,
 ) -> LatencyTable:
     """Measure what the table lacks; identical shapes are one row. Saved after every row, so an interrupt costs one.
@@ -39,41 +47,85 @@ def profile(
         folder: Where it is saved.
         batch: Images in a call.
         seconds: Of measuring for each row.
+        isolate: Build and time in a process of its own, so that a kernel that crashes costs its row and nothing else.
+        at_most: Rows to measure, those from which the others can be predicted best; None measures all, which is always better.
         on_row: Progress: rows done, rows to measure, which.
     """
     if backend.on_gpu:  # a clock of the host would time how long a kernel takes to be queued
         raise TableError(f"{backend.name} runs on a GPU, which `mpsearch profile` cannot time. Run benchmarks/h200.sh on the machine that has it.")
-    wanted: dict[tuple[str, str], tuple[Layer, Candidate]] = {}
+    left = missing_cells(layers, candidates, backend, table, batch)
+    total = len(left) if at_most is None else min(at_most, len(left))
+    done = 0
+    while done < total:
+        some = left if total == len(left) and not done else _informative(left, table, min(_AT_ONCE, total - done), batch)
+
+        def tell(count: int, _: int, which: str, before: int = done) -> None:
+            if on_row is not None:
+                on_row(before + count, total, which)
+
+        measure_cells(some, backend, table, folder, batch=batch, seconds=seconds, isolate=isolate, on_row=tell)
+        done, left = done + len(some), {key: cell for key, cell in left.items() if key not in some}
+    return table
+
+
+def _informative(cells: Cells, table: LatencyTable, count: int, batch: int) -> Cells:
+    """The cells to measure next, by what the table's rows say now."""
+    picked = RowPredictor(table.rows).next_to_measure(cells.values(), count, batch)
+    return {key: cell for key, cell in cells.items() if cell in picked}
+
+
+def missing_cells(layers: Sequence[Layer], candidates: Sequence[Sequence[Candidate]], backend: Backend, table: LatencyTable, batch: int = 1) -> Cells:
+    """The cells that a table has no row for: each shape and kernel once, under its key."""
+    found: Cells = {}
     for layer, choices in zip(layers, candidates, strict=True):
         for candidate in choices:
             kernel = backend.supports(layer, candidate).kernel
             if kernel is not None and table.get(layer, kernel, batch) is None:
-                wanted.setdefault((row_key(layer, batch), str(kernel)), (layer, kernel))
-    for done, (key, (layer, kernel)) in enumerate(wanted.items(), start=1):
-        table.rows[key] = _measure(layer, kernel, backend, batch, seconds)
-        table.save(folder)
-        if on_row is not None:
-            on_row(done, len(wanted), f"{layer.name} {kernel}")
-    return table
+                found.setdefault((row_key(layer, batch), str(kernel)), (layer, kernel))
+    return found
 
 
-def _measure(layer: Layer, kernel: Candidate, backend: Backend, batch: int, seconds: float) -> Row:
-    cell = backend.build(layer, kernel, batch)
-    status = "wrong" if not cell.relative_error <= cell.tolerance else "ok" if cell.as_asked else "fallback"
-    timing = time_callable(cell.run, threads=backend.threads, seconds=seconds)
-    weight_bytes = layer.weight_numel * (4 if kernel.is_float else 1) + (0 if kernel.is_float or not layer.weight_shape else 4 * layer.weight_shape[0])
-    return Row(
-        row_key(layer, batch),
-        str(kernel),
-        status,
-        timing.median_us,
-        timing.iqr_us,
-        timing.repeats,
-        weight_bytes,
-        " ".join(cell.executed),
-        cell.relative_error if math.isfinite(cell.relative_error) else sys.float_info.max,  # a table holds finite numbers
-        datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+def measure_cells(
+    cells: Cells,
+    backend: Backend,
+    table: LatencyTable,
+    folder: Path,
+    *,
+    batch: int = 1,
+    seconds: float = 0.25,
+    isolate: bool = False,
+    on_row: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """Measure these cells into the table, as `profile` does.
+
+    One that spreads, or beside which the machine's speed has drifted, goes to the end of the queue; after three tries the steadiest is kept as `unstable`.
+    """
+    queue, tries, done = deque(cells), dict.fromkeys(cells, 0), 0
+    steadiest: dict[tuple[str, str], Row] = {}
+    with contextlib.ExitStack() as stack:
+        if cells:
+            stack.enter_context(pinned(backend.threads))
+        timer = stack.enter_context((IsolatedTimer if isolate else CellTimer)(backend, batch, seconds))
+        while queue:
+            key = queue.popleft()
+            row, steady = timer.measure(*cells[key])
+            tries[key] += 1
+            if key not in steadiest or _spread(row) < _spread(steadiest[key]):
+                steadiest[key] = row
+            if row.usable and not steady:
+                if tries[key] < TRIES:
+                    queue.append(key)
+                    continue
+                row = replace(steadiest[key], status="unstable")
+            table.rows[key] = row
+            table.save(folder)
+            done += 1
+            if on_row is not None:
+                on_row(done, len(cells), f"{cells[key][0].name} {cells[key][1]}")
+
+
+def _spread(row: Row) -> float:
+    return max(row.iqr_us / row.median_us, row.aa_error or 0.0) if row.usable else math.inf
 
 
 @dataclass(frozen=True)
@@ -83,27 +135,54 @@ class LatencyCosts:
     Args:
         rows: `L x C_l` in microseconds; infinite where a candidate has no usable row.
         unusable: (layer, candidate, why) of those.
-        estimated: Whether the table is another device's.
+        estimated: Whether the table is another device's or version's, or a row is predicted.
+        unstable: (layer, candidate) whose row spread too widely at every try.
+        predicted: (layer, candidate, standard deviation of the logarithm) that were not measured but predicted.
     """
 
     rows: Rows
     unusable: tuple[tuple[str, str, str], ...]
     estimated: bool
+    unstable: tuple[tuple[str, str], ...] = ()
+    predicted: tuple[tuple[str, str, float], ...] = ()
 
 
-def latency_costs(layers: Sequence[Layer], candidates: Sequence[Sequence[Candidate]], backend: Backend, table: LatencyTable, *, batch: int = 1) -> LatencyCosts:
-    """Latency of every unit at every candidate, over all its calls; a fall-back or a wrong row is never a latency."""
-    rows, unusable = [], []
+def latency_costs(
+    layers: Sequence[Layer],
+    candidates: Sequence[Sequence[Candidate]],
+    backend: Backend,
+    table: LatencyTable,
+    *,
+    batch: int = 1,
+    predictor: RowPredictor | None = None,
+) -> LatencyCosts:
+    """Latency of every unit at every candidate, over all its calls; a fall-back or a wrong row is never a latency.
+
+    Args:
+        layers: L units.
+        candidates: For each its choices.
+        backend: The runtime.
+        table: Of this device and backend.
+        batch: Images in a call.
+        predictor: For cells that were never measured; None leaves them unusable.
+    """
+    rows, unusable, unstable, predicted = [], [], [], []
     for layer, choices in zip(layers, candidates, strict=True):
         row = []
         for candidate in choices:
             support = backend.supports(layer, candidate)
             found = None if support.kernel is None else table.get(layer, support.kernel, batch)
-            if found is not None and found.status == "ok":
+            if found is not None and found.usable:
                 row.append(found.median_us * layer.calls)
+                if found.status == "unstable":
+                    unstable.append((layer.name, str(candidate)))
+                continue
+            if found is None and support.kernel is not None and predictor is not None and (guess := predictor.predict(layer, support.kernel, batch)):
+                row.append(guess.median_us * layer.calls)
+                predicted.append((layer.name, str(candidate), guess.spread))
                 continue
             why = support.reason if support.kernel is None else "not measured" if found is None else f"{found.status}: ran {found.executed}"
             unusable.append((layer.name, str(candidate), why))
             row.append(math.inf)
         rows.append(tuple(row))
-    return LatencyCosts(tuple(rows), tuple(unusable), table.estimated)
+    return LatencyCosts(tuple(rows), tuple(unusable), table.estimated or bool(predicted), tuple(unstable), tuple(predicted))

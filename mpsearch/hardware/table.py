@@ -1,75 +1,37 @@
-"""Latency tables: a CSV of measured rows with a JSON of identity beside it, tied to one device, backend, version and thread count."""
+"""Latency tables: measured rows (CSV), whole-model runs (JSON lines) and an identity (JSON) of one device, backend, version and thread count."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import fcntl
+import importlib.metadata
 import io
 import json
-import math
+import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mpsearch import files
 from mpsearch.errors import DeviceMismatchError, TableError
 from mpsearch.hardware.device import DeviceIdentity
+from mpsearch.hardware.rows import COLUMNS, ModelRun, Row, read_row, read_run, row_key
 from mpsearch.problem import Candidate, Layer
 
-SCHEMA = 1
-STATUSES = ("ok", "fallback", "wrong")
-METHOD = "random data; 3 warm-ups; samples of at least 1 ms for 0.25 s; median and interquartile range; process CPU time at one thread, else wall clock"
+SCHEMA = 2
+METHOD = (
+    "random data; the anchor (matrix product and copy) before, between and after; two passes of 3 warm-ups and samples of at least 1 ms; median over both and "
+    "interquartile range; on pinned cores; process CPU time at one thread, else wall clock on an idle machine"
+)
 _AGAIN = "Restore it, or remove it and measure again."
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured cell.
-
-    Args:
-        key: Everything that decides the kernel: operator, shapes, attributes, bias, batch.
-        kernel: Candidate that was timed.
-        status: `ok`; `fallback` (another kernel than asked ran) and `wrong` (its numbers are off) are never used as a latency.
-        median_us: For one call.
-        iqr_us: Distance of the quartiles.
-        repeats: Samples.
-        weight_bytes: Of the weight as this kernel holds it.
-        executed: Operators that ran.
-        relative_error: Against float64 arithmetic.
-        date: UTC, ISO 8601.
-    """
-
-    key: str
-    kernel: str
-    status: str
-    median_us: float
-    iqr_us: float
-    repeats: int
-    weight_bytes: int
-    executed: str
-    relative_error: float
-    date: str
-
-
-_COLUMNS = tuple(f.name for f in fields(Row))
-
-
-def row_key(layer: Layer, batch: int) -> str:
-    """What decides a kernel but the candidate; the layer's name does not."""
-    parts = [layer.op, "+".join("x".join(map(str, (s[0] * batch, *s[1:]))) for s in layer.input_shapes)]
-    if layer.weight_shape:
-        parts.append("w" + "x".join(map(str, layer.weight_shape)))
-    if layer.conv is not None:
-        c = layer.conv
-        parts.append(f"s{c.stride[0]},{c.stride[1]} p{c.padding[0]},{c.padding[1]} d{c.dilation[0]},{c.dilation[1]} g{c.groups}")
-    return " ".join([*parts, "bias" if layer.bias else "no bias"])
+_SOFTWARE = ("numpy", "onnx", "mpsearch")
 
 
 @dataclass
 class LatencyTable:
-    """Rows of one device, backend, version and thread count.
+    """Rows and whole-model runs of one device, backend, version and thread count.
 
     Args:
         device: Who was measured.
@@ -77,7 +39,8 @@ class LatencyTable:
         version: Of the runtime library.
         threads: Of the runtime's pool.
         rows: By (key, kernel).
-        estimated: Whether the rows are another device's, taken as an estimate because the user said so.
+        estimated: Whether the rows are another device's or another version's, taken as an estimate because the user said so.
+        models: Whole-model runs, by their key.
     """
 
     device: DeviceIdentity
@@ -86,6 +49,7 @@ class LatencyTable:
     threads: int
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
     estimated: bool = False
+    models: dict[tuple[str, int, tuple[str, ...]], ModelRun] = field(default_factory=dict)
 
     @property
     def file_name(self) -> str:
@@ -97,51 +61,97 @@ class LatencyTable:
         """The row of a cell, whatever its status; None where it was not measured."""
         return self.rows.get((row_key(layer, batch), str(kernel)))
 
+    def runs_of(self, model: str, batch: int = 1) -> list[ModelRun]:
+        """The usable whole-model runs of a model, in a fixed order."""
+        return [run for _, run in sorted(self.models.items()) if (run.model, run.batch) == (model, batch) and run.status in ("ok", "unstable")]
+
     def save(self, folder: Path) -> Path:
-        """Write the table, together with rows that another writer saved there meanwhile (ours win). Raises TableError on an estimate."""
+        """Write the table, together with what another writer saved there meanwhile (ours wins). Raises TableError on an estimate."""
         if self.estimated:
-            raise TableError("A table of another device is an estimate here, and is not saved as this device's. Measure here with `mpsearch profile`.")
+            raise TableError("A table of another device or version is an estimate here, and is not saved as this one's. Measure here with `mpsearch profile`.")
         path = folder / self.file_name
         with _locked(folder):
             if path.is_file():
-                self.rows = {**LatencyTable.load(path, self.device).rows, **self.rows}
-            text = io.StringIO()
-            writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(row) for _, row in sorted(self.rows.items()))
-            about = {"schema": SCHEMA, "device": self.device.to_json(), "backend": self.backend, "version": self.version, "threads": self.threads}
-            files.write_json(path.with_suffix(".json"), {**about, "method": METHOD})
-            files.write_text(path, text.getvalue())
+                held = LatencyTable.load(path, self.device)
+                self.rows, self.models = {**held.rows, **self.rows}, {**held.models, **self.models}
+            files.write_json(path.with_suffix(".json"), self._about())
+            if self.models:
+                lines = [json.dumps(run.to_json(), allow_nan=False) for _, run in sorted(self.models.items())]
+                files.write_text(models_path(path), "\n".join(lines) + "\n")
+            files.write_text(path, self._csv())
         return path
+
+    def _csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for _, row in sorted(self.rows.items()))
+        return text.getvalue()
+
+    def _about(self) -> dict[str, Any]:
+        about = {"schema": SCHEMA, "device": self.device.to_json(), "backend": self.backend, "version": self.version, "threads": self.threads}
+        return {**about, "software": software(), "method": METHOD}
 
     @classmethod
     def open(cls, folder: Path, device: DeviceIdentity, backend: str, version: str, threads: int) -> LatencyTable:
         """The table of this device in a folder, or an empty one. Raises TableError where there is one that cannot be read."""
         table = cls(device, backend, version, threads)
         path = folder / table.file_name
-        return cls.load(path, device) if path.is_file() else table
+        return cls.load(path, device, fits=table) if path.is_file() else table
 
     @classmethod
-    def load(cls, path: Path, device: DeviceIdentity, *, allow_estimate: bool = False) -> LatencyTable:
+    def load(cls, path: Path, device: DeviceIdentity, *, fits: LatencyTable | None = None, allow_estimate: bool = False) -> LatencyTable:
         """Read and check a table.
 
         Args:
-            path: The CSV; its JSON lies beside it.
+            path: The CSV; its JSON, and its whole-model runs if any, lie beside it.
             device: This device.
-            allow_estimate: Take another device's table; every row is then an estimate.
+            fits: A table, such as an empty one, whose backend, version and threads it must have; None where they do not matter.
+            allow_estimate: Take the table of another device or version; every row is then an estimate.
 
         Raises:
-            TableError: A file is missing, cut off or malformed; says where.
-            DeviceMismatchError: It was measured on another device.
+            TableError: A file is missing, cut off or malformed, or of another backend; says where.
+            DeviceMismatchError: It was measured on another device, by another version or with other threads.
         """
         about = _identity(path.with_suffix(".json"))
-        measured = DeviceIdentity.from_json(about["device"])
-        if measured != device and not allow_estimate:
-            raise DeviceMismatchError(
-                f"{path} was measured on {measured}; this device is {device}. Leave out --table to measure here, or pass --allow-estimate."
+        table = cls(DeviceIdentity.from_json(about["device"]), str(about["backend"]), str(about["version"]), int(about["threads"]))
+        if fits is not None and fits.backend != table.backend:
+            raise TableError(
+                f"{path} is a table of the backend {table.backend}; {fits.backend} was asked for. Give its own table, or --target {table.backend}."
             )
-        rows = {(row.key, row.kernel): row for row in _rows(path)}
-        return cls(measured, str(about["backend"]), str(about["version"]), int(about["threads"]), rows, measured != device)
+        differs = differences(table, device, fits)
+        if differs and not allow_estimate:
+            raise DeviceMismatchError(f"{path} {'; it '.join(differs)}. Leave out --table to measure here, or pass --allow-estimate.")
+        table.rows = {(row.key, row.kernel): row for row in _rows(path)}
+        table.models = {run.key: run for run in _runs(models_path(path))}
+        table.estimated = bool(differs)
+        return table
+
+
+def differences(table: LatencyTable, device: DeviceIdentity, fits: LatencyTable | None) -> list[str]:
+    """Why the rows of a table are not what this device and this runtime would measure; empty where they are."""
+    found = []
+    if table.device != device:
+        found.append(f"was measured on {table.device}; this device is {device}")
+    if fits is not None and table.version != fits.version:
+        found.append(f"was measured with {table.backend} {table.version}; the version here is {fits.version}")
+    if fits is not None and table.threads != fits.threads:
+        found.append(f"was measured with {table.threads} threads; {fits.threads} were asked for")
+    return found
+
+
+def models_path(path: Path) -> Path:
+    """Where the whole-model runs of a table are."""
+    return path.with_name(path.name.removesuffix(".csv") + ".models.jsonl")
+
+
+def software() -> dict[str, str]:
+    """Versions that are noted beside the runtime's own."""
+    found = {"python": platform.python_version()}
+    for package in _SOFTWARE:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a source tree that is not installed
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 @contextlib.contextmanager
@@ -171,30 +181,27 @@ def _identity(path: Path) -> dict[str, Any]:
 
 def _rows(path: Path) -> list[Row]:
     try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in _COLUMNS if c not in (reader.fieldnames or [])]
-            if missing:
-                raise TableError(f"{path} lacks the column {missing[0]!r}. A latency table has {', '.join(_COLUMNS)}. {_AGAIN}")
-            return [_row(path, number, record) for number, record in enumerate(reader, start=2)]
+        text = path.read_text()
+        if text and not text.endswith("\n"):  # a number may have lost its last digits, and would still be one
+            raise TableError(f"{path}, line {text.count(chr(10)) + 1}, has no end: the file was cut off. Remove the line, or measure again.")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+        if missing:
+            raise TableError(f"{path} lacks the column {missing[0]!r}. A latency table has {', '.join(COLUMNS)}. {_AGAIN}")
+        return [read_row(f"{path}, line {number}", record) for number, record in enumerate(reader, start=2)]
     except FileNotFoundError:
         raise TableError(f"There is no latency table {path}. Measure one with `mpsearch profile`.") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not a CSV file: {error}. {_AGAIN}") from None
 
 
-def _row(path: Path, number: int, record: dict[str, str | None]) -> Row:
-    where = f"{path}, line {number}"
-    if None in record or any(record[c] is None for c in _COLUMNS):
-        raise TableError(f"{where}, does not have {len(_COLUMNS)} fields: the file was cut off or edited. Remove the line, or measure again.")
-    text = {c: str(record[c]) for c in _COLUMNS}
+def _runs(path: Path) -> list[ModelRun]:
+    if not path.is_file():
+        return []
+    found = []
     try:
-        numbers = {c: float(text[c]) for c in ("median_us", "iqr_us", "relative_error")} | {c: int(text[c]) for c in ("repeats", "weight_bytes")}
-    except ValueError as error:
-        raise TableError(f"{where}: {error}. Remove the line, or measure again.") from None
-    for column, value in numbers.items():
-        if not math.isfinite(value) or value < 0 or (column == "median_us" and value == 0):
-            raise TableError(f"{where}: {column} is {text[column]}; it must be finite and positive. Remove the line, or measure again.")
-    if text["status"] not in STATUSES:
-        raise TableError(f"{where}: status {text['status']!r} is none of {', '.join(STATUSES)}. Remove the line, or measure again.")
-    return Row(**{**text, **numbers})  # type: ignore[arg-type]
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            found.append(read_run(f"{path}, line {number}", json.loads(line)))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise TableError(f"{path}, line {len(found) + 1}, is not JSON ({error}): the file was cut off or edited. Remove the line, or measure again.") from None
+    return found

@@ -49,7 +49,7 @@ class RunConfig:
             latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
-        allow_estimate: Take a table of another device as an estimate.
+        allow_estimate: Take a table of another device or version as an estimate, and keep a latency budget by predictions that are known to be poor.
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
         task: Registered task, with options: how outputs are compared with the float model's and with labels.

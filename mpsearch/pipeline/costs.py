@@ -1,17 +1,15 @@
-"""Steps 2 and 3: what each candidate costs on this device, and the damage it does."""
+"""Steps 2 and 3: the candidates, what each costs without measuring, and the damage it does."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from mpsearch.errors import InfeasibleError, OptionError, TableError
+from mpsearch.errors import OptionError
 from mpsearch.evaluate import TASKS
-from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, latency_costs, profile
 from mpsearch.objectives import OBJECTIVES, Objective, ScoringContext, score
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.couplings import add_couplings, interacts
@@ -21,8 +19,6 @@ from mpsearch.pipeline.study import Study
 from mpsearch.problem import Budget, Candidate, Problem, Restrictions
 from mpsearch.reconstruct import Calibration
 from mpsearch.search import solve
-
-Table = tuple[tuple[float, ...], ...]
 
 FLOAT = Candidate.parse("float")
 
@@ -71,15 +67,18 @@ def resolve_budgets(subject: Subject, problem: Problem, config: RunConfig) -> tu
     Raises:
         BudgetError: It cannot be read.
         InfeasibleError: No assignment is that small.
+        OptionError: Peak memory is limited, and the target is a runtime whose memory is not measured.
     """
     resolved = []
     for budget in (Budget.parse(text) for text in config.budgets):
+        if budget.resource == "memory_bytes" and config.target not in ("ort-cpu", "packed"):
+            raise OptionError(f"Peak memory is measured for --target ort-cpu, not for {config.target}. Take that target, or leave the budget {budget} out.")
         if budget.scale == "float":
             budget = budget.resolve(budget.limit * subject.float_bytes())
         elif budget.scale == "bits":
             budget = budget.resolve(_bytes_at(subject, budget.limit, config.a_bits))
         resolved.append(budget)
-    known = [b for b in resolved if b.resource != "latency_us" or config.target == "packed"]
+    known = [b for b in resolved if b.resource not in ("latency_us", "memory_bytes") or config.target == "packed"]
     zeros = tuple(tuple(0.0 for _ in row) for row in problem.candidates)
     solve(replace(problem, scores={"none": zeros}), "none", known)
     return tuple(resolved)
@@ -93,87 +92,6 @@ def _bytes_at(subject: Subject, bits: float, a_bits: int) -> float:
     if not 2 <= bits <= 8:
         return subject.layout.constant_bytes + sizes[0] * bits / low
     return subject.layout.constant_bytes + sizes[0] + share * (sizes[1] - sizes[0])
-
-
-@dataclass(frozen=True)
-class WholeRuns:
-    """Latency of the whole model, measured, in microseconds: all float, and all units at W8A8."""
-
-    float_us: float
-    integer_us: float
-
-
-def latency_table(problem: Problem, config: RunConfig, progress: Progress) -> tuple[LatencyTable, Path]:
-    """The table that was asked for, or this device's, with what it lacks measured now."""
-    backend, device, folder = _backend(config), identity(), Path(config.tables)
-    if config.table is not None:
-        return LatencyTable.load(Path(config.table), device, allow_estimate=config.allow_estimate), Path(config.table)
-    table = LatencyTable.open(folder, device, backend.name, backend.version, config.threads)
-    widths = tuple((*choices, FLOAT) for choices in problem.candidates)
-    with progress.task("measure latencies that the table lacks") as advance:
-        profile(problem.layers, widths, backend, table, folder, on_row=lambda done, total, _: advance(done, total))
-    return table, folder / table.file_name
-
-
-def add_latency(problem: Problem, config: RunConfig, table: LatencyTable, where: Path, whole: WholeRuns) -> tuple[Problem, dict[str, Any]]:
-    """Rows of the table, scaled so that their sums are what the whole float and the whole W8A8 model were measured to take.
-
-    A unit alone finds its weight in the cache and pays for float tensors on both sides; in the model it does neither, and
-    what is no unit takes time too. One factor for float rows and one for integer rows puts all of that where it was measured.
-
-    Raises:
-        InfeasibleError: A layer has no candidate with a usable row.
-        TableError: The table lacks a float row.
-    """
-    backend = _backend(config)
-    costs = latency_costs(problem.layers, problem.candidates, backend, table)
-    unusable = costs.unusable
-    if unusable:
-        kept = [[i for i, value in enumerate(row) if math.isfinite(value)] for row in costs.rows]
-        problem = _without(problem, kept, unusable)
-        costs = latency_costs(problem.layers, problem.candidates, backend, table)
-    floats = latency_costs(problem.layers, [(FLOAT,)] * len(problem.layers), backend, table)
-    if floats.unusable:
-        raise TableError(
-            f"{where} has no row for {floats.unusable[0][0]!r} in float, so its rows cannot be scaled to a whole model. Measure it with `mpsearch profile`."
-        )
-    factors = _factors(problem, costs.rows, floats.rows, whole)
-    rows = tuple(
-        tuple(value * factors["float" if c.is_float else "integer"] for value, c in zip(row, choices, strict=True))
-        for row, choices in zip(costs.rows, problem.candidates, strict=True)
-    )
-    about: dict[str, Any] = {"device": table.device.to_json(), "backend": backend.name, "version": backend.version, "threads": config.threads}
-    about |= {"table": str(where), "estimated": costs.estimated, "unusable": [list(u) for u in unusable], "factors": factors}
-    about |= {"float_latency_us": whole.float_us, "integer_latency_us": whole.integer_us}
-    estimated = ("latency_us",) if costs.estimated else ()
-    return replace(problem, costs={**problem.costs, "latency_us": rows}, constants={**problem.constants, "latency_us": 0.0}, estimated=estimated), about
-
-
-def _factors(problem: Problem, rows: Table, floats: Table, whole: WholeRuns) -> dict[str, float]:
-    """Whole over sum; activation products, float in both models, count with the float factor."""
-    by_float = whole.float_us / math.fsum(row[0] for row in floats)
-    products = math.fsum(row[0] for row, layer in zip(floats, problem.layers, strict=True) if not layer.weight_shape)
-    total = math.fsum(
-        next((value for value, c in zip(row, choices, strict=True) if not c.is_float), 0.0) for row, choices in zip(rows, problem.candidates, strict=True)
-    )
-    left = whole.integer_us - by_float * products
-    return {"float": by_float, "integer": left / total if total > 0 and left > 0 else by_float}
-
-
-def _backend(config: RunConfig) -> Backend:
-    return BACKENDS.create(f"{config.target}:threads={config.threads}")
-
-
-def _without(problem: Problem, kept: list[list[int]], unusable: Sequence[tuple[str, str, str]]) -> Problem:
-    for layer, at in zip(problem.layers, kept, strict=True):
-        if not at:
-            why = next((w for name, _, w in unusable if name == layer.name), "not measured")
-            raise InfeasibleError(f"Layer {layer.name!r} has no candidate with a measured latency ({why}). Measure it, or run with --target packed.")
-
-    def pick(table: Any) -> Any:
-        return tuple(tuple(row[i] for i in at) for row, at in zip(table, kept, strict=True))
-
-    return replace(problem, candidates=pick(problem.candidates), costs={r: pick(t) for r, t in problem.costs.items()})
 
 
 def add_scores(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpsearch import files
+from mpsearch.deploy.memory import measured_peak
 from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.packed import load_packed, save_packed
 from mpsearch.deploy.runtimes import RUNTIMES, DeployedRuntime
+from mpsearch.deploy.wiring import find_wires
 from mpsearch.errors import MpsearchError
 from mpsearch.evaluate import TASKS, Metrics, Task, predict
-from mpsearch.hardware import BACKENDS, LatencyTable
+from mpsearch.hardware import BACKENDS
 from mpsearch.hardware.fresh import run_fresh
+from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.models import build_model
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.costs import WholeRuns
+from mpsearch.pipeline.latency import Architecture
+from mpsearch.pipeline.memory import limits_memory
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
-from mpsearch.problem import Assignment, Candidate, Layer, assignment_csv, assignment_document
+from mpsearch.problem import Assignment, Candidate, Layer, Problem, assignment_csv, assignment_document
 from mpsearch.quant import AffineParams, UnitState, affine_input, install
 from mpsearch.reconstruct import BlockResult, Calibration, ReconstructionConfig, images_within, reconstruct
 
@@ -84,24 +89,49 @@ class Workshop:
                 advance(1, 1)
         return self._float_onnx
 
-    def whole_runs(self, table: LatencyTable) -> WholeRuns:
-        """The whole model in float and with every unit in the widest integers it has, by the runtime; measured once for these weights and this device."""
-        widest = {layer.name: self._widest(layer) for layer in self.subject.graph.layers if layer.name in self.subject.units}
-        models = {"float_us": dict.fromkeys(widest, Candidate.parse("float")), "integer_us": widest}
+    def architecture(self, problem: Problem) -> Architecture:
+        """What whole-model runs are of: the exported graph, whose units this builds in any kernels."""
+        units = [layer if layer.weight_shape else None for layer in problem.layers]
+        example = self.subject.splits.calibration.inputs([0])
+
+        def load(kernels: Kernels) -> tuple[Callable[[], object], int]:
+            """Ready to run, and how many calls of units were asked to run quantised and do not."""
+            asked = {unit: Candidate.parse(k) for unit, k in zip(units, kernels, strict=True) if unit is not None}
+            states = {unit.name: self.calibration.state(unit.name, candidate) for unit, candidate in asked.items()}
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / f"model{self.runtime.suffix}"
+                self.runtime.write(path, self.float_onnx(), states, self.calibration)
+                run, quantized = self.runtime.load(path, example, self.config.threads)
+            return run, sum(unit.calls for unit, c in asked.items() if not c.is_float) - quantized
+
+        @functools.cache
+        def never() -> int:
+            """Calls that run in float whatever is asked, such as a convolution that the model returns; their row is what they take there."""
+            return load(tuple("float" if unit is None else str(self._widest(unit)) for unit in units))[1]
+
+        def build(kernels: Kernels) -> WholeModel:
+            run, missing = load(kernels)
+            return WholeModel(run, 0 <= missing <= max(0, never()))
+
+        return Architecture(self.subject.source.name.rpartition(":")[2], find_wires(self.float_onnx(), problem.layers), build)
+
+    def uniform_peaks(self, kernels: Sequence[str]) -> dict[str, float]:
+        """Kernel -> peak memory of the activations of the model that is uniform in it, measured; once for these weights."""
 
         def measure() -> dict[str, float]:
-            example, found = self.subject.splits.calibration.inputs([0]), {}
-            with self.progress.task("measure the whole model, float and in integers") as advance, tempfile.TemporaryDirectory() as folder:
-                for done, (name, candidates) in enumerate(models.items(), start=1):
-                    path = Path(folder) / f"{name}{self.runtime.suffix}"
-                    states = {unit: self.calibration.state(unit, candidate) for unit, candidate in candidates.items()}
+            found = {}
+            for kernel in kernels:
+                states = {unit: self.calibration.state(unit, Candidate.parse(kernel)) for unit in self.subject.units}
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder) / f"model{self.runtime.suffix}"
                     self.runtime.write(path, self.float_onnx(), states, self.calibration)
-                    found[name] = self.runtime.measure(path, example, self.config.threads).timing.median_us
-                    advance(done, len(models))
+                    found[kernel] = float(measured_peak(path, self.subject.splits.calibration.inputs([0]).shape))
             return found
 
-        key = [self.subject.hashes, self.config.target, table.device.to_json(), table.version, self.config.threads]
-        return WholeRuns(**self.study.cached("whole-runs", key, measure))
+        with self.progress.task("measure the memory of uniform models") as advance:
+            peaks: dict[str, float] = self.study.cached("peaks", [self.subject.hashes, list(kernels)], measure)
+            advance(1, 1)
+        return peaks
 
     @property
     def runtime(self) -> DeployedRuntime:
@@ -156,6 +186,7 @@ class Workshop:
     def measured(self, states: States) -> dict[str, Any]:
         """Written, weighed, timed and evaluated; the files are thrown away. Cached by the codes and the device-independent inputs."""
         key = [self.subject.hashes, _states_digest(states), self.config.target, self.config.threads, *self.task_key()]
+        key += ["memory"] if limits_memory(self.config) else []
         return self.study.cached("measured", key, lambda: self._measure(states))  # type: ignore[no-any-return]
 
     def task_key(self) -> list[str]:
@@ -174,6 +205,8 @@ class Workshop:
                 run = self.runtime.measure(path, images.inputs([0]), self.config.threads)
                 result |= {"latency_us": run.timing.median_us, "latency_iqr_us": run.timing.iqr_us, "clock": run.timing.clock}
                 result["integer_units"] = run.integer_kernels
+                if limits_memory(self.config):
+                    result["memory_bytes"] = float(measured_peak(path, images.inputs([0]).shape))
         return result
 
     def write_artifact(self, states: States, description: dict[str, Any]) -> dict[str, Any]:

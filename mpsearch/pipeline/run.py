@@ -19,11 +19,13 @@ from mpsearch.evaluate import FastEvaluator, clearly_lower
 from mpsearch.hardware import LatencyTable
 from mpsearch.models import from_module
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.costs import add_latency, add_scores, latency_table, resolve_budgets, sized_problem
+from mpsearch.pipeline.costs import add_scores, resolve_budgets, sized_problem
 from mpsearch.pipeline.crew import Crew, Team, make_job
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.front import write_front
+from mpsearch.pipeline.latency import add_latency, backend_of, latency_table
 from mpsearch.pipeline.learned import searched_calibration, states_digest
+from mpsearch.pipeline.memory import add_memory, limits_memory, memory_kernels
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.sampling import mean_bits
@@ -31,9 +33,11 @@ from mpsearch.pipeline.study import Study
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.reconstruct import Calibration
 from mpsearch.search import LossFile, Trial, explore, explore_by, polish, problem_front, solve
+from mpsearch.units import format_quantity
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
 _REPAIRS = 4
+_MEASURED = ("size_bytes", "latency_us", "memory_bytes", "onnx_bytes", "openvino_bytes")
 
 
 def run(config: RunConfig, study: Study, progress: Progress | None = None, crew: Crew | None = None) -> dict[str, Any]:
@@ -95,9 +99,9 @@ def search(
         return _run(make_subject(from_module(model), splits), config, folder, progress)
 
 
-def profile_model(config: RunConfig, progress: Progress) -> tuple[LatencyTable, Path]:
-    """Measure the rows that this device's table lacks for a model. Returns the table and its file."""
-    return latency_table(sized_problem(load_subject(config, progress), config), config, progress)
+def profile_model(config: RunConfig, progress: Progress, at_most: int | None = None) -> tuple[LatencyTable, Path]:
+    """Measure the rows that this device's table lacks for a model, or the most informative of them. Returns the table and its file."""
+    return latency_table(sized_problem(load_subject(config, progress), config), config, progress, at_most)
 
 
 def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None) -> dict[str, Any]:
@@ -109,29 +113,48 @@ def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, 
     workshop = Workshop(subject, calibration, config, study, progress)
     if config.target != "packed":
         table, where = latency_table(problem, config, progress)
-        problem, about["hardware"] = add_latency(problem, config, table, where, workshop.whole_runs(table))
+        problem, about["hardware"] = add_latency(problem, config, table, where, workshop.architecture(problem), progress)
+    if limits_memory(config):
+        peaks = workshop.uniform_peaks(memory_kernels(problem, backend_of(config)))
+        problem, about["memory"] = add_memory(problem, backend_of(config), workshop.float_onnx(), peaks, progress)
     searched = searched_calibration(problem, workshop)
     problem, about["objectives"] = add_scores(problem, subject, searched, config, study, progress)
     files.write_json(study.path / "problem.json", problem.to_json())
     study.describe(config, about)
     workshop.reference()
-    limits = budgets
-    for _ in range(_REPAIRS):
+    result = _repaired(problem, budgets, searched, workshop, crew, about)
+    with contextlib.closing((crew or Crew()).studies(study)) as studies:
+        studies.finish()
+    return result
+
+
+def _repaired(
+    problem: Problem, budgets: tuple[Budget, ...], searched: Calibration, workshop: Workshop, crew: Crew | None, about: dict[str, Any]
+) -> dict[str, Any]:
+    """Steps 4 to 6, again with tightened limits as long as what was chosen breaks a budget when it is measured, and no more than `_REPAIRS` times.
+
+    In the last round a finalist that keeps the budgets when measured is preferred to a better one that does not.
+    """
+    limits, repairs = budgets, list[dict[str, Any]]()
+    for turn in range(_REPAIRS):
         found = _search(problem, limits, searched, workshop, crew)
-        result = _finish(problem, budgets, found, workshop, about)
-        broken = [b for b in budgets if result["best"]["measured"].get(b.resource, 0.0) > b.limit]
+        result = _finish(problem, budgets, found, workshop, about, last=turn == _REPAIRS - 1)
+        best = result["best"]
+        broken = [b for b in budgets if best["measured"].get(b.resource, 0.0) > b.limit]
         if not broken:
-            with contextlib.closing((crew or Crew()).studies(study)) as studies:
-                studies.finish()
+            best["repairs"] = repairs
             return _write(result, problem, limits, found["trials"], workshop)
         for b in broken:
-            got = result["best"]["measured"][b.resource]
-            predicted = result["best"]["predicted"][b.resource]
-            progress.say(f"Measured {b.resource} {got:.0f} breaks the budget of {b.limit:.0f} (predicted {predicted:.0f}): tightened, and searched again.")
+            got, predicted = best["measured"][b.resource], best["predicted"][b.resource]
+            repairs.append({"resource": b.resource, "limit": b.limit, "predicted": predicted, "measured": got})
+            workshop.progress.say(
+                f"{best['label']}: measured {format_quantity(got, b.resource)} breaks the budget of {format_quantity(b.limit, b.resource)} "
+                f"(predicted {format_quantity(predicted, b.resource)}): tightened by that ratio, and searched again."
+            )
         limits = tuple(_tightened(b, limit, result) for b, limit in zip(budgets, limits, strict=True))
     raise InfeasibleError(
         f"After {_REPAIRS} rounds no exported model keeps {', '.join(map(str, budgets))} when it is measured. Raise the budget.",
-        {b.resource: result["best"]["measured"].get(b.resource, 0.0) for b in budgets},
+        {b.resource: best["measured"].get(b.resource, 0.0) for b in budgets},
     )
 
 
@@ -217,8 +240,10 @@ def _keeps(problem: Problem, indices: Sequence[int], limits: Sequence[Budget]) -
     return all(getattr(cost, b.resource) <= b.limit for b in limits)
 
 
-def _finish(problem: Problem, budgets: Sequence[Budget], found: dict[str, Any], workshop: Workshop, about: dict[str, Any]) -> dict[str, Any]:
-    """Steps 5 and 6: rows of the results table; the finalists are reconstructed, and one is chosen."""
+def _finish(
+    problem: Problem, budgets: Sequence[Budget], found: dict[str, Any], workshop: Workshop, about: dict[str, Any], last: bool = False
+) -> dict[str, Any]:
+    """Steps 5 and 6: rows of the results table; the finalists are reconstructed, and one is chosen, at last among those that keep the budgets if any does."""
     uniforms = _uniforms(problem, workshop.config)
     shown = {f"uniform {name}": indices for name, indices in uniforms.items() if name[:2] in ("W8", "W6", "W4") or indices == found["uniform"]}
     finalists = {f"exact optimum of {found['proxy']}": found["optimum"].indices, "best of the study": found["best"].indices}
@@ -231,6 +256,8 @@ def _finish(problem: Problem, budgets: Sequence[Budget], found: dict[str, Any], 
             row["reconstructed"] = workshop.measured(learned[indices])
         rows.append(row)
     done = [row for row in rows if "reconstructed" in row]
+    keeping = [row for row in done if all(row["reconstructed"].get(b.resource, 0.0) <= b.limit for b in budgets)]
+    done = keeping if last and keeping else done
     chosen, reason = _choose(done, found["uniform"], learned, workshop)
     best = {
         "label": chosen["label"],
@@ -239,7 +266,7 @@ def _finish(problem: Problem, budgets: Sequence[Budget], found: dict[str, Any], 
         "indices": chosen["indices"],
         "budgets": [b.to_json() for b in budgets],
         "predicted": chosen["predicted"],
-        "measured": {k: v for k, v in chosen["reconstructed"].items() if k in ("size_bytes", "latency_us", "onnx_bytes", "openvino_bytes")},
+        "measured": {k: v for k, v in chosen["reconstructed"].items() if k in _MEASURED},
         "metrics": chosen["reconstructed"]["metrics"],
         "proxy": {"objective": found["proxy"], "status": found["optimum"].status, "found_by": found["optimum"].found_by},
     }

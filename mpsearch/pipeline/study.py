@@ -46,14 +46,14 @@ class Study:
             raise StudyError(f"{self.path / 'study.json'} is damaged ({type(error).__name__}: {error}). Start a new study.") from None
 
     def claim(self, config: RunConfig) -> bool:
-        """Take the folder for these settings; whether they were there already. Another budget may join; anything else is refused."""
+        """Take the folder for these settings; whether they were there. Another budget, or going on with estimates, may join; the rest is refused."""
         if not (self.path / "study.json").is_file():
             self.describe(config, {})
             return False
         held = self.config()
-        if replace(held, budgets=config.budgets) != config:
+        if replace(held, budgets=config.budgets, allow_estimate=config.allow_estimate) != config:
             ours, theirs = config.to_json(), held.to_json()
-            differ = [k for k in ours if ours[k] != theirs[k] and k != "budgets"]
+            differ = [k for k in ours if ours[k] != theirs[k] and k not in ("budgets", "allow_estimate")]
             raise StudyError(f"{self.path} holds a study with other settings ({', '.join(differ)}). Give this one another name with --name.")
         if held != config:
             self.describe(config, {})

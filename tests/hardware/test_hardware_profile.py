@@ -1,12 +1,15 @@
 """Only missing rows are measured, each shape once, and a row that is not what was asked is never a latency."""
 
 import math
+import os
+import signal
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import pytest
 
-from mpsearch.hardware import BACKENDS, Backend, Cell, DeviceIdentity, LatencyTable, Support, latency_costs, profile
+from mpsearch.hardware import BACKENDS, Backend, Cell, DeviceIdentity, LatencyTable, Support, Timing, latency_costs, profile
+from mpsearch.hardware.predict import RowPredictor
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 FLOAT, W8A8, W4A8, W2A2 = Candidate.parse("float"), Candidate(8, 8), Candidate(4, 8), Candidate(2, 2)
@@ -27,6 +30,7 @@ class Recorder(Backend):
     as_asked: bool = True
     relative_error: float = 0.0
     stop_at: int = 10**9
+    fails: str = ""
     built: list = field(default_factory=list)
 
     def supports(self, layer, candidate):
@@ -40,7 +44,40 @@ class Recorder(Backend):
         if len(self.built) == self.stop_at:
             raise KeyboardInterrupt
         self.built.append((layer.name, str(candidate), batch))
+        if self.fails == str(candidate):
+            raise RuntimeError("no such kernel\nat line 1")
         return Cell(lambda: None, ("Op",), self.as_asked, self.relative_error, 0.1)
+
+
+@dataclass(frozen=True)
+class Dying(Backend):
+    """Its integer kernel ends the process."""
+
+    name: ClassVar[str] = "recorder"
+    version: ClassVar[str] = "1"
+    threads: int = 1
+
+    def supports(self, layer, candidate):
+        return Support("ok", "", candidate)
+
+    def build(self, layer, candidate, batch):
+        if candidate == W8A8:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return Cell(lambda: sum(range(3000)), ("Op",), True, 0.0, 0.1)
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch):
+    """What the bench finds of each cell, in turns; a machine that holds still if a test says nothing."""
+    readings = []
+
+    def measure(self, run):
+        run()
+        median, iqr, held = readings.pop(0) if readings else (5.0, 0.1, True)
+        return Timing(median, iqr, 14, "cpu", median, (median, median)), 250.0, held
+
+    monkeypatch.setattr("mpsearch.hardware.bench.Bench.measure", measure)
+    return readings
 
 
 def empty():
@@ -69,6 +106,51 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     again = Recorder()
     measure(again, [CONV, LINEAR], [FLOAT, W8A8], LatencyTable.open(tmp_path, HERE, "recorder", "1", 1), tmp_path)
     assert again.built == []
+
+
+def test_a_row_that_spreads_is_measured_again_after_the_others(tmp_path, steady):
+    steady += [(9.0, 5.0, False), (5.0, 0.1, True), (6.0, 0.1, True)]
+    backend = Recorder()
+    table = measure(backend, [CONV], [FLOAT, W8A8], empty(), tmp_path)
+    assert [kernel for _, kernel, _ in backend.built] == ["float", "W8A8", "float"]
+    assert (table.get(CONV, FLOAT).median_us, table.get(CONV, FLOAT).status) == (6.0, "ok")
+
+
+def test_after_three_tries_the_steadiest_is_kept_and_called_unstable(tmp_path, steady):
+    steady += [(9.0, 5.0, False), (7.0, 1.0, False), (8.0, 4.0, False)]
+    table = measure(Recorder(), [CONV], [FLOAT], empty(), tmp_path)
+    assert (table.get(CONV, FLOAT).median_us, table.get(CONV, FLOAT).status) == (7.0, "unstable")
+    costs = latency_costs([CONV], [[FLOAT]], Recorder(), table)
+    assert (costs.rows, costs.unstable) == (((7.0,),), (("conv", "float"),))
+
+
+def test_a_kernel_that_raises_is_a_crash_and_costs_one_row(tmp_path):
+    backend = Recorder(fails="W8A8")
+    table = measure(backend, [LINEAR], [FLOAT, W8A8], empty(), tmp_path)
+    assert (table.get(LINEAR, FLOAT).status, table.get(LINEAR, W8A8).status) == ("ok", "crash")
+    assert table.get(LINEAR, W8A8).executed == "RuntimeError: no such kernel"
+    assert latency_costs([LINEAR], [[W8A8]], backend, table).rows == ((math.inf,),)
+
+
+def test_a_process_that_dies_costs_one_row(tmp_path):
+    """The child is ended by a signal in the middle of a cell; another takes its place."""
+    table = measure(Dying(), [LINEAR], [W8A8, FLOAT], empty(), tmp_path, isolate=True)
+    assert table.get(LINEAR, W8A8).status == "crash" and "SIGSEGV" in table.get(LINEAR, W8A8).executed
+    assert table.get(LINEAR, FLOAT).usable and table.get(LINEAR, FLOAT).rounds
+
+
+def test_a_part_of_the_rows_is_measured_and_the_rest_predicted_and_flagged(tmp_path):
+    layers = [replace(LINEAR, name=f"l{n}", weight_shape=(8 * n, 64), input_shapes=((1, 64),), output_shape=(1, 8 * n)) for n in range(1, 15)]
+    backend, seen = Recorder(), []
+    table = measure(backend, layers, [FLOAT], empty(), tmp_path, at_most=9, on_row=lambda *a: seen.append(a[:2]))
+    assert len(backend.built) == len(table.rows) == 9 and seen == [(i, 9) for i in range(1, 10)]
+    missing = {layer.name for layer in layers} - {name for name, *_ in backend.built}
+    plain = latency_costs(layers, [[FLOAT]] * 14, backend, table)
+    assert {name for name, *_ in plain.unusable} == missing and not plain.estimated
+    costs = latency_costs(layers, [[FLOAT]] * 14, backend, table, predictor=RowPredictor(table.rows))
+    assert {name for name, *_ in costs.predicted} == missing and costs.estimated and costs.unusable == ()
+    assert all(row == (pytest.approx(5.0, rel=0.05),) for row in costs.rows)
+    assert len(table.rows) == 9
 
 
 def test_another_batch_is_another_cell(tmp_path):
@@ -126,4 +208,4 @@ def test_onnx_runtime_fills_a_table_with_usable_rows(tmp_path):
     assert costs.unusable == () and all(0 < us < math.inf for row in costs.rows for us in row)
     assert costs.rows[1][1] == costs.rows[1][2]
     assert "QLinearConv" in table.get(CONV, W8A8).executed and "MatMulIntegerToFloat" in table.get(LINEAR, W8A8).executed
-    assert table.get(CONV, W8A8).weight_bytes == 8 * 4 * 9 + 4 * 8
+    assert table.get(CONV, W8A8).weight_bytes == 8 * 4 * 9 + 5 * 8

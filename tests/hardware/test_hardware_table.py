@@ -2,13 +2,15 @@
 
 import csv
 import json
+import multiprocessing
 from dataclasses import replace
 
 import pytest
 
 from mpsearch.errors import DeviceMismatchError, TableError
-from mpsearch.hardware import DeviceIdentity, LatencyTable, Row, identity
-from mpsearch.hardware.table import row_key
+from mpsearch.hardware import DeviceIdentity, LatencyTable, ModelRun, Row, identity
+from mpsearch.hardware.rows import row_key
+from mpsearch.hardware.table import models_path
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 HERE = DeviceIdentity("CPU one", "x86_64", 2, ("avx2",), "Linux")
@@ -16,6 +18,8 @@ THERE = replace(HERE, name="CPU two")
 LAYER = Layer("a", "conv2d", (8, 4, 3, 3), ((1, 4, 9, 9),), (1, 8, 9, 9), 1, "b", bias=True, conv=ConvAttributes((1, 1), (1, 1), (1, 1), 1))
 W8A8 = Candidate(8, 8)
 ROW = Row(row_key(LAYER, 1), "W8A8", "ok", 12.5, 0.25, 21, 320, "QuantizeLinear QLinearConv", 0.0037, "2026-01-02T03:04:05+00:00")
+
+RUN = ModelRun("net-1", 1, ("float", "W8A8"), (1000.0, 1020.0), 12.0, 250.0, "ok", "cpu", "2026-01-02T03:04:05+00:00")
 
 
 def table_of(*rows, device=HERE):
@@ -84,6 +88,10 @@ def test_what_decides_a_kernel_is_in_the_key(other):
         ({"repeats": "2.5"}, "2.5"),
         ({"weight_bytes": "-3"}, "weight_bytes is -3"),
         ({"status": "perhaps"}, "perhaps"),
+        ({"kind": "thing"}, "thing"),
+        ({"clock": "sun"}, "sun"),
+        ({"rounds": "1 two"}, "two"),
+        ({"anchor_us": "nan"}, "anchor_us is nan"),
     ],
 )
 def test_a_malformed_value_is_named_with_its_line(saved, values, message):
@@ -108,6 +116,24 @@ def test_a_missing_column_is_named(saved, column):
         writer.writerows(rows)
     with pytest.raises(TableError, match=f"column '{column}'"):
         LatencyTable.load(saved, HERE)
+
+
+def test_a_number_that_lost_its_last_digits_is_not_taken(saved):
+    """Cut within the last field there are as many fields as before."""
+    saved.write_text(saved.read_text()[:-2])
+    with pytest.raises(TableError, match=r"line 3.*cut off"):
+        LatencyTable.load(saved, HERE)
+
+
+@pytest.mark.parametrize("cut", range(0, 700, 23))
+def test_wherever_a_table_is_cut_it_is_refused_or_whole(saved, cut):
+    whole = saved.read_text()
+    saved.write_text(whole[:cut])
+    try:
+        table = LatencyTable.load(saved, HERE)
+    except TableError:
+        return
+    assert cut >= len(whole) or all(row in (ROW, replace(ROW, kernel="float", status="fallback")) for row in table.rows.values())
 
 
 def test_an_empty_or_missing_file_is_refused(saved, tmp_path):
@@ -163,6 +189,21 @@ def test_another_device_is_refused_by_both_names(saved):
         LatencyTable.load(saved, THERE)
 
 
+def test_another_version_or_thread_count_is_refused_and_may_be_an_estimate(saved):
+    here = LatencyTable(HERE, "ort-cpu", "9.9.9", 1)
+    with pytest.raises(DeviceMismatchError, match=r"ort-cpu 1\.2\.3; the version here is 9\.9\.9"):
+        LatencyTable.load(saved, HERE, fits=here)
+    assert LatencyTable.load(saved, HERE, fits=here, allow_estimate=True).estimated
+    with pytest.raises(DeviceMismatchError, match="1 threads; 2 were asked for"):
+        LatencyTable.load(saved, HERE, fits=LatencyTable(HERE, "ort-cpu", "1.2.3", 2))
+    assert not LatencyTable.load(saved, HERE, fits=LatencyTable(HERE, "ort-cpu", "1.2.3", 1)).estimated
+
+
+def test_a_table_of_another_backend_is_never_taken(saved):
+    with pytest.raises(TableError, match="backend ort-cpu; openvino-cpu was asked for"):
+        LatencyTable.load(saved, HERE, fits=LatencyTable(HERE, "openvino-cpu", "1.2.3", 1), allow_estimate=True)
+
+
 def test_another_device_may_be_an_estimate_that_cannot_be_saved(saved, tmp_path):
     table = LatencyTable.load(saved, THERE, allow_estimate=True)
     assert table.estimated and table.get(LAYER, W8A8) == ROW
@@ -177,6 +218,68 @@ def test_two_writers_keep_the_rows_of_both(tmp_path):
     second.save(tmp_path)
     assert {kernel for _, kernel in LatencyTable.load(path, HERE).rows} == {"W8A8", "float"}
     assert len(second.rows) == 2
+
+
+def _write_rows(folder, writer, count):
+    for i in range(count):
+        table = LatencyTable(HERE, "ort-cpu", "1.2.3", 1)
+        row = replace(ROW, key=f"writer {writer} row {i}")
+        run = replace(RUN, model=f"net-{writer}", kernels=(f"k{i}",))
+        table.rows[row.key, row.kernel] = row
+        table.models[run.key] = run
+        table.save(folder)
+
+
+def test_writers_at_once_lose_nothing(tmp_path):
+    """Each saves a table of one row again and again, which is what two `profile` at once do."""
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_rows, args=(tmp_path, w, 12)) for w in range(3)]
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join(30)
+    table = LatencyTable.open(tmp_path, HERE, "ort-cpu", "1.2.3", 1)
+    assert {row.key for row in table.rows.values()} == {f"writer {w} row {i}" for w in range(3) for i in range(12)}
+    assert {run.key for run in table.models.values()} == {(f"net-{w}", 1, (f"k{i}",)) for w in range(3) for i in range(12)}
+
+
+def test_whole_model_runs_come_back(tmp_path):
+    table = table_of(ROW)
+    table.models = {RUN.key: RUN}
+    back = LatencyTable.load(table.save(tmp_path), HERE)
+    assert back.models == {RUN.key: RUN} and back.runs_of("net-1") == [RUN] and back.runs_of("net-1", 2) == []
+    assert RUN.latency_us == 1010.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line[:-9], "line 1, is not JSON"),
+        (lambda line: line.replace("1000.0", "-1000.0"), "line 1: the times"),
+        (lambda line: line.replace("1000.0", "NaN"), "line 1: the times"),
+        (lambda line: line.replace('"anchor_us"', '"anchor"'), "line 1, is not a whole-model run"),
+        (lambda line: line.replace('"ok"', '"fine"'), "status 'fine'"),
+    ],
+)
+def test_a_malformed_run_is_named_with_its_line(tmp_path, change, message):
+    table = table_of(ROW)
+    table.models = {RUN.key: RUN}
+    path = table.save(tmp_path)
+    runs = models_path(path)
+    runs.write_text(change(runs.read_text().strip()) + "\n")
+    with pytest.raises(TableError, match=message):
+        LatencyTable.load(path, HERE)
+
+
+def test_a_row_of_a_crash_has_no_time_and_is_read(tmp_path):
+    crash = replace(ROW, status="crash", median_us=0.0, iqr_us=0.0, repeats=0, executed="SIGSEGV")
+    assert LatencyTable.load(table_of(crash).save(tmp_path), HERE).rows[crash.key, "W8A8"] == crash
+    assert not crash.usable and ROW.usable and replace(ROW, status="unstable").usable
+
+
+def test_passes_tell_the_error_of_the_same_measured_twice():
+    assert replace(ROW, rounds="9 11").aa_error == pytest.approx(0.2)
+    assert ROW.aa_error is None
 
 
 def test_of_two_rows_of_a_cell_the_later_writer_has_its_own(tmp_path):

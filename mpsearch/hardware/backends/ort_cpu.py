@@ -44,15 +44,17 @@ def arithmetic_of(candidate: Candidate) -> str:
     return "float" if candidate.is_float else "stored" if candidate.weight_only else "integer"
 
 
-def session(model: bytes | Path, threads: int = 1, optimized: Path | None = None) -> ort.InferenceSession:
+def session(model: bytes | Path, threads: int = 1, optimized: Path | None = None, *, arena: bool = True) -> ort.InferenceSession:
     """The one place where session options are set, for timing cells and for the exported model alike.
 
     Args:
         model: Serialised ONNX, or its file.
         threads: Of the runtime's pool.
         optimized: Where to write the graph that really runs.
+        arena: Whether memory is kept for the next call; without it, what a call takes can be read from the process.
     """
     options = ort.SessionOptions()
+    options.enable_cpu_mem_arena = arena
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     if identity().saturates:  # the exact kernel is only asked for there: where VNNI is, the same option makes it 2 to 2.5 times slower

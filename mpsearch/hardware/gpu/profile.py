@@ -17,7 +17,7 @@ from typing import Any
 from mpsearch.errors import MpsearchError, TableError
 from mpsearch.hardware.backends import Backend, Cell
 from mpsearch.hardware.gpu.measure import ForeignProcessError, GpuSettings, GraphTimer, Monitor, Reading, read_cell
-from mpsearch.hardware.table import row_key
+from mpsearch.hardware.rows import row_key
 from mpsearch.problem import Candidate, Layer
 
 SCHEMA = 1

@@ -1,0 +1,152 @@
+"""The bench that CPU cells are timed on: pinned cores, an anchor that tells of drift, a gate that waits for an idle machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mpsearch.errors import MpsearchError
+from mpsearch.hardware.measure import Timing, summary, time_callable
+
+SPREAD, APART = 0.20, 0.06
+"""Of a row that is taken at once: quartiles, or the medians of two passes, further apart than this are measured again."""
+DRIFT = 0.10
+"""Of the anchor against the median of the session: beyond it the machine is in another state, and the row is measured again."""
+TRIES = 3
+_BUSY = 0.10
+_STAT = Path("/proc/stat")
+
+
+def anchor_work() -> Callable[[], object]:
+    """A fixed piece of work on one core: a float32 product of 96 x 96 matrices in plain loops, and a copy of 2 MiB."""
+    draw = np.random.default_rng(0)
+    a, b = (draw.standard_normal((96, 96)).astype(np.float32) for _ in range(2))
+    source = draw.standard_normal(2**19).astype(np.float32)
+    target = np.empty_like(source)
+
+    def run() -> None:
+        np.einsum("ij,jk->ik", a, b)  # not through BLAS, whose pool would be timed too
+        np.copyto(target, source)
+
+    return run
+
+
+@contextlib.contextmanager
+def pinned(threads: int) -> Iterator[tuple[int, ...]]:
+    """Keep this thread, and the pools that it starts meanwhile, on as many cores as the runtime has threads: the idlest ones.
+
+    Where the system has no affinity (macOS) nothing is pinned, and the cores are empty.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield ()
+        return
+    before = os.sched_getaffinity(0)
+    busy = busy_shares(0.05)
+    cores = tuple(sorted(sorted(before, key=lambda core: (busy.get(core, 0.0), core))[: max(1, threads)]))
+    os.sched_setaffinity(0, cores)
+    try:
+        yield cores
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def busy_shares(seconds: float, stat: Path = _STAT) -> dict[int, float]:
+    """Core -> share of its time that was not idle; empty where the system does not tell."""
+    first = _ticks(stat)
+    time.sleep(seconds)
+    second = _ticks(stat)
+    shares = {}
+    for core, (idle, total) in second.items():
+        passed = total - first.get(core, (0, 0))[1]
+        shares[core] = 1 - (idle - first.get(core, (0, 0))[0]) / passed if passed > 0 else 0.0
+    return shares
+
+
+def _ticks(stat: Path) -> dict[int, tuple[int, int]]:
+    """Core -> idle and total ticks."""
+    if not stat.is_file():
+        return {}
+    found = {}
+    for line in stat.read_text().splitlines():
+        name, *ticks = line.split()
+        if name.startswith("cpu") and name[3:].isdigit():
+            values = [int(t) for t in ticks[:8]]
+            found[int(name[3:])] = (values[3] + values[4], sum(values))
+    return found
+
+
+def wait_for_idle(threads: int, patience: float = 30.0, busy: Callable[[float], dict[int, float]] = busy_shares) -> None:
+    """More than one thread is timed by the wall clock, which a neighbour stretches: wait until there is none.
+
+    Raises: MpsearchError: Cores that are needed stayed busy for `patience` seconds.
+    """
+    if threads == 1:
+        return
+    until = time.monotonic() + patience
+    while True:
+        shares = busy(0.25)
+        worst = sum(shares.values())
+        room = len(shares) - threads
+        if not shares or worst <= max(_BUSY * len(shares), float(room)):
+            return
+        if time.monotonic() >= until:
+            raise MpsearchError(
+                f"Other processes keep {worst:.1f} of {len(shares)} cores busy, so {threads} threads cannot be timed. Wait until they are done, "
+                "or measure one thread (--threads 1), whose CPU time a neighbour does not stretch."
+            )
+
+
+@dataclass
+class Bench:
+    """Times cells in two passes with the anchor around them, and again where they spread or the machine has drifted.
+
+    Args:
+        threads: Of the runtime.
+        seconds: Of measuring for a cell, both passes together.
+        anchors_us: Readings of the anchor so far.
+    """
+
+    threads: int = 1
+    seconds: float = 0.25
+    anchors_us: list[float] = field(default_factory=list)
+    _anchor: Callable[[], object] = field(default_factory=anchor_work)
+
+    def anchor(self) -> float:
+        """Read the anchor once more, in microseconds."""
+        self.anchors_us.append(time_callable(self._anchor, seconds=0.01, least_repeats=5).median_us)
+        return self.anchors_us[-1]
+
+    @property
+    def drift(self) -> float:
+        """How far the last readings are from the median of the session, as a share."""
+        usual = float(np.median(self.anchors_us)) if self.anchors_us else 0.0
+        return max(abs(reading / usual - 1) for reading in self.anchors_us[-3:]) if usual else 0.0
+
+    def measure(self, run: Callable[[], object]) -> tuple[Timing, float, bool]:
+        """Time a cell. Returns the timing, the anchor beside it in microseconds, and whether both held still."""
+        wait_for_idle(self.threads)
+        readings = [self.anchor()]
+        passes = []
+        for _ in range(2):
+            passes.append(time_callable(run, threads=self.threads, seconds=self.seconds / 2))
+            readings.append(self.anchor())
+        timing = _joined(passes, self.threads)
+        return timing, float(np.median(readings)), held_still(timing) and self.drift <= DRIFT
+
+
+def held_still(timing: Timing) -> bool:
+    """Whether neither the samples nor the passes of a timing lie too far apart."""
+    return timing.iqr_us <= SPREAD * timing.median_us and timing.apart <= APART
+
+
+def _joined(passes: list[Timing], threads: int) -> Timing:
+    """Two passes as one: the mean of the medians, the wider of the spreads."""
+    medians = [p.median_us for p in passes]
+    middle = summary([medians], threads).median_us
+    return Timing(middle, max(p.iqr_us for p in passes), sum(p.repeats for p in passes), passes[0].clock, min(p.min_us for p in passes), tuple(medians))

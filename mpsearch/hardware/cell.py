@@ -1,0 +1,138 @@
+"""One cell of a table: built, checked and timed, here or in a process of its own."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import signal
+import sys
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Self
+
+from mpsearch.errors import MpsearchError
+from mpsearch.hardware.backends import Backend, Cell
+from mpsearch.hardware.bench import Bench
+from mpsearch.hardware.measure import Timing
+from mpsearch.hardware.rows import Row, row_key
+from mpsearch.problem import Candidate, Layer
+
+_NOTHING = Timing(0.0, 0.0, 0, "cpu")
+
+
+class CellTimer:
+    """Measures cells in this process.
+
+    Args:
+        backend: The runtime.
+        batch: Images in a call.
+        seconds: Of measuring for each cell.
+    """
+
+    def __init__(self, backend: Backend, batch: int = 1, seconds: float = 0.25) -> None:
+        self.backend, self.batch, self.seconds = backend, batch, seconds
+        self._bench: Bench | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+    def measure(self, layer: Layer, kernel: Candidate) -> tuple[Row, bool]:
+        """The row of a unit in a kernel, and whether the machine held still. A kernel that raises is a row of status `crash`."""
+        if self._bench is None:
+            self._bench = Bench(self.backend.threads, self.seconds)
+        try:
+            cell = self.backend.build(layer, kernel, self.batch)
+            timing, anchor_us, steady = self._bench.measure(cell.run)
+        except MpsearchError:
+            raise
+        except Exception as error:  # a runtime has no common base class for what its kernels raise; the row says what it was
+            first = (str(error).strip().splitlines() or [""])[0]
+            return self.failed(layer, kernel, f"{type(error).__name__}: {first}"[:160]), True
+        return self._row(layer, kernel, cell, timing, anchor_us), steady
+
+    def failed(self, layer: Layer, kernel: Candidate, why: str) -> Row:
+        """The row of a kernel that did not come back."""
+        none = Cell(lambda: None, (why,), False, math.nan, 0.0)
+        return self._row(layer, kernel, none, _NOTHING, 0.0, "crash")
+
+    def _row(self, layer: Layer, kernel: Candidate, cell: Cell, timing: Timing, anchor_us: float, status: str | None = None) -> Row:
+        found = "wrong" if not cell.relative_error <= cell.tolerance else "ok" if cell.as_asked else "fallback"
+        return Row(
+            row_key(layer, self.batch),
+            str(kernel),
+            status or found,
+            timing.median_us,
+            timing.iqr_us,
+            timing.repeats,
+            self.backend.packed_bytes(layer, kernel),
+            " ".join(cell.executed),
+            cell.relative_error if math.isfinite(cell.relative_error) else sys.float_info.max,  # a table holds finite numbers
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            min_us=timing.min_us,
+            rounds=" ".join(f"{p:.6g}" for p in timing.passes_us),
+            anchor_us=anchor_us,
+            clock=timing.clock,
+        )
+
+
+class IsolatedTimer(CellTimer):
+    """Measures cells in a child process; one that dies at a cell leaves a row of status `crash`, and another takes its place."""
+
+    _child: Any = None
+    _pipe: Connection | None = None
+
+    def measure(self, layer: Layer, kernel: Candidate) -> tuple[Row, bool]:
+        """As in `CellTimer`."""
+        pipe = self._start() if self._pipe is None else self._pipe
+        try:
+            pipe.send((layer, kernel))
+            answer = pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return self.failed(layer, kernel, f"the process died: {self._stop()}"), True
+        if isinstance(answer, BaseException):
+            raise answer
+        row, steady = answer
+        return row, steady
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+
+    def _start(self) -> Connection:
+        context = multiprocessing.get_context("spawn")  # a forked child would inherit pools that are locked
+        self._pipe, theirs = context.Pipe()
+        self._child = context.Process(target=_serve, args=(theirs, self.backend, self.batch, self.seconds), daemon=True)
+        self._child.start()
+        theirs.close()
+        return self._pipe
+
+    def _stop(self) -> str:
+        """End the child. Returns how it ended."""
+        if self._pipe is None:
+            return "it had not started"
+        self._pipe.close()
+        self._child.join(2.0)
+        if self._child.exitcode is None:
+            self._child.kill()
+            self._child.join()
+        code = int(self._child.exitcode)
+        self._child, self._pipe = None, None
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _serve(pipe: Connection, backend: Backend, batch: int, seconds: float) -> None:
+    """Answer cells with rows until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and closes the pipe
+    timer = CellTimer(backend, batch, seconds)
+    while True:
+        try:
+            layer, kernel = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            pipe.send(timer.measure(layer, kernel))
+        except MpsearchError as error:
+            pipe.send(error)
