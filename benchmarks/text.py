@@ -40,7 +40,7 @@ import minilm  # noqa: E402
 import texts  # noqa: E402
 
 BITS, METHODS = ("W8A8", "W4A4", "W2A4"), ("nearest", "qdrop")
-BUDGETS = ("8bits", "6bits", "5bits", "4bits")
+BUDGETS = ("8bits", "5bits", "4bits")
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,8 @@ def _settings(arguments: argparse.Namespace) -> tuple[int, ...]:
 def _described(arguments: argparse.Namespace) -> str:
     return (
         f"all-MiniLM-L6-v2 with a new head, all weights fine-tuned in {arguments.steps} steps of 16 texts (8 questions); "
-        f"{arguments.calibration} calibration texts, {arguments.iterations} steps a block in batches of 16, seed {arguments.seed}. "
+        f"{arguments.calibration} calibration texts, "
+        f"{arguments.iterations} steps a block in batches of 16, seed {arguments.seed}. "
         "Ranges by MSE, inputs asymmetric per tensor, weights symmetric per channel."
     )
 
@@ -194,7 +195,7 @@ def embedding(arguments: argparse.Namespace) -> str:
             model,
             drawn,
             budgets=[budget],
-            study=arguments.folder / f"minilm-{budget}",
+            study=arguments.folder / "minilm",  # one for all budgets: what does not depend on them is kept
             task="embedding",
             objectives=("output_mse:images=32", "weight_mse"),
             trials=arguments.trials,
