@@ -149,8 +149,9 @@ def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[s
             writer.linear(node.input[0], given, bias, _grid(affine_input(unit, state)), node.output[0])
             placed.setdefault(unit, [])
     replace_nodes(model, writer.nodes, writer.initializers)
+    imports = opset_imports(max(o.version for o in model.opset_import if not o.domain))
     del model.opset_import[:]
-    model.opset_import.extend(opset_imports())
+    model.opset_import.extend(imports)
     return placed
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +34,10 @@ class Quantizers(Protocol):
     def products(self) -> Mapping[str, Any]:
         """Products of two activations that may be quantised, by name."""
 
+    @property
+    def learned(self) -> Container[tuple[str, Candidate]]:
+        """Units and candidates whose weight was learned for both bit widths; any other weight depends on its own bits alone."""
+
     def input_params(self, unit: str, candidate: Candidate) -> ActivationQuantizer:
         """Quantiser of a unit's input."""
 
@@ -42,6 +46,7 @@ class Quantizers(Protocol):
 
 
 _BATCH = 32
+_ANY = 16  # input bits in the key of a weight that does not depend on them
 _PREFIX_SHARE = 4  # the outputs that one assignment leaves take at most this part of the memory
 
 
@@ -152,7 +157,7 @@ class FastEvaluator:
     def _weight(self, unit: str, candidate: Candidate) -> Tensor:
         if candidate.is_float:
             return self._calibration.weights[unit]
-        key = (unit, candidate)
+        key = (unit, candidate if (unit, candidate) in self._calibration.learned else replace(candidate, a_bits=_ANY))
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]

@@ -126,9 +126,9 @@ class QdqWriter:
         return name
 
 
-def opset_imports() -> list[OperatorSetIdProto]:
-    """The operator sets that the nodes come from."""
-    return [helper.make_opsetid("", OPSET), helper.make_opsetid(_CONTRIB, 1)]
+def opset_imports(version: int = OPSET) -> list[OperatorSetIdProto]:
+    """The operator sets that the nodes come from; a graph of a later version than theirs keeps it."""
+    return [helper.make_opsetid("", max(version, OPSET)), helper.make_opsetid(_CONTRIB, 1)]
 
 
 def stored_bytes(rows: int, columns: int, bits: int) -> int:

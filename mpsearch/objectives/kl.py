@@ -38,10 +38,10 @@ class Kl(Objective):
         require_positive("kl", images=self.images, memory_mb=self.memory_mb)
 
     def passes(self, context: ScoringContext) -> Passes:
-        """One forward pass of the float model, and one for every integer candidate of every unit that was calibrated."""
+        """One forward pass of the float model, one for every integer candidate of every calibrated unit, and two images that tell where passes can start."""
         count, units = min(self.images, len(context.images)), set(calibrated_units(context))
         pairs = zip(context.layers, context.candidates, strict=True)
-        return Passes(count * (1 + sum(not c.is_float for layer, row in pairs if layer.name in units for c in row)))
+        return Passes(2 + count * (1 + sum(not c.is_float for layer, row in pairs if layer.name in units for c in row)))
 
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`."""

@@ -139,7 +139,7 @@ def test_a_weight_is_quantised_once_whatever_the_input_bits(tiny):
     net, asked = tiny("conv"), []
 
     class Counting:
-        weights, products = net.calibration.weights, {}
+        weights, products, learned = net.calibration.weights, {}, {}
         input_params = staticmethod(net.calibration.input_params)
 
         @staticmethod

@@ -63,12 +63,12 @@ def test_1_a_float_convolution_between_integer_ones_stays_float():
 @pytest.mark.parametrize("layer", [conv(), linear(1, 7)], ids=["conv", "linear"])
 def test_2_signed_inputs_run_in_float_and_the_row_says_so(monkeypatch, tmp_path, layer):
     def signed(self, x, grid):
-        scale, zero = self._constant(np.float32(grid.scale), "scale"), self._constant(np.int8(grid.zero_point - 128), "zero_point")
+        scale, zero = self.constant(np.float32(grid.scale), "scale"), self.constant(np.int8(grid.zero_point - 128), "zero_point")
         return self.node("DequantizeLinear", [self.node("QuantizeLinear", [x, scale, zero]), scale, zero])
 
     monkeypatch.setattr(QdqWriter, "quantized", signed)
     row, costs = _profiled("ort-cpu", layer, W8A8, tmp_path)
-    if row.status == "ok":  # the exact kernel of processors without VNNI takes them; then it must be one
+    if row.usable:  # the exact kernel of processors without VNNI takes them; then it must be one
         assert SATURATES and ort_cpu.kernels_of(tuple(row.executed.split())) == ["integer"]
     else:
         _is_no_latency(row, costs, "fallback")
@@ -76,7 +76,7 @@ def test_2_signed_inputs_run_in_float_and_the_row_says_so(monkeypatch, tmp_path,
 
 def test_3_a_gemm_of_quantised_tensors_runs_in_float_and_the_row_says_so(monkeypatch, tmp_path):
     def gemm(self, x, weight, bias, grid, output=None):
-        held = self._constant(np.asarray(bias, np.float32), "bias")
+        held = self.constant(np.asarray(bias, np.float32), "bias")
         return self.node("Gemm", [self.quantized(x, grid), self._weight(weight, axis=0), held], output, transB=1)
 
     monkeypatch.setattr(QdqWriter, "linear", gemm)
@@ -143,7 +143,7 @@ def test_7_a_kernel_that_raises_is_no_silent_row(monkeypatch, tmp_path):
 @pytest.mark.skipif(not SATURATES, reason="this processor adds products in 32 bits")
 def test_sums_that_overflow_16_bits_are_wrong_and_no_latency_on_onnx_runtime(monkeypatch, tmp_path):
     wide = linear(1, 7, inputs=64)
-    assert _profiled("ort-cpu", wide, W8A8, tmp_path / "exact")[0].status == "ok"
+    assert _profiled("ort-cpu", wide, W8A8, tmp_path / "exact")[0].usable
     monkeypatch.setattr(DeviceIdentity, "saturates", property(lambda _: False))
     _is_no_latency(*_profiled("ort-cpu", wide, W8A8, tmp_path / "fast"), "wrong")
 
@@ -153,14 +153,14 @@ def test_sums_that_overflow_16_bits_are_wrong_and_no_latency_on_onnx_runtime(mon
 def test_sums_that_overflow_16_bits_are_refused_and_wrong_on_openvino(openvino_nodes, monkeypatch, tmp_path, layer):
     refused = BACKENDS.create("openvino-cpu").supports(layer, W8A8)
     assert (refused.status, refused.kernel) == ("no", None) and "overflow 16 bits" in refused.reason and "up to 7 bits" in refused.reason
-    assert _profiled("openvino-cpu", layer, W7A8, tmp_path / "exact")[0].status == "ok"
+    assert _profiled("openvino-cpu", layer, W7A8, tmp_path / "exact")[0].usable
     monkeypatch.setattr("mpsearch.hardware.backends.openvino_cpu._integer", lambda c: Support("ok", "", c))
     _is_no_latency(*_profiled("openvino-cpu", layer, W8A8, tmp_path / "wide"), "wrong")
 
 
 def test_four_bits_of_odd_rows_are_read_wrongly_by_openvino_and_the_row_says_so(openvino_nodes, monkeypatch, tmp_path):
     odd = linear(1, 3, inputs=34, outputs=5)
-    assert _profiled("openvino-cpu", odd, W4A16, tmp_path / "even")[0].status == "ok"
+    assert _profiled("openvino-cpu", odd, W4A16, tmp_path / "even")[0].usable
     monkeypatch.setattr(openvino_nodes.OpenVinoWriter, "compressed", lambda self, weight, _: self.weight(weight))
     _is_no_latency(*_profiled("openvino-cpu", odd, W4A16, tmp_path / "wide"), "fallback")
 

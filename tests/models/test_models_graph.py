@@ -267,7 +267,8 @@ def branching(s: Flow, x: Tensor) -> Tensor:
     [
         (nn.Sequential(nn.ReLU()), torch.zeros(IMAGE), "nothing to quantise"),
         (nn.Sequential(conv()), torch.zeros(1, 3, 8, 8), r"does not take an input of shape \(1, 3, 8, 8\).*expected input"),
-        (nn.Sequential(conv()), torch.zeros(IMAGE, dtype=torch.int64), "Give float images"),
+        (nn.Sequential(conv()), torch.zeros(IMAGE, dtype=torch.int64), "does not take an input.*long int"),
+        (nn.Sequential(conv()), torch.zeros(IMAGE, dtype=torch.bool), "Give float images"),
         (nn.Sequential(conv()), "image", "example input is str"),
         (Flow(lambda s, x: (s.a(x), x), a=conv()), torch.zeros(IMAGE), "returns a tuple"),
         (Flow(branching, a=conv()), torch.zeros(IMAGE), "cannot be traced"),
