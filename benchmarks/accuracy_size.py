@@ -1,7 +1,8 @@
 """Accuracy against size on real weights and images: the searched assignment beside the uniform one, after reconstruction.
 
 Run: python benchmarks/accuracy_size.py resnet20 resnet56 mobilenet [--bits 8,6,5,4]. Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets).
-Each (model, bits) is a study of its own below studies/, so the script resumes; the table is written after every study.
+Each model has a study below studies/ that its budgets share, so what does not depend on the budget is done once, and the script resumes; the table is
+written after every budget.
 """
 
 from __future__ import annotations
@@ -63,9 +64,7 @@ def study(name: str, bits: str, trials: int) -> str:
     paths = {key: str(ASSETS / settings.pop(key)) for key in ("data", "calibration_data") if key in settings}
     model, weights = f"{ROOT / 'examples' / 'assets.py'}:{settings.pop('model')}", str(ASSETS / "weights" / f"{settings.pop('weights')}.safetensors")
     start = time.monotonic()
-    result = run(
-        RunConfig(budgets=(f"{bits}bits",), model=model, weights=weights, trials=trials, **paths, **settings), Study(ROOT / "studies" / f"{name}-{bits}bits")
-    )
+    result = run(RunConfig(budgets=(f"{bits}bits",), model=model, weights=weights, trials=trials, **paths, **settings), Study(ROOT / "studies" / name))
     floats, uniform = result["rows"][0], next(row for row in result["rows"] if row["label"].startswith("uniform") and "reconstructed" in row)
     chosen = next(row for row in result["rows"] if row["label"] == result["best"]["label"])
     cells = [name, f"{bits} bits"]
