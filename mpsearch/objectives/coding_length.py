@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mpsearch.errors import OptionError
-from mpsearch.objectives._base import OBJECTIVES, Objective, Rows, ScoringContext
+from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Rows, ScoringContext
 from mpsearch.objectives._clusters import cluster
 from mpsearch.objectives._local import by_kind, weight_kind
 from mpsearch.problem import Candidate
@@ -97,11 +97,21 @@ class CodingLength(Objective):
 
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`; cost: one determinant for each unit, in the mode `distortion` one more for each kind of weight candidate."""
+        return self.parts(context).total
+
+    def parts(self, context: ScoringContext) -> Parts:
+        """The table; in the mode `cluster` a note with the clustered assignment."""
         weights = context.calibration.weights
         levels = {} if self.mode == "distortion" else {layer.name: self.rate(weights[layer.name]) for layer in context.layers if layer.name in weights}
-        if self.mode == "cluster":
-            bits = sorted({c.w_bits for row in context.candidates for c in row if c.w_bits is not None})
-            levels = dict(zip(levels, map(float, cluster_bits(list(levels.values()), bits)), strict=True)) if bits else levels
+        notes: tuple[str, ...] = ()
+        bits = sorted({c.w_bits for row in context.candidates for c in row if c.w_bits is not None})
+        if self.mode == "cluster" and bits:
+            given = dict(zip(levels, cluster_bits(list(levels.values()), bits), strict=True))
+            levels, notes = dict(given), (_clusters(given, {unit: weights[unit].numel() for unit in given}),)
+        return Parts(self._rows(context, levels), notes=notes)
+
+    def _rows(self, context: ScoringContext, levels: Mapping[str, float]) -> Rows:
+        weights = context.calibration.weights
         rows: Rows = []
         for done, (layer, candidates) in enumerate(zip(context.layers, context.candidates, strict=True)):
             if layer.name not in weights:
@@ -119,6 +129,13 @@ class CodingLength(Objective):
         rows = weight.flatten(1).double()
         variance = float(rows.var(unbiased=False))
         return 0.0 if variance <= 0 else coding_length(rows.T, self.eps2 * variance) / weight.numel()
+
+
+def _clusters(bits: Mapping[str, int], numel: Mapping[str, int]) -> str:
+    """The clustered assignment in words, the most bits first."""
+    groups = [f"{b} bits: {', '.join(unit for unit in bits if bits[unit] == b)}" for b in sorted(set(bits.values()), reverse=True)]
+    mean = sum(bits[unit] * numel[unit] for unit in bits) / max(1, sum(numel.values()))
+    return f"Clustered without a budget, {mean:.2f} bits a weight: {'; '.join(groups)}."
 
 
 def _lost_bits(calibration: Calibration, unit: str, candidate: Candidate) -> float:

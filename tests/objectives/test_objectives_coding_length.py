@@ -116,6 +116,15 @@ class TestTables:
         assert min(fitting, key=lambda c: total(rows, c)) == tuple(chosen)
         assert total(rows, chosen) == sum(sizes)
 
+    def test_of_clusters_says_its_assignment(self):
+        parts = OBJECTIVES.create("coding_length:mode=cluster").parts(context_of(self.WEIGHTS, tuple(Candidate(bits, 8) for bits in (2, 4, 8))))
+        given = dict(zip(self.WEIGHTS, cluster_bits([CodingLength().rate(w) for w in self.WEIGHTS.values()], [2, 4, 8]), strict=True))
+        mean = sum(given[unit] * w.numel() for unit, w in self.WEIGHTS.items()) / sum(w.numel() for w in self.WEIGHTS.values())
+        (note,) = parts.notes
+        assert note.startswith(f"Clustered without a budget, {mean:.2f} bits a weight: 8 bits: ")
+        assert all(unit in note.partition(f"{bits} bits: ")[2].partition(";")[0] for unit, bits in given.items())
+        assert OBJECTIVES.create("coding_length").parts(context_of(self.WEIGHTS, (Candidate(4, 8),))).notes == ()
+
     def test_of_distortion_is_the_length_lost(self):
         rows = OBJECTIVES.create("coding_length:mode=distortion").score(context_of(self.WEIGHTS, self.CANDIDATES))
         for row, weight in zip(rows, self.WEIGHTS.values(), strict=True):
