@@ -5,6 +5,7 @@ Every observer works on a matrix R x n: R = 1 for one scale for the tensor, R = 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -101,7 +102,7 @@ class Mse(Observer):
     values: int = 2**16
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.values < 1 or self.power <= 0:
+        if self.steps < 1 or self.values < 1 or not 0 < self.power < math.inf:
             raise OptionError(f"The MSE observer needs steps and values of at least 1 and a positive power, not {self.steps}, {self.values}, {self.power}.")
 
     def _range(self, rows: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:

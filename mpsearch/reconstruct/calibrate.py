@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mpsearch.errors import DataError
+from mpsearch.errors import DataError, ModelError
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
 from mpsearch.quant.products import product_names, unwrap_products, wrap_products
@@ -115,11 +115,15 @@ def calibrate(
 
     Raises:
         DataError: No images.
-        ModelError: A unit was never reached, or read NaN or infinity; names it.
+        ModelError: There is no such unit, or it was never reached, or read NaN or infinity; names it.
     """
     units = list(units)
     products = product_names(module, units)
-    modules = {unit: module.get_submodule(unit) for unit in units if unit not in products}
+    there = dict(module.named_modules())
+    unknown = [unit for unit in units if unit not in products and unit not in there]
+    if unknown:
+        raise ModelError(f"The model has no units {unknown[:5]}. Give names of its modules, as `analyze` finds them.")
+    modules = {unit: there[unit] for unit in units if unit not in products}
     samples = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
     given = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
     operands = {unit: (RunningSample(seed + 2 * i), RunningSample(seed + 2 * i + 1)) for i, unit in enumerate(products, len(modules))}

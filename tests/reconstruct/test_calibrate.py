@@ -95,6 +95,11 @@ def test_a_unit_that_is_never_called_is_named():
         calibrate(Unreached(), ["used", "spare"], [torch.zeros(2, 4)])
 
 
+def test_a_unit_that_is_not_there_is_named():
+    with pytest.raises(ModelError, match="no units \\['spear'\\]"):
+        calibrate(Unreached(), ["used", "spear"], [torch.zeros(2, 4)])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("batch", [0, 1])
 def test_values_that_are_not_finite_name_the_unit(bad, batch):
