@@ -59,7 +59,9 @@ def parse_quantity(text: str) -> tuple[float, str]:
 
 
 def format_bytes(size: float) -> str:
-    """`15.00 MB (14.31 MiB)`: both, because tools disagree on which they mean."""
+    """`15.00 MB (14.31 MiB)`: both, because tools disagree on which they mean; below 0.1 MB `1,024 B`."""
+    if size < 1e5:
+        return f"{size:,.0f} B"
     return f"{size / 1e6:.2f} MB ({size / 2**20:.2f} MiB)"
 
 

@@ -1,6 +1,8 @@
 """The command line from the outside: exit codes, one clear error each, and results on stdout alone."""
 
+import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 import textwrap
@@ -11,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mpsearch.cli import main
+import mpsearch
+from mpsearch.cli import lists, main
 from mpsearch.hardware import BACKENDS, LatencyTable
 from mpsearch.hardware.device import DeviceIdentity
+from mpsearch.registry import Registry
 
 FACTORY = """
 from torch import nn
@@ -122,7 +126,14 @@ def test_solve_imports_no_torch(place):
         (["--budget", "15MB", "--model", "net.py:net"], ["--model is given without --data"]),
         (["--budget", "15MB", "--model", "net.py:net", "--data", "empty"], ["empty"]),
         (["--budget", "15MB", *QUICK, "--objective", "hesian"], ["hesian", "Known:"]),
+        (["--budget", "15MB", *QUICK, "--objective", "fisher:imagess=3"], ["no option 'imagess=3'"]),
         (["--budget", "15MB", *QUICK, "--bits", "2-9"], ["must be 2 to 8"]),
+        (["--budget", "15MB", *QUICK, "--bits", "8-2"], ["the lower comes first", "2-8"]),
+        (["--budget", "15MB", *QUICK, "--task", "spann"], ["spann", "Did you mean 'span'?"]),
+        (["--budget", "3mJ", *QUICK], ["3mJ", "energy"]),
+        (["--budget", "2ms", *QUICK, "--target", "packed"], ["2ms", "--target ort-cpu"]),
+        (["--budget", "1MiB peak", *QUICK, "--target", "packed"], ["1MiB peak", "--target ort-cpu"]),
+        (["--budget", "5bits", *QUICK, "--sampler", "tpe", "--workers", "2"], ["--sampler tpe", "--workers"]),
         (["--resume", "studies/none"], ["There is no study in studies/none"]),
     ],
 )
@@ -156,3 +167,44 @@ def test_list_names_the_members(call):
     result = call("list", "objectives")
     assert {"coding_length", "output_mse", "weight_mse", "fisher", "kl"} <= set(result.stdout.split())
     refused(call("list", "fruit"), 2, "There is no list of 'fruit'")
+    refused(call("list", "models", "zzz*"), 2, "No timm model is called 'zzz*'")
+
+
+def test_every_registry_can_be_listed(call):
+    known = set()
+    for module in pkgutil.walk_packages(mpsearch.__path__, "mpsearch."):
+        if module.name.rpartition(".")[2] in ("_base", "methods", "observers", "rounding"):
+            known |= {id(value) for value in vars(importlib.import_module(module.name)).values() if isinstance(value, Registry)}
+    listed = {id(getattr(importlib.import_module(module), name)) for module, name in lists._REGISTRIES.values()}
+    assert len(known) == 9 and listed == known
+    for what in lists.WHAT:
+        assert call("list", what).stdout.strip()
+    assert call("list", "tasks").stdout.split() == ["classification", "embedding", "span"]
+    assert call("list", "samplers").stdout.split() == ["mpsearch", "nsga2", "random", "tpe"]
+
+
+def test_an_unknown_objective_is_told_before_the_study_is_begun(place, call):
+    refused(call("run", "--budget", "5bits", *QUICK, "--objective", "hesian"), 2, "No objective is called 'hesian'", "pairwise")
+    assert not (place / "studies").exists()
+
+
+def test_a_task_is_compared_as_it_says(place, call):
+    result = call("run", "--budget", "5bits", *QUICK, "--target", "packed", "--objective", "weight_mse", "--task", "embedding", "--format", "json")
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads(result.stdout)["best"]["metrics"]
+    assert metrics["top1"] is None and 0.5 < metrics["scores"]["cosine"] <= 1
+
+
+def test_profile_measures_the_kernels_of_a_target(place, call, monkeypatch):
+    asked = []
+
+    def measured(config, progress, at_most):
+        asked.append((config.target, at_most))
+        backend = BACKENDS.create(config.target)
+        return LatencyTable(DeviceIdentity("Imaginary", "x86_64", 1, (), "Linux"), backend.name, "1", 1), place / "t.csv"
+
+    monkeypatch.setattr("mpsearch.pipeline.profile_model", measured)
+    assert call("profile", *SETTINGS[:2], "--data", "images.npz", "--target", "openvino-cpu", "--at-most", "2").returncode == 0
+    assert asked == [("openvino-cpu", 2)]
+    refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--at-most", "-1"), 2, "--at-most is -1")
+    refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--target", "packed"), 2, "has no runtime")

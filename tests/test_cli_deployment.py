@@ -130,10 +130,12 @@ def test_an_import_is_measured_beside_uniform_and_the_optimum(call, folder):
         (["export", "studies/s", "--point", "good"], ["'good' is no point"]),
         (["bench", "studies/s"], ["is no artifact"]),
         (["bench", "studies/s", "--batch", "0"], ["no batch sizes"]),
-        (["eval", "nowhere", "--data", "images.npz"], ["is no artifact"]),
+        (["eval", "nowhere", "--data", "images.npz"], ["nowhere is no artifact"]),
         (["import", "net.py", "--from", "nobody", *SETTINGS], ["No importer is called 'nobody'"]),
         (["import", "net.py", "--from", "mpsearch", *SETTINGS, "--name", "j"], ["is not an assignment"]),
-        (["materialize", "none.json", "--study", "studies/s"], ["cannot be read"]),
+        (["import", "none.json", "--from", "mpsearch", *SETTINGS, "--name", "k"], ["There is no file none.json"]),
+        (["materialize", "none.json", "--study", "studies/s"], ["There is no file none.json"]),
+        (["materialize", "net.py", "--study", "studies/none", "--from", "hawk"], ["Did you mean 'hawq'?"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(call, arguments, texts):

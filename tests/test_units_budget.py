@@ -99,5 +99,6 @@ def test_resources_are_the_fields_of_cost():
 
 def test_quantities_are_printed_in_units_that_people_read():
     assert format_bytes(15e6) == "15.00 MB (14.31 MiB)"
+    assert [format_bytes(n) for n in (0, 1024, 99_999, 100_000)] == ["0 B", "1,024 B", "99,999 B", "0.10 MB (0.10 MiB)"]
     assert format_quantity(15e6, "memory_bytes") == format_bytes(15e6)
     assert [format_quantity(2500.0, r) for r in ("latency_us", "energy_mj", "bops", "other")] == ["2.500 ms", "2500.000 mJ", "0.000 GBOPs", "2500"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mpsearch.cli._show import Format
-from mpsearch.errors import OptionError
+from mpsearch.errors import OptionError, UserError
 
 Model = Annotated[str | None, typer.Option(help="timm name, or file.py:function (which is run). Without it: resnet34 fitted on digits.")]
 ModelArguments = Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the model's constructor; VALUE is JSON. May be repeated.")]
@@ -62,10 +63,18 @@ def split_bits(texts: list[str] | None) -> tuple[tuple[int, ...], tuple[str, ...
 def bit_widths(text: str) -> tuple[int, ...]:
     try:
         if match := re.fullmatch(r"(\d+)(?:-|\.\.)(\d+)", text):
+            if int(match[1]) > int(match[2]):
+                raise OptionError(f"{text!r} are no bits: the lower comes first. Write {match[2]}-{match[1]}.")
             return tuple(range(int(match[1]), int(match[2]) + 1))
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
         raise OptionError(f"{text!r} are no bits. Write 2-8 or 2,4,8.") from None
+
+
+def require_file(path: Path) -> None:
+    """Raises UserError where there is none: told before a model is loaded."""
+    if not path.is_file():
+        raise UserError(f"There is no file {path}. Name one that exists.")
 
 
 def study_name(model: str | None, budgets: tuple[str, ...]) -> str:

@@ -9,13 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from mpsearch.cli._app import app
-from mpsearch.cli._options import Output
+from mpsearch.cli._options import Output, require_file
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 from mpsearch.units import format_bytes
 
 StudyFolder = Annotated[Path, typer.Argument(help="Folder of a finished study.")]
 Targets = Annotated[
-    list[str] | None, typer.Option("--target", help="NAME[:option=value]; `mpsearch list targets` names them. May be repeated; onnx without it.")
+    list[str] | None,
+    typer.Option(
+        "--target", help="NAME[:option=value]; `mpsearch list targets` names them. May be repeated.", show_default="onnx for export, packed for materialize"
+    ),
 ]
 Nearest = Annotated[bool, typer.Option("--nearest", help="Round weights to nearest instead of learning them.")]
 References = Annotated[bool, typer.Option("--references/--no-references", help="Also export float and uniform W8A8, for `bench` to compare with.")]
@@ -55,8 +58,12 @@ def materialize(
     output: Output = Format.table,
 ) -> None:
     """Quantise, reconstruct and write a given assignment."""
+    from mpsearch.deploy.imports import IMPORTERS
     from mpsearch.pipeline.deployment import Point
     from mpsearch.pipeline.imported import read_import
+
+    IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
+    require_file(assignment)
 
     def points(workshop: Any) -> list[Any]:
         found = read_import(assignment, importer, workshop.subject)

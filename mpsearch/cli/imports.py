@@ -26,6 +26,7 @@ from mpsearch.cli._options import (
     Seed,
     Weights,
     model_arguments,
+    require_file,
     split_bits,
     study_name,
 )
@@ -59,6 +60,7 @@ def import_assignment(  # long for its options alone
     from mpsearch.pipeline.study import Study
 
     IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
+    require_file(file)
     widths, rules = split_bits(bits)
     config = RunConfig(
         budgets=("8bits",),

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Annotated
 
 import typer
 
 from mpsearch.cli._app import app
-from mpsearch.errors import OptionError
+from mpsearch.errors import OptionError, UnknownNameError
+
+_REGISTRIES = {
+    "objectives": ("mpsearch.objectives", "OBJECTIVES"),
+    "interacting": ("mpsearch.objectives.interacting", "INTERACTING"),
+    "observers": ("mpsearch.quant.observers", "OBSERVERS"),
+    "roundings": ("mpsearch.quant.rounding", "ROUNDINGS"),
+    "methods": ("mpsearch.reconstruct", "METHODS"),
+    "tasks": ("mpsearch.evaluate", "TASKS"),
+    "backends": ("mpsearch.hardware", "BACKENDS"),
+    "targets": ("mpsearch.deploy.targets", "TARGETS"),
+    "importers": ("mpsearch.deploy.imports", "IMPORTERS"),
+}
+"""What can be listed -> module and name of its registry; a test holds it against every registry of the package."""
+_BUDGETS = (
+    "15MB   10^6 bytes",
+    "15MiB  2^20 bytes",
+    "40%    of the float model",
+    "5bits  a weight, on average",
+    "2.5ms  latency",
+    "3mJ    energy; only in `solve`, of a problem that has it",
+    "512MiB peak  memory, the most that any layer needs",
+    "20GBOPs  bit operations",
+)
+WHAT = (*_REGISTRIES, "samplers", "budgets", "models")
 
 
 @app.command(name="list")
 def list_members(
-    what: Annotated[
-        str,
-        typer.Argument(
-            help="objectives, interacting (objectives with interactions), observers, backends, roundings, methods, targets, importers, budgets or models."
-        ),
-    ],
+    what: Annotated[str, typer.Argument(help=f"{', '.join(WHAT[:-1])} or {WHAT[-1]}; interacting are objectives with interactions.")],
     pattern: Annotated[str, typer.Argument(help="Of the models, such as 'resnet*'.")] = "*",
 ) -> None:
     """What can be named on the command line."""
@@ -25,50 +45,20 @@ def list_members(
 
 
 def _members(what: str, pattern: str) -> list[str]:
-    if what == "objectives":
-        from mpsearch.objectives import OBJECTIVES
+    if what in _REGISTRIES:
+        module, name = _REGISTRIES[what]
+        return list(getattr(importlib.import_module(module), name).names())
+    if what == "samplers":
+        from mpsearch.search import SAMPLERS
 
-        return OBJECTIVES.names()
-    if what == "interacting":
-        from mpsearch.objectives.interacting import INTERACTING
-
-        return INTERACTING.names()
-    if what in ("observers", "roundings"):
-        from mpsearch.quant.observers import OBSERVERS
-        from mpsearch.quant.rounding import ROUNDINGS
-
-        return OBSERVERS.names() if what == "observers" else ROUNDINGS.names()
-    if what == "methods":
-        from mpsearch.reconstruct import METHODS
-
-        return METHODS.names()
-    if what == "targets":
-        from mpsearch.deploy.targets import TARGETS
-
-        return TARGETS.names()
-    if what == "importers":
-        from mpsearch.deploy.imports import IMPORTERS
-
-        return IMPORTERS.names()
-    if what == "backends":
-        from mpsearch.hardware import BACKENDS
-
-        return BACKENDS.names()
+        return sorted(SAMPLERS)
+    if what == "budgets":
+        return list(_BUDGETS)
     if what == "models":
         import timm
 
-        return list(timm.list_models(pattern))
-    if what == "budgets":
-        return [
-            "15MB   10^6 bytes",
-            "15MiB  2^20 bytes",
-            "40%    of the float model",
-            "5bits  a weight, on average",
-            "2.5ms  latency",
-            "3mJ    energy",
-            "512MiB peak  memory, the most that any layer needs",
-            "20GBOPs  bit operations",
-        ]
-    raise OptionError(
-        f"There is no list of {what!r}. It may be objectives, interacting, observers, backends, roundings, methods, targets, importers, budgets or models."
-    )
+        found = list(timm.list_models(pattern))
+        if not found:
+            raise UnknownNameError("timm model", pattern, timm.list_models())
+        return found
+    raise OptionError(f"There is no list of {what!r}. It may be {', '.join(WHAT[:-1])} or {WHAT[-1]}.")

@@ -18,6 +18,7 @@ def profile(
     model: Annotated[str | None, typer.Option(help="As in run.")] = None,
     data: Annotated[str | None, typer.Option(help="As in run: gives the input's size.")] = None,
     model_arg: ModelArguments = None,
+    target: Annotated[str, typer.Option(help="ort-cpu, openvino-cpu or openvino-cpu-bf16: whose kernels are measured.")] = "ort-cpu",
     tables: Tables = "latency_tables",
     threads: Threads = 1,
     at_most: Annotated[int | None, typer.Option(help="Measure no more rows than this, those from which the others are predicted best.")] = None,
@@ -30,6 +31,10 @@ def profile(
         return
     if model is None or data is None:
         raise OptionError("profile needs --model and --data, whose shapes it measures; or --check TABLE, which measures nothing.")
+    if target == "packed":
+        raise OptionError("The target 'packed' has no runtime to measure. Take --target ort-cpu or --target openvino-cpu.")
+    if at_most is not None and at_most < 0:
+        raise OptionError(f"--at-most is {at_most}; it must be 0 or more.")
     from mpsearch.pipeline import RunConfig, profile_model
 
     config = RunConfig(
@@ -38,6 +43,7 @@ def profile(
         model_args=model_arguments(model_arg or []),
         pretrained=False,
         data=data,
+        target=target,
         tables=tables,
         threads=threads,
         calibration_images=1,

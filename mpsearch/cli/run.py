@@ -42,7 +42,7 @@ from mpsearch.units import format_bytes, format_quantity
 @app.command()
 def run(  # long for its options alone
     budget: Annotated[
-        list[str] | None, typer.Option(help="Hard limit: 15MB, 15MiB, 40%, 5bits (a weight, on average), 2.5ms, 20GBOPs. May be repeated.")
+        list[str] | None, typer.Option(help="Hard limit: 15MB, 15MiB, 40%, 5bits (a weight, on average), 2.5ms, '512MiB peak', 20GBOPs. May be repeated.")
     ] = None,
     model: Model = None,
     model_arg: ModelArguments = None,
@@ -82,6 +82,7 @@ def run(  # long for its options alone
     ] = False,
     threads: Threads = 1,
     seed: Seed = 0,
+    task: Annotated[str, typer.Option(help="How outputs are compared: classification, embedding or span, with :option=value.")] = "classification",
     name: Name = None,
     storage: Storage = None,
     workers: Annotated[
@@ -136,6 +137,7 @@ def run(  # long for its options alone
             allow_estimate=allow_estimate,
             threads=threads,
             seed=seed,
+            task=task,
         )
         study = Study(Path("studies") / (name or study_name(config.model, config.budgets)))
     if study.claim(config):

@@ -123,7 +123,7 @@ def open_artifact(path: str | Path) -> Artifact:
                 raise CheckpointError(f"{folder / name} is missing or is not what was exported. Export again.")
         _ = artifact.target, artifact.source, artifact.input_shape, artifact.size_bytes
     except OSError as error:
-        raise CheckpointError(f"{folder} is no artifact: {MANIFEST} cannot be read ({error.strerror}). Name a folder that `mpsearch export` wrote.") from None
+        raise CheckpointError(f"{path} is no artifact: {held} cannot be read ({error.strerror}). Name a folder that `mpsearch export` wrote.") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{held} is damaged ({type(error).__name__}: {error}). Export again.") from None
     except CheckpointError:

@@ -7,6 +7,8 @@ from typing import Any
 
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
 from mpsearch.evaluate import TASKS
+from mpsearch.objectives import OBJECTIVES
+from mpsearch.objectives.interacting import INTERACTING
 from mpsearch.problem import Restrictions
 from mpsearch.reconstruct import METHODS
 from mpsearch.search import SAMPLERS
@@ -103,6 +105,7 @@ class RunConfig:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         if not self.objectives:
             raise OptionError("There is no objective. Give at least one, such as --objective output_mse.")
+        self._check_objectives()
         for name, least in (
             ("trials", 1),
             ("polish", 0),
@@ -119,6 +122,15 @@ class RunConfig:
         if (self.model is None) != (self.data is None):
             given, lacking = ("--model", "--data") if self.data is None else ("--data", "--model")
             raise OptionError(f"{given} is given without {lacking}. Give both, or neither for the embedded model and digits.")
+
+    def _check_objectives(self) -> None:
+        """Raises UnknownNameError or OptionError before anything is measured."""
+        known = {name: registry for registry in (OBJECTIVES, INTERACTING) for name in registry.names()}
+        for text in self.objectives:
+            name = text.partition(":")[0].strip()
+            if name not in known:
+                raise UnknownNameError("objective", name, known)
+            known[name].create(text)
 
     def _check_task(self) -> None:
         """Raises OptionError where the method draws labels from the model, and the model has no classes; objectives are asked by `add_scores`."""

@@ -67,21 +67,31 @@ def resolve_budgets(subject: Subject, problem: Problem, config: RunConfig) -> tu
     Raises:
         BudgetError: It cannot be read.
         InfeasibleError: No assignment is that small.
-        OptionError: Peak memory is limited, and the target is a runtime whose memory is not measured.
+        OptionError: A resource is limited that is not measured for the target.
     """
     resolved = []
     for budget in (Budget.parse(text) for text in config.budgets):
-        if budget.resource == "memory_bytes" and config.target not in ("ort-cpu", "packed"):
-            raise OptionError(f"Peak memory is measured for --target ort-cpu, not for {config.target}. Take that target, or leave the budget {budget} out.")
+        _require_measured(budget, config)
         if budget.scale == "float":
             budget = budget.resolve(budget.limit * subject.float_bytes())
         elif budget.scale == "bits":
             budget = budget.resolve(_bytes_at(subject, budget.limit, config.a_bits))
         resolved.append(budget)
-    known = [b for b in resolved if b.resource not in ("latency_us", "memory_bytes") or config.target == "packed"]
+    known = [b for b in resolved if b.resource not in ("latency_us", "memory_bytes")]
     zeros = tuple(tuple(0.0 for _ in row) for row in problem.candidates)
     solve(replace(problem, scores={"none": zeros}), "none", known)
     return tuple(resolved)
+
+
+def _require_measured(budget: Budget, config: RunConfig) -> None:
+    if budget.resource == "energy_mj":
+        raise OptionError(
+            f"No target of a run measures energy, so the budget {budget.text} cannot be kept. Limit size, latency, peak memory or bit operations."
+        )
+    if budget.resource == "memory_bytes" and config.target != "ort-cpu":
+        raise OptionError(f"Peak memory is measured for --target ort-cpu, not for {config.target}. Take that target, or leave the budget {budget.text} out.")
+    if budget.resource == "latency_us" and config.target == "packed":
+        raise OptionError(f"The target packed has no runtime, so the budget {budget.text} cannot be measured. Take --target ort-cpu, or leave the budget out.")
 
 
 def _bytes_at(subject: Subject, bits: float, a_bits: int) -> float:

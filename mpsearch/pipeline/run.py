@@ -52,10 +52,12 @@ def run(config: RunConfig, study: Study, progress: Progress | None = None, crew:
 
     Raises:
         InfeasibleError: No assignment keeps the budgets.
-        UserError: Anything in the settings cannot be used.
+        UserError: Anything in the settings cannot be used, alone or with this crew.
         StudyError: Another process runs this study, in this folder or in the storage.
     """
     progress, crew = progress or Silent(), crew or Crew()
+    if config.sampler != "mpsearch" and (crew.workers != 1 or crew.storage is not None):
+        raise OptionError(f"The baseline --sampler {config.sampler} measures in the run's own process. Leave out --workers and --storage.")
     with study.busy(), crew.held(study, config):
         study.claim(config)
         subject = load_subject(config, progress)
@@ -186,8 +188,6 @@ def _trials(
     key = [problem.to_json(), [b.to_json() for b in limits], subject.hashes, config.seed, config.sampler, config.learning, config.task]
     measure = _Measure(problem, calibration, workshop)
     if config.sampler != "mpsearch":
-        if crew.workers != 1 or crew.storage is not None:
-            raise OptionError(f"The baseline --sampler {config.sampler} measures in the run's own process. Leave out --workers and --storage.")
         name = f"optuna-{files.digest(key)}.log"
         with progress.task(f"search on the measured loss by {config.sampler}") as advance:
             trials = explore_by(config.sampler, problem, proxy, limits, measure, study.path / name, config.trials, config.seed, warm, on_trial=advance)

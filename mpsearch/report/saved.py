@@ -88,9 +88,9 @@ def read_saved(path: Path) -> Saved:
     return Saved(path, problem, results, study, front, _points(path), budgets)
 
 
-def damaged(path: Path, error: Exception) -> StudyError:
-    """The error for files that parse but do not hold what a study has."""
-    return StudyError(f"The saved results in {path} are damaged ({type(error).__name__}: {error}). Write them again: mpsearch run --resume {path}")
+def damaged(path: Path, error: Exception, name: str = "") -> StudyError:
+    """The error for files of a study's folder that do not hold what a study has."""
+    return StudyError(f"The saved results in {path / name} are damaged ({type(error).__name__}: {error}). Write them again: mpsearch run --resume {path}")
 
 
 def _read(path: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -99,12 +99,12 @@ def _read(path: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
     except FileNotFoundError:
         raise StudyError(f"{path} has no {name}: the run is not finished. Run: mpsearch run --resume {path}") from None
     except (ValueError, OSError) as error:
-        raise damaged(path / name, error) from None
+        raise damaged(path, error, name) from None
     if not isinstance(data, dict):
-        raise damaged(path / name, TypeError(f"{type(data).__name__} where an object should be"))
+        raise damaged(path, TypeError(f"{type(data).__name__} where an object should be"), name)
     missing = [key for key in keys if key not in data]
     if missing:
-        raise damaged(path / name, KeyError(", ".join(missing)))
+        raise damaged(path, KeyError(", ".join(missing)), name)
     return data
 
 
@@ -116,7 +116,7 @@ def _points(path: Path) -> tuple[tuple[int, float], ...]:
     except FileNotFoundError:
         raise StudyError(f"{path} has no front.csv: the run is not finished. Run: mpsearch run --resume {path}") from None
     except (ValueError, OSError, csv.Error) as error:
-        raise damaged(path / "front.csv", error) from None
+        raise damaged(path, error, "front.csv") from None
     if not points or not all(math.isfinite(damage) for _, damage in points):
-        raise damaged(path / "front.csv", ValueError("no points, or a damage that is not finite"))
+        raise damaged(path, ValueError("no points, or a damage that is not finite"), "front.csv")
     return points
