@@ -12,15 +12,16 @@ import argparse
 import math
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mpsearch.deploy.onnx import export_float, quantize_onnx
+from mpsearch.deploy.onnx import export_float
+from mpsearch.deploy.runtimes import RUNTIMES
 from mpsearch.deploy.wiring import find_wires
-from mpsearch.hardware import BACKENDS, LatencyTable, identity, profile
-from mpsearch.hardware.backends.ort_cpu import executed, session
+from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, profile
 from mpsearch.hardware.cost_model import Unit, fit_cost_model, fit_error
 from mpsearch.hardware.whole import WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import model_key
@@ -28,14 +29,13 @@ from mpsearch.models import analyze, find_foldable, fold_batch_norm, load_model,
 from mpsearch.problem import Candidate, Problem
 from mpsearch.reconstruct import calibrate
 
-FLOAT, W8A8 = Candidate.parse("float"), Candidate(8, 8)
-_INTEGER = {"QLinearConv", "MatMulIntegerToFloat"}
+FLOAT = Candidate.parse("float")
 
 
 class Subject:
-    """A timm model with random weights, its problem in float and W8A8, and what builds its whole graphs."""
+    """A timm model with random weights, its problem in float and the backend's widest integers, and what builds its whole graphs."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, backend: Backend) -> None:
         torch.manual_seed(0)
         loaded = load_model(name)
         self.example = torch.randn(2, 3, 224, 224)
@@ -43,7 +43,8 @@ class Subject:
         module = fold_batch_norm(loaded.module, pairs).eval()
         graph = analyze(module, self.example[:1])
         self.name, self.units = name, [layer.name for layer in graph.layers if layer.weight_shape]
-        choices = tuple((FLOAT, W8A8) if layer.weight_shape else (FLOAT,) for layer in graph.layers)
+        choices = tuple((FLOAT, widest(backend, layer)) if layer.weight_shape else (FLOAT,) for layer in graph.layers)
+        self.runtime = RUNTIMES[backend.name]
         self.problem = Problem(graph.layers, choices)
         self.calibration = calibrate(module, self.units, [self.example])
         self.float_onnx = export_float(module, self.example)
@@ -56,11 +57,16 @@ class Subject:
             for layer, k in zip(self.problem.layers, kernels, strict=True)
             if layer.weight_shape
         }
-        data = quantize_onnx(self.float_onnx, states, self.calibration).SerializeToString()
-        live = session(data)
-        feeds = {live.get_inputs()[0].name: self.example[:1].numpy()}
-        ran = sum(op in _INTEGER for op in executed(data))
-        return WholeModel(lambda: live.run(None, feeds), ran == sum(k != "float" for k in kernels))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"model{self.runtime.suffix}"
+            self.runtime.write(path, self.float_onnx, states, self.calibration)
+            run, quantized = self.runtime.load(path, self.example[:1], 1)
+        return WholeModel(run, quantized == sum(k != "float" for k in kernels))
+
+
+def widest(backend, layer):
+    """The integer candidate of most weight bits that the backend has a kernel for."""
+    return next(c for c in (Candidate(bits, 8) for bits in range(8, 1, -1)) if backend.supports(layer, c).kernel == c)
 
 
 def gather(subject, backend, table, folder, count, seed):
@@ -116,7 +122,8 @@ def report(path, lines, backend, device):
         "",
         f"`OMP_NUM_THREADS=1 python {' '.join(sys.argv)}` on {device};",
         f"one thread, process CPU time, two interleaved passes; load of the machine at the end {load}.",
-        "Assignments are random mixes of float and W8A8 (two thirds independent draws, one third contiguous runs); random weights; batch 1.",
+        "Assignments are random mixes of float and the backend's widest integers (W8A8; W7A8 for OpenVINO without VNNI): two thirds independent draws, one",
+        "third contiguous runs. Random weights, batch 1.",
         "The coefficients were fitted to other assignments (seed 0) than these (seed 1). MAPE: mean of |predicted - measured| / measured, measured being the",
         "mean of the two passes; A/A: mean of |first - second| / mean; tau: Kendall's. Raw runs are in the table beside this file.",
         "",
@@ -142,7 +149,7 @@ def main():
     lines = []
     table = LatencyTable.open(given.folder, device, backend.name, backend.version, 1)
     for name in given.models:
-        subject = Subject(name)
+        subject = Subject(name, backend)
         print(name, len(subject.units), "units", subject.wires, file=sys.stderr)
         profile(subject.problem.layers, subject.problem.candidates, backend, table, given.folder, on_row=lambda *a: print(*a, file=sys.stderr))
         fitted = gather(subject, backend, table, given.folder, given.fit, 0)
