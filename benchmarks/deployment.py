@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from mpsearch.deploy.process import bench_apart
 from mpsearch.errors import UserError
 from mpsearch.hardware import identity
 from mpsearch.pipeline import RunConfig, Silent
-from mpsearch.pipeline.costs import add_latency, add_scores, latency_table, resolve_budgets, sized_problem
+from mpsearch.pipeline.costs import add_scores, resolve_budgets, sized_problem
 from mpsearch.pipeline.deployment import Deployer, Point
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.imported import open_workshop
+from mpsearch.pipeline.latency import add_latency, latency_table
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Assignment, Problem
 from mpsearch.search import solve
@@ -43,6 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "resmlp": {"model": "resmlp_cifar", "weights": "cifar10_resmlp_d160x6", "evaluation_images": 1000, **JPEG},
     "mobilenet": {"model": "mobilenetv1_075", "weights": "mobilenetv1_075_in1k", "evaluation_images": 300, **IMAGENET},
 }
+BACKEND_OF = {"onnx": "ort-cpu", "openvino": "openvino-cpu"}
 COLUMNS = (
     *("model", "budget", "target", "bits", "packed bytes predicted", "artifact bytes", "latency predicted, ms", "latency measured, ms (p50, p99)"),
     *("top-1 float", "top-1 fake-quantised", "top-1 through the runtime", "difference, points", "cosine (mean, least)", "notes"),
@@ -51,11 +53,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Ready:
-    """A model with its tables."""
+    """A model with its tables; `timed` has the problem with latencies for each target that a backend predicts."""
 
     name: str
     workshop: Workshop
     problem: Problem
+    timed: dict[str, Problem]
     deployer: Deployer
 
 
@@ -63,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", choices=MODELS)
     parser.add_argument("--bits", default="8,6,4")
-    parser.add_argument("--targets", default="packed,onnx,onnx:four_bit=matmulnbits,onnx-tensorrt,torchao")
+    parser.add_argument("--targets", default="packed,onnx,onnx:four_bit=matmulnbits,openvino,onnx-tensorrt,torchao")
     parser.add_argument("--calibration-images", type=int, default=256)
     parser.add_argument("--iterations", type=int, default=0)
     parser.add_argument("--images", type=int, default=None, help="Evaluation images; each model's own number without it.")
@@ -110,10 +113,25 @@ def prepared(name: str, arguments: argparse.Namespace) -> Ready:
     study = Study(arguments.studies / f"deployment-{name}")
     workshop = open_workshop(config, study, Silent())
     problem = sized_problem(workshop.subject, config)
-    table, where = latency_table(problem, config, Silent())
-    problem, _ = add_latency(problem, config, table, where, workshop.whole_runs(table))
+    targets = {target.partition(":")[0] for target in arguments.targets.split(",")}
+    timed = {target: _timed(problem, workshop, backend) for target, backend in BACKEND_OF.items() if target in targets}
     problem, _ = add_scores(problem, workshop.subject, workshop.calibration, config, study, Silent())
-    return Ready(name, workshop, problem, Deployer(workshop, study.path / "export"))
+    return Ready(name, workshop, problem, timed, Deployer(workshop, study.path / "export"))
+
+
+def _timed(problem: Problem, workshop: Workshop, backend: str) -> Problem:
+    """The problem with what each candidate takes in a runtime; candidates that it has no kernel for are gone."""
+    config = replace(workshop.config, target=backend)
+    table, where = latency_table(problem, config, Silent())
+    return add_latency(problem, config, table, where, replace(workshop, config=config).architecture(problem), Silent())[0]
+
+
+def _predicted_us(ready: Ready, point: Point, target: str) -> float | None:
+    """None where the target has no backend here, or the backend has no kernel for a layer at its bits."""
+    problem = ready.timed.get(target)
+    if problem is None or any(point.assignment[layer.name] not in row for layer, row in zip(problem.layers, problem.candidates, strict=True) if len(row) > 1):
+        return None
+    return problem.cost(problem.indices(point.assignment)).latency_us
 
 
 def _optimum(ready: Ready, bits: str) -> Assignment:
@@ -130,7 +148,7 @@ def row(ready: Ready, point: Point, target: str, arguments: argparse.Namespace) 
         found |= ready.deployer.export(point, target)
     except UserError as error:
         return found | {"error": str(error)}
-    found["predicted_latency_us"] = ready.problem.cost(ready.problem.indices(point.assignment)).latency_us
+    found["predicted_latency_us"] = _predicted_us(ready, point, target)
     found["float_metrics"] = _float_top1(ready)
     source = ready.workshop.subject.source
     try:
@@ -157,7 +175,7 @@ def _write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(r["command"] for r in rows))
     about = f"{commands}, seed 0, {', '.join(versions)}. {identity()}, {torch.get_num_threads()} threads of torch, 1 of a timed runtime. "
     about += f"Reconstruction steps for each block: {arguments.iterations}. Latency: batch 1, wall clock of single calls, with other work on the machine. "
-    about += "Predicted latency is the table's for ort-cpu and says nothing of other targets. Bits of inputs: 8."
+    about += "Predicted latency: rows of single layers and whole-model runs of the target's own runtime, CPU time. Bits of inputs: 8."
     lines = "".join(f"| {' | '.join(_cells(found))} |\n" for found in rows)
     arguments.output.write_text(f"# Deployment\n\n{about}\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n{lines}")
     arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -170,7 +188,7 @@ def _cells(found: dict[str, Any]) -> list[str]:
         return [*head, *[""] * 10, found["error"]]
     ran, fake = found["runtime"], found["fake_quantized"]
     timed = found["bench"]["batches"][0]["latency_us"] if "bench" in found else None
-    predicted = f"{found['predicted_latency_us'] / 1e3:.3f}" if found["target"] == "onnx" else ""
+    predicted = "" if found["predicted_latency_us"] is None else f"{found['predicted_latency_us'] / 1e3:.3f}"
     latency = "" if timed is None else f"{timed['p50'] / 1e3:.3f}, {timed['p99'] / 1e3:.3f}"
     accuracy = (
         ["", "", ""]
