@@ -140,7 +140,7 @@ def run(  # long for its options alone
             task=task,
         )
         study = Study(Path("studies") / (name or study_name(config.model, config.budgets)))
-    if study.claim(config):
+    if study.holds(config):
         say(f"Continuing the study in {study.path}: what it holds already is used.")
     try:
         result = run_study(config, study, ProgressBars(), crew)

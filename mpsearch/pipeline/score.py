@@ -88,7 +88,7 @@ def claim(study: Study, config: RunConfig) -> None:
 
     Raises: StudyError: It holds something else; names the settings that differ.
     """
-    if not (study.path / "study.json").is_file():
+    if not study.begun:
         study.describe(config, {})
         return
     held = study.config()

@@ -45,11 +45,23 @@ class Study:
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise StudyError(f"{self.path / 'study.json'} is damaged ({type(error).__name__}: {error}). Start a new study.") from None
 
-    def claim(self, config: RunConfig) -> bool:
-        """Take the folder for these settings; whether they were there. Another budget, or going on with estimates, may join; the rest is refused."""
-        if not (self.path / "study.json").is_file():
+    @property
+    def begun(self) -> bool:
+        """Whether some step was done; settings that ended a run before its first step, such as a slip, bind nobody."""
+        return self._steps.is_dir() and (self.path / "study.json").is_file()
+
+    def holds(self, config: RunConfig) -> bool:
+        """Whether some step was done, and with these settings."""
+        return self.begun and self.config() == config
+
+    def claim(self, config: RunConfig) -> None:
+        """Take the folder, which must be held, for these settings. Where steps were done another budget, or going on with estimates, may join.
+
+        Raises: StudyError: Steps were done with other settings; names them.
+        """
+        if not self.begun:
             self.describe(config, {})
-            return False
+            return
         held = self.config()
         if replace(held, budgets=config.budgets, allow_estimate=config.allow_estimate) != config:
             ours, theirs = config.to_json(), held.to_json()
@@ -57,7 +69,6 @@ class Study:
             raise StudyError(f"{self.path} holds a study with other settings ({', '.join(differ)}). Give this one another name with --name.")
         if held != config:
             self.describe(config, {})
-        return held == config
 
     def describe(self, config: RunConfig, about: dict[str, Any]) -> None:
         """Write `study.json`: settings, versions, hashes."""

@@ -180,6 +180,7 @@ class TestScore:
     def test_a_folder_of_something_else_is_refused(self, settings, tmp_path, change):
         study = Study(tmp_path / "study")
         claim(study, settings())
+        study.cached("step", [], int)
         claim(study, settings(objectives=("weight_mse",), budgets=("3bits",), trials=9))
         with pytest.raises(StudyError, match=rf"other settings \({next(iter(change))}\).*--name"):
             claim(study, settings(**change))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mpsearch.errors import StudyError
+from mpsearch.errors import DataError, StudyError
 from mpsearch.pipeline import RunConfig, run
 from mpsearch.pipeline.study import Study
 
@@ -15,14 +15,26 @@ HOLD = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcnt
 
 def test_other_settings_are_refused_and_another_budget_is_not(settings, tmp_path):
     study, config = Study(tmp_path / "study"), settings()
-    assert study.claim(config) is False and study.claim(config) is True
+    study.claim(config)
+    study.cached("step", [], int)
+    assert study.holds(config)
     for change in ({"seed": 1}, {"trials": 7}, {"target": "ort-cpu"}, {"bits": (4, 8)}, {"calibration_images": 17}):
         with pytest.raises(StudyError, match=next(iter(change))) as caught:
             study.claim(settings(**change))
         assert "--name" in str(caught.value)
     assert study.config() == config
-    assert study.claim(settings(budgets=("3bits",))) is False
+    assert not study.holds(settings(budgets=("3bits",)))
+    study.claim(settings(budgets=("3bits",)))
     assert study.config().budgets == ("3bits",)
+
+
+def test_settings_that_ended_a_run_before_its_first_step_bind_nobody(settings, tmp_path):
+    study = Study(tmp_path / "study")
+    with pytest.raises(DataError):
+        run(settings(data=str(tmp_path / "nothere")), study)
+    assert not study.holds(settings(data=str(tmp_path / "nothere")))
+    study.claim(settings())
+    assert study.config() == settings()
 
 
 def test_settings_survive_their_file(settings):

@@ -98,7 +98,9 @@ def test_rows_are_searched_alone_whatever_the_chunk(monkeypatch):
     torch.testing.assert_close(alone, whole.scale, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("text", ["percentile:percent=50", "percentile:percent=100.1", "mse:steps=0", "mse:values=0", "mse:power=0", "mse:power=nan", "mse:shrink=3"])
+@pytest.mark.parametrize(
+    "text", ["percentile:percent=50", "percentile:percent=100.1", "mse:steps=0", "mse:values=0", "mse:power=0", "mse:power=nan", "mse:shrink=3"]
+)
 def test_bad_options_are_refused(text):
     with pytest.raises(OptionError):
         OBSERVERS.create(text)
