@@ -91,8 +91,8 @@ def run(  # long for its options alone
     output: Output = Format.table,
 ) -> None:
     """Search, quantise, write the artifact, and report: all seven steps."""
-    for text in budget or ():
-        Budget.parse(text)  # before torch is imported: a slip is told at once
+    for text in budget or () if model is None else ():
+        Budget.parse(text)  # before the embedded model is fitted: a slip is told at once; for a model that is there with what it can reach
     from mpsearch.pipeline import DEFAULT_OBJECTIVES, RunConfig
     from mpsearch.pipeline import run as run_study
     from mpsearch.pipeline.crew import Crew

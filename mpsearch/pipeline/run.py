@@ -14,7 +14,7 @@ from torch import nn
 
 from mpsearch import files
 from mpsearch.data import SampleSet, make_splits
-from mpsearch.errors import InfeasibleError, OptionError
+from mpsearch.errors import BudgetError, InfeasibleError, OptionError
 from mpsearch.evaluate import FastEvaluator, clearly_lower
 from mpsearch.hardware import LatencyTable
 from mpsearch.models import from_module
@@ -32,7 +32,7 @@ from mpsearch.pipeline.sampling import mean_bits
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.reconstruct import Calibration
-from mpsearch.search import LossFile, Trial, explore, explore_by, polish, problem_front, solve
+from mpsearch.search import LossFile, Trial, describe_least, explore, explore_by, polish, problem_front, reachable, solve
 from mpsearch.units import format_quantity
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
@@ -106,8 +106,7 @@ def profile_model(config: RunConfig, progress: Progress, at_most: int | None = N
 
 def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None) -> dict[str, Any]:
     """The steps; `crew` where other processes can load the model from `config`."""
-    problem = sized_problem(subject, config)
-    budgets = resolve_budgets(subject, problem, config)
+    problem, budgets = _limited(subject, config)
     about: dict[str, Any] = {"versions": _versions(), "hashes": subject.hashes, "splits": subject.splits.to_json()}
     calibration = calibrate_subject(subject, config, progress)
     workshop = Workshop(subject, calibration, config, study, progress)
@@ -126,6 +125,16 @@ def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, 
     with contextlib.closing((crew or Crew()).studies(study)) as studies:
         studies.finish()
     return result
+
+
+def _limited(subject: Subject, config: RunConfig) -> tuple[Problem, tuple[Budget, ...]]:
+    """The problem and its absolute limits. Raises as `resolve_budgets`, and says what can be reached also where a budget cannot be read."""
+    try:
+        problem = sized_problem(subject, config)
+        return problem, resolve_budgets(subject, problem, config)
+    except BudgetError as error:
+        problem = sized_problem(subject, replace(config, budgets=("8bits",)))
+        raise BudgetError(f"{error} {describe_least(problem, {r: low for r, (low, _) in reachable(problem).items()})}") from None
 
 
 def _repaired(
