@@ -1,8 +1,8 @@
 """What the search finds, in measured loss, beside what is simpler: at 3.5, 4, 5 and 6 bits a weight on average, on real weights and images.
 
-Run: python benchmarks/search_quality.py resnet20 vit mobilenet [--bits 4,3.5,5,6] [--seeds 3] [--trials 64] [--minutes 30]. Needs the assets folder
-(MPSEARCH_ASSETS, else ../shared/assets). Every measured loss and every finished cell is kept below studies/search_quality, so the script resumes; it takes
-one seed of everything before the next, ends after --minutes, and writes what there is.
+Run: python benchmarks/search_quality.py resnet20 vit mobilenet [--bits 4,3.5,5,6] [--seeds 3] [--plain-seeds 3] [--equal-seeds 3] [--trials 64]
+[--minutes 30] [--without-search]. Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets). Every measured loss and every finished cell is kept
+below studies/search_quality, so the script resumes; it takes one seed of everything before the next, ends after --minutes, and writes what there is.
 
 All methods measure the same loss (KL to the float model on the search images, weights rounded to nearest) and may use the same number of evaluations,
 but for the uniform assignment and the exact optima, which need one, and Greedy MP, which takes what it takes.
@@ -40,8 +40,10 @@ from mpsearch.search.superlayers import SuperLayers
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "studies" / "search_quality"
 RESULTS = ROOT / "benchmarks" / "results" / "search_quality.md"
-OBJECTIVES = ("output_mse:images=64", "weight_mse", "coding_length")
-SEARCH, PLAIN = "full search", {"plain NSGA-II": optuna.samplers.NSGAIISampler, "plain TPE": optuna.samplers.TPESampler}
+OBJECTIVES = ("output_mse:images=64", "weight_mse", "coding_length")  # what a run asks for by default
+SEARCH, EQUAL, GREEDY = "full search", "full search, as many", "Greedy MP"
+PLAIN = {"plain NSGA-II": optuna.samplers.NSGAIISampler, "plain TPE": optuna.samplers.TPESampler}
+IMAGES = {"resnet20": (128, 256), "vit": (64, 256), "mobilenet": (16, 64)}  # the loss is measured on, and the ranges come from
 Indices = tuple[int, ...]
 
 
@@ -50,8 +52,10 @@ def main() -> None:
     parser.add_argument("models", nargs="+", choices=MODELS)
     parser.add_argument("--bits", default="4,3.5,5,6")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--trials", type=int, default=64, help="Evaluations of each method that chooses them; the search keeps a quarter for its polish.")
-    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--plain-seeds", type=int, default=3, help="Of plain Optuna.")
+    parser.add_argument("--equal-seeds", type=int, default=3, help="Of the search with as many evaluations as Greedy MP took.")
+    parser.add_argument("--trials", type=int, default=64, help="Evaluations of each method that chooses them; the search keeps half for its polish.")
+    parser.add_argument("--without-search", action="store_true", help="The other methods alone; what they find does not depend on the search.")
     parser.add_argument("--minutes", type=float, default=math.inf)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,8 +66,8 @@ def main() -> None:
     for seed, name, bits in cells:
         if time.monotonic() - start > 60 * arguments.minutes:
             break
-        grounds[name] = grounds.get(name) or Ground.of(name, arguments.images)
-        grounds[name].fill(bits, seed, arguments.trials)
+        grounds[name] = grounds.get(name) or Ground.of(name, *IMAGES.get(name, IMAGES["resnet20"]))
+        grounds[name].fill(bits, seed, arguments.trials, not arguments.without_search, seed < arguments.plain_seeds, seed < arguments.equal_seeds)
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(report(grounds, arguments))
         print(f"{name}, {bits} bits, seed {seed}: done after {time.monotonic() - start:.0f} s", flush=True)
@@ -90,9 +94,9 @@ class Ground:
     cells: dict[str, dict[str, Any]]
 
     @classmethod
-    def of(cls, name: str, images: int) -> Ground:
+    def of(cls, name: str, images: int, calibration_images: int) -> Ground:
         """Load, calibrate, score."""
-        config = replace(settings(name, OBJECTIVES), search_images=images, calibration_images=256)
+        config = replace(settings(name, OBJECTIVES), search_images=images, calibration_images=calibration_images)
         subject = load_subject(config, Silent())
         calibration = calibrate_subject(subject, config, Silent())
         problem, _ = add_scores(sized_problem(subject, config), subject, calibration, config, Study(KEPT / name), Silent())
@@ -112,16 +116,20 @@ class Ground:
 
         return cls(name, problem, budget, losses, measure, _read(KEPT / name / f"cells-{digest(inputs)}.jsonl"))
 
-    def fill(self, bits: str, seed: int, trials: int) -> None:
+    def fill(self, bits: str, seed: int, trials: int, search: bool, plain: bool, equal: bool) -> None:
         """Every method at one budget; those without a seed once."""
         budget = self.budget(bits)
         self._cell("uniform", bits, 0, 0, lambda m: self._uniform(budget, m))
         for text in OBJECTIVES:
             objective = text.partition(":")[0]
             self._cell(f"exact optimum of {objective}", bits, 0, 0, lambda m, o=objective: m(solve(self.problem, o, [budget]).indices))  # type: ignore[misc]
-        self._cell("Greedy MP", bits, 0, 0, lambda m: GreedyMP().solve(self.problem, [budget], m))
-        self._cell(SEARCH, bits, seed, trials, lambda m: self._search(budget, seed, trials, m))
-        for name, sampler in PLAIN.items():
+        self._cell(GREEDY, bits, 0, 0, lambda m: GreedyMP().solve(self.problem, [budget], m))
+        if search:
+            self._cell(SEARCH, bits, seed, trials, lambda m: self._search(budget, seed, trials, m))
+        if equal:
+            many = self.cells[json.dumps([GREEDY, bits, 0, 0])]["evaluations"]
+            self._cell(EQUAL, bits, seed, 0, lambda m: self._search(budget, seed, many, m))
+        for name, sampler in PLAIN.items() if plain else ():
             self._cell(name, bits, seed, trials, lambda m, s=sampler: self._plain(s(seed=seed), budget, trials, m))  # type: ignore[misc]
 
     def _cell(self, method: str, bits: str, seed: int, trials: int, run: Callable[[Callable[[Indices], float]], object]) -> None:
@@ -152,10 +160,10 @@ class Ground:
         measure(next(u for u in uniforms if u is not None and float(self.problem.cost(u).size_bytes or 0.0) <= budget.limit))
 
     def _search(self, budget: Budget, seed: int, trials: int, measure: Callable[[Indices], float]) -> None:
-        objective, journal = OBJECTIVES[0].partition(":")[0], KEPT / self.name / f"journal-{budget.limit:.0f}-{seed}-{trials}.log"
+        (objective, *others), journal = (text.partition(":")[0] for text in OBJECTIVES), KEPT / self.name / f"journal-{budget.limit:.0f}-{seed}-{trials}.log"
         journal.unlink(missing_ok=True)  # a cell that was cut off starts again: its losses are kept, and `measure` must be asked for all of them
-        found = explore(self.problem, objective, [budget], measure, journal, trials - trials // 4, seed)
-        polish(self.problem, objective, [budget], measure, found, trials // 4)
+        found = explore(self.problem, objective, [budget], measure, journal, trials - trials // 2, seed, others=others)
+        polish(self.problem, objective, [budget], measure, found, trials // 2)
 
     def _plain(self, sampler: optuna.samplers.BaseSampler, budget: Budget, trials: int, measure: Callable[[Indices], float]) -> None:
         """As a user of Optuna would: one index for each unit, no warm start, the budget a constraint."""
@@ -180,7 +188,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 def report(grounds: dict[str, Ground], arguments: argparse.Namespace) -> str:
     """The tables, and what they say."""
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "timm", "optuna", "scipy", "numpy"))
-    about = f"`python benchmarks/search_quality.py {' '.join(sys.argv[1:])}`, {arguments.images} search images, {versions}. {identity()}."
+    about = f"`python benchmarks/search_quality.py {' '.join(sys.argv[1:])}`, {versions}. {identity()}."
     rows, verdicts = [], []
     for ground in grounds.values():
         for bits in arguments.bits.split(","):
@@ -188,8 +196,10 @@ def report(grounds: dict[str, Ground], arguments: argparse.Namespace) -> str:
             rows += [f"| {ground.name} | {bits} | {method} | {' | '.join(cells)} |\n" for method, cells, _ in table]
             verdicts += _verdict(ground.name, bits, {method: values for method, _, values in table})
     shown = len(arguments.models) * len(arguments.bits.split(",")) * arguments.seeds
-    done = sum(json.loads(key)[0] == SEARCH and json.loads(key)[3] == arguments.trials for ground in grounds.values() for key in ground.cells)
-    about += f" {done} of {shown} runs of the search are done; the last column says of how many seeds a row is the mean."
+    keys = [json.loads(key) for ground in grounds.values() for key in ground.cells]
+    done = sum(method == SEARCH and trials == arguments.trials and seed < arguments.seeds for method, _, seed, trials in keys)
+    images = "; ".join(f"{name} on {IMAGES.get(name, IMAGES['resnet20'])[0]} images" for name in arguments.models)
+    about += f" {images}. {done} of {shown} runs of the search are done; the last column says of how many seeds a row is the mean."
     header = "| network | bits | method | evaluations | KL: mean (least to greatest) | hypervolume | seeds |\n" + "|---" * 7 + "|\n"
     return f"# Quality of the search\n\n{about}\n{_EXPLAINED}\n{header}{''.join(rows)}\n## What the table says\n\n{''.join(verdicts)}"
 
@@ -198,7 +208,8 @@ _EXPLAINED = """
 KL to the float model on the search images, weights rounded to nearest, of the best assignment within the budget. Weight bits 2 to 8, input bits 8. Methods
 with a seed show the mean over the seeds that are done. `hypervolume`: area that what a method measured dominates in log10 KL over size, between the least
 size and the budget and below the KL of all units at 2 bits, divided by that of all methods and seeds together. `full search`: the study on `output_mse`
-with a quarter of its evaluations left for the polish. Plain: Optuna's own defaults, one index for each unit, no warm start.
+and the optima of all three objectives, with half of its evaluations left for the polish. `as many`: the same with as
+many evaluations as Greedy MP took. Plain: Optuna's own defaults, one index for each unit, no warm start.
 """
 
 
@@ -230,11 +241,15 @@ def _verdict(name: str, bits: str, losses: dict[str, list[float]]) -> list[str]:
     if SEARCH not in losses:
         return []
     worst, mean = max(losses[SEARCH]), statistics.mean(losses[SEARCH])
-    others = {method: min(values) for method, values in losses.items() if method != SEARCH}
+    others = {method: min(values) for method, values in losses.items() if method not in (SEARCH, EQUAL)}
     best = min(others, key=lambda method: others[method])
     beaten = [method for method, value in others.items() if value < worst]
     text = f"- {name}, {bits} bits: the next best is {best} ({others[best]:.5f}); the search has {mean:.5f} on average"
-    return [text + (f". Its worst seed ({worst:.5f}) loses to {', '.join(beaten)}.\n" if beaten else ", and no seed of it loses to any.\n")]
+    text += f". Its worst seed ({worst:.5f}) loses to {', '.join(beaten)}" if beaten else ", and no seed of it loses to any"
+    if EQUAL in losses:
+        verb = "loses" if max(losses[EQUAL]) > others[best] else "does not lose"
+        text += f". With as many evaluations as Greedy MP its worst seed has {max(losses[EQUAL]):.5f} and {verb} to any"
+    return [text + ".\n"]
 
 
 if __name__ == "__main__":

@@ -57,9 +57,9 @@ def run(  # long for its options alone
     fix: Fix = None,
     a_bits: InputBits = 8,
     objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated.")] = None,
-    trials: Annotated[int, typer.Option(help="Assignments whose loss is measured.")] = 48,
+    trials: Annotated[int, typer.Option(help="Assignments whose loss is measured.")] = 32,
     sampler: Annotated[str, typer.Option(help="Who proposes them: mpsearch, or a baseline, tpe, nsga2 or random.")] = "mpsearch",
-    polish: Annotated[int, typer.Option(help="Exchanges around the best whose loss is measured afterwards.")] = 16,
+    polish: Annotated[int, typer.Option(help="Exchanges around the best whose loss is measured afterwards.")] = 32,
     first_last_bits: FirstLastBits = None,
     method: Annotated[str, typer.Option(help="Reconstruction: qdrop, brecq, adaround, attention_round or nearest, with :option=value.")] = "qdrop",
     reconstruction_memory: Annotated[
@@ -92,8 +92,8 @@ def run(  # long for its options alone
     output: Output = Format.table,
 ) -> None:
     """Search, quantise, write the artifact, and report: all seven steps."""
-    for text in budget or ():
-        Budget.parse(text)  # before torch is imported: a slip is told at once
+    for text in budget or () if model is None else ():
+        Budget.parse(text)  # before the embedded model is fitted: a slip is told at once; for a model that is there with what it can reach
     from mpsearch.pipeline import DEFAULT_OBJECTIVES, RunConfig
     from mpsearch.pipeline import run as run_study
     from mpsearch.pipeline.crew import Crew

@@ -73,9 +73,9 @@ class RunConfig:
     fix: tuple[str, ...] = ()
     first_last_bits: int | None = None
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
-    trials: int = 48
+    trials: int = 32
     sampler: str = "mpsearch"
-    polish: int = 16
+    polish: int = 32
     method: str = "qdrop"
     iterations: int | None = None
     search_iterations: int | None = None

@@ -14,7 +14,7 @@ from torch import nn
 
 from mpsearch import files
 from mpsearch.data import SampleSet, make_splits
-from mpsearch.errors import InfeasibleError, OptionError
+from mpsearch.errors import BudgetError, InfeasibleError, OptionError
 from mpsearch.evaluate import FastEvaluator, clearly_lower
 from mpsearch.hardware import LatencyTable
 from mpsearch.models import from_module
@@ -32,7 +32,7 @@ from mpsearch.pipeline.sampling import mean_bits
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.reconstruct import Calibration
-from mpsearch.search import LossFile, Trial, explore, explore_by, polish, problem_front, solve
+from mpsearch.search import LossFile, Trial, describe_least, explore, explore_by, polish, problem_front, reachable, solve
 from mpsearch.units import format_quantity
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
@@ -108,8 +108,7 @@ def profile_model(config: RunConfig, progress: Progress, at_most: int | None = N
 
 def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None) -> dict[str, Any]:
     """The steps; `crew` where other processes can load the model from `config`."""
-    problem = sized_problem(subject, config)
-    budgets = resolve_budgets(subject, problem, config)
+    problem, budgets = _limited(subject, config)
     about: dict[str, Any] = {"versions": _versions(), "hashes": subject.hashes, "splits": subject.splits.to_json()}
     calibration = calibrate_subject(subject, config, progress)
     workshop = Workshop(subject, calibration, config, study, progress)
@@ -128,6 +127,16 @@ def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, 
     with contextlib.closing((crew or Crew()).studies(study)) as studies:
         studies.finish()
     return result
+
+
+def _limited(subject: Subject, config: RunConfig) -> tuple[Problem, tuple[Budget, ...]]:
+    """The problem and its absolute limits. Raises as `resolve_budgets`, and says what can be reached also where a budget cannot be read."""
+    try:
+        problem = sized_problem(subject, config)
+        return problem, resolve_budgets(subject, problem, config)
+    except BudgetError as error:
+        problem = sized_problem(subject, replace(config, budgets=("8bits",)))
+        raise BudgetError(f"{error} {describe_least(problem, {r: low for r, (low, _) in reachable(problem).items()})}") from None
 
 
 def _repaired(
@@ -175,16 +184,18 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     optimum = solve(problem, proxy, limits)
     uniform = next((u for u in _uniforms(problem, config).values() if _keeps(problem, u, limits)), None)
     warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if problem.interactions.get(proxy) else None)) if indices is not None]
-    trials, name = _trials(replace(problem, interactions={}), _additive(problem, proxy), limits, warm, calibration, workshop, crew or Crew())
+    tables = _additive(problem, proxy)
+    trials, name = _trials(replace(problem, interactions={}), tables, limits, warm, calibration, workshop, crew or Crew())
     best = min((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
     return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": best, "trials": trials, "journal": name}
 
 
 def _trials(
-    problem: Problem, proxy: str, limits: tuple[Budget, ...], warm: Sequence[Sequence[int]], calibration: Calibration, workshop: Workshop, crew: Crew
+    problem: Problem, tables: Sequence[str], limits: tuple[Budget, ...], warm: Sequence[Sequence[int]], calibration: Calibration, workshop: Workshop, crew: Crew
 ) -> tuple[list[Trial], str]:
     """The study on the measured loss with its polish, and the name of its journal or in the database."""
     config, subject, study, progress = workshop.config, workshop.subject, workshop.study, workshop.progress
+    proxy, *others = tables
     key = [problem.to_json(), [b.to_json() for b in limits], subject.hashes, config.seed, config.sampler, config.learning, config.task]
     measure = _Measure(problem, calibration, workshop)
     if config.sampler != "mpsearch":
@@ -198,7 +209,7 @@ def _trials(
         job = make_job(subject, problem, config, states_digest(calibration))
         with progress.task("search on the measured loss") as advance, Team(crew, study, progress) as team:
             by = measure if crew.workers == 1 else _left_to_workers
-            trials = explore(problem, proxy, limits, by, place, config.trials, config.seed, warm, on_trial=advance, sharing=team.sharing(job))
+            trials = explore(problem, proxy, limits, by, place, config.trials, config.seed, warm, on_trial=advance, sharing=team.sharing(job), others=others)
         name = Path(place.url).name if crew.storage is None else place.name
     with progress.task("polish the best") as advance:
         held = LossFile(study.step_path("polish", [*key, config.trials], ".jsonl"), key)
@@ -224,9 +235,12 @@ def _left_to_workers(indices: tuple[int, ...]) -> float:
     raise AssertionError("A run that leaves the measuring to workers measures nothing.")
 
 
-def _additive(problem: Problem, proxy: str) -> str:
-    """The table that the study starts from: the proxy's, else that of the first objective without interactions; if none is, the proxy's without them."""
-    return next((name for name in (proxy, *problem.scores) if not problem.interactions.get(name)), proxy)
+def _additive(problem: Problem, proxy: str) -> tuple[str, ...]:
+    """The tables that a study starts from, the one that it corrects first: the proxy's, if that has no interactions, and those of other objectives without.
+
+    If all have interactions, the proxy's without them.
+    """
+    return tuple(dict.fromkeys(name for name in (proxy, *problem.scores) if not problem.interactions.get(name))) or (proxy,)
 
 
 def _uniforms(problem: Problem, config: RunConfig) -> dict[str, tuple[int, ...]]:
@@ -314,7 +328,7 @@ def _write(result: dict[str, Any], problem: Problem, limits: Sequence[Budget], t
     best = result["best"]
     best["artifact"] = workshop.write_artifact(states, {k: best[k] for k in ("assignment", "budgets", "predicted", "measured", "metrics")})
     proxy = best["proxy"]["objective"]
-    base, alone = _additive(problem, proxy), replace(problem, interactions={})
+    base, alone = _additive(problem, proxy)[0], replace(problem, interactions={})
     write_front(study, alone, base, problem_front(alone, base), trials)
     result |= {
         "study": str(study.path),

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky
+from scipy.stats import norm
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from mpsearch.search.superlayers import Row
@@ -28,6 +29,7 @@ _SLOPES = (0.3, 3.0)  # what a straight line through the logarithms may start fr
 _BASES = (0.005, 0.02, 0.1, 0.5)  # distances of the base below the least loss, in units of median less least
 _ZERO_BASE = 2.0  # how much more likely, in logs, a base of zero is than another: divergences and mean squares have it
 _REACH = 0.7  # distance in log damage at which a measurement counts half
+_FAR = 10.0  # times the least loss: beyond that a measurement counts less too
 _MOST_MEASUREMENTS = 400  # the nearest are used, so that a batch stays cheap in a long study
 _STEPS = 4  # of Gauss-Newton, before the widths are chosen and after
 _LONGEST_STEP = 1.0  # of any one correction
@@ -103,6 +105,20 @@ class CorrectedTable:
         """[P] expected log of the loss above the base, from P sums of `mean()`."""
         return np.asarray(self.mode[-1] + self.mode[-2] * (np.log(damage) - self.data.centre))
 
+    def expected_improvement(self, choices: Sequence[Sequence[int]], start: Sequence[int]) -> Row:
+        """[P] by how much each of P assignments is expected to lower the log of the loss of `start`, where it lowers it.
+
+        Of the difference of the two, normal in the linear model at the mode: what both share is no doubt about the change.
+        After Jones, Schonlau and Welch, Efficient Global Optimization, J. Global Optim. 13, 1998.
+        """
+        taken = np.array([start, *choices], dtype=np.intp)
+        features, expected = _linear(replace(self.data, choices=taken), self.mode)
+        change, features = expected[1:] - expected[0], features[1:] - features[0]
+        across = (features * self.prior_sd**2) @ self.features.T
+        variance = (features**2 * self.prior_sd**2).sum(axis=1) - (across * cho_solve((self.factor, True), across.T).T).sum(axis=1)
+        sd = np.sqrt(np.maximum(variance, 1e-12))
+        return np.asarray(sd * norm.pdf(change / sd) - change * norm.cdf(-change / sd))
+
     def _rows(self, weights: Row) -> list[Row]:
         return [np.exp(row) for row in _corrected(self.data.logs, weights)]
 
@@ -128,11 +144,17 @@ def correct(rows: Sequence[Row], choices: NDArray[np.intp], losses: Row, focus: 
     damage = _log_damage(logs, choices)
     distance = damage - (damage.mean() if focus is None else float(_log_damage(logs, np.asarray(focus)[None])[0]))
     near = np.sort(np.argsort(np.abs(distance), kind="stable")[:_MOST_MEASUREMENTS])
-    doubt = np.ones(len(near)) if focus is None else np.sqrt(1 + (distance[near] / _REACH) ** 2)
+    doubt = np.ones(len(near)) if focus is None else np.sqrt(1 + (np.maximum(np.abs(distance[near]), _above(losses[near])) / _REACH) ** 2)
     with threadpool_limits(1, user_api="blas"):  # small matrices: threads cost more than they save, and would round differently
         found = [_at_base(logs, choices[near], losses[near], damage[near], doubt, base) for base in _bases(losses)]
         best = max(found, key=lambda table: table.evidence)
         return _mode(best.data, best.base, _most_likely_width(best), best.mode)
+
+
+def _above(losses: Row) -> Row:
+    """[N] log of each loss over ten times the least, at least 0: what is far worse than was predicted says little about the best."""
+    least = float(losses.min())
+    return np.log(np.maximum(losses / (_FAR * least), 1.0)) if least > 0 else np.zeros(len(losses))
 
 
 def _bases(losses: Row) -> list[float]:

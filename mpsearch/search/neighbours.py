@@ -20,6 +20,15 @@ _MOST_ENUMERATED = 4096
 
 def best_neighbour(constraints: Constraints, rows: Sequence[Row], start: Choices, seen: Collection[Choices]) -> Choices | None:
     """The unseen assignment of least score within two changes of `start`; None if there is none among the most promising."""
+    return next(_neighbours(constraints, rows, start, seen), None)
+
+
+def best_neighbours(constraints: Constraints, rows: Sequence[Row], start: Choices, seen: Collection[Choices], count: int) -> list[Choices]:
+    """Up to `count` unseen assignments within two changes of `start`, of least score, in its order."""
+    return list(itertools.islice(_neighbours(constraints, rows, start, seen), count))
+
+
+def _neighbours(constraints: Constraints, rows: Sequence[Row], start: Choices, seen: Collection[Choices]) -> Iterator[Choices]:
     layer, candidate, gain, use = _moves(constraints, rows, start)
     left = _left(constraints, start)
     few = _promising(gain, use)
@@ -36,8 +45,7 @@ def best_neighbour(constraints: Constraints, rows: Sequence[Row], start: Choices
                 changed[layer[move]] = int(candidate[move])
         found = tuple(changed)
         if found not in seen and constraints.fits(constraints.layers.expand(found)):
-            return found
-    return None
+            yield found
 
 
 def random_unseen(constraints: Constraints, start: Choices, seen: Collection[Choices], rng: np.random.Generator) -> Choices | None:

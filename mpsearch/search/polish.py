@@ -11,7 +11,8 @@ from mpsearch.errors import MpsearchError, OptionError
 from mpsearch.problem import Budget, Problem
 from mpsearch.search.correction import correct
 from mpsearch.search.losses import Losses
-from mpsearch.search.neighbours import Choices, best_neighbour
+from mpsearch.search.neighbours import Choices
+from mpsearch.search.proposals import most_promising
 from mpsearch.search.study import Trial, _planner
 
 
@@ -27,7 +28,7 @@ def polish(
 ) -> list[Trial]:
     """Measure up to `evaluations` exchanges around the best trial, one after the other, moving to each that is better.
 
-    An exchange changes one choice, or two: one raised and another lowered. The order is that of the losses which the table predicts that was
+    An exchange changes one choice, or two: one raised and another lowered. The next is the one of greatest expected improvement under the table that was
     corrected by every loss known so far, around the best; nothing that was measured is measured again.
 
     Args:
@@ -63,7 +64,7 @@ def polish(
     for done in range(1, evaluations + 1):
         finite = [c for c, loss in known.items() if math.isfinite(loss)]
         table = correct(planner.rows, np.array(finite, dtype=np.intp), np.array([known[c] for c in finite]), best)
-        changed = best_neighbour(constraints, table.mean(), best, known)
+        changed = most_promising(constraints, table, best, known)
         if changed is None:
             break
         indices = constraints.layers.expand(changed)

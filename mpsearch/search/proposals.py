@@ -7,7 +7,7 @@ neighbours of the best assignment so far; and, for the front, what is predicted 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,14 +17,15 @@ from mpsearch.search.constraints import Constraints
 from mpsearch.search.correction import CorrectedTable, correct, positive
 from mpsearch.search.coupled import Coupled
 from mpsearch.search.hull import most_improving, supported
-from mpsearch.search.neighbours import Choices, best_neighbour, random_unseen
+from mpsearch.search.neighbours import Choices, best_neighbour, best_neighbours, random_unseen
 from mpsearch.search.optimum import best_choices
 from mpsearch.search.reach import reachable
 from mpsearch.search.superlayers import Row
 
 _NEAR = (0.97, 0.93)  # shares of the budget
 _ALONG = 6  # points of the proxy's front in batch 0
-_KINDS = ("corrected table", "neighbour", "front", "thompson", "neighbour", "front", "thompson", "front")
+_KINDS = ("corrected table", "neighbour", "thompson", "front", "neighbour", "thompson", "neighbour", "front")
+_COMPARED = 256  # neighbours of least predicted loss, among which the expected improvement chooses
 _GAP, _NODES = 1e-3, 2000  # for several budgets at once: a proposal needs no proof, but it must be the same on every run
 
 
@@ -54,6 +55,7 @@ class Planner:
         seed: Of everything random.
         batch: Proposals in each batch but the first.
         warm: Assignments that are measured first, whether they keep the budgets or not.
+        others: Rows of other proxies. The optimum of each at the budget is measured.
     """
 
     constraints: Constraints
@@ -61,6 +63,7 @@ class Planner:
     seed: int
     batch: int
     warm: tuple[Choices, ...] = ()
+    others: tuple[list[Row], ...] = ()
     _proxy: dict[float, Choices] = field(default_factory=dict, compare=False, repr=False)
 
     def first(self) -> list[Proposal]:
@@ -68,6 +71,7 @@ class Planner:
         found = [Proposal(choices, "warm") for choices in self.warm]
         limits = [self._limit, *(limit for limit in (share * self._limit for share in _NEAR) if limit > self._least)]
         found += [Proposal(self.proxy_optimum(limit), "exact front") for limit in limits]
+        found += [Proposal(self._optimum(rows, self._limit), "other proxy") for rows in self.others]
         found += [Proposal(choices, "exact front") for choices in self.proxy_front(_ALONG, [p.choices for p in found])]
         return list({p.choices: p for p in reversed(found)}.values())[::-1]
 
@@ -210,6 +214,12 @@ class Fits:
                 least = self._losses[i]
                 found.append((self._choices[i], float(costs[i])))
         return found
+
+
+def most_promising(constraints: Constraints, table: CorrectedTable, start: Choices, seen: Collection[Choices]) -> Choices | None:
+    """The unseen assignment within two changes of `start` whose measurement is expected to lower the loss most; None if there is none."""
+    few = best_neighbours(constraints, table.mean(), start, seen, _COMPARED)
+    return few[int(table.expected_improvement(few, start).argmax())] if few else None
 
 
 def sums(rows: Sequence[Row], choices: Sequence[Choices]) -> Row:

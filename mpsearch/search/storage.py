@@ -59,12 +59,11 @@ class Pace:
             try:
                 found = action()
             except StorageInternalError as error:
-                now = time.monotonic()
+                now, reason = time.monotonic(), str(error.__cause__ or error).splitlines()[0]
                 if since is None:
                     since = now
-                    say("The storage of the study cannot be reached; trying again.")
+                    say(f"The storage of the study cannot be reached ({reason}); trying again.")
                 if now - since > self.patience_s:
-                    reason = str(error.__cause__ or error).splitlines()[0]
                     raise StudyError(f"The storage of the study could not be reached for {self.patience_s:.0f} s ({reason}). Start it, and go on.") from error
                 time.sleep(max(self.poll_s, 0.1))
             else:
@@ -201,8 +200,17 @@ class Studies:
             if place != kept and not study.user_attrs.get(FINISHED):
                 study.set_user_attr(FINISHED, True)
 
+    def _join(self, url: str) -> BaseStorage:
+        """As `join`, but a server that is away is waited for like one that goes away later: it may be starting again."""
+        try:
+            return join(url, self._pace)
+        except StudyError as error:
+            if storage_kind(url) != "journal" and not isinstance(error.__cause__, RuntimeError):  # that is another version's tables
+                raise StorageInternalError(str(error)) from error.__cause__
+            raise
+
     def _named(self, url: str, pattern: str) -> list[Study]:
-        storage = self._opened.get(url) or self._opened.setdefault(url, join(url, self._pace))
+        storage = self._opened.get(url) or self._opened.setdefault(url, self._join(url))
         every = storage.names() if isinstance(storage, Listed) else [study.study_name for study in storage.get_all_studies()]
         names = [name for name in every if re.fullmatch(pattern, name)]
         for name in names:

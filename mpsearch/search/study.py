@@ -23,7 +23,7 @@ from mpsearch.search.reach import reachable
 from mpsearch.search.sampler import INDICES, ORDINAL, PROPOSED_BY, CorrectedTableSampler, Trials, finished, pending
 from mpsearch.search.storage import FINISHED, STUDY_NAME, Place, lead, quiet
 
-_METHOD = 2  # raised when the same inputs would lead to other proposals
+_METHOD = 3  # raised when the same inputs would lead to other proposals
 _INPUTS = "inputs"
 
 
@@ -37,7 +37,7 @@ class Trial:
         loss: As measured.
         cost: As predicted by the problem.
         feasible: Whether it keeps every budget.
-        proposed_by: `warm`, `exact front`, `corrected table`, `thompson`, `neighbour`, `front` or `random`.
+        proposed_by: `warm`, `exact front`, `other proxy`, `corrected table`, `thompson`, `neighbour`, `front` or `random`.
     """
 
     number: int
@@ -60,6 +60,7 @@ def explore(
     on_trial: Callable[[int, int], None] | None = None,
     batch: int = 8,
     sharing: Sharing | None = None,
+    others: Sequence[str] = (),
 ) -> list[Trial]:
     """Measure up to `trials` assignments, none twice, each chosen by what the earlier ones showed.
 
@@ -79,6 +80,7 @@ def explore(
         on_trial: Called after each trial with how many are done, and `trials`.
         batch: Proposals that are made from the same knowledge; more workers than that wait for each other.
         sharing: With workers, which may come and go; None: this process measures all.
+        others: Names of further additive proxies: the optimum of each at the budget is measured too.
 
     Returns:
         Trials in the order of their proposal; fewer where losses were not finite or nothing that keeps the budgets was left.
@@ -90,8 +92,8 @@ def explore(
         MpsearchError: No loss was finite, or worker after worker died on one trial.
     """
     _check_numbers(trials, batch, seed)
-    sampler = CorrectedTableSampler(_planner(problem, objective, budgets, seed, warm, batch))
-    inputs = digest([_METHOD, problem.to_json(), objective, [b.to_json() for b in budgets], seed, [list(w) for w in warm], batch])
+    sampler = CorrectedTableSampler(_planner(problem, objective, budgets, seed, warm, batch, others))
+    inputs = digest([_METHOD, problem.to_json(), objective, [b.to_json() for b in budgets], seed, [list(w) for w in warm], batch, list(others)])
     place, sharing = path if isinstance(path, Place) else Place(str(path)), sharing or Sharing()
     with lead(place, sharing.pace) as (storage, hold):
         study = sharing.pace.patiently(lambda: _open_study(storage, sampler, inputs, place, sharing), sharing.say)
@@ -104,13 +106,16 @@ def _check_numbers(trials: int, batch: int, seed: int) -> None:
         raise OptionError(f"A study needs at least 1 trial, a batch of at least 1 and a seed of at least 0, not {trials}, {batch} and {seed}.")
 
 
-def _planner(problem: Problem, objective: str, budgets: Sequence[Budget], seed: int, warm: Sequence[Sequence[int]], batch: int) -> Planner:
-    if objective not in problem.scores:
-        raise UnknownNameError("score table", objective, problem.scores)
-    if problem.interactions.get(objective):
-        raise UserError(
-            f"A study corrects a table, and {objective!r} has interactions beside it. Name an additive objective; `warm` takes the optimum of {objective!r}."
-        )
+def _planner(
+    problem: Problem, objective: str, budgets: Sequence[Budget], seed: int, warm: Sequence[Sequence[int]], batch: int, others: Sequence[str] = ()
+) -> Planner:
+    for name in (objective, *others):
+        if name not in problem.scores:
+            raise UnknownNameError("score table", name, problem.scores)
+        if problem.interactions.get(name):
+            raise UserError(
+                f"A study corrects a table, and {name!r} has interactions beside it. Name an additive objective; `warm` takes the optimum of {name!r}."
+            )
     if not problem.costs:
         raise BudgetError("The problem has no cost table, so there is nothing to trade the loss against. Give it one, such as size_bytes.")
     if all(b.resource in PEAKS for b in budgets):  # the front is drawn over something that adds up
@@ -118,7 +123,8 @@ def _planner(problem: Problem, objective: str, budgets: Sequence[Budget], seed: 
         budgets = [Budget(resource, reachable(problem)[resource][1], "no limit"), *budgets]
     constraints = Constraints.of(problem, budgets)
     rows = constraints.layers.merge(problem.scores[objective])
-    return Planner(constraints, rows, seed, batch, tuple(constraints.layers.contract(indices) for indices in warm))
+    further = tuple(constraints.layers.merge(problem.scores[name]) for name in dict.fromkeys(others) if name != objective)
+    return Planner(constraints, rows, seed, batch, tuple(constraints.layers.contract(indices) for indices in warm), further)
 
 
 def _open_study(storage: BaseStorage, sampler: CorrectedTableSampler, inputs: str, place: Place, sharing: Sharing) -> Study:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from search_problems import every_assignment, interacting, problem
 
 from mpsearch.errors import BudgetError, InfeasibleError, MpsearchError, OptionError, StudyError, UnknownNameError, UserError
 from mpsearch.problem import Budget
-from mpsearch.search import CorrectedTableSampler, explore, reachable
+from mpsearch.search import CorrectedTableSampler, explore, reachable, solve
 from mpsearch.search import study as study_module
 from mpsearch.search.journal import GRACE_S
 
@@ -61,6 +62,7 @@ def test_an_interrupted_study_continues_as_if_it_had_not_been(tmp_path, undistur
 
 DYING = """
 import os, sys
+from dataclasses import replace
 from pathlib import Path
 from test_search_explore import TRIALS, setting
 from mpsearch.search import explore
@@ -238,3 +240,15 @@ def busy(path):
 def test_the_search_imports_no_torch():
     code = "import sys, mpsearch.search; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_optima_of_other_proxies_are_measured(tmp_path):
+    p, loss, budgets = setting()
+    scores = {**p.scores, "other": tuple(tuple(v * (1 + i) for v in row) for i, row in enumerate(p.scores["proxy"]))}
+    p = replace(p, scores=scores)
+    found = explore(p, "proxy", budgets, loss, tmp_path / "journal.log", 12, 0, others=["other", "proxy"])
+    assert [t.indices for t in found if t.proposed_by == "other proxy"] == [solve(p, "other", budgets).indices]
+    with pytest.raises(UnknownNameError, match="nothing"):
+        explore(p, "proxy", budgets, loss, tmp_path / "journal.log", 12, 0, others=["nothing"])
+    with pytest.raises(StudyError, match="another"):
+        explore(p, "proxy", budgets, loss, tmp_path / "journal.log", 12, 0)

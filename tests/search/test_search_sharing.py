@@ -274,6 +274,20 @@ def test_a_storage_out_of_reach_is_waited_for_and_then_named(tmp_path):
         lead(Studies(f"postgresql://nobody:secret@/none?host={tmp_path}", RUN, PACE), 1, Sharing(pace=PACE))
 
 
+def test_a_worker_that_starts_while_the_server_is_away_waits_for_it(server, empty, studies):
+    held, said = studies(empty), []
+    server.stop()
+    back = threading.Timer(0.5, server.start)
+    back.start()
+    try:
+        assert PACE.patiently(held.found, said.append) == []
+    finally:
+        back.join()
+    assert len(said) == 2 and "cannot be reached (" in said[0]
+    with pytest.raises(StudyError, match=r"could not be reached for 0 s \(.*No such file"):
+        Pace(patience_s=0).patiently(studies("postgresql://nobody@/none?host=/nowhere").found)
+
+
 def test_what_a_storage_cannot_be_is_said(tmp_path, monkeypatch):
     with pytest.raises(OptionError, match="hands one waiting trial to two workers"):
         storage.check_sharing("sqlite:///trials.db")
