@@ -36,7 +36,7 @@ class UserError(MpsearchError):
 
 
 class BudgetError(UserError):
-    """A budget that cannot be read."""
+    """A budget that cannot be read, or on what nothing measures."""
 
 
 class UnknownNameError(UserError):

@@ -179,7 +179,7 @@ def test_every_registry_can_be_listed(call):
     assert len(known) == 9 and listed == known
     for what in lists.WHAT:
         assert call("list", what).stdout.strip()
-    assert call("list", "tasks").stdout.split() == ["classification", "embedding", "span"]
+    assert set(call("list", "tasks").stdout.split()) >= {"classification", "embedding", "span"}
     assert call("list", "samplers").stdout.split() == ["mpsearch", "nsga2", "random", "tpe"]
 
 

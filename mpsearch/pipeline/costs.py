@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from mpsearch.errors import OptionError
+from mpsearch.errors import BudgetError, OptionError
 from mpsearch.evaluate import TASKS
 from mpsearch.objectives import OBJECTIVES, Objective, ScoringContext, score
 from mpsearch.pipeline.config import RunConfig
@@ -65,9 +65,8 @@ def resolve_budgets(subject: Subject, problem: Problem, config: RunConfig) -> tu
     """Absolute limits; refuses at once what no assignment can keep.
 
     Raises:
-        BudgetError: It cannot be read.
+        BudgetError: It cannot be read, or limits what is not measured for the target.
         InfeasibleError: No assignment is that small.
-        OptionError: A resource is limited that is not measured for the target.
     """
     resolved = []
     for budget in (Budget.parse(text) for text in config.budgets):
@@ -85,13 +84,13 @@ def resolve_budgets(subject: Subject, problem: Problem, config: RunConfig) -> tu
 
 def _require_measured(budget: Budget, config: RunConfig) -> None:
     if budget.resource == "energy_mj":
-        raise OptionError(
+        raise BudgetError(
             f"No target of a run measures energy, so the budget {budget.text} cannot be kept. Limit size, latency, peak memory or bit operations."
         )
     if budget.resource == "memory_bytes" and config.target != "ort-cpu":
-        raise OptionError(f"Peak memory is measured for --target ort-cpu, not for {config.target}. Take that target, or leave the budget {budget.text} out.")
+        raise BudgetError(f"Peak memory is measured for --target ort-cpu, not for {config.target}. Take that target, or leave the budget {budget.text} out.")
     if budget.resource == "latency_us" and config.target == "packed":
-        raise OptionError(f"The target packed has no runtime, so the budget {budget.text} cannot be measured. Take --target ort-cpu, or leave the budget out.")
+        raise BudgetError(f"The target packed has no runtime, so the budget {budget.text} cannot be measured. Take --target ort-cpu, or leave the budget out.")
 
 
 def _bytes_at(subject: Subject, bits: float, a_bits: int) -> float:

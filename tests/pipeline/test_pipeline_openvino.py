@@ -14,7 +14,8 @@ pytest.importorskip("openvino")
 
 
 def test_a_run_for_openvino_keeps_a_latency_budget_in_its_own_file(settings, place):
-    config, study = settings(target="openvino-cpu", budgets=("80%", "20ms"), trials=4, iterations=0), Study(place / "study-openvino")
+    # a busy machine may be too unsteady to predict; what is chosen is measured whole all the same
+    config, study = settings(target="openvino-cpu", budgets=("80%", "20ms"), trials=4, iterations=0, allow_estimate=True), Study(place / "study-openvino")
     result = run(config, study)
     best, artifact = result["best"], result["best"]["artifact"]
     assert best["measured"]["latency_us"] <= 20e3 and best["predicted"]["latency_us"] > 0
