@@ -57,16 +57,16 @@ def run(  # long for its options alone
     fix: Fix = None,
     a_bits: InputBits = 8,
     objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated.")] = None,
-    trials: Annotated[int, typer.Option(help="Assignments whose loss is measured.")] = 32,
+    trials: Annotated[int | None, typer.Option(help="Assignments whose loss is measured. 32, or 16 on the embedded default.")] = None,
     sampler: Annotated[str, typer.Option(help="Who proposes them: mpsearch, or a baseline, tpe, nsga2 or random.")] = "mpsearch",
-    polish: Annotated[int, typer.Option(help="Exchanges around the best whose loss is measured afterwards.")] = 32,
+    polish: Annotated[int | None, typer.Option(help="Exchanges around the best whose loss is measured afterwards. 32, or 16 on the embedded default.")] = None,
     first_last_bits: FirstLastBits = None,
     method: Annotated[str, typer.Option(help="Reconstruction: qdrop, brecq, adaround, attention_round or nearest, with :option=value.")] = "qdrop",
     reconstruction_memory: Annotated[
         str, typer.Option(help="Bound on the activations that the reconstruction stores; it uses fewer images to keep it.")
     ] = "8GiB",
     iterations: Annotated[
-        int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 16 on the embedded default.")
+        int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 8 on the embedded default.")
     ] = None,
     search_iterations: Annotated[
         int | None,
@@ -107,6 +107,7 @@ def run(  # long for its options alone
             config = replace(config, budgets=tuple(budget))
     else:
         widths, rules = split_bits(bits)
+        usual = 16 if model is None else 32
         config = RunConfig(
             budgets=tuple(budget or ()),
             model=model,
@@ -123,9 +124,9 @@ def run(  # long for its options alone
             fix=tuple(fix or ()),
             a_bits=a_bits,
             objectives=tuple(objective or DEFAULT_OBJECTIVES),
-            trials=trials,
+            trials=usual if trials is None else trials,
             sampler=sampler,
-            polish=polish,
+            polish=usual if polish is None else polish,
             first_last_bits=first_last_bits,
             method=method,
             iterations=iterations,

@@ -104,15 +104,18 @@ class OnnxRun:
 
 def load_onnx(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable[[], object], int]:
     """A file ready to run one image, by the session that a deployment would use, and how many calls of its units run quantised."""
-    live = session(path, threads)
-    feeds = {live.get_inputs()[0].name: image[:1].numpy()}
-    return lambda: live.run(None, feeds), sum(kernel in ("integer", "stored") for kernel in kernels_of(executed(path, threads)))
+    return _one_image(path, image, threads), sum(kernel in ("integer", "stored") for kernel in kernels_of(executed(path, threads)))
 
 
 def measure_onnx(path: Path, image: Tensor, threads: int = 1, seconds: float = 0.5) -> OnnxRun:
     """Latency of the whole model at batch 1, by the session that a deployment would use, and what it executes."""
-    run, _ = load_onnx(path, image, threads)
-    return OnnxRun(time_callable(run, threads=threads, seconds=seconds), executed(path, threads))
+    return OnnxRun(time_callable(_one_image(path, image, threads), threads=threads, seconds=seconds), executed(path, threads))
+
+
+def _one_image(path: Path, image: Tensor, threads: int) -> Callable[[], object]:
+    live = session(path, threads)
+    feeds = {live.get_inputs()[0].name: image[:1].numpy()}
+    return lambda: live.run(None, feeds)
 
 
 def run_onnx(path: Path, threads: int = 1) -> Any:

@@ -26,8 +26,8 @@ DATA_CONFIG: dict[str, Any] = {
     "crop_pct": 1.0,
     "crop_mode": "squash",
 }
-EPOCHS, BATCH, RATE, SHIFT = 7, 64, 1e-3, 2
-_RECIPE = {"epochs": EPOCHS, "batch": BATCH, "rate": RATE, "shift": SHIFT, "model": NAME, "args": MODEL_ARGS, "data": DATA_CONFIG, "recipe": 1}
+EPOCHS, BATCH, RATE, SHIFT = 5, 64, 1e-3, 2
+_RECIPE = {"epochs": EPOCHS, "batch": BATCH, "rate": RATE, "shift": SHIFT, "model": NAME, "args": MODEL_ARGS, "data": DATA_CONFIG, "recipe": 2}
 
 
 def cache_folder() -> Path:
@@ -53,12 +53,12 @@ def default_model(progress: Progress) -> LoadedModel:
 def _fit(progress: Progress) -> nn.Module:
     """AdamW, one cycle, label smoothing 0.1, shifts of up to 2 pixels; the seed is fixed and torch's own generator left as found."""
     images = load_images("digits", DATA_CONFIG, split="train")
-    inputs, labels = images.inputs(), images.require_labels(10)
+    inputs, labels = images.inputs().to(memory_format=torch.channels_last), images.require_labels(10)
     steps = len(images) // BATCH
     with torch.random.fork_rng(devices=[]), progress.task("fit the embedded model") as advance:
         torch.manual_seed(0)
-        model = load_model(NAME, kwargs=dict(MODEL_ARGS)).module.train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
+        model = load_model(NAME, kwargs=dict(MODEL_ARGS)).module.train().to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * steps)
         for epoch in range(EPOCHS):
             order = torch.randperm(len(images))
