@@ -51,7 +51,7 @@ def maximise(oracle: Oracle, spare: Row, scale: float) -> Dual:
         spare: [B] limits.
         scale: Of the damage.
     """
-    room = np.where(spare > 0, spare, 1.0)
+    room, unit = np.where(spare > 0, spare, 1.0), scale or 1.0
     cuts, values, met = [], [], []
     prices, best, held = np.zeros(len(spare)), -np.inf, np.zeros(len(spare))
     for _ in range(_STEPS):
@@ -61,14 +61,14 @@ def maximise(oracle: Oracle, spare: Row, scale: float) -> Dual:
         value = score + float(prices @ over)
         if value > best:
             best, held = value, prices
-        cuts.append(np.append(-over / room * (scale or 1.0), 1.0))  # in units of prices * room / scale
-        values.append(score)
+        cuts.append(np.append(-over / room, 1.0))  # prices in units of unit / room, damage in units of its own: HiGHS drops small numbers
+        values.append(score / unit)
         master = scipy.optimize.linprog(
             np.append(np.zeros(len(spare)), -1.0), A_ub=np.array(cuts), b_ub=np.array(values), bounds=[(0, _STEEPEST)] * len(spare) + [(None, None)]
         )
-        if master.x is None or -master.fun - best <= _ENOUGH * max(abs(best), _ROUNDING * scale):
+        if master.x is None or -master.fun * unit - best <= _ENOUGH * max(abs(best), _ROUNDING * scale):
             break
-        prices = master.x[:-1] * (scale or 1.0) / room
+        prices = master.x[:-1] * unit / room
     return Dual(held, best, met)
 
 

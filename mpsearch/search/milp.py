@@ -1,9 +1,9 @@
 """The least damage under any number of budgets at once, and the proof that it is the least.
 
 No budget: each layer's best. One budget: the dynamic programme of `knapsack`, exact by itself. Several: a Lagrangian bound and an assignment
-near it rule out most candidates, and HiGHS decides between the others, on scaled rows. What HiGHS returns is checked in exact arithmetic; an
-assignment that only its tolerance let through is cut off by a row of its own and the problem is solved again, so the proof covers exactly the
-assignments that fit.
+near it rule out most candidates, and the dynamic programme of `labels` decides between the others; where too much is open for it, HiGHS does, on scaled
+rows. What they return is checked in exact arithmetic; an assignment that only HiGHS's tolerance let through is cut off by a row of its own and the problem
+is solved again, so the proof covers exactly the assignments that fit.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 
 from mpsearch.errors import InfeasibleError, MpsearchError
 from mpsearch.search.constraints import Constraints
-from mpsearch.search.dual import Picks, Ranks, maximise
+from mpsearch.search.dual import Dual, Picks, Ranks, maximise
 from mpsearch.search.highs import Columns, Cut, Link, Outcome, minimise
 from mpsearch.search.knapsack import near_optimum
+from mpsearch.search.labels import label
 from mpsearch.search.superlayers import Row
 
 _ROUGH_GAP = 0.05
@@ -28,15 +29,18 @@ _ROUNDING = 1e-9
 _MOST_CUTS = 20
 _FEW_COLUMNS = 64  # below this HiGHS is done sooner than the bound
 _TIGHTENED = 1e-6  # share of the room given up once cutting one by one has not helped
+_FEW_LABELS, _MOST_LABELS = 2_000, 50_000  # partial assignments: for something near the optimum, and for the proof
+_MOST_CHECKS = 200  # assignments at a limit that are checked exactly before HiGHS is asked
 
 
 @dataclass(frozen=True)
 class Found:
-    """M choices, whether they are proven optimal, and a lower bound of their score."""
+    """M choices, whether they are proven optimal, a lower bound of their score, and who decided where there were several budgets."""
 
     choices: tuple[int, ...]
     proven: bool
     bound: float
+    by: str = "HiGHS"
 
 
 def solve_rows(
@@ -102,10 +106,26 @@ class _UnderMany:
             dual = maximise(ranks.oracle, columns.spare, float(columns.scores.max(initial=0.0)))
             start, priced, reduced = ranks.start(dual), dual.bound, ranks.reduced(dual.prices)
             known = None if start is None else self._choices(columns, start)
+            if known is not None:
+                known, proven = self._labelled(ranks, dual, known)
+                if proven:
+                    return Found(known, True, self.base + _score(self.rows, known), "dynamic programme with bounds")
         known, rough = (known, 0.0) if known is not None else self._roughly(columns)
         upper = _score(self.rows, known)
         left = columns.only(reduced <= (upper - priced) + _ROUNDING * (upper + abs(priced)))  # taking any other, the prices alone say, is worse
         return self._decided(left, known, max(priced, rough, 0.0), gap)
+
+    def _labelled(self, ranks: Ranks, dual: Dual, known: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+        """The best of the labels that fit, or what was known; and whether nothing can be better."""
+        for most, thin in ((_FEW_LABELS, False), (_FEW_LABELS, True), (_MOST_LABELS, False)):
+            labels = label(ranks, dual, _score(self.rows, known), most, thin=thin)
+            if labels is None:
+                continue
+            found = next((c for picked, _ in zip(labels, range(_MOST_CHECKS), strict=False) if (c := self._choices(ranks.columns, picked)) is not None), None)
+            if labels.complete and (found is not None or len(labels.scores) <= _MOST_CHECKS):
+                return found or known, True
+            known = found or known
+        return known, False
 
     def _choices(self, columns: Columns, picked: Picks) -> tuple[int, ...] | None:
         """M choices of M columns; None where they pass a limit by a rounding, or are cut off."""

@@ -62,7 +62,7 @@ def best_choices(
     """
     if not coupled.pairs and not constraints.pairs:
         found = solve_rows(constraints, coupled.rows, time_limit_s, gap, node_limit, cuts)
-        return found, "HiGHS" if len(constraints.rows) > 1 or cuts else _DYNAMIC
+        return found, found.by if len(constraints.rows) > 1 or cuts else _DYNAMIC
     along = None if cuts else _along_a_line(constraints, coupled)
     if along is not None:
         return along, _DYNAMIC

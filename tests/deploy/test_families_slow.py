@@ -58,6 +58,7 @@ def test_a_family_passes_every_step(name, tmp_path):
         search_images=8,
         objectives=("output_mse:images=8",),
         trials=4,
+        polish=2,
         iterations=0,
         tables=str(tmp_path / "tables"),
     )
@@ -94,7 +95,8 @@ def test_a_family_passes_every_step(name, tmp_path):
 
     assert len(result["blocks"]) > 3
     measured = json.loads((tmp_path / "study/front.json").read_text())["measured"]
-    assert [t["number"] for t in measured] == [0, 1, 2, 3]
+    assert [t["number"] for t in measured] == list(range(len(measured)))
+    assert 4 <= len(measured) <= 6
 
 
 @pytest.mark.slow

@@ -27,7 +27,9 @@ def golden(name):
     return json.loads((folder / name).read_text())
 
 
-def test_one_and_two_budgets_are_brute_force():
+@pytest.mark.parametrize("fewest_columns", [0, 64])
+def test_one_and_two_budgets_are_brute_force(fewest_columns, monkeypatch):
+    monkeypatch.setattr(milp_module, "_FEW_COLUMNS", fewest_columns)  # 0: bounds and labels on small problems too
     solved = refused = 0
     for seed in range(300):
         rng = np.random.default_rng(seed)
@@ -49,6 +51,45 @@ def test_one_and_two_budgets_are_brute_force():
             assert found.score == found.bound == pytest.approx(min(fitting), rel=1e-9)
             solved += 1
     assert solved > 800 and refused > 10
+
+
+def many_choices(rng, layers, resources):
+    """Damage that falls and costs that rise with the choice, each with noise, so that budgets compete."""
+    levels = np.arange(1, 10)
+    scale = 10.0 ** rng.integers(-6, 7)
+    tables = {r: (rng.lognormal(0, 1, (layers, 1)) * (levels + rng.random((layers, 9)))).tolist() for r in resources}
+    return problem((scale * rng.lognormal(0, 1, (layers, 1)) * (4.0**-levels + 0.01 * rng.random((layers, 9)))).tolist(), tables)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_labels_with_bounds_agree_with_highs(count, monkeypatch):
+    resources = ("size_bytes", "latency_us", "bops")[:count]
+    by_labels = 0
+    for seed in range(8):
+        p = many_choices(np.random.default_rng(seed), 24, resources)
+        ends = reachable(p)
+        budgets = [Budget(r, ends[r][0] + 0.1 * (seed + 1) * (ends[r][1] - ends[r][0]), r) for r in resources]
+        found = solve(p, "proxy", budgets)
+        with monkeypatch.context() as without:
+            without.setattr(milp_module, "label", lambda *args, **kwargs: None)
+            other = solve(p, "proxy", budgets)
+        assert other.found_by == "HiGHS"
+        assert found.status == other.status == "optimal"
+        assert found.score == pytest.approx(other.score, rel=1e-9)
+        assert all(getattr(found.cost, b.resource) <= b.limit for b in budgets)
+        by_labels += found.found_by != "HiGHS"
+    assert by_labels >= 7
+
+
+def test_where_too_much_is_open_a_thinned_sweep_is_not_called_a_proof(monkeypatch):
+    p = many_choices(np.random.default_rng(0), 40, ("size_bytes", "latency_us"))
+    budgets = [Budget(r, sum(reachable(p)[r]) / 2, r) for r in ("size_bytes", "latency_us")]
+    best = solve(p, "proxy", budgets)
+    monkeypatch.setattr(milp_module, "_FEW_LABELS", 2)
+    monkeypatch.setattr(milp_module, "_MOST_LABELS", 2)
+    found = solve(p, "proxy", budgets)
+    assert found.found_by == "HiGHS" and found.status == "optimal"
+    assert found.score == pytest.approx(best.score, rel=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
