@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,6 +141,37 @@ def test_solve_imports_no_torch(place):
 def test_what_cannot_be_used_is_one_clear_error(place, call, arguments, texts):
     (place / "empty").mkdir()
     refused(call("run", *arguments), 2, *texts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--data", "nothere"], "There is no nothere"),
+        (["--data", "images.npz", "--calibration-data", "nothere"], "There is no nothere"),
+        (["--data", "empty.zip"], "empty.zip"),
+        (["--data", "images.npz", "--table", "nothere.csv"], "There is no latency table nothere.csv"),
+        (["--data", "images.npz", "--table", "."], "There is no latency table ."),
+        (["--data", "images.npz", "--tables", "net.py/tables"], "net.py is a file"),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_before_a_download(place, call, monkeypatch, arguments, text):
+    with zipfile.ZipFile(place / "empty.zip", "w"):
+        pass
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("the model was built, or its weights downloaded"))
+    refused(call("run", "--budget", "5bits", "--model", "resnet18", *arguments), 2, text)
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"), [("nothere.safetensors", "There is no weights file"), ("images.npz", "not a safetensors file"), (".", "no weights")]
+)
+def test_weights_that_cannot_be_read_are_told_before_the_model_is_built(place, call, monkeypatch, weights, text):
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("the model was built"))
+    refused(call("run", "--budget", "5bits", "--model", "resnet18", "--data", "images.npz", "--weights", weights), 2, text)
+
+
+def test_weights_without_a_model_are_not_passed_over(place, call):
+    refused(call("run", "--budget", "15MB", "--weights", "weights.safetensors"), 2, "--weights is given without --model")
+    refused(call("run", "--budget", "15MB", "--model-arg", "num_classes=3"), 2, "--model-arg is given without --model")
 
 
 def test_nan_weights_are_refused_by_name(place, call):

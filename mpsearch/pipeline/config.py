@@ -119,6 +119,9 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
+        lost = [flag for flag, given in (("--weights", self.weights), ("--model-arg", self.model_args)) if given]
+        if self.model is None and lost:
+            raise OptionError(f"{lost[0]} is given without --model: the embedded model has its own. Name the model, or leave {lost[0]} out.")
         if (self.model is None) != (self.data is None):
             given, lacking = ("--model", "--data") if self.data is None else ("--data", "--model")
             raise OptionError(f"{given} is given without {lacking}. Give both, or neither for the embedded model and digits.")

@@ -41,14 +41,31 @@ class Architecture:
 def latency_table(problem: Problem, config: RunConfig, progress: Progress, at_most: int | None = None) -> tuple[LatencyTable, Path]:
     """The table that was asked for, or this device's, with what it lacks measured now (at most so many rows)."""
     backend, device, folder = backend_of(config), identity(), Path(config.tables)
-    here = LatencyTable(device, backend.name, backend.version, config.threads)
     if config.table is not None:
-        return LatencyTable.load(Path(config.table), device, fits=here, allow_estimate=config.allow_estimate), Path(config.table)
+        return _given_table(config, backend), Path(config.table)
     table = LatencyTable.open(folder, device, backend.name, backend.version, config.threads)
     widths = tuple((*choices, FLOAT) for choices in problem.candidates)
     with progress.task("measure latencies that the table lacks") as advance:
         profile(problem.layers, widths, backend, table, folder, isolate=True, at_most=at_most, on_row=lambda done, total, _: advance(done, total))
     return table, folder / table.file_name
+
+
+def require_tables(config: RunConfig) -> None:
+    """Raises TableError where the table that was asked for cannot be used, or the folder of tables is none: told before anything is loaded."""
+    if config.target == "packed":
+        return
+    folder = Path(config.tables)
+    blocking = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+    if config.table is None and blocking is not None:
+        raise TableError(f"{blocking} is a file; the latency tables are kept in a folder. Name another with --tables.")
+    if config.table is not None:
+        _given_table(config, backend_of(config))
+
+
+def _given_table(config: RunConfig, backend: Backend) -> LatencyTable:
+    device = identity()
+    here = LatencyTable(device, backend.name, backend.version, config.threads)
+    return LatencyTable.load(Path(str(config.table)), device, fits=here, allow_estimate=config.allow_estimate)
 
 
 def backend_of(config: RunConfig) -> Backend:

@@ -6,9 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpsearch.data import Splits, make_splits
+from mpsearch.data import Splits, make_splits, require_source
 from mpsearch.deploy.packed import PackedLayout
-from mpsearch.models import LoadedModel, ModelGraph, ModelSource, analyze, find_foldable, fold_batch_norm, load_model, trace_model, weights_hash
+from mpsearch.models import (
+    LoadedModel,
+    ModelGraph,
+    ModelSource,
+    analyze,
+    find_foldable,
+    fold_batch_norm,
+    load_model,
+    require_weights,
+    trace_model,
+    weights_hash,
+)
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.default import default_model
 from mpsearch.pipeline.progress import Progress
@@ -57,7 +68,8 @@ class Subject:
 
 
 def load_subject(config: RunConfig, progress: Progress) -> Subject:
-    """Load model and images, fold, and analyse."""
+    """Load model and images, fold, and analyse; what names no file is told before anything is downloaded or fitted."""
+    _require_files(config)
     if config.model is None:
         loaded = default_model(progress)
     else:
@@ -76,6 +88,15 @@ def load_subject(config: RunConfig, progress: Progress) -> Subject:
             on_image=advance,
         )
     return make_subject(loaded, splits)
+
+
+def _require_files(config: RunConfig) -> None:
+    """Raises ModelError or DataError."""
+    if config.weights is not None:
+        require_weights(Path(config.weights))
+    for source in (config.data, config.calibration_data):
+        if source is not None:
+            require_source(source)
 
 
 def make_subject(loaded: LoadedModel, splits: Splits) -> Subject:

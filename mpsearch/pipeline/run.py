@@ -23,7 +23,7 @@ from mpsearch.pipeline.costs import add_scores, resolve_budgets, sized_problem
 from mpsearch.pipeline.crew import Crew, Team, make_job
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.front import write_front
-from mpsearch.pipeline.latency import add_latency, backend_of, latency_table
+from mpsearch.pipeline.latency import add_latency, backend_of, latency_table, require_tables
 from mpsearch.pipeline.learned import searched_calibration, states_digest
 from mpsearch.pipeline.memory import add_memory, limits_memory, memory_kernels
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject
@@ -58,6 +58,7 @@ def run(config: RunConfig, study: Study, progress: Progress | None = None, crew:
     progress, crew = progress or Silent(), crew or Crew()
     if config.sampler != "mpsearch" and (crew.workers != 1 or crew.storage is not None):
         raise OptionError(f"The baseline --sampler {config.sampler} measures in the run's own process. Leave out --workers and --storage.")
+    require_tables(config)
     with study.busy(), crew.held(study, config):
         study.claim(config)
         subject = load_subject(config, progress)
@@ -88,6 +89,7 @@ def search(
     """
     progress, folder = progress or Silent(), Study(Path(study))
     config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=calibration.name, **settings)
+    require_tables(config)
     splits = make_splits(
         evaluation if evaluation is not None else calibration,
         calibration=calibration if evaluation is not None else None,
@@ -103,6 +105,7 @@ def search(
 
 def profile_model(config: RunConfig, progress: Progress, at_most: int | None = None) -> tuple[LatencyTable, Path]:
     """Measure the rows that this device's table lacks for a model, or the most informative of them. Returns the table and its file."""
+    require_tables(config)
     return latency_table(sized_problem(load_subject(config, progress), config), config, progress, at_most)
 
 
