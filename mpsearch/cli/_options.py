@@ -31,6 +31,7 @@ Fix = Annotated[list[str] | None, typer.Option(help="NAME=W8A8 or NAME=float: a 
 InputBits = Annotated[int, typer.Option(help="Bits of every unit's input.")]
 FirstLastBits = Annotated[int | None, typer.Option(help="Fix the first and the last unit, weights and inputs, at these bits.")]
 Objectives = Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated.")]
+TaskName = Annotated[str, typer.Option("--task", help="How outputs are compared: classification, embedding or span, with :option=value.")]
 Tables = Annotated[str, typer.Option(help="Folder of latency tables.")]
 Threads = Annotated[int, typer.Option(help="Of the runtime whose latency is measured.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]

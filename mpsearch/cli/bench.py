@@ -59,13 +59,19 @@ def evaluate(
     model: FloatModel = None,
     output: Output = Format.table,
 ) -> None:
-    """Accuracy through the runtime itself, in a fresh process."""
+    """Accuracy through the runtime itself, in a fresh process; of a task without classes, the damage to the float artifact of the same export."""
     from mpsearch.deploy.artifact import open_artifact
     from mpsearch.pipeline.measure import evaluate_artifact
 
     row = evaluate_artifact(open_artifact(artifact), data, images, seed, threads, model)
     if output is Format.json:
         print(json.dumps(row, indent=1))
+        return
+    if "damage" in row:
+        damage = "" if row["damage"] is None else f"{row['damage']:.5f}"
+        scores = tuple(f"{value:.4f}" for value in row["scores"].values())
+        header = ("artifact", "target", "runs with", "images", f"{row['measure']} to float", "agreement", *row["scores"])
+        print_rows(header, [(row["artifact"], row["target"], row["runs_with"], row["images"], damage, f"{row['agreement']:.2%}", *scores)], output)
         return
     header = ("artifact", "target", "runs with", "images", "top-1", "standard error", "loss")
     error = "" if row["top1_error"] is None else f"{row['top1_error']:.2%}"

@@ -28,6 +28,7 @@ from mpsearch.cli._options import (
     Seed,
     Storage,
     Tables,
+    TaskName,
     Threads,
     Weights,
     model_arguments,
@@ -82,7 +83,7 @@ def run(  # long for its options alone
     ] = False,
     threads: Threads = 1,
     seed: Seed = 0,
-    task: Annotated[str, typer.Option(help="How outputs are compared: classification, embedding or span, with :option=value.")] = "classification",
+    task: TaskName = "classification",
     name: Name = None,
     storage: Storage = None,
     workers: Annotated[
@@ -160,21 +161,14 @@ def _print_result(result: dict[str, Any], output: Format) -> None:
         print(json.dumps(result, indent=1))
         return
     timed = any("latency_us" in row["nearest"] for row in result["rows"])
-    header = [
-        "",
-        "bits",
-        "size predicted",
-        "size on disk",
-        *(["ms predicted", "ms measured"] if timed else []),
-        "top-1",
-        "KL",
-        "top-1 reconstructed",
-        "KL reconstructed",
-    ]
-    print_rows(tuple(header), [_cells(row, timed, result["best"]["label"]) for row in result["rows"]], output)
+    labelled = any(row["nearest"]["metrics"]["top1"] is not None for row in result["rows"])
+    compared = [*(["top-1"] if labelled else []), result["measure"]]
+    times = ["ms predicted", "ms measured"] if timed else []
+    header = ("", "bits", "size predicted", "size on disk", *times, *compared, *(f"{name} reconstructed" for name in compared))
+    print_rows(header, [_cells(row, timed, labelled, result["best"]["label"]) for row in result["rows"]], output)
 
 
-def _cells(row: dict[str, Any], timed: bool, chosen: str) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], timed: bool, labelled: bool, chosen: str) -> tuple[str, ...]:
     near, after, said = row["nearest"], row.get("reconstructed"), row["predicted"]
     written = after or near
     size = f"{near['size_bytes']:,.0f} B" if row["label"] != "float" else f"({near['size_bytes']:,.0f} B)"
@@ -183,7 +177,9 @@ def _cells(row: dict[str, Any], timed: bool, chosen: str) -> tuple[str, ...]:
         cells += [f"{said['latency_us'] / 1e3:.3f}" if said else "", f"{written['latency_us'] / 1e3:.3f}"]
     for measured in (near, after):
         metrics = measured["metrics"] if measured else None
-        cells += ["" if metrics is None or metrics["top1"] is None else f"{metrics['top1']:.2%}", "" if metrics is None else f"{metrics['kl']:.5f}"]
+        if labelled:
+            cells.append("" if metrics is None or metrics["top1"] is None else f"{metrics['top1']:.2%}")
+        cells.append("" if metrics is None else f"{metrics['kl']:.5f}")
     return tuple(cells)
 
 
@@ -203,7 +199,7 @@ def _tell(result: dict[str, Any], report: Path) -> None:
     for key, title in (("onnx", "ONNX"), ("openvino", "OpenVINO")):
         if key in artifact:
             units = f"8-bit containers, {format_bytes(artifact[f'{key}_bytes'])}"
-            agreement = f"its top class is the checkpoint's on {artifact[f'{key}_agreement']:.2%} of {metrics['images']} images"
+            agreement = f"it decides as the checkpoint on {artifact[f'{key}_agreement']:.2%} of {metrics['images']} images"
             fresh = f"{artifact[f'{key}_fresh_latency_us'] / 1e3:.3f} ms in a process of its own"
             say(f"{title}: {artifact[key]} ({units}); {agreement}; {fresh}.")
             if artifact[f"{key}_fallbacks"]:

@@ -23,6 +23,7 @@ from mpsearch.cli._options import (
     RandomWeights,
     SearchImages,
     Seed,
+    TaskName,
     Weights,
     model_arguments,
     split_bits,
@@ -52,6 +53,7 @@ def score(  # long for its options alone
     budgets: Annotated[str, typer.Option(help="With --validate: how many, or bits a weight such as 7,6,4.")] = "5",
     local_steps: Annotated[int, typer.Option(help="With --validate: measurements of the local search at each budget.")] = 24,
     seed: Seed = 0,
+    task: TaskName = "classification",
     name: Annotated[str | None, typer.Option(help="Of the study's folder below studies/; MODEL-score without it.")] = None,
     output: Output = Format.table,
 ) -> None:
@@ -82,6 +84,7 @@ def score(  # long for its options alone
         objectives=tuple(objective or OBJECTIVES.names()),
         target="packed",
         seed=seed,
+        task=task,
     )
     study = Study(Path("studies") / (name or study_name(model, ("score",))))
     try:

@@ -65,7 +65,7 @@ def open_source(spec: str, split: str | None = None) -> Source:
 
 
 def require_source(spec: str) -> None:
-    """Raises DataError where there is no such source, or its list of images cannot be read. Of timm's datasets, which may be fetched, only the package is asked."""
+    """Raises DataError where there is no such source, or its list of images cannot be read. A dataset of timm's is not fetched: only its package is asked."""
     if is_timm_name(spec):
         require_package(spec)
     else:

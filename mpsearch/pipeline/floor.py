@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpsearch.data import ImageSet
 from mpsearch.errors import BudgetError, InfeasibleError, OptionError, StudyError
-from mpsearch.evaluate import FastEvaluator, Metrics, compare
+from mpsearch.evaluate import TASKS, FastEvaluator, Metrics, compare
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
@@ -57,6 +57,8 @@ def within_floor(folder: Path, problem: Problem, objective: str, budgets: Sequen
     """
     study = Study(folder)
     config = study.config()
+    if not TASKS.create(config.task).classes:
+        raise OptionError(f"--max-drop is a drop of top-1, and the task {config.task!r} of {folder} has no classes. Take --budget, or --prices to choose by.")
     with study.busy():
         subject = load_subject(config, progress)
         judge = _Judge(subject, calibrate_subject(subject, config, progress), problem, study)

@@ -9,7 +9,6 @@ from typing import Any
 from mpsearch import files
 from mpsearch.deploy.imports import IMPORTERS, Imported
 from mpsearch.errors import InfeasibleError
-from mpsearch.evaluate import compare
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.costs import add_scores, sized_problem
 from mpsearch.pipeline.deployment import uniform
@@ -25,11 +24,12 @@ FLOAT = Candidate.parse("float")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was read, and the rows: label, assignment, predicted costs and damages, what was measured with weights rounded to nearest."""
+    """What was read, and the rows: label, assignment, predicted costs and damages, what was measured with weights rounded to nearest, by `measure`."""
 
     imported: Imported
     rows: tuple[dict[str, Any], ...]
     objectives: tuple[str, ...]
+    measure: str
 
 
 def open_workshop(config: RunConfig, study: Study, progress: Progress) -> Workshop:
@@ -75,8 +75,11 @@ def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
     about = {"predicted": rows[1]["predicted"], "metrics": rows[1]["measured"]["metrics"]}
     workshop.write_assignment(study.path, imported.assignment, about)
     names = tuple(problem.scores)
-    files.write_json(study.path / "imported.json", {"schema": 1, "file": str(path), "from": importer, "notes": list(imported.notes), "rows": rows})
-    return Comparison(imported, tuple(rows), names)
+    files.write_json(
+        study.path / "imported.json",
+        {"schema": 1, "file": str(path), "from": importer, "notes": list(imported.notes), "measure": workshop.task.measure, "rows": rows},
+    )
+    return Comparison(imported, tuple(rows), names, workshop.task.measure)
 
 
 def _problem(assignment: Assignment, subject: Subject, config: RunConfig) -> Problem:
@@ -119,5 +122,5 @@ def _row(label: str, assignment: Assignment, problem: Problem, workshop: Worksho
 
 def _float_row(workshop: Workshop) -> dict[str, Any]:
     images, logits = workshop.subject.splits.evaluation, workshop.reference()["evaluation"]
-    metrics = compare(logits, logits, images.labels).to_json()
+    metrics = workshop.task.compare(logits, logits, images.labels).to_json()
     return {"label": "float", "assignment": {}, "predicted": {}, "scores": {}, "measured": {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()}}

@@ -12,7 +12,7 @@ import numpy as np
 
 from mpsearch import files
 from mpsearch.errors import InfeasibleError, OptionError
-from mpsearch.evaluate import FastEvaluator
+from mpsearch.evaluate import TASKS, FastEvaluator
 from mpsearch.pipeline.agreement import agreement, regret
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.costs import resolve_budgets
@@ -114,10 +114,11 @@ def _book(scored: Scored, study: Study) -> LossBook:
     problem, calibration = scored.problem, scored.calibration
     key: list[Any] = [scored.subject.hashes[name] for name in ("weights", "calibration", "search")]
     key += [calibration.weight_observer, calibration.input_observer, [[str(c) for c in row] for row in problem.candidates], scored.config.seed]
+    key += [] if scored.config.task == "classification" else [scored.config.task]
 
     @functools.cache
     def evaluator() -> FastEvaluator:
-        return FastEvaluator(scored.subject.module, calibration, scored.subject.splits.search)
+        return FastEvaluator(scored.subject.module, calibration, scored.subject.splits.search, task=TASKS.create(scored.config.task))
 
     held = LossFile(study.step_path("losses", key, ".jsonl"), key)
     return LossBook(held, lambda indices: evaluator().measure(problem.assignment(indices)))
@@ -199,6 +200,7 @@ def _result(scored: Scored, effort: Effort, samples: list[Indices], found: list[
     budgets = [_budget_json(problem, one, sizes, book) for one in found]
     return {
         "schema": SCHEMA,
+        "measure": TASKS.create(config.task).measure,
         "model": config.model or "the embedded default",
         "bits": list(config.bits),
         "a_bits": config.a_bits,
