@@ -11,11 +11,11 @@ from mpsearch.deploy.imports import IMPORTERS, Imported
 from mpsearch.errors import InfeasibleError
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.costs import add_scores, sized_problem
-from mpsearch.pipeline.deployment import uniform
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.uniforms import uniforms
 from mpsearch.problem import Assignment, Budget, Candidate, Problem
 from mpsearch.search import solve
 
@@ -60,9 +60,9 @@ def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
     problem = _problem(imported.assignment, subject, config)
     problem, _ = add_scores(problem, subject, workshop.calibration, config, study, workshop.progress)
     size = problem.cost(problem.indices(imported.assignment)).size_bytes
-    chosen = {"imported": imported.assignment} | {
-        f"uniform W{b}A{config.a_bits}": uniform(subject, Candidate(b, config.a_bits)) for b in sorted(config.bits)[::-1]
-    }
+    ours = sized_problem(subject, config)
+    wide = uniforms(ours, [Candidate(b, config.a_bits) for b in sorted(config.bits)[::-1]])
+    chosen = {"imported": imported.assignment} | {u.label: ours.assignment(u.indices) for u in wide}
     proxy = config.objectives[0].partition(":")[0]
     try:
         optimum = solve(_integers_alone(problem, imported.assignment), proxy, [Budget.parse(f"{int(size or 0)}B")])

@@ -30,6 +30,7 @@ from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, 
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.sampling import mean_bits
 from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.uniforms import Uniform, uniforms
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.reconstruct import Calibration
 from mpsearch.search import LossFile, Trial, describe_least, explore, explore_by, polish, problem_front, reachable, solve
@@ -185,7 +186,7 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     config = workshop.config
     proxy = config.objectives[0].partition(":")[0]
     optimum = solve(problem, proxy, limits)
-    uniform = next((u for u in _uniforms(problem, config).values() if _keeps(problem, u, limits)), None)
+    uniform = next((u.indices for u in _uniforms(problem, config) if _keeps(problem, u.indices, limits)), None)
     warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if problem.interactions.get(proxy) else None)) if indices is not None]
     tables = _additive(problem, proxy)
     trials, name = _trials(replace(problem, interactions={}), tables, limits, warm, calibration, workshop, crew or Crew())
@@ -246,10 +247,9 @@ def _additive(problem: Problem, proxy: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in (proxy, *problem.scores) if not problem.interactions.get(name))) or (proxy,)
 
 
-def _uniforms(problem: Problem, config: RunConfig) -> dict[str, tuple[int, ...]]:
-    """`W8A8` and so on, widest first."""
-    named = {f"W{b}A{config.a_bits}": problem.uniform(Candidate(b, config.a_bits)) for b in sorted(config.bits, reverse=True)}
-    return {name: indices for name, indices in named.items() if indices is not None}
+def _uniforms(problem: Problem, config: RunConfig) -> list[Uniform]:
+    """W8A8 and so on, widest first."""
+    return uniforms(problem, [Candidate(b, config.a_bits) for b in sorted(config.bits, reverse=True)])
 
 
 def _keeps(problem: Problem, indices: Sequence[int], limits: Sequence[Budget]) -> bool:
@@ -261,8 +261,7 @@ def _finish(
     problem: Problem, budgets: Sequence[Budget], found: dict[str, Any], workshop: Workshop, about: dict[str, Any], last: bool = False
 ) -> dict[str, Any]:
     """Steps 5 and 6: rows of the results table; the finalists are reconstructed, and one is chosen, at last among those that keep the budgets if any does."""
-    uniforms = _uniforms(problem, workshop.config)
-    shown = {f"uniform {name}": indices for name, indices in uniforms.items() if name[:2] in ("W8", "W6", "W4") or indices == found["uniform"]}
+    shown = {u.label: u.indices for u in _uniforms(problem, workshop.config) if u.candidate.w_bits in (8, 6, 4) or u.indices == found["uniform"]}
     finalists = {f"exact optimum of {found['proxy']}": found["optimum"].indices, "best of the study": found["best"].indices}
     rows, learned = [], {}
     for label, indices in {**shown, **finalists}.items():

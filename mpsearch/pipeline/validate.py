@@ -22,6 +22,7 @@ from mpsearch.pipeline.sampling import mean_bits, nudged, spread_assignments
 from mpsearch.pipeline.score import Scored, score_held
 from mpsearch.pipeline.scorecard import markdown
 from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.uniforms import Uniform, uniforms
 from mpsearch.problem import Budget, Problem
 from mpsearch.search import solve
 from mpsearch.search.constraints import Constraints
@@ -163,14 +164,14 @@ class _Search:
                 self.book.loss(solution.indices, f"exact optimum of {text}")
                 advance(done, total)
             if uniform is not None:
-                self.book.loss(uniform, "uniform bits")
+                self.book.loss(uniform.indices, uniform.label)
             self._improve(effort.local_steps, seed, advance, total)
-        return _Found(self.level, self.budget, {text: (s.indices, s.status) for text, s in solved.items()}, uniform)
+        optima = {text: (s.indices, s.status) for text, s in solved.items()}
+        return _Found(self.level, self.budget, optima, None if uniform is None else uniform.indices)
 
-    def _uniform(self) -> Indices | None:
+    def _uniform(self) -> Uniform | None:
         choices = sorted({c for row in self.problem.candidates for c in row if not c.is_float}, key=lambda c: -(c.w_bits or 0))
-        found = (self.problem.uniform(c) for c in choices)
-        return next((indices for indices in found if indices is not None and self._fits(indices)), None)
+        return next((u for u in uniforms(self.problem, choices) if self._fits(u.indices)), None)
 
     def _fits(self, indices: Indices) -> bool:
         return (self.problem.cost(indices).size_bytes or 0.0) <= self.budget.limit
