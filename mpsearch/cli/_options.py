@@ -28,7 +28,7 @@ Bits = Annotated[
     ),
 ]
 Fix = Annotated[list[str] | None, typer.Option(help="NAME=W8A8 or NAME=float: a unit's only choice; NAME may be a pattern. May be repeated, the last counts.")]
-InputBits = Annotated[int, typer.Option(help="Bits of every unit's input.")]
+InputBits = Annotated[int, typer.Option(help="Bits of every unit's input, 2 to 8; 16 leaves inputs float and quantises weights alone.")]
 FirstLastBits = Annotated[int | None, typer.Option(help="Fix the first and the last unit, weights and inputs, at these bits.")]
 Objectives = Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated.")]
 TaskName = Annotated[str, typer.Option("--task", help="How outputs are compared: classification, embedding or span, with :option=value.")]

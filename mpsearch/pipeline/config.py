@@ -9,7 +9,7 @@ from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameErr
 from mpsearch.evaluate import TASKS
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
-from mpsearch.problem import Restrictions
+from mpsearch.problem import FLOAT_INPUT, Restrictions
 from mpsearch.reconstruct import METHODS
 from mpsearch.search import SAMPLERS
 from mpsearch.units import parse_quantity
@@ -34,7 +34,7 @@ class RunConfig:
         search_images: For the loss that the search measures.
         evaluation_images: For what is reported; None for all that are left.
         bits: Weight bits that a unit may have.
-        a_bits: Input bits.
+        a_bits: Input bits; 16 leaves inputs float and quantises weights alone.
         layer_bits: Rules for single units, such as `head=6..8`; they count above `bits` and `a_bits`.
         fix: Units that have one choice, such as `head=W8A8`; above all others.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
@@ -91,8 +91,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.budgets:
             raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
-        if not self.bits or not set(self.bits) <= set(range(2, 9)) or not 2 <= self.a_bits <= 8:
-            raise OptionError(f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to 8.")
+        if not self.bits or not set(self.bits) <= set(range(2, 9)) or self.a_bits not in (*range(2, 9), FLOAT_INPUT):
+            raise OptionError(f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to 8, or 16 for inputs that stay float.")
         if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
             raise OptionError(f"first_last_bits is {self.first_last_bits}; it must be 2 to 8, such as 8.")
         Restrictions.parse(self.fix, self.layer_bits)

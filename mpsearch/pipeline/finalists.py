@@ -284,7 +284,10 @@ def _states_digest(states: States) -> str:
     for unit, state in sorted(states.items()):
         digest.update(f"{unit} {state.candidate}\n".encode())
         if state.weight is not None:
-            read = affine_input(unit, state)
-            for value in (state.weight.codes, state.weight.params.scale, read.scale, read.zero_point):
+            values = [state.weight.codes, state.weight.params.scale]
+            if state.activation is not None:
+                read = affine_input(unit, state)
+                values += [read.scale, read.zero_point]
+            for value in values:
                 digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()

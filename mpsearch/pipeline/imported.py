@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def _problem(assignment: Assignment, subject: Subject, config: RunConfig) -> Pro
     """The problem of the configuration whose candidates hold the file's too."""
     base = sized_problem(subject, config)
     candidates = tuple(
-        choices if layer.name not in subject.layout.weights else tuple(dict.fromkeys((*choices, assignment[layer.name])))
+        choices if layer.name not in subject.layout.weights else tuple(dict.fromkeys((*choices, *_beside(choices, assignment[layer.name]))))
         for layer, choices in zip(base.layers, base.candidates, strict=True)
     )
     size, bops = [], []
@@ -94,6 +95,13 @@ def _problem(assignment: Assignment, subject: Subject, config: RunConfig) -> Pro
         size.append(tuple(float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0 for c in choices))
         bops.append(tuple(float(layer.macs * (c.w_bits or 32) * (c.a_bits or 32)) for c in choices))
     return replace(base, candidates=candidates, costs={"size_bytes": tuple(size), "bops": tuple(bops)})
+
+
+def _beside(choices: Sequence[Candidate], given: Candidate) -> list[Candidate]:
+    """The file's candidate, and the layer's own widths with the input bits that it has, such as float inputs."""
+    if given.is_float:
+        return [given]
+    return [given, *(Candidate(c.w_bits, given.a_bits) for c in choices if not c.is_float)]
 
 
 def _integers_alone(problem: Problem, assignment: Assignment) -> Problem:
