@@ -230,13 +230,14 @@ def test_a_task_is_compared_as_it_says(place, call):
 def test_profile_measures_the_kernels_of_a_target(place, call, monkeypatch):
     asked = []
 
-    def measured(config, progress, at_most):
-        asked.append((config.target, at_most))
+    def measured(config, progress, at_most, models):
+        asked.append((config.target, at_most, models))
         backend = BACKENDS.create(config.target)
         return LatencyTable(DeviceIdentity("Imaginary", "x86_64", 1, (), "Linux"), backend.name, "1", 1), place / "t.csv"
 
     monkeypatch.setattr("mpsearch.pipeline.profile_model", measured)
     assert call("profile", *SETTINGS[:2], "--data", "images.npz", "--target", "openvino-cpu", "--at-most", "2").returncode == 0
-    assert asked == [("openvino-cpu", 2)]
+    assert asked == [("openvino-cpu", 2, 0)]
+    refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--models", "-1"), 2, "--models is -1")
     refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--at-most", "-1"), 2, "--at-most is -1")
     refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--target", "packed"), 2, "has no runtime")
