@@ -27,7 +27,7 @@ from mpsearch.pipeline.front import write_front
 from mpsearch.pipeline.latency import MIXED_RUNS, add_latency, backend_of, latency_table, require_tables
 from mpsearch.pipeline.learned import searched_calibration, states_digest
 from mpsearch.pipeline.memory import add_memory, limits_memory, memory_kernels
-from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject
+from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject, require_same_weights
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.sampling import mean_bits
 from mpsearch.pipeline.study import Study
@@ -63,6 +63,8 @@ def run(config: RunConfig, study: Study, progress: Progress | None = None, crew:
     require_tables(config)
     with study.busy(), crew.held(study, config):
         study.claim(config)
+        if crew.workers != 1:
+            require_same_weights(config)
         subject = load_subject(config, progress)
         return _run(subject, config, study, progress, crew)
 
