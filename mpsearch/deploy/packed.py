@@ -103,7 +103,7 @@ class PackedLayout:
         shape = self.weights[unit]
         if candidate.is_float or candidate.w_bits is None:
             return {f"{unit}.weight": (torch.float32, shape)}
-        scales = (shape[0],) if candidate.w_granularity == "channel" else ()
+        scales: tuple[int, ...] = (shape[0],) if candidate.w_granularity == "channel" else ()
         row = packed_nbytes(1, math.prod(shape[1:]), candidate.w_bits)
         weight = {f"{unit}.codes": (torch.uint8, (shape[0], row)), f"{unit}.scale": (torch.float32, scales)}
         return weight if candidate.weight_only else {**weight, f"{unit}.input": (torch.float32, (2,))}

@@ -7,7 +7,7 @@ nearest, ties to even, as in torch and ONNX.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -68,9 +68,18 @@ class AffineParams:
         """Largest code."""
         return self.qmin + (1 << self.bits) - 1
 
+    @property
+    def step(self) -> Tensor:
+        """What every level is a multiple of: the scale."""
+        return self.scale
+
     def fake_quantize(self, x: Tensor) -> Tensor:
         """`fake_quantize(x, self)`."""
         return fake_quantize(x, self)
+
+    def scaled(self, factor: Tensor) -> AffineParams:
+        """The same with all levels times `factor`."""
+        return replace(self, scale=self.scale * factor)
 
     def expanded(self, ndim: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point, float32, shaped to broadcast over a tensor of `ndim` axes."""
