@@ -135,6 +135,7 @@ def test_solve_imports_no_torch(place):
         (["--budget", "2ms", *QUICK, "--target", "packed"], ["2ms", "--target ort-cpu"]),
         (["--budget", "1MiB peak", *QUICK, "--target", "packed"], ["1MiB peak", "--target ort-cpu"]),
         (["--budget", "5bits", *QUICK, "--sampler", "tpe", "--workers", "2"], ["--sampler tpe", "--workers"]),
+        (["--budget", "5bits", *QUICK, "--target", "onnx"], ["No target of a run is called 'onnx'", "ort-cpu", "mpsearch export"]),
         (["--resume", "studies/none"], ["There is no study in studies/none"]),
     ],
 )
@@ -211,6 +212,7 @@ def test_every_registry_can_be_listed(call):
     assert len(known) == 9 and listed == known
     for what in lists.WHAT:
         assert call("list", what).stdout.strip()
+    assert set(call("list", "runtimes").stdout.split()) == {"ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "packed"}
     assert set(call("list", "tasks").stdout.split()) >= {"classification", "embedding", "span"}
     assert call("list", "samplers").stdout.split() == ["mpsearch", "nsga2", "random", "tpe"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from mpsearch.deploy.runtimes import RUNTIMES
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
 from mpsearch.evaluate import TASKS
 from mpsearch.objectives import OBJECTIVES
@@ -14,7 +15,8 @@ from mpsearch.reconstruct import METHODS
 from mpsearch.search import SAMPLERS
 from mpsearch.units import parse_quantity
 
-TARGETS = ("ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "packed")
+TARGETS = (*RUNTIMES, "packed")
+"""What a run can write for: the runtimes that it can measure, and the packed checkpoint alone."""
 DEFAULT_OBJECTIVES = ("output_mse", "weight_mse", "coding_length")
 
 
@@ -100,7 +102,7 @@ class RunConfig:
         if self.memory_bytes < 1:
             raise OptionError(f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.")
         if self.target not in TARGETS:
-            raise OptionError(f"The target {self.target!r} is not known; it may be {' or '.join(TARGETS)}.")
+            raise UnknownNameError("target of a run", self.target, TARGETS, "A finished study is written for others by `mpsearch export`.")
         if self.sampler not in SAMPLERS:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         if not self.objectives:
