@@ -94,6 +94,7 @@ def test_run_keeps_the_budget_and_prints_json_alone_on_stdout(place, call):
     again = call("run", "--resume", str(study), "--format", "json")
     assert again.returncode == 0
     assert json.loads(again.stdout)["best"]["assignment"] == best["assignment"]
+    refused(call("run", "--resume", str(study), "--trials", "9", "--fix", "7=W8A8"), 2, "--resume goes on", "--trials, --fix would change them")
     solved = call("solve", str(study), "--budget", "2kB", "--format", "json")
     assert solved.returncode == 0, solved.stderr
     assert set(json.loads(solved.stdout)["assignment"]) == set(best["assignment"])
@@ -129,6 +130,9 @@ def test_solve_imports_no_torch(place):
         (["--budget", "15MB", *QUICK, "--objective", "hesian"], ["hesian", "Known:"]),
         (["--budget", "15MB", *QUICK, "--objective", "fisher:imagess=3"], ["no option 'imagess=3'"]),
         (["--budget", "15MB", *QUICK, "--bits", "2-9"], ["must be 2 to 8"]),
+        (["--budget", "15MB", *QUICK, "--bits", "2-99999999999999999999"], ["must be 2 to 8"]),
+        (["--budget", "15MB", *QUICK, "--bits", "7=2..99999999999999999999"], ["bits are 2 to 8"]),
+        (["--budget", "15MB", *QUICK, "--fix", "7=W9A8"], ["--fix '7=W9A8' cannot be read", "w_bits is 9"]),
         (["--budget", "15MB", *QUICK, "--bits", "8-2"], ["the lower comes first", "2-8"]),
         (["--budget", "15MB", *QUICK, "--task", "spann"], ["spann", "Did you mean 'span'?"]),
         (["--budget", "3mJ", *QUICK], ["3mJ", "energy"]),
@@ -136,11 +140,17 @@ def test_solve_imports_no_torch(place):
         (["--budget", "1MiB peak", *QUICK, "--target", "packed"], ["1MiB peak", "--target ort-cpu"]),
         (["--budget", "5bits", *QUICK, "--sampler", "tpe", "--workers", "2"], ["--sampler tpe", "--workers"]),
         (["--budget", "5bits", *QUICK, "--target", "onnx"], ["No target of a run is called 'onnx'", "ort-cpu", "mpsearch export"]),
+        (["--budget", "5bits", *QUICK, "--seed", "99999999999999999999999"], ["seed is 99999999999999999999999", "at most"]),
+        (["--budget", "5bits", *QUICK, "--name", "../x"], ["--name '../x' is no folder below studies/"]),
+        (["--budget", "5bits", *QUICK, "--name", "file"], ["studies/file cannot be a study's folder"]),
+        (["--resume", "net.py"], ["There is no study in net.py"]),
         (["--resume", "studies/none"], ["There is no study in studies/none"]),
     ],
 )
 def test_what_cannot_be_used_is_one_clear_error(place, call, arguments, texts):
     (place / "empty").mkdir()
+    (place / "studies").mkdir()
+    (place / "studies" / "file").touch()
     refused(call("run", *arguments), 2, *texts)
 
 
@@ -194,6 +204,28 @@ def test_a_table_of_another_device_is_refused(place, call):
     other = DeviceIdentity("Imaginary 9000", "x86_64", 64, ("avx2",), "Linux")
     path = LatencyTable(other, backend.name, backend.version, 1).save(place / "elsewhere")
     refused(call("run", "--budget", "5bits", *QUICK, "--table", str(path)), 2, "Imaginary 9000", "--allow-estimate")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["worker", "--study", "x", "--wait", "nan"], "--wait is nan"),
+        (["worker", "--study", "x", "--wait", "-1"], "--wait is -1"),
+        (["bench", "x", "--seconds", "nan"], "seconds is nan"),
+        (["bench", "x", "--seconds", "inf"], "seconds is inf"),
+        (["eval", "x", "--data", "images.npz", "--threads", "0"], "threads is 0"),
+        (["solve", "net.py", "--budget", "5kB"], "There is no net.py/problem.json"),
+        (["solve", "x", "--front", "--points", "0"], "--points is 0"),
+        (["solve", "x", "--budget", "5kB", "--points", "4"], "--points goes with --prices or --front"),
+        (["solve", "x", "--budget", "5kB", "--resource", "bops"], "--resource goes with"),
+        (["solve", "x", "--budget", "5kB", "--distance", "2"], "--distance goes with --k-best"),
+        (["solve", "x", "--budget", "5kB", "--minimize", "latency"], "--minimize goes with --max-drop"),
+        (["score", *SETTINGS, "--name", "/x"], "--name '/x' is no folder below studies/"),
+        (["materialize", "net.py", "--study", "x", "--label", "../x"], "--label '../x' is no name"),
+    ],
+)
+def test_what_would_be_passed_over_or_never_end_is_refused(place, call, arguments, text):
+    refused(call(*arguments), 2, text)
 
 
 def test_list_names_the_members(call):

@@ -151,6 +151,13 @@ def test_a_study_of_another_task_is_exported_imported_and_evaluated_by_it(call, 
     assert dropped.code == 2 and "has no classes" in dropped.err
 
 
+@pytest.mark.parametrize("point", ["", "nosuch", "999", "front:999", "W9A8"])
+def test_a_point_that_is_not_there_is_told_before_the_model_is_loaded(call, monkeypatch, point):
+    monkeypatch.setattr("mpsearch.pipeline.prepare.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    done = call("export", "studies/s", "--point", point)
+    assert done.code == 2 and done.err.startswith("Error: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [

@@ -66,6 +66,8 @@ def bit_widths(text: str) -> tuple[int, ...]:
         if match := re.fullmatch(r"(\d+)(?:-|\.\.)(\d+)", text):
             if int(match[1]) > int(match[2]):
                 raise OptionError(f"{text!r} are no bits: the lower comes first. Write {match[2]}-{match[1]}.")
+            if int(match[2]) > 8:
+                raise OptionError(f"{text!r} are no bits: each must be 2 to 8. Write 2-8 or 2,4,8.")
             return tuple(range(int(match[1]), int(match[2]) + 1))
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
@@ -76,6 +78,13 @@ def require_file(path: Path) -> None:
     """Raises UserError where there is none: told before a model is loaded."""
     if not path.is_file():
         raise UserError(f"There is no file {path}. Name one that exists.")
+
+
+def study_folder(name: str) -> Path:
+    """Below `studies/`. Raises OptionError where a name leads out of it."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
+        raise OptionError(f"--name {name!r} is no folder below studies/. Write a name such as mine, or leave it out.")
+    return Path("studies") / name
 
 
 def study_name(model: str | None, budgets: tuple[str, ...]) -> str:

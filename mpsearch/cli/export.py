@@ -11,6 +11,7 @@ import typer
 from mpsearch.cli._app import app
 from mpsearch.cli._options import Output, require_file
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+from mpsearch.errors import OptionError
 from mpsearch.units import format_bytes
 
 StudyFolder = Annotated[Path, typer.Argument(help="Folder of a finished study.")]
@@ -36,9 +37,12 @@ def export(
     output: Output = Format.table,
 ) -> None:
     """Write points of a study as artifacts; each is run in a fresh process and compared with what it stands for."""
-    from mpsearch.pipeline.deployment import REFERENCES, points_of
+    from mpsearch.pipeline.deployment import REFERENCES, points_of, require_points
+    from mpsearch.pipeline.study import Study
 
     texts = list(dict.fromkeys(part.strip() for part in point.split(",") if part.strip()))
+    Study(study).config()
+    require_points(study, texts)  # before the model is loaded: a slip is told at once
 
     def points(workshop: Any) -> list[Any]:
         beside = [text for text in REFERENCES if references and text not in texts]
@@ -64,6 +68,8 @@ def materialize(
 
     IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
     require_file(assignment)
+    if label is not None and (Path(label).name != label or label in (".", "..")):
+        raise OptionError(f"--label {label!r} is no name of a folder. Write a name without slashes, such as mine.")
 
     def points(workshop: Any) -> list[Any]:
         found = read_import(assignment, importer, workshop.subject)

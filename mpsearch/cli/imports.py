@@ -29,6 +29,7 @@ from mpsearch.cli._options import (
     model_arguments,
     require_file,
     split_bits,
+    study_folder,
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
@@ -83,7 +84,7 @@ def import_assignment(  # long for its options alone
         seed=seed,
         task=task,
     )
-    study = Study(Path("studies") / (name or study_name(model, ("import", file.stem))))
+    study = Study(study_folder(name or study_name(model, ("import", file.stem))))
     with study.busy():
         study.claim(config)
         found = compare_import(file, importer, open_workshop(config, study, ProgressBars()))

@@ -33,15 +33,20 @@ from mpsearch.cli._options import (
     Weights,
     model_arguments,
     split_bits,
+    study_folder,
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+from mpsearch.errors import OptionError
 from mpsearch.problem import Budget
 from mpsearch.units import format_bytes, format_quantity
+
+_WITH_RESUME = {"resume", "budget", "allow_estimate", "storage", "workers", "output"}
 
 
 @app.command()
 def run(  # long for its options alone
+    context: typer.Context,
     budget: Annotated[
         list[str] | None, typer.Option(help="Hard limit: 15MB, 15MiB, 40%, 5bits (a weight, on average), 2.5ms, '512MiB peak', 20GBOPs. May be repeated.")
     ] = None,
@@ -89,7 +94,9 @@ def run(  # long for its options alone
     workers: Annotated[
         int, typer.Option(help="Processes of this machine that measure: 1 is this one, more are started, 0 leaves all to `mpsearch worker`.")
     ] = 1,
-    resume: Annotated[Path | None, typer.Option(help="Finish the study in this folder, with its settings.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Finish the study in this folder, with its settings; --budget and --allow-estimate may be given anew.")
+    ] = None,
     output: Output = Format.table,
 ) -> None:
     """Search, quantise, write the artifact, and report: all seven steps."""
@@ -104,6 +111,9 @@ def run(  # long for its options alone
     if resume is not None:
         study = Study(resume)
         config = study.config()
+        _require_unchanged(context)
+        if allow_estimate:
+            config = replace(config, allow_estimate=True)
         if budget:
             config = replace(config, budgets=tuple(budget))
     else:
@@ -141,7 +151,7 @@ def run(  # long for its options alone
             seed=seed,
             task=task,
         )
-        study = Study(Path("studies") / (name or study_name(config.model, config.budgets)))
+        study = Study(study_folder(name or study_name(config.model, config.budgets)))
     if study.holds(config):
         say(f"Continuing the study in {study.path}: what it holds already is used.")
     try:
@@ -154,6 +164,14 @@ def run(  # long for its options alone
     report = write_report(study.path)
     _print_result(result, output)
     _tell(result, report)
+
+
+def _require_unchanged(context: typer.Context) -> None:
+    """Raises OptionError where a setting is given that a study which goes on would pass over."""
+    given = [name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE" and name not in _WITH_RESUME]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise OptionError(f"--resume goes on with the study's own settings, and {flags} would change them. Leave it out, or start another study with --name.")
 
 
 def _print_result(result: dict[str, Any], output: Format) -> None:

@@ -27,6 +27,7 @@ from mpsearch.cli._options import (
     Weights,
     model_arguments,
     split_bits,
+    study_folder,
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
@@ -86,7 +87,7 @@ def score(  # long for its options alone
         seed=seed,
         task=task,
     )
-    study = Study(Path("studies") / (name or study_name(model, ("score",))))
+    study = Study(study_folder(name or study_name(model, ("score",))))
     try:
         if validate:
             _print_validation(validate_objectives(config, study, Effort(samples, budgets, local_steps), ProgressBars()), study.path, output)

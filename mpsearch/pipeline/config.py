@@ -17,6 +17,7 @@ from mpsearch.units import parse_quantity
 
 TARGETS = (*RUNTIMES, "packed")
 """What a run can write for: the runtimes that it can measure, and the packed checkpoint alone."""
+_MOST_SEED = 2**31 - 1
 DEFAULT_OBJECTIVES = ("output_mse", "weight_mse", "coding_length")
 
 
@@ -121,6 +122,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
+        if self.seed > _MOST_SEED:
+            raise OptionError(f"seed is {self.seed}; it must be at most {_MOST_SEED}, which every generator takes.")
         lost = [flag for flag, given in (("--weights", self.weights), ("--model-arg", self.model_args)) if given]
         if self.model is None and lost:
             raise OptionError(f"{lost[0]} is given without --model: the embedded model has its own. Name the model, or leave {lost[0]} out.")

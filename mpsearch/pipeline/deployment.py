@@ -149,7 +149,25 @@ def _assignment_of(study: Path, subject: Subject, text: str) -> Assignment:
         return Assignment.from_json(_read(study / "best.json")["assignment"])
     if text == "float" or re.fullmatch(r"W\d+A\d+(/\w+)?", text):
         return uniform(subject, Candidate.parse(text))
-    front, problem = _read(study / "front.json"), Problem.load(study / "problem.json")
+    return Problem.load(study / "problem.json").assignment(_numbered(study, text))
+
+
+def require_points(study: Path, texts: Sequence[str]) -> None:
+    """Raises UserError as `points_of` does, before a model is loaded."""
+    if not texts:
+        raise UserError("There is no point. Write best, the number of a trial such as 7, front:12, float, or a candidate such as W4A8.")
+    for text in texts:
+        if re.fullmatch(r"W\d+A\d+(/\w+)?", text):
+            Candidate.parse(text)
+        elif text == "best":
+            _read(study / "best.json")
+        elif text != "float":
+            _numbered(study, text)
+
+
+def _numbered(study: Path, text: str) -> Sequence[int]:
+    """L choices of a trial, or of a point of the front."""
+    front = _read(study / "front.json")
     number = re.fullmatch(r"(front:)?(\d+)", text)
     if number is None:
         raise UserError(f"{text!r} is no point. Write best, the number of a trial such as 7, front:12, float, or a candidate such as W4A8.")
@@ -158,7 +176,8 @@ def _assignment_of(study: Path, subject: Subject, text: str) -> Assignment:
     if int(number[2]) not in held:
         what = "points on the exact front" if number[1] else "measured trials"
         raise UserError(f"{study} has {len(held)} {what}, numbered {min(held)} to {max(held)}; {number[2]} is not one.")
-    return problem.assignment(held[int(number[2])])
+    found: Sequence[int] = held[int(number[2])]
+    return found
 
 
 def uniform(subject: Subject, candidate: Candidate) -> Assignment:

@@ -28,9 +28,12 @@ Indices = tuple[int, ...]
 
 def drop_of(text: str) -> float:
     """`1%` -> 0.01. Raises BudgetError on anything but a share from above 0 to 100 %."""
-    value, dimension = parse_quantity(text)
-    if dimension != "fraction" or value > 1:
-        raise BudgetError(f"{text!r} is no drop of accuracy. Write points of top-1, such as 1% or 0.5%.")
+    try:
+        value, dimension = parse_quantity(text)
+    except BudgetError:
+        value, dimension = 0.0, ""
+    if dimension != "fraction" or not 0 < value <= 1:
+        raise BudgetError(f"{text!r} is no drop of accuracy. Write points of top-1 above 0, such as 1% or 0.5%.")
     return value
 
 
