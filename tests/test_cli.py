@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +94,7 @@ def test_run_keeps_the_budget_and_prints_json_alone_on_stdout(place, call):
     again = call("run", "--resume", str(study), "--format", "json")
     assert again.returncode == 0
     assert json.loads(again.stdout)["best"]["assignment"] == best["assignment"]
+    refused(call("run", "--resume", str(study), "--trials", "9", "--fix", "7=W8A8"), 2, "--resume goes on", "--trials, --fix would change them")
     solved = call("solve", str(study), "--budget", "2kB", "--format", "json")
     assert solved.returncode == 0, solved.stderr
     assert set(json.loads(solved.stdout)["assignment"]) == set(best["assignment"])
@@ -128,18 +130,59 @@ def test_solve_imports_no_torch(place):
         (["--budget", "15MB", *QUICK, "--objective", "hesian"], ["hesian", "Known:"]),
         (["--budget", "15MB", *QUICK, "--objective", "fisher:imagess=3"], ["no option 'imagess=3'"]),
         (["--budget", "15MB", *QUICK, "--bits", "2-9"], ["must be 2 to 8"]),
+        (["--budget", "15MB", *QUICK, "--bits", "2-99999999999999999999"], ["must be 2 to 8"]),
+        (["--budget", "15MB", *QUICK, "--bits", "7=2..99999999999999999999"], ["bits are 2 to 8"]),
+        (["--budget", "15MB", *QUICK, "--fix", "7=W9A8"], ["--fix '7=W9A8' cannot be read", "w_bits is 9"]),
         (["--budget", "15MB", *QUICK, "--bits", "8-2"], ["the lower comes first", "2-8"]),
         (["--budget", "15MB", *QUICK, "--task", "spann"], ["spann", "Did you mean 'span'?"]),
         (["--budget", "3mJ", *QUICK], ["3mJ", "energy"]),
         (["--budget", "2ms", *QUICK, "--target", "packed"], ["2ms", "--target ort-cpu"]),
         (["--budget", "1MiB peak", *QUICK, "--target", "packed"], ["1MiB peak", "--target ort-cpu"]),
         (["--budget", "5bits", *QUICK, "--sampler", "tpe", "--workers", "2"], ["--sampler tpe", "--workers"]),
+        (["--budget", "5bits", *QUICK, "--target", "onnx"], ["No target of a run is called 'onnx'", "ort-cpu", "mpsearch export"]),
+        (["--budget", "5bits", *QUICK, "--seed", "99999999999999999999999"], ["seed is 99999999999999999999999", "at most"]),
+        (["--budget", "5bits", *QUICK, "--name", "../x"], ["--name '../x' is no folder below studies/"]),
+        (["--budget", "5bits", *QUICK, "--name", "file"], ["studies/file cannot be a study's folder"]),
+        (["--resume", "net.py"], ["There is no study in net.py"]),
         (["--resume", "studies/none"], ["There is no study in studies/none"]),
     ],
 )
 def test_what_cannot_be_used_is_one_clear_error(place, call, arguments, texts):
     (place / "empty").mkdir()
+    (place / "studies").mkdir()
+    (place / "studies" / "file").touch()
     refused(call("run", *arguments), 2, *texts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--data", "nothere"], "There is no nothere"),
+        (["--data", "images.npz", "--calibration-data", "nothere"], "There is no nothere"),
+        (["--data", "empty.zip"], "empty.zip"),
+        (["--data", "images.npz", "--table", "nothere.csv"], "There is no latency table nothere.csv"),
+        (["--data", "images.npz", "--table", "."], "There is no latency table ."),
+        (["--data", "images.npz", "--tables", "net.py/tables"], "net.py is a file"),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_before_a_download(place, call, monkeypatch, arguments, text):
+    with zipfile.ZipFile(place / "empty.zip", "w"):
+        pass
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("the model was built, or its weights downloaded"))
+    refused(call("run", "--budget", "5bits", "--model", "resnet18", *arguments), 2, text)
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"), [("nothere.safetensors", "There is no weights file"), ("images.npz", "not a safetensors file"), (".", "no weights")]
+)
+def test_weights_that_cannot_be_read_are_told_before_the_model_is_built(place, call, monkeypatch, weights, text):
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("the model was built"))
+    refused(call("run", "--budget", "5bits", "--model", "resnet18", "--data", "images.npz", "--weights", weights), 2, text)
+
+
+def test_weights_without_a_model_are_not_passed_over(place, call):
+    refused(call("run", "--budget", "15MB", "--weights", "weights.safetensors"), 2, "--weights is given without --model")
+    refused(call("run", "--budget", "15MB", "--model-arg", "num_classes=3"), 2, "--model-arg is given without --model")
 
 
 def test_nan_weights_are_refused_by_name(place, call):
@@ -163,6 +206,28 @@ def test_a_table_of_another_device_is_refused(place, call):
     refused(call("run", "--budget", "5bits", *QUICK, "--table", str(path)), 2, "Imaginary 9000", "--allow-estimate")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["worker", "--study", "x", "--wait", "nan"], "--wait is nan"),
+        (["worker", "--study", "x", "--wait", "-1"], "--wait is -1"),
+        (["bench", "x", "--seconds", "nan"], "seconds is nan"),
+        (["bench", "x", "--seconds", "inf"], "seconds is inf"),
+        (["eval", "x", "--data", "images.npz", "--threads", "0"], "threads is 0"),
+        (["solve", "net.py", "--budget", "5kB"], "There is no net.py/problem.json"),
+        (["solve", "x", "--front", "--points", "0"], "--points is 0"),
+        (["solve", "x", "--budget", "5kB", "--points", "4"], "--points goes with --prices or --front"),
+        (["solve", "x", "--budget", "5kB", "--resource", "bops"], "--resource goes with"),
+        (["solve", "x", "--budget", "5kB", "--distance", "2"], "--distance goes with --k-best"),
+        (["solve", "x", "--budget", "5kB", "--minimize", "latency"], "--minimize goes with --max-drop"),
+        (["score", *SETTINGS, "--name", "/x"], "--name '/x' is no folder below studies/"),
+        (["materialize", "net.py", "--study", "x", "--label", "../x"], "--label '../x' is no name"),
+    ],
+)
+def test_what_would_be_passed_over_or_never_end_is_refused(place, call, arguments, text):
+    refused(call(*arguments), 2, text)
+
+
 def test_list_names_the_members(call):
     result = call("list", "objectives")
     assert {"coding_length", "output_mse", "weight_mse", "fisher", "kl"} <= set(result.stdout.split())
@@ -179,6 +244,7 @@ def test_every_registry_can_be_listed(call):
     assert len(known) == 9 and listed == known
     for what in lists.WHAT:
         assert call("list", what).stdout.strip()
+    assert set(call("list", "runtimes").stdout.split()) == {"ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "packed"}
     assert set(call("list", "tasks").stdout.split()) >= {"classification", "embedding", "span"}
     assert call("list", "samplers").stdout.split() == ["mpsearch", "nsga2", "random", "tpe"]
 
@@ -198,13 +264,14 @@ def test_a_task_is_compared_as_it_says(place, call):
 def test_profile_measures_the_kernels_of_a_target(place, call, monkeypatch):
     asked = []
 
-    def measured(config, progress, at_most):
-        asked.append((config.target, at_most))
+    def measured(config, progress, at_most, models):
+        asked.append((config.target, at_most, models))
         backend = BACKENDS.create(config.target)
         return LatencyTable(DeviceIdentity("Imaginary", "x86_64", 1, (), "Linux"), backend.name, "1", 1), place / "t.csv"
 
     monkeypatch.setattr("mpsearch.pipeline.profile_model", measured)
     assert call("profile", *SETTINGS[:2], "--data", "images.npz", "--target", "openvino-cpu", "--at-most", "2").returncode == 0
-    assert asked == [("openvino-cpu", 2)]
+    assert asked == [("openvino-cpu", 2, 0)]
+    refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--models", "-1"), 2, "--models is -1")
     refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--at-most", "-1"), 2, "--at-most is -1")
     refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--target", "packed"), 2, "has no runtime")

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import jsonschema
 import numpy as np
 import pytest
+import torch
 
 from mpsearch.cli import main
+from mpsearch.models import build_model
 
 pytestmark = pytest.mark.timeout(900)  # every artifact starts a process of its own
 
@@ -117,6 +119,43 @@ def test_an_import_is_measured_beside_uniform_and_the_optimum(call, folder):
         if row["predicted"]:
             assert row["predicted"]["size_bytes"] == row["measured"]["size_bytes"]
     assert (folder / "studies/i/assignment.json").is_file() and (folder / "studies/i/imported.json").is_file()
+
+
+def _in_this_process(artifact, inputs, *, model=None, threads=1):
+    with torch.no_grad():
+        return artifact.target.load(artifact.folder, torch.get_num_threads(), None if model is None else build_model(model))(inputs).float()
+
+
+def test_a_study_of_another_task_is_exported_imported_and_evaluated_by_it(call, folder, monkeypatch):
+    for module in ("deployment", "measure"):
+        monkeypatch.setattr(f"mpsearch.pipeline.{module}.run_apart", _in_this_process)
+    budget = ["--budget", "5bits", "--trials", "2", "--polish", "0", "--iterations", "0", "--target", "packed", "--objective", "weight_mse", "--bits", "3,8"]
+    done = call("run", *SETTINGS, *budget, "--task", "embedding", "--name", "e")
+    assert done.code == 0, done.err
+    assert "1 - cosine" in done.out and "top-1" not in done.out
+    done = call("export", "studies/e", "--target", "packed", "--nearest", "--format", "json")
+    assert done.code == 0, done.err
+    best = json.loads(done.out)[0]
+    for metrics in (best["fake_quantized"], best["runtime"]):
+        assert metrics["top1"] is None and 0 < metrics["kl"] == pytest.approx(1 - metrics["scores"]["cosine"])
+    table = call("materialize", "studies/e/artifact/assignment.csv", "--study", "studies/e", "--nearest", "--label", "again").out
+    assert "1 - cosine runtime" in table and "top-1" not in table
+    found = json.loads(call("eval", best["folder"], "--data", "images.npz", "--model", "net.py:net", "--format", "json").out)
+    assert found["measure"] == "1 - cosine" and 0 < found["damage"] == pytest.approx(1 - found["scores"]["cosine"])
+    text = call("eval", best["folder"], "--data", "images.npz", "--model", "net.py:net").out
+    assert "1 - cosine to float" in text and "top-1" not in text
+    imported = ["import", "studies/e/artifact/assignment.json", "--from", "mpsearch", *SETTINGS, "--objective", "weight_mse", "--bits", "3,8"]
+    rows = json.loads(call(*imported, "--task", "embedding", "--name", "ie", "--format", "json").out)["rows"]
+    assert all(row["measured"]["metrics"]["top1"] is None and "cosine" in row["measured"]["metrics"]["scores"] for row in rows)
+    dropped = call("solve", "studies/e", "--max-drop", "1%")
+    assert dropped.code == 2 and "has no classes" in dropped.err
+
+
+@pytest.mark.parametrize("point", ["", "nosuch", "999", "front:999", "W9A8"])
+def test_a_point_that_is_not_there_is_told_before_the_model_is_loaded(call, monkeypatch, point):
+    monkeypatch.setattr("mpsearch.pipeline.prepare.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    done = call("export", "studies/s", "--point", point)
+    assert done.code == 2 and done.err.startswith("Error: ")
 
 
 @pytest.mark.parametrize(

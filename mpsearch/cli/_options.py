@@ -28,9 +28,10 @@ Bits = Annotated[
     ),
 ]
 Fix = Annotated[list[str] | None, typer.Option(help="NAME=W8A8 or NAME=float: a unit's only choice; NAME may be a pattern. May be repeated, the last counts.")]
-InputBits = Annotated[int, typer.Option(help="Bits of every unit's input.")]
+InputBits = Annotated[int, typer.Option(help="Bits of every unit's input, 2 to 8; 16 leaves inputs float and quantises weights alone.")]
 FirstLastBits = Annotated[int | None, typer.Option(help="Fix the first and the last unit, weights and inputs, at these bits.")]
 Objectives = Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated.")]
+TaskName = Annotated[str, typer.Option("--task", help="How outputs are compared: classification, embedding or span, with :option=value.")]
 Tables = Annotated[str, typer.Option(help="Folder of latency tables.")]
 Threads = Annotated[int, typer.Option(help="Of the runtime whose latency is measured.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
@@ -65,6 +66,8 @@ def bit_widths(text: str) -> tuple[int, ...]:
         if match := re.fullmatch(r"(\d+)(?:-|\.\.)(\d+)", text):
             if int(match[1]) > int(match[2]):
                 raise OptionError(f"{text!r} are no bits: the lower comes first. Write {match[2]}-{match[1]}.")
+            if int(match[2]) > 8:
+                raise OptionError(f"{text!r} are no bits: each must be 2 to 8. Write 2-8 or 2,4,8.")
             return tuple(range(int(match[1]), int(match[2]) + 1))
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
@@ -75,6 +78,13 @@ def require_file(path: Path) -> None:
     """Raises UserError where there is none: told before a model is loaded."""
     if not path.is_file():
         raise UserError(f"There is no file {path}. Name one that exists.")
+
+
+def study_folder(name: str) -> Path:
+    """Below `studies/`. Raises OptionError where a name leads out of it."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
+        raise OptionError(f"--name {name!r} is no folder below studies/. Write a name such as mine, or leave it out.")
+    return Path("studies") / name
 
 
 def study_name(model: str | None, budgets: tuple[str, ...]) -> str:

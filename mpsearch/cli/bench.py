@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,8 +34,8 @@ def bench(
     from mpsearch.pipeline.measure import bench_artifacts
 
     sizes = _sizes(batch)
-    if seconds <= 0 or threads < 1:
-        raise OptionError(f"seconds is {seconds} and threads {threads}; both must be above 0.")
+    if not 0 < seconds < math.inf or threads < 1:
+        raise OptionError(f"seconds is {seconds} and threads {threads}; both must be above 0, and finite.")
     first = open_artifact(artifact)
     folders = [Path(text) for text in beside] if beside else [first.folder.parent / name for name in ("float", "W8A8")]
     others = [open_artifact(folder) for folder in folders if beside or (folder.is_dir() and folder.resolve() != first.folder.resolve())]
@@ -59,13 +60,21 @@ def evaluate(
     model: FloatModel = None,
     output: Output = Format.table,
 ) -> None:
-    """Accuracy through the runtime itself, in a fresh process."""
+    """Accuracy through the runtime itself, in a fresh process; of a task without classes, the damage to the float artifact of the same export."""
     from mpsearch.deploy.artifact import open_artifact
     from mpsearch.pipeline.measure import evaluate_artifact
 
+    if threads < 1:
+        raise OptionError(f"threads is {threads}; it must be 1 or more.")
     row = evaluate_artifact(open_artifact(artifact), data, images, seed, threads, model)
     if output is Format.json:
         print(json.dumps(row, indent=1))
+        return
+    if "damage" in row:
+        damage = "" if row["damage"] is None else f"{row['damage']:.5f}"
+        scores = tuple(f"{value:.4f}" for value in row["scores"].values())
+        header = ("artifact", "target", "runs with", "images", f"{row['measure']} to float", "agreement", *row["scores"])
+        print_rows(header, [(row["artifact"], row["target"], row["runs_with"], row["images"], damage, f"{row['agreement']:.2%}", *scores)], output)
         return
     header = ("artifact", "target", "runs with", "images", "top-1", "standard error", "loss")
     error = "" if row["top1_error"] is None else f"{row['top1_error']:.2%}"

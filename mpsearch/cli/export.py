@@ -11,6 +11,7 @@ import typer
 from mpsearch.cli._app import app
 from mpsearch.cli._options import Output, require_file
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+from mpsearch.errors import OptionError
 from mpsearch.units import format_bytes
 
 StudyFolder = Annotated[Path, typer.Argument(help="Folder of a finished study.")]
@@ -36,9 +37,12 @@ def export(
     output: Output = Format.table,
 ) -> None:
     """Write points of a study as artifacts; each is run in a fresh process and compared with what it stands for."""
-    from mpsearch.pipeline.deployment import REFERENCES, points_of
+    from mpsearch.pipeline.deployment import REFERENCES, points_of, require_points
+    from mpsearch.pipeline.study import Study
 
     texts = list(dict.fromkeys(part.strip() for part in point.split(",") if part.strip()))
+    Study(study).config()
+    require_points(study, texts)  # before the model is loaded: a slip is told at once
 
     def points(workshop: Any) -> list[Any]:
         beside = [text for text in REFERENCES if references and text not in texts]
@@ -64,6 +68,8 @@ def materialize(
 
     IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
     require_file(assignment)
+    if label is not None and (Path(label).name != label or label in (".", "..")):
+        raise OptionError(f"--label {label!r} is no name of a folder. Write a name without slashes, such as mine.")
 
     def points(workshop: Any) -> list[Any]:
         found = read_import(assignment, importer, workshop.subject)
@@ -94,7 +100,8 @@ def _print(rows: list[dict[str, Any]], output: Format) -> None:
     if output is Format.json:
         print(json.dumps(rows, indent=1))
         return
-    header = ("point", "target", "bits", "packed predicted", "artifact", "top-1 fake-quantised", "top-1 runtime", "cosine (mean, least)", "folder")
+    what = rows[0]["measure"] if rows and rows[0]["fake_quantized"]["top1"] is None else "top-1"
+    header = ("point", "target", "bits", "packed predicted", "artifact", f"{what} fake-quantised", f"{what} runtime", "cosine (mean, least)", "folder")
     print_rows(header, [_cells(row) for row in rows], output)
     for row in rows:
         for note in row["notes"]:
@@ -106,10 +113,11 @@ def _print(rows: list[dict[str, Any]], output: Format) -> None:
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     ran, fake = row["runtime"], row["fake_quantized"]
     cosine = "" if ran is None else f"{ran['cosine_mean']:.6f}, {ran['cosine_least']:.6f}"
-    through = "" if ran is None else _share(ran["top1"])
+    through = "" if ran is None else _quality(ran)
     sizes = (format_bytes(row["predicted_bytes"]), format_bytes(row["artifact_bytes"]))
-    return (row["point"], row["target"], f"{row['mean_bits']:.2f}", *sizes, _share(fake["top1"]), through, cosine, row["folder"])
+    return (row["point"], row["target"], f"{row['mean_bits']:.2f}", *sizes, _quality(fake), through, cosine, row["folder"])
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"
+def _quality(metrics: dict[str, Any]) -> str:
+    """Top-1 where there is one, else the damage."""
+    return f"{metrics['kl']:.5f}" if metrics["top1"] is None else f"{metrics['top1']:.2%}"

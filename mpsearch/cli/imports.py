@@ -24,10 +24,12 @@ from mpsearch.cli._options import (
     RandomWeights,
     SearchImages,
     Seed,
+    TaskName,
     Weights,
     model_arguments,
     require_file,
     split_bits,
+    study_folder,
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
@@ -50,6 +52,7 @@ def import_assignment(  # long for its options alone
     a_bits: InputBits = 8,
     objective: Objectives = None,
     seed: Seed = 0,
+    task: TaskName = "classification",
     name: Name = None,
     output: Output = Format.table,
 ) -> None:
@@ -79,8 +82,9 @@ def import_assignment(  # long for its options alone
         objectives=tuple(objective or DEFAULT_OBJECTIVES),
         target="packed",
         seed=seed,
+        task=task,
     )
-    study = Study(Path("studies") / (name or study_name(model, ("import", file.stem))))
+    study = Study(study_folder(name or study_name(model, ("import", file.stem))))
     with study.busy():
         study.claim(config)
         found = compare_import(file, importer, open_workshop(config, study, ProgressBars()))
@@ -92,9 +96,9 @@ def import_assignment(  # long for its options alone
 
 def _print(found: Any, output: Format) -> None:
     if output is Format.json:
-        print(json.dumps({"notes": list(found.imported.notes), "rows": list(found.rows)}, indent=1))
+        print(json.dumps({"notes": list(found.imported.notes), "measure": found.measure, "rows": list(found.rows)}, indent=1))
         return
-    header = ("", "size predicted", "size on disk", *(f"damage: {name}" for name in found.objectives), "KL", "top-1", "agreement")
+    header = ("", "size predicted", "size on disk", *(f"damage: {name}" for name in found.objectives), found.measure, "top-1", "agreement")
     print_rows(header, [_cells(row, found.objectives) for row in found.rows], output)
 
 

@@ -32,12 +32,17 @@ _BUDGETS = (
     "512MiB peak  memory, the most that any layer needs",
     "20GBOPs  bit operations",
 )
-WHAT = (*_REGISTRIES, "samplers", "budgets", "models")
+WHAT = (*_REGISTRIES, "runtimes", "samplers", "budgets", "models")
 
 
 @app.command(name="list")
 def list_members(
-    what: Annotated[str, typer.Argument(help=f"{', '.join(WHAT[:-1])} or {WHAT[-1]}; interacting are objectives with interactions.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help=f"{', '.join(WHAT[:-1])} or {WHAT[-1]}; interacting are objectives with interactions, runtimes the --target of run, targets that of export."
+        ),
+    ],
     pattern: Annotated[str, typer.Argument(help="Of the models, such as 'resnet*'.")] = "*",
 ) -> None:
     """What can be named on the command line."""
@@ -48,6 +53,10 @@ def _members(what: str, pattern: str) -> list[str]:
     if what in _REGISTRIES:
         module, name = _REGISTRIES[what]
         return list(getattr(importlib.import_module(module), name).names())
+    if what == "runtimes":
+        from mpsearch.pipeline.config import TARGETS
+
+        return list(TARGETS)
     if what == "samplers":
         from mpsearch.search import SAMPLERS
 

@@ -22,6 +22,9 @@ def profile(
     tables: Tables = "latency_tables",
     threads: Threads = 1,
     at_most: Annotated[int | None, typer.Option(help="Measure no more rows than this, those from which the others are predicted best.")] = None,
+    models: Annotated[
+        int, typer.Option(help="Also measure so many whole models at mixed assignments, as run does for a latency budget (24), which then finds them here.")
+    ] = 0,
     check: Annotated[Path | None, typer.Option(help="Measure nothing: tell whether this table, or each table of this folder, fits this device.")] = None,
     output: Output = Format.table,
 ) -> None:
@@ -35,6 +38,8 @@ def profile(
         raise OptionError("The target 'packed' has no runtime to measure. Take --target ort-cpu or --target openvino-cpu.")
     if at_most is not None and at_most < 0:
         raise OptionError(f"--at-most is {at_most}; it must be 0 or more.")
+    if models < 0:
+        raise OptionError(f"--models is {models}; it must be 0 or more.")
     from mpsearch.pipeline import RunConfig, profile_model
 
     config = RunConfig(
@@ -50,10 +55,10 @@ def profile(
         search_images=1,
         evaluation_images=1,
     )
-    table, path = profile_model(config, ProgressBars(), at_most)
+    table, path = profile_model(config, ProgressBars(), at_most, models)
     rows = [(r.key, r.kernel, r.status, f"{r.median_us:.1f}", f"{r.iqr_us:.1f}", r.executed) for _, r in sorted(table.rows.items())]
     print_rows(("unit", "kernel", "status", "median_us", "iqr_us", "executed"), rows, output)
-    say(f"{len(table.rows)} rows in {path}.")
+    say(f"{len(table.rows)} rows and {len(table.models)} runs of whole models in {path} and beside it.")
 
 
 def _check(place: Path, output: Format) -> None:

@@ -28,19 +28,25 @@ from mpsearch.cli._options import (
     Seed,
     Storage,
     Tables,
+    TaskName,
     Threads,
     Weights,
     model_arguments,
     split_bits,
+    study_folder,
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+from mpsearch.errors import OptionError
 from mpsearch.problem import Budget
 from mpsearch.units import format_bytes, format_quantity
+
+_WITH_RESUME = {"resume", "budget", "allow_estimate", "storage", "workers", "output"}
 
 
 @app.command()
 def run(  # long for its options alone
+    context: typer.Context,
     budget: Annotated[
         list[str] | None, typer.Option(help="Hard limit: 15MB, 15MiB, 40%, 5bits (a weight, on average), 2.5ms, '512MiB peak', 20GBOPs. May be repeated.")
     ] = None,
@@ -82,13 +88,15 @@ def run(  # long for its options alone
     ] = False,
     threads: Threads = 1,
     seed: Seed = 0,
-    task: Annotated[str, typer.Option(help="How outputs are compared: classification, embedding or span, with :option=value.")] = "classification",
+    task: TaskName = "classification",
     name: Name = None,
     storage: Storage = None,
     workers: Annotated[
         int, typer.Option(help="Processes of this machine that measure: 1 is this one, more are started, 0 leaves all to `mpsearch worker`.")
     ] = 1,
-    resume: Annotated[Path | None, typer.Option(help="Finish the study in this folder, with its settings.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Finish the study in this folder, with its settings; --budget and --allow-estimate may be given anew.")
+    ] = None,
     output: Output = Format.table,
 ) -> None:
     """Search, quantise, write the artifact, and report: all seven steps."""
@@ -103,6 +111,9 @@ def run(  # long for its options alone
     if resume is not None:
         study = Study(resume)
         config = study.config()
+        _require_unchanged(context)
+        if allow_estimate:
+            config = replace(config, allow_estimate=True)
         if budget:
             config = replace(config, budgets=tuple(budget))
     else:
@@ -140,7 +151,7 @@ def run(  # long for its options alone
             seed=seed,
             task=task,
         )
-        study = Study(Path("studies") / (name or study_name(config.model, config.budgets)))
+        study = Study(study_folder(name or study_name(config.model, config.budgets)))
     if study.holds(config):
         say(f"Continuing the study in {study.path}: what it holds already is used.")
     try:
@@ -155,26 +166,27 @@ def run(  # long for its options alone
     _tell(result, report)
 
 
+def _require_unchanged(context: typer.Context) -> None:
+    """Raises OptionError where a setting is given that a study which goes on would pass over."""
+    given = [name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE" and name not in _WITH_RESUME]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise OptionError(f"--resume goes on with the study's own settings, and {flags} would change them. Leave it out, or start another study with --name.")
+
+
 def _print_result(result: dict[str, Any], output: Format) -> None:
     if output is Format.json:
         print(json.dumps(result, indent=1))
         return
     timed = any("latency_us" in row["nearest"] for row in result["rows"])
-    header = [
-        "",
-        "bits",
-        "size predicted",
-        "size on disk",
-        *(["ms predicted", "ms measured"] if timed else []),
-        "top-1",
-        "KL",
-        "top-1 reconstructed",
-        "KL reconstructed",
-    ]
-    print_rows(tuple(header), [_cells(row, timed, result["best"]["label"]) for row in result["rows"]], output)
+    labelled = any(row["nearest"]["metrics"]["top1"] is not None for row in result["rows"])
+    compared = [*(["top-1"] if labelled else []), result["measure"]]
+    times = ["ms predicted", "ms measured"] if timed else []
+    header = ("", "bits", "size predicted", "size on disk", *times, *compared, *(f"{name} reconstructed" for name in compared))
+    print_rows(header, [_cells(row, timed, labelled, result["best"]["label"]) for row in result["rows"]], output)
 
 
-def _cells(row: dict[str, Any], timed: bool, chosen: str) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], timed: bool, labelled: bool, chosen: str) -> tuple[str, ...]:
     near, after, said = row["nearest"], row.get("reconstructed"), row["predicted"]
     written = after or near
     size = f"{near['size_bytes']:,.0f} B" if row["label"] != "float" else f"({near['size_bytes']:,.0f} B)"
@@ -183,7 +195,9 @@ def _cells(row: dict[str, Any], timed: bool, chosen: str) -> tuple[str, ...]:
         cells += [f"{said['latency_us'] / 1e3:.3f}" if said else "", f"{written['latency_us'] / 1e3:.3f}"]
     for measured in (near, after):
         metrics = measured["metrics"] if measured else None
-        cells += ["" if metrics is None or metrics["top1"] is None else f"{metrics['top1']:.2%}", "" if metrics is None else f"{metrics['kl']:.5f}"]
+        if labelled:
+            cells.append("" if metrics is None or metrics["top1"] is None else f"{metrics['top1']:.2%}")
+        cells.append("" if metrics is None else f"{metrics['kl']:.5f}")
     return tuple(cells)
 
 
@@ -203,7 +217,7 @@ def _tell(result: dict[str, Any], report: Path) -> None:
     for key, title in (("onnx", "ONNX"), ("openvino", "OpenVINO")):
         if key in artifact:
             units = f"8-bit containers, {format_bytes(artifact[f'{key}_bytes'])}"
-            agreement = f"its top class is the checkpoint's on {artifact[f'{key}_agreement']:.2%} of {metrics['images']} images"
+            agreement = f"it decides as the checkpoint on {artifact[f'{key}_agreement']:.2%} of {metrics['images']} images"
             fresh = f"{artifact[f'{key}_fresh_latency_us'] / 1e3:.3f} ms in a process of its own"
             say(f"{title}: {artifact[key]} ({units}); {agreement}; {fresh}.")
             if artifact[f"{key}_fallbacks"]:

@@ -23,9 +23,11 @@ from mpsearch.cli._options import (
     RandomWeights,
     SearchImages,
     Seed,
+    TaskName,
     Weights,
     model_arguments,
     split_bits,
+    study_folder,
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
@@ -52,6 +54,7 @@ def score(  # long for its options alone
     budgets: Annotated[str, typer.Option(help="With --validate: how many, or bits a weight such as 7,6,4.")] = "5",
     local_steps: Annotated[int, typer.Option(help="With --validate: measurements of the local search at each budget.")] = 24,
     seed: Seed = 0,
+    task: TaskName = "classification",
     name: Annotated[str | None, typer.Option(help="Of the study's folder below studies/; MODEL-score without it.")] = None,
     output: Output = Format.table,
 ) -> None:
@@ -82,8 +85,9 @@ def score(  # long for its options alone
         objectives=tuple(objective or OBJECTIVES.names()),
         target="packed",
         seed=seed,
+        task=task,
     )
-    study = Study(Path("studies") / (name or study_name(model, ("score",))))
+    study = Study(study_folder(name or study_name(model, ("score",))))
     try:
         if validate:
             _print_validation(validate_objectives(config, study, Effort(samples, budgets, local_steps), ProgressBars()), study.path, output)

@@ -45,6 +45,7 @@ def solve(  # long for its options alone
     ]
     if len(asked) > 1:
         raise OptionError(f"{' and '.join(asked)} were asked for at once; each prints its own table. Give one of them.")
+    _refuse_unused(prices or front, k_best, max_drop, {"--points": points, "--resource": resource}, distance, minimize)
     problem = Problem.load(study if study.suffix == ".json" else study / "problem.json")
     problem = Restrictions.parse(fix or (), [text if "=" in text else f"*={text}" for text in bits or ()]).apply(problem)
     name = objective or next(iter(problem.scores))
@@ -61,6 +62,17 @@ def solve(  # long for its options alone
         raise BudgetError(f"There is no budget. Give at least one, such as --budget 15MB. {_least(problem)}")
     else:
         _print_best(problem, name, budgets, k_best, distance, output)
+
+
+def _refuse_unused(listing: bool, k_best: int, max_drop: str | None, of_lists: dict[str, Any], distance: int, minimize: str) -> None:
+    """Raises OptionError where an option is given without the one that it belongs to, which would pass over it."""
+    lost = [(name, "--prices or --front") for name, value in of_lists.items() if value and not listing]
+    lost += [("--distance", "--k-best")] if distance != 1 and k_best == 1 else []
+    lost += [("--minimize", "--max-drop")] if minimize != "size" and max_drop is None else []
+    if lost:
+        raise OptionError(f"{lost[0][0]} goes with {lost[0][1]}, which was not given. Give both, or leave {lost[0][0]} out.")
+    if listing and of_lists["--points"] is not None and of_lists["--points"] < 1:
+        raise OptionError(f"--points is {of_lists['--points']}; it must be 1 or more.")
 
 
 def _budgets(problem: Problem, texts: Sequence[str]) -> list[Budget]:

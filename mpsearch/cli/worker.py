@@ -28,6 +28,8 @@ def worker(
     """Measure trials for a run, beside it and beside other workers on any host, until it is finished."""
     from mpsearch.pipeline.worker import LOCATIONS, work
 
+    if not wait >= 0:
+        raise OptionError(f"--wait is {wait}; it must be 0 or more seconds.")
     given = {"model": model, "weights": weights, "data": data, "calibration_data": calibration_data}
     locations = {**_read(config, LOCATIONS), **{k: v for k, v in given.items() if v is not None}}
     folder = Path(study) if Path(study).is_dir() else Path("studies") / study

@@ -2,9 +2,9 @@
 
 from mpsearch.data.digits import digits_split
 from mpsearch.data.images import ImageSet
-from mpsearch.data.loading import load_images
+from mpsearch.data.loading import load_images, require_source
 from mpsearch.data.samples import SampleSet
 from mpsearch.data.splits import Splits, make_splits
 from mpsearch.data.tokens import TokenSet, tokenize
 
-__all__ = ["ImageSet", "SampleSet", "Splits", "TokenSet", "digits_split", "load_images", "make_splits", "tokenize"]
+__all__ = ["ImageSet", "SampleSet", "Splits", "TokenSet", "digits_split", "load_images", "make_splits", "require_source", "tokenize"]

@@ -17,7 +17,7 @@ from mpsearch.data.sources._base import TEST, TRAIN, Sample, Source
 from mpsearch.data.sources.arrays import npz_parts, open_npz
 from mpsearch.data.sources.catalogue import Tree, tree_parts
 from mpsearch.data.sources.files import folder_tree, open_files, zip_tree
-from mpsearch.data.sources.timm_dataset import PACKAGES, is_timm_name, open_timm
+from mpsearch.data.sources.timm_dataset import PACKAGES, is_timm_name, open_timm, require_package
 from mpsearch.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -62,6 +62,14 @@ def open_source(spec: str, split: str | None = None) -> Source:
         return open_timm(spec, split)
     place = _place(spec)
     return open_files(place, split) if isinstance(place, Tree) else open_npz(place, split)
+
+
+def require_source(spec: str) -> None:
+    """Raises DataError where there is no such source, or its list of images cannot be read. A dataset of timm's is not fetched: only its package is asked."""
+    if is_timm_name(spec):
+        require_package(spec)
+    else:
+        open_source(spec)
 
 
 def source_parts(spec: str) -> frozenset[str]:

@@ -6,7 +6,7 @@ float32. The sum is exact. Against the fake-quantised unit, which adds float pro
 
 Sums are formed in float64, which holds every integer below 2^53, and checked to fit int32 (int64 behind an input of two regions, whose codes
 are multiples of its fine step by up to 2^m). Logarithmic inputs and products of two activations have no integer form here: they stay
-fake-quantised, and `float_units` names them.
+fake-quantised, and so do layers whose weight alone is quantised; `float_units` names all of them.
 """
 
 from __future__ import annotations
@@ -98,5 +98,5 @@ def integer_module(module: nn.Module, states: Mapping[str, UnitState]) -> nn.Mod
 
 
 def float_units(states: Mapping[str, UnitState]) -> list[str]:
-    """Quantised units that `integer_module` leaves fake-quantised: products, and layers with logarithmic inputs."""
+    """Quantised units that `integer_module` leaves fake-quantised: products, and layers with float or logarithmic inputs."""
     return [u for u, s in states.items() if not s.candidate.is_float and (s.weight is None or not isinstance(s.activation, AffineParams | TwoRegionParams))]

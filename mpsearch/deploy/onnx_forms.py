@@ -70,10 +70,7 @@ def four_bit_onnx(float_model: ModelProto, states: Mapping[str, UnitState], form
     writer = QdqWriter("mpsearch/four")
 
     def unit(node: NodeProto, state: UnitState, name: str) -> None:
-        params = affine_input(name, state)
-        if params.symmetric:
-            raise UserError(f"The input of unit {name!r} is signed; this form takes unsigned codes. Calibrate without symmetric_inputs.")
-        x = writer.quantized(node.input[0], Grid(float(params.scale), int(params.zero_point), params.bits))
+        x = node.input[0] if state.activation is None else writer.quantized(node.input[0], _unsigned(name, state))
         product = (_matmulnbits if form == "matmulnbits" else _blockwise)(writer, x, state)
         if len(node.input) > 2 and node.input[2]:
             writer.node("Add", [product, node.input[2]], node.output[0])
@@ -84,6 +81,13 @@ def four_bit_onnx(float_model: ModelProto, states: Mapping[str, UnitState], form
     if form == "matmulnbits" and states:
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     return model
+
+
+def _unsigned(unit: str, state: UnitState) -> Grid:
+    params = affine_input(unit, state)
+    if params.symmetric:
+        raise UserError(f"The input of unit {unit!r} is signed; this form takes unsigned codes. Calibrate without symmetric_inputs.")
+    return Grid(float(params.scale), int(params.zero_point), params.bits)
 
 
 def fits_four_bits(state: UnitState) -> bool:

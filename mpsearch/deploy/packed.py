@@ -1,9 +1,9 @@
 """The packed checkpoint: one safetensors file with bit-packed weights, whose size is known to the byte before it is written.
 
-For each integer unit `<unit>.codes` (uint8, C_out x bytes of a row), `<unit>.scale` (float32, C_out) and `<unit>.input` (float32 [2]: step
-and grid, see `input_codes.py`); for each quantised product of two activations `<unit>.left` and `<unit>.right`, as `.input`; everything else
-under its own name in float32. The metadata holds one JSON text: schema, how the float model is built,
-which batch norms were folded, and the assignment. The header is padded to its greatest length over all assignments of the
+For each integer unit `<unit>.codes` (uint8, C_out x bytes of a row), `<unit>.scale` (float32, C_out) and, where its input is quantised too,
+`<unit>.input` (float32 [2]: step and grid, see `input_codes.py`); for each quantised product of two activations `<unit>.left` and
+`<unit>.right`, as `.input`; everything else under its own name in float32. The metadata holds one JSON text: schema, how the float model is
+built, which batch norms were folded, and the assignment. The header is padded to its greatest length over all assignments of the
 model, so that the size of the file is a sum over units.
 """
 
@@ -99,16 +99,17 @@ class PackedLayout:
 
     def _unit_tensors(self, unit: str, candidate: Candidate) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         if unit in self.products:
-            return {} if candidate.is_float else {f"{unit}.{side}": (torch.float32, (2,)) for side in _OPERANDS}
+            return {} if candidate.is_float or candidate.weight_only else {f"{unit}.{side}": (torch.float32, (2,)) for side in _OPERANDS}
         shape = self.weights[unit]
         if candidate.is_float or candidate.w_bits is None:
             return {f"{unit}.weight": (torch.float32, shape)}
-        scales = (shape[0],) if candidate.w_granularity == "channel" else ()
+        scales: tuple[int, ...] = (shape[0],) if candidate.w_granularity == "channel" else ()
         row = packed_nbytes(1, math.prod(shape[1:]), candidate.w_bits)
-        return {f"{unit}.codes": (torch.uint8, (shape[0], row)), f"{unit}.scale": (torch.float32, scales), f"{unit}.input": (torch.float32, (2,))}
+        weight = {f"{unit}.codes": (torch.uint8, (shape[0], row)), f"{unit}.scale": (torch.float32, scales)}
+        return weight if candidate.weight_only else {**weight, f"{unit}.input": (torch.float32, (2,))}
 
     def _longest_header(self) -> int:
-        """Every unit at 8 bits, which has the most tensors and the longest row; every offset as long as the file of the float model."""
+        """Every unit at 8 bits, weights and inputs, which has the most tensors and the longest row; every offset as long as the file of the float model."""
         widest = Candidate(8, 8)
         tensors = dict(self.leftovers)
         for unit in self.units:
@@ -191,17 +192,18 @@ def read_description(path: str | Path) -> dict[str, Any]:
 def _unit_tensors(unit: str, state: UnitState, module: nn.Module) -> dict[str, Tensor]:
     if state.second is not None and state.activation is not None:
         return {f"{unit}.{side}": encode(q) for side, q in zip(_OPERANDS, (state.activation, state.second), strict=True)}
-    if state.weight is None and state.candidate.is_float and unit in product_names(module, [unit]):
+    if state.weight is None and unit in product_names(module, [unit]):
         return {}
-    if state.weight is None or state.activation is None:
+    if state.weight is None:
         return {f"{unit}.weight": module.get_submodule(unit).get_parameter("weight").detach().clone().contiguous()}
     params = state.weight.params
     codes = (state.weight.codes.flatten(1).to(torch.int32) - params.qmin).to(torch.uint8)
-    return {f"{unit}.codes": pack(codes, params.bits), f"{unit}.scale": params.scale.clone(), f"{unit}.input": encode(state.activation)}
+    weight = {f"{unit}.codes": pack(codes, params.bits), f"{unit}.scale": params.scale.clone()}
+    return weight if state.activation is None else {**weight, f"{unit}.input": encode(state.activation)}
 
 
 def _product_state(unit: str, candidate: Candidate, module: nn.Module, tensors: dict[str, Tensor]) -> UnitState:
-    if candidate.is_float or candidate.a_bits is None:
+    if candidate.is_float or candidate.weight_only or candidate.a_bits is None:
         return UnitState(candidate)
     left, right = (decode(_take(tensors, f"{unit}.{side}", torch.float32, (2,)), candidate.a_bits, unit) for side in _OPERANDS)
     return UnitState(candidate, None, left, right)
@@ -218,11 +220,11 @@ def _unit_state(unit: str, candidate: Candidate, module: nn.Module, tensors: dic
     codes = unpack(_take(tensors, f"{unit}.codes", torch.uint8, rows), candidate.w_bits, columns)
     per_channel = candidate.w_granularity == "channel"
     scale = _take(tensors, f"{unit}.scale", torch.float32, (len(weight),) if per_channel else ())
-    given = _take(tensors, f"{unit}.input", torch.float32, (2,))
+    given = None if candidate.weight_only else _take(tensors, f"{unit}.input", torch.float32, (2,))
     if not (torch.isfinite(scale).all() and (scale > 0).all()):
         raise CheckpointError(f"a scale of unit {unit!r} is not positive and finite.")
     params = AffineParams(scale, torch.zeros_like(scale, dtype=torch.int32), candidate.w_bits, True, 0 if per_channel else None)
-    activation = decode(given, candidate.a_bits, unit)
+    activation = None if given is None else decode(given, candidate.a_bits, unit)
     signed = (codes.to(torch.int16) + params.qmin).reshape(weight.shape)
     return UnitState(candidate, QuantizedTensor(signed, params), activation)
 
@@ -264,6 +266,9 @@ def _parsed(path: Path, header: Mapping[str, Any]) -> tuple[ModelSource, list[tu
         raise CheckpointError(f"{path} is damaged: its metadata cannot be read ({type(error).__name__}: {error}). Write it again with mpsearch.") from None
     if not all(isinstance(name, str) for name in (source.kind, source.name, *chain(*folded))):
         raise CheckpointError(f"{path} is damaged: a name in its metadata is not a text. Write it again with mpsearch.")
+    odd = next((unit for unit, candidate in assignment.items() if candidate.number_format == "fp8"), None)
+    if odd is not None:
+        raise CheckpointError(f"{path} has the unit {odd!r} at fp8, which a packed checkpoint does not hold. Write it again with mpsearch.")
     return source, folded, assignment
 
 

@@ -146,7 +146,7 @@ class FastEvaluator:
         for unit in units:
             candidate, layer = assignment[unit], self._layers[unit]
             if isinstance(layer, QuantLayer):
-                layer.input.params = None if candidate.is_float else self._fast(self._calibration.input_params(unit, candidate))
+                layer.input.params = None if candidate.is_float or candidate.weight_only else self._fast(self._calibration.input_params(unit, candidate))
                 layer.set_weight(self._weight(unit, candidate))
             else:
                 layer.set_state(self._calibration.state(unit, candidate))

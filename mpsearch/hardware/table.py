@@ -113,6 +113,8 @@ class LatencyTable:
             TableError: A file is missing, cut off or malformed, or of another backend; says where.
             DeviceMismatchError: It was measured on another device, by another version or with other threads.
         """
+        if not path.is_file():
+            raise TableError(f"There is no latency table {path}. Name the .csv that `mpsearch profile` wrote.")
         about = _identity(path.with_suffix(".json"))
         table = cls(DeviceIdentity.from_json(about["device"]), str(about["backend"]), str(about["version"]), int(about["threads"]))
         if fits is not None and fits.backend != table.backend:

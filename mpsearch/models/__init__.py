@@ -8,7 +8,7 @@ from mpsearch.models.load import LoadedModel, ModelSource, build_model, from_mod
 from mpsearch.models.record import trace_model
 from mpsearch.models.text import SpanHead, TextModel
 from mpsearch.models.trace import Trace
-from mpsearch.models.weights import check_finite, load_weights, weights_hash
+from mpsearch.models.weights import check_finite, load_weights, require_weights, weights_hash
 
 __all__ = [
     "Block",
@@ -26,6 +26,7 @@ __all__ = [
     "from_module",
     "load_model",
     "load_weights",
+    "require_weights",
     "trace_model",
     "weights_hash",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -51,7 +51,25 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def require_weights(path: Path) -> None:
+    """Raises ModelError where a file is missing, a pickle, or no safetensors file; reads its header alone."""
+    _require_readable(path)
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from None
+
+
 def _read(path: Path) -> dict[str, Tensor]:
+    _require_readable(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _require_readable(path: Path) -> None:
     if path.suffix.lower() in _PICKLES:
         raise ModelError(
             f"{path} is a pickle, and reading one can run any code. Convert it where you trust it: "
@@ -59,10 +77,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         )
     if not path.is_file():
         raise ModelError(f"There is no weights file {path}. Give a .safetensors file.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a safetensors file, or is damaged: {error}. Save the weights with safetensors.torch.save_file.") from None
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path} is not a safetensors file, or is damaged: {error}. Save the weights with safetensors.torch.save_file.")
 
 
 def _few(texts: Iterable[str]) -> str:

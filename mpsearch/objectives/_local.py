@@ -59,6 +59,8 @@ def operand_shifts(state: UnitState, operands: tuple[Tensor, ...]) -> tuple[Tens
 
 def input_state(context: ScoringContext, unit: str, candidate: Candidate) -> UnitState:
     """The unit with its inputs quantised and its weight float."""
+    if candidate.weight_only:
+        return UnitState(candidate)
     calibration = context.calibration
     second = calibration.input_params(unit, candidate, 1) if unit in calibration.products else None
     return UnitState(candidate, None, calibration.input_params(unit, candidate), second)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from mpsearch.deploy.runtimes import RUNTIMES
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
 from mpsearch.evaluate import TASKS
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
-from mpsearch.problem import Restrictions
+from mpsearch.problem import FLOAT_INPUT, Restrictions
 from mpsearch.reconstruct import METHODS
 from mpsearch.search import SAMPLERS
 from mpsearch.units import parse_quantity
 
-TARGETS = ("ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "packed")
+TARGETS = (*RUNTIMES, "packed")
+"""What a run can write for: the runtimes that it can measure, and the packed checkpoint alone."""
+_MOST_SEED = 2**31 - 1
 DEFAULT_OBJECTIVES = ("output_mse", "weight_mse", "coding_length")
 
 
@@ -34,7 +37,7 @@ class RunConfig:
         search_images: For the loss that the search measures.
         evaluation_images: For what is reported; None for all that are left.
         bits: Weight bits that a unit may have.
-        a_bits: Input bits.
+        a_bits: Input bits; 16 leaves inputs float and quantises weights alone.
         layer_bits: Rules for single units, such as `head=6..8`; they count above `bits` and `a_bits`.
         fix: Units that have one choice, such as `head=W8A8`; above all others.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
@@ -91,8 +94,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.budgets:
             raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
-        if not self.bits or not set(self.bits) <= set(range(2, 9)) or not 2 <= self.a_bits <= 8:
-            raise OptionError(f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to 8.")
+        if not self.bits or not set(self.bits) <= set(range(2, 9)) or self.a_bits not in (*range(2, 9), FLOAT_INPUT):
+            raise OptionError(f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to 8, or 16 for inputs that stay float.")
         if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
             raise OptionError(f"first_last_bits is {self.first_last_bits}; it must be 2 to 8, such as 8.")
         Restrictions.parse(self.fix, self.layer_bits)
@@ -100,7 +103,7 @@ class RunConfig:
         if self.memory_bytes < 1:
             raise OptionError(f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.")
         if self.target not in TARGETS:
-            raise OptionError(f"The target {self.target!r} is not known; it may be {' or '.join(TARGETS)}.")
+            raise UnknownNameError("target of a run", self.target, TARGETS, "A finished study is written for others by `mpsearch export`.")
         if self.sampler not in SAMPLERS:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         if not self.objectives:
@@ -119,6 +122,11 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
+        if self.seed > _MOST_SEED:
+            raise OptionError(f"seed is {self.seed}; it must be at most {_MOST_SEED}, which every generator takes.")
+        lost = [flag for flag, given in (("--weights", self.weights), ("--model-arg", self.model_args)) if given]
+        if self.model is None and lost:
+            raise OptionError(f"{lost[0]} is given without --model: the embedded model has its own. Name the model, or leave {lost[0]} out.")
         if (self.model is None) != (self.data is None):
             given, lacking = ("--model", "--data") if self.data is None else ("--data", "--model")
             raise OptionError(f"{given} is given without {lacking}. Give both, or neither for the embedded model and digits.")

@@ -16,7 +16,7 @@ from mpsearch.pipeline.couplings import add_couplings, interacts
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
-from mpsearch.problem import Budget, Candidate, Problem, Restrictions
+from mpsearch.problem import FLOAT_INPUT, Budget, Candidate, Problem, Restrictions
 from mpsearch.reconstruct import Calibration
 from mpsearch.search import solve
 
@@ -48,7 +48,7 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
 
 def _possible(subject: Subject, candidates: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:
     """What rules may pick from: of a unit with a weight every width there is, the widest first, and float."""
-    every = (*(Candidate(w, a) for w in range(8, 1, -1) for a in range(8, 1, -1)), FLOAT)
+    every = (*(Candidate(w, a) for w in range(8, 1, -1) for a in (*range(8, 1, -1), FLOAT_INPUT)), FLOAT)
     return [every if layer.name in subject.layout.weights else tuple(row) for layer, row in zip(subject.graph.layers, candidates, strict=True)]
 
 

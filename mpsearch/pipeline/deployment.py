@@ -18,7 +18,7 @@ from mpsearch.deploy.artifact import Artifact, write_artifact
 from mpsearch.deploy.process import run_apart
 from mpsearch.deploy.targets import TARGETS, Job
 from mpsearch.errors import MpsearchError, StudyError, UserError
-from mpsearch.evaluate import compare, predict
+from mpsearch.evaluate import Task, predict
 from mpsearch.pipeline.finalists import States, Workshop
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.problem import Assignment, Candidate, Problem
@@ -66,6 +66,7 @@ class Deployer:
         job = Job(subject.module, subject.layout, states, self.workshop.calibration, example, calls, self._graphs)
         predicted = subject.layout.size_bytes(Assignment(tuple((unit, states[unit].candidate) for unit in subject.layout.units)))
         about = {"label": point.label, "study": self.workshop.study.name, "predicted": {"size_bytes": predicted}, "reconstructed": point.reconstruct}
+        about["task"] = self.workshop.config.task
         with self.workshop.progress.task(f"export {point.label} for {target_text}") as advance:
             artifact = write_artifact(self.folder / slug(target_text) / point.label, target_text, job, about)
             advance(1, 1)
@@ -84,13 +85,14 @@ class Deployer:
         return self._states[point.label]
 
     def _checked(self, artifact: Artifact, expected: Tensor) -> dict[str, Any]:
-        """Top-1 of the fake-quantised module and through the runtime, and how their logits agree.
+        """Metrics of the study's task for the fake-quantised module and through the runtime, and how their outputs agree.
 
         Raises: MpsearchError: The packed checkpoint does not compute to the bit what was written.
         """
         images, source = self.workshop.subject.splits.evaluation, self.workshop.subject.source
-        fake = compare(expected, self.workshop.reference()["evaluation"], images.labels)
-        row: dict[str, Any] = {"images": len(images), "fake_quantized": fake.to_json(), "runs_with": artifact.target.runs_with}
+        task, floats = self.workshop.task, self.workshop.reference()["evaluation"]
+        fake = task.compare(expected, floats, images.labels)
+        row: dict[str, Any] = {"images": len(images), "measure": task.measure, "fake_quantized": fake.to_json(), "runs_with": artifact.target.runs_with}
         if artifact.target.needs_model and source.kind == "module":
             return row | {"runtime": None, "reason": "the model was given as an object, which another process cannot build"}
         try:
@@ -100,14 +102,18 @@ class Deployer:
             return row | {"runtime": None, "reason": str(error)}
         if artifact.target.name == "packed" and artifact.manifest["target"] == "packed" and not torch.equal(logits, expected):
             raise MpsearchError(f"{artifact.folder} was read back in a process of its own and does not compute what was written. Please report this.")
-        return row | {"runtime": agreement(logits, expected, self.workshop.reference()["evaluation"], images.labels)}
+        return row | {"runtime": agreement(task, logits, expected, floats, images.labels)}
 
 
-def agreement(logits: Tensor, expected: Tensor, floats: Tensor, labels: Tensor | None) -> dict[str, Any]:
-    """Metrics of a runtime's logits against the float model, and their likeness to the fake-quantised model's."""
-    cosine = torch.nn.functional.cosine_similarity(logits.double(), expected.double())
-    same = float((logits.argmax(1) == expected.argmax(1)).float().mean())
-    return {**compare(logits, floats, labels).to_json(), "cosine_mean": float(cosine.mean()), "cosine_least": float(cosine.min()), "same_top_class": same}
+def agreement(task: Task, outputs: Tensor, expected: Tensor, floats: Tensor, labels: Tensor | None) -> dict[str, Any]:
+    """Metrics of a runtime's outputs against the float model, and their likeness to the fake-quantised model's.
+
+    `same_decision` is the share of images on which both decide alike in the sense of the task, such as by their top class.
+    """
+    cosine = torch.nn.functional.cosine_similarity(outputs.flatten(1).double(), expected.flatten(1).double())
+    same = task.compare(outputs, expected).agreement
+    likeness = {"cosine_mean": float(cosine.mean()), "cosine_least": float(cosine.min()), "same_decision": same}
+    return {**task.compare(outputs, floats, labels).to_json(), **likeness}
 
 
 def export_points(deployer: Deployer, points: Sequence[Point], targets: Sequence[str]) -> list[dict[str, Any]]:
@@ -143,7 +149,25 @@ def _assignment_of(study: Path, subject: Subject, text: str) -> Assignment:
         return Assignment.from_json(_read(study / "best.json")["assignment"])
     if text == "float" or re.fullmatch(r"W\d+A\d+(/\w+)?", text):
         return uniform(subject, Candidate.parse(text))
-    front, problem = _read(study / "front.json"), Problem.load(study / "problem.json")
+    return Problem.load(study / "problem.json").assignment(_numbered(study, text))
+
+
+def require_points(study: Path, texts: Sequence[str]) -> None:
+    """Raises UserError as `points_of` does, before a model is loaded."""
+    if not texts:
+        raise UserError("There is no point. Write best, the number of a trial such as 7, front:12, float, or a candidate such as W4A8.")
+    for text in texts:
+        if re.fullmatch(r"W\d+A\d+(/\w+)?", text):
+            Candidate.parse(text)
+        elif text == "best":
+            _read(study / "best.json")
+        elif text != "float":
+            _numbered(study, text)
+
+
+def _numbered(study: Path, text: str) -> Sequence[int]:
+    """L choices of a trial, or of a point of the front."""
+    front = _read(study / "front.json")
     number = re.fullmatch(r"(front:)?(\d+)", text)
     if number is None:
         raise UserError(f"{text!r} is no point. Write best, the number of a trial such as 7, front:12, float, or a candidate such as W4A8.")
@@ -152,7 +176,8 @@ def _assignment_of(study: Path, subject: Subject, text: str) -> Assignment:
     if int(number[2]) not in held:
         what = "points on the exact front" if number[1] else "measured trials"
         raise UserError(f"{study} has {len(held)} {what}, numbered {min(held)} to {max(held)}; {number[2]} is not one.")
-    return problem.assignment(held[int(number[2])])
+    found: Sequence[int] = held[int(number[2])]
+    return found
 
 
 def uniform(subject: Subject, candidate: Candidate) -> Assignment:

@@ -33,7 +33,7 @@ from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Assignment, Candidate, Layer, Problem, assignment_csv, assignment_document
-from mpsearch.quant import AffineParams, UnitState, affine_input, install
+from mpsearch.quant import AffineParams, TwoRegionParams, UnitState, affine_input, install
 from mpsearch.reconstruct import BlockResult, Calibration, ReconstructionConfig, images_within, reconstruct
 
 States = dict[str, UnitState]
@@ -261,7 +261,7 @@ class Workshop:
 def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:
     """Codes and input scales, by unit."""
     tensors = {f"{unit}|codes": s.weight.codes.to(torch.int8).contiguous() for unit, s in states.items() if s.weight is not None}
-    return tensors | {f"{unit}|input": s.activation.scale.clone() for unit, s in states.items() if isinstance(s.activation, AffineParams)}
+    return tensors | {f"{unit}|input": s.activation.step.clone() for unit, s in states.items() if isinstance(s.activation, AffineParams | TwoRegionParams)}
 
 
 def _known(folder: Path, start: States) -> dict[int, States]:
@@ -275,6 +275,8 @@ def _known(folder: Path, start: States) -> dict[int, States]:
                 state = replace(state, weight=replace(state.weight, codes=tensors[f"{unit}|codes"].to(torch.int16)))
             if isinstance(state.activation, AffineParams):
                 state = replace(state, activation=replace(state.activation, scale=tensors[f"{unit}|input"]))
+            elif isinstance(state.activation, TwoRegionParams):
+                state = replace(state, activation=replace(state.activation, step=tensors[f"{unit}|input"]))
             phase[unit] = state
     return known
 
@@ -284,7 +286,10 @@ def _states_digest(states: States) -> str:
     for unit, state in sorted(states.items()):
         digest.update(f"{unit} {state.candidate}\n".encode())
         if state.weight is not None:
-            read = affine_input(unit, state)
-            for value in (state.weight.codes, state.weight.params.scale, read.scale, read.zero_point):
+            values = [state.weight.codes, state.weight.params.scale]
+            if state.activation is not None:
+                read = affine_input(unit, state)
+                values += [read.scale, read.zero_point]
+            for value in values:
                 digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()

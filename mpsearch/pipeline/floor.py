@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpsearch.data import ImageSet
 from mpsearch.errors import BudgetError, InfeasibleError, OptionError, StudyError
-from mpsearch.evaluate import FastEvaluator, Metrics, compare
+from mpsearch.evaluate import TASKS, FastEvaluator, Metrics, compare
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
@@ -28,9 +28,12 @@ Indices = tuple[int, ...]
 
 def drop_of(text: str) -> float:
     """`1%` -> 0.01. Raises BudgetError on anything but a share from above 0 to 100 %."""
-    value, dimension = parse_quantity(text)
-    if dimension != "fraction" or value > 1:
-        raise BudgetError(f"{text!r} is no drop of accuracy. Write points of top-1, such as 1% or 0.5%.")
+    try:
+        value, dimension = parse_quantity(text)
+    except BudgetError:
+        value, dimension = 0.0, ""
+    if dimension != "fraction" or not 0 < value <= 1:
+        raise BudgetError(f"{text!r} is no drop of accuracy. Write points of top-1 above 0, such as 1% or 0.5%.")
     return value
 
 
@@ -57,6 +60,8 @@ def within_floor(folder: Path, problem: Problem, objective: str, budgets: Sequen
     """
     study = Study(folder)
     config = study.config()
+    if not TASKS.create(config.task).classes:
+        raise OptionError(f"--max-drop is a drop of top-1, and the task {config.task!r} of {folder} has no classes. Take --budget, or --prices to choose by.")
     with study.busy():
         subject = load_subject(config, progress)
         judge = _Judge(subject, calibrate_subject(subject, config, progress), problem, study)

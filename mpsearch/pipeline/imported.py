@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,13 @@ from typing import Any
 from mpsearch import files
 from mpsearch.deploy.imports import IMPORTERS, Imported
 from mpsearch.errors import InfeasibleError
-from mpsearch.evaluate import compare
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.costs import add_scores, sized_problem
-from mpsearch.pipeline.deployment import uniform
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.uniforms import uniforms
 from mpsearch.problem import Assignment, Budget, Candidate, Problem
 from mpsearch.search import solve
 
@@ -25,11 +25,12 @@ FLOAT = Candidate.parse("float")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was read, and the rows: label, assignment, predicted costs and damages, what was measured with weights rounded to nearest."""
+    """What was read, and the rows: label, assignment, predicted costs and damages, what was measured with weights rounded to nearest, by `measure`."""
 
     imported: Imported
     rows: tuple[dict[str, Any], ...]
     objectives: tuple[str, ...]
+    measure: str
 
 
 def open_workshop(config: RunConfig, study: Study, progress: Progress) -> Workshop:
@@ -60,9 +61,9 @@ def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
     problem = _problem(imported.assignment, subject, config)
     problem, _ = add_scores(problem, subject, workshop.calibration, config, study, workshop.progress)
     size = problem.cost(problem.indices(imported.assignment)).size_bytes
-    chosen = {"imported": imported.assignment} | {
-        f"uniform W{b}A{config.a_bits}": uniform(subject, Candidate(b, config.a_bits)) for b in sorted(config.bits)[::-1]
-    }
+    ours = sized_problem(subject, config)
+    wide = uniforms(ours, [Candidate(b, config.a_bits) for b in sorted(config.bits)[::-1]])
+    chosen = {"imported": imported.assignment} | {u.label: ours.assignment(u.indices) for u in wide}
     proxy = config.objectives[0].partition(":")[0]
     try:
         optimum = solve(_integers_alone(problem, imported.assignment), proxy, [Budget.parse(f"{int(size or 0)}B")])
@@ -75,15 +76,18 @@ def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
     about = {"predicted": rows[1]["predicted"], "metrics": rows[1]["measured"]["metrics"]}
     workshop.write_assignment(study.path, imported.assignment, about)
     names = tuple(problem.scores)
-    files.write_json(study.path / "imported.json", {"schema": 1, "file": str(path), "from": importer, "notes": list(imported.notes), "rows": rows})
-    return Comparison(imported, tuple(rows), names)
+    files.write_json(
+        study.path / "imported.json",
+        {"schema": 1, "file": str(path), "from": importer, "notes": list(imported.notes), "measure": workshop.task.measure, "rows": rows},
+    )
+    return Comparison(imported, tuple(rows), names, workshop.task.measure)
 
 
 def _problem(assignment: Assignment, subject: Subject, config: RunConfig) -> Problem:
     """The problem of the configuration whose candidates hold the file's too."""
     base = sized_problem(subject, config)
     candidates = tuple(
-        choices if layer.name not in subject.layout.weights else tuple(dict.fromkeys((*choices, assignment[layer.name])))
+        choices if layer.name not in subject.layout.weights else tuple(dict.fromkeys((*choices, *_beside(choices, assignment[layer.name]))))
         for layer, choices in zip(base.layers, base.candidates, strict=True)
     )
     size, bops = [], []
@@ -91,6 +95,13 @@ def _problem(assignment: Assignment, subject: Subject, config: RunConfig) -> Pro
         size.append(tuple(float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0 for c in choices))
         bops.append(tuple(float(layer.macs * (c.w_bits or 32) * (c.a_bits or 32)) for c in choices))
     return replace(base, candidates=candidates, costs={"size_bytes": tuple(size), "bops": tuple(bops)})
+
+
+def _beside(choices: Sequence[Candidate], given: Candidate) -> list[Candidate]:
+    """The file's candidate, and the layer's own widths with the input bits that it has, such as float inputs."""
+    if given.is_float:
+        return [given]
+    return [given, *(Candidate(c.w_bits, given.a_bits) for c in choices if not c.is_float)]
 
 
 def _integers_alone(problem: Problem, assignment: Assignment) -> Problem:
@@ -119,5 +130,5 @@ def _row(label: str, assignment: Assignment, problem: Problem, workshop: Worksho
 
 def _float_row(workshop: Workshop) -> dict[str, Any]:
     images, logits = workshop.subject.splits.evaluation, workshop.reference()["evaluation"]
-    metrics = compare(logits, logits, images.labels).to_json()
+    metrics = workshop.task.compare(logits, logits, images.labels).to_json()
     return {"label": "float", "assignment": {}, "predicted": {}, "scores": {}, "measured": {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()}}

@@ -41,14 +41,31 @@ class Architecture:
 def latency_table(problem: Problem, config: RunConfig, progress: Progress, at_most: int | None = None) -> tuple[LatencyTable, Path]:
     """The table that was asked for, or this device's, with what it lacks measured now (at most so many rows)."""
     backend, device, folder = backend_of(config), identity(), Path(config.tables)
-    here = LatencyTable(device, backend.name, backend.version, config.threads)
     if config.table is not None:
-        return LatencyTable.load(Path(config.table), device, fits=here, allow_estimate=config.allow_estimate), Path(config.table)
+        return _given_table(config, backend), Path(config.table)
     table = LatencyTable.open(folder, device, backend.name, backend.version, config.threads)
     widths = tuple((*choices, FLOAT) for choices in problem.candidates)
     with progress.task("measure latencies that the table lacks") as advance:
         profile(problem.layers, widths, backend, table, folder, isolate=True, at_most=at_most, on_row=lambda done, total, _: advance(done, total))
     return table, folder / table.file_name
+
+
+def require_tables(config: RunConfig) -> None:
+    """Raises TableError where the table that was asked for cannot be used, or the folder of tables is none: told before anything is loaded."""
+    if config.target == "packed":
+        return
+    folder = Path(config.tables)
+    blocking = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+    if config.table is None and blocking is not None:
+        raise TableError(f"{blocking} is a file; the latency tables are kept in a folder. Name another with --tables.")
+    if config.table is not None:
+        _given_table(config, backend_of(config))
+
+
+def _given_table(config: RunConfig, backend: Backend) -> LatencyTable:
+    device = identity()
+    here = LatencyTable(device, backend.name, backend.version, config.threads)
+    return LatencyTable.load(Path(str(config.table)), device, fits=here, allow_estimate=config.allow_estimate)
 
 
 def backend_of(config: RunConfig) -> Backend:
@@ -62,9 +79,9 @@ def timed(config: RunConfig) -> bool:
 
 
 def add_latency(
-    problem: Problem, config: RunConfig, table: LatencyTable, where: Path, architecture: Architecture, progress: Progress
+    problem: Problem, config: RunConfig, table: LatencyTable, where: Path, architecture: Architecture, progress: Progress, at_least: int = 0
 ) -> tuple[Problem, dict[str, Any]]:
-    """Costs, conversions and the constant of the latency, from the cost model.
+    """Costs, conversions and the constant of the latency, from the cost model; it is fitted to `at_least` so many whole-model runs, or more if need be.
 
     Raises:
         InfeasibleError: A layer has no candidate with a usable row.
@@ -82,7 +99,7 @@ def add_latency(
         problem = _without(problem, [[i for i, value in enumerate(row) if math.isfinite(value)] for row in costs.rows], unusable)
     kernels = _kernels(problem, backend)
     units = _units(problem, kernels, backend, table, where, predictor)
-    runs = whole_runs(problem, units, table, where.parent if config.table is None else None, architecture, config, progress)
+    runs = whole_runs(problem, units, table, where.parent if config.table is None else None, architecture, config, progress, at_least)
     model = fit_cost_model(units, architecture.wires, runs)
     _require_trust(model, config, progress)
     rows = tuple(tuple(model.row(i, kernel) for kernel in row) for i, row in enumerate(kernels))
@@ -105,9 +122,18 @@ def add_latency(
 
 
 def whole_runs(
-    problem: Problem, units: Sequence[Unit], table: LatencyTable, folder: Path | None, architecture: Architecture, config: RunConfig, progress: Progress
+    problem: Problem,
+    units: Sequence[Unit],
+    table: LatencyTable,
+    folder: Path | None,
+    architecture: Architecture,
+    config: RunConfig,
+    progress: Progress,
+    at_least: int = 0,
 ) -> list[ModelRun]:
     """The whole-model runs of an architecture: the table's, and those it lacks, measured now and kept in it.
+
+    The uniform models, and `MIXED_RUNS` in all where there is a latency budget: a run finds those of an earlier one, or of `mpsearch profile --models`.
 
     Args:
         problem: For ties.
@@ -117,10 +143,12 @@ def whole_runs(
         architecture: What is measured.
         config: Settings.
         progress: Where progress goes.
+        at_least: How many, without a latency budget too.
     """
     key = model_key(architecture.name, problem.layers, architecture.wires)
     choices = [sorted(unit.rows_us, key=lambda k: k != "float") for unit in units]
-    wanted = mixed_kernels(choices, problem.ties, MIXED_RUNS if timed(config) else len({k for row in choices for k in row}), seed=0)
+    count = max(len({k for row in choices for k in row}), at_least, MIXED_RUNS if timed(config) else 0)
+    wanted = mixed_kernels(choices, problem.ties, count, seed=0)
     held = {} if table.estimated else dict(table.models)
     lacking = [kernels for kernels in wanted if (key, 1, kernels) not in held]
     with progress.task("measure the whole model at mixed assignments") as advance:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.problem import Assignment, Candidate, Problem
-from mpsearch.quant import AffineParams, UnitState
+from mpsearch.quant import AffineParams, TwoRegionParams, UnitState
 from mpsearch.reconstruct import Calibration
 
 
@@ -46,7 +46,7 @@ def states_digest(calibration: Calibration) -> str:
 
 def _numbers(state: UnitState) -> list[Tensor]:
     codes = [] if state.weight is None else [state.weight.codes, state.weight.params.scale]
-    return [*codes, *([state.activation.scale] if isinstance(state.activation, AffineParams) else [])]
+    return [*codes, *([state.activation.step] if isinstance(state.activation, AffineParams | TwoRegionParams) else [])]
 
 
 def _nearest(choices: tuple[Candidate, ...], wanted: Candidate) -> Candidate:

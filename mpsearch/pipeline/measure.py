@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from mpsearch.data import load_images
-from mpsearch.deploy.artifact import Artifact
+from mpsearch.deploy.artifact import Artifact, open_artifact
 from mpsearch.deploy.process import bench_apart, run_apart
-from mpsearch.evaluate import compare
+from mpsearch.errors import OptionError
+from mpsearch.evaluate import TASKS
 from mpsearch.hardware import identity
 from mpsearch.models import ModelSource
 
@@ -27,14 +28,34 @@ def bench_artifacts(artifacts: Sequence[Artifact], batches: Sequence[int], secon
 
 
 def evaluate_artifact(artifact: Artifact, data: str, limit: int | None, seed: int, threads: int, model: str | None = None) -> dict[str, Any]:
-    """Top-1 and loss of an artifact on labelled images, which pass through the same pre-processing as in the study."""
+    """Metrics of the study's task for an artifact on images, which pass through the same pre-processing as in the study.
+
+    Classes are compared with labels. Other tasks compare with the float model, which is the artifact `float` of the same export.
+
+    Raises: OptionError: It is needed, and is not there.
+    """
+    task = TASKS.create(str(artifact.manifest.get("task", "classification")))
+    floats = None if task.classes else _float_beside(artifact)
     images = load_images(data, {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["data_config"].items()}, limit=limit, seed=seed)
     logits = run_apart(artifact, images.inputs(), model=_source(artifact, model), threads=threads)
-    metrics = compare(logits, logits, images.labels)
+    reference = logits if floats is None else run_apart(floats, images.inputs(), model=_source(floats, model), threads=threads)
+    metrics = task.compare(logits, reference, images.labels)
     finite = bool(torch.isfinite(logits).all())
     row = {"artifact": artifact.label, "target": artifact.manifest["target"], "runs_with": artifact.target.runs_with, "images": len(images), "finite": finite}
     loss = metrics.loss if metrics.loss is not None and math.isfinite(metrics.loss) else None
-    return {**row, "top1": metrics.top1, "top1_error": metrics.top1_error, "loss": loss}
+    row |= {"top1": metrics.top1, "top1_error": metrics.top1_error, "loss": loss}
+    if floats is not None:
+        row |= {"measure": task.measure, "damage": metrics.kl if math.isfinite(metrics.kl) else None, "agreement": metrics.agreement, "scores": metrics.scores}
+    return row
+
+
+def _float_beside(artifact: Artifact) -> Artifact:
+    folder = artifact.folder.resolve().parent / "float"
+    if not folder.is_dir():
+        raise OptionError(
+            f"The task {artifact.manifest['task']!r} compares with the float model, and there is no {folder}. Export with --references, which writes it beside."
+        )
+    return open_artifact(folder)
 
 
 def _source(artifact: Artifact, model: str | None) -> ModelSource | None:

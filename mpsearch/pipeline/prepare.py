@@ -6,9 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpsearch.data import Splits, make_splits
+from mpsearch.data import Splits, make_splits, require_source
 from mpsearch.deploy.packed import PackedLayout
-from mpsearch.models import LoadedModel, ModelGraph, ModelSource, analyze, find_foldable, fold_batch_norm, load_model, trace_model, weights_hash
+from mpsearch.errors import ModelError
+from mpsearch.models import (
+    LoadedModel,
+    ModelGraph,
+    ModelSource,
+    analyze,
+    find_foldable,
+    fold_batch_norm,
+    load_model,
+    require_weights,
+    trace_model,
+    weights_hash,
+)
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.default import default_model
 from mpsearch.pipeline.progress import Progress
@@ -57,13 +69,13 @@ class Subject:
 
 
 def load_subject(config: RunConfig, progress: Progress) -> Subject:
-    """Load model and images, fold, and analyse."""
+    """Load model and images, fold, and analyse; what names no file is told before anything is downloaded or fitted."""
+    _require_files(config)
     if config.model is None:
         loaded = default_model(progress)
     else:
         weights = None if config.weights is None else Path(config.weights)
-        hub = config.pretrained and weights is None and not config.model.partition(":")[0].endswith(".py")
-        loaded = load_model(config.model, weights=weights, pretrained=hub, kwargs=dict(config.model_args))
+        loaded = load_model(config.model, weights=weights, pretrained=_downloads(config), kwargs=dict(config.model_args))
     with progress.task("read the images") as advance:
         splits = make_splits(
             config.data or "digits",
@@ -76,6 +88,32 @@ def load_subject(config: RunConfig, progress: Progress) -> Subject:
             on_image=advance,
         )
     return make_subject(loaded, splits)
+
+
+def require_same_weights(config: RunConfig) -> None:
+    """Raises ModelError where the model has other weights each time it is built: another process would measure another model."""
+    if config.model is None or config.weights is not None or _downloads(config):
+        return
+    first, second = (weights_hash(load_model(config.model, kwargs=dict(config.model_args)).module) for _ in range(2))
+    if first != second:
+        raise ModelError(
+            f"{config.model} has other random weights each time it is built, so workers would measure other models than the run. "
+            "Set a seed in the factory, or save its weights once and name them with --weights; or run without --workers."
+        )
+
+
+def _downloads(config: RunConfig) -> bool:
+    """Whether the weights are timm's own."""
+    return config.pretrained and config.weights is None and not str(config.model).partition(":")[0].endswith(".py")
+
+
+def _require_files(config: RunConfig) -> None:
+    """Raises ModelError or DataError."""
+    if config.weights is not None:
+        require_weights(Path(config.weights))
+    for source in (config.data, config.calibration_data):
+        if source is not None:
+            require_source(source)
 
 
 def make_subject(loaded: LoadedModel, splits: Splits) -> Subject:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import platform
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +24,14 @@ from mpsearch.pipeline.costs import add_scores, resolve_budgets, sized_problem
 from mpsearch.pipeline.crew import Crew, Team, make_job
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.front import write_front
-from mpsearch.pipeline.latency import add_latency, backend_of, latency_table
+from mpsearch.pipeline.latency import MIXED_RUNS, add_latency, backend_of, latency_table, require_tables
 from mpsearch.pipeline.learned import searched_calibration, states_digest
 from mpsearch.pipeline.memory import add_memory, limits_memory, memory_kernels
-from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject
+from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject, require_same_weights
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.sampling import mean_bits
 from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.uniforms import Uniform, uniforms
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.reconstruct import Calibration
 from mpsearch.search import LossFile, Trial, describe_least, explore, explore_by, polish, problem_front, reachable, solve
@@ -58,8 +60,11 @@ def run(config: RunConfig, study: Study, progress: Progress | None = None, crew:
     progress, crew = progress or Silent(), crew or Crew()
     if config.sampler != "mpsearch" and (crew.workers != 1 or crew.storage is not None):
         raise OptionError(f"The baseline --sampler {config.sampler} measures in the run's own process. Leave out --workers and --storage.")
+    require_tables(config)
     with study.busy(), crew.held(study, config):
         study.claim(config)
+        if crew.workers != 1:
+            require_same_weights(config)
         subject = load_subject(config, progress)
         return _run(subject, config, study, progress, crew)
 
@@ -88,6 +93,7 @@ def search(
     """
     progress, folder = progress or Silent(), Study(Path(study))
     config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=calibration.name, **settings)
+    require_tables(config)
     splits = make_splits(
         evaluation if evaluation is not None else calibration,
         calibration=calibration if evaluation is not None else None,
@@ -101,9 +107,42 @@ def search(
         return _run(make_subject(from_module(model), splits), config, folder, progress)
 
 
-def profile_model(config: RunConfig, progress: Progress, at_most: int | None = None) -> tuple[LatencyTable, Path]:
-    """Measure the rows that this device's table lacks for a model, or the most informative of them. Returns the table and its file."""
-    return latency_table(sized_problem(load_subject(config, progress), config), config, progress, at_most)
+def profile_model(config: RunConfig, progress: Progress, at_most: int | None = None, models: int = 0) -> tuple[LatencyTable, Path]:
+    """Measure the rows that this device's table lacks for a model, or the most informative of them, and whole mixed models.
+
+    Args:
+        config: Model, images, target, tables and threads.
+        progress: Where progress goes.
+        at_most: So many rows; None for all.
+        models: So many whole models, the uniform ones among them, to which the cost model of a latency budget is fitted; 0 for none. They are those that a
+            run measures, which finds them in the table.
+    Returns: The table and its file.
+
+    Raises: OptionError: Whole models of a part of the rows.
+    """
+    if models and at_most is not None:
+        raise OptionError("Whole models are put together from every row, so --models and --at-most do not go together. Leave one of them out.")
+    require_tables(config)
+    subject = load_subject(config, progress)
+    problem = sized_problem(subject, config)
+    table, where = latency_table(problem, config, progress, at_most)
+    if models:
+        with tempfile.TemporaryDirectory() as folder:  # nothing but the table is kept
+            workshop = Workshop(subject, calibrate_subject(subject, config, progress), config, Study(Path(folder)), progress)
+            _, about = add_latency(problem, config, table, where, workshop.architecture(problem), progress, models)
+        _tell_error(about, progress)
+    return table, where
+
+
+def _tell_error(about: dict[str, Any], progress: Progress) -> None:
+    error = about["error"]
+    if error is None:
+        progress.say(f"{about['runs']} whole models are too few to tell how well the latency of others is predicted; a latency budget measures {MIXED_RUNS}.")
+        return
+    verdict = "well enough for a latency budget" if error["trusted"] else "too badly for a latency budget without --allow-estimate"
+    progress.say(
+        f"Latency of mixed assignments is predicted {verdict}: {error['mape']:.1%} off on average, {error['worst']:.1%} at worst, {error['runs']} runs."
+    )
 
 
 def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None) -> dict[str, Any]:
@@ -182,7 +221,7 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     config = workshop.config
     proxy = config.objectives[0].partition(":")[0]
     optimum = solve(problem, proxy, limits)
-    uniform = next((u for u in _uniforms(problem, config).values() if _keeps(problem, u, limits)), None)
+    uniform = next((u.indices for u in _uniforms(problem, config) if _keeps(problem, u.indices, limits)), None)
     warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if problem.interactions.get(proxy) else None)) if indices is not None]
     tables = _additive(problem, proxy)
     trials, name = _trials(replace(problem, interactions={}), tables, limits, warm, calibration, workshop, crew or Crew())
@@ -243,10 +282,9 @@ def _additive(problem: Problem, proxy: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in (proxy, *problem.scores) if not problem.interactions.get(name))) or (proxy,)
 
 
-def _uniforms(problem: Problem, config: RunConfig) -> dict[str, tuple[int, ...]]:
-    """`W8A8` and so on, widest first."""
-    named = {f"W{b}A{config.a_bits}": problem.uniform(Candidate(b, config.a_bits)) for b in sorted(config.bits, reverse=True)}
-    return {name: indices for name, indices in named.items() if indices is not None}
+def _uniforms(problem: Problem, config: RunConfig) -> list[Uniform]:
+    """W8A8 and so on, widest first."""
+    return uniforms(problem, [Candidate(b, config.a_bits) for b in sorted(config.bits, reverse=True)])
 
 
 def _keeps(problem: Problem, indices: Sequence[int], limits: Sequence[Budget]) -> bool:
@@ -258,8 +296,7 @@ def _finish(
     problem: Problem, budgets: Sequence[Budget], found: dict[str, Any], workshop: Workshop, about: dict[str, Any], last: bool = False
 ) -> dict[str, Any]:
     """Steps 5 and 6: rows of the results table; the finalists are reconstructed, and one is chosen, at last among those that keep the budgets if any does."""
-    uniforms = _uniforms(problem, workshop.config)
-    shown = {f"uniform {name}": indices for name, indices in uniforms.items() if name[:2] in ("W8", "W6", "W4") or indices == found["uniform"]}
+    shown = {u.label: u.indices for u in _uniforms(problem, workshop.config) if u.candidate.w_bits in (8, 6, 4) or u.indices == found["uniform"]}
     finalists = {f"exact optimum of {found['proxy']}": found["optimum"].indices, "best of the study": found["best"].indices}
     rows, learned = [], {}
     for label, indices in {**shown, **finalists}.items():

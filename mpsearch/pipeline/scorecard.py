@@ -38,7 +38,8 @@ def markdown(result: dict[str, Any]) -> str:
         _verdict(result),
         "",
     ]
-    best = ("budget", "bytes", "best known KL", "found by", "uniform KL")
+    measure = result.get("measure", "KL")
+    best = ("budget", "bytes", f"best known {measure}", "found by", f"uniform {measure}")
     lines += [_line(best), "|---" * len(best) + "|", *(_line(_best_row(budget)) for budget in result["budgets"])]
     if result["unreachable"]:
         lines += ["", f"Not reachable by any assignment, so left out: {', '.join(f'{v:g}' for v in result['unreachable'])} bits a weight."]
@@ -77,7 +78,7 @@ def _settings(result: dict[str, Any]) -> str:
     low = next((o["low_bits"]["count"] for o in result["objectives"]), 0)
     return (
         f"Weight bits {bits}, input bits {result['a_bits']}; {images['calibration']} calibration images, {images['search']} search images, "
-        f"seed {result['seed']}. True loss: KL to the float model on the search images, weights rounded to nearest; "
+        f"seed {result['seed']}. True loss: {result.get('measure', 'KL')} to the float model on the search images, weights rounded to nearest; "
         f"{each}{result['measured']} assignments measured, {len(result['samples'])} of them samples "
         f"spread over the sizes ({low} of at most 4 bits a weight), {local} steps of local search at each budget. "
         f"{LEGEND}"

@@ -40,7 +40,7 @@ class Study:
             if data["schema"] != SCHEMA:
                 raise StudyError(f"{self.path} has schema {data['schema']!r}; this version of mpsearch reads {SCHEMA}. Start a new study.")
             return RunConfig.from_json(data["config"])
-        except FileNotFoundError:
+        except OSError:  # no file, no folder, or one that may not be read
             raise StudyError(f"There is no study in {self.path}. Name a folder that `mpsearch run` made, such as studies/NAME.") from None
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise StudyError(f"{self.path / 'study.json'} is damaged ({type(error).__name__}: {error}). Start a new study.") from None
@@ -77,8 +77,12 @@ class Study:
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
         """Hold the folder; released by the system when the process dies. Raises StudyError where another process holds it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".busy").open("w") as lock:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            held = (self.path / ".busy").open("w")
+        except OSError as error:
+            raise StudyError(f"{self.path} cannot be a study's folder ({error.strerror}). Name another with --name.") from None
+        with held as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mpsearch import files
 from mpsearch.errors import InfeasibleError, OptionError
-from mpsearch.evaluate import FastEvaluator
+from mpsearch.evaluate import TASKS, FastEvaluator
 from mpsearch.pipeline.agreement import agreement, regret
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.costs import resolve_budgets
@@ -22,6 +22,7 @@ from mpsearch.pipeline.sampling import mean_bits, nudged, spread_assignments
 from mpsearch.pipeline.score import Scored, score_held
 from mpsearch.pipeline.scorecard import markdown
 from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.uniforms import Uniform, uniforms
 from mpsearch.problem import Budget, Problem
 from mpsearch.search import solve
 from mpsearch.search.constraints import Constraints
@@ -114,10 +115,11 @@ def _book(scored: Scored, study: Study) -> LossBook:
     problem, calibration = scored.problem, scored.calibration
     key: list[Any] = [scored.subject.hashes[name] for name in ("weights", "calibration", "search")]
     key += [calibration.weight_observer, calibration.input_observer, [[str(c) for c in row] for row in problem.candidates], scored.config.seed]
+    key += [] if scored.config.task == "classification" else [scored.config.task]
 
     @functools.cache
     def evaluator() -> FastEvaluator:
-        return FastEvaluator(scored.subject.module, calibration, scored.subject.splits.search)
+        return FastEvaluator(scored.subject.module, calibration, scored.subject.splits.search, task=TASKS.create(scored.config.task))
 
     held = LossFile(study.step_path("losses", key, ".jsonl"), key)
     return LossBook(held, lambda indices: evaluator().measure(problem.assignment(indices)))
@@ -162,14 +164,14 @@ class _Search:
                 self.book.loss(solution.indices, f"exact optimum of {text}")
                 advance(done, total)
             if uniform is not None:
-                self.book.loss(uniform, "uniform bits")
+                self.book.loss(uniform.indices, uniform.label)
             self._improve(effort.local_steps, seed, advance, total)
-        return _Found(self.level, self.budget, {text: (s.indices, s.status) for text, s in solved.items()}, uniform)
+        optima = {text: (s.indices, s.status) for text, s in solved.items()}
+        return _Found(self.level, self.budget, optima, None if uniform is None else uniform.indices)
 
-    def _uniform(self) -> Indices | None:
+    def _uniform(self) -> Uniform | None:
         choices = sorted({c for row in self.problem.candidates for c in row if not c.is_float}, key=lambda c: -(c.w_bits or 0))
-        found = (self.problem.uniform(c) for c in choices)
-        return next((indices for indices in found if indices is not None and self._fits(indices)), None)
+        return next((u for u in uniforms(self.problem, choices) if self._fits(u.indices)), None)
 
     def _fits(self, indices: Indices) -> bool:
         return (self.problem.cost(indices).size_bytes or 0.0) <= self.budget.limit
@@ -199,6 +201,7 @@ def _result(scored: Scored, effort: Effort, samples: list[Indices], found: list[
     budgets = [_budget_json(problem, one, sizes, book) for one in found]
     return {
         "schema": SCHEMA,
+        "measure": TASKS.create(config.task).measure,
         "model": config.model or "the embedded default",
         "bits": list(config.bits),
         "a_bits": config.a_bits,

@@ -1,6 +1,6 @@
 """The vocabulary: frozen dataclasses of plain numbers, and their JSON. Nothing here knows torch."""
 
-from mpsearch.problem.assignment import Assignment, Candidate, Cost
+from mpsearch.problem.assignment import FLOAT_INPUT, Assignment, Candidate, Cost
 from mpsearch.problem.budget import PEAKS, RESOURCES, Budget
 from mpsearch.problem.document import assignment_csv, assignment_document, read_assignment
 from mpsearch.problem.interaction import Interaction
@@ -9,6 +9,7 @@ from mpsearch.problem.problem import Problem, Solution
 from mpsearch.problem.restrictions import Restrictions
 
 __all__ = [
+    "FLOAT_INPUT",
     "PEAKS",
     "RESOURCES",
     "Assignment",

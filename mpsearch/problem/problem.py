@@ -190,7 +190,7 @@ class Problem:
         """Read a `problem.json`. Raises StudyError where it is missing or not one."""
         try:
             return cls.from_json(json.loads(path.read_text()))
-        except FileNotFoundError:
+        except OSError:  # no file, no folder, or one that may not be read
             raise StudyError(f"There is no {path}. Name a study folder that `mpsearch run` wrote.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StudyError(f"{path} is not a problem that mpsearch wrote ({type(error).__name__}: {error}). Run the study again.") from None

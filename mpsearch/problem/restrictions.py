@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from mpsearch.errors import OptionError, UnknownNameError
+from mpsearch.errors import OptionError, UnknownNameError, UserError
 from mpsearch.problem.assignment import Candidate
 from mpsearch.problem.layer import Layer
 from mpsearch.problem.problem import Problem
@@ -138,7 +138,10 @@ def _split(option: str, text: str, right: str) -> tuple[str, str]:
 
 def _fixing(text: str) -> Rule:
     name, value = _split("--fix", text, "NAME=W8A8 or NAME=float")
-    return Rule(f"--fix {text}", name, Candidate.parse(value))
+    try:
+        return Rule(f"--fix {text}", name, Candidate.parse(value))
+    except UserError as error:
+        raise OptionError(f"--fix {text!r} cannot be read: {error}") from None
 
 
 def _bounding(text: str) -> Rule:
@@ -147,7 +150,8 @@ def _bounding(text: str) -> Rule:
     match = _BITS.fullmatch(value)
     if match is None:
         raise OptionError(f"--bits {text!r} cannot be read: {value!r} are no bits. Write {right}.")
-    bits = range(int(match[3]), int(match[4]) + 1) if match[3] else [int(part) for part in match[2].split(",")]
-    if not bits or not set(bits) <= set(range(2, 9)):
+    ends = [int(part) for part in ((match[3], match[4]) if match[3] else match[2].split(","))]
+    bits = range(ends[0], ends[1] + 1) if match[3] else ends
+    if not bits or not 2 <= min(ends) <= max(ends) <= 8:
         raise OptionError(f"--bits {text!r} asks for {value}; bits are 2 to 8, the lower first.")
     return Rule(f"--bits {text}", name, None, match[1] == "A", frozenset(bits))

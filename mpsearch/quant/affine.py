@@ -6,11 +6,14 @@ nearest, ties to even, as in torch and ONNX.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from mpsearch.errors import UserError
 
 MIN_SCALE = 1e-8
 """Smallest scale: a constant zero tensor gets this, and is represented exactly."""
@@ -37,6 +40,7 @@ class AffineParams:
         bits: 2 to 8.
         symmetric: Signed grid around zero, else unsigned grid with a zero point.
         axis: Axis that `scale` runs along; None for one scale for the tensor.
+    Raises: UserError: Other bits, or a scale that is not positive and finite.
     """
 
     scale: Tensor
@@ -44,6 +48,15 @@ class AffineParams:
     bits: int
     symmetric: bool
     axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise UserError(f"A quantiser has {self.bits} bits; it must have 2 to 8.")
+        low, high = self.scale.aminmax()  # NaN comes out of both
+        if not 0 < float(low) <= float(high) < math.inf:
+            raise UserError(
+                f"The scale of a quantiser runs from {float(low):g} to {float(high):g}; it must be positive and finite. Check the range that it is taken from."
+            )
 
     @property
     def qmin(self) -> int:
@@ -55,9 +68,18 @@ class AffineParams:
         """Largest code."""
         return self.qmin + (1 << self.bits) - 1
 
+    @property
+    def step(self) -> Tensor:
+        """What every level is a multiple of: the scale."""
+        return self.scale
+
     def fake_quantize(self, x: Tensor) -> Tensor:
         """`fake_quantize(x, self)`."""
         return fake_quantize(x, self)
+
+    def scaled(self, factor: Tensor) -> AffineParams:
+        """The same with all levels times `factor`."""
+        return replace(self, scale=self.scale * factor)
 
     def expanded(self, ndim: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point, float32, shaped to broadcast over a tensor of `ndim` axes."""

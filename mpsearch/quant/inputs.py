@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mpsearch.quant.affine import ActivationQuantizer, AffineParams
+from mpsearch.quant.regions import TwoRegionParams
 
 
 class InputQuantizer(nn.Module):
@@ -19,7 +19,7 @@ class InputQuantizer(nn.Module):
         params: The quantiser; None passes the tensor on in float.
         keep_prob: Probability that an element is quantised (QDrop's dropping); 1 but while a block is reconstructed.
         generator: Of the dropping; must be set where `keep_prob` is below 1.
-        log_step: Logarithm of the factor on the scale that is being learned; None where nothing is learned.
+        log_step: Logarithm of the factor on the scale, or on both steps of two regions, that is being learned; None where nothing is learned.
     """
 
     log_step: nn.Parameter | None
@@ -42,19 +42,26 @@ class InputQuantizer(nn.Module):
         keep = None if self.keep_prob >= 1 else keep_mask(x, self.keep_prob, self.generator)
         if self.log_step is not None and isinstance(self.params, AffineParams):
             return learned_step(x, self.params, self.log_step.exp(), keep)
-        quantized = self.params.fake_quantize(x)
+        if self.log_step is not None and isinstance(self.params, TwoRegionParams):
+            quantized = learned_regions(x, self.params, self.log_step.exp())
+        else:
+            quantized = self.params.fake_quantize(x)
         return quantized if keep is None else torch.lerp(x, quantized, keep)
 
     def learn(self) -> nn.Parameter | None:
-        """Make the step size a parameter, and return it; None where the grid is not affine."""
-        if isinstance(self.params, AffineParams):
-            self.log_step = nn.Parameter(torch.zeros_like(self.params.scale))
+        """Make the step size a parameter, and return it: of two regions one factor on both. None where the input is float or has logarithmic levels.
+
+        Those keep the scale that was calibrated: rounding in the exponent errs further upwards than downwards, so the straight-through gradient of their
+        scale does not vanish at the best one, and descending along it leads away from it.
+        """
+        if isinstance(self.params, AffineParams | TwoRegionParams):
+            self.log_step = nn.Parameter(torch.zeros_like(self.params.step))
         return self.log_step
 
     def settle(self) -> ActivationQuantizer | None:
         """Put what was learned into `params`, stop learning and dropping, and return the quantiser."""
-        if self.log_step is not None and isinstance(self.params, AffineParams):
-            self.params = replace(self.params, scale=self.params.scale * self.log_step.detach().exp())
+        if self.log_step is not None and isinstance(self.params, AffineParams | TwoRegionParams):
+            self.params = self.params.scaled(self.log_step.detach().exp())
         self.log_step = None
         self.keep_prob, self.generator = 1.0, None
         return self.params
@@ -89,6 +96,44 @@ def learned_step(x: Tensor, params: AffineParams, factor: Tensor, keep: Tensor |
     factor = factor if params.axis is None else factor.view(scale.shape)
     damping = 1 / math.sqrt(max(1, x.numel() // scale.numel()) * max(params.qmax, 1))
     return LearnedStep.apply(x, scale * factor, zero_point, params.qmin, params.qmax, keep, damping)  # type: ignore[no-any-return]
+
+
+def learned_regions(x: Tensor, params: TwoRegionParams, factor: Tensor) -> Tensor:
+    """Fake-quantise with both steps times `factor`, differentiable in both `x` and `factor`.
+
+    The levels of two regions are in proportion to the fine step s, x_hat = s q(x / s), as those of a uniform grid are, so the
+    gradient of LSQ holds as it stands: d x_hat / d s = x_hat / s - x / s inside the range, x_hat / s outside. The ratio of the two steps is
+    a shift in hardware and is not learned. The gradient is damped by 1 / sqrt(numel * (2^bits - 1)).
+
+    References: after Esser et al., LSQ, ICLR 2020, eq. 3, arXiv:1902.08153, which has uniform grids alone.
+
+    Args:
+        x: Any shape.
+        params: The quantiser at factor 1.
+        factor: Positive, 0-d.
+    """
+    return LearnedRegions.apply(x, factor, params, 1 / math.sqrt(max(1, x.numel()) * (2**params.bits - 1)))  # type: ignore[no-any-return]
+
+
+class LearnedRegions(torch.autograd.Function):
+    """Fake quantisation with two regions, with straight-through gradients for the tensor and for the factor on both steps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, params: TwoRegionParams, damping: float) -> Tensor:
+        """`x` on the levels times `factor`."""
+        now = params.scaled(factor.detach().to(params.step.device))
+        quantized = now.fake_quantize(x)
+        ctx.save_for_backward(x, factor, quantized, now.inside(x))
+        ctx.damping = damping
+        return quantized
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of `x` and `factor`."""
+        x, factor, quantized, inside = ctx.saved_tensors
+        grad_x = grads[0] * inside
+        grad_factor = (grads[0] * quantized - grad_x * x).sum().mul(ctx.damping).to(factor.device) / factor if ctx.needs_input_grad[1] else None
+        return grad_x if ctx.needs_input_grad[0] else None, grad_factor, None, None
 
 
 class LearnedStep(torch.autograd.Function):

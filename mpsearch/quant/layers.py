@@ -37,7 +37,9 @@ class UnitState:
 
 
 def affine_input(unit: str, state: UnitState) -> AffineParams:
-    """The input quantiser of a unit, for code that can only express affine grids. Raises UserError where it is of another kind."""
+    """The input quantiser of a unit, for code that can only express affine grids. Raises UserError where it is of another kind, or stays float."""
+    if state.activation is None:
+        raise UserError(f"The input of unit {unit!r} stays float at {state.candidate}; this format quantises inputs too. Give the unit 2 to 8 input bits.")
     if not isinstance(state.activation, AffineParams):
         raise UserError(f"The input of unit {unit!r} has a {type(state.activation).__name__}; this format holds affine grids alone. Use an affine observer.")
     return state.activation

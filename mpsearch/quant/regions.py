@@ -11,7 +11,7 @@ ICASSP 2023 (magnitude split), and Yuan et al., PTQ4ViT, ECCV 2022, arXiv:2111.1
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -59,6 +59,15 @@ class TwoRegionParams:
         step = self.step.to(x.device)
         return _TwoRegion.apply(x, step, step * 2**self.shift, fine, coarse)  # type: ignore[no-any-return]
 
+    def inside(self, x: Tensor) -> Tensor:
+        """Where straight-through gradients pass: between the lowest and the highest level, half a step beyond them included."""
+        step = self.step.to(x.device)
+        return _between(x, step, step * 2**self.shift, *_regions(self.split, self.bits))
+
+    def scaled(self, factor: Tensor) -> TwoRegionParams:
+        """The same with both steps times `factor`; they stay 2^m apart."""
+        return replace(self, step=self.step * factor)
+
     def levels(self) -> Tensor:
         """All values that it can give, ascending, at most 2^bits."""
         levels = _two_region_levels(self.step.view(1), torch.tensor([self.shift]), self.split, self.bits)[0]
@@ -73,6 +82,8 @@ class LogParams:
 
     References: Lin et al., FQ-ViT, IJCAI 2022, arXiv:2111.13824 (base 2); Li et al., RepQ-ViT, ICCV 2023, arXiv:2212.08254 (base sqrt 2). Differs
     in: zero has a code of its own.
+
+    Reconstruction leaves its scale as it was calibrated; see `InputQuantizer.learn`.
 
     Args:
         scale: float32, 0-d: the largest level.
@@ -236,6 +247,14 @@ def _two_region_levels(steps: Tensor, shifts: Tensor, split: Split, bits: int) -
     return torch.cat([steps[:, None] * fine, wide[:, None] * coarse], 1).sort(1).values
 
 
+def _between(x: Tensor, fine_step: Tensor, coarse_step: Tensor, fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:
+    """Whether values lie between the lowest and the highest level of two regions, or within half a step of these."""
+    ends = ((code, step) for codes, step in ((fine, fine_step), (coarse, coarse_step)) for code in codes)
+    reach = [((code - 0.5) * step, (code + 0.5) * step) for code, step in ends]
+    low, high = torch.stack([a for a, _ in reach]).min(), torch.stack([b for _, b in reach]).max()
+    return (x >= low) & (x <= high)
+
+
 class _TwoRegion(torch.autograd.Function):
     """The nearer of two grids, straight-through between the lowest and the highest level, half a step beyond them included."""
 
@@ -247,10 +266,7 @@ class _TwoRegion(torch.autograd.Function):
         far = (values / coarse_step).round_().clamp_(*coarse).mul_(coarse_step)
         quantized = torch.where((near - values).abs_() <= (far - values).abs_(), near, far)
         if ctx.needs_input_grad[0]:
-            ends = ((code, step) for codes, step in ((fine, fine_step), (coarse, coarse_step)) for code in codes)
-            reach = [((code - 0.5) * step, (code + 0.5) * step) for code, step in ends]
-            low, high = torch.stack([a for a, _ in reach]).min(), torch.stack([b for _, b in reach]).max()
-            ctx.save_for_backward((values >= low) & (values <= high))
+            ctx.save_for_backward(_between(values, fine_step, coarse_step, fine, coarse))
         return quantized.to(x.dtype)
 
     @staticmethod

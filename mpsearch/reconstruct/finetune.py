@@ -104,7 +104,7 @@ def finetune(
 ) -> Finetuned:
     """Train a model at the bits of its states.
 
-    A parameter that requires no gradient stays as it is, and so does a quantiser that is not affine. Units in float train in float.
+    A parameter that requires no gradient stays as it is, and so do logarithmic levels. Units in float train in float.
 
     Args:
         module: Float model in eval mode; left as found.
@@ -282,8 +282,10 @@ def _fingerprint(student: nn.Module, states: Mapping[str, UnitState], images: Im
 
 
 def _grid(params: object) -> Any:
+    if params is None:
+        return "NoneType"
     if not isinstance(params, AffineParams):
-        return type(params).__name__
+        return [type(params).__name__, *(v.tolist() if isinstance(v, Tensor) else v for v in vars(params).values())]
     return [params.scale.tolist(), params.zero_point.tolist(), params.bits, params.symmetric, params.axis]
 
 

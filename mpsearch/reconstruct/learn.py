@@ -66,7 +66,8 @@ class ReconstructionConfig:
 class BlockResult:
     """What a block gained: mean squared error of its output on the calibration images as it was and as it learned, and the steps it took.
 
-    `kept` says whether what was learned is used: only if it is better.
+    `kept` says whether what was learned is used: only if it is better. `calibrated` names the units of which an input keeps its calibrated levels where
+    the method learns step sizes: those of a logarithm are not learned.
     """
 
     block: str
@@ -74,6 +75,7 @@ class BlockResult:
     learned_mse: float
     steps: int
     phase: int = 0
+    calibrated: tuple[str, ...] = ()
 
     @property
     def kept(self) -> bool:

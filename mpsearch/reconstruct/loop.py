@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.errors import DataError, ModelError
-from mpsearch.quant import UnitState, wrap_units
+from mpsearch.quant import LogParams, UnitState, wrap_units
 from mpsearch.reconstruct.crops import quarters
 from mpsearch.reconstruct.fisher import fisher_weights
 from mpsearch.reconstruct.further import Further, Values
@@ -184,7 +184,8 @@ class _Walker:
             found, before, after, steps = learn_block(run, layers, weights, start, data, self._phase, self._config, seed)
             for unit, state in found.items():
                 self._states[unit] = state if self._phase.activations else replace(self._states[unit], weight=state.weight)
-            result = BlockResult(name, before, after, steps, self._number)
+            logs = [u for u, s in start.items() if self._phase.steps and (isinstance(s.activation, LogParams) or isinstance(s.second, LogParams))]
+            result = BlockResult(name, before, after, steps, self._number, tuple(logs))
         if self._on_block is not None:
             self._on_block(name, {unit: self._states[unit] for unit in layers}, result)
 

@@ -24,7 +24,7 @@ class Phase:
 
     Args:
         rounding: How weights learn their codes; None leaves them.
-        steps: Whether the step sizes of activations are learned.
+        steps: Whether the step sizes of activations are learned, of two regions one factor on both; logarithmic levels stay as calibrated.
         activations: Whether activations are quantised in this phase.
         keep_prob: Probability that an element of the block's input, and of each quantised activation in it, is quantised (1 drops nothing).
         asymmetric: Whether a block reads what the quantised network before it gives, whose errors it then learns to make up for; else what the float one does.

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from mpsearch.problem import Budget, Candidate
+from mpsearch.problem import Budget
 from mpsearch.report.markup import text
 from mpsearch.report.saved import Saved
 
@@ -110,7 +110,7 @@ def _marked(saved: Saved, objective: str) -> list[tuple[str, list[tuple[str, flo
         point = (row["label"], row["predicted"]["size_bytes"], saved.problem.score(objective, row["indices"]))
         if row["label"] == saved.best["label"]:
             chosen.append(point)
-        elif len(set(map(Candidate.parse, row["assignment"].values())) - {Candidate.parse("float")}) == 1:
+        elif row["label"].startswith("uniform"):
             uniform.append(point)
     return [("uniform", uniform, _INK, "square"), ("chosen", chosen, _CHOSEN, "star")]
 

@@ -188,9 +188,8 @@ def quant_cfg(form):
 def test_modelopt(tmp_path, form):
     (tmp_path / "cfg.json").write_text(json.dumps(quant_cfg(form)))
     found = IMPORTERS.create("modelopt").read(tmp_path / "cfg.json", layers(RESNET))
-    wanted = {"conv1": "float", "layer1.0.conv1": "W4A8", "layer1.0.conv2": "W8A8", "fc": "float"}
+    wanted = {"conv1": "float", "layer1.0.conv1": "W4A8", "layer1.0.conv2": "W8A16", "fc": "float"}
     assert found.assignment.to_json() == {**dict.fromkeys(RESNET, "W3A8"), **wanted}
-    assert any("layer1.0.conv2" in note and "8" in note for note in found.notes)
     assert any("fc" in note for note in found.notes)
 
 
@@ -219,8 +218,8 @@ def mctq(path, bits):
 def test_mct(tmp_path):
     mctq(tmp_path / "m.onnx", {"conv1": (4, 8), "layer1_0_conv1": (2, 16), "fc": (16, 8)})
     found = IMPORTERS.create("mct").read(tmp_path / "m.onnx", layers(["conv1", "layer1.0.conv1", "fc", "other"]))
-    assert found.assignment.to_json() == {"conv1": "W4A8", "layer1.0.conv1": "W2A8", "fc": "float", "other": "float"}
-    assert len(found.notes) == 3
+    assert found.assignment.to_json() == {"conv1": "W4A8", "layer1.0.conv1": "W2A16", "fc": "float", "other": "float"}
+    assert len(found.notes) == 2
     with pytest.raises(UserError, match="does not have, such as"):
         IMPORTERS.create("mct").read(tmp_path / "m.onnx", layers(["conv1", "fc"]))
 

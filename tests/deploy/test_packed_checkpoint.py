@@ -14,7 +14,7 @@ from mpsearch.deploy import load_packed, read_description, save_packed
 from mpsearch.errors import CheckpointError
 from mpsearch.quant import install
 
-MIXED = (*(f"W{b}A{a}" for b in range(2, 9) for a in (4, 8)), "W5A8/tensor", "W2A8/tensor", "float")
+MIXED = (*(f"W{b}A{a}" for b in range(2, 9) for a in (4, 8)), "W5A8/tensor", "W2A8/tensor", "W2A16", "W4A16", "W7A16/tensor", "float")
 NETS = ("mobile", "test_resnet", "test_efficientnet", "test_vit")
 
 
@@ -42,13 +42,13 @@ def test_the_file_is_as_large_as_predicted(prepared, tmp_path, name):
         assert net.layout.size_bytes(assignment) == net.layout.constant_bytes + sum(net.layout.unit_bytes(u, assignment[u]) for u in net.units)
 
 
-@pytest.mark.parametrize("text", ["W2A8", "W3A8", "W5A2", "W8A8", "W8A8/tensor", "float"])
+@pytest.mark.parametrize("text", ["W2A8", "W3A8", "W5A2", "W8A8", "W8A8/tensor", "W4A16", "W3A16/tensor", "float"])
 def test_a_row_wastes_less_than_a_byte(prepared, text):
     net = prepared("mobile")
     for unit in net.units:
         weight, candidate = net.calibration.weights[unit], net.uniform(text)[unit]
         bits = candidate.w_bits or 32
-        scales = 0 if candidate.is_float else 8 + 4 * (len(weight) if candidate.w_granularity == "channel" else 1)
+        scales = 0 if candidate.is_float else (0 if candidate.weight_only else 8) + 4 * (len(weight) if candidate.w_granularity == "channel" else 1)
         dense = weight.numel() * bits / 8
         assert dense <= net.layout.unit_bytes(unit, candidate) - scales < dense + len(weight)
 
@@ -232,6 +232,32 @@ def _with_header(path, change):
     change(header)
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("held", "claimed", "pattern"), [("W4A8", "W4A16", "no place for, such as 'head.input'"), ("W4A16", "W4A8", "'head.input' is missing")]
+)
+def test_an_input_that_is_quantised_and_one_that_is_not_are_not_taken_for_each_other(written, held, claimed, pattern):
+    path, _, net = written("mobile", 0, (held,))
+
+    def lie(header):
+        about = json.loads(header["__metadata__"]["mpsearch"])
+        about["assignment"]["head"] = claimed
+        header["__metadata__"]["mpsearch"] = json.dumps(about)
+
+    _with_header(path, lie)
+    _refused(path, net.unfolded, pattern)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("text", ["W4A16", "W3A16/tensor"])
+def test_weights_alone_are_saved_to_the_byte_and_read_back_to_the_bit(written, name, text):
+    path, states, net = written(name, 0, (text,))
+    assert path.stat().st_size == net.layout.size_bytes(net.uniform(text))
+    assert not [key for key in load_file(path) if key.endswith(".input")]
+    with torch.no_grad():
+        found = load_packed(path, net.unfolded)(net.images)
+        assert torch.equal(found, install(net.module, states)(net.images)) and not torch.equal(found, net.module(net.images))
 
 
 @pytest.mark.parametrize("shape", [[2**40, 2**20], [2**63], [2**62, 4], [10**30], [-1, -24], [0], []])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import mpsearch
-from mpsearch.errors import MpsearchError, OptionError, StudyError
+from mpsearch.errors import ModelError, MpsearchError, OptionError, StudyError
 from mpsearch.pipeline import run
 from mpsearch.pipeline.crew import Crew, Team
 from mpsearch.pipeline.progress import Silent
@@ -59,6 +59,16 @@ def change_job(study, **changes):
         (held,) = studies.found()
         held.set_user_attr(JOB, {**held.user_attrs[JOB], **changes})
         held.set_user_attr(FINISHED, False)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_factory_of_random_weights_is_refused_before_anything_is_shared(place, settings, tmp_path, monkeypatch, workers):
+    (place / "unseeded.py").write_text((place / "nets.py").read_text().replace("torch.manual_seed(0)", "torch.seed()"))
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a worker was started"))
+    study = Study(tmp_path / "unseeded")
+    with pytest.raises(ModelError, match=r"random weights each time.*--weights"):
+        run(settings(model=f"{place / 'unseeded.py'}:make"), study, crew=Crew(workers=workers, pace=PACE))
+    assert not study.begun
 
 
 @pytest.mark.slow

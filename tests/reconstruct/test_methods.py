@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mpsearch.errors import DataError, ModelError, OptionError
 from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import AffineParams, install
+from mpsearch.quant import AffineParams, LogParams, TwoRegionParams, install
 from mpsearch.reconstruct import METHODS, ReconstructionConfig, calibrate, loop, reconstruct
 
 LEARNED = [name for name in METHODS.names() if METHODS.create(name).phases()]
@@ -195,15 +196,27 @@ def test_products_of_activations_learn_their_steps_with_the_block(tiny, left_as_
     assert after < before
 
 
-def test_a_two_region_quantiser_is_used_and_kept_as_it_is(tiny):
+def test_the_steps_of_two_regions_are_learned_and_a_logarithm_is_named_as_kept(tiny):
     net = tiny("vit")
     calibration = calibrate(net.module, net.units, [net.images.inputs()], input_observer="opt_m")
     states = calibration.states(net.uniform("W4A4"))
     other = [unit for unit, state in states.items() if not isinstance(state.activation, AffineParams)]
     assert other
-    found = reconstruct(net.module, net.blocks, states, net.images.inputs(), ReconstructionConfig(iterations=10, batch_size=8))
-    assert all(found[unit].activation is states[unit].activation for unit in other)
-    assert any(not torch.equal(found[unit].activation.scale, states[unit].activation.scale) for unit in states if unit not in other)
+    assert {type(states[unit].activation) for unit in other} == {TwoRegionParams}
+    fixed = next(unit for unit in states if unit not in other)
+    states[fixed] = replace(states[fixed], activation=LogParams(states[fixed].activation.scale * 8, 4))
+    told = {}
+    found = reconstruct(
+        net.module,
+        net.blocks,
+        states,
+        net.images.inputs(),
+        ReconstructionConfig(iterations=10, batch_size=8),
+        on_block=lambda name, _, result: told.setdefault(name, result.calibrated),
+    )
+    assert [unit for units in told.values() for unit in units] == [fixed] and found[fixed].activation is states[fixed].activation
+    moved = [unit for unit in other if not torch.equal(found[unit].activation.step, states[unit].activation.step)]
+    assert moved and all(found[unit].activation.shift == states[unit].activation.shift for unit in other)
 
 
 @pytest.mark.parametrize("name", ["conv", "vit"])

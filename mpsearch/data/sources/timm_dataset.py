@@ -82,6 +82,13 @@ def is_timm_name(spec: str) -> bool:
     return "/" in spec and spec.split("/", 1)[0].lower() in PACKAGES
 
 
+def require_package(spec: str) -> None:
+    """Raises DataError where the package that reads a dataset is not installed."""
+    package = PACKAGES[spec.split("/", 1)[0].lower()]
+    if importlib.util.find_spec(package) is None:
+        raise DataError(f"{spec} needs the package {package!r}, which is not installed. Run: pip install {package.replace('_', '-')}")
+
+
 def open_timm(spec: str, split: str | None = None) -> Source:
     """Open a dataset through `timm.data.create_dataset`, which fetches it if it has to.
 
@@ -93,9 +100,7 @@ def open_timm(spec: str, split: str | None = None) -> Source:
         DataError: A package is missing, or timm cannot open the dataset.
     """
     name, _, root = spec.partition("@")
-    package = PACKAGES[name.split("/", 1)[0].lower()]
-    if importlib.util.find_spec(package) is None:
-        raise DataError(f"{name} needs the package {package!r}, which is not installed. Run: pip install {package.replace('_', '-')}")
+    require_package(name)
     tried = _HELD_OUT.get(split, (split or "",))
     errors: list[DataError] = []
     for part in tried:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mpsearch.errors import UserError
-from mpsearch.problem import Assignment, Candidate, Layer
+from mpsearch.problem import FLOAT_INPUT, Assignment, Candidate, Layer
 from mpsearch.registry import Registry
 
 FLOAT = Candidate.parse("float")
@@ -52,8 +52,8 @@ IMPORTERS: Registry[Importer] = Registry("importer", "mpsearch.deploy.imports")
 def assigned(path: Path, layers: Sequence[Layer], bits: Mapping[str, Bits], notes: Sequence[str] = ()) -> Imported:
     """The assignment of the bits of some layers.
 
-    A layer that is not named is float. A weight or an input of more than 8 bits, or one of the two left in float, has no candidate here: a
-    weight without a quantised input takes 8-bit inputs, and anything above 8 bits is float; each is noted.
+    A layer that is not named is float, and so is a weight or an input of more than 8 bits. A weight without a quantised input is at `W4A16` and the
+    like. Inputs of 9 to 15 bits, and a quantised input without a quantised weight, have no candidate and stay float; each is noted.
 
     Raises: UserError: A name is no layer of the model, no layer is named, or a width does not exist.
     """
@@ -83,5 +83,5 @@ def _candidate(path: Path, name: str, w_bits: int | None, a_bits: int | None) ->
     if w_bits is None or w_bits > 8:
         return FLOAT, "" if a_bits is None or a_bits > 8 else "a quantised input without a quantised weight has no candidate; the layer is float"
     if a_bits is None or a_bits > 8:
-        return Candidate(w_bits, 8), "inputs above 8 bits have no candidate; they are at 8"
+        return Candidate(w_bits, FLOAT_INPUT), "inputs of 9 to 15 bits have no candidate; they stay float" if a_bits is not None and a_bits < 16 else ""
     return Candidate(w_bits, a_bits), ""

@@ -1,0 +1,36 @@
+"""Uniform assignments of a problem, and what they are called wherever they appear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mpsearch.problem import Candidate, Problem
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """One candidate at every layer that has a choice.
+
+    Args:
+        candidate: That of these layers.
+        label: `uniform W4A8`; where layers with a weight are fixed at something else, `uniform W4A8 but fixed layers`.
+        indices: L choices.
+    """
+
+    candidate: Candidate
+    label: str
+    indices: tuple[int, ...]
+
+
+def uniforms(problem: Problem, candidates: Iterable[Candidate]) -> list[Uniform]:
+    """Those of the candidates that some layer and every layer with a choice has, in their order."""
+    found = []
+    for candidate in candidates:
+        indices = problem.uniform(candidate)
+        if indices is not None:
+            rows = zip(problem.layers, problem.candidates, indices, strict=True)
+            has = [row[i] == candidate for layer, row, i in rows if layer.weight_shape]
+            if any(has):  # else everything is fixed, and at something else
+                found.append(Uniform(candidate, f"uniform {candidate}" + ("" if all(has) else " but fixed layers"), indices))
+    return found
