@@ -144,12 +144,12 @@ def test_separate_query_key_value_are_tied():
 
 
 def attention(s: Flow, x: Tensor) -> Tensor:
-    q, k, v = s.qkv(x.flatten(2).transpose(1, 2)).reshape(1, 64, 3, 2, 2).permute(2, 0, 3, 1, 4)
+    q, k, v = s.qkv(x.flatten(2).transpose(1, 2)).reshape(-1, 64, 3, 2, 2).permute(2, 0, 3, 1, 4)
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def einsum_attention(s: Flow, x: Tensor) -> Tensor:
-    q, k, v = s.qkv(x.flatten(2).transpose(1, 2)).reshape(1, 64, 3, 2, 2).permute(2, 0, 3, 1, 4)
+    q, k, v = s.qkv(x.flatten(2).transpose(1, 2)).reshape(-1, 64, 3, 2, 2).permute(2, 0, 3, 1, 4)
     return torch.einsum("...ij,...jd->...id", torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1), v)
 
 
