@@ -67,7 +67,7 @@ def _pass(module: nn.Module, images: Tensor, watched: dict[str, nn.Module], give
             module(images)
     except Exception as error:  # a model may raise anything on a batch that it does not take
         raise ModelError(
-            f"The model does not take {len(images)} images at once, shape {tuple(images.shape)}: {first_line(error)} Write its forward for any number of images."
+            f"The model does not take {len(images)} images at once, shape {tuple(images.shape)}: {first_line(error)} Let its forward take any number."
         ) from error
     finally:
         for handle in handles:

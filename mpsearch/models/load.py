@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.util
 import json
@@ -21,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpsearch.errors import ModelError, UnknownNameError
 from mpsearch.models.reason import first_line
+from mpsearch.models.tree import copied
 from mpsearch.models.weights import check_finite, load_weights
 
 DataConfig = dict[str, Any]
@@ -103,8 +103,8 @@ def from_module(module: nn.Module, data_config: DataConfig | None = None) -> Loa
         raise ModelError(f"The model is a {type(module).__name__}. Give an nn.Module, a timm name or path/to/file.py:function.")
     module = unwrapped(module)
     check_finite(module)
-    copied = copy.deepcopy(module).float().eval()
-    return LoadedModel(copied, ModelSource("module", type(module).__name__), {**_data_config(module, {}), **(data_config or {})})
+    own = copied(module).float().eval()
+    return LoadedModel(own, ModelSource("module", type(module).__name__), {**_data_config(module, {}), **(data_config or {})})
 
 
 def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
