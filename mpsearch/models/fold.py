@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mpsearch.errors import ModelError
+from mpsearch.models.attention import MARK, is_self_attention, write_out
 from mpsearch.models.bake import bake, is_bakeable
 from mpsearch.models.trace import Op, Trace
 from mpsearch.models.tree import copied, holders, is_own_weight
@@ -22,7 +23,8 @@ _AFTER_NORM = ("drop", "act")  # children of timm's BatchNormAct2d that run afte
 def find_foldable(trace: Trace, module: nn.Module) -> tuple[tuple[str, str], ...]:
     """(layer, batch norm) for each batch norm that reads what one convolution or linear layer alone gives to it alone, and before it (layer, its weight).
 
-    The latter, such as `("stem", "stem.weight")`, is for layers that compute the weight that they multiply by: `mpsearch.models.bake`.
+    The latter, such as `("stem", "stem.weight")`, is for layers that compute the weight that they multiply by: `mpsearch.models.bake`; and
+    `("attn", "attn.in_proj_weight")` for attentions that can be written out: `mpsearch.models.attention`.
     A layer or a norm that is called more than once, shares its weight, or is registered under two names is left alone, and so is a norm
     without running statistics or with a forward of its own.
 
@@ -33,9 +35,11 @@ def find_foldable(trace: Trace, module: nn.Module) -> tuple[tuple[str, str], ...
     """
     pairs = []
     for op in trace.ops:
-        pair = (op.path, f"{op.path}.weight")
-        if pair not in pairs and is_bakeable(trace, op, module):
-            pairs.append(pair)
+        if is_bakeable(trace, op, module):
+            pairs.append((op.path, f"{op.path}.weight"))
+        elif is_self_attention(trace, op, module):
+            pairs.append((op.path, f"{op.path}.{MARK}"))
+    pairs = list(dict.fromkeys(pairs))
     for norm in trace.ops:
         layer = trace.producer.get(norm.inputs[0]) if norm.kind == "batch_norm" else None
         if layer is None or len(trace.calls[norm.path]) != 1 or len(trace.calls[layer.path]) != 1:
@@ -53,7 +57,7 @@ def fold_batch_norm(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.M
 
     Args:
         module: Left as it is.
-        pairs: (layer, batch norm) or (layer, its weight) as `find_foldable` gives them.
+        pairs: (layer, batch norm) or (layer, its weight), as `find_foldable` gives them.
     Raises: ModelError: A name is not in the model, or is of something that cannot be folded.
     """
     folded = copied(module).eval()
@@ -61,6 +65,9 @@ def fold_batch_norm(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.M
         layer = _get(folded, layer_name)
         if norm_name == f"{layer_name}.weight" and isinstance(layer, nn.Conv2d | nn.Linear):
             bake(layer)
+            continue
+        if norm_name == f"{layer_name}.{MARK}" and isinstance(layer, nn.MultiheadAttention):
+            write_out(layer)
             continue
         norm = _get(folded, norm_name)
         if not isinstance(layer, nn.Conv2d | nn.Linear) or not isinstance(norm, _Norm):

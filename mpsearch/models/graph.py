@@ -27,8 +27,8 @@ class ModelGraph:
         blocks: In order of execution; each unit is in exactly one.
         unused: Convolution and linear modules whose weight one forward pass never reads.
         leftovers: Parameters and buffers that are multiplied in float because no unit holds them: 1-D and transposed convolutions, weights
-            that a module recomputes before use, recurrent layers, functional calls such as `nn.MultiheadAttention` makes, layers that get their
-            input by keyword.
+            that a module recomputes before use, recurrent layers, functional calls on the weights of others, layers that get their input by keyword
+            or see nothing of the model's input.
     """
 
     layers: tuple[Layer, ...]

@@ -150,12 +150,18 @@ class Grid(nn.Module):
         return self.proj(torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)).permute(2, 0, 1)
 
 
-def test_a_unit_that_sees_no_image_is_quantised_but_not_learned():
+def test_a_layer_that_sees_no_image_stays_float_and_is_named():
     module = Flow(lambda s, x: head(s, s.a(x + s.grid(8)).relu()), grid=Grid(), a=conv(), fc=nn.Linear(4, 5))
     units, learned = passes(module)
-    assert units == ["grid.proj", "a", "fc"]
-    assert learned == ["a", "fc"]
-    assert [b.name for b in analyze(module, images().inputs([0])).blocks if not b.learns] == ["grid.proj"]
+    assert units == learned == ["a", "fc"]
+    assert analyze(module, images().inputs([0])).leftovers == ("grid.proj.weight",)
+
+
+def test_a_unit_whose_images_are_on_another_axis_is_quantised_but_not_learned():
+    module = Flow(lambda s, x: s.fc(s.p(s.a(x).flatten(2).permute(2, 0, 1)).mean(0)), a=conv(), p=nn.Linear(4, 4), fc=nn.Linear(4, 5))
+    units, learned = passes(module)
+    assert units == ["a", "p", "fc"] and learned == ["a", "fc"]
+    assert [b.name for b in analyze(module, images().inputs([0])).blocks if not b.learns] == ["p"]
 
 
 def test_a_layer_that_is_called_by_keyword_stays_float_and_is_named():
