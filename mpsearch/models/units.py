@@ -28,9 +28,8 @@ class Unit:
 def find_units(trace: Trace, module: nn.Module) -> tuple[Unit, ...]:
     """All units in order of first execution.
 
-    A convolution or linear layer below the root is a unit where its module is called and multiplies what comes from the input by its own `weight` parameter as it
-    stands; a
-    product is a unit, `<module>.matmul<i>`, where both operands are computed from the input.
+    A convolution or linear layer below the root is a unit where its module is called and multiplies what comes from the input by
+    its own `weight` parameter as it stands; a product is a unit, `<module>.matmul<i>`, where both operands are computed from the input.
 
     Args:
         trace: Of `module`.
