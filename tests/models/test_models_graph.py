@@ -175,10 +175,10 @@ def test_product_with_a_constant_is_no_unit():
     assert found.leftovers == ("table.weight",)
 
 
-def test_unit_that_reads_a_constant_is_a_unit_and_leaves_nothing_over():
+def test_a_layer_that_reads_a_constant_is_left_over_as_exporters_fold_it():
     found = graph(Flow(lambda s, x: s.a(x) * s.mlp(s.table.weight).mean(), a=conv(), mlp=nn.Linear(5, 2), table=nn.Embedding(6, 5)))
-    assert [layer.name for layer in found.layers] == ["a", "mlp"]
-    assert found.leftovers == ()
+    assert [layer.name for layer in found.layers] == ["a"]
+    assert found.leftovers == ("table.weight", "mlp.weight")
 
 
 def test_layer_called_twice():
