@@ -200,8 +200,11 @@ def _call(block: Callable[..., Tensor], x: Tensor, further: Values) -> Tensor:
 def _convolving_fast(module: nn.Module, image: Tensor) -> bool:
     """Lay out the weights of convolutions with their channels last, in place, where the model takes an image laid out so; whether it does.
 
-    One that does not, such as a model that flattens its features with `view`, stays as it is.
+    One that does not, such as a model that flattens its features with `view`, stays as it is, and so does one with batch norms that were not folded:
+    torch 2.15's backward pass through RepVGG's blocks of them ends the process on a CPU when the channels are last.
     """
+    if any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
+        return False
     try:
         module(_channels_last(image))
     except RuntimeError:
