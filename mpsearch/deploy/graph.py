@@ -6,8 +6,9 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterable
 
+import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from mpsearch.errors import MpsearchError
 
@@ -50,6 +51,26 @@ def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto], initializers: I
     del model.graph.node[:]
     model.graph.node.extend(copies)
     model.graph.initializer.extend(initializers)
+
+
+def keep_pads(model: ModelProto) -> None:
+    """Spell out the axes of each Pad that a MaxPool reads, in place.
+
+    ONNX Runtime (1.31) moves a Pad without axes into the MaxPool behind it, whatever number it pads with; a MaxPool pads with minus infinity, so its
+    windows at the border lose that number.
+    """
+    names = {name for node in model.graph.node if node.op_type == "MaxPool" for name in node.input}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*model.graph.value_info, *model.graph.input)}
+    sizes = {i.name: i.dims[0] // 2 for i in model.graph.initializer if len(i.dims) == 1}
+    for node in model.graph.node:
+        if node.op_type != "Pad" or node.output[0] not in names or len(node.input) > 3:
+            continue
+        rank = sizes.get(node.input[1]) or ranks.get(node.input[0])
+        if rank is None:
+            raise MpsearchError(f"The Pad {node.name!r} before a MaxPool has no known rank. Please report this with the model.")
+        axes = f"{node.output[0]}/axes"
+        node.input.extend([""] * (3 - len(node.input)) + [axes])
+        model.graph.initializer.append(numpy_helper.from_array(np.arange(rank, dtype=np.int64), axes))
 
 
 def drop_unused(model: ModelProto) -> None:

@@ -20,7 +20,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from mpsearch import files
-from mpsearch.deploy.graph import drop_unused, readers_of, replace_nodes, unit_of
+from mpsearch.deploy.graph import drop_unused, keep_pads, readers_of, replace_nodes, unit_of
 from mpsearch.errors import ModelError
 from mpsearch.hardware.backends.ort_cpu import executed, kernels_of, session
 from mpsearch.hardware.measure import Timing, time_callable
@@ -52,6 +52,7 @@ def export_float(module: nn.Module, example: Tensor, opset: int = OPSET) -> Mode
     if program is None:
         raise ModelError("torch's exporter returned nothing. Run with --target packed for the packed checkpoint alone.")
     proto: ModelProto = program.model_proto
+    keep_pads(proto)
     return proto
 
 

@@ -4,7 +4,7 @@ from mpsearch.models import qmlp as qmlp  # timm finds the models that are regis
 from mpsearch.models.blocks import Block
 from mpsearch.models.fold import find_foldable, fold_batch_norm
 from mpsearch.models.graph import ModelGraph, analyze
-from mpsearch.models.load import LoadedModel, ModelSource, build_model, from_module, load_model
+from mpsearch.models.load import LoadedModel, ModelSource, build_model, from_module, load_model, unwrapped
 from mpsearch.models.record import trace_model
 from mpsearch.models.text import SpanHead, TextModel
 from mpsearch.models.trace import Trace
@@ -28,5 +28,6 @@ __all__ = [
     "load_weights",
     "require_weights",
     "trace_model",
+    "unwrapped",
     "weights_hash",
 ]

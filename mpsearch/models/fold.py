@@ -1,24 +1,30 @@
-"""Batch norms folded into the convolution or linear layer before them, so that the quantised weight is the weight that runs."""
+"""Batch norms folded into the convolution or linear layer before them, and weights that layers compute put into their place.
+
+After both, the weight that is quantised is the weight that runs.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from mpsearch.errors import ModelError
+from mpsearch.models.attention import MARK, is_self_attention, write_out
+from mpsearch.models.bake import bake, is_bakeable
 from mpsearch.models.trace import Op, Trace
-from mpsearch.models.tree import holders, is_own_weight
+from mpsearch.models.tree import copied, holders, is_own_weight
 
 _Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 _AFTER_NORM = ("drop", "act")  # children of timm's BatchNormAct2d that run after the norm
 
 
 def find_foldable(trace: Trace, module: nn.Module) -> tuple[tuple[str, str], ...]:
-    """(layer, batch norm) for each batch norm that reads what one convolution or linear layer alone gives to it alone.
+    """(layer, batch norm) for each batch norm that reads what one convolution or linear layer alone gives to it alone, and before it (layer, its weight).
 
+    The latter, such as `("stem", "stem.weight")`, is for layers that compute the weight that they multiply by: `mpsearch.models.bake`; and
+    `("attn", "attn.in_proj_weight")` for attentions that can be written out: `mpsearch.models.attention`.
     A layer or a norm that is called more than once, shares its weight, or is registered under two names is left alone, and so is a norm
     without running statistics or with a forward of its own.
 
@@ -28,6 +34,12 @@ def find_foldable(trace: Trace, module: nn.Module) -> tuple[tuple[str, str], ...
     Returns: Names in order of execution.
     """
     pairs = []
+    for op in trace.ops:
+        if is_bakeable(trace, op, module):
+            pairs.append((op.path, f"{op.path}.weight"))
+        elif is_self_attention(trace, op, module):
+            pairs.append((op.path, f"{op.path}.{MARK}"))
+    pairs = list(dict.fromkeys(pairs))
     for norm in trace.ops:
         layer = trace.producer.get(norm.inputs[0]) if norm.kind == "batch_norm" else None
         if layer is None or len(trace.calls[norm.path]) != 1 or len(trace.calls[layer.path]) != 1:
@@ -38,19 +50,26 @@ def find_foldable(trace: Trace, module: nn.Module) -> tuple[tuple[str, str], ...
 
 
 def fold_batch_norm(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
-    """A copy of the model in eval mode whose named batch norms are folded into their layers, in float64 arithmetic.
+    """A copy of the model in eval mode whose named batch norms are folded into their layers, in float64 arithmetic, and whose named weights are computed.
 
     A folded norm becomes `Identity`, or the activation that it holds (timm's BatchNormAct2d). Only names and shapes are read, so that
     recorded pairs fold a freshly built model into the form of a checkpoint.
 
     Args:
         module: Left as it is.
-        pairs: (layer, batch norm) as `find_foldable` gives them.
+        pairs: (layer, batch norm) or (layer, its weight), as `find_foldable` gives them.
     Raises: ModelError: A name is not in the model, or is of something that cannot be folded.
     """
-    folded = copy.deepcopy(module).eval()
+    folded = copied(module).eval()
     for layer_name, norm_name in pairs:
-        layer, norm = _get(folded, layer_name), _get(folded, norm_name)
+        layer = _get(folded, layer_name)
+        if norm_name == f"{layer_name}.weight" and isinstance(layer, nn.Conv2d | nn.Linear):
+            bake(layer)
+            continue
+        if norm_name == f"{layer_name}.{MARK}" and isinstance(layer, nn.MultiheadAttention):
+            write_out(layer)
+            continue
+        norm = _get(folded, norm_name)
         if not isinstance(layer, nn.Conv2d | nn.Linear) or not isinstance(norm, _Norm):
             raise ModelError(
                 f"{norm_name!r} ({type(norm).__name__}) cannot be folded into {layer_name!r} ({type(layer).__name__}): "
@@ -71,9 +90,10 @@ def _is_layer(trace: Trace, op: Op, module: nn.Module) -> bool:
     if op.kind not in ("conv2d", "linear") or len(op.shape) != (4 if op.kind == "conv2d" else 2):
         return False
     layer, weight = module.get_submodule(op.path), trace.constant.get(op.operands[1])
-    if not isinstance(layer, nn.Conv2d | nn.Linear) or weight is None or not is_own_weight(module, op.path, weight.name):
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
         return False
-    return _is_single(module, layer)
+    own = weight is not None and is_own_weight(module, op.path, weight.name)
+    return (own or is_bakeable(trace, op, module)) and _is_single(module, layer)
 
 
 def _is_norm(trace: Trace, op: Op, module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mpsearch.errors import ModelError
 from mpsearch.models.blocks import Block, find_blocks
+from mpsearch.models.calls import observe_calls
 from mpsearch.models.record import trace_model
 from mpsearch.models.trace import PRODUCTS, Trace
 from mpsearch.models.tree import holders
@@ -26,7 +27,8 @@ class ModelGraph:
         blocks: In order of execution; each unit is in exactly one.
         unused: Convolution and linear modules whose weight one forward pass never reads.
         leftovers: Parameters and buffers that are multiplied in float because no unit holds them: 1-D and transposed convolutions, weights
-            that a module recomputes before use, functional calls such as `nn.MultiheadAttention` makes.
+            that a module recomputes before use, recurrent layers, functional calls on the weights of others, layers that get their input by keyword
+            or see nothing of the model's input.
     """
 
     layers: tuple[Layer, ...]
@@ -41,21 +43,30 @@ def analyze(module: nn.Module, example: Tensor) -> ModelGraph:
     Args:
         module: Model whose batch norms are folded; left as found.
         example: N x C x H x W, float; the first image is used.
-    Raises: ModelError: The model has no unit, holds NaN, does not take the example, cannot be exported, or two units share a weight.
+    Raises: ModelError: The model has no unit, holds NaN, does not take the example or two of it, cannot be exported, or two units share a weight.
     """
     check_finite(module)
     trace = trace_model(module, example)
-    units = find_units(trace, module)
+    found = find_units(trace, module)
+    calls = observe_calls(module, example[:1].detach(), _with_holders(unit.layer.name for unit in found if unit.layer.op != "matmul"))
+    units = tuple(unit for unit in found if unit.layer.op == "matmul" or unit.layer.name in calls.one_tensor)
     weighted = [unit.layer.name for unit in units if unit.layer.op != "matmul"]
     if not weighted:
-        raise ModelError("The forward of the model calls no nn.Conv2d and no nn.Linear, so there is nothing to quantise. Give a model that has some.")
+        raise ModelError(
+            "The forward of the model calls no nn.Conv2d and no nn.Linear below its root, so there is nothing to quantise. Give a model that has some."
+        )
     _refuse_shared(module, weighted)
-    blocks = find_blocks(trace, module, [unit.layer.name for unit in units])
+    blocks = find_blocks(trace, module, [unit.layer.name for unit in units], calls)
     block_of = {unit: block.name for block in blocks for unit in block.units}
     tie_of = find_ties(trace, units)
     layers = tuple(replace(u.layer, block=block_of[u.layer.name], tie=tie_of.get(u.layer.name)) for u in units)
     leftovers = _leftovers(trace, units)
     return ModelGraph(layers, blocks, _unused(module, weighted, leftovers), leftovers)
+
+
+def _with_holders(units: Iterable[str]) -> list[str]:
+    """The units and every module, below the root, that holds one."""
+    return list(dict.fromkeys(".".join(parts[:i]) for parts in (unit.split(".") for unit in units) for i in range(1, len(parts) + 1)))
 
 
 def _refuse_shared(module: nn.Module, names: Iterable[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.util
 import json
@@ -14,11 +13,14 @@ from types import ModuleType
 from typing import Any
 
 import timm
+import torch
 from timm.data.config import resolve_data_config
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mpsearch.errors import ModelError, UnknownNameError
 from mpsearch.models.reason import first_line
+from mpsearch.models.tree import copied
 from mpsearch.models.weights import check_finite, load_weights
 
 DataConfig = dict[str, Any]
@@ -99,9 +101,10 @@ def from_module(module: nn.Module, data_config: DataConfig | None = None) -> Loa
     """
     if not isinstance(module, nn.Module):
         raise ModelError(f"The model is a {type(module).__name__}. Give an nn.Module, a timm name or path/to/file.py:function.")
+    module = unwrapped(module)
     check_finite(module)
-    copied = copy.deepcopy(module).float().eval()
-    return LoadedModel(copied, ModelSource("module", type(module).__name__), {**_data_config(module, {}), **(data_config or {})})
+    own = copied(module).float().eval()
+    return LoadedModel(own, ModelSource("module", type(module).__name__), {**_data_config(module, {}), **(data_config or {})})
 
 
 def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
@@ -164,7 +167,15 @@ def _build_factory(source: ModelSource, pretrained: bool) -> nn.Module:
         ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{source.name} returned a {type(module).__name__}. It must return an nn.Module.")
-    return module
+    return unwrapped(module)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The model inside `torch.compile` and `nn.DataParallel`, whose copies could not be traced. Raises ModelError on TorchScript."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(f"The model is TorchScript ({type(module).__name__}), whose layers cannot be exchanged. Give the nn.Module that it was made from.")
+    inner = getattr(module, "_orig_mod", None) or (module.module if isinstance(module, nn.DataParallel | DistributedDataParallel) else None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else module
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,9 @@ def trace_model(module: nn.Module, example: Tensor) -> Trace:
     with prepared(module), torch.no_grad():
         _try_forward(module, image)
         try:
-            exported = torch.export.export(module, (image,), strict=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the exporter's advice to those who keep the program
+                exported = torch.export.export(module, (image,), strict=False)
         except Exception as error:  # torch.export has no common base class for its errors
             raise ModelError(f"The model cannot be traced by torch.export: {first_line(error)} Remove data-dependent control flow from its forward.") from error
         return _Recorder(module, exported).record(tuple(image.shape))
@@ -144,7 +147,7 @@ class _Recorder:
     def _operands(self, kind: str, arguments: dict[str, Any]) -> tuple[int, ...]:
         found: list[int] = []
         for name in PRODUCTS.get(kind, ()):
-            value = arguments[name]
+            value = arguments.get(name, ())  # an overload for packed sequences names its input otherwise
             found.extend(self._value[self._cell[n]] for n in (value if isinstance(value, Sequence) else [value]))
         return tuple(found)
 

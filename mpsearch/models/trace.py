@@ -29,6 +29,10 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "baddbmm": ("batch1", "batch2"),
     "einsum": ("tensors",),
     "scaled_dot_product_attention": ("query", "key", "value"),
+    "lstm": ("input", "params"),
+    "gru": ("input", "params"),
+    "rnn_tanh": ("input", "params"),
+    "rnn_relu": ("input", "params"),
 }
 """Operation -> the arguments that it multiplies with each other."""
 

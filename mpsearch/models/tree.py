@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -27,6 +28,15 @@ def prepared(module: nn.Module) -> Iterator[None]:
             m.fused_attn = True  # type: ignore[assignment]
         for m, training in modes:
             m.training = training
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy. Tensors that `torch.nn.utils.weight_norm` has computed, which torch does not copy, are cut off from what they came from first."""
+    for m in module.modules():
+        for name, value in m.__dict__.items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                m.__dict__[name] = value.detach()
+    return copy.deepcopy(module)
 
 
 def canonical_names(module: nn.Module) -> tuple[dict[str, str], dict[str, str]]:

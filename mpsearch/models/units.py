@@ -28,8 +28,8 @@ class Unit:
 def find_units(trace: Trace, module: nn.Module) -> tuple[Unit, ...]:
     """All units in order of first execution.
 
-    A convolution or linear layer is a unit where its module is called and multiplies by its own `weight` parameter as it stands; a
-    product is a unit, `<module>.matmul<i>`, where both operands are computed from the input.
+    A convolution or linear layer below the root is a unit where its module is called and multiplies what comes from the input by
+    its own `weight` parameter as it stands; a product is a unit, `<module>.matmul<i>`, where both operands are computed from the input.
 
     Args:
         trace: Of `module`.
@@ -66,10 +66,10 @@ def _entering(trace: Trace, op: Op) -> int:
 def _weight_units(trace: Trace, module: nn.Module) -> Iterable[Unit]:
     uses: dict[str, list[Op]] = {}
     for op in trace.ops:
-        if op.kind not in ("conv2d", "linear") or not isinstance(module.get_submodule(op.path), nn.Conv2d | nn.Linear):
+        if op.kind not in ("conv2d", "linear") or not op.path or not isinstance(module.get_submodule(op.path), nn.Conv2d | nn.Linear):
             continue
         weight = trace.constant.get(op.operands[1])
-        if weight is not None and is_own_weight(module, op.path, weight.name):
+        if op.operands[0] in trace.dynamic and weight is not None and is_own_weight(module, op.path, weight.name):
             uses.setdefault(op.path, []).append(op)
     for name, ops in uses.items():
         weight_shape = trace.shape(ops[0].operands[1])

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mpsearch.errors import ModelError
 
@@ -36,7 +37,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 
 def check_finite(module: nn.Module) -> None:
-    """Raise ModelError, naming the tensors, where a parameter or buffer holds NaN or infinity."""
+    """Raise ModelError, naming the tensors, where a parameter or buffer holds NaN or infinity, or nothing yet (`nn.LazyLinear` before its first call)."""
+    empty = [name for name, value in module.state_dict(keep_vars=True).items() if is_lazy(value)]
+    if empty:
+        raise ModelError(f"The weights of {_few(map(repr, empty))} have no shape yet. Run the model once on an input before it is given.")
     bad = [name for name, value in module.state_dict().items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
     if bad:
         raise ModelError(f"The weights hold NaN or infinity in {_few(map(repr, bad))}. Such a model computes nothing; load weights that are finite.")

@@ -57,10 +57,16 @@ class Subject:
 
     @property
     def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Blocks that hold a unit with a weight, with those units."""
+        """Blocks that can be reconstructed and hold a unit with a weight, with those units."""
         held = set(self.units)
-        blocks = [(b.name, tuple(u for u in b.units if u in held)) for b in self.graph.blocks]
+        blocks = [(b.name, tuple(u for u in b.units if u in held)) for b in self.graph.blocks if b.learns]
         return [(name, units) for name, units in blocks if units]
+
+    @property
+    def unlearned(self) -> list[str]:
+        """Units that no block holds which can be reconstructed: their weights are rounded to nearest."""
+        held = {unit for _, units in self.blocks for unit in units}
+        return [unit for unit in self.units if unit not in held]
 
     def float_bytes(self) -> float:
         """Size of the packed file if nothing were quantised."""

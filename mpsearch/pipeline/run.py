@@ -374,6 +374,7 @@ def _write(result: dict[str, Any], problem: Problem, limits: Sequence[Budget], t
         "header_bytes": subject.layout.header_bytes,
         "unused": list(subject.graph.unused),
         "float_in_graph": [layer.name for layer in problem.layers if not layer.weight_shape],
+        "rounded_to_nearest": subject.unlearned,
         "blocks": [[name, list(units)] for name, units in subject.blocks],
         "solver_limits": [b.to_json() for b in limits],
     }

@@ -59,7 +59,8 @@ def reconstruct(
 
     Args:
         module: Float model in eval mode; left as found.
-        blocks: (module name, names of its units), in order of execution.
+        blocks: (module name, names of its units), in order of execution. A unit with a weight that is in none is not learned, and stays float while the
+            others learn.
         states: Where to start: each unit rounded to nearest.
         inputs: N x C x H x W normalised calibration images.
         config: How long and how.
@@ -116,8 +117,9 @@ class _Walker:
         self._module, self._blocks, self._phase, self._number, self._config = module, blocks, phase, number, config
         self._weights, self._known, self._on_block = weights, known, on_block
         self._states = {**states, **known}
-        self._network = copy.deepcopy(module).to(memory_format=torch.channels_last)
-        quantized = [unit for unit, state in states.items() if not state.candidate.is_float]
+        self._network = copy.deepcopy(module)
+        held = {unit for _, units in blocks for unit in units}
+        quantized = [unit for unit, state in states.items() if not state.candidate.is_float and (unit in held or state.weight is None)]
         self._layers = wrap_units(self._network, quantized)
         install(self._layers, {unit: self._shown(self._states[unit]) for unit in quantized})
         self._forwards = [self._network.get_submodule(name).forward for name, _ in blocks]
@@ -125,7 +127,9 @@ class _Walker:
 
     def run(self, inputs: Tensor) -> dict[str, UnitState]:
         """Walk, learn, and return the states."""
-        chunks = [torch.cat([part, part]) for part in torch.split(_channels_last(inputs), CHUNK)]
+        with torch.no_grad():
+            images = _channels_last(inputs) if _convolving_fast(self._network, inputs[:1]) else inputs
+        chunks = [torch.cat([part, part]) for part in torch.split(images, CHUNK)]
         self._images = len(inputs)
         walk(self._network, [name for name, _ in self._blocks], chunks, self._at_block)
         return self._states
@@ -192,6 +196,24 @@ class _Walker:
 
 def _call(block: Callable[..., Tensor], x: Tensor, further: Values) -> Tensor:
     return block(x, *further[0], **further[1])
+
+
+def _convolving_fast(module: nn.Module, image: Tensor) -> bool:
+    """Lay out the weights of convolutions with their channels last, in place, where the model takes an image laid out so; whether it does.
+
+    One that does not, such as a model that flattens its features with `view`, stays as it is, and so does one with batch norms that were not folded:
+    torch 2.15's backward pass through RepVGG's blocks of them ends the process on a CPU when the channels are last.
+    """
+    if any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
+        return False
+    try:
+        module(_channels_last(image))
+    except RuntimeError:
+        return False
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)
+    return True
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
 """The ONNX file computes what the fake-quantised module computes, in integer kernels."""
 
+from pathlib import Path
+
 import onnx
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from mpsearch.deploy import export_float, measure_onnx, quantize_onnx, run_onnx, save_onnx
@@ -173,3 +176,12 @@ def test_a_write_that_fails_leaves_the_old_file(exported, tmp_path, monkeypatch)
         save_onnx(path, quantize_onnx(graph, net.calibration.states(net.uniform("W4A8")), net.calibration))
     monkeypatch.undo()
     assert path.read_bytes() == held and [p.name for p in tmp_path.iterdir()] == ["best.onnx"]
+
+
+def test_a_padding_with_zeros_before_a_max_pool_is_kept(tmp_path: Path):
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConstantPad2d(1, 0.0), nn.MaxPool2d(3, 2), nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 2)).eval()
+    nn.init.constant_(module[0].bias, -5.0)  # all that is pooled is negative, so the zeros win
+    x = torch.randn(2, 3, 9, 9)
+    save_onnx(tmp_path / "float.onnx", export_float(module, x))
+    with torch.no_grad():
+        torch.testing.assert_close(run_onnx(tmp_path / "float.onnx")(x), module(x))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import warnings
+
 import pytest
 import timm
 import torch
@@ -10,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mpsearch.errors import ModelError
-from mpsearch.models import find_foldable, fold_batch_norm, trace_model
+from mpsearch.models import analyze, find_foldable, fold_batch_norm, trace_model
 
 
 def randomized(module: nn.Module) -> nn.Module:
@@ -187,3 +191,68 @@ def test_pairs_of_another_model(pair: tuple[str, str], message: str):
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(5))
     with pytest.raises(ModelError, match=message):
         fold_batch_norm(module, [pair])
+
+
+class Standardized(nn.Conv2d):
+    """A convolution with a standardised weight and a gain, on an input that it pads itself."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 3)
+        self.gain = nn.Parameter(torch.full((out, 1, 1, 1), 0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight / weight.std((1, 2, 3), keepdim=True) * self.gain
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), weight, self.bias)
+
+
+class Computing(nn.Module):
+    """Convolutions whose weights are computed at every call, in three ways, and a norm behind the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.n = Standardized(3, 4), nn.BatchNorm2d(4)
+        self.b = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
+        self.c = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the old form is deprecated, but there
+            self.d = nn.utils.weight_norm(nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.d(self.c(self.b(self.n(self.a(x)).relu()).mean((2, 3))).relu())
+
+
+def test_weights_that_layers_compute_are_put_in_their_place():
+    module, x = randomized(Computing()), torch.randn(2, 3, 8, 8)
+    pairs = find_foldable(trace_model(module, x), module)
+    assert pairs == (("a", "a.weight"), ("b", "b.weight"), ("c", "c.weight"), ("d", "d.weight"), ("a", "n"))
+    folded = fold_batch_norm(module, pairs)
+    assert_same(module, folded, x)
+    graph = analyze(folded, x)
+    assert [layer.name for layer in graph.layers] == ["a", "b", "c", "d"] and not graph.leftovers
+    assert {name for name in folded.state_dict() if name[0] != "a"} == {f"{layer}.{kind}" for layer in "bcd" for kind in ("weight", "bias")}
+    assert torch.equal(copy.deepcopy(folded)(x), folded(x))
+    assert torch.equal(pickle.loads(pickle.dumps(folded.a))(x), folded.a(x))  # noqa: S301
+
+
+def test_a_computed_weight_can_be_set():
+    module, x = Computing().eval(), torch.randn(2, 3, 8, 8)
+    folded = fold_batch_norm(module, [("a", "a.weight"), ("d", "d.weight")])
+    with torch.no_grad():
+        folded.a.weight.zero_(), folded.a.bias.fill_(3.0)
+    assert torch.equal(folded.a(x), torch.full((2, 4, 8, 8), 3.0))
+    assert torch.equal(fold_batch_norm(folded, [("a", "a.weight")]).a(x), folded.a(x))  # what is in its place already stays there
+
+
+def test_a_weight_that_others_have_a_part_in_is_left_alone():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.factor = nn.Linear(4, 4), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.a.weight * self.factor)
+
+    module = Scaled().eval()
+    assert find_foldable(trace_model(module, torch.randn(1, 4)), module) == ()

@@ -12,6 +12,7 @@ from mpsearch.errors import ModelError, UnknownNameError
 from mpsearch.problem import Candidate
 from mpsearch.quant import inputs, install, quantize
 from mpsearch.reconstruct import ReconstructionConfig, calibrate, loop, reconstruct
+from mpsearch.reconstruct.loop import _convolving_fast
 
 SHORT = ReconstructionConfig(iterations=15, batch_size=8, learning_rate=3e-2, step_learning_rate=1e-2)
 _done = {}
@@ -211,3 +212,10 @@ def test_a_block_that_reads_two_quantized_tensors_is_refused(left_as_found):
 def test_an_unknown_method_is_named(tiny):
     with pytest.raises(UnknownNameError, match="Did you mean 'qdrop'"):
         run(tiny("conv"), ReconstructionConfig(method="qdrp"))
+
+
+def test_the_channels_come_last_only_where_every_batch_norm_is_folded():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    normed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)).eval()
+    assert _convolving_fast(plain, torch.zeros(1, 3, 8, 8)) and not _convolving_fast(normed, torch.zeros(1, 3, 8, 8))
+    assert plain[0].weight.is_contiguous(memory_format=torch.channels_last) and normed[0].weight.is_contiguous()
