@@ -23,7 +23,8 @@ from mpsearch import files
 from mpsearch.deploy.graph import drop_unused, keep_pads, readers_of, replace_nodes, unit_of
 from mpsearch.errors import ModelError
 from mpsearch.hardware.backends.ort_cpu import executed, kernels_of, session
-from mpsearch.hardware.measure import Timing, time_callable
+from mpsearch.hardware.bench import time_apart
+from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight, opset_imports
 from mpsearch.problem import Candidate
 from mpsearch.quant import OBSERVERS, AffineParams, UnitState, affine_input
@@ -108,9 +109,9 @@ def load_onnx(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable[[],
     return _one_image(path, image, threads), sum(kernel in ("integer", "stored") for kernel in kernels_of(executed(path, threads)))
 
 
-def measure_onnx(path: Path, image: Tensor, threads: int = 1, seconds: float = 0.5) -> OnnxRun:
-    """Latency of the whole model at batch 1, by the session that a deployment would use, and what it executes."""
-    return OnnxRun(time_callable(_one_image(path, image, threads), threads=threads, seconds=seconds), executed(path, threads))
+def measure_onnx(path: Path, image: Tensor, threads: int = 1, rounds: int = 1, seconds: float = 0.5) -> OnnxRun:
+    """Latency of the whole model at batch 1, by the session that a deployment would use, and what it executes; `rounds` as in `time_apart`."""
+    return OnnxRun(time_apart(_one_image(path, image, threads), threads=threads, seconds=seconds, rounds=rounds), executed(path, threads))
 
 
 def _one_image(path: Path, image: Tensor, threads: int) -> Callable[[], object]:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from mpsearch.deploy.graph import unit_of
 from mpsearch.errors import ModelError
+from mpsearch.hardware.bench import time_apart
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.ir import PREFIX, fallbacks, read_ir, write_ir
-from mpsearch.hardware.measure import Timing, time_callable
+from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.openvino_nodes import OpenVinoWriter, arithmetic_of, compiled, openvino, ran_nodes
 from mpsearch.hardware.qdq import Grid, QuantizedWeight
 from mpsearch.problem import ConvAttributes
@@ -115,13 +116,13 @@ def load_openvino(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable
     return lambda: request.infer([feed]), quantized
 
 
-def measure_openvino(path: Path, image: Tensor, threads: int = 1, seconds: float = 0.5) -> OpenVinoRun:
-    """Latency of the whole model at batch 1, by the compiled model that a deployment would use, and what it executes."""
+def measure_openvino(path: Path, image: Tensor, threads: int = 1, rounds: int = 1, seconds: float = 0.5) -> OpenVinoRun:
+    """Latency of the whole model at batch 1, by the compiled model that a deployment would use, and what it executes; `rounds` as in `time_apart`."""
     ir = read_ir(path, batch=1)
     live = compiled(ir.model, threads, ir.precision)
     request, feed = live.create_infer_request(), np.ascontiguousarray(image[:1].numpy())
     nodes = ran_nodes(live)
-    timing = time_callable(lambda: request.infer([feed]), threads=threads, seconds=seconds)
+    timing = time_apart(lambda: request.infer([feed]), threads=threads, seconds=seconds, rounds=rounds)
     integers = sum(node.computes and node.arithmetic == "integer" for node in nodes)
     return OpenVinoRun(timing, tuple(map(str, nodes)), fallbacks(live, ir.asked), integers)
 

@@ -29,7 +29,7 @@ class DeployedRuntime:
         suffix: Of the file.
         write: Path, float ONNX graph, states, calibration -> bytes on disk.
         load: Path, an image, threads -> function that runs it once, and how many calls of units run quantised.
-        measure: Path, an image, threads -> timing and what runs.
+        measure: Path, an image, threads, rounds -> timing and what runs.
         run: Path, threads -> function from images to logits.
     """
 
@@ -38,7 +38,7 @@ class DeployedRuntime:
     suffix: str
     write: Callable[[Path, ModelProto, States, Calibration], int]
     load: Callable[[Path, Tensor, int], tuple[Callable[[], object], int]]
-    measure: Callable[[Path, Tensor, int], OnnxRun | OpenVinoRun]
+    measure: Callable[[Path, Tensor, int, int], OnnxRun | OpenVinoRun]
     run: Callable[[Path, int], Callable[[Tensor], Any]]
 
 

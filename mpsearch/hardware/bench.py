@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ DRIFT = 0.10
 """Of the anchor against the median of the session: beyond it the machine is in another state, and the row is measured again."""
 TRIES = 3
 _BUSY = 0.10
+_PASSES, _PAUSE_S = 3, 0.1
 _STAT = Path("/proc/stat")
 
 
@@ -138,6 +139,30 @@ class Bench:
             readings.append(self.anchor())
         timing = _joined(passes, self.threads)
         return timing, float(np.median(readings)), held_still(timing) and self.drift <= DRIFT
+
+
+def time_apart(run: Callable[[], object], *, threads: int = 1, seconds: float = 0.5, rounds: int = 1) -> Timing:
+    """Time a call in passes that lie apart in time; the median pass counts.
+
+    A neighbour on the same physical core, or a lower clock, slows everything for seconds at a stretch and leaves the spread within a pass small.
+
+    Args:
+        run: Does the work once.
+        threads: As in `time_callable`.
+        seconds: Of measuring, over the passes of a round.
+        rounds: Of three passes each: another one follows where the quartiles of the passes so far are further apart than they should be.
+    """
+    passes: list[Timing] = []
+    for _ in range(rounds):
+        for _ in range(_PASSES):
+            time.sleep(_PAUSE_S if passes else 0.0)
+            passes.append(time_callable(run, threads=threads, seconds=seconds / _PASSES))
+        low, middle, high = np.percentile([p.median_us for p in passes], [25, 50, 75]).tolist()
+        if high - low <= APART * middle:
+            break
+    usual = sorted(passes, key=lambda p: p.median_us)[len(passes) // 2]
+    medians, repeats = tuple(p.median_us for p in passes), sum(p.repeats for p in passes)
+    return replace(usual, iqr_us=max(usual.iqr_us, high - low), repeats=repeats, min_us=min(p.min_us for p in passes), passes_us=medians)
 
 
 def held_still(timing: Timing) -> bool:

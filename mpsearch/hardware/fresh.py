@@ -16,8 +16,9 @@ import numpy as np
 
 from mpsearch.errors import MpsearchError
 from mpsearch.hardware.backends.ort_cpu import executed, session
+from mpsearch.hardware.bench import TRIES, time_apart
 from mpsearch.hardware.ir import fallbacks, read_ir
-from mpsearch.hardware.measure import Timing, time_callable
+from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.openvino_nodes import compiled, ran_nodes
 from mpsearch.hardware.qdq import Array
 
@@ -77,7 +78,7 @@ def _main(text: str) -> None:
     path, inputs = Path(job["path"]), np.load(job["inputs"])
     run, found = (_openvino if path.suffix == ".xml" else _onnx)(path, int(job["threads"]))
     np.save(job["outputs"], np.concatenate([np.asarray(run(inputs[i : i + 1])) for i in range(len(inputs))]))
-    timing = time_callable(lambda: run(inputs[:1]), threads=int(job["threads"]), seconds=float(job["seconds"]))
+    timing = time_apart(lambda: run(inputs[:1]), threads=int(job["threads"]), seconds=float(job["seconds"]), rounds=TRIES)
     print(json.dumps({"timing": asdict(timing), **found}))
 
 

@@ -78,7 +78,7 @@ class ModelRun:
         passes_us: Medians of interleaved passes, in order.
         iqr_us: Distance of the quartiles, the greatest of the passes.
         anchor_us: Of the machine meanwhile.
-        status: `ok`, or `fallback` where other kernels ran than were asked; such a run teaches nothing.
+        status: `ok`, `unstable` (its spread stayed too wide), or `fallback` where other kernels ran than were asked; such a run teaches nothing.
         clock: `cpu` or `wall`.
         date: UTC, ISO 8601.
     """
@@ -97,6 +97,11 @@ class ModelRun:
     def latency_us(self) -> float:
         """Mean of the passes."""
         return math.fsum(self.passes_us) / len(self.passes_us)
+
+    @property
+    def spread(self) -> float:
+        """The greater of the quartiles' and the passes' distance, as a share of the latency."""
+        return max(self.iqr_us, max(self.passes_us) - min(self.passes_us)) / self.latency_us
 
     @property
     def key(self) -> tuple[str, int, tuple[str, ...]]:

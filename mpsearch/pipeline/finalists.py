@@ -23,11 +23,12 @@ from mpsearch.deploy.wiring import find_wires
 from mpsearch.errors import MpsearchError
 from mpsearch.evaluate import TASKS, Metrics, Task, predict
 from mpsearch.hardware import BACKENDS
+from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.fresh import run_fresh
 from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.models import build_model
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.latency import Architecture
+from mpsearch.pipeline.latency import Architecture, timed
 from mpsearch.pipeline.memory import limits_memory
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
@@ -202,7 +203,7 @@ class Workshop:
             if self.config.target != "packed":
                 path = Path(folder) / f"model{self.runtime.suffix}"
                 result[f"{self.runtime.key}_bytes"] = self.runtime.write(path, self.float_onnx(), states, self.calibration)
-                run = self.runtime.measure(path, images.inputs([0]), self.config.threads)
+                run = self.runtime.measure(path, images.inputs([0]), self.config.threads, TRIES if timed(self.config) else 1)
                 result |= {"latency_us": run.timing.median_us, "latency_iqr_us": run.timing.iqr_us, "clock": run.timing.clock}
                 result["integer_units"] = run.integer_kernels
                 if limits_memory(self.config):

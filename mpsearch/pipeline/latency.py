@@ -10,6 +10,7 @@ from typing import Any
 
 from mpsearch.errors import InfeasibleError, TableError
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, ModelRun, identity, latency_costs, profile
+from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.cost_model import CostModel, Unit, fit_cost_model
 from mpsearch.hardware.predict import RowPredictor
 from mpsearch.hardware.whole import Kernels, WholeModel, measure_models, mixed_kernels
@@ -134,6 +135,7 @@ def whole_runs(
     """The whole-model runs of an architecture: the table's, and those it lacks, measured now and kept in it.
 
     The uniform models, and `MIXED_RUNS` in all where there is a latency budget: a run finds those of an earlier one, or of `mpsearch profile --models`.
+    Of the latter those that do not hold still are measured again, and the steadiest reading is kept.
 
     Args:
         problem: For ties.
@@ -147,17 +149,25 @@ def whole_runs(
     """
     key = model_key(architecture.name, problem.layers, architecture.wires)
     choices = [sorted(unit.rows_us, key=lambda k: k != "float") for unit in units]
-    count = max(len({k for row in choices for k in row}), at_least, MIXED_RUNS if timed(config) else 0)
+    uniform = {k for row in choices for k in row}
+    count = max(len(uniform), at_least, MIXED_RUNS if timed(config) else 0)
     wanted = mixed_kernels(choices, problem.ties, count, seed=0)
     held = {} if table.estimated else dict(table.models)
-    lacking = [kernels for kernels in wanted if (key, 1, kernels) not in held]
+    patient = count > len(uniform)
+
+    def lacking() -> list[Kernels]:
+        there = {run.kernels: run.status for run in held.values() if run.key[:2] == (key, 1)}
+        return [kernels for kernels in wanted if kernels not in there or (patient and there[kernels] == "unstable")]
+
     with progress.task("measure the whole model at mixed assignments") as advance:
-        for done, run in enumerate(measure_models(key, lacking, architecture.build, threads=config.threads), start=1):
-            held[run.key] = run
-            if folder is not None and not table.estimated:
-                table.models[run.key] = run
-                table.save(folder)
-            advance(done, len(lacking))
+        for _ in range(TRIES):
+            asked = lacking()
+            for done, run in enumerate(measure_models(key, asked, architecture.build, threads=config.threads), start=1):
+                held[run.key] = min(run, held.get(run.key, run), key=lambda r: (r.status == "unstable", r.spread))
+                if folder is not None and not table.estimated:
+                    table.models[run.key] = held[run.key]
+                    table.save(folder)
+                advance(done, len(asked))
     return [run for run in (held[key, 1, kernels] for kernels in wanted) if run.status in ("ok", "unstable")]
 
 

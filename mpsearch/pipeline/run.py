@@ -201,19 +201,21 @@ def _repaired(
                 f"{best['label']}: measured {format_quantity(got, b.resource)} breaks the budget of {format_quantity(b.limit, b.resource)} "
                 f"(predicted {format_quantity(predicted, b.resource)}): tightened by that ratio, and searched again."
             )
-        limits = tuple(_tightened(b, limit, result) for b, limit in zip(budgets, limits, strict=True))
+        least = {resource: low for resource, (low, _) in reachable(problem).items()}
+        limits = tuple(_tightened(b, limit, result, least.get(b.resource, 0.0)) for b, limit in zip(budgets, limits, strict=True))
     raise InfeasibleError(
         f"After {_REPAIRS} rounds no exported model keeps {', '.join(map(str, budgets))} when it is measured. Raise the budget.",
         {b.resource: best["measured"].get(b.resource, 0.0) for b in budgets},
     )
 
 
-def _tightened(budget: Budget, limit: Budget, result: dict[str, Any]) -> Budget:
-    """A limit for the solver that was wrong by as much as the last measurement was."""
+def _tightened(budget: Budget, limit: Budget, result: dict[str, Any], least: float) -> Budget:
+    """A limit for the solver that was wrong by as much as the last measurement was; not below what can be reached, before that has been tried."""
     got, predicted = result["best"]["measured"].get(budget.resource), result["best"]["predicted"].get(budget.resource)
     if got is None or predicted is None or got <= budget.limit:
         return limit
-    return replace(limit, limit=min(limit.limit, predicted) * budget.limit / got * 0.99)
+    tightened = min(limit.limit, predicted) * budget.limit / got * 0.99
+    return replace(limit, limit=max(tightened, least) if limit.limit > least else tightened)
 
 
 def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibration, workshop: Workshop, crew: Crew | None) -> dict[str, Any]:

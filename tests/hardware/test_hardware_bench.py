@@ -6,7 +6,8 @@ import pytest
 
 from mpsearch.errors import MpsearchError
 from mpsearch.hardware import Timing, time_interleaved
-from mpsearch.hardware.bench import Bench, busy_shares, held_still, pinned, wait_for_idle
+from mpsearch.hardware import bench as bench_module
+from mpsearch.hardware.bench import Bench, busy_shares, held_still, pinned, time_apart, wait_for_idle
 from mpsearch.hardware.measure import summary
 
 
@@ -106,3 +107,16 @@ def test_a_summary_is_of_all_samples():
 def test_held_still(timing, still):
     median, iqr, passes = timing
     assert held_still(Timing(median, iqr, 9, "cpu", 90.0, passes)) is still
+
+
+@pytest.mark.parametrize(
+    ("medians", "rounds", "expected", "took"), [([9, 10, 10.1], 1, 10, 3), ([15, 15.1, 10, 10, 10, 9.9], 3, 10, 6), ([15, 15, 10], 1, 15, 3)]
+)
+def test_a_slow_spell_is_outvoted_by_passes_apart(monkeypatch, medians, rounds, expected, took):
+    left = iter(medians)
+    monkeypatch.setattr(bench_module, "time_callable", lambda run, **about: Timing(next(left), 0.1, 7, "cpu", 8.0))
+    monkeypatch.setattr(bench_module, "_PAUSE_S", 0.0)
+    timing = time_apart(lambda: None, rounds=rounds)
+    assert timing.median_us == expected
+    assert timing.passes_us == tuple(medians[:took]) and timing.repeats == 7 * took
+    assert timing.iqr_us >= 0.1
