@@ -31,7 +31,8 @@ MODELS = {
         "calibration_images": 256,
         "search_images": 128,
         "evaluation_images": 500,
-        "iterations": 60,
+        "iterations": 16,
+        "search_iterations": 15,
     },
 }
 HEADER = "| model | budget | uniform that fits | bytes | top-1 | KL | chosen | bytes | top-1 | KL | float top-1 | images | seconds |\n" + "|---" * 13 + "|\n"
