@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 
 import mpsearch
 from mpsearch.cli import lists, main
+from mpsearch.cli.run import _over
 from mpsearch.hardware import BACKENDS, LatencyTable
 from mpsearch.hardware.device import DeviceIdentity
+from mpsearch.problem import Budget
 from mpsearch.registry import Registry
 
 FACTORY = """
@@ -275,3 +277,10 @@ def test_profile_measures_the_kernels_of_a_target(place, call, monkeypatch):
     refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--models", "-1"), 2, "--models is -1")
     refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--at-most", "-1"), 2, "--at-most is -1")
     refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--target", "packed"), 2, "has no runtime")
+
+
+def test_a_latency_that_is_broken_in_a_process_of_its_own_is_told():
+    budgets = [Budget.parse("2.5ms").to_json(), Budget.parse("15MB").to_json()]
+    assert _over(budgets, 2499.0) == []
+    (said,) = _over(budgets, 2600.0)
+    assert "2.600 ms" in said and "2.5ms" in said

@@ -220,7 +220,19 @@ def _tell(result: dict[str, Any], report: Path) -> None:
             agreement = f"it decides as the checkpoint on {artifact[f'{key}_agreement']:.2%} of {metrics['images']} images"
             fresh = f"{artifact[f'{key}_fresh_latency_us'] / 1e3:.3f} ms in a process of its own"
             say(f"{title}: {artifact[key]} ({units}); {agreement}; {fresh}.")
+            for broken in _over(best["budgets"], artifact[f"{key}_fresh_latency_us"]):
+                say(broken)
             if artifact[f"{key}_fallbacks"]:
                 say(f"Not in the kernel they were written for: {', '.join(f'{unit} ({ran})' for unit, ran in artifact[f'{key}_fallbacks'].items())}.")
     say(f"Not quantised: {format_bytes(sum(result['not_quantized'].values()))} in {len(result['not_quantized'])} tensors, named in {report}.")
     say(f"Report: {report}")
+
+
+def _over(budgets: list[dict[str, Any]], fresh_us: float) -> list[str]:
+    """What to say of latency budgets that were kept in the run and are broken in a process of its own."""
+    return [
+        f"But {fresh_us / 1e3:.3f} ms in a process of its own is over the budget of {b['text']}: this machine's speed varies by more than the room "
+        "that was left. Run again when it is quiet, or give a lower budget."
+        for b in budgets
+        if b["resource"] == "latency_us" and fresh_us > b["limit"]
+    ]
