@@ -27,7 +27,7 @@ class Told(Silent):
 def rounds(monkeypatch):
     """`rounds(latencies)`: what is measured round by round; returns the limits that each search was given."""
 
-    def patch(measured, predicted=9.5):
+    def patch(measured, predicted=9.5, least=1.0):
         limits, lasts, waiting = [], [], list(measured)
         monkeypatch.setattr(steps, "_search", lambda problem, given, calibration, workshop, crew: limits.append([b.limit for b in given]) or {"trials": []})
 
@@ -37,6 +37,7 @@ def rounds(monkeypatch):
             return {"best": best}
 
         monkeypatch.setattr(steps, "_finish", finish)
+        monkeypatch.setattr(steps, "reachable", lambda problem: {"latency_us": (least, 100.0), "size_bytes": (1.0, 1e6)})
         monkeypatch.setattr(steps, "_write", lambda result, problem, given, trials, workshop: result)
         return limits, lasts
 
@@ -60,6 +61,12 @@ def test_a_choice_that_breaks_its_budget_is_searched_again_under_a_tighter_one(r
     assert limits == [[10.0, 5000.0], [pytest.approx(9.5 * 10 / 12 * 0.99), 5000.0]]
     assert best["repairs"] == [{"resource": "latency_us", "limit": 10.0, "predicted": 9.5, "measured": 12.0}]
     assert "breaks the budget" in told.lines[0] and "searched again" in told.lines[0]
+
+
+def test_a_limit_is_tightened_to_what_can_be_reached_before_it_goes_below(rounds):
+    limits, _ = rounds([20.0, 20.0, 9.9], least=8.0)
+    repaired()
+    assert [row[0] for row in limits] == [10.0, 8.0, pytest.approx(8.0 * 10 / 20 * 0.99)]
 
 
 def test_repairs_end_and_the_last_round_takes_what_keeps_the_budgets(rounds):
