@@ -63,9 +63,9 @@ def run(  # long for its options alone
     fix: Fix = None,
     a_bits: InputBits = 8,
     objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Assignments whose loss is measured. 32, or 16 on the embedded default.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Assignments whose loss is measured. 32, or 10 on the embedded default.")] = None,
     sampler: Annotated[str, typer.Option(help="Who proposes them: mpsearch, or a baseline, tpe, nsga2 or random.")] = "mpsearch",
-    polish: Annotated[int | None, typer.Option(help="Exchanges around the best whose loss is measured afterwards. 32, or 16 on the embedded default.")] = None,
+    polish: Annotated[int | None, typer.Option(help="Exchanges around the best whose loss is measured afterwards. 32, or 10 on the embedded default.")] = None,
     first_last_bits: FirstLastBits = None,
     method: Annotated[str, typer.Option(help="Reconstruction: qdrop, brecq, adaround, attention_round or nearest, with :option=value.")] = "qdrop",
     reconstruction_memory: Annotated[
@@ -118,7 +118,7 @@ def run(  # long for its options alone
             config = replace(config, budgets=tuple(budget))
     else:
         widths, rules = split_bits(bits)
-        usual = 16 if model is None else 32
+        usual = 10 if model is None else 32
         config = RunConfig(
             budgets=tuple(budget or ()),
             model=model,
