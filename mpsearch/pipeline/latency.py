@@ -162,6 +162,8 @@ def whole_runs(
     with progress.task("measure the whole model at mixed assignments") as advance:
         for _ in range(TRIES):
             asked = lacking()
+            if not asked:
+                break
             for done, run in enumerate(measure_models(key, asked, architecture.build, threads=config.threads), start=1):
                 held[run.key] = min(run, held.get(run.key, run), key=lambda r: (r.status == "unstable", r.spread))
                 if folder is not None and not table.estimated:

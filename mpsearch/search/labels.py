@@ -27,12 +27,11 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Labels:
-    """Whole assignments whose bounds do not exceed a ceiling, least damage first.
+    """Whole assignments whose bounds do not exceed a ceiling; iterating gives the positions of their M columns, least damage first.
 
     Args:
         complete: Whether every assignment of at most the ceiling's damage that keeps the limits is among them.
         scores: [S], ascending.
-        picks: Function of a position in `scores`: positions of M columns.
     """
 
     complete: bool
