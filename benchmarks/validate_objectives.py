@@ -25,17 +25,10 @@ from mpsearch.pipeline.validate import Effort, validate_objectives
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))
 RESULTS = ROOT / "benchmarks" / "results"
-PNG = {"data": "images/cifar10_png_subset.npz", "calibration_images": 512, "search_images": 512}
-JPEG = {
-    "data": "images/cifar10_jpeg_test_5000.zip",
-    "calibration_data": "images/cifar10_jpeg_train_1000.zip",
-    "calibration_images": 256,
-    "search_images": 512,
-    "evaluation_images": 500,
-}
+CIFAR = {"data": "images/cifar10_jpeg_test_5000.zip", "calibration_images": 512, "search_images": 1024}  # the networks have seen the training images
 MODELS = {
-    "resnet20": {"model": "cifar_resnet20", "weights": "cifar10_resnet20", **PNG},
-    "resnet56": {"model": "cifar_resnet56", "weights": "cifar10_resnet56", **PNG},
+    "resnet20": {"model": "cifar_resnet20", "weights": "cifar10_resnet20", **CIFAR},
+    "resnet56": {"model": "cifar_resnet56", "weights": "cifar10_resnet56", **CIFAR},
     "mobilenet": {
         "model": "mobilenetv1_075",
         "weights": "mobilenetv1_075_in1k",
@@ -43,10 +36,10 @@ MODELS = {
         "calibration_data": "images/imagenet_calib_1000.zip",
         "calibration_images": 256,
         "search_images": 128,
-        "evaluation_images": 100,
+        "evaluation_images": 500,
     },
-    "vit": {"model": "vit_cifar", "weights": "cifar10_vit_d128x6", **JPEG},
-    "resmlp": {"model": "resmlp_cifar", "weights": "cifar10_resmlp_d160x6", **JPEG},
+    "vit": {"model": "vit_cifar", "weights": "cifar10_vit_d128x6", **CIFAR},
+    "resmlp": {"model": "resmlp_cifar", "weights": "cifar10_resmlp_d160x6", **CIFAR},
 }
 PACKAGES = ("torch", "timm", "scipy", "numpy")
 
@@ -58,12 +51,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=60)
     parser.add_argument("--budgets", default="5")
     parser.add_argument("--local-steps", type=int, default=24)
+    parser.add_argument("--unseen-images", type=int, default=2000)
     arguments = parser.parse_args()
     objectives = tuple(arguments.objective or OBJECTIVES.names())
     for name in arguments.models:
         start = time.monotonic()
         config, study = settings(name, objectives), Study(ROOT / "studies" / f"objectives-{name}")
-        result = validate_objectives(config, study, Effort(arguments.samples, arguments.budgets, arguments.local_steps))
+        result = validate_objectives(config, study, Effort(arguments.samples, arguments.budgets, arguments.local_steps, arguments.unseen_images))
         print(write(RESULTS / f"objectives_{name}.md", name, result, time.monotonic() - start), flush=True)
 
 

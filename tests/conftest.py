@@ -10,6 +10,8 @@ from pathlib import Path
 
 if not Path("/dev/nvidiactl").exists():  # no GPU: the Triton kernels run in Triton's interpreter, which is chosen when Triton is imported (timm does)
     os.environ["TRITON_INTERPRET"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes that share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

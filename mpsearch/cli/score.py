@@ -43,7 +43,7 @@ def score(  # long for its options alone
     calibration_data: CalibrationData = None,
     calibration_images: CalibrationImages = 512,
     search_images: SearchImages = 256,
-    evaluation_images: Annotated[int | None, typer.Option(help="Kept apart, so that the others are those of a run with the same number.")] = None,
+    evaluation_images: Annotated[int | None, typer.Option(help="Kept apart; --validate measures regrets again on them.")] = None,
     bits: Bits = None,
     fix: Fix = None,
     a_bits: InputBits = 8,
@@ -53,6 +53,7 @@ def score(  # long for its options alone
     samples: Annotated[int, typer.Option(help="With --validate: assignments spread over the range of sizes.")] = 60,
     budgets: Annotated[str, typer.Option(help="With --validate: how many, or bits a weight such as 7,6,4.")] = "5",
     local_steps: Annotated[int, typer.Option(help="With --validate: measurements of the local search at each budget.")] = 24,
+    unseen_images: Annotated[int, typer.Option(help="With --validate: evaluation images at most, on which the regrets are measured again.")] = 1000,
     seed: Seed = 0,
     task: TaskName = "classification",
     name: Annotated[str | None, typer.Option(help="Of the study's folder below studies/; MODEL-score without it.")] = None,
@@ -90,7 +91,7 @@ def score(  # long for its options alone
     study = Study(study_folder(name or study_name(model, ("score",))))
     try:
         if validate:
-            _print_validation(validate_objectives(config, study, Effort(samples, budgets, local_steps), ProgressBars()), study.path, output)
+            _print_validation(validate_objectives(config, study, Effort(samples, budgets, local_steps, unseen_images), ProgressBars()), study.path, output)
         else:
             _print_scores(score_model(config, study, ProgressBars()), study.path, output)
     except KeyboardInterrupt:
@@ -118,12 +119,18 @@ def _print_scores(scored: Any, folder: Path, output: Format) -> None:
 
 
 def _print_validation(result: dict[str, Any], folder: Path, output: Format) -> None:
-    from mpsearch.pipeline.scorecard import LEGEND, card
+    from mpsearch.pipeline.scorecard import LEGEND, UNSEEN, card, unseen_card
 
     if output is Format.json:
         print(json.dumps(result, indent=1))
     else:
-        header, rows = card(result)
-        print_rows(header, list(rows), output)
+        (header, rows), (unseen_header, unseen_rows) = card(result), unseen_card(result)
+        if output is Format.csv:
+            beside = {name: cells for name, *cells in unseen_rows}
+            print_rows((*header, *unseen_header[1:]), [(*row, *beside[row[0]]) for row in rows], output)
+        else:
+            print_rows(header, list(rows), output)
+            print_rows(unseen_header, list(unseen_rows), output)
         say(LEGEND)
+        say(UNSEEN.format(images=result["images"]["unseen"]))
     say(f"{result['measured']} assignments measured. Everything: {folder / 'validation.json'}; for people: {folder / 'validation.md'}.")

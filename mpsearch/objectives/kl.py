@@ -26,13 +26,14 @@ class Kl(Objective):
 
     Args:
         images: Calibration images used.
-        memory_mb: Bound on the quantised weights that are kept at a time, in 10^6 bytes.
+        memory_mb: Bound on the quantised weights and the outputs of shared prefixes that are kept at a time, in 10^6 bytes; a pass starts behind the
+            units before the quantised one where their outputs fit.
     """
 
     needs_data: ClassVar[bool] = True
     unit: ClassVar[str] = "nats"
-    images: int = 32
-    memory_mb: int = 64
+    images: int = 64
+    memory_mb: int = 512
 
     def __post_init__(self) -> None:
         require_positive("kl", images=self.images, memory_mb=self.memory_mb)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 LEAST = 3
@@ -55,8 +56,28 @@ def _partial(found: float, predicted: Sequence[float], measured: Sequence[float]
     return None if left <= 1e-12 else (found - with_predicted * with_measured) / math.sqrt(left)
 
 
+def regret_with_error(losses: NDArray[np.float64], best: NDArray[np.float64]) -> tuple[float, float]:
+    """Regret of the mean over the same N images, below 0 where `best` was not best on them, and its standard error.
+
+    The error is that of a ratio of two means of pairs (the delta method): sd(losses - ratio best) / sqrt(N) / mean(best).
+    Infinite, without an error, where a loss is infinite, or the best mean is 0 and the other is not.
+    """
+    mean, least = float(losses.mean()), float(best.mean())
+    if not math.isfinite(mean) or not math.isfinite(least):
+        return math.inf, 0.0
+    if mean == least:
+        return 0.0, 0.0
+    if least <= 0:
+        return math.inf, 0.0
+    ratio = mean / least
+    spread = float((losses - ratio * best).std(ddof=1)) if len(losses) > 1 else math.inf
+    return ratio - 1, spread / math.sqrt(len(losses)) / least
+
+
 def regret(loss: float, best: float) -> float:
     """By how much a loss is above the best known, as a share of it; both are above the float model's, whose KL to itself is 0."""
+    if not math.isfinite(best):
+        return math.inf
     if loss <= best:
         return 0.0
     return loss / best - 1 if best > 0 else math.inf

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 import mpsearch.pipeline.costs as costs
@@ -17,14 +18,14 @@ from mpsearch.evaluate import FastEvaluator
 from mpsearch.objectives import OBJECTIVES, ScoringContext
 from mpsearch.objectives.interacting import INTERACTING, couple
 from mpsearch.pipeline import run
-from mpsearch.pipeline.agreement import agreement, regret
+from mpsearch.pipeline.agreement import agreement, regret, regret_with_error
 from mpsearch.pipeline.losses import LossBook
 from mpsearch.pipeline.sampling import mean_bits, nudged, spread_assignments
 from mpsearch.pipeline.score import claim, score_model
 from mpsearch.pipeline.scorecard import card, markdown
 from mpsearch.pipeline.study import Study
 from mpsearch.pipeline.validate import Effort, validate_objectives
-from mpsearch.problem import Candidate, Layer, Problem
+from mpsearch.problem import Assignment, Candidate, Layer, Problem
 from mpsearch.search import solve
 from mpsearch.search.losses import LossFile
 from mpsearch.search.superlayers import SuperLayers
@@ -111,7 +112,23 @@ class TestAgreement:
 
     def test_regret(self):
         assert [regret(0.3, 0.2), regret(0.2, 0.2), regret(0.0, 0.0)] == [pytest.approx(0.5), 0.0, 0.0]
-        assert regret(math.inf, 0.2) == regret(0.1, 0.0) == math.inf
+        assert regret(math.inf, 0.2) == regret(0.1, 0.0) == regret(math.inf, math.inf) == math.inf
+
+    def test_the_error_of_a_regret_is_that_of_many_draws(self):
+        rng = np.random.default_rng(0)
+        found, errors = [], []
+        for _ in range(2000):
+            best = rng.exponential(1.0, 200)
+            one, error = regret_with_error(1.2 * best + rng.exponential(0.1, 200), best)  # 1.3 on average
+            found.append(one)
+            errors.append(error)
+        assert np.mean(found) == pytest.approx(0.3, abs=0.002)
+        assert np.mean(errors) == pytest.approx(np.std(found), rel=0.05)
+
+    def test_regrets_that_have_no_error(self):
+        one, other = np.array([0.1, 0.3]), np.array([0.3, 0.1])
+        assert regret_with_error(one, other) == regret_with_error(0 * one, 0 * one) == (0.0, 0.0)
+        assert regret_with_error(one, 0 * one) == regret_with_error(np.array([1.0, math.inf]), one) == (math.inf, 0.0)
 
 
 class TestEffort:
@@ -232,7 +249,7 @@ class TestValidate:
         folder = validated["study"].path
         assert json.loads((folder / "validation.json").read_text()) == json.loads(json.dumps(result))
         assert (folder / "validation.md").read_text() == markdown(result)
-        assert {p.name.partition("-")[0] for p in (folder / "steps").iterdir()} == {"losses", "score"}
+        assert {p.name.partition("-")[0] for p in (folder / "steps").iterdir()} == {"losses", "score", "unseen"}
 
     def test_losses_regrets_and_ranks_are_what_they_are_said_to_be(self, result, settings, tmp_path):
         scored = score_model(settings(objectives=THREE), Study(tmp_path / "other"))
@@ -261,6 +278,36 @@ class TestValidate:
             assert budget["best_loss"] <= min([*fits, budget["uniform_loss"]])
         best = [budget["best_loss"] for budget in result["budgets"]]
         assert best == sorted(best), "fewer bytes cannot be better than more"
+
+    def test_unseen_regrets_are_those_on_the_evaluation_images(self, result, settings, tmp_path):
+        scored = score_model(settings(objectives=THREE), Study(tmp_path / "other"))
+        images = scored.subject.splits.evaluation
+        assert result["images"]["unseen"] == len(images)
+        truth = FastEvaluator(scored.subject.module, scored.calibration, images)
+        for objective in result["objectives"]:
+            for optimum, budget in zip(objective["optima"], result["budgets"], strict=True):
+                losses, best = (
+                    truth.losses(Assignment.from_json(held["assignment" if "assignment" in held else "best"])).numpy() for held in (optimum, budget)
+                )
+                assert optimum["unseen"]["loss"] == pytest.approx(losses.mean(), rel=1e-6)
+                assert optimum["unseen"]["regret"] == pytest.approx(losses.mean() / best.mean() - 1, abs=1e-6)
+                assert optimum["unseen"]["error"] == pytest.approx(regret_with_error(losses, best)[1], rel=1e-4, abs=1e-9)
+            assert objective["worst_unseen"] == max(o["unseen"]["regret"] for o in objective["optima"][:2])
+
+    def test_fewer_unseen_images_can_be_asked_for(self, settings, tmp_path):
+        config = settings(objectives=("weight_mse",))
+        assert validate_objectives(config, Study(tmp_path / "study"), replace(FEW, unseen_images=5))["images"]["unseen"] == 5
+        with pytest.raises(OptionError, match="2 or more"):
+            replace(FEW, unseen_images=1)
+
+    def test_the_verdict_is_by_the_unseen_images_and_their_errors(self, result):
+        told = json.loads(json.dumps(result))
+        for objective, (regret_, error) in zip(told["objectives"], ((0.05, 0.5), (0.3, 0.11), (0.3, 0.09)), strict=True):
+            for optimum in objective["optima"][:2]:
+                optimum["unseen"] = {"loss": 1.0, "regret": regret_, "error": error}
+        names = [objective["objective"] for objective in told["objectives"]]
+        said = f"down to 4 bits a weight: {names[0]}. Above it by less than two standard errors: {names[1]}.\n"
+        assert said in markdown(told)
 
     def test_worst_regret_counts_budgets_of_four_bits_and_more(self, result):
         for objective in result["objectives"]:
@@ -303,7 +350,6 @@ class TestValidate:
         assert other["overall"]["spearman"] < 1 and other["worst_regret"] > 0.1
         _, rows = card(result)
         assert [row[0] for row in rows] == ["weight_mse", "coding_length", "(uniform bits)"]
-        assert "down to 4 bits a weight: weight_mse.\n" in markdown(result)
         assert [b["best_loss"] for b in result["budgets"]] == pytest.approx([solve(problem, "weight_mse", [_limit(b)]).score for b in result["budgets"]])
 
     def test_an_objective_with_interactions_is_judged_by_its_own_sum(self, settings, tmp_path):
@@ -320,11 +366,13 @@ class TestValidate:
 
     def test_a_model_that_breaks_down_has_no_finite_regret(self, settings, tmp_path, monkeypatch):
         monkeypatch.setattr(FastEvaluator, "measure", lambda self, a: math.nan)
+        monkeypatch.setattr(FastEvaluator, "losses", lambda self, a: torch.full([16], math.nan))
         result = validate_objectives(settings(objectives=("weight_mse",)), Study(tmp_path / "study"), FEW)
         (objective,) = result["objectives"]
         assert objective["worst_regret"] is None and objective["overall"]["spearman"] is None
         assert {s["loss"] for s in result["samples"]} == {None}
-        assert "| weight_mse | - | - |" in markdown(result) and "No objective's exact optimum" in markdown(result)
+        assert "| weight_mse | - | - |" in markdown(result) and "no objective's exact optimum" in markdown(result)
+        assert objective["worst_unseen"] is None and "| weight_mse | - | - | - | - |" in markdown(result)
 
     def test_budgets_that_cannot_be_kept_are_named(self, settings, tmp_path):
         config = settings(objectives=("weight_mse",), first_last_bits=8)
