@@ -62,7 +62,9 @@ def run(  # long for its options alone
     bits: Bits = None,
     fix: Fix = None,
     a_bits: InputBits = 8,
-    objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated.")] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated. kl, output_mse and weight_mse without it.")
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Assignments whose loss is measured. 32, or 10 on the embedded default.")] = None,
     sampler: Annotated[str, typer.Option(help="Who proposes them: mpsearch, or a baseline, tpe, nsga2 or random.")] = "mpsearch",
     polish: Annotated[int | None, typer.Option(help="Exchanges around the best whose loss is measured afterwards. 32, or 10 on the embedded default.")] = None,
@@ -102,7 +104,7 @@ def run(  # long for its options alone
     """Search, quantise, write the artifact, and report: all seven steps."""
     for text in budget or () if model is None else ():
         Budget.parse(text)  # before the embedded model is fitted: a slip is told at once; for a model that is there with what it can reach
-    from mpsearch.pipeline import DEFAULT_OBJECTIVES, RunConfig
+    from mpsearch.pipeline import DEFAULT_OBJECTIVES, EMBEDDED_OBJECTIVES, RunConfig
     from mpsearch.pipeline import run as run_study
     from mpsearch.pipeline.crew import Crew
     from mpsearch.pipeline.study import Study
@@ -134,7 +136,7 @@ def run(  # long for its options alone
             layer_bits=rules,
             fix=tuple(fix or ()),
             a_bits=a_bits,
-            objectives=tuple(objective or DEFAULT_OBJECTIVES),
+            objectives=tuple(objective or (EMBEDDED_OBJECTIVES if model is None else DEFAULT_OBJECTIVES)),
             trials=usual if trials is None else trials,
             sampler=sampler,
             polish=usual if polish is None else polish,

@@ -12,6 +12,11 @@ from mpsearch.objectives._local import first_images
 from mpsearch.problem import Assignment
 from mpsearch.problem.assignment import FLOAT
 
+WORK = 8e12
+"""Multiply-accumulates of all passes together, had they all to start at the first unit; about half of it is done. Some minutes on two cores."""
+LEAST, MOST = 32, 512
+"""Images, whatever they cost."""
+
 
 @OBJECTIVES.register("kl")
 @dataclass(frozen=True)
@@ -19,34 +24,33 @@ class Kl(Objective):
     """Mean over images of KL(float || one unit at the candidate, all other units float).
 
     The truth for one unit, weight and input together; that the whole is the sum of its units is assumed. The dearest of the additive
-    objectives: a whole forward pass for every unit and candidate.
+    objectives: a forward pass from the unit on for every unit and candidate. Few images make much of the KL of a network that is sure of most of them,
+    so as many are used as `WORK` allows.
 
     References: Cai et al., ZeroQ, CVPR 2020, arXiv:2001.00281 (sensitivity of one layer); the KL score of NVIDIA ModelOpt's `auto_quantize`, which
     minimises the largest such score where this table is summed.
 
     Args:
-        images: Calibration images used.
+        images: Calibration images used; None for as many as `WORK` allows, `LEAST` to `MOST`.
         memory_mb: Bound on the quantised weights and the outputs of shared prefixes that are kept at a time, in 10^6 bytes; a pass starts behind the
             units before the quantised one where their outputs fit.
     """
 
     needs_data: ClassVar[bool] = True
     unit: ClassVar[str] = "nats"
-    images: int = 64
+    images: int | None = None
     memory_mb: int = 512
 
     def __post_init__(self) -> None:
-        require_positive("kl", images=self.images, memory_mb=self.memory_mb)
+        require_positive("kl", images=LEAST if self.images is None else self.images, memory_mb=self.memory_mb)
 
     def passes(self, context: ScoringContext) -> Passes:
         """One forward pass of the float model, one for every integer candidate of every calibrated unit, and two images that tell where passes can start."""
-        count, units = min(self.images, len(context.images)), set(calibrated_units(context))
-        pairs = zip(context.layers, context.candidates, strict=True)
-        return Passes(2 + count * (1 + sum(not c.is_float for layer, row in pairs if layer.name in units for c in row)))
+        return Passes(2 + self._count(context) * (1 + _choices(context)))
 
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`."""
-        images = first_images(context, self.images)
+        images = first_images(context, self._count(context))
         evaluator = FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=self.memory_mb * 10**6, task=context.task)
         everything = [*context.calibration.weights, *context.calibration.products]
         rows: Rows = []
@@ -59,3 +63,16 @@ class Kl(Objective):
             rows.append(row)
             context.on_step(done + 1, len(context.layers))
         return rows
+
+    def _count(self, context: ScoringContext) -> int:
+        wanted = self.images
+        if wanted is None:
+            passes = sum(layer.macs for layer in context.layers) * _choices(context)
+            wanted = int(min(max(WORK / max(passes, 1), LEAST), MOST))
+        return min(wanted, len(context.images))
+
+
+def _choices(context: ScoringContext) -> int:
+    """Integer candidates of calibrated units."""
+    units = set(calibrated_units(context))
+    return sum(not c.is_float for layer, row in zip(context.layers, context.candidates, strict=True) if layer.name in units for c in row)

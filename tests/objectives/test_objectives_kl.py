@@ -49,6 +49,18 @@ def test_units_that_are_not_asked_for_stay_float(tiny):
     assert np.array_equal(rows_of("kl", one)[0], rows_of("kl", context)[1])
 
 
+@pytest.mark.parametrize(("macs", "images"), [(1, 512), (10**15, 32), (int(8e12 / 100 / 6), 100)])
+def test_the_images_are_as_many_as_the_work_allows(macs, images):
+    units = ("a", "b", "c")
+    layers = tuple(Layer(u, "conv2d", (1, 1), ((1,),), (1,), macs // 3, u) for u in units)
+    quantizers = SimpleNamespace(weights=dict.fromkeys(units), products={})
+    context = SimpleNamespace(layers=layers, candidates=(CANDIDATES,) * 3, images=range(10_000), calibration=quantizers)
+    assert OBJECTIVES.create("kl").passes(context).forward == pytest.approx(2 + images * (1 + 3 * 2), abs=2 * 7)
+    assert OBJECTIVES.create("kl:images=5").passes(context).forward == 2 + 5 * 7
+    context.images = range(20)
+    assert OBJECTIVES.create("kl").passes(context).forward == 2 + 20 * 7
+
+
 class TestSqnr:
     def test_is_the_ratio_in_decibels_below_the_cap(self, tiny):
         context = context_of(tiny("conv"))

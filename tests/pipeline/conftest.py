@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mpsearch.pipeline import RunConfig
+from mpsearch.pipeline import RunConfig, finalists, latency
 
 FACTORY = """
 import torch
@@ -42,6 +42,14 @@ def place(tmp_path_factory):
     pixels = draw.integers(0, 256, (72, 4, 4, 3)).repeat(4, 1).repeat(4, 2) // 2 + draw.integers(0, 128, (72, 16, 16, 3))
     np.savez(folder / "images.npz", x=pixels.astype(np.uint8), y=np.arange(72) % 4)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_whole_runs(monkeypatch):
+    """Half of the whole-model runs, and none of them again where the machine did not hold still."""
+    monkeypatch.setattr(latency, "MIXED_RUNS", 12)
+    monkeypatch.setattr(latency, "TRIES", 1)
+    monkeypatch.setattr(finalists, "TRIES", 1)
 
 
 @pytest.fixture
