@@ -11,11 +11,13 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 MOST_CUTS = 8
 """Cuts whose outputs are kept, spread over the network."""
+_TRIES = 12  # modules of one part of the network that are tried, from its end, until one is a cut; a block has fewer
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class PrefixRunner:
         self._originals = [m.forward for _, m in self._watched]
         for index, (name, watched) in enumerate(self._watched):
             watched.__dict__["forward"] = self._door(index, name, set(units))
-        self.cuts = self._few(self._find(example), bytes_for_images, images)
+        self.cuts = _within(self._find(example), bytes_for_images, images)
 
     def run(self, inputs: Tensor, start: Cut | None, kept: Tensor | None, take: Callable[[Cut, Tensor], None] | None = None) -> Tensor:
         """Logits of a batch.
@@ -116,7 +118,7 @@ class PrefixRunner:
         return self._nothing[: shape.numel()].view(shape)
 
     def _find(self, example: Tensor) -> list[Cut]:
-        """All cuts, in order."""
+        """At most `MOST_CUTS`, in order, each the last of its part of the network; its end is none."""
         outputs: dict[int, Tensor] = {}
         versions: dict[int, int] = {}
         began: dict[int, tuple[str, ...]] = {}
@@ -127,18 +129,21 @@ class PrefixRunner:
             began[index] = tuple(dict.fromkeys(self._started))
 
         logits = self._pass(example, {}, note)
-        once = [i for i in self._ended if self._ended.count(i) == 1 and isinstance(outputs[i], Tensor) and len(outputs[i]) % len(example) == 0]
-        if not all(isinstance(outputs[i], Tensor) and len(outputs[i]) % len(example) == 0 and self._ended.count(i) == 1 for i in self._ended):
+        once = self._ended
+        if not all(isinstance(outputs[i], Tensor) and len(outputs[i]) % len(example) == 0 and once.count(i) == 1 for i in once):
             return []  # a module that gives no single tensor, or runs twice, cannot be passed by
         self._order, self._shapes = once, {i: outputs[i].shape for i in once}
         self._overwritten = {i for i in once if outputs[i]._version != versions[i]}
         clean: dict[int, Tensor] = {}
         self._pass(example, {}, lambda i, output: clean.update({i: output.clone()}))
+        inner = [i for i in once if began[i] and began[i] != began[once[-1]]]  # behind the first unit, before the last
+        last = {began[i]: i for i in inner}  # of those behind the same units the last
+        ends = [*last.values()]
         found = []
-        for place in once:
-            if self._cuts(example, logits, place, clean[place]):
-                size = clean[place].nbytes // len(example)
-                found.append(Cut(place, began[place], size, place in self._overwritten))
+        for part in np.array_split(np.array(ends, dtype=int), min(MOST_CUTS, max(len(ends), 1))):
+            place = next((i for i in part[::-1][:_TRIES].tolist() if self._cuts(example, logits, i, clean[i])), None)
+            if place is not None:
+                found.append(Cut(place, began[place], clean[place].nbytes // len(example), place in self._overwritten))
         return found
 
     def _cuts(self, example: Tensor, logits: Tensor, place: int, output: Tensor) -> bool:
@@ -148,14 +153,13 @@ class PrefixRunner:
         except (RuntimeError, ValueError, IndexError):  # what lies before is used in a way that other values do not allow
             return False
 
-    def _few(self, cuts: list[Cut], most_bytes: int, images: int) -> list[Cut]:
-        """Spread evenly; the ends of the network and what would not fit are left out."""
-        inner = [cut for i, cut in enumerate(cuts[:-1]) if cut.units and cut.units != cuts[i + 1].units]  # of those behind the same units the last
-        step = max(1, -(-len(inner) // MOST_CUTS))
-        few = inner[step - 1 :: step]
-        while few and sum(cut.bytes_for_image for cut in few) * images > most_bytes:
-            few.remove(max(few, key=lambda cut: cut.bytes_for_image))
-        return few
+
+def _within(cuts: list[Cut], most_bytes: int, images: int) -> list[Cut]:
+    """Those whose outputs fit together; the largest are left out first."""
+    few = list(cuts)
+    while few and sum(cut.bytes_for_image for cut in few) * images > most_bytes:
+        few.remove(max(few, key=lambda cut: cut.bytes_for_image))
+    return few
 
 
 def _around(module: nn.Module, units: Sequence[str]) -> list[tuple[str, nn.Module]]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mpsearch.errors import OptionError
+from mpsearch.evaluate import TASKS
 from mpsearch.evaluate.metrics import kl_divergence
 from mpsearch.objectives import OBJECTIVES, ScoringContext
 from mpsearch.objectives.output_mse import Sqnr
@@ -59,6 +60,39 @@ def test_the_images_are_as_many_as_the_work_allows(macs, images):
     assert OBJECTIVES.create("kl:images=5").passes(context).forward == 2 + 5 * 7
     context.images = range(20)
     assert OBJECTIVES.create("kl").passes(context).forward == 2 + 20 * 7
+
+
+class TestKlFisher:
+    def test_is_the_mean_of_both(self, tiny):
+        context = context_of(tiny("conv"))
+        both, kl, fisher = (rows_of(f"{name}:images=12", context) for name in ("kl_fisher", "kl", "fisher"))
+        assert np.allclose(both, (kl + fisher / 2) / 2, rtol=1e-12) and not np.allclose(kl, fisher / 2, rtol=0.01)
+        passes = [OBJECTIVES.create(f"{name}:images=12").passes(context) for name in ("kl_fisher", "kl", "fisher")]
+        assert passes[0].forward == passes[1].forward + passes[2].forward and passes[0].backward == passes[2].backward > 0
+
+    def test_both_are_estimates_of_one_quantity(self, tiny):
+        """Where the damage is small the second order is all there is."""
+        context = context_of(tiny("conv"))
+        context = ScoringContext(
+            context.module, context.layers, ((Candidate.parse("W8A8"), Candidate.parse("W7A8")),) * len(context.layers), context.calibration, context.images
+        )
+        kl, fisher = rows_of("kl:images=512", context), rows_of("fisher:images=512,samples=8", context) / 2
+        assert 0.5 < float(np.median(kl / fisher)) < 2
+
+    def test_progress_goes_from_nothing_to_all(self, tiny):
+        told = []
+        context = context_of(tiny("conv"))
+        rows_of(
+            "kl_fisher:images=4",
+            ScoringContext(*(getattr(context, n) for n in ("module", "layers", "candidates", "calibration", "images")), 0, lambda *s: told.append(s)),
+        )
+        done = [d for d, _ in told]
+        assert done == sorted(done) and told[-1] == (2 * len(context.layers),) * 2
+
+    def test_a_task_without_classes_is_measured_alone(self, tiny):
+        context = context_of(tiny("conv"))
+        context = ScoringContext(context.module, context.layers, context.candidates, context.calibration, context.images, task=TASKS.create("embedding"))
+        assert np.array_equal(rows_of("kl_fisher:images=8", context), rows_of("kl:images=8", context))
 
 
 class TestSqnr:
