@@ -1,4 +1,4 @@
-"""`nn.MultiheadAttention` with its projections as layers of their own, which it hands to one function as bare weights otherwise."""
+"""Attentions with their projections as layers of their own, which they hand to one function as bare weights otherwise."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from mpsearch.models.trace import Op, Trace
 from mpsearch.models.tree import holders
 
 MARK = "in_proj_weight"
+SEPARATE = "qkv_bias_separate"
+"""timm's own switch on the attentions of BEiT, EVA and Swin V2: the projection is called as a layer, and its bias, which is put together from parts, added."""
 
 
 def is_self_attention(trace: Trace, op: Op, module: nn.Module) -> bool:
@@ -24,6 +26,15 @@ def is_self_attention(trace: Trace, op: Op, module: nn.Module) -> bool:
         return False
     plain = attention.bias_k is None and not attention.add_zero_attn
     return plain and len(holders(module, attention)) == 1 and all(len(holders(module, p)) == 1 for p in attention.parameters())
+
+
+def borrows_weight(trace: Trace, op: Op, module: nn.Module) -> bool:
+    """Whether an operation is the projection of an attention that multiplies by the weight of its `qkv` without calling it, and can be switched to call it."""
+    if op.kind != "linear" or not op.path:
+        return False
+    attention, weight = module.get_submodule(op.path), trace.constant.get(op.operands[1])
+    layer, switch = attention._modules.get("qkv"), getattr(attention, SEPARATE, None)
+    return switch is False and isinstance(layer, nn.Linear) and weight is not None and weight.name == f"{op.path}.qkv.weight"
 
 
 def write_out(attention: nn.MultiheadAttention) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mpsearch.errors import ModelError
-from mpsearch.models.attention import MARK, is_self_attention, write_out
+from mpsearch.models.attention import MARK, SEPARATE, borrows_weight, is_self_attention, write_out
 from mpsearch.models.bake import bake, is_bakeable
 from mpsearch.models.trace import Op, Trace
 from mpsearch.models.tree import copied, holders, is_own_weight
@@ -24,7 +24,8 @@ def find_foldable(trace: Trace, module: nn.Module) -> tuple[tuple[str, str], ...
     """(layer, batch norm) for each batch norm that reads what one convolution or linear layer alone gives to it alone, and before it (layer, its weight).
 
     The latter, such as `("stem", "stem.weight")`, is for layers that compute the weight that they multiply by: `mpsearch.models.bake`; and
-    `("attn", "attn.in_proj_weight")` for attentions that can be written out: `mpsearch.models.attention`.
+    `("attn", "attn.in_proj_weight")` for attentions that can be written out, `("attn", "attn.qkv_bias_separate")` for those that can be switched to call
+    their projection: `mpsearch.models.attention`.
     A layer or a norm that is called more than once, shares its weight, or is registered under two names is left alone, and so is a norm
     without running statistics or with a forward of its own.
 
@@ -39,6 +40,8 @@ def find_foldable(trace: Trace, module: nn.Module) -> tuple[tuple[str, str], ...
             pairs.append((op.path, f"{op.path}.weight"))
         elif is_self_attention(trace, op, module):
             pairs.append((op.path, f"{op.path}.{MARK}"))
+        elif borrows_weight(trace, op, module):
+            pairs.append((op.path, f"{op.path}.{SEPARATE}"))
     pairs = list(dict.fromkeys(pairs))
     for norm in trace.ops:
         layer = trace.producer.get(norm.inputs[0]) if norm.kind == "batch_norm" else None
@@ -68,6 +71,9 @@ def fold_batch_norm(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.M
             continue
         if norm_name == f"{layer_name}.{MARK}" and isinstance(layer, nn.MultiheadAttention):
             write_out(layer)
+            continue
+        if norm_name == f"{layer_name}.{SEPARATE}" and hasattr(layer, SEPARATE):
+            setattr(layer, SEPARATE, True)
             continue
         norm = _get(folded, norm_name)
         if not isinstance(layer, nn.Conv2d | nn.Linear) or not isinstance(norm, _Norm):

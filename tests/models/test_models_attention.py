@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -85,3 +86,27 @@ def test_another_use_of_a_written_out_attention_is_refused():
     x = torch.randn(6, 2, 8)
     with pytest.raises(ModelError, match="written out for one tensor"):
         written.attn(x, x[:3], x[:3])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("beit_base_patch16_224", {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2}),
+        ("eva02_tiny_patch14_224", {"img_size": 28, "depth": 2, "embed_dim": 32, "num_heads": 2}),
+        ("swinv2_tiny_window8_256", {"img_size": 64, "window_size": 2, "embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}),
+    ],
+)
+def test_attentions_that_borrow_the_weight_of_their_projection_are_switched_to_call_it(name: str, arguments: dict[str, Any]):
+    torch.manual_seed(0)
+    module = timm.create_model(name, **arguments).eval()
+    for part, parameter in module.named_parameters():
+        if "bias" in part:
+            nn.init.normal_(parameter)
+    x = torch.randn(2, 3, arguments["img_size"], arguments["img_size"])
+    pairs = find_foldable(trace_model(module, x), module)
+    switched = {layer for layer, other in pairs if other == f"{layer}.qkv_bias_separate"}
+    assert switched == {n for n, m in module.named_modules() if n.endswith(".attn")}
+    folded = fold_batch_norm(module, pairs)
+    torch.testing.assert_close(folded(x), module(x), atol=1e-5, rtol=1e-5)
+    assert {f"{path}.qkv" for path in switched} <= {layer.name for layer in analyze(folded, x).layers}
+    assert not any(m.qkv_bias_separate for n, m in module.named_modules() if n in switched), "the model that was given is left as it was"
