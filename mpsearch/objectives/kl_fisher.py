@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from mpsearch.objectives._base import OBJECTIVES, Objective, Passes, Rows, ScoringContext, require_positive
+from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Passes, Rows, ScoringContext, require_positive
 from mpsearch.objectives.fisher import Fisher
 from mpsearch.objectives.kl import Kl
 
@@ -50,10 +50,21 @@ class KlFisher(Objective):
 
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`."""
+        return self.parts(context).total
+
+    def parts(self, context: ScoringContext) -> Parts:
+        """The table, and what weights and inputs contribute in the proportion that the Fisher information gives them."""
         if not context.task.classes:
-            return self._kl.score(context)
-        steps = 2 * len(context.layers)
-        half = replace(context, on_step=lambda done, total: context.on_step(len(context.layers) * done // total, steps))
-        second_order = self._fisher.score(half)
-        measured = self._kl.score(replace(context, on_step=lambda done, total: context.on_step(len(context.layers) + done, steps)))
-        return [[(m + f / 2) / 2 for m, f in zip(*rows, strict=True)] for rows in zip(measured, second_order, strict=True)]
+            return self._kl.parts(context)
+        layers = len(context.layers)
+        half = replace(context, on_step=lambda done, total: context.on_step(layers * done // total, 2 * layers))
+        fisher = self._fisher.parts(half)
+        measured = self._kl.score(replace(context, on_step=lambda done, total: context.on_step(layers + done, 2 * layers)))
+        total = [[(m + f / 2) / 2 for m, f in zip(*rows, strict=True)] for rows in zip(measured, fisher.total, strict=True)]
+        return Parts(total, _shares(total, fisher.weights, fisher.total), _shares(total, fisher.activations, fisher.total))
+
+
+def _shares(total: Rows, part: Rows | None, whole: Rows) -> Rows | None:
+    if part is None:
+        return None
+    return [[t * p / w if w else 0.0 for t, p, w in zip(*rows, strict=True)] for rows in zip(total, part, whole, strict=True)]

@@ -70,6 +70,13 @@ class TestKlFisher:
         passes = [OBJECTIVES.create(f"{name}:images=12").passes(context) for name in ("kl_fisher", "kl", "fisher")]
         assert passes[0].forward == passes[1].forward + passes[2].forward and passes[0].backward == passes[2].backward > 0
 
+    def test_weights_and_inputs_share_it_as_in_the_fisher_information(self, tiny):
+        context = context_of(tiny("conv"))
+        parts, fisher = (OBJECTIVES.create(f"{name}:images=12").parts(context) for name in ("kl_fisher", "fisher"))
+        total, weights, inputs = (np.array(rows) for rows in (parts.total, parts.weights, parts.activations))
+        assert np.allclose(weights + inputs, total, rtol=1e-9)
+        assert np.allclose(weights[:, :2] / total[:, :2], np.array(fisher.weights)[:, :2] / np.array(fisher.total)[:, :2], rtol=1e-9)
+
     def test_both_are_estimates_of_one_quantity(self, tiny):
         """Where the damage is small the second order is all there is."""
         context = context_of(tiny("conv"))
