@@ -7,8 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from mpsearch.data.sources._base import SPLITS, TEST, TRAIN
 from mpsearch.data.sources.arrays import ArraySource
@@ -28,6 +26,9 @@ class DigitsSource(ArraySource):
 
 def digits_split(seed: int = HOLDOUT_SEED) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Indices into `sklearn.datasets.load_digits()` of 1257 train and 540 test images (70/30), stratified by label."""
+    from sklearn.datasets import load_digits  # a second or two, which every other command would pay
+    from sklearn.model_selection import train_test_split
+
     _, labels = load_digits(return_X_y=True)
     train, test = train_test_split(np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=seed)
     return np.sort(train), np.sort(test)
@@ -38,6 +39,8 @@ def open_digits(split: str | None = None, seed: int = HOLDOUT_SEED) -> DigitsSou
     part = SPLITS.get(split or TEST)
     if part is None:
         raise DataError(f"digits has no part {split!r}. It has 'train' and 'test'.")
+    from sklearn.datasets import load_digits
+
     pixels, labels = load_digits(return_X_y=True)
     # 0 to 16 becomes 0 to 255
     images = np.rint(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)

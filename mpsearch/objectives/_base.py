@@ -11,7 +11,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.isotonic import IsotonicRegression
 from torch import nn
 
 from mpsearch.data import SampleSet
@@ -187,6 +186,8 @@ def monotone(candidates: Sequence[Candidate], row: Sequence[float]) -> tuple[lis
             v >= w for (_, v), (_, w) in zip(sorted(zip(bits, values, strict=True)), sorted(zip(bits, values, strict=True))[1:], strict=False)
         ):
             continue
+        from sklearn.isotonic import IsotonicRegression  # a second or two, which only a repair needs
+
         fitted = IsotonicRegression(increasing=False).fit_transform(np.array(bits, float), np.array(values))
         for i, value in zip(at, fitted, strict=True):
             moved += int(not math.isclose(fixed[i], value, rel_tol=1e-9, abs_tol=0.0))

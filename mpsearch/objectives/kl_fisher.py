@@ -56,10 +56,10 @@ class KlFisher(Objective):
         """The table, and what weights and inputs contribute in the proportion that the Fisher information gives them."""
         if not context.task.classes:
             return self._kl.parts(context)
-        layers = len(context.layers)
-        half = replace(context, on_step=lambda done, total: context.on_step(layers * done // total, 2 * layers))
-        fisher = self._fisher.parts(half)
-        measured = self._kl.score(replace(context, on_step=lambda done, total: context.on_step(layers + done, 2 * layers)))
+        images = min(self._fisher.images, len(context.images))  # its steps; those of `kl` are the layers
+        steps = images + len(context.layers)
+        fisher = self._fisher.parts(replace(context, on_step=lambda done, total: context.on_step(done, steps)))
+        measured = self._kl.score(replace(context, on_step=lambda done, total: context.on_step(images + done, steps)))
         total = [[(m + f / 2) / 2 for m, f in zip(*rows, strict=True)] for rows in zip(measured, fisher.total, strict=True)]
         return Parts(total, _shares(total, fisher.weights, fisher.total), _shares(total, fisher.activations, fisher.total))
 

@@ -86,16 +86,6 @@ class TestKlFisher:
         kl, fisher = rows_of("kl:images=512", context), rows_of("fisher:images=512,samples=8", context) / 2
         assert 0.5 < float(np.median(kl / fisher)) < 2
 
-    def test_progress_goes_from_nothing_to_all(self, tiny):
-        told = []
-        context = context_of(tiny("conv"))
-        rows_of(
-            "kl_fisher:images=4",
-            ScoringContext(*(getattr(context, n) for n in ("module", "layers", "candidates", "calibration", "images")), 0, lambda *s: told.append(s)),
-        )
-        done = [d for d, _ in told]
-        assert done == sorted(done) and told[-1] == (2 * len(context.layers),) * 2
-
     def test_a_task_without_classes_is_measured_alone(self, tiny):
         context = context_of(tiny("conv"))
         context = ScoringContext(context.module, context.layers, context.candidates, context.calibration, context.images, task=TASKS.create("embedding"))
