@@ -18,6 +18,7 @@ import onnx
 import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch import files
 from mpsearch.deploy.graph import drop_unused, keep_pads, readers_of, replace_nodes, unit_of
@@ -44,7 +45,8 @@ def export_float(module: nn.Module, example: Tensor, opset: int = OPSET) -> Mode
     """
     two = torch.cat([example[:1], example[:1]])  # a batch of one would be fixed by the exporter
     try:
-        with warnings.catch_warnings():
+        # fused attention with a mask is traced with the strides of one kernel and decomposed with those of another, which the exporter refuses
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")  # the exporter's advice to itself
             program = torch.onnx.export(module, (two,), dynamo=True, opset_version=opset, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False)
     except Exception as error:  # torch's exporter has no common base class for its errors

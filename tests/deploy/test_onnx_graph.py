@@ -4,6 +4,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
@@ -31,6 +32,15 @@ def test_the_float_graph_is_the_module(exported, tmp_path, name):
     save_onnx(tmp_path / "float.onnx", graph)
     with torch.no_grad():
         torch.testing.assert_close(run_onnx(tmp_path / "float.onnx")(net.images), net.module(net.images), rtol=1e-3, atol=1e-4)
+
+
+def test_fused_attention_with_a_mask_is_exported(tmp_path):
+    torch.manual_seed(0)
+    module, x = timm.create_model("beit_base_patch16_224", img_size=32, depth=1, embed_dim=32, num_heads=2).eval(), torch.randn(3, 3, 32, 32)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.1).requires_grad_(False)
+    save_onnx(tmp_path / "masked.onnx", export_float(module, x))
+    torch.testing.assert_close(run_onnx(tmp_path / "masked.onnx")(x), module(x), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NETS)
