@@ -30,7 +30,7 @@ class KlFisher(Objective):
     needs_data: ClassVar[bool] = True
     unit: ClassVar[str] = "nats"
     images: int | None = None
-    memory_mb: int = 512
+    memory_mb: int = 2048
 
     def __post_init__(self) -> None:
         require_positive("kl_fisher", images=1 if self.images is None else self.images, memory_mb=self.memory_mb)
