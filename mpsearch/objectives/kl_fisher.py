@@ -17,8 +17,9 @@ class KlFisher(Objective):
 
     The measured divergence of one unit alone is right for that unit, but levels off where the unit does much damage, which units that are
     quantised beside it do not, and is made by few images where the model is sure of most. The second-order one knows nothing of higher
-    orders, but keeps growing with the squared error and varies less with the images. Where they err in different places their mean errs less than either,
-    which it does on a ResNet and at low bits on a transformer does not: docs/objectives.md has the measurements. Where the task has no classes there is no Fisher information of them, and this is `kl`.
+    orders, but keeps growing with the squared error and varies less with the images. Where they err in different places the mean errs less
+    than either: so on a ResNet, but not at 4 bits on a transformer (docs/objectives.md has the measurements). Where the task has no classes
+    there is no Fisher information of them, and this is `kl`.
 
     References: ours. Of the parts, see `kl` and `fisher`.
 
