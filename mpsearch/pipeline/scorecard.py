@@ -108,11 +108,11 @@ def _settings(result: dict[str, Any]) -> str:
 
 
 def _verdict(result: dict[str, Any]) -> str:
-    """By the unseen images; an objective whose regret is above the limit by less than two standard errors is told apart from one that is clearly above."""
+    """By the unseen images; one whose regret is above the limit by less than two standard errors is named apart, and one image has no error to judge by."""
     within, near = [], []
     for objective in result["objectives"]:
         asked = [optimum["unseen"] for optimum in objective["optima"] if optimum["bits"] >= LOW_BITS]
-        if not asked or any(u["regret"] is None for u in asked):
+        if not asked or any(u["regret"] is None or u["error"] is None for u in asked):
             continue
         if all(u["regret"] <= LIMIT for u in asked):
             within.append(objective["objective"])
@@ -135,7 +135,7 @@ def _number(value: float | None) -> str:
 def _with_error(unseen: dict[str, float | None] | None) -> str:
     if unseen is None or unseen["regret"] is None:
         return "-"
-    return f"{unseen['regret']:+.1%} ± {unseen['error']:.1%}"
+    return f"{unseen['regret']:+.1%}" + ("" if unseen["error"] is None else f" ± {unseen['error']:.1%}")
 
 
 def _share(value: float | None) -> str:

@@ -300,6 +300,15 @@ class TestValidate:
         with pytest.raises(OptionError, match="2 or more"):
             replace(FEW, unseen_images=1)
 
+    def test_one_unseen_image_has_regrets_without_errors_and_no_verdict(self, settings, tmp_path):
+        config = settings(objectives=("weight_mse",), evaluation_images=1)
+        result = validate_objectives(config, Study(tmp_path / "study"), FEW)
+        (objective,) = result["objectives"]
+        moved = [o["unseen"] for o in objective["optima"] if o["unseen"]["regret"] != 0]
+        assert result["images"]["unseen"] == 1 and moved and all(u["error"] is None for u in moved)
+        assert f"| {moved[0]['regret']:+.1%} |" in markdown(result)
+        assert "no objective's exact optimum" in markdown(result)
+
     def test_the_verdict_is_by_the_unseen_images_and_their_errors(self, result):
         told = json.loads(json.dumps(result))
         for objective, (regret_, error) in zip(told["objectives"], ((0.05, 0.5), (0.3, 0.11), (0.3, 0.09)), strict=True):
