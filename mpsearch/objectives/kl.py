@@ -46,12 +46,19 @@ class Kl(Objective):
 
     def passes(self, context: ScoringContext) -> Passes:
         """One forward pass of the float model, one for every integer candidate of every calibrated unit, and two images that tell where passes can start."""
-        return Passes(2 + self._count(context) * (1 + _choices(context)))
+        return Passes(2 + self.count(context) * (1 + _choices(context)))
 
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`."""
-        images = first_images(context, self._count(context))
-        evaluator = FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=self.memory_mb * 10**6, task=context.task)
+        return self.rows(context, self.evaluator(context))
+
+    def evaluator(self, context: ScoringContext) -> FastEvaluator:
+        """What measures on the images that are used."""
+        images = first_images(context, self.count(context))
+        return FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=self.memory_mb * 10**6, task=context.task)
+
+    def rows(self, context: ScoringContext, evaluator: FastEvaluator) -> Rows:
+        """`L x C_l`: each unit alone at each candidate."""
         everything = [*context.calibration.weights, *context.calibration.products]
         rows: Rows = []
         for done, (layer, candidates) in enumerate(zip(context.layers, context.candidates, strict=True)):
@@ -64,7 +71,8 @@ class Kl(Objective):
             context.on_step(done + 1, len(context.layers))
         return rows
 
-    def _count(self, context: ScoringContext) -> int:
+    def count(self, context: ScoringContext) -> int:
+        """Images that are used."""
         wanted = self.images
         if wanted is None:
             passes = sum(layer.macs for layer in context.layers) * _choices(context)

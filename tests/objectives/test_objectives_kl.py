@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 from mpsearch.errors import OptionError
-from mpsearch.evaluate import TASKS
+from mpsearch.evaluate import TASKS, FastEvaluator
 from mpsearch.evaluate.metrics import kl_divergence
 from mpsearch.objectives import OBJECTIVES, ScoringContext
+from mpsearch.objectives.kl_mixed import _drawn, _Unit
 from mpsearch.objectives.output_mse import Sqnr
 from mpsearch.problem import Candidate, Layer
 from mpsearch.quant import install
@@ -90,6 +92,63 @@ class TestKlFisher:
         context = context_of(tiny("conv"))
         context = ScoringContext(context.module, context.layers, context.candidates, context.calibration, context.images, task=TASKS.create("embedding"))
         assert np.array_equal(rows_of("kl_fisher:images=8", context), rows_of("kl:images=8", context))
+
+
+class TestKlMixed:
+    TEXT = "kl_mixed:images=32,assignments=48"
+
+    def context(self, tiny) -> ScoringContext:
+        context = context_of(tiny("conv"))
+        widths = tuple(Candidate.parse(f"W{bits}A8") for bits in (8, 6, 5, 4, 3, 2))
+        return replace(context, candidates=((*widths, Candidate.parse("float")),) * len(context.layers))
+
+    def test_it_learns_what_units_do_beside_others(self, tiny, monkeypatch):
+        """The loss is made up: beside other quantised units, every second unit does eight times what it does alone."""
+        context = self.context(tiny)
+        names = sorted(layer.name for layer in context.layers)
+
+        def measure(self, assignment):
+            done = {n: 4.0 ** -assignment[n].w_bits * (1 + names.index(n)) for n in names if not assignment[n].is_float}
+            return sum(v * (8 if len(done) > 1 and names.index(n) % 2 else 1) for n, v in done.items())
+
+        monkeypatch.setattr(FastEvaluator, "measure", measure)
+        alone, mixed = rows_of("kl:images=32", context), rows_of(self.TEXT, context)
+        beside = np.array([[8 if names.index(layer.name) % 2 else 1] for layer in context.layers])
+        true = np.log(alone[:, :-1] * beside)
+
+        def off(table: np.ndarray) -> float:
+            return float(np.std(np.log(table[:, :-1]) - true))
+
+        assert off(mixed) < 0.4 * off(alone)
+
+    def test_float_and_units_that_are_not_calibrated_have_no_damage(self, tiny):
+        context = self.context(tiny)
+        unknown = replace(context.layers[0], name="elsewhere")
+        context = replace(context, layers=(*context.layers, unknown), candidates=(*context.candidates, context.candidates[0]))
+        table = rows_of(self.TEXT, context)
+        assert not table[:, -1].any() and not table[-1].any() and (table[:-1, :-1] > 0).all()
+
+    def test_the_drawn_assignments_cover_the_range_of_bits(self):
+        units = [_Unit(i, (0, 1, 2), np.array([0.1, 1.0, 5.0]) * (i + 1), np.array([8.0, 4.0, 2.0])) for i in range(20)]
+        drawn = _drawn(units, 50, seed=0)
+        mean = [np.mean([(8, 4, 2)[c] for c in choices]) for choices in drawn]
+        assert len(set(drawn)) > 45 and drawn == _drawn(units, 50, seed=0) != _drawn(units, 50, seed=1)
+        assert min(mean) < 3.2 and max(mean) > 7.2 and np.histogram(mean, 5, (2.7, 7.7))[0].min() >= 5
+
+    def test_nothing_to_correct_by_leaves_the_table_of_single_units(self, tiny):
+        context = context_of(tiny("conv"))
+        only = ((Candidate.parse("W4A8"),),) * len(context.layers)
+        context = replace(context, candidates=only)
+        assert np.array_equal(rows_of("kl_mixed:images=8", context), rows_of("kl:images=8", context))
+
+    def test_passes_are_those_of_kl_and_of_the_assignments(self, tiny):
+        context = self.context(tiny)
+        kl, mixed = (OBJECTIVES.create(text).passes(context) for text in ("kl:images=32", self.TEXT))
+        assert mixed.forward == kl.forward + 48 * len(context.images)
+
+    def test_bad_options_are_refused(self):
+        with pytest.raises(OptionError, match="'assignments' of kl_mixed is 0"):
+            OBJECTIVES.create("kl_mixed:assignments=0")
 
 
 class TestSqnr:
