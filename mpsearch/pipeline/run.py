@@ -219,7 +219,11 @@ def _tightened(budget: Budget, limit: Budget, result: dict[str, Any], least: flo
 
 
 def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibration, workshop: Workshop, crew: Crew | None) -> dict[str, Any]:
-    """Step 4: the proxy's optimum, the greatest uniform assignment that fits, and the best of the study on the measured loss."""
+    """Step 4: the proxy's optimum, the greatest uniform assignment that fits, and the best of the study on the measured loss beside these two.
+
+    Where the states that the study measures were learned, those of one width were learned together: it is partial to the uniform assignment, which is a
+    finalist of its own.
+    """
     config = workshop.config
     proxy = config.objectives[0].partition(":")[0]
     optimum = solve(problem, proxy, limits)
@@ -227,8 +231,10 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if problem.interactions.get(proxy) else None)) if indices is not None]
     tables = _additive(problem, proxy)
     trials, name = _trials(replace(problem, interactions={}), tables, limits, warm, calibration, workshop, crew or Crew())
-    best = min((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
-    return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": best, "trials": trials, "journal": name}
+    ranked = sorted((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
+    best = next((t for t in ranked if t.indices not in (uniform, optimum.indices)), ranked[0])
+    label = "best of the study" if best is ranked[0] else "best other of the study"
+    return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": {label: best.indices}, "trials": trials, "journal": name}
 
 
 def _trials(
@@ -299,7 +305,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Steps 5 and 6: rows of the results table; the finalists are reconstructed, and one is chosen, at last among those that keep the budgets if any does."""
     shown = {u.label: u.indices for u in _uniforms(problem, workshop.config) if u.candidate.w_bits in (8, 6, 4) or u.indices == found["uniform"]}
-    finalists = {f"exact optimum of {found['proxy']}": found["optimum"].indices, "best of the study": found["best"].indices}
+    finalists = {f"exact optimum of {found['proxy']}": found["optimum"].indices, **found["best"]}
     rows, learned = [], {}
     for label, indices in {**shown, **finalists}.items():
         row = _row(label, problem, indices, budgets, workshop)

@@ -93,6 +93,16 @@ def test_the_best_is_the_finalist_of_least_search_loss_but_the_uniform_one_wins_
     assert result["rows"][0]["label"] == "float"
 
 
+def test_the_finalists_are_three(finished):
+    _, study, result = finished("packed")
+    done = {row["label"]: tuple(row["indices"]) for row in result["rows"] if "reconstructed" in row}
+    (label, indices), (uniform, optimum) = done.popitem(), done.values()
+    assert len({indices, uniform, optimum}) == 3
+    ranked = [tuple(t["indices"]) for t in sorted(_json(study, "front.json")["measured"], key=lambda t: (t["loss"], t["number"])) if t["fits"]]
+    assert indices == next(i for i in ranked if i not in (uniform, optimum))
+    assert label == ("best of the study" if indices == ranked[0] else "best other of the study")
+
+
 def test_the_artifact_computes_what_was_reported(finished, net, place):
     _, study, result = finished("packed")
     description = read_description(study.artifact / "best.safetensors")
