@@ -75,7 +75,7 @@ def run(  # long for its options alone
         str, typer.Option(help="Bound on the activations that the reconstruction stores; it uses fewer images to keep it.")
     ] = "8GiB",
     iterations: Annotated[
-        int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 8 on the embedded default.")
+        int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 4 on the embedded default.")
     ] = None,
     search_iterations: Annotated[
         int | None,

@@ -19,7 +19,7 @@ TARGETS = (*RUNTIMES, "packed")
 """What a run can write for: the runtimes that it can measure, and the packed checkpoint alone."""
 _MOST_SEED = 2**31 - 1
 DEFAULT_OBJECTIVES = ("kl", "output_mse", "weight_mse")
-EMBEDDED_OBJECTIVES = ("kl:images=16", "weight_mse")
+EMBEDDED_OBJECTIVES = ("kl:images=10", "weight_mse")
 """Of the embedded default, which is to be done in minutes."""
 
 
@@ -48,7 +48,7 @@ class RunConfig:
         polish: Exchanges around the best of them whose loss is measured afterwards.
         first_last_bits: Weight and input bits of the first and the last unit; None leaves them to the search.
         method: Registered reconstruction method, with options.
-        iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 200, or 8 on the embedded default.
+        iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 200, or 4 on the embedded default.
         search_iterations: Reconstruction steps for each block at each bit-width before the search, which then sees the damage that reconstruction leaves; 0 to
             search on rounding to nearest; None for a quarter of `iterations`, or 0 on the embedded default.
         reconstruction_memory: Bound on the activations that a reconstruction stores, such as `8GiB`; it uses fewer images to keep it.
@@ -157,7 +157,7 @@ class RunConfig:
     @property
     def steps(self) -> int:
         """Reconstruction steps for each block."""
-        return self.iterations if self.iterations is not None else 8 if self.model is None else 200
+        return self.iterations if self.iterations is not None else 4 if self.model is None else 200
 
     @property
     def search_steps(self) -> int:
