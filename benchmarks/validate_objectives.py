@@ -25,7 +25,7 @@ from mpsearch.pipeline.validate import Effort, validate_objectives
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))
 RESULTS = ROOT / "benchmarks" / "results"
-CIFAR = {"data": "images/cifar10_jpeg_test_5000.zip", "calibration_images": 512, "search_images": 1024}  # the networks have seen the training images
+CIFAR = {"data": "images/cifar10_jpeg_test_5000.zip", "calibration_images": 2048, "search_images": 1024}  # the networks have seen the training images
 MODELS = {
     "resnet20": {"model": "cifar_resnet20", "weights": "cifar10_resnet20", **CIFAR},
     "resnet56": {"model": "cifar_resnet56", "weights": "cifar10_resnet56", **CIFAR},

@@ -8,7 +8,7 @@ from typing import ClassVar
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.objectives._base import OBJECTIVES, Objective, Passes, Rows, ScoringContext, require_positive
 from mpsearch.objectives._grads import calibrated_units
-from mpsearch.objectives._local import first_images
+from mpsearch.objectives._sampling import SampledEvaluator, pool_size, sample
 from mpsearch.problem import Assignment
 from mpsearch.problem.assignment import FLOAT
 
@@ -25,7 +25,7 @@ class Kl(Objective):
 
     The truth for one unit, weight and input together; that the whole is the sum of its units is assumed. The dearest of the additive
     objectives: a forward pass from the unit on for every unit and candidate. Few images make much of the KL of a network that is sure of most of them,
-    so as many are used as `WORK` allows.
+    so as many are used as `WORK` allows, and where there are more they are drawn by how unsure the model is of them, and weighted (`_sampling.sample`).
 
     References: Cai et al., ZeroQ, CVPR 2020, arXiv:2001.00281 (sensitivity of one layer); the KL score of NVIDIA ModelOpt's `auto_quantize`, which
     minimises the largest such score where this table is summed.
@@ -45,19 +45,23 @@ class Kl(Objective):
         require_positive("kl", images=LEAST if self.images is None else self.images, memory_mb=self.memory_mb)
 
     def passes(self, context: ScoringContext) -> Passes:
-        """One forward pass of the float model, one for every integer candidate of every calibrated unit, and two images that tell where passes can start."""
-        return Passes(2 + self.count(context) * (1 + _choices(context)))
+        """One forward pass of the float model, one for every integer candidate of every calibrated unit, two images that tell where passes can start, and
+        those that the sample is drawn from.
+        """
+        count = self.count(context)
+        return Passes(2 + count * (1 + _choices(context)) + pool_size(context, count))
 
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`."""
         return self.rows(context, self.evaluator(context))
 
-    def evaluator(self, context: ScoringContext) -> FastEvaluator:
+    def evaluator(self, context: ScoringContext) -> SampledEvaluator:
         """What measures on the images that are used."""
-        images = first_images(context, self.count(context))
-        return FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=self.memory_mb * 10**6, task=context.task)
+        images, weights = sample(context, self.count(context))
+        evaluator = FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=self.memory_mb * 10**6, task=context.task)
+        return SampledEvaluator(evaluator, weights)
 
-    def rows(self, context: ScoringContext, evaluator: FastEvaluator) -> Rows:
+    def rows(self, context: ScoringContext, evaluator: SampledEvaluator) -> Rows:
         """`L x C_l`: each unit alone at each candidate."""
         everything = [*context.calibration.weights, *context.calibration.products]
         rows: Rows = []

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.evaluate import FastEvaluator
 from mpsearch.objectives._base import OBJECTIVES, Objective, Passes, Rows, ScoringContext, monotone, require_positive
 from mpsearch.objectives._grads import calibrated_units
+from mpsearch.objectives._sampling import SampledEvaluator
 from mpsearch.objectives.kl import Kl
 from mpsearch.problem import Assignment, Candidate, Layer
 from mpsearch.problem.assignment import FLOAT, FLOAT_INPUT
-from mpsearch.search.correction import correct, positive
+from mpsearch.search.correction import CorrectedTable, correct, positive
 
 Array = NDArray[np.float64]
 _UNIT_SD, _ENTRY_SD = 0.5, 0.25
-"""Of the log-normal factors that a unit's row, and each entry of it, is multiplied with before an assignment is drawn from the table."""
+"""Of the log-normal factors that a unit's row, and each entry of it, is multiplied with before an assignment of the first batch is drawn."""
+_BATCH = 16
+"""Assignments between two fits."""
+_PARTS, _LEAST_PART = 8, 8
+"""Ranks of measured losses that are brought in line with `kl` on average: how many at most, and of how many assignments at least."""
 _LEAST, _MOST = 0.12, 0.95
 """Where the mean bits of the drawn assignments lie between the fewest and the most that there are."""
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -51,23 +55,25 @@ class KlMixed(Objective):
 
     What single units do does not add up: errors of two units reinforce or cancel each other, and a unit's damage depends on what those before it do to
     its input. A sum cannot say so of every pair, but its terms can be right on average where they are used, beside other units that are quantised.
-    So assignments are drawn: each is least in the `kl` table times random factors plus a price on bits, with prices such that the mean bits cover the
-    range evenly. They are measured on the images of `kl`, and the result is the most likely table under log-normal factors, as in the search
-    (`search.correction`). Its sums order assignments, and are nats up to a power near 1.
+    So assignments are drawn, in batches: each is least in a table plus a price on bits, with prices such that the mean bits cover the range evenly. The
+    tables of the first batch are `kl` times random factors; of the others, what the batches before say of the table, its most likely values and
+    draws from it in turn (Thompson sampling), so that it becomes right where its own optima lie. They are measured on the images of `kl`. The result is
+    the most likely table under log-normal factors, as in the search (`search.correction`), once the measured losses are brought in line with `kl` on
+    average. So its sums order assignments, in units near those of `kl`, and are not their losses.
 
-    References: ours; the correction is that of our sampler.
+    References: ours; the correction is that of our sampler. Thompson, Biometrika 25, 1933.
 
     Args:
         images: As in `kl`.
         memory_mb: As in `kl`.
-        assignments: How many are measured.
+        assignments: How many are measured at most; one that is drawn again is not.
     """
 
     needs_data: ClassVar[bool] = True
-    unit: ClassVar[str] = "nats, up to a power"
+    unit: ClassVar[str] = "nats, up to a rising function"
     images: int | None = None
     memory_mb: int = 2048
-    assignments: int = 64
+    assignments: int = 128
 
     def __post_init__(self) -> None:
         require_positive("kl_mixed", images=1 if self.images is None else self.images, memory_mb=self.memory_mb, assignments=self.assignments)
@@ -77,7 +83,7 @@ class KlMixed(Objective):
         return Kl(images=self.images, memory_mb=self.memory_mb)
 
     def passes(self, context: ScoringContext) -> Passes:
-        """Of `kl`, and one forward pass for every assignment."""
+        """Of `kl`, and one forward pass for every assignment at most."""
         return Passes(self._kl.passes(context).forward + self.assignments * self._kl.count(context))
 
     def score(self, context: ScoringContext) -> Rows:
@@ -85,21 +91,26 @@ class KlMixed(Objective):
         steps = len(context.layers) + self.assignments
         rows, evaluator = self._alone(context, steps)
         units = _units(context, rows)
-        losses: dict[tuple[int, ...], float] = {}
-        for done, choices in enumerate(_drawn(units, self.assignments, context.seed), start=len(context.layers) + 1):
+        if not units:
+            return rows
+        rng, losses, fitted = np.random.default_rng(context.seed), dict[tuple[int, ...], float](), None
+        for number in range(self.assignments):
+            if number % _BATCH == 0:
+                fitted = _fit(units, losses)
+            choices = _next(units, fitted, number, losses, rng)
             if choices not in losses:
                 losses[choices] = evaluator.measure(_assignment(context, units, choices))
-            context.on_step(done, steps)
-        finite = {choices: loss for choices, loss in losses.items() if math.isfinite(loss)}
-        if len(finite) < 2:
+            context.on_step(len(context.layers) + number + 1, steps)
+        fitted = _fit(units, losses)
+        if fitted is None:
             return rows
-        table = correct([unit.damage for unit in units], np.array(list(finite)), np.array(list(finite.values()))).mean()
+        table = fitted.mean()
         for unit, row in zip(units, table, strict=True):
             for at, value in zip(unit.candidates, row, strict=True):
                 rows[unit.at][at] = float(value)
         return rows
 
-    def _alone(self, context: ScoringContext, steps: int) -> tuple[Rows, FastEvaluator]:
+    def _alone(self, context: ScoringContext, steps: int) -> tuple[Rows, SampledEvaluator]:
         """The table of `kl`, and what measured it."""
         kl, on_step = self._kl, context.on_step
         evaluator = kl.evaluator(context)
@@ -130,30 +141,53 @@ def _bits(candidate: Candidate, weights: float, inputs: float) -> float:
     return weights * (candidate.w_bits or FLOAT_INPUT) + inputs * (candidate.a_bits or FLOAT_INPUT)
 
 
-def _drawn(units: Sequence[_Unit], count: int, seed: int) -> list[tuple[int, ...]]:
-    """Choices of each unit among its integer candidates, in `count` assignments; no choices where there are no units."""
-    if not units:
-        return [()] * count
-    rng = np.random.default_rng(seed)
-    damage = positive([unit.damage for unit in units])
+def _fit(units: Sequence[_Unit], losses: Mapping[tuple[int, ...], float]) -> CorrectedTable | None:
+    """The table that is most likely after the finite losses; None where there are fewer than two."""
+    finite = {choices: loss for choices, loss in losses.items() if math.isfinite(loss) and loss > 0}
+    if len(finite) < 2:
+        return None
+    damage, choices = [unit.damage for unit in units], np.array(list(finite))
+    taken = np.column_stack([row[choices[:, m]] for m, row in enumerate(positive(damage))])
+    return correct(damage, choices, np.exp(_straightened(np.log(taken.sum(axis=1)), np.log(list(finite.values())))))
+
+
+def _straightened(damage: Array, losses: Array) -> Array:
+    """[N] log losses put where `kl` is on average at losses like them, N logs of either given: rising, and linear between the means of some ranks.
+
+    A network that is nearly lost cannot get much worse, and damage that is some way off is worse than its sum; neither is to be explained by factors of
+    units. What orders assignments stays.
+    """
+    parts = np.array_split(np.argsort(losses, kind="stable"), max(1, min(_PARTS, len(losses) // _LEAST_PART)))
+    if len(parts) < 2:
+        return losses
+    x, y = (np.array([values[part].mean() for part in parts]) for values in (losses, damage))
+    y = np.maximum.accumulate(y) + 1e-3 * (x - x[0])
+    first, last = (float(np.clip((y[i + 1] - y[i]) / max(x[i + 1] - x[i], 1e-12), 0.3, 3.0)) for i in (0, len(x) - 2))
+    below, above = np.minimum(losses - x[0], 0.0), np.maximum(losses - x[-1], 0.0)
+    return np.asarray(np.interp(losses, x, y) + first * below + last * above)
+
+
+def _next(units: Sequence[_Unit], fitted: CorrectedTable | None, number: int, seen: Container[tuple[int, ...]], rng: np.random.Generator) -> tuple[int, ...]:
+    """Choices of each unit among its integer candidates in the assignment of this number."""
+    at = number * _GOLDEN % 1
+    if fitted is None:
+        damage = [row * np.exp(rng.normal(0, _UNIT_SD) + rng.normal(0, _ENTRY_SD, len(row))) for row in positive([unit.damage for unit in units])]
+        return _cheapest(damage, units, at)
+    likely = _cheapest(fitted.mean(), units, at)
+    return _cheapest(fitted.draw(rng), units, at) if number % 2 or likely in seen else likely
+
+
+def _cheapest(damage: Sequence[Array], units: Sequence[_Unit], at: float) -> tuple[int, ...]:
+    """What is least in damage plus a price on bits, at the lowest price that keeps the bits within this place of the range: a point of the convex front."""
     least, most = (sum(float(end(unit.bits)) for unit in units) for end in (np.min, np.max))
-    drawn = []
-    for number in range(count):
-        target = least + (_LEAST + (_MOST - _LEAST) * (number * _GOLDEN % 1)) * (most - least)
-        noisy = [row * np.exp(rng.normal(0, _UNIT_SD) + rng.normal(0, _ENTRY_SD, len(row))) for row in damage]
-        drawn.append(_cheapest(noisy, [unit.bits for unit in units], target))
-    return drawn
-
-
-def _cheapest(damage: Sequence[Array], bits: Sequence[Array], target: float) -> tuple[int, ...]:
-    """What is least in damage plus a price on bits, at the lowest price that keeps the bits within `target`: a point of the convex front."""
+    target = least + (_LEAST + (_MOST - _LEAST) * at) * (most - least)
     values = np.concatenate(damage)
     low, high = math.log(values.min()) - 20.0, math.log(values.max()) + 20.0
-    found = tuple(int(np.argmin(b)) for b in bits)
+    found = tuple(int(np.argmin(unit.bits)) for unit in units)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        choices = tuple(int(np.argmin(d + math.exp(middle) * b)) for d, b in zip(damage, bits, strict=True))
-        if sum(float(b[c]) for b, c in zip(bits, choices, strict=True)) <= target:
+        choices = tuple(int(np.argmin(row + math.exp(middle) * unit.bits)) for row, unit in zip(damage, units, strict=True))
+        if sum(float(unit.bits[c]) for unit, c in zip(units, choices, strict=True)) <= target:
             high, found = middle, choices
         else:
             low = middle
