@@ -72,7 +72,7 @@ class Counter:
             cls.forward = self._whole(forward) if cls not in kinds else self._single(forward)
         try:
             yield
-            self.units -= calls * self.forward
+            self.units = max(0, self.units - calls * self.forward)  # passes that start behind a cut leave units out
         finally:
             torch.autograd.grad = grad
             for cls, forward in kept.items():

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 MOST_CUTS = 8
 """Cuts whose outputs are kept, spread over the network."""
 _TRIES = 12  # modules of one part of the network that are tried, from its end, until one is a cut; a block has fewer
+MOST_PROBES = 2 + 2 * MOST_CUTS * _TRIES
+"""Passes of the example, at most, that finding the cuts takes; all but two of them start behind a cut."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mpsearch.evaluate import FastEvaluator
+from mpsearch.evaluate.prefixes import MOST_PROBES
 from mpsearch.objectives._base import OBJECTIVES, Objective, Passes, Rows, ScoringContext, require_positive
 from mpsearch.objectives._grads import calibrated_units
 from mpsearch.objectives._sampling import SampledEvaluator, pool_size, sample
@@ -45,11 +46,11 @@ class Kl(Objective):
         require_positive("kl", images=LEAST if self.images is None else self.images, memory_mb=self.memory_mb)
 
     def passes(self, context: ScoringContext) -> Passes:
-        """One forward pass of the float model, one for every integer candidate of every calibrated unit, two images that tell where passes can start, and
-        those that the sample is drawn from.
+        """One forward pass of the float model, one for every integer candidate of every calibrated unit, those of two images that tell where passes can
+        start, at most, and those that the sample is drawn from.
         """
         count = self.count(context)
-        return Passes(2 + count * (1 + _choices(context)) + pool_size(context, count))
+        return Passes(2 * MOST_PROBES + count * (1 + _choices(context)) + pool_size(context, count))
 
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`."""

@@ -13,6 +13,7 @@ import torch
 from mpsearch.errors import OptionError
 from mpsearch.evaluate import TASKS
 from mpsearch.evaluate.metrics import kl_by_image
+from mpsearch.evaluate.prefixes import MOST_PROBES
 from mpsearch.objectives import OBJECTIVES, ScoringContext
 from mpsearch.objectives._sampling import SampledEvaluator, sample
 from mpsearch.objectives.kl_mixed import _fit, _next, _straightened, _Unit
@@ -63,12 +64,12 @@ def test_the_images_are_as_many_as_the_work_allows(macs, images):
     layers = tuple(Layer(u, "conv2d", (1, 1), ((1,),), (1,), macs // 3, u) for u in units)
     quantizers = SimpleNamespace(weights=dict.fromkeys(units), products={})
     context = SimpleNamespace(layers=layers, candidates=(CANDIDATES,) * 3, images=range(10_000), calibration=quantizers, task=TASKS.create("classification"))
-    assert OBJECTIVES.create("kl").passes(context).forward == pytest.approx(2 + images * (4 + 1 + 3 * 2), abs=2 * 11)
-    assert OBJECTIVES.create("kl:images=5").passes(context).forward == 2 + 5 * (4 + 7)
+    assert OBJECTIVES.create("kl").passes(context).forward == pytest.approx(2 * MOST_PROBES + images * (4 + 1 + 3 * 2), abs=2 * 11)
+    assert OBJECTIVES.create("kl:images=5").passes(context).forward == 2 * MOST_PROBES + 5 * (4 + 7)
     context.task = TASKS.create("embedding")
-    assert OBJECTIVES.create("kl:images=5").passes(context).forward == 2 + 5 * 7, "it draws no sample"
+    assert OBJECTIVES.create("kl:images=5").passes(context).forward == 2 * MOST_PROBES + 5 * 7, "it draws no sample"
     context.images = range(20)
-    assert OBJECTIVES.create("kl").passes(context).forward == 2 + 20 * 7
+    assert OBJECTIVES.create("kl").passes(context).forward == 2 * MOST_PROBES + 20 * 7
 
 
 class TestKlFisher:
