@@ -46,6 +46,7 @@ OBJECTIVES = (*SEARCHED, *(name for name in ALL.names() if name not in SEARCHED)
 SEARCH, EQUAL, GREEDY = "full search", "full search, as many", "Greedy MP"
 PLAIN = {"plain NSGA-II": optuna.samplers.NSGAIISampler, "plain TPE": optuna.samplers.TPESampler}
 IMAGES = {"resnet20": (128, 256), "vit": (64, 256), "mobilenet": (16, 64)}  # the loss is measured on, and the ranges come from
+OPTIONS = {"mobilenet": {name: f"{name}:images=32" for name in ("kl", "kl_fisher", "kl_mixed")}}  # of the objectives that measure, where they are dear
 Indices = tuple[int, ...]
 
 
@@ -98,7 +99,8 @@ class Ground:
     @classmethod
     def of(cls, name: str, images: int, calibration_images: int) -> Ground:
         """Load, calibrate, score."""
-        config = replace(settings(name, OBJECTIVES), search_images=images, calibration_images=calibration_images)
+        objectives = tuple(OPTIONS.get(name, {}).get(objective, objective) for objective in OBJECTIVES)
+        config = replace(settings(name, objectives), search_images=images, calibration_images=calibration_images)
         subject = load_subject(config, Silent())
         calibration = calibrate_subject(subject, config, Silent())
         problem, _ = add_scores(sized_problem(subject, config), subject, calibration, config, Study(KEPT / name), Silent())
@@ -199,6 +201,7 @@ def report(grounds: dict[str, Ground], arguments: argparse.Namespace) -> str:
     shown = len(arguments.models) * len(arguments.bits.split(",")) * arguments.seeds
     keys = [json.loads(key) for ground in grounds.values() for key in ground.cells]
     done = sum(method == SEARCH and trials == arguments.trials and seed < arguments.seeds for method, _, seed, trials in keys)
+    about += "".join(f" For {name} {', '.join(OPTIONS[name].values())}." for name in arguments.models if name in OPTIONS)
     images = "; ".join(f"{name} on {IMAGES.get(name, IMAGES['resnet20'])[0]} images" for name in arguments.models)
     about += f" {images}. {done} of {shown} runs of the search are done; the last column says of how many seeds a row is the mean."
     header = "| network | bits | method | evaluations | KL: mean (least to greatest) | hypervolume | seeds |\n" + "|---" * 7 + "|\n"
