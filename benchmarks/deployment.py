@@ -35,14 +35,13 @@ from mpsearch.search import solve
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))
-PNG = {"data": "images/cifar10_png_subset.npz"}
 JPEG = {"data": "images/cifar10_jpeg_test_5000.zip", "calibration_data": "images/cifar10_jpeg_train_1000.zip"}
 IMAGENET = {"data": "images/imagenet_val_1000.zip", "calibration_data": "images/imagenet_calib_1000.zip"}
 MODELS: dict[str, dict[str, Any]] = {
-    "resnet56": {"model": "cifar_resnet56", "weights": "cifar10_resnet56", "evaluation_images": 500, **PNG},
-    "vit": {"model": "vit_cifar", "weights": "cifar10_vit_d128x6", "evaluation_images": 1000, **JPEG},
-    "resmlp": {"model": "resmlp_cifar", "weights": "cifar10_resmlp_d160x6", "evaluation_images": 1000, **JPEG},
-    "mobilenet": {"model": "mobilenetv1_075", "weights": "mobilenetv1_075_in1k", "evaluation_images": 300, **IMAGENET},
+    "resnet56": {"model": "cifar_resnet56", "weights": "cifar10_resnet56", "evaluation_images": 4000, "data": JPEG["data"]},
+    "vit": {"model": "vit_cifar", "weights": "cifar10_vit_d128x6", "evaluation_images": 4000, **JPEG},
+    "resmlp": {"model": "resmlp_cifar", "weights": "cifar10_resmlp_d160x6", "evaluation_images": 4000, **JPEG},
+    "mobilenet": {"model": "mobilenetv1_075", "weights": "mobilenetv1_075_in1k", "evaluation_images": 900, **IMAGENET},
 }
 BACKEND_OF = {"onnx": "ort-cpu", "openvino": "openvino-cpu"}
 COLUMNS = (
