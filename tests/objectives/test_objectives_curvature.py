@@ -13,6 +13,7 @@ from torch import nn
 
 from mpsearch.data import ImageSet
 from mpsearch.errors import DataError, ModelError, OptionError
+from mpsearch.evaluate.prefixes import MOST_PROBES
 from mpsearch.objectives import OBJECTIVES, ScoringContext, score
 from mpsearch.objectives._grads import Cotangents
 from mpsearch.objectives.hessian_trace import HessianTrace, Trace
@@ -452,7 +453,9 @@ class TestWork:
         stated = objective.passes(context)
         assert score(objective, context).passes == stated
         in_model = 6 * counts["forward"]  # five units, one of them twice
-        assert (counts["forward"], counts["backward"], counts["units"] - in_model) == (stated.forward, stated.backward, stated.units)
+        probes = 2 * (MOST_PROBES - 1) if text.startswith("kl") else 0  # how many of them it takes depends on the network; they are stated at their most
+        assert stated.forward - probes <= counts["forward"] <= stated.forward
+        assert (counts["backward"], counts["units"] - in_model) == (stated.backward, stated.units)
 
     @pytest.mark.parametrize(
         "text", ["gradient:samples=0", "jacobian:probes=0", "fisher:images=0", "hessian_trace:probes=-1", "gradient:batch_size=0", "kl:images=0"]
