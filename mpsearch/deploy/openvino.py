@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,12 @@ from torch import Tensor
 from mpsearch.deploy.graph import unit_of
 from mpsearch.errors import ModelError
 from mpsearch.hardware.bench import time_apart
-from mpsearch.hardware.device import identity
 from mpsearch.hardware.ir import PREFIX, fallbacks, read_ir, write_ir
 from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.openvino_nodes import OpenVinoWriter, arithmetic_of, compiled, openvino, ran_nodes
 from mpsearch.hardware.qdq import Grid, QuantizedWeight
 from mpsearch.problem import ConvAttributes
-from mpsearch.quant import UnitState, affine_input
+from mpsearch.quant import QuantizedTensor, UnitState, affine_input
 
 _UNITS = ("Convolution", "GroupConvolution", "MatMul")
 _KEPT = 4
@@ -101,10 +100,17 @@ def _asked(state: UnitState, precision: str) -> str:
 
 
 def overflowing(states: Mapping[str, UnitState]) -> tuple[str, ...]:
-    """Integer units whose products overflow on this processor: weights of more than 7 bits where pairs of products are added in 16 bits."""
-    if not identity().saturates:
-        return ()
-    return tuple(u for u, s in states.items() if s.weight is not None and s.activation is not None and (s.candidate.w_bits or 0) > 7)
+    """Integer units whose products overflow on processors that add pairs of them in 16 bits (no VNNI): weights of more than 7 bits."""
+    return tuple(u for u, s in states.items() if s.weight is not None and s.activation is not None and s.weight.params.bits > 7)
+
+
+def halved(state: UnitState) -> UnitState:
+    """The unit with every second step of its weight's grid: 7 bits, of which no pair of products with 8-bit inputs leaves 16 bits."""
+    assert state.weight is not None
+    params = state.weight.params
+    half = replace(params, scale=2 * params.scale, bits=7)
+    codes = (state.weight.codes.float() / 2).round().clamp(half.qmin, half.qmax).to(state.weight.codes.dtype)
+    return replace(state, weight=QuantizedTensor(codes, half))
 
 
 def load_openvino(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable[[], object], int]:

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from mpsearch.errors import CheckpointError, ModelError, MpsearchError
-from mpsearch.hardware import BACKENDS, identity
+from mpsearch.hardware import BACKENDS
 from mpsearch.problem import Candidate
 from mpsearch.quant import install
 
@@ -146,11 +146,11 @@ def test_narrow_weights_take_fewer_bytes(exported, tmp_path):
     assert sizes["W8A16"] - sizes["W4A16"] == pytest.approx(linear / 2, rel=0.02)
 
 
-def test_units_whose_sums_overflow_here_are_named(prepared):
+def test_units_whose_sums_overflow_without_vnni_are_named(prepared):
     net = prepared("mobile")
     found = overflowing(net.calibration.states(net.mixed(0, ("W8A8", "W7A8", "W8A16", "float"))))
     wide = {unit for unit, c in net.mixed(0, ("W8A8", "W7A8", "W8A16", "float")).items() if c == Candidate(8, 8)}
-    assert wide and set(found) == (wide if identity().saturates else set())
+    assert wide and set(found) == wide
 
 
 def test_a_unit_without_a_node_of_its_own_is_named(exported, prepared):

@@ -51,8 +51,24 @@ def test_an_artifact_runs_in_a_process_of_its_own(tmp_path):
         open_artifact(tmp_path / "a")
 
 
-@pytest.mark.skipif(not identity().saturates, reason="this processor adds products in 32 bits")
+@pytest.mark.parametrize("name", MAKERS)
+def test_weights_that_overflow_without_vnni_are_stored_with_seven_bits(name, tmp_path):
+    job, assignment, images = job_of(name, 0, ("W8A8",))
+    target = TARGETS.create("openvino:overflow_fix=on")
+    (note,) = target.write(job, tmp_path)
+    assert note.startswith(f"{len(assignment)} units, such as") and "overflow 16 bits" in note and note.endswith("they are stored with 7 bits.")
+    assert all(int(state.weight.codes.abs().max()) <= 64 for state in target.states(job).values())
+    with torch.no_grad():
+        got, want, eight = target.load(tmp_path, 1)(images), target.reference(job)(images), TARGETS.create("packed").reference(job)(images)
+    assert float(cosine_similarity(want, got).median()) > 0.999
+    assert float((want - eight).abs().max()) > 0 and float(cosine_similarity(want, eight).median()) > 0.99
+
+
 def test_weights_that_overflow_here_are_told(tmp_path):
-    job, assignment, _ = job_of("cnn", 0, ("W8A8",))
-    (note,) = TARGETS.create("openvino").write(job, tmp_path)
-    assert note.startswith(f"{len(assignment)} units, such as") and "overflow 16 bits" in note
+    job, _, _ = job_of("cnn", 0, ("W8A8",))
+    target = TARGETS.create("openvino:overflow_fix=off")
+    notes = target.write(job, tmp_path)
+    assert [note.split("; ")[1] for note in notes] == (["overflow_fix=on stores them with 7 bits."] if identity().saturates else [])
+    assert target.states(job) == dict(job.states)
+    (tmp_path / "auto").mkdir()
+    assert any("stored with 7 bits" in note for note in TARGETS.create("openvino").write(job, tmp_path / "auto")) == identity().saturates

@@ -8,11 +8,13 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from mpsearch.deploy.openvino import overflowing, run_openvino, write_openvino
+from mpsearch.deploy.openvino import halved, overflowing, run_openvino, write_openvino
 from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, refuse_products
+from mpsearch.hardware.device import identity
 from mpsearch.hardware.ir import read_ir
 from mpsearch.hardware.openvino_nodes import compiled, ran_nodes
 from mpsearch.hardware.qdq import OPSET
+from mpsearch.quant import UnitState
 
 FILE = "model.xml"
 
@@ -24,20 +26,34 @@ class OpenVino(Target):
 
     Args:
         precision: What float layers compute in; bf16 needs a processor that has it.
+        overflow_fix: `on` stores 8-bit weights of integer layers with 7 bits, for processors without VNNI, where their products overflow 16 bits; `auto`
+            does so where this processor is one.
     """
 
     precision: Literal["f32", "bf16"] = "f32"
+    overflow_fix: Literal["auto", "on", "off"] = "auto"
     runs_with: ClassVar[str] = "OpenVINO, CPU"
     integer: ClassVar[bool] = True
+
+    def states(self, job: Job) -> dict[str, UnitState]:
+        """Weights of 7 bits where those of 8 would overflow."""
+        wide = overflowing(job.states) if self._fixes else ()
+        return {unit: halved(state) if unit in wide else state for unit, state in job.states.items()}
 
     def write(self, job: Job, folder: Path) -> list[str]:
         """Two files."""
         refuse_products(job, self.name)
-        write_openvino(folder / FILE, job.float_onnx(OPSET), job.states, self.precision)
+        write_openvino(folder / FILE, job.float_onnx(OPSET), self.states(job), self.precision)
         wide = overflowing(job.states)
-        if not wide:
+        if not wide or not (self._fixes or identity().saturates):
             return []
-        return [f"{len(wide)} units, such as {wide[0]!r}, have 8-bit weights, whose products overflow 16 bits on processors without VNNI, such as this one."]
+        which = "such as this one" if identity().saturates else "which this one is not"
+        about = f"{len(wide)} units, such as {wide[0]!r}, have 8-bit weights, whose products overflow 16 bits on processors without VNNI, {which}"
+        return [f"{about}; they are stored with 7 bits." if self._fixes else f"{about}; overflow_fix=on stores them with 7 bits."]
+
+    @property
+    def _fixes(self) -> bool:
+        return self.overflow_fix == "on" or (self.overflow_fix == "auto" and identity().saturates)
 
     def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
         """Compiled models, one for each size of batch."""
