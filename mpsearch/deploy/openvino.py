@@ -176,8 +176,8 @@ def _rewritten(writer: OpenVinoWriter, node: Any, unit: str, state: UnitState) -
         held = writer.compressed(weight, state.weight.params.bits) if state.activation is None else writer.weight(weight)
         new = writer.linear(x, held)
     else:
-        conv = _attributes(node)
-        new = writer.conv(x, writer.weight(weight, conv.groups), conv)
+        conv, ends = _attributes(node)
+        new = writer.conv(x, writer.weight(weight, conv.groups), conv, ends)
     node.output(0).replace(new.output(0))
     return new
 
@@ -198,10 +198,12 @@ def _is_constant(node: Any) -> bool:
     return bool(given or node.get_type_name() == "Constant") and all(_is_constant(value.get_node()) for value in given)
 
 
-def _attributes(node: Any) -> ConvAttributes:
+def _attributes(node: Any) -> tuple[ConvAttributes, tuple[int, int]]:
+    """What the convolution is, with its padding above and left, and its padding below and right: a pad before it may be part of it by now."""
     about = node.get_attributes()
-    if about["auto_pad"] not in ("explicit", "EXPLICIT") or list(about["pads_begin"]) != list(about["pads_end"]):
-        raise ModelError(f"The convolution {node.get_friendly_name()!r} pads its sides unevenly. Run with --target packed for the packed checkpoint alone.")
+    if about["auto_pad"] not in ("explicit", "EXPLICIT"):
+        how = f"The convolution {node.get_friendly_name()!r} pads by {about['auto_pad']!r}"
+        raise ModelError(f"{how}. Run with --target packed for the packed checkpoint alone.")
     groups = node.input_value(1).get_shape()[0] if node.get_type_name() == "GroupConvolution" else 1
-    (sy, sx), (py, px), (dy, dx) = about["strides"], about["pads_begin"], about["dilations"]
-    return ConvAttributes((sy, sx), (py, px), (dy, dx), groups)
+    (sy, sx), (py, px), (dy, dx), (ey, ex) = about["strides"], about["pads_begin"], about["dilations"], about["pads_end"]
+    return ConvAttributes((sy, sx), (py, px), (dy, dx), groups), (ey, ex)

@@ -154,11 +154,11 @@ class OpenVinoWriter:
         """The product with a transposed weight [N, K]."""
         return self._op.matmul(x, weight, False, True)
 
-    def conv(self, x: Any, weight: Any, attributes: ConvAttributes) -> Any:
-        """A convolution, without its bias."""
-        (py, px) = attributes.padding
+    def conv(self, x: Any, weight: Any, attributes: ConvAttributes, ends: tuple[int, int] | None = None) -> Any:
+        """A convolution, without its bias; `ends` is the padding below and right, where it is not that above and left."""
+        before, after = list(attributes.padding), list(attributes.padding if ends is None else ends)
         node = self._op.convolution if attributes.groups == 1 else self._op.group_convolution
-        return node(x, weight, list(attributes.stride), [py, px], [py, px], list(attributes.dilation))
+        return node(x, weight, list(attributes.stride), before, after, list(attributes.dilation))
 
     def constant(self, value: Array) -> Any:
         """A constant of the type of `value`."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import create_conv2d
 from torch import nn
 
 from mpsearch.deploy import PackedLayout, export_float
@@ -30,6 +31,14 @@ class Mobile(nn.Module):
         x = self.stem(x)
         x = x + self.project(self.depthwise(self.expand(x)))
         return self.head(self.grouped(x).mean((2, 3)))
+
+
+class SamePadded(nn.Sequential):
+    """Strided convolutions with TensorFlow's padding, as in timm's `tf_` models: below and to the right alone."""
+
+    def __init__(self) -> None:
+        stem, depthwise = create_conv2d(3, 16, 3, stride=2, padding="same"), create_conv2d(16, 16, 3, stride=2, padding="same", depthwise=True)
+        super().__init__(stem, nn.ReLU(), depthwise, nn.ReLU(), nn.Flatten(), nn.Linear(16 * 8 * 8, 10))
 
 
 @dataclass
@@ -79,20 +88,21 @@ def prepare(source: ModelSource, module: nn.Module, size: int, seed: int = 0, im
 
 
 _SIZES = {"test_resnet": 32, "test_efficientnet": 32, "test_vit": 160}
+_OWN: dict[str, type[nn.Module]] = {"mobile": Mobile, "same": SamePadded}
 _held: dict[str, Any] = {}
 _graphs: dict[str, Any] = {}
 
 
 @pytest.fixture
 def prepared():
-    """`prepared("mobile")` or the name of one of timm's test models; made once."""
+    """`prepared("mobile")`, `prepared("same")` or the name of one of timm's test models; made once."""
 
     def make(name: str) -> Prepared:
         if name not in _held:
-            if name == "mobile":
+            if name in _OWN:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
-                    _held[name] = prepare(ModelSource("factory", "nets.py:mobile"), Mobile(), 32)
+                    _held[name] = prepare(ModelSource("factory", f"nets.py:{name}"), _OWN[name](), 32)
             else:
                 source = ModelSource("timm", name, {"num_classes": 10})
                 _held[name] = prepare(source, build_model(source), _SIZES[name])

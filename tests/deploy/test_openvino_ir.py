@@ -61,6 +61,16 @@ def test_every_unit_of_a_mixed_assignment_runs_in_what_was_asked(exported, tmp_p
     assert ran.integer_kernels == integer and ran.timing.median_us > 0
 
 
+@pytest.mark.parametrize("text", ["float", "W7A8"])
+def test_convolutions_that_pad_below_and_right_alone(exported, tmp_path, text):
+    """OpenVINO makes the pad a part of the convolution."""
+    net, graph = exported("same")
+    want, got = _both(net, graph, net.uniform(text), tmp_path / "m.xml")
+    assert cosine_similarity(want, got).min() > 0.998
+    ran = measure_openvino(tmp_path / "m.xml", net.images, seconds=0.02)
+    assert ran.fallbacks == {} and ran.integer_kernels == (3 if text == "W7A8" else 0)
+
+
 def test_a_unit_that_runs_in_something_else_is_named(exported, tmp_path):
     net, graph = exported("mobile")
     model = quantize_openvino(graph, net.calibration.states(net.uniform("float")))
