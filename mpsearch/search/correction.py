@@ -16,14 +16,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky
-from scipy.stats import norm
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from mpsearch.search.superlayers import Row
 
 _SHARED = (0.1, 0.3, 0.6, 1.0)  # prior standard deviation of the log of a super-layer's factor
 _OWN = (0.05, 0.15, 0.4)  # of an entry's
-_NOISES = (0.02, 0.06, 0.15, 0.4)  # of what the model cannot say, in log loss
+NOISES = (0.02, 0.06, 0.15, 0.4)  # of what the model cannot say, in log loss
 _SLOPE_SD, _LEVEL_SD = 0.3, 1.0
 _SLOPES = (0.3, 3.0)  # what a straight line through the logarithms may start from
 _BASES = (0.005, 0.02, 0.1, 0.5)  # distances of the base below the least loss, in units of median less least
@@ -105,20 +104,6 @@ class CorrectedTable:
         """[P] expected log of the loss above the base, from P sums of `mean()`."""
         return np.asarray(self.mode[-1] + self.mode[-2] * (np.log(damage) - self.data.centre))
 
-    def expected_improvement(self, choices: Sequence[Sequence[int]], start: Sequence[int]) -> Row:
-        """[P] by how much each of P assignments is expected to lower the log of the loss of `start`, where it lowers it.
-
-        Of the difference of the two, normal in the linear model at the mode: what both share is no doubt about the change.
-        After Jones, Schonlau and Welch, Efficient Global Optimization, J. Global Optim. 13, 1998.
-        """
-        taken = np.array([start, *choices], dtype=np.intp)
-        features, expected = _linear(replace(self.data, choices=taken), self.mode)
-        change, features = expected[1:] - expected[0], features[1:] - features[0]
-        across = (features * self.prior_sd**2) @ self.features.T
-        variance = (features**2 * self.prior_sd**2).sum(axis=1) - (across * cho_solve((self.factor, True), across.T).T).sum(axis=1)
-        sd = np.sqrt(np.maximum(variance, 1e-12))
-        return np.asarray(sd * norm.pdf(change / sd) - change * norm.cdf(-change / sd))
-
     def _rows(self, weights: Row) -> list[Row]:
         return [np.exp(row) for row in _corrected(self.data.logs, weights)]
 
@@ -192,10 +177,10 @@ def _mode(data: _Data, base: float, width: _Width, at: Row) -> CorrectedTable:
     prior_mean = np.zeros(len(prior_sd))
     prior_mean[-2:] = data.start
     for _ in range(_STEPS):
-        features, expected = _linear(data, at)
+        features, expected = linear(data, data.choices, at)
         residual = data.target - expected + features @ (at - prior_mean)
         noise_sd = width.noise * data.doubt
-        factor = _factor((features * prior_sd**2) @ features.T + np.diag(noise_sd**2))
+        factor = factor_of((features * prior_sd**2) @ features.T + np.diag(noise_sd**2))
         solved = cho_solve((factor, True), residual)
         step = prior_mean + prior_sd**2 * (features.T @ solved) - at
         at = at + step * min(1.0, _LONGEST_STEP / max(float(np.abs(step).max()), 1e-300))
@@ -206,35 +191,36 @@ def _mode(data: _Data, base: float, width: _Width, at: Row) -> CorrectedTable:
 
 def _most_likely_width(table: CorrectedTable) -> _Width:
     """Of greatest evidence for the model made linear at the mode of another width."""
-    data, (features, expected) = table.data, _linear(table.data, table.mode)
+    data, (features, expected) = table.data, linear(table.data, table.data.choices, table.mode)
     entries = sum(map(len, data.logs))
     residual = data.target - expected + features @ (table.mode - table.prior_mean)
     own, shared, line = features[:, :entries], features[:, entries:-2], features[:, -2:] * table.prior_sd[-2:]
     own_gram, shared_gram, line_gram = own @ own.T, shared @ shared.T, line @ line.T
 
     def evidence(width: _Width) -> float:
-        factor = _factor(width.own**2 * own_gram + width.shared**2 * shared_gram + line_gram + np.diag((width.noise * data.doubt) ** 2))
+        factor = factor_of(width.own**2 * own_gram + width.shared**2 * shared_gram + line_gram + np.diag((width.noise * data.doubt) ** 2))
         return -0.5 * float(residual @ cho_solve((factor, True), residual)) - float(np.log(np.diag(factor)).sum())
 
     best = max((_Width(shared, own) for shared, own in itertools.product(_SHARED, _OWN)), key=evidence)
-    return max((replace(best, noise=noise) for noise in _NOISES), key=evidence)
+    return max((replace(best, noise=noise) for noise in NOISES), key=evidence)
 
 
-def _factor(covariance: Row) -> Row:
+def factor_of(covariance: Row) -> Row:
+    """Lower Cholesky factor, with a ridge of rounding errors."""
     ridge = 1e-12 * float(np.trace(covariance)) / len(covariance)
     found: Row = cholesky(covariance + ridge * np.eye(len(covariance)), lower=True)
     return found
 
 
-def _linear(data: _Data, at: Row) -> tuple[Row, Row]:
-    """Derivatives of the log losses, `N x (D + M + 2)`, and their expectation [N]."""
+def linear(data: _Data, choices: NDArray[np.intp], at: Row) -> tuple[Row, Row]:
+    """Derivatives of the log losses of `P x M` choices, `P x (D + M + 2)`, and their expectation [P]."""
     logs = _corrected(data.logs, at)
-    taken = np.column_stack([row[data.choices[:, m]] for m, row in enumerate(logs)])
+    taken = np.column_stack([row[choices[:, m]] for m, row in enumerate(logs)])
     damage = _log_sum(taken)
     share = at[-2] * np.exp(taken - damage[:, None])
     starts = np.cumsum([0, *(len(row) for row in logs[:-1])])
     entries = np.zeros((len(damage), sum(map(len, logs))))
-    np.put_along_axis(entries, data.choices + starts, share, axis=1)
+    np.put_along_axis(entries, choices + starts, share, axis=1)
     return np.column_stack([entries, share, damage - data.centre, np.ones(len(damage))]), at[-1] + at[-2] * (damage - data.centre)
 
 

@@ -1,18 +1,14 @@
-"""Polish: exchanges around the best assignment that keep the budgets, accepted only where the measured loss falls."""
+"""Polish: exchanges around the best assignments that keep the budgets, accepted only where the measured loss falls."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from mpsearch.errors import MpsearchError, OptionError
 from mpsearch.problem import Budget, Problem
-from mpsearch.search.correction import correct
 from mpsearch.search.losses import Losses
 from mpsearch.search.neighbours import Choices
-from mpsearch.search.proposals import most_promising
 from mpsearch.search.study import Trial, _planner
 
 
@@ -26,10 +22,10 @@ def polish(
     losses: Losses | None = None,
     on_trial: Callable[[int, int], None] | None = None,
 ) -> list[Trial]:
-    """Measure up to `evaluations` exchanges around the best trial, one after the other, moving to each that is better.
+    """Measure up to `evaluations` exchanges around the best trials, one after the other, and around what is found better.
 
-    An exchange changes one choice, or two: one raised and another lowered. The next is the one of greatest expected improvement under the table that was
-    corrected by every loss known so far, around the best; nothing that was measured is measured again.
+    An exchange changes one choice, or two: one raised and another lowered. The next is the one of greatest expected improvement, under the table that was
+    corrected by every loss known so far and what neighbours share (`LocalModel`); nothing that was measured is measured again.
 
     Args:
         problem: As for `explore`.
@@ -54,17 +50,13 @@ def polish(
     planner = _planner(problem, objective, budgets, 0, (), 1)
     constraints = planner.constraints
     known: dict[Choices, float] = {constraints.layers.contract(t.indices): t.loss for t in trials}
-    fitting = [(t.loss, t.number) for t in trials if constraints.fits(t.indices)]
-    if not fitting:
+    if not any(constraints.fits(t.indices) for t in trials):
         raise MpsearchError(f"None of {len(trials)} trials keeps the budgets, so there is nothing to polish. Measure more, or raise the budget.")
-    numbered = {t.number: t for t in trials}
-    best = constraints.layers.contract(numbered[min(fitting)[1]].indices)
     held: Losses = {} if losses is None else losses
     found: list[Trial] = []
+    first = 1 + max(t.number for t in trials)
     for done in range(1, evaluations + 1):
-        finite = [c for c, loss in known.items() if math.isfinite(loss)]
-        table = correct(planner.rows, np.array(finite, dtype=np.intp), np.array([known[c] for c in finite]), best)
-        changed = most_promising(constraints, table, best, known)
+        changed = planner.most_promising(known)
         if changed is None:
             break
         indices = constraints.layers.expand(changed)
@@ -74,9 +66,7 @@ def polish(
             held[indices] = loss
         known[changed] = loss if math.isfinite(loss) else math.inf
         if math.isfinite(loss):
-            found.append(Trial(1 + max(numbered) + len(found), indices, loss, problem.cost(indices), True, "polish"))
-        if known[changed] < known[best]:
-            best = changed
+            found.append(Trial(first + len(found), indices, loss, problem.cost(indices), True, "polish"))
         if on_trial is not None:
             on_trial(done, evaluations)
     return found

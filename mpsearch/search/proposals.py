@@ -7,16 +7,19 @@ neighbours of the best assignment so far; and, for the front, what is predicted 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from mpsearch.errors import MpsearchError
 from mpsearch.search.constraints import Constraints
 from mpsearch.search.correction import CorrectedTable, correct, positive
 from mpsearch.search.coupled import Coupled
 from mpsearch.search.hull import most_improving, supported
+from mpsearch.search.local import LocalModel
 from mpsearch.search.neighbours import Choices, best_neighbour, best_neighbours, random_unseen
 from mpsearch.search.optimum import best_choices
 from mpsearch.search.reach import reachable
@@ -25,7 +28,9 @@ from mpsearch.search.superlayers import Row
 _NEAR = (0.97, 0.93)  # shares of the budget
 _ALONG = 6  # points of the proxy's front in batch 0
 _KINDS = ("corrected table", "neighbour", "thompson", "front", "neighbour", "thompson", "neighbour", "front")
-_COMPARED = 256  # neighbours of least predicted loss, among which the expected improvement chooses
+_BEST, _OTHERS, _FAR = 3, 5, 4  # starts of a polish: the best, and the best beyond so many changes of them
+_AROUND = 256  # neighbours of each of least predicted loss, among which the expected improvement chooses
+_DRAWN = 1  # tables whose optima are looked at too
 _GAP, _NODES = 1e-3, 2000  # for several budgets at once: a proposal needs no proof, but it must be the same on every run
 
 
@@ -117,6 +122,27 @@ class Planner:
             return Proposal(near, "neighbour" if kind == "corrected table" else kind)
         anywhere = random_unseen(self.constraints, self.proxy_optimum(self._limit), seen, rng)
         return None if anywhere is None else Proposal(anywhere, "random")
+
+    def most_promising(self, losses: Mapping[Choices, float]) -> Choices | None:
+        """The unseen assignment within the budgets whose measurement is expected to lower the least loss most; None if there is none.
+
+        Looked for within two changes of the best that fit and of others far from them, and among optima of the corrected table and of tables drawn.
+
+        Args:
+            losses: Of everything seen, at least one of it finite and within the budgets; not finite where there is no loss.
+        """
+        finite = [choices for choices, loss in losses.items() if math.isfinite(loss)]
+        fitting = sorted((losses[c], c) for c in finite if self.constraints.fits(self.constraints.layers.expand(c)))
+        (least, best), rng = fitting[0], np.random.default_rng([self.seed, len(losses)])
+        table = correct(self.rows, np.array(finite, dtype=np.intp), np.array([losses[c] for c in finite]), best)
+        rows = table.mean()
+        pool = [self._optimum(drawn, self._limit) for drawn in (rows, *(table.draw(rng) for _ in range(_DRAWN)))]
+        pool += [c for start in _starts([c for _, c in fitting]) for c in best_neighbours(self.constraints, rows, start, losses, _AROUND)]
+        unseen = [choices for choices in dict.fromkeys(pool) if choices not in losses]
+        if not unseen:
+            return None
+        with threadpool_limits(1, user_api="blas"):
+            return unseen[int(LocalModel.of(table).expected_improvement(unseen, least).argmax())]
 
     @property
     def resource(self) -> str:
@@ -216,10 +242,15 @@ class Fits:
         return found
 
 
-def most_promising(constraints: Constraints, table: CorrectedTable, start: Choices, seen: Collection[Choices]) -> Choices | None:
-    """The unseen assignment within two changes of `start` whose measurement is expected to lower the loss most; None if there is none."""
-    few = best_neighbours(constraints, table.mean(), start, seen, _COMPARED)
-    return few[int(table.expected_improvement(few, start).argmax())] if few else None
+def _starts(ranked: Sequence[Choices]) -> list[Choices]:
+    """The best few, then the best of those that are far from all taken before."""
+    found = list(ranked[:_BEST])
+    for choices in ranked[_BEST:]:
+        if len(found) == _BEST + _OTHERS:
+            break
+        if all(sum(a != b for a, b in zip(choices, other, strict=True)) >= _FAR for other in found):
+            found.append(choices)
+    return found
 
 
 def sums(rows: Sequence[Row], choices: Sequence[Choices]) -> Row:

@@ -118,19 +118,3 @@ def test_points_are_chosen_for_what_the_others_leave():
     points = np.array([[0.5, 0.5], [0.49, 0.51], [0.1, 0.9], [0.9, 0.1], [2.0, 2.0]])
     assert most_improving(points, np.empty((0, 2)), (1.0, 1.0), 3) == [0, 2, 3]
     assert most_improving(points[:1], points[:1], (1.0, 1.0), 3) == []
-
-
-def test_the_expected_improvement_is_that_of_drawn_tables():
-    rng = np.random.default_rng(5)
-    rows = [np.exp(rng.normal(0, 1, 4)) for _ in range(6)]
-    choices = rng.integers(0, 4, (12, 6))
-    losses = np.array([sum(row[c] * 1.3 for row, c in zip(rows, line, strict=True)) for line in choices]) * np.exp(rng.normal(0, 0.05, 12))
-    table = correct(rows, choices, losses, tuple(choices[0]))
-    start, others = tuple(choices[0]), [tuple(line) for line in rng.integers(0, 4, (20, 6))]
-    found = table.expected_improvement(others, start)
-    drawn = [table.draw(rng) for _ in range(3000)]
-    logs = np.array([[np.log(sum(row[c] for row, c in zip(rows, line, strict=True))) for line in (start, *others)] for rows in drawn])
-    sampled = table.mode[-2] * np.maximum(logs[:, :1] - logs[:, 1:], 0).mean(axis=0)
-    assert found.shape == (20,) and (found >= 0).all()
-    assert np.corrcoef(found, sampled)[0, 1] > 0.98 and np.abs(found - sampled).max() < 0.15 * sampled.max()
-    assert table.expected_improvement([start], start)[0] < 1e-5
