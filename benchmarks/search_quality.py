@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plain-seeds", type=int, default=3, help="Of plain Optuna.")
     parser.add_argument("--equal-seeds", type=int, default=3, help="Of the search with as many evaluations as Greedy MP took.")
-    parser.add_argument("--trials", type=int, default=64, help="Evaluations of each method that chooses them; the search keeps half for its polish.")
+    parser.add_argument("--trials", type=int, default=64, help="Evaluations of each method that chooses them; the search keeps half or more for its polish.")
     parser.add_argument("--without-search", action="store_true", help="The other methods alone; what they find does not depend on the search.")
     parser.add_argument("--minutes", type=float, default=math.inf)
     arguments = parser.parse_args()
@@ -165,8 +165,9 @@ class Ground:
     def _search(self, budget: Budget, seed: int, trials: int, measure: Callable[[Indices], float]) -> None:
         (objective, *others), journal = SEARCHED, KEPT / self.name / f"journal-{budget.limit:.0f}-{seed}-{trials}.log"
         journal.unlink(missing_ok=True)  # a cell that was cut off starts again: its losses are kept, and `measure` must be asked for all of them
-        found = explore(self.problem, objective, [budget], measure, journal, trials - trials // 2, seed, others=others)
-        polish(self.problem, objective, [budget], measure, found, trials // 2)
+        explored = max(min(32, trials // 2), trials // 4)
+        found = explore(self.problem, objective, [budget], measure, journal, explored, seed, others=others)
+        polish(self.problem, objective, [budget], measure, found, trials - explored)
 
     def _plain(self, sampler: optuna.samplers.BaseSampler, budget: Budget, trials: int, measure: Callable[[Indices], float]) -> None:
         """As a user of Optuna would: one index for each unit, no warm start, the budget a constraint."""
@@ -212,8 +213,8 @@ _EXPLAINED = """
 KL to the float model on the search images, weights rounded to nearest, of the best assignment within the budget. Weight bits 2 to 8, input bits 8. Methods
 with a seed show the mean over the seeds that are done. `hypervolume`: area that what a method measured dominates in log10 KL over size, between the least
 size and the budget and below the KL of all units at 2 bits, divided by that of all methods and seeds together. `full search`: the
-study on `kl`, warm with the optima of `output_mse` and `weight_mse` too, as a run does by default, with half of its evaluations left for the
-polish. `as many`: the same with as many evaluations as Greedy MP took. Plain: Optuna's own defaults, one index for each unit, no warm start.
+study on `kl`, warm with the optima of `output_mse` and `weight_mse` too, as a run does by default: 32 evaluations or, if that is more, a quarter of all, and
+the rest for the polish. `as many`: the same with as many evaluations as Greedy MP took. Plain: Optuna's own defaults, one index for each unit, no warm start.
 """
 
 

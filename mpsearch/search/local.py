@@ -47,17 +47,17 @@ class LocalModel:
     factor: Row
 
     @classmethod
-    def of(cls, table: CorrectedTable) -> LocalModel:
-        """From the measurements that the table was corrected by."""
+    def of(cls, table: CorrectedTable, like: LocalModel | None = None) -> LocalModel:
+        """From the measurements that the table was corrected by; with the likeness and the deviation of another where one is given."""
         data, variance = table.data, table.prior_sd**2
         features, expected = linear(data, data.choices, table.mode)
         wrong = data.target - expected + features @ (table.mode - table.prior_mean)
         apart = _differing(data.choices, data.choices)
         given = (features * variance) @ features.T + np.diag(table.noise_sd**2 * (1 - data.doubt**-2))  # what is far says less than the noise near the focus
         best = None
-        for likeness in _LIKENESSES:
+        for likeness in _LIKENESSES if like is None else (like.likeness,):
             correlation = _correlation(likeness, apart)
-            for deviation in NOISES:
+            for deviation in NOISES if like is None else (like.deviation,):
                 factor = factor_of(given + deviation**2 * correlation)
                 solved = cho_solve((factor, True), wrong)
                 evidence = -0.5 * float(wrong @ solved) - float(np.log(np.diag(factor)).sum())
@@ -93,14 +93,14 @@ class LocalModel:
         return self.deviation**2 * _correlation(self.likeness, _differing(choices, data.choices))
 
 
-def _differing(first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.intp]:
+def _differing(first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.int16]:
     """`P x N`: in how many super-layers each of P differs from each of N."""
-    found = np.zeros((len(first), len(second)), dtype=np.intp)
+    found = np.zeros((len(first), len(second)), dtype=np.int16)
     for m in range(first.shape[1]):
         found += first[:, m, None] != second[:, m]
     return found
 
 
-def _correlation(likeness: float, apart: NDArray[np.intp]) -> Row:
+def _correlation(likeness: float, apart: NDArray[np.int16]) -> Row:
     powers = np.array(list(itertools.accumulate([likeness] * int(apart.max(initial=0)), lambda a, b: a * b, initial=1.0)))
     return np.asarray(_SHARED * powers[apart] + (1 - _SHARED) * (apart == 0))

@@ -20,15 +20,19 @@ _MOST_ENUMERATED = 4096
 
 def best_neighbour(constraints: Constraints, rows: Sequence[Row], start: Choices, seen: Collection[Choices]) -> Choices | None:
     """The unseen assignment of least score within two changes of `start`; None if there is none among the most promising."""
-    return next(_neighbours(constraints, rows, start, seen), None)
+    fitting = (found for found in _neighbours(constraints, rows, start) if found not in seen and constraints.fits(constraints.layers.expand(found)))
+    return next(fitting, None)
 
 
 def best_neighbours(constraints: Constraints, rows: Sequence[Row], start: Choices, seen: Collection[Choices], count: int) -> list[Choices]:
-    """Up to `count` unseen assignments within two changes of `start`, of least score, in its order."""
-    return list(itertools.islice(_neighbours(constraints, rows, start, seen), count))
+    """Up to `count` unseen assignments within two changes of `start`, of least score, in its order.
+
+    They keep the budgets but for a rounding of the sums: see that one `fits` before it is used.
+    """
+    return list(itertools.islice((found for found in _neighbours(constraints, rows, start) if found not in seen), count))
 
 
-def _neighbours(constraints: Constraints, rows: Sequence[Row], start: Choices, seen: Collection[Choices]) -> Iterator[Choices]:
+def _neighbours(constraints: Constraints, rows: Sequence[Row], start: Choices) -> Iterator[Choices]:
     layer, candidate, gain, use = _moves(constraints, rows, start)
     left = _left(constraints, start)
     few = _promising(gain, use)
@@ -43,9 +47,7 @@ def _neighbours(constraints: Constraints, rows: Sequence[Row], start: Choices, s
         for move in (first[i], second[i]):
             if move >= 0:
                 changed[layer[move]] = int(candidate[move])
-        found = tuple(changed)
-        if found not in seen and constraints.fits(constraints.layers.expand(found)):
-            yield found
+        yield tuple(changed)
 
 
 def random_unseen(constraints: Constraints, start: Choices, seen: Collection[Choices], rng: np.random.Generator) -> Choices | None:

@@ -30,6 +30,7 @@ _ALONG = 6  # points of the proxy's front in batch 0
 _KINDS = ("corrected table", "neighbour", "thompson", "front", "neighbour", "thompson", "neighbour", "front")
 _BEST, _OTHERS, _FAR = 3, 5, 4  # starts of a polish: the best, and the best beyond so many changes of them
 _AROUND = 256  # neighbours of each of least predicted loss, among which the expected improvement chooses
+_REFIT = 8  # measurements, after which bases and widths are chosen anew
 _DRAWN = 1  # tables whose optima are looked at too
 _GAP, _NODES = 1e-3, 2000  # for several budgets at once: a proposal needs no proof, but it must be the same on every run
 
@@ -70,6 +71,7 @@ class Planner:
     warm: tuple[Choices, ...] = ()
     others: tuple[list[Row], ...] = ()
     _proxy: dict[float, Choices] = field(default_factory=dict, compare=False, repr=False)
+    _local: dict[int, LocalModel] = field(default_factory=dict, compare=False, repr=False)
 
     def first(self) -> list[Proposal]:
         """Batch 0. Raises InfeasibleError where no assignment keeps all budgets."""
@@ -134,7 +136,13 @@ class Planner:
         finite = [choices for choices, loss in losses.items() if math.isfinite(loss)]
         fitting = sorted((losses[c], c) for c in finite if self.constraints.fits(self.constraints.layers.expand(c)))
         (least, best), rng = fitting[0], np.random.default_rng([self.seed, len(losses)])
-        table = correct(self.rows, np.array(finite, dtype=np.intp), np.array([losses[c] for c in finite]), best)
+        batch = len(losses) // _REFIT
+        like = self._local.get(batch)
+        table = correct(self.rows, np.array(finite, dtype=np.intp), np.array([losses[c] for c in finite]), best, None if like is None else like.table)
+        with threadpool_limits(1, user_api="blas"):
+            model = LocalModel.of(table, like)
+        self._local.clear()
+        self._local[batch] = model
         rows = table.mean()
         pool = [self._optimum(drawn, self._limit) for drawn in (rows, *(table.draw(rng) for _ in range(_DRAWN)))]
         pool += [c for start in _starts([c for _, c in fitting]) for c in best_neighbours(self.constraints, rows, start, losses, _AROUND)]
@@ -142,7 +150,8 @@ class Planner:
         if not unseen:
             return None
         with threadpool_limits(1, user_api="blas"):
-            return unseen[int(LocalModel.of(table).expected_improvement(unseen, least).argmax())]
+            order = np.argsort(-model.expected_improvement(unseen, least), kind="stable")
+        return next((unseen[i] for i in order if self.constraints.fits(self.constraints.layers.expand(unseen[i]))), None)
 
     @property
     def resource(self) -> str:

@@ -118,3 +118,16 @@ def test_points_are_chosen_for_what_the_others_leave():
     points = np.array([[0.5, 0.5], [0.49, 0.51], [0.1, 0.9], [0.9, 0.1], [2.0, 2.0]])
     assert most_improving(points, np.empty((0, 2)), (1.0, 1.0), 3) == [0, 2, 3]
     assert most_improving(points[:1], points[:1], (1.0, 1.0), 3) == []
+
+
+def test_a_fit_like_an_earlier_one_keeps_its_widths_and_learns_as_much():
+    rows, true, choices, losses = measured(8, 4, 60, 3)
+    earlier = correct(rows, choices[:56], losses[:56])
+    quick, whole = correct(rows, choices, losses, like=earlier), correct(rows, choices, losses)
+    assert quick.base == earlier.base and quick.width == earlier.width
+    fresh = [tuple(c) for c in np.random.default_rng(9).integers(0, 4, (200, 8))]
+    expected = np.log(0.01 * sums(true, fresh))
+    errors = [np.sqrt(np.mean((t.log_loss(sums(t.mean(), fresh)) - expected) ** 2)) for t in (quick, whole)]
+    assert errors[0] < 1.2 * errors[1]
+    below = correct(rows, choices, np.append(losses[:-1], 0.5 * earlier.base + 0.5 * losses.min()) - 1.0, like=earlier)
+    assert below.base < losses.min() - 1.0
