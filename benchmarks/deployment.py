@@ -176,7 +176,8 @@ def _write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     about = f"{commands}, seed 0, {', '.join(versions)}. {identity()}, {torch.get_num_threads()} threads of torch, 1 of a timed runtime. "
     about += f"Reconstruction steps for each block: {arguments.iterations}. Latency: batch 1, wall clock of single calls, with other work on the machine. "
     about += "Difference: of the top-1 through the runtime from the fake-quantised model's on the same images, 4,000 of CIFAR-10 or 900 of ImageNet, with a "
-    about += "bound on its standard error from how many images are decided otherwise. Predicted latency: rows of single layers and whole-model runs of the target's own runtime, CPU time. Bits of inputs: 8."
+    about += "bound on its standard error from how many images are decided otherwise. "
+    about += "Predicted latency: rows of single layers and whole-model runs of the target's own runtime, CPU time. Bits of inputs: 8."
     lines = "".join(f"| {' | '.join(_cells(found))} |\n" for found in rows)
     arguments.output.write_text(f"# Deployment\n\n{about}\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n{lines}")
     arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
