@@ -25,7 +25,7 @@ from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.openvino_nodes import OpenVinoWriter, arithmetic_of, compiled, openvino, ran_nodes
 from mpsearch.hardware.qdq import Grid, QuantizedWeight
 from mpsearch.problem import ConvAttributes
-from mpsearch.quant import QuantizedTensor, UnitState, affine_input
+from mpsearch.quant import OBSERVERS, QuantizedTensor, UnitState, affine_input, quantize
 
 _UNITS = ("Convolution", "GroupConvolution", "MatMul")
 _KEPT = 4
@@ -104,13 +104,17 @@ def overflowing(states: Mapping[str, UnitState]) -> tuple[str, ...]:
     return tuple(u for u, s in states.items() if s.weight is not None and s.activation is not None and s.weight.params.bits > 7)
 
 
-def halved(state: UnitState) -> UnitState:
-    """The unit with every second step of its weight's grid: 7 bits, of which no pair of products with 8-bit inputs leaves 16 bits."""
+def narrowed(state: UnitState, observer: str) -> UnitState:
+    """The unit with its weight, as it is, on a grid of 7 bits: of those no pair of products with 8-bit inputs leaves 16 bits.
+
+    Args:
+        state: Of an integer unit.
+        observer: Registered observer, which finds the range.
+    """
     assert state.weight is not None
-    params = state.weight.params
-    half = replace(params, scale=2 * params.scale, bits=7)
-    codes = (state.weight.codes.float() / 2).round().clamp(half.qmin, half.qmax).to(state.weight.codes.dtype)
-    return replace(state, weight=QuantizedTensor(codes, half))
+    weight = state.weight.dequantize()
+    params = OBSERVERS.create(observer).observe(weight, 7, symmetric=True, axis=state.weight.params.axis)
+    return replace(state, weight=QuantizedTensor(quantize(weight, params), params))
 
 
 def load_openvino(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable[[], object], int]:

@@ -30,7 +30,7 @@ _ALONG = 6  # points of the proxy's front in batch 0
 _KINDS = ("corrected table", "neighbour", "thompson", "front", "neighbour", "thompson", "neighbour", "front")
 _BEST, _OTHERS, _FAR = 3, 5, 4  # starts of a polish: the best, and the best beyond so many changes of them
 _AROUND = 256  # neighbours of each of least predicted loss, among which the expected improvement chooses
-_REFIT = 8  # measurements, after which bases and widths are chosen anew
+_REFIT, _MANY = 8, 128  # beyond so many measurements, bases and widths are chosen anew after every eighth: that takes most of the time
 _DRAWN = 1  # tables whose optima are looked at too
 _GAP, _NODES = 1e-3, 2000  # for several budgets at once: a proposal needs no proof, but it must be the same on every run
 
@@ -136,7 +136,7 @@ class Planner:
         finite = [choices for choices, loss in losses.items() if math.isfinite(loss)]
         fitting = sorted((losses[c], c) for c in finite if self.constraints.fits(self.constraints.layers.expand(c)))
         (least, best), rng = fitting[0], np.random.default_rng([self.seed, len(losses)])
-        batch = len(losses) // _REFIT
+        batch = len(losses) // _REFIT if len(losses) > _MANY else -len(losses)
         like = self._local.get(batch)
         table = correct(self.rows, np.array(finite, dtype=np.intp), np.array([losses[c] for c in finite]), best, None if like is None else like.table)
         with threadpool_limits(1, user_api="blas"):

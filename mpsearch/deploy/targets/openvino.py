@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from mpsearch.deploy.openvino import halved, overflowing, run_openvino, write_openvino
+from mpsearch.deploy.openvino import narrowed, overflowing, run_openvino, write_openvino
 from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, refuse_products
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.ir import read_ir
@@ -38,7 +38,7 @@ class OpenVino(Target):
     def states(self, job: Job) -> dict[str, UnitState]:
         """Weights of 7 bits where those of 8 would overflow."""
         wide = overflowing(job.states) if self._fixes else ()
-        return {unit: halved(state) if unit in wide else state for unit, state in job.states.items()}
+        return {unit: narrowed(state, job.calibration.weight_observer) if unit in wide else state for unit, state in job.states.items()}
 
     def write(self, job: Job, folder: Path) -> list[str]:
         """Two files."""
