@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import ModelProto
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpsearch.deploy.graph import unit_of
 from mpsearch.errors import ModelError
@@ -99,9 +99,17 @@ def _asked(state: UnitState, precision: str) -> str:
     return arithmetic_of(state.candidate, precision, 2 if codes is None else codes.shape[1])
 
 
-def overflowing(states: Mapping[str, UnitState]) -> tuple[str, ...]:
-    """Integer units whose products overflow on processors that add pairs of them in 16 bits (no VNNI): weights of more than 7 bits."""
-    return tuple(u for u, s in states.items() if s.weight is not None and s.activation is not None and s.weight.params.bits > 7)
+def overflowing(states: Mapping[str, UnitState], module: nn.Module) -> tuple[str, ...]:
+    """Integer units whose products overflow on processors that add pairs of them in 16 bits (no VNNI): weights of more than 7 bits.
+
+    Depthwise convolutions are none of them: OpenVINO adds theirs in 32 bits.
+    """
+    wide = (u for u, s in states.items() if s.weight is not None and s.activation is not None and s.weight.params.bits > 7)
+    return tuple(unit for unit in wide if not _is_depthwise(module.get_submodule(unit)))
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == layer.out_channels
 
 
 def narrowed(state: UnitState, observer: str) -> UnitState:

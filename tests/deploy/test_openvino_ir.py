@@ -5,17 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import conv2d, cosine_similarity
 
 from mpsearch.errors import CheckpointError, ModelError, MpsearchError
 from mpsearch.hardware import BACKENDS
-from mpsearch.problem import Candidate
+from mpsearch.problem import Candidate, ConvAttributes
 from mpsearch.quant import install
 
 pytest.importorskip("openvino")
 from mpsearch.deploy.openvino import measure_openvino, overflowing, quantize_openvino, run_openvino, write_openvino
 from mpsearch.hardware import ir
 from mpsearch.hardware.fresh import run_fresh
+from mpsearch.hardware.openvino_nodes import OpenVinoWriter, compiled, openvino, ran_nodes
+from mpsearch.hardware.qdq import Grid, QuantizedWeight
 
 NETS = ("mobile", "test_vit")  # timm's test_resnet and test_efficientnet pass too, and take longer
 MIXED = ("float", "W7A8", "W4A8", "W6A5", "W8A16", "W4A16", "W2A16")
@@ -84,7 +86,6 @@ def test_a_unit_that_runs_in_something_else_is_named(exported, tmp_path):
 @pytest.mark.parametrize("name", ["mobile", "test_vit"])
 def test_what_ships_runs_in_the_kernels_that_were_timed(exported, tmp_path, name, text):
     """The kernel of every unit in the whole model is the one of its profiled cell: same arithmetic, same precision; of its kind the same primitive."""
-    from mpsearch.hardware.openvino_nodes import compiled
     from mpsearch.models import analyze
 
     net, graph = exported(name)
@@ -158,9 +159,25 @@ def test_narrow_weights_take_fewer_bytes(exported, tmp_path):
 
 def test_units_whose_sums_overflow_without_vnni_are_named(prepared):
     net = prepared("mobile")
-    found = overflowing(net.calibration.states(net.mixed(0, ("W8A8", "W7A8", "W8A16", "float"))))
+    found = overflowing(net.calibration.states(net.mixed(0, ("W8A8", "W7A8", "W8A16", "float"))), net.module)
     wide = {unit for unit, c in net.mixed(0, ("W8A8", "W7A8", "W8A16", "float")).items() if c == Candidate(8, 8)}
-    assert wide and set(found) == wide
+    assert wide and set(found) == wide - {"depthwise.0"}
+    assert "depthwise.0" not in overflowing(net.calibration.states(net.uniform("W8A8")), net.module)
+
+
+@pytest.mark.parametrize(("channels", "stride", "kernel"), [(3, 1, 3), (32, 2, 3), (48, 1, 5)])
+def test_depthwise_products_are_added_in_32_bits(channels, stride, kernel):
+    """The greatest products of 8 bits that there are: where this fails, the weights of depthwise convolutions must be narrowed too."""
+    writer = OpenVinoWriter()
+    images = writer.parameter((1, channels, 14, 14))
+    weight = QuantizedWeight(np.full((channels, 1, kernel, kernel), 127, np.int8), np.full(channels, 0.01, np.float32))
+    conv = ConvAttributes((stride, stride), (kernel // 2, kernel // 2), (1, 1), channels)
+    node = writer.conv(writer.quantized(images.output(0), Grid(1 / 255, 0, 8)), writer.weight(weight, channels), conv)
+    live = compiled(openvino().Model([node], [images], "unit"), 1, "f32")
+    ones = np.ones((1, channels, 14, 14), np.float32)
+    want = conv2d(torch.from_numpy(ones), torch.full((channels, 1, kernel, kernel), 1.27), stride=stride, padding=kernel // 2, groups=channels)
+    assert [node.arithmetic for node in ran_nodes(live) if node.computes] == ["integer"]
+    np.testing.assert_allclose(np.array(live.create_infer_request().infer([ones])[0]), want.numpy(), rtol=1e-5)
 
 
 def test_a_unit_without_a_node_of_its_own_is_named(exported, prepared):

@@ -26,8 +26,8 @@ class OpenVino(Target):
 
     Args:
         precision: What float layers compute in; bf16 needs a processor that has it.
-        overflow_fix: `on` stores 8-bit weights of integer layers with 7 bits, for processors without VNNI, where their products overflow 16 bits; `auto`
-            does so where this processor is one.
+        overflow_fix: `on` stores 8-bit weights of integer layers with 7 bits, for processors without VNNI, where their products overflow 16 bits (but those
+            of depthwise convolutions, which are added in 32); `auto` does so where this processor is one.
     """
 
     precision: Literal["f32", "bf16"] = "f32"
@@ -37,14 +37,14 @@ class OpenVino(Target):
 
     def states(self, job: Job) -> dict[str, UnitState]:
         """Weights of 7 bits where those of 8 would overflow."""
-        wide = overflowing(job.states) if self._fixes else ()
+        wide = overflowing(job.states, job.module) if self._fixes else ()
         return {unit: narrowed(state, job.calibration.weight_observer) if unit in wide else state for unit, state in job.states.items()}
 
     def write(self, job: Job, folder: Path) -> list[str]:
         """Two files."""
         refuse_products(job, self.name)
         write_openvino(folder / FILE, job.float_onnx(OPSET), self.states(job), self.precision)
-        wide = overflowing(job.states)
+        wide = overflowing(job.states, job.module)
         if not wide or not (self._fixes or identity().saturates):
             return []
         which = "such as this one" if identity().saturates else "which this one is not"
