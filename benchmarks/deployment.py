@@ -84,6 +84,7 @@ def main() -> None:
         for bits, target in wanted:
             point = Point(f"{bits}bits", _optimum(ready, bits), arguments.iterations > 0)
             rows.append({**row(ready, point, target, arguments), "command": _command(arguments)})
+            print(" | ".join(_cells(rows[-1])), flush=True)
             _write(rows, arguments)
 
 
@@ -156,6 +157,7 @@ def row(ready: Ready, point: Point, target: str, arguments: argparse.Namespace) 
     except UserError as error:
         found["bench_error"] = str(error)
     found["seconds"] = time.monotonic() - start
+    del found["folder"]
     return found
 
 
@@ -165,6 +167,7 @@ def _float_top1(ready: Ready) -> float:
 
 
 def _write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    rows.sort(key=lambda found: (found["model"], -float(found["budget"].removesuffix("bits")), found["target"]))
     packages = ("torch", "timm", "onnx", "onnxruntime", "torchao", "openvino")
     versions = []
     for package in packages:
@@ -181,7 +184,6 @@ def _write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     lines = "".join(f"| {' | '.join(_cells(found))} |\n" for found in rows)
     arguments.output.write_text(f"# Deployment\n\n{about}\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n{lines}")
     arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(lines.splitlines()[-1], flush=True)
 
 
 def _error(ran: dict[str, Any]) -> float:
