@@ -24,8 +24,9 @@ def polish(
 ) -> list[Trial]:
     """Measure up to `evaluations` exchanges around the best trials, one after the other, and around what is found better.
 
-    An exchange changes one choice, or two: one raised and another lowered. The next is the one of greatest expected improvement, under the table that was
-    corrected by every loss known so far and what neighbours share (`LocalModel`); nothing that was measured is measured again.
+    An exchange changes one choice, or two: one raised and another lowered; optima of the corrected table are looked at beside them. The next is that of
+    greatest expected improvement, under the table that was corrected by every loss known so far and what neighbours share (`LocalModel`); nothing that was
+    measured is measured again.
 
     Args:
         problem: As for `explore`.

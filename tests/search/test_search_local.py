@@ -78,7 +78,7 @@ def test_the_expected_improvement_is_the_mean_of_what_is_drawn():
 def test_a_table_that_is_right_has_no_luck_to_learn():
     rows, loss, around, centre = lucky(7, 80, 0.0)
     model = LocalModel.of(correct(rows, np.array(around), np.array([loss(c) for c in around]), centre))
-    assert model.deviation == min(model.deviation, 0.02)
+    assert model.deviation <= 0.02
 
 
 def test_a_polish_leaves_an_optimum_that_no_exchange_improves():
