@@ -1,7 +1,7 @@
 """Every reconstruction method on real weights and images: model x bits x method, in top-1 and KL to the float model.
 
 Run: python benchmarks/ptq_table.py [--models resnet20 ...] [--iterations 200] [--threads 2] [--hours 6]. Needs the assets folder (MPSEARCH_ASSETS, else
-../shared/assets). Each cell is a line of studies/ptq_table/results.jsonl, so the script resumes; it takes the cells that say most first (seed 0, W4A4) and
+../shared/assets). Each cell is a line of benchmarks/results/ptq_table.jsonl, so the script resumes; it takes the cells that say most first (seed 0, W4A4) and
 ends after --hours. First and last layer at 8 bits, as in the papers; activations asymmetric per tensor, weights symmetric per channel, ranges by MSE.
 """
 
@@ -109,12 +109,10 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--hours", type=float, default=6.0)
-    parser.add_argument("--folder", type=Path, default=ROOT / "studies" / "ptq_table")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "ptq_table.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    log = arguments.folder / "results.jsonl"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log = arguments.output.with_suffix(".jsonl")
     done = {tuple(row["cell"]): row for row in map(json.loads, log.read_text().splitlines())} if log.exists() else {}
     subjects: dict[tuple[str, int], Subject] = {}
     end = time.monotonic() + 3600 * arguments.hours
@@ -125,7 +123,7 @@ def main() -> None:
             continue
         if (model, seed) not in subjects:
             subjects[model, seed] = Subject(model, seed)
-        row = {"cell": cell, **subjects[model, seed].measure(bits, method, arguments.iterations, seed)}
+        row = {"cell": cell, "device": str(identity()), **subjects[model, seed].measure(bits, method, arguments.iterations, seed)}
         done[cell] = row
         with log.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -140,7 +138,8 @@ def write(arguments: argparse.Namespace, done: dict[tuple[Any, ...], dict[str, A
     rows = [(cell, done[(*cell, arguments.iterations)]) for cell in wanted if (*cell, arguments.iterations) in done]
     lines = [
         "# Reconstruction methods on real weights\n",
-        f"`python benchmarks/ptq_table.py --models {' '.join(arguments.models)} --iterations {arguments.iterations}`, {versions}, {identity()}.",
+        f"`python benchmarks/ptq_table.py --models {' '.join(arguments.models)} --iterations {arguments.iterations}`, {versions}.",
+        f"Machines: {'; '.join(dict.fromkeys(row['device'] for _, row in rows))}.",
         f"{len(rows)} of {len(wanted)} runs are done. Top-1 (KL to the float model); mean +- standard deviation (number of seeds).",
         "First and last layer W8A8; both products of attention at the bits of activations. Seeds decide calibration images, batches, dropping.\n",
         "| model | float | images: calibration, evaluation | bits | " + " | ".join(METHODS) + " |",
