@@ -1,11 +1,12 @@
 """What the search finds, in measured loss, beside what is simpler: at 3.5, 4, 5 and 6 bits a weight on average, on real weights and images.
 
-Run: python benchmarks/search_quality.py resnet20 vit mobilenet [--bits 4,3.5,5,6] [--seeds 3] [--plain-seeds 3] [--equal-seeds 3] [--trials 64]
-[--minutes 30] [--without-search]. Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets). Every measured loss and every finished cell is kept
-below studies/search_quality, so the script resumes; it takes one seed of everything before the next, ends after --minutes, and writes what there is.
+Run: python benchmarks/search_quality.py resnet20 vit mobilenet [--bits 4,3.5,5,6] [--seeds 3] [--plain-seeds 3] [--equal-seeds 3]
+[--trials 64,512] [--minutes 30] [--without-search]. Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets).
+Every measured loss and every finished cell is kept below studies/search_quality, so the script resumes; it takes one seed of everything before the next,
+ends after --minutes, and writes what there is.
 
-All methods measure the same loss (KL to the float model on the search images, weights rounded to nearest) and may use the same number of evaluations,
-but for the uniform assignment and the exact optima, which need one, and Greedy MP, which takes what it takes.
+All methods measure the same loss (KL to the float model on the search images, weights rounded to nearest). The uniform assignment and the exact optima
+need one evaluation, Greedy MP takes what it takes; the search is run with each number of `--trials`, plain Optuna with the first.
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plain-seeds", type=int, default=3, help="Of plain Optuna.")
     parser.add_argument("--equal-seeds", type=int, default=3, help="Of the search with as many evaluations as Greedy MP took.")
-    parser.add_argument("--trials", type=int, default=64, help="Evaluations of each method that chooses them; the search keeps half or more for its polish.")
+    parser.add_argument("--trials", default="64,512", help="Evaluations of the search, which keeps half or more for its polish; plain Optuna has the first.")
     parser.add_argument("--without-search", action="store_true", help="The other methods alone; what they find does not depend on the search.")
     parser.add_argument("--minutes", type=float, default=math.inf)
     arguments = parser.parse_args()
+    arguments.trials = [int(count) for count in arguments.trials.split(",")]
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     start = time.monotonic()
@@ -120,20 +122,20 @@ class Ground:
 
         return cls(name, problem, budget, losses, measure, _read(KEPT / name / f"cells-{digest(inputs)}.jsonl"))
 
-    def fill(self, bits: str, seed: int, trials: int, search: bool, plain: bool, equal: bool) -> None:
+    def fill(self, bits: str, seed: int, trials: list[int], search: bool, plain: bool, equal: bool) -> None:
         """Every method at one budget; those without a seed once."""
         budget = self.budget(bits)
         self._cell("uniform", bits, 0, 0, lambda m: self._uniform(budget, m))
         for objective in OBJECTIVES:
             self._cell(f"exact optimum of {objective}", bits, 0, 0, lambda m, o=objective: m(solve(self.problem, o, [budget]).indices))  # type: ignore[misc]
         self._cell(GREEDY, bits, 0, 0, lambda m: GreedyMP().solve(self.problem, [budget], m))
-        if search:
-            self._cell(SEARCH, bits, seed, trials, lambda m: self._search(budget, seed, trials, m))
+        for count in trials if search else ():
+            self._cell(SEARCH, bits, seed, count, lambda m, n=count: self._search(budget, seed, n, m))  # type: ignore[misc]
         if equal:
             many = self.cells[json.dumps([GREEDY, bits, 0, 0])]["evaluations"]
             self._cell(EQUAL, bits, seed, 0, lambda m: self._search(budget, seed, many, m))
         for name, sampler in PLAIN.items() if plain else ():
-            self._cell(name, bits, seed, trials, lambda m, s=sampler: self._plain(s(seed=seed), budget, trials, m))  # type: ignore[misc]
+            self._cell(name, bits, seed, trials[0], lambda m, s=sampler: self._plain(s(seed=seed), budget, trials[0], m))  # type: ignore[misc]
 
     def _cell(self, method: str, bits: str, seed: int, trials: int, run: Callable[[Callable[[Indices], float]], object]) -> None:
         key = json.dumps([method, bits, seed, trials])
@@ -198,10 +200,11 @@ def report(grounds: dict[str, Ground], arguments: argparse.Namespace) -> str:
         for bits in arguments.bits.split(","):
             table = _table(ground, bits, arguments)
             rows += [f"| {ground.name} | {bits} | {method} | {' | '.join(cells)} |\n" for method, cells, _ in table]
-            verdicts += _verdict(ground.name, bits, {method: values for method, _, values in table})
-    shown = len(arguments.models) * len(arguments.bits.split(",")) * arguments.seeds
+            losses = {method: values for method, _, values in table}
+            verdicts += [_verdict(ground.name, bits, method, losses) for method in losses if method.startswith(SEARCH)]
+    shown = len(arguments.models) * len(arguments.bits.split(",")) * arguments.seeds * len(arguments.trials)
     keys = [json.loads(key) for ground in grounds.values() for key in ground.cells]
-    done = sum(method == SEARCH and trials == arguments.trials and seed < arguments.seeds for method, _, seed, trials in keys)
+    done = sum(method == SEARCH and trials in arguments.trials and seed < arguments.seeds for method, _, seed, trials in keys)
     about += "".join(f" For {name} {', '.join(OPTIONS[name].values())}." for name in arguments.models if name in OPTIONS)
     images = "; ".join(f"{name} on {IMAGES.get(name, IMAGES['resnet20'])[0]} images" for name in arguments.models)
     about += f" {images}. {done} of {shown} runs of the search are done; the last column says of how many seeds a row is the mean."
@@ -213,8 +216,8 @@ _EXPLAINED = """
 KL to the float model on the search images, weights rounded to nearest, of the best assignment within the budget. Weight bits 2 to 8, input bits 8. Methods
 with a seed show the mean over the seeds that are done. `hypervolume`: area that what a method measured dominates in log10 KL over size, between the least
 size and the budget and below the KL of all units at 2 bits, divided by that of all methods and seeds together. `full search`: the
-study on `kl`, warm with the optima of `output_mse` and `weight_mse` too, as a run does by default: 32 evaluations or, if that is more, a quarter of all, and
-the rest for the polish. `as many`: the same with as many evaluations as Greedy MP took. Plain: Optuna's own defaults, one index for each unit, no warm start.
+study on `kl`, warm with the optima of `output_mse` and `weight_mse` too, as a run does by default, with so many evaluations: 32 or, if that is more, a
+quarter of all, and the rest for the polish. `as many`: as many as Greedy MP took. Plain: Optuna's own defaults, one index for each unit, no warm start.
 """
 
 
@@ -224,8 +227,8 @@ def _table(ground: Ground, bits: str, arguments: argparse.Namespace) -> list[tup
     found: dict[str, list[dict[str, Any]]] = {}
     for key, cell in ground.cells.items():
         method, at, seed, trials = json.loads(key)
-        if at == bits and seed < arguments.seeds and trials in (0, arguments.trials):
-            found.setdefault(method, []).append(cell)
+        if at == bits and seed < arguments.seeds and trials in (0, arguments.trials[0], *(arguments.trials if method == SEARCH else ())):
+            found.setdefault(f"{method}, {trials}" if method == SEARCH else method, []).append(cell)
 
     def area(points: list[list[float]]) -> float:
         return hypervolume([(size, math.log10(max(loss, 1e-12))) for size, loss in points], (limit + 1e-3 * (limit - least), top))
@@ -241,20 +244,14 @@ def _table(ground: Ground, bits: str, arguments: argparse.Namespace) -> list[tup
     return table
 
 
-def _verdict(name: str, bits: str, losses: dict[str, list[float]]) -> list[str]:
-    """Whether the worst seed of the search is at least as good as the best of every other."""
-    if SEARCH not in losses:
-        return []
-    worst, mean = max(losses[SEARCH]), statistics.mean(losses[SEARCH])
-    others = {method: min(values) for method, values in losses.items() if method not in (SEARCH, EQUAL)}
+def _verdict(name: str, bits: str, search: str, losses: dict[str, list[float]]) -> str:
+    """Whether the worst seed of a search is at least as good as the best of everything else."""
+    worst = max(losses[search])
+    others = {method: min(values) for method, values in losses.items() if not method.startswith(SEARCH)}
     best = min(others, key=lambda method: others[method])
     beaten = [method for method, value in others.items() if value < worst]
-    text = f"- {name}, {bits} bits: the next best is {best} ({others[best]:.5f}); the search has {mean:.5f} on average"
-    text += f". Its worst seed ({worst:.5f}) loses to {', '.join(beaten)}" if beaten else ", and no seed of it loses to any"
-    if EQUAL in losses:
-        verb = "loses" if max(losses[EQUAL]) > others[best] else "does not lose"
-        text += f". With as many evaluations as Greedy MP its worst seed has {max(losses[EQUAL]):.5f} and {verb} to any"
-    return [text + ".\n"]
+    text = f"- {name}, {bits} bits, {search}: {statistics.mean(losses[search]):.5f} on average; the next best is {best} ({others[best]:.5f})"
+    return f"{text}. Its worst seed ({worst:.5f}) loses to {', '.join(beaten)}.\n" if beaten else f"{text}, and no seed loses to any.\n"
 
 
 if __name__ == "__main__":
