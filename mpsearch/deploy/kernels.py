@@ -1,7 +1,8 @@
 """A packed checkpoint on real low-bit kernels: every quantised convolution and linear layer computes from its packed weight by `KernelUnit`.
 
 Between units tensors have one half-precision type; layers that are not quantised compute in it. Pictures stay N x C x H x W to the model, and lie channels
-last in memory, which is what the kernels read. A unit that no kernel computes is an error that names it: nothing is fake-quantised here.
+last in memory, which is what the kernels read; a forward that only works on contiguous pictures (`x.view(len(x), -1)`) fails as it does under torch's
+`channels_last`. A unit that no kernel computes is an error that names it: nothing is fake-quantised here.
 """
 
 from __future__ import annotations
@@ -124,7 +125,9 @@ def require_device(device: str) -> None:
         why = probe.why_not(CAPABILITY, "the Triton kernels", ("triton",))
         why = "Triton interprets here (TRITON_INTERPRET is set); unset it to compile for the device" if why is None and not compiled else why
         if why is not None:
-            raise DeviceMismatchError(f"kernels='triton-cuda' cannot run on {device!r}: {why}. Load without kernels= to compute in float32 on any device.")
+            raise DeviceMismatchError(
+                f"kernels='triton-cuda' cannot run on {device!r}: {why.rstrip('.')}. Load without kernels= to compute in float32 on any device."
+            )
     elif kind != "cpu" or compiled:
         raise DeviceMismatchError(
             f"kernels='triton-cuda' runs on CUDA devices, not on {device!r}. Pass device='cuda', or leave out kernels= to compute in float32. "
@@ -163,7 +166,10 @@ def kernel_module(
     for unit, state in quantized.items():
         parent, _, child = unit.rpartition(".")
         setattr(target.get_submodule(parent), child, _layer(unit, module.get_submodule(unit), state, torch.device(device), TYPES[dtype], tile))
-    target.to(device=device, dtype=TYPES[dtype], memory_format=torch.channels_last)  # type: ignore[call-overload]
+    target.to(device=device, dtype=TYPES[dtype])
+    for layer in target.modules():
+        if isinstance(layer, nn.Conv2d):  # those that stay float get pictures that lie channels last
+            layer.to(memory_format=torch.channels_last)
     target.register_forward_pre_hook(_Cast(TYPES[dtype]))
     return target.requires_grad_(False).eval()
 

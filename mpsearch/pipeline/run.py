@@ -39,7 +39,7 @@ from mpsearch.units import format_quantity
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
 _REPAIRS = 4
-_MEASURED = ("size_bytes", "latency_us", "memory_bytes", "onnx_bytes", "openvino_bytes")
+_MEASURED = ("size_bytes", "latency_us", "energy_mj", "memory_bytes", "onnx_bytes", "openvino_bytes", "triton_bytes")
 
 
 def run(config: RunConfig, study: Study, progress: Progress | None = None, crew: Crew | None = None) -> dict[str, Any]:
@@ -364,6 +364,8 @@ def _float_row(workshop: Workshop, about: dict[str, Any]) -> dict[str, Any]:
     measured: dict[str, Any] = {"metrics": workshop.task.compare(logits, logits, images.labels).to_json(), "size_bytes": workshop.subject.float_bytes()}
     if "hardware" in about:
         measured["latency_us"] = about["hardware"]["float_latency_us"]
+        if "float_energy_mj" in about["hardware"]:
+            measured["energy_mj"] = about["hardware"]["float_energy_mj"]
     return {"label": "float", "mean_bits": 32.0, "fits": False, "predicted": {}, "nearest": measured}
 
 
