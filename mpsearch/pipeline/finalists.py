@@ -28,7 +28,7 @@ from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.fresh import run_fresh
 from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.models import build_model
-from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.gpu import energy_of
 from mpsearch.pipeline.latency import Architecture, timed
 from mpsearch.pipeline.memory import limits_memory
@@ -195,6 +195,7 @@ class Workshop:
         """Written, weighed, timed and evaluated; the files are thrown away. Cached by the codes and the device-independent inputs."""
         key = [self.subject.hashes, _states_digest(states), self.config.target, self.config.threads, *self.task_key()]
         key += ["memory"] if limits_memory(self.config) else []
+        key += ["energy"] if limits(self.config, "energy_mj") else []
         return self.study.cached("measured", key, lambda: self._measure(states))  # type: ignore[no-any-return]
 
     def task_key(self) -> list[str]:

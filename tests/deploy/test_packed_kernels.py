@@ -1,16 +1,23 @@
 """A packed checkpoint on the Triton kernels, on the CPU through Triton's interpreter (on the device where there is one)."""
 
+import json
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import timm.layers
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mpsearch
-from mpsearch.deploy import load_packed, save_packed
+from mpsearch.deploy import load_packed, process, save_packed
+from mpsearch.deploy.artifact import write_artifact
 from mpsearch.deploy.kernels import KernelLayer, kernel_layers, kernel_module, require_device
+from mpsearch.deploy.targets import Job
 from mpsearch.errors import CheckpointError, DeviceMismatchError, MissingExtraError, OptionError, UnknownNameError, UserError
+from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.kernels.layout import padded_columns
 from mpsearch.problem import Candidate
@@ -250,3 +257,52 @@ def test_the_cast_of_inputs_pickles_and_leaves_tokens_alone():
     (hook,) = module._forward_pre_hooks.values()
     assert pickle.loads(pickle.dumps(hook)).dtype == torch.float16  # noqa: S301
     assert module(torch.tensor([1, 2], device=DEVICE)).shape == (2, 3)
+
+
+class Counting:
+    """A monitor whose counter moves 30 mJ at every look."""
+
+    def __init__(self):
+        self.read = 0
+
+    def energy_mj(self):
+        self.read += 1
+        return 30.0 * self.read
+
+
+@pytest.fixture
+def exported_artifact(prepared, tmp_path, monkeypatch):
+    """An artifact of `triton-cuda`, with a fake card that has the device of this file."""
+    net = prepared("test_resnet")
+    job = Job(net.module, net.layout, net.calibration.states(net.uniform("W4A8")), net.calibration, net.images[:1, :, :8, :8])
+    monkeypatch.setattr(cards, "card", lambda: SimpleNamespace(device=DEVICE, monitor=Counting()))
+    return write_artifact(tmp_path / "artifact", "triton-cuda", job, {"label": "best"}), job, net
+
+
+def asked(artifact, tmp_path, request, **tensors):
+    """What `process.main` answers, in this process."""
+    save_file(tensors, tmp_path / "request", {"mpsearch": json.dumps({"threads": 1, "model": None, **request})})
+    assert process.main([str(artifact.folder), str(tmp_path / "request"), str(tmp_path / "answer")]) == 0
+    with safe_open(tmp_path / "answer", "pt") as file:
+        return load_file(tmp_path / "answer"), json.loads(file.metadata()["mpsearch"])
+
+
+def test_an_exported_artifact_is_run_and_benched_on_the_kernels(exported_artifact, tmp_path, monkeypatch):
+    artifact, job, net = exported_artifact
+    assert artifact.manifest["target"] == "triton-cuda" and artifact.size_bytes == net.layout.size_bytes(net.uniform("W4A8"))
+    logits = asked(artifact, tmp_path, {"do": "run"}, inputs=net.images[:1])[0]["logits"]
+    with torch.no_grad():
+        wanted = install(job.module, job.states)(net.images[:1])
+    assert logits.dtype == torch.float32 and float(torch.nn.functional.cosine_similarity(logits, wanted)) > 0.999
+    monkeypatch.setattr(process, "_latencies", lambda run, inputs, seconds: {"latency_us": {}})  # dozens of calls, which the interpreter takes seconds for
+    _, found = asked(artifact, tmp_path, {"do": "bench", "batches": [1], "seconds": 0.0})
+    assert found["energy"] == {"mj_per_image": 30.0, "batch": 1} and found["batches"] == [{"batch": 1, "latency_us": {}}]
+
+
+def test_an_artifact_on_kernels_needs_a_gpu(exported_artifact, monkeypatch):
+    artifact, _, _ = exported_artifact
+    monkeypatch.undo()
+    monkeypatch.setattr(probe, "gpu", lambda: None)
+    cards.card.cache_clear()
+    with pytest.raises(DeviceMismatchError, match="NVIDIA GPU"):
+        artifact.target.load(artifact.folder, 1)

@@ -107,6 +107,10 @@ class Target(ABC):
         """Operators that the runtime really runs, in order; empty where it does not tell."""
         return ()
 
+    def energy_counter(self) -> Callable[[], float | None] | None:
+        """Reads the counter of the device that it runs on, in millijoules (None where that has none); None for a CPU, whose energy is not measured."""
+        return None
+
 
 TARGETS: Registry[Target] = Registry("deployment target", "mpsearch.deploy.targets")
 
