@@ -49,7 +49,7 @@ def bench_apart(
 
     Returns: `batches`: for each batch size the latencies of single calls in microseconds (`latency_us`: p50, p90, p99, mean, least, iqr, repeats)
         and `images_per_second`; `memory`: bytes of resident memory before loading, after it, and at the peak; `energy`: millijoules of one image
-        (`mj_per_image`, by NVML, at the last batch size), or why there is none.
+        (`mj_per_image`, by NVML, at the last batch size), or why there is none; `device`.
 
     Raises: As `run_apart`.
     """
@@ -120,7 +120,13 @@ def _bench(artifact: Artifact, run: Any, asked: Mapping[str, Any], before: int) 
         inputs = torch.randn(batch, *shape, generator=generator)
         rows.append({"batch": batch, **_latencies(run, inputs, asked["seconds"])})
     memory = {"before_load_bytes": before, "after_load_bytes": loaded, "peak_bytes": _peak_bytes()}
-    return {"batches": rows, "memory": memory, "energy": _energy(artifact.target.energy_counter(), run, inputs, asked["seconds"]), "threads": asked["threads"]}
+    return {
+        "batches": rows,
+        "memory": memory,
+        "energy": _energy(artifact.target.energy_counter(), run, inputs, asked["seconds"]),
+        "threads": asked["threads"],
+        "device": artifact.target.device(),
+    }
 
 
 def _latencies(run: Any, inputs: Tensor, seconds: float) -> dict[str, Any]:

@@ -234,7 +234,7 @@ def test_a_machine_without_a_gpu_is_told_so_before_the_file_is_read(monkeypatch,
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="Triton compiles here")
 def test_an_interpreted_kernel_is_not_taken_for_a_compiled_one(monkeypatch):
-    monkeypatch.setattr(probe, "gpu", lambda: probe.Gpu("NVIDIA H200", (9, 0), 132, 2**37, 2**25, 2**18))
+    monkeypatch.setattr(probe, "gpu", lambda: H200)
     with pytest.raises(DeviceMismatchError, match="TRITON_INTERPRET"):
         require_device("cuda")
 
@@ -259,6 +259,9 @@ def test_the_cast_of_inputs_pickles_and_leaves_tokens_alone():
     assert module(torch.tensor([1, 2], device=DEVICE)).shape == (2, 3)
 
 
+H200 = probe.Gpu("NVIDIA H200", (9, 0), 132, 2**37, 2**25, 2**18)
+
+
 class Counting:
     """A monitor whose counter moves 30 mJ at every look."""
 
@@ -275,7 +278,7 @@ def exported_artifact(prepared, tmp_path, monkeypatch):
     """An artifact of `triton-cuda`, with a fake card that has the device of this file."""
     net = prepared("test_resnet")
     job = Job(net.module, net.layout, net.calibration.states(net.uniform("W4A8")), net.calibration, net.images[:1, :, :8, :8])
-    monkeypatch.setattr(cards, "card", lambda: SimpleNamespace(device=DEVICE, monitor=Counting()))
+    monkeypatch.setattr(cards, "card", lambda: SimpleNamespace(device=DEVICE, monitor=Counting(), gpu=H200))
     return write_artifact(tmp_path / "artifact", "triton-cuda", job, {"label": "best"}), job, net
 
 
@@ -296,6 +299,7 @@ def test_an_exported_artifact_is_run_and_benched_on_the_kernels(exported_artifac
     assert logits.dtype == torch.float32 and float(torch.nn.functional.cosine_similarity(logits, wanted)) > 0.999
     monkeypatch.setattr(process, "_latencies", lambda run, inputs, seconds: {"latency_us": {}})  # dozens of calls, which the interpreter takes seconds for
     _, found = asked(artifact, tmp_path, {"do": "bench", "batches": [1], "seconds": 0.0})
+    assert found["device"].startswith("NVIDIA H200")
     assert found["energy"] == {"mj_per_image": 30.0, "batch": 1} and found["batches"] == [{"batch": 1, "latency_us": {}}]
 
 

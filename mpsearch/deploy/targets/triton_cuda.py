@@ -52,6 +52,10 @@ class TritonCuda(Target):
 
         return run
 
+    def device(self) -> str:
+        """The GPU."""
+        return str(cards.card().gpu.identity)
+
     def energy_counter(self) -> Callable[[], float | None]:
         """NVML's."""
         return cards.card().monitor.energy_mj
