@@ -15,7 +15,9 @@ import mpsearch
 from mpsearch.deploy import load_packed, process, save_packed
 from mpsearch.deploy.artifact import write_artifact
 from mpsearch.deploy.kernels import KernelLayer, kernel_layers, kernel_module, require_device
+from mpsearch.deploy.runtimes import Origin
 from mpsearch.deploy.targets import Job
+from mpsearch.deploy.triton_cuda import load_triton, run_triton
 from mpsearch.errors import CheckpointError, DeviceMismatchError, MissingExtraError, OptionError, UnknownNameError, UserError
 from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu import probe
@@ -248,7 +250,7 @@ def test_layers_of_a_transformer_encoder_stay_off_its_fused_path():
     state = UnitState(Candidate(8, 16), QuantizedTensor(quantize(flat, weight), weight))
     x = torch.randn(1, 3, 16)
     with torch.no_grad():
-        found = kernel_module(encoder, {"linear1": state}, device=DEVICE)(x.to(DEVICE)).cpu().float()
+        found = kernel_module(nn.Sequential(encoder), {"0.linear1": state}, device=DEVICE)(x.to(DEVICE)).cpu().float()
         assert float((found - install(encoder, {"linear1": state})(x)).abs().max()) < 0.02
 
 
@@ -301,6 +303,16 @@ def test_an_exported_artifact_is_run_and_benched_on_the_kernels(exported_artifac
     _, found = asked(artifact, tmp_path, {"do": "bench", "batches": [1], "seconds": 0.0})
     assert found["device"].startswith("NVIDIA H200")
     assert found["energy"] == {"mj_per_image": 30.0, "batch": 1} and found["batches"] == [{"batch": 1, "latency_us": {}}]
+
+
+def test_the_runtime_reads_the_file_back_and_counts_the_calls_on_kernels(written, monkeypatch):
+    path, states, net = written("mobile", ("W4A8", "float"))
+    monkeypatch.setattr(cards, "card", lambda: SimpleNamespace(device=DEVICE))
+    origin = Origin(net.module, net.layout, net.calibration, lambda: None)
+    run, calls = load_triton(path, origin, net.images[:2], 1)
+    assert calls == sum(not state.candidate.is_float for state in states.values()) == 3
+    logits = run_triton(path, origin)(net.images[:1])
+    assert logits.dtype == torch.float32 and torch.equal(run().float().cpu(), logits)
 
 
 def test_an_artifact_on_kernels_needs_a_gpu(exported_artifact, monkeypatch):

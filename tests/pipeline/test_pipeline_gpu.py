@@ -53,6 +53,10 @@ class Priced:
         return None
 
 
+def priced(bits):
+    return Cell(Priced(bits), ("kernel",), True, 0.0, 0.1, 100, lambda: Priced(bits))
+
+
 def price_of(call):
     if isinstance(call, Priced):
         return call.price
@@ -112,8 +116,7 @@ def gpu(monkeypatch):
         card = fake_card(**options)
         monkeypatch.setattr(probe, "gpu", lambda: H200)
         monkeypatch.setattr(cards, "card", lambda: card)
-        build = lambda self, layer, candidate, batch: Cell(Priced(candidate.w_bits), ("kernel",), True, 0.0, 0.1, 100, lambda: Priced(candidate.w_bits))  # noqa: E731
-        monkeypatch.setattr(TritonCuda, "build", build)
+        monkeypatch.setattr(TritonCuda, "build", lambda _, layer, candidate, batch: priced(candidate.w_bits))
         return card
 
     return put
@@ -263,10 +266,25 @@ def test_fake_card_whole_models_are_read_twice_and_again_where_the_card_is_slowe
     assert reading.energy_mj is None and reading.timing.clock == "gpu" and len(reading.timing.passes_us) == 3 and reading.trouble == ()
 
 
-def test_runs_and_rows_survive_their_files(gpu, for_gpu, tmp_path):
-    gpu()
+def test_fake_card_a_model_that_cannot_be_captured_is_one_clear_error(monkeypatch):
+    card = fake_card()
+
+    def capture(runs):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(card.timer, "capture", capture)
+    with pytest.raises(MpsearchError, match=r"CUDA graph: CUDA error: operation not permitted when stream is capturing\. Its forward.*--target packed"):
+        measure_whole(Priced(8), card)
+
+
+def test_runs_and_rows_survive_their_files(gpu, for_gpu):
+    card = gpu()
     table, path = profile_model(for_gpu(), Silent())
     log = GpuLog.open(log_path(path))
+    path.unlink()
+    path.with_suffix(".json").unlink()
+    card.timer.captured.clear()
+    assert profile_model(for_gpu(), Silent())[0].rows == table.rows and card.timer.captured == []  # made again from the readings
     row = next(iter(log.rows.values()))
     assert table.rows[row.key, row.kernel] == table_row(row) and table_row(row).aa_error == 0.0
     crash = table_row(dataclasses.replace(row, status="crash", readings=()))

@@ -49,12 +49,11 @@ def gpu_table(
     """
     log = GpuLog.open(log_path(folder / table.file_name))
     table.method = METHOD
-    table.rows |= {key: table_row(row) for key, row in log.rows.items()}
     missing = missing_cells(layers, candidates, backend, table)
     if missing:
         profiler = GpuProfiler(backend, card.timer, card.monitor, card.anchor, card.settings)
-        profiler.profile(missing, log, 1, on_row)
-        table.rows |= {key: table_row(row) for key, row in log.rows.items()}
+        profiler.profile(missing, log, 1, on_row)  # but what the log has already
+    table.rows |= {key: table_row(row) for key, row in log.rows.items()}
     table.save(folder)
     return table
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from mpsearch.errors import MpsearchError
 from mpsearch.hardware.backends import Cell
 from mpsearch.hardware.gpu.card import Card
 from mpsearch.hardware.gpu.measure import Reading, read_cell
@@ -75,11 +76,21 @@ def measure_models(model: str, wanted: Sequence[Kernels], build: Callable[[Kerne
 
 
 def _steady(run: Callable[[], object], card: Card) -> Reading:
-    """The first reading without trouble, or the steadiest of `tries`. One call in a graph: its layers find the caches as they do when it is used."""
+    """The first reading without trouble, or the steadiest of `tries`. One call in a graph: its layers find the caches as they do when it is used.
+
+    Raises: MpsearchError: The model cannot be captured; or as `measure_whole`.
+    """
     cell = Cell(run, ("model",), True, 0.0, 1.0)
     found: list[Reading] = []
     for _ in range(card.settings.tries):
-        found.append(read_cell(cell, card.timer, card.monitor, replace(card.settings, copies=1)))
+        try:
+            found.append(read_cell(cell, card.timer, card.monitor, replace(card.settings, copies=1)))
+        except RuntimeError as error:  # what CUDA and torch raise
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise MpsearchError(
+                f"The whole model could not be timed in a CUDA graph: {said}. Its forward must not wait for the device, nor copy between host and device, and "
+                "must fit the card's memory. Change it, or run with --target packed."
+            ) from error
         if not found[-1].trouble:
             return found[-1]
     return min(found, key=lambda r: r.iqr_us / r.median_us)
