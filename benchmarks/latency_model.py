@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from mpsearch.deploy.onnx import export_float
-from mpsearch.deploy.runtimes import RUNTIMES
+from mpsearch.deploy.packed import PackedLayout
+from mpsearch.deploy.runtimes import RUNTIMES, Origin
 from mpsearch.deploy.wiring import find_wires
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, profile
 from mpsearch.hardware.cost_model import Unit, fit_cost_model, fit_error
@@ -47,8 +48,10 @@ class Subject:
         self.runtime = RUNTIMES[backend.name]
         self.problem = Problem(graph.layers, choices)
         self.calibration = calibrate(module, self.units, [self.example])
-        self.float_onnx = export_float(module, self.example)
-        self.wires = find_wires(self.float_onnx, graph.layers)
+        graph_onnx = export_float(module, self.example)
+        layout = PackedLayout.of(module, self.units, loaded.source, pairs, loaded.data_config)
+        self.origin = Origin(module, layout, self.calibration, lambda: graph_onnx)
+        self.wires = find_wires(graph_onnx, graph.layers)
         self.key = model_key(name, graph.layers, self.wires)
 
     def build(self, kernels):
@@ -59,8 +62,8 @@ class Subject:
         }
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"model{self.runtime.suffix}"
-            self.runtime.write(path, self.float_onnx, states, self.calibration)
-            run, quantized = self.runtime.load(path, self.example[:1], 1)
+            self.runtime.write(path, self.origin, states)
+            run, quantized = self.runtime.load(path, self.origin, self.example[:1], 1)
         return WholeModel(run, quantized == sum(k != "float" for k in kernels))
 
 

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpsearch.deploy import load_packed as load
+    from mpsearch.deploy import load
     from mpsearch.pipeline import search
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ __all__ = ["__version__", "load", "search"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        return importlib.import_module("mpsearch.deploy").load_packed
+        return importlib.import_module("mpsearch.deploy").load
     if name == "search":
         return importlib.import_module("mpsearch.search")  # the package, which can be called
     raise AttributeError(f"module 'mpsearch' has no attribute {name!r}")

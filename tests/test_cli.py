@@ -246,7 +246,7 @@ def test_every_registry_can_be_listed(call):
     assert len(known) == 9 and listed == known
     for what in lists.WHAT:
         assert call("list", what).stdout.strip()
-    assert set(call("list", "runtimes").stdout.split()) == {"ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "packed"}
+    assert set(call("list", "runtimes").stdout.split()) == {"ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "triton-cuda", "packed"}
     assert set(call("list", "tasks").stdout.split()) >= {"classification", "embedding", "span"}
     assert call("list", "samplers").stdout.split() == ["mpsearch", "nsga2", "random", "tpe"]
 

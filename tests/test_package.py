@@ -5,12 +5,12 @@ import sys
 
 import mpsearch
 import mpsearch.search
-from mpsearch.deploy import load_packed
+from mpsearch.deploy import load
 
 
 def test_the_public_surface_is_short():
     assert mpsearch.__all__ == ["__version__", "load", "search"]
-    assert mpsearch.load is load_packed
+    assert mpsearch.load is load
 
 
 def test_search_is_a_package_and_a_function():

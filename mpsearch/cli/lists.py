@@ -28,7 +28,7 @@ _BUDGETS = (
     "40%    of the float model",
     "5bits  a weight, on average",
     "2.5ms  latency",
-    "3mJ    energy; only in `solve`, of a problem that has it",
+    "3mJ    energy; with --target triton-cuda, and in `solve` of a problem that has it",
     "512MiB peak  memory, the most that any layer needs",
     "20GBOPs  bit operations",
 )

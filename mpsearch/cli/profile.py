@@ -18,7 +18,7 @@ def profile(
     model: Annotated[str | None, typer.Option(help="As in run.")] = None,
     data: Annotated[str | None, typer.Option(help="As in run: gives the input's size.")] = None,
     model_arg: ModelArguments = None,
-    target: Annotated[str, typer.Option(help="ort-cpu, openvino-cpu or openvino-cpu-bf16: whose kernels are measured.")] = "ort-cpu",
+    target: Annotated[str, typer.Option(help="ort-cpu, openvino-cpu, openvino-cpu-bf16 or triton-cuda: whose kernels are measured.")] = "ort-cpu",
     tables: Tables = "latency_tables",
     threads: Threads = 1,
     at_most: Annotated[int | None, typer.Option(help="Measure no more rows than this, those from which the others are predicted best.")] = None,

@@ -82,7 +82,10 @@ def run(  # long for its options alone
         typer.Option(help="Reconstruction steps for each block and bit-width before the search; a quarter of --iterations, 0 on the embedded default."),
     ] = None,
     target: Annotated[
-        str, typer.Option(help="ort-cpu (checkpoint, ONNX, latency), openvino-cpu[-bf16] (checkpoint, IR, latency) or packed (checkpoint alone).")
+        str,
+        typer.Option(
+            help="ort-cpu (checkpoint, ONNX, latency), openvino-cpu[-bf16] (checkpoint, IR, latency), triton-cuda (checkpoint, latency, energy) or packed."
+        ),
     ] = "ort-cpu",
     tables: Tables = "latency_tables",
     table: Annotated[str | None, typer.Option(help="Read this latency table instead of measuring.")] = None,
@@ -184,18 +187,25 @@ def _print_result(result: dict[str, Any], output: Format) -> None:
     timed = any("latency_us" in row["nearest"] for row in result["rows"])
     labelled = any(row["nearest"]["metrics"]["top1"] is not None for row in result["rows"])
     compared = [*(["top-1"] if labelled else []), result["measure"]]
-    times = ["ms predicted", "ms measured"] if timed else []
+    times = [*(["ms predicted", "ms measured"] if timed else []), *(["mJ predicted", "mJ measured"] if _has_energy(result) else [])]
     header = ("", "bits", "size predicted", "size on disk", *times, *compared, *(f"{name} reconstructed" for name in compared))
-    print_rows(header, [_cells(row, timed, labelled, result["best"]["label"]) for row in result["rows"]], output)
+    print_rows(header, [_cells(row, timed, _has_energy(result), labelled, result["best"]["label"]) for row in result["rows"]], output)
 
 
-def _cells(row: dict[str, Any], timed: bool, labelled: bool, chosen: str) -> tuple[str, ...]:
+def _has_energy(result: dict[str, Any]) -> bool:
+    """Whether the energy of the rows was predicted and measured."""
+    return any("energy_mj" in row["nearest"] for row in result["rows"])
+
+
+def _cells(row: dict[str, Any], timed: bool, energy: bool, labelled: bool, chosen: str) -> tuple[str, ...]:
     near, after, said = row["nearest"], row.get("reconstructed"), row["predicted"]
     written = after or near
     size = f"{near['size_bytes']:,.0f} B" if row["label"] != "float" else f"({near['size_bytes']:,.0f} B)"
     cells = [row["label"] + (" [chosen]" if row["label"] == chosen else ""), f"{row['mean_bits']:.2f}", f"{said['size_bytes']:,.0f} B" if said else "", size]
     if timed:
         cells += [f"{said['latency_us'] / 1e3:.3f}" if said else "", f"{written['latency_us'] / 1e3:.3f}"]
+    if energy:
+        cells += [f"{known['energy_mj']:.3f}" if known.get("energy_mj") is not None else "" for known in (said, written)]
     for measured in (near, after):
         metrics = measured["metrics"] if measured else None
         if labelled:
@@ -227,6 +237,8 @@ def _tell(result: dict[str, Any], report: Path) -> None:
                 say(broken)
             if artifact[f"{key}_fallbacks"]:
                 say(f"Not in the kernel they were written for: {', '.join(f'{unit} ({ran})' for unit, ran in artifact[f'{key}_fallbacks'].items())}.")
+    if "triton" in artifact:
+        say(f"On the kernels of triton-cuda it decides as the fake-quantised model on {artifact['triton_agreement']:.2%} of {metrics['images']} images.")
     say(f"Not quantised: {format_bytes(sum(result['not_quantized'].values()))} in {len(result['not_quantized'])} tensors, named in {report}.")
     say(f"Report: {report}")
 

@@ -1,11 +1,13 @@
 """From quantised units to files that a runtime loads: the packed checkpoint, and one file for each target."""
 
+from mpsearch.deploy.loading import load
 from mpsearch.deploy.onnx import export_float, measure_onnx, quantize_onnx, run_onnx, save_onnx
 from mpsearch.deploy.packed import PackedLayout, load_packed, open_packed, read_description, save_packed
 
 __all__ = [
     "PackedLayout",
     "export_float",
+    "load",
     "load_packed",
     "measure_onnx",
     "open_packed",

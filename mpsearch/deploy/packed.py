@@ -165,17 +165,17 @@ def load_packed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     return install(module, {unit: state for unit, state in states.items() if not state.candidate.is_float})
 
 
-def open_packed(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, UnitState]]:
+def open_packed(path: str | Path, model: nn.Module | None = None, *, folded: bool = False) -> tuple[nn.Module, dict[str, UnitState]]:
     """The folded float module of a checkpoint and the states of its units; a quantised unit's weight in the module is the model's own.
 
-    Args and Raises: As `load_packed`.
+    Args and Raises: As `load_packed`; `folded` says that the batch norms of `model` are folded already.
     """
     path = Path(path)
     header, tensors = _read(path)
-    source, folded, assignment = _parsed(path, header)
+    source, pairs, assignment = _parsed(path, header)
     given = _architecture(path, source, tensors) if model is None else unwrapped(model)
     try:
-        module = fold_batch_norm(given, folded)
+        module = fold_batch_norm(given, [] if folded and model is not None else pairs)
         products = set(product_names(module, assignment))
         states = {u: (_product_state if u in products else _unit_state)(u, assignment[u], module, tensors) for u in assignment}
         _load_leftovers(module, set(assignment) - products, tensors)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def bench_apart(
 
     Returns: `batches`: for each batch size the latencies of single calls in microseconds (`latency_us`: p50, p90, p99, mean, least, iqr, repeats)
         and `images_per_second`; `memory`: bytes of resident memory before loading, after it, and at the peak; `energy`: millijoules of one image
-        by NVML and the device, or why there is none.
+        (`mj_per_image`, by NVML, at the last batch size), or why there is none; `device`.
 
     Raises: As `run_apart`.
     """
@@ -120,7 +120,13 @@ def _bench(artifact: Artifact, run: Any, asked: Mapping[str, Any], before: int) 
         inputs = torch.randn(batch, *shape, generator=generator)
         rows.append({"batch": batch, **_latencies(run, inputs, asked["seconds"])})
     memory = {"before_load_bytes": before, "after_load_bytes": loaded, "peak_bytes": _peak_bytes()}
-    return {"batches": rows, "memory": memory, "energy": _energy(), "threads": asked["threads"]}
+    return {
+        "batches": rows,
+        "memory": memory,
+        "energy": _energy(artifact.target.energy_counter(), run, inputs, asked["seconds"]),
+        "threads": asked["threads"],
+        "device": artifact.target.device(),
+    }
 
 
 def _latencies(run: Any, inputs: Tensor, seconds: float) -> dict[str, Any]:
@@ -139,9 +145,18 @@ def _latencies(run: Any, inputs: Tensor, seconds: float) -> dict[str, Any]:
     return {"latency_us": latency, "images_per_second": len(inputs) * 1e6 / mean}
 
 
-def _energy() -> dict[str, Any]:
-    """These artifacts run on the CPU, whose energy NVML does not know."""
-    return {"mj_per_image": None, "reason": "the artifact runs on the CPU; NVML measures NVIDIA devices alone"}
+def _energy(counter: Callable[[], float | None] | None, run: Any, inputs: Tensor, seconds: float) -> dict[str, Any]:
+    """Energy of an image at the last batch size: the difference of the device's counter over about `seconds` of calls, idle power included."""
+    if counter is None:
+        return {"mj_per_image": None, "reason": "the artifact runs on the CPU; NVML measures NVIDIA devices alone"}
+    before, images, start = counter(), 0, time.perf_counter()
+    while time.perf_counter() - start < seconds or not images:
+        run(inputs)
+        images += len(inputs)
+    after = counter()
+    if before is None or after is None:
+        return {"mj_per_image": None, "reason": "the card has no counter of energy"}
+    return {"mj_per_image": (after - before) / images, "batch": len(inputs)}
 
 
 def _peak_bytes() -> int:

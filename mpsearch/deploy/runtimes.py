@@ -9,14 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpsearch.deploy.onnx import OnnxRun, load_onnx, measure_onnx, quantize_onnx, run_onnx, save_onnx
 from mpsearch.deploy.openvino import OpenVinoRun, load_openvino, measure_openvino, run_openvino, write_openvino
+from mpsearch.deploy.packed import PackedLayout
+from mpsearch.deploy.triton_cuda import TritonRun, load_triton, measure_triton, run_triton, write_triton
 from mpsearch.quant import UnitState
 from mpsearch.reconstruct import Calibration
 
 States = Mapping[str, UnitState]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that a file is made of.
+
+    Args:
+        module: Float, batch norms folded.
+        layout: Of its packed checkpoint.
+        calibration: Ranges, where a runtime needs others than the states have.
+        graph: Gives the float ONNX graph, exported at the first call.
+    """
+
+    module: nn.Module
+    layout: PackedLayout
+    calibration: Calibration
+    graph: Callable[[], ModelProto]
 
 
 @dataclass(frozen=True)
@@ -27,35 +46,44 @@ class DeployedRuntime:
         key: Prefix of what is said of it in results, such as `onnx_bytes`.
         title: For people.
         suffix: Of the file.
-        write: Path, float ONNX graph, states, calibration -> bytes on disk.
-        load: Path, an image, threads -> function that runs it once, and how many calls of units run quantised.
-        measure: Path, an image, threads, rounds -> timing and what runs.
-        run: Path, threads -> function from images to logits.
+        write: Path, origin, states -> bytes on disk.
+        load: Path, origin, an image, threads -> function that runs it once, and how many calls of units run quantised.
+        measure: Path, origin, an image, threads, rounds -> timing and what runs.
+        run: Path, origin, threads -> function from images to logits.
+        apart: Whether the file alone is enough to run it in a process of its own.
     """
 
     key: str
     title: str
     suffix: str
-    write: Callable[[Path, ModelProto, States, Calibration], int]
-    load: Callable[[Path, Tensor, int], tuple[Callable[[], object], int]]
-    measure: Callable[[Path, Tensor, int, int], OnnxRun | OpenVinoRun]
-    run: Callable[[Path, int], Callable[[Tensor], Any]]
+    write: Callable[[Path, Origin, States], int]
+    load: Callable[[Path, Origin, Tensor, int], tuple[Callable[[], object], int]]
+    measure: Callable[[Path, Origin, Tensor, int, int], OnnxRun | OpenVinoRun | TritonRun]
+    run: Callable[[Path, Origin, int], Callable[[Tensor], Any]]
+    apart: bool = True
 
 
-def _write_onnx(path: Path, graph: ModelProto, states: States, calibration: Calibration) -> int:
-    return save_onnx(path, quantize_onnx(graph, states, calibration))
+def _write_onnx(path: Path, origin: Origin, states: States) -> int:
+    return save_onnx(path, quantize_onnx(origin.graph(), states, origin.calibration))
 
 
-def _write_openvino(path: Path, graph: ModelProto, states: States, _: Calibration, precision: str) -> int:
-    return write_openvino(path, graph, states, precision)
+def _write_openvino(path: Path, origin: Origin, states: States, precision: str) -> int:
+    return write_openvino(path, origin.graph(), states, precision)
+
+
+def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For files that say all: the origin is left out."""
+    return lambda path, origin, *rest: function(path, *rest)
 
 
 def _openvino(precision: str) -> DeployedRuntime:
-    return DeployedRuntime("openvino", "OpenVINO", ".xml", partial(_write_openvino, precision=precision), load_openvino, measure_openvino, run_openvino)
+    write = partial(_write_openvino, precision=precision)
+    return DeployedRuntime("openvino", "OpenVINO", ".xml", write, _alone(load_openvino), _alone(measure_openvino), _alone(run_openvino))
 
 
 RUNTIMES: Mapping[str, DeployedRuntime] = {
-    "ort-cpu": DeployedRuntime("onnx", "ONNX", ".onnx", _write_onnx, load_onnx, measure_onnx, run_onnx),
+    "ort-cpu": DeployedRuntime("onnx", "ONNX", ".onnx", _write_onnx, _alone(load_onnx), _alone(measure_onnx), _alone(run_onnx)),
     "openvino-cpu": _openvino("f32"),
     "openvino-cpu-bf16": _openvino("bf16"),
+    "triton-cuda": DeployedRuntime("triton", "Triton", ".safetensors", write_triton, load_triton, measure_triton, run_triton, apart=False),
 }

@@ -11,6 +11,7 @@ import numpy as np
 from mpsearch.errors import MissingExtraError, TableError
 from mpsearch.hardware.backends import BACKENDS
 from mpsearch.hardware.device import DeviceIdentity
+from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.table import LatencyTable, differences
 
 
@@ -40,7 +41,7 @@ def check_tables(place: Path, device: DeviceIdentity, threads: int | None = None
 
     Args:
         place: A CSV, or a folder of them.
-        device: This device.
+        device: This device's processor; tables of a GPU are compared with its GPU, where it has one.
         threads: That would be asked for; None takes the table's own.
 
     Raises: TableError: There is no table there.
@@ -57,6 +58,8 @@ def _check(path: Path, device: DeviceIdentity, threads: int | None) -> TableChec
     except TableError as error:
         return TableCheck(path, "damaged", (str(error),), {}, 0, None)
     version = _installed(table)
+    if version is not None and BACKENDS.create(table.backend).on_gpu and (gpu := probe.gpu()) is not None:
+        device = gpu.identity
     here = LatencyTable(device, table.backend, version or table.version, threads or table.threads)
     reasons = differences(table, device, here)
     if version is None:

@@ -33,10 +33,10 @@ _FOLDS = 6
 _WIDTHS = tuple((common, own) for common in (0.03, 0.1, 0.3, 1.0) for own in (0.01, 0.03, 0.1, 0.3))
 """Tried for the ridge: standard deviation of what all units have in common (scales, bytes, changes of precision), and of a unit's own correction, both as a
 share: of a row, or of the time that memory takes."""
-_BYTES_PER_US = 8e3
+BYTES_PER_US = 8e3
 """Memory that one core reads in a microsecond, for the prior alone."""
-_CONVERSION = 10 / _BYTES_PER_US
-"""An element that is read as float and written as a byte, or the other way round, with a change of layout: the unit of a wire's width."""
+_CONVERSION = 10
+"""Bytes of an element that is read as float and written as a byte, or the other way round, with a change of layout: the unit of a wire's width."""
 _LEAST_TAU = 0.8
 _MOST_MAPE = 0.10
 
@@ -191,7 +191,7 @@ def _features(units: Sequence[Unit], wires: Sequence[Wire], names: Sequence[str]
     return np.array([found[name] for name in names])
 
 
-def _prior(names: Sequence[str], units: Sequence[Unit], runs: Sequence[ModelRun], width: tuple[float, float]) -> tuple[Array, Array]:
+def _prior(names: Sequence[str], units: Sequence[Unit], runs: Sequence[ModelRun], width: tuple[float, float], bytes_per: float) -> tuple[Array, Array]:
     """Expected value and standard deviation of each coefficient."""
     floats = [run.latency_us - math.fsum(u.rows_us[k] for u, k in zip(units, run.kernels, strict=True)) for run in runs]
     other = max(0.0, float(np.median(floats)))
@@ -204,17 +204,19 @@ def _prior(names: Sequence[str], units: Sequence[Unit], runs: Sequence[ModelRun]
         elif what == "row":
             means[i], widths[i] = 1.0, common
         elif what == "weight":
-            widths[i] = common / _BYTES_PER_US
+            widths[i] = common / bytes_per
         elif what == "wire":
-            widths[i] = common * _CONVERSION
+            widths[i] = common * _CONVERSION / bytes_per
         else:
             widths[i] = own
     return means, widths
 
 
-def _solve(units: Sequence[Unit], wires: Sequence[Wire], names: tuple[str, ...], runs: Sequence[ModelRun], width: tuple[float, float]) -> Array:
+def _solve(
+    units: Sequence[Unit], wires: Sequence[Wire], names: tuple[str, ...], runs: Sequence[ModelRun], width: tuple[float, float], bytes_per: float
+) -> Array:
     """Least squares of the relative error, with the ridge as further rows, by bounded-variable least squares."""
-    means, widths = _prior(names, units, runs, width)
+    means, widths = _prior(names, units, runs, width, bytes_per)
     times = np.array([run.latency_us for run in runs])
     noise = _noise(runs)
     design = np.array([_features(units, wires, names, run.kernels) for run in runs])
@@ -232,29 +234,32 @@ def _noise(runs: Sequence[ModelRun]) -> float:
     return float(max(0.005, np.sqrt(np.mean(apart**2)) / 2))
 
 
-def fit_cost_model(units: Sequence[Unit], wires: Sequence[Wire], runs: Sequence[ModelRun]) -> CostModel:
+def fit_cost_model(units: Sequence[Unit], wires: Sequence[Wire], runs: Sequence[ModelRun], bytes_per: float = BYTES_PER_US) -> CostModel:
     """Fit the coefficients to whole-model runs.
 
     Args:
         units: L units.
         wires: Between them.
         runs: At least one; with fewer than `LEAST_RUNS` there is no statement of the error.
+        bytes_per: Bytes of memory that are read in a microsecond (or with a millijoule, where rows and runs are energies), for the prior alone.
     """
     names = _columns(units, wires, [run.kernels for run in runs])
     if len(runs) < LEAST_RUNS:
         width = _WIDTHS[-2]
-        return CostModel(tuple(units), tuple(wires), names, tuple(_solve(units, wires, names, runs, width).tolist()), None, width)
-    errors = {width: fit_error(_held_out(units, wires, names, runs, width), runs) for width in _WIDTHS}
+        return CostModel(tuple(units), tuple(wires), names, tuple(_solve(units, wires, names, runs, width, bytes_per).tolist()), None, width)
+    errors = {width: fit_error(_held_out(units, wires, names, runs, width, bytes_per), runs) for width in _WIDTHS}
     width = min(errors, key=lambda w: errors[w].mape)
-    return CostModel(tuple(units), tuple(wires), names, tuple(_solve(units, wires, names, runs, width).tolist()), errors[width], width)
+    return CostModel(tuple(units), tuple(wires), names, tuple(_solve(units, wires, names, runs, width, bytes_per).tolist()), errors[width], width)
 
 
-def _held_out(units: Sequence[Unit], wires: Sequence[Wire], names: tuple[str, ...], runs: Sequence[ModelRun], width: tuple[float, float]) -> list[float]:
+def _held_out(
+    units: Sequence[Unit], wires: Sequence[Wire], names: tuple[str, ...], runs: Sequence[ModelRun], width: tuple[float, float], bytes_per: float
+) -> list[float]:
     """Each run predicted from those of other folds."""
     predicted = [0.0] * len(runs)
     for fold in range(_FOLDS):
         kept = [run for i, run in enumerate(runs) if i % _FOLDS != fold]
-        values = _solve(units, wires, names, kept, width)
+        values = _solve(units, wires, names, kept, width, bytes_per)
         for i in range(fold, len(runs), _FOLDS):
             predicted[i] = float(_features(units, wires, names, runs[i].kernels) @ values)
     return predicted

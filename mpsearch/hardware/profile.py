@@ -52,7 +52,9 @@ def profile(
         on_row: Progress: rows done, rows to measure, which.
     """
     if backend.on_gpu:  # a clock of the host would time how long a kernel takes to be queued
-        raise TableError(f"{backend.name} runs on a GPU, which `mpsearch profile` cannot time. Run benchmarks/h200.sh on the machine that has it.")
+        raise TableError(
+            f"{backend.name} runs on a GPU, which a clock of the host cannot time. Use hardware.gpu.table, as `mpsearch profile --target triton-cuda` does."
+        )
     left = missing_cells(layers, candidates, backend, table, batch)
     total = len(left) if at_most is None else min(at_most, len(left))
     done = 0

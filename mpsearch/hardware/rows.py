@@ -14,7 +14,7 @@ STATUSES = ("ok", "unstable", "fallback", "wrong", "unsupported", "crash")
 """Only `ok` and `unstable` (right, but its spread stayed too wide after every try) are ever a latency."""
 USABLE = ("ok", "unstable")
 KINDS = ("layer", "edge", "other")
-CLOCKS = ("cpu", "wall")
+CLOCKS = ("cpu", "wall", "gpu")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Row:
         min_us: Least sample.
         rounds: Medians of the passes, in order, separated by blanks: how far two of the same lie apart.
         anchor_us: The fixed piece of work that was timed beside it; another anchor is another state of the machine.
-        clock: `cpu` (time of the process) or `wall`.
+        clock: `cpu` (time of the process), `wall`, or `gpu` (events around a CUDA graph).
     """
 
     key: str
@@ -79,8 +79,9 @@ class ModelRun:
         iqr_us: Distance of the quartiles, the greatest of the passes.
         anchor_us: Of the machine meanwhile.
         status: `ok`, `unstable` (its spread stayed too wide), or `fallback` where other kernels ran than were asked; such a run teaches nothing.
-        clock: `cpu` or `wall`.
+        clock: As of a row.
         date: UTC, ISO 8601.
+        energies_mj: Energy of a call in each pass, where the device counts it; else empty.
     """
 
     model: str
@@ -92,6 +93,7 @@ class ModelRun:
     status: str
     clock: str
     date: str
+    energies_mj: tuple[float, ...] = ()
 
     @property
     def latency_us(self) -> float:
@@ -109,8 +111,8 @@ class ModelRun:
         return self.model, self.batch, self.kernels
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dump`."""
-        return asdict(self)
+        """Plain data for `json.dump`; energies only where there are some, so that lines of devices without are as they ever were."""
+        return {name: value for name, value in asdict(self).items() if name != "energies_mj" or value}
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
@@ -151,12 +153,13 @@ def read_row(where: str, record: Mapping[str | None, str | None]) -> Row:
 
 def read_run(where: str, data: Any) -> ModelRun:
     """A whole-model run from a line of JSON. Raises TableError, naming `where` and what is wrong."""
-    names = {f.name for f in fields(ModelRun)}
-    if not isinstance(data, dict) or set(data) != names:
+    names = {f.name for f in fields(ModelRun)} - {"energies_mj"}
+    if not isinstance(data, dict) or set(data) - {"energies_mj"} != names:
         raise TableError(f"{where}, is not a whole-model run with the fields {', '.join(sorted(names))}. {_REMOVE}")
     try:
-        run = ModelRun(**{**data, "kernels": tuple(map(str, data["kernels"])), "passes_us": tuple(float(v) for v in data["passes_us"])})
-        times = [*run.passes_us, float(run.iqr_us), float(run.anchor_us)]
+        passes = {name: tuple(float(v) for v in data.get(name, ())) for name in ("passes_us", "energies_mj")}
+        run = ModelRun(**{**data, "kernels": tuple(map(str, data["kernels"])), **passes})
+        times = [*run.passes_us, *run.energies_mj, float(run.iqr_us), float(run.anchor_us)]
     except (TypeError, ValueError) as error:
         raise TableError(f"{where}: {error}. {_REMOVE}") from None
     if not run.passes_us or not all(math.isfinite(v) and v >= 0 for v in times) or min(run.passes_us) <= 0:

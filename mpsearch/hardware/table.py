@@ -41,6 +41,7 @@ class LatencyTable:
         rows: By (key, kernel).
         estimated: Whether the rows are another device's or another version's, taken as an estimate because the user said so.
         models: Whole-model runs, by their key.
+        method: How it was measured, for people.
     """
 
     device: DeviceIdentity
@@ -50,6 +51,7 @@ class LatencyTable:
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
     estimated: bool = False
     models: dict[tuple[str, int, tuple[str, ...]], ModelRun] = field(default_factory=dict)
+    method: str = METHOD
 
     @property
     def file_name(self) -> str:
@@ -90,7 +92,7 @@ class LatencyTable:
 
     def _about(self) -> dict[str, Any]:
         about = {"schema": SCHEMA, "device": self.device.to_json(), "backend": self.backend, "version": self.version, "threads": self.threads}
-        return {**about, "software": software(), "method": METHOD}
+        return {**about, "software": software(), "method": self.method}
 
     @classmethod
     def open(cls, folder: Path, device: DeviceIdentity, backend: str, version: str, threads: int) -> LatencyTable:
@@ -124,6 +126,7 @@ class LatencyTable:
         differs = differences(table, device, fits)
         if differs and not allow_estimate:
             raise DeviceMismatchError(f"{path} {'; it '.join(differs)}. Leave out --table to measure here, or pass --allow-estimate.")
+        table.method = str(about.get("method", METHOD))
         table.rows = {(row.key, row.kernel): row for row in _rows(path)}
         table.models = {run.key: run for run in _runs(models_path(path))}
         table.estimated = bool(differs)

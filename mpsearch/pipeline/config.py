@@ -10,7 +10,7 @@ from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameErr
 from mpsearch.evaluate import TASKS
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
-from mpsearch.problem import FLOAT_INPUT, Restrictions
+from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.reconstruct import METHODS
 from mpsearch.search import SAMPLERS
 from mpsearch.units import parse_quantity
@@ -52,8 +52,8 @@ class RunConfig:
         search_iterations: Reconstruction steps for each block at each bit-width before the search, which then sees the damage that reconstruction leaves; 0 to
             search on rounding to nearest; None for a quarter of `iterations`, or 0 on the embedded default.
         reconstruction_memory: Bound on the activations that a reconstruction stores, such as `8GiB`; it uses fewer images to keep it.
-        target: `ort-cpu` (packed checkpoint and ONNX), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR), or `packed` (checkpoint alone, no
-            latency).
+        target: `ort-cpu` (packed checkpoint and ONNX), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR), `triton-cuda` (checkpoint on the
+            Triton kernels, latency and energy), or `packed` (checkpoint alone, no latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
         allow_estimate: Take a table of another device or version as an estimate, and keep a latency budget by predictions that are known to be poor.
@@ -182,3 +182,8 @@ class RunConfig:
             raise StudyError(f"The study was written by another version of mpsearch; its settings differ in {sorted(set(data) ^ known)}. Start a new study.")
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**settings)
+
+
+def limits(config: RunConfig, *resources: str) -> bool:
+    """Whether a budget limits one of these resources."""
+    return any(Budget.parse(text).resource in resources for text in config.budgets)

@@ -11,7 +11,7 @@ from typing import Any
 from mpsearch.errors import BudgetError, OptionError
 from mpsearch.evaluate import TASKS
 from mpsearch.objectives import OBJECTIVES, Objective, ScoringContext, score
-from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.couplings import add_couplings, interacts
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
@@ -26,11 +26,10 @@ FLOAT = Candidate.parse("float")
 def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     """Layers, candidates, and the costs that need no measuring: bytes of the packed file and bit operations.
 
-    Where a latency is asked for, float is a candidate too: integers are not always faster.
+    Where a latency or an energy is asked for, float is a candidate too: integers are not always faster.
     """
     integers = tuple(Candidate(bits, config.a_bits) for bits in sorted(config.bits, reverse=True))
-    timed = any(Budget.parse(text).resource == "latency_us" for text in config.budgets)
-    wide = (*integers, FLOAT) if timed else integers
+    wide = (*integers, FLOAT) if limits(config, "latency_us", "energy_mj") else integers
     fixed = _fixed(subject, config)
     candidates = tuple(fixed.get(layer.name, wide) if layer.name in subject.layout.weights else (FLOAT,) for layer in subject.graph.layers)
     candidates = Restrictions.parse(config.fix, config.layer_bits).choose(subject.graph.layers, candidates, _possible(subject, candidates))
@@ -76,16 +75,17 @@ def resolve_budgets(subject: Subject, problem: Problem, config: RunConfig) -> tu
         elif budget.scale == "bits":
             budget = budget.resolve(_bytes_at(subject, budget.limit, config.a_bits))
         resolved.append(budget)
-    known = [b for b in resolved if b.resource not in ("latency_us", "memory_bytes")]
+    known = [b for b in resolved if b.resource not in ("latency_us", "energy_mj", "memory_bytes")]
     zeros = tuple(tuple(0.0 for _ in row) for row in problem.candidates)
     solve(replace(problem, scores={"none": zeros}), "none", known)
     return tuple(resolved)
 
 
 def _require_measured(budget: Budget, config: RunConfig) -> None:
-    if budget.resource == "energy_mj":
+    if budget.resource == "energy_mj" and config.target != "triton-cuda":
         raise BudgetError(
-            f"No target of a run measures energy, so the budget {budget.text} cannot be kept. Limit size, latency, peak memory or bit operations."
+            f"The target {config.target} measures no energy, so the budget {budget.text} cannot be kept. Take --target triton-cuda on a machine with an NVIDIA "
+            "GPU, or limit size, latency, peak memory or bit operations."
         )
     if budget.resource == "memory_bytes" and config.target != "ort-cpu":
         raise BudgetError(f"Peak memory is measured for --target ort-cpu, not for {config.target}. Take that target, or leave the budget {budget.text} out.")

@@ -18,7 +18,8 @@ from mpsearch import files
 from mpsearch.deploy.memory import measured_peak
 from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.packed import load_packed, save_packed
-from mpsearch.deploy.runtimes import RUNTIMES, DeployedRuntime
+from mpsearch.deploy.runtimes import RUNTIMES, DeployedRuntime, Origin
+from mpsearch.deploy.triton_cuda import TritonRun
 from mpsearch.deploy.wiring import find_wires
 from mpsearch.errors import MpsearchError
 from mpsearch.evaluate import TASKS, Metrics, Task, predict
@@ -27,7 +28,8 @@ from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.fresh import run_fresh
 from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.models import build_model
-from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.config import RunConfig, limits
+from mpsearch.pipeline.gpu import energy_of
 from mpsearch.pipeline.latency import Architecture, timed
 from mpsearch.pipeline.memory import limits_memory
 from mpsearch.pipeline.prepare import Subject
@@ -101,8 +103,8 @@ class Workshop:
             states = {unit.name: self.calibration.state(unit.name, candidate) for unit, candidate in asked.items()}
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"model{self.runtime.suffix}"
-                self.runtime.write(path, self.float_onnx(), states, self.calibration)
-                run, quantized = self.runtime.load(path, example, self.config.threads)
+                self.runtime.write(path, self.origin, states)
+                run, quantized = self.runtime.load(path, self.origin, example, self.config.threads)
             return run, sum(unit.calls for unit, c in asked.items() if not c.is_float) - quantized
 
         @functools.cache
@@ -125,7 +127,7 @@ class Workshop:
                 states = {unit: self.calibration.state(unit, Candidate.parse(kernel)) for unit in self.subject.units}
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(folder) / f"model{self.runtime.suffix}"
-                    self.runtime.write(path, self.float_onnx(), states, self.calibration)
+                    self.runtime.write(path, self.origin, states)
                     found[kernel] = float(measured_peak(path, self.subject.splits.calibration.inputs([0]).shape))
             return found
 
@@ -138,6 +140,11 @@ class Workshop:
     def runtime(self) -> DeployedRuntime:
         """Of the target; there is none for `packed`."""
         return RUNTIMES[self.config.target]
+
+    @property
+    def origin(self) -> Origin:
+        """What runtimes make their files of."""
+        return Origin(self.subject.module, self.subject.layout, self.calibration, self.float_onnx)
 
     def _widest(self, layer: Layer) -> Candidate:
         """The integer candidate of most weight bits that the target's backend has a kernel for."""
@@ -188,6 +195,7 @@ class Workshop:
         """Written, weighed, timed and evaluated; the files are thrown away. Cached by the codes and the device-independent inputs."""
         key = [self.subject.hashes, _states_digest(states), self.config.target, self.config.threads, *self.task_key()]
         key += ["memory"] if limits_memory(self.config) else []
+        key += ["energy"] if limits(self.config, "energy_mj") else []
         return self.study.cached("measured", key, lambda: self._measure(states))  # type: ignore[no-any-return]
 
     def task_key(self) -> list[str]:
@@ -202,10 +210,14 @@ class Workshop:
             result["size_bytes"] = save_packed(Path(folder) / "model.safetensors", self.subject.layout, self.subject.module, states)
             if self.config.target != "packed":
                 path = Path(folder) / f"model{self.runtime.suffix}"
-                result[f"{self.runtime.key}_bytes"] = self.runtime.write(path, self.float_onnx(), states, self.calibration)
-                run = self.runtime.measure(path, images.inputs([0]), self.config.threads, TRIES if timed(self.config) else 1)
+                result[f"{self.runtime.key}_bytes"] = self.runtime.write(path, self.origin, states)
+                run = self.runtime.measure(path, self.origin, images.inputs([0]), self.config.threads, TRIES if timed(self.config) else 1)
                 result |= {"latency_us": run.timing.median_us, "latency_iqr_us": run.timing.iqr_us, "clock": run.timing.clock}
                 result["integer_units"] = run.integer_kernels
+                if isinstance(run, TritonRun):
+                    result |= energy_of(run, self.config)
+                    if run.trouble:
+                        self.progress.say(f"The card did not hold still in {len(run.timing.passes_us) or 1} readings: {', '.join(run.trouble)}.")
                 if limits_memory(self.config):
                     result["memory_bytes"] = float(measured_peak(path, images.inputs([0]).shape))
         return result
@@ -231,16 +243,18 @@ class Workshop:
         return about
 
     def _write_runtime(self, path: Path, states: States, logits: Tensor) -> dict[str, Any]:
-        """Write the runtime's file and compare it: in a process of its own on a few images, and by its top class on all.
+        """Write the runtime's file and compare it: in a process of its own on a few images (where the file alone is enough), and by its top class on all.
 
         Raises: MpsearchError: The other process does not compute what this one does.
         """
         images, key, threads = self.subject.splits.evaluation, self.runtime.key, self.config.threads
-        about: dict[str, Any] = {key: str(path), f"{key}_bytes": self.runtime.write(path, self.float_onnx(), states, self.calibration)}
+        about: dict[str, Any] = {key: str(path), f"{key}_bytes": self.runtime.write(path, self.origin, states)}
         with self.progress.task(f"run the {self.runtime.title} file") as advance:
-            ran = predict(self.runtime.run(path, torch.get_num_threads()), images, on_batch=lambda done: advance(done, len(images)))
+            ran = predict(self.runtime.run(path, self.origin, torch.get_num_threads()), images, on_batch=lambda done: advance(done, len(images)))
         both: Metrics = self.task.compare(ran, logits, images.labels)
         about |= {f"{key}_agreement": both.agreement, f"{key}_top1": both.top1, f"{key}_scores": both.scores}
+        if not self.runtime.apart:
+            return about
         few = images.inputs(slice(0, min(_FEW, len(images))))
         fresh = run_fresh(path, few.numpy(), threads=threads)
         apart = float((torch.from_numpy(fresh.outputs) - ran[: len(few)]).norm() / ran[: len(few)].norm())

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mpsearch.errors import InfeasibleError, TableError
-from mpsearch.hardware import BACKENDS, Backend, LatencyTable, ModelRun, identity, latency_costs, profile
+from mpsearch.errors import InfeasibleError, OptionError, TableError
+from mpsearch.hardware import BACKENDS, Backend, DeviceIdentity, LatencyTable, ModelRun, identity, latency_costs, profile
 from mpsearch.hardware.bench import TRIES
-from mpsearch.hardware.cost_model import CostModel, Unit, fit_cost_model
+from mpsearch.hardware.cost_model import BYTES_PER_US, Unit, fit_cost_model
+from mpsearch.hardware.gpu import card as cards
+from mpsearch.hardware.gpu import whole as gpu_whole
+from mpsearch.hardware.gpu.table import gpu_table
 from mpsearch.hardware.predict import RowPredictor
 from mpsearch.hardware.whole import Kernels, WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import Wire, model_key
-from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline import gpu
+from mpsearch.pipeline.config import RunConfig, limits
+from mpsearch.pipeline.fitted import require_trust, with_costs
 from mpsearch.pipeline.progress import Progress
-from mpsearch.problem import Budget, Candidate, Problem
+from mpsearch.problem import Candidate, Problem
 
 FLOAT = Candidate.parse("float")
 MIXED_RUNS = 24
@@ -41,20 +46,37 @@ class Architecture:
 
 def latency_table(problem: Problem, config: RunConfig, progress: Progress, at_most: int | None = None) -> tuple[LatencyTable, Path]:
     """The table that was asked for, or this device's, with what it lacks measured now (at most so many rows)."""
-    backend, device, folder = backend_of(config), identity(), Path(config.tables)
+    backend, folder = backend_of(config), Path(config.tables)
     if config.table is not None:
         return _given_table(config, backend), Path(config.table)
-    table = LatencyTable.open(folder, device, backend.name, backend.version, config.threads)
+    table = LatencyTable.open(folder, device_of(backend), backend.name, backend.version, config.threads)
     widths = tuple((*choices, FLOAT) for choices in problem.candidates)
+    if backend.on_gpu and at_most is not None:
+        raise OptionError(f"--at-most picks rows by a model of CPUs, and --target {config.target} is a GPU. Leave it out: every row is measured.")
     with progress.task("measure latencies that the table lacks") as advance:
-        profile(problem.layers, widths, backend, table, folder, isolate=True, at_most=at_most, on_row=lambda done, total, _: advance(done, total))
+        if backend.on_gpu:
+            gpu_table(problem.layers, widths, backend, table, folder, cards.card(), lambda done, total, _: advance(done, total))
+        else:
+            profile(problem.layers, widths, backend, table, folder, isolate=True, at_most=at_most, on_row=lambda done, total, _: advance(done, total))
     return table, folder / table.file_name
 
 
+def device_of(backend: Backend) -> DeviceIdentity:
+    """What a backend runs on. Raises DeviceMismatchError where it needs a GPU and there is none."""
+    return cards.card().gpu.identity if backend.on_gpu else identity()
+
+
 def require_tables(config: RunConfig) -> None:
-    """Raises TableError where the table that was asked for cannot be used, or the folder of tables is none: told before anything is loaded."""
+    """Told before anything is loaded: that the target's device is missing, the table that was asked for cannot be used, or the folder of tables is none.
+
+    Raises:
+        TableError: The latter two.
+        UserError: As `require_gpu`.
+    """
     if config.target == "packed":
         return
+    if backend_of(config).on_gpu:
+        gpu.require_gpu(config, backend_of(config))
     folder = Path(config.tables)
     blocking = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
     if config.table is None and blocking is not None:
@@ -64,7 +86,7 @@ def require_tables(config: RunConfig) -> None:
 
 
 def _given_table(config: RunConfig, backend: Backend) -> LatencyTable:
-    device = identity()
+    device = device_of(backend)
     here = LatencyTable(device, backend.name, backend.version, config.threads)
     return LatencyTable.load(Path(str(config.table)), device, fits=here, allow_estimate=config.allow_estimate)
 
@@ -75,8 +97,8 @@ def backend_of(config: RunConfig) -> Backend:
 
 
 def timed(config: RunConfig) -> bool:
-    """Whether there is a budget on latency."""
-    return any(Budget.parse(text).resource == "latency_us" for text in config.budgets)
+    """Whether there is a budget on latency or energy, which whole models are measured for."""
+    return limits(config, "latency_us", "energy_mj")
 
 
 def add_latency(
@@ -101,25 +123,18 @@ def add_latency(
     kernels = _kernels(problem, backend)
     units = _units(problem, kernels, backend, table, where, predictor)
     runs = whole_runs(problem, units, table, where.parent if config.table is None else None, architecture, config, progress, at_least)
-    model = fit_cost_model(units, architecture.wires, runs)
-    _require_trust(model, config, progress)
-    rows = tuple(tuple(model.row(i, kernel) for kernel in row) for i, row in enumerate(kernels))
-    conversions = model.conversions(kernels)
+    model = fit_cost_model(units, architecture.wires, runs, gpu.BYTES_PER_US if backend.on_gpu else BYTES_PER_US)
+    require_trust(model, config, "latency_us", progress)
+    problem = with_costs(problem, "latency_us", model, kernels, costs.estimated)
     about: dict[str, Any] = {"device": table.device.to_json(), "backend": backend.name, "version": backend.version, "threads": config.threads}
     about |= {"table": str(where), "estimated": costs.estimated, "unusable": [list(u) for u in unusable], "unstable": [list(u) for u in costs.unstable]}
     about |= {"predicted": [list(p) for p in costs.predicted]}
     about |= {"model": dict(zip(model.names, model.values, strict=True)), "error": model.error.to_json() if model.error else None, "runs": len(runs)}
     about |= {"float_latency_us": next(run.latency_us for run in runs if set(run.kernels) == {"float"})}
-    return (
-        replace(
-            problem,
-            costs={**problem.costs, "latency_us": rows},
-            constants={**problem.constants, "latency_us": model.other_us},
-            conversions={**problem.conversions, "latency_us": conversions} if conversions else problem.conversions,
-            estimated=("latency_us",) if costs.estimated else (),
-        ),
-        about,
-    )
+    if backend.on_gpu:
+        problem, energy = gpu.add_energy(problem, config, backend, where, kernels, architecture.wires, runs, costs.estimated, progress)
+        about |= energy
+    return problem, about
 
 
 def whole_runs(
@@ -164,7 +179,7 @@ def whole_runs(
             asked = lacking()
             if not asked:
                 break
-            for done, run in enumerate(measure_models(key, asked, architecture.build, threads=config.threads), start=1):
+            for done, run in enumerate(_measured(key, asked, architecture, config), start=1):
                 held[run.key] = min(run, held.get(run.key, run), key=lambda r: (r.status == "unstable", r.spread))
                 if folder is not None and not table.estimated:
                     table.models[run.key] = held[run.key]
@@ -173,16 +188,10 @@ def whole_runs(
     return [run for run in (held[key, 1, kernels] for kernels in wanted) if run.status in ("ok", "unstable")]
 
 
-def _require_trust(model: CostModel, config: RunConfig, progress: Progress) -> None:
-    if not timed(config) or model.error is None:
-        return
-    if model.error.trusted:
-        progress.say(f"Latency of mixed assignments is predicted within {model.error}.")
-        return
-    said = f"The latency of mixed assignments cannot be predicted well enough for a budget on it: {model.error}."
-    if not config.allow_estimate:
-        raise TableError(f"{said} Measure on a quieter machine, or pass --allow-estimate: what is chosen is measured whole before it is written.")
-    progress.say(f"{said} Going on with --allow-estimate: what is chosen is measured whole before it is written.")
+def _measured(key: str, asked: Sequence[Kernels], architecture: Architecture, config: RunConfig) -> Iterator[ModelRun]:
+    if backend_of(config).on_gpu:
+        return gpu_whole.measure_models(key, asked, architecture.build, cards.card())
+    return measure_models(key, asked, architecture.build, threads=config.threads)
 
 
 def _kernels(problem: Problem, backend: Backend) -> list[list[str]]:

@@ -13,17 +13,16 @@ from mpsearch.deploy.artifact import Artifact, open_artifact
 from mpsearch.deploy.process import bench_apart, run_apart
 from mpsearch.errors import OptionError
 from mpsearch.evaluate import TASKS
-from mpsearch.hardware import identity
 from mpsearch.models import ModelSource
 
 
 def bench_artifacts(artifacts: Sequence[Artifact], batches: Sequence[int], seconds: float, threads: int, model: str | None = None) -> list[dict[str, Any]]:
-    """One row for each artifact, as `bench_apart` measures it, with its name, target, bytes and this device."""
+    """One row for each artifact, as `bench_apart` measures it, with its name, target and bytes."""
     rows = []
     for artifact in artifacts:
         measured = bench_apart(artifact, batches=batches, seconds=seconds, threads=threads, model=_source(artifact, model))
         about = {"artifact": artifact.label, "folder": str(artifact.folder), "target": artifact.manifest["target"], "bytes": artifact.size_bytes}
-        rows.append({**about, **measured, "runs_with": artifact.target.runs_with, "device": str(identity()), "versions": artifact.manifest["versions"]})
+        rows.append({**about, **measured, "runs_with": artifact.target.runs_with, "versions": artifact.manifest["versions"]})
     return rows
 
 

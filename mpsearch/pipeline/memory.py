@@ -8,14 +8,14 @@ from typing import Any
 
 from mpsearch.deploy.memory import memory_rows, unit_nodes
 from mpsearch.hardware import Backend
-from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.progress import Progress
-from mpsearch.problem import Budget, Problem
+from mpsearch.problem import Problem
 
 
 def limits_memory(config: RunConfig) -> bool:
     """Whether there is a budget on peak memory."""
-    return any(Budget.parse(text).resource == "memory_bytes" for text in config.budgets)
+    return limits(config, "memory_bytes")
 
 
 def add_memory(problem: Problem, backend: Backend, float_model: Any, measured: dict[str, float], progress: Progress) -> tuple[Problem, dict[str, Any]]:

@@ -39,7 +39,7 @@ from mpsearch.units import format_quantity
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
 _REPAIRS = 4
-_MEASURED = ("size_bytes", "latency_us", "memory_bytes", "onnx_bytes", "openvino_bytes")
+_MEASURED = ("size_bytes", "latency_us", "energy_mj", "memory_bytes", "onnx_bytes", "openvino_bytes", "triton_bytes")
 
 
 def run(config: RunConfig, study: Study, progress: Progress | None = None, crew: Crew | None = None) -> dict[str, Any]:
@@ -362,8 +362,8 @@ def _row(label: str, problem: Problem, indices: Sequence[int], budgets: Sequence
 def _float_row(workshop: Workshop, about: dict[str, Any]) -> dict[str, Any]:
     images, logits = workshop.subject.splits.evaluation, workshop.reference()["evaluation"]
     measured: dict[str, Any] = {"metrics": workshop.task.compare(logits, logits, images.labels).to_json(), "size_bytes": workshop.subject.float_bytes()}
-    if "hardware" in about:
-        measured["latency_us"] = about["hardware"]["float_latency_us"]
+    known = about.get("hardware", {})
+    measured |= {name: known[f"float_{name}"] for name in ("latency_us", "energy_mj") if f"float_{name}" in known}
     return {"label": "float", "mean_bits": 32.0, "fits": False, "predicted": {}, "nearest": measured}
 
 

@@ -125,6 +125,11 @@ def deploy(saved: Saved) -> str:
         parts.append(f"<p>The ONNX file for ONNX Runtime, 8-bit containers, {two_inline(artifact['onnx_bytes'])}. {agreement} {why}</p><pre>{text(code)}</pre>")
     if "openvino" in artifact:
         parts.append(_openvino(saved))
+    if "triton" in artifact:
+        code = f"import mpsearch\n\nmodel = mpsearch.load({packed!r}, kernels='triton-cuda', device='cuda')  # model=your_float_model as above\n"
+        agreement = f"Its top class is the fake-quantised model's on {artifact['triton_agreement']:.2%} of {saved.best['metrics']['images']:,} images."
+        why = "The latencies above are those of one call in a CUDA graph, energies those of the whole board."
+        parts.append(f"<p>The same file on the Triton kernels, fp16 between units. {agreement} {why}</p><pre>{text(code)}logits = model(images.cuda())</pre>")
     return "".join(parts)
 
 

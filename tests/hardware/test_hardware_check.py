@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 from mpsearch.cli import app
 from mpsearch.errors import TableError
 from mpsearch.hardware import BACKENDS, LatencyTable, Row, check_tables, identity
+from mpsearch.hardware.gpu import probe
+from mpsearch.hardware.gpu.probe import Gpu
 
 BACKEND = BACKENDS.create("ort-cpu")
 ROW = Row("linear 1x8 w4x8 bias", "W8A8", "ok", 12.5, 0.25, 21, 48, "MatMulIntegerToFloat", 0.003, "2026-01-02T03:04:05+00:00", rounds="12 13")
@@ -21,6 +23,15 @@ def save(folder, device=None, version=BACKEND.version, backend="ort-cpu", **chan
 def test_a_table_of_this_device_and_version_fits(tmp_path):
     (found,) = check_tables(save(tmp_path), identity())
     assert (found.verdict, found.reasons, found.rows, found.aa_error) == ("fits", (), {"ok": 1}, pytest.approx(0.08))
+
+
+def test_a_table_of_a_gpu_is_compared_with_the_gpu(tmp_path, monkeypatch):
+    h200 = Gpu("NVIDIA H200", (9, 0), 132, 141 * 2**30, 50 * 2**20, 227 * 2**10)
+    path = save(tmp_path, h200.identity, BACKENDS.create("triton-cuda").version, "triton-cuda", clock="gpu")
+    monkeypatch.setattr(probe, "gpu", lambda: None)
+    assert "measured on NVIDIA H200" in " ".join(check_tables(path, identity())[0].reasons)
+    monkeypatch.setattr(probe, "gpu", lambda: h200)
+    assert check_tables(path, identity())[0].verdict == "fits"
 
 
 def test_every_table_of_a_folder_is_checked(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from mpsearch.errors import InfeasibleError, TableError
 from mpsearch.hardware.cost_model import CostModel, FitError
-from mpsearch.pipeline.latency import _require_trust
+from mpsearch.pipeline.fitted import require_trust
 from mpsearch.pipeline.progress import Silent
 from mpsearch.problem import Budget
 
@@ -88,14 +88,14 @@ def config(*budgets, allow_estimate=False):
 def test_a_latency_that_cannot_be_predicted_is_refused_unless_told_to_go_on():
     told = Told()
     with pytest.raises(TableError, match=r"tau 0\.30.*24 runs.*--allow-estimate"):
-        _require_trust(model(0.3), config("1ms"), told)
-    _require_trust(model(0.3), config("1ms", allow_estimate=True), told)
+        require_trust(model(0.3), config("1ms"), "latency_us", told)
+    require_trust(model(0.3), config("1ms", allow_estimate=True), "latency_us", told)
     assert "Going on with --allow-estimate" in told.lines[0]
-    _require_trust(model(0.3), config("5MB"), told)
+    require_trust(model(0.3), config("5MB"), "latency_us", told)
     assert len(told.lines) == 1
 
 
 def test_a_latency_that_can_be_predicted_says_how_well():
     told = Told()
-    _require_trust(model(0.9), config("1ms", "5MB"), told)
+    require_trust(model(0.9), config("1ms", "5MB"), "latency_us", told)
     assert told.lines == ["Latency of mixed assignments is predicted within 5.0% (worst 20.0%), tau 0.90; the same measured twice 1.0%, tau 0.95; 24 runs."]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.packed import PackedLayout, load_packed, save_packed
 from mpsearch.errors import UserError
+from mpsearch.hardware.device import identity
 from mpsearch.problem import Candidate
 from mpsearch.quant import UnitState, affine_input, install
 from mpsearch.reconstruct import Calibration
@@ -106,6 +107,14 @@ class Target(ABC):
     def executed(self, folder: Path, threads: int) -> tuple[str, ...]:
         """Operators that the runtime really runs, in order; empty where it does not tell."""
         return ()
+
+    def device(self) -> str:
+        """What it runs on, for people."""
+        return str(identity())
+
+    def energy_counter(self) -> Callable[[], float | None] | None:
+        """Reads the counter of the device that it runs on, in millijoules (None where that has none); None for a CPU, whose energy is not measured."""
+        return None
 
 
 TARGETS: Registry[Target] = Registry("deployment target", "mpsearch.deploy.targets")

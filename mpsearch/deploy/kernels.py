@@ -1,0 +1,252 @@
+"""A packed checkpoint on real low-bit kernels: every quantised convolution and linear layer computes from its packed weight by `KernelUnit`.
+
+Between units tensors have one half-precision type; layers that are not quantised compute in it. Pictures stay N x C x H x W to the model, and lie channels
+last in memory, which is what the kernels read; a forward that only works on contiguous pictures (`x.view(len(x), -1)`) fails as it does under torch's
+`channels_last`. A unit that no kernel computes is an error that names it: nothing is fake-quantised here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.linear import Linear
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+
+from mpsearch.deploy.packed import open_packed
+from mpsearch.errors import DeviceMismatchError, OptionError, UserError
+from mpsearch.hardware.gpu import probe
+from mpsearch.hardware.kernels import device_code
+from mpsearch.hardware.kernels.tiles import default_tile
+from mpsearch.hardware.kernels.unit import InputGrid, KernelUnit, TileChooser, WeightCodes
+from mpsearch.problem import ConvAttributes, Layer
+from mpsearch.quant import AffineParams, QuantizedTensor, UnitState
+
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+CAPABILITY = (8, 0)
+"""Least compute capability of the kernels."""
+_LINEAR = (nn.Linear.forward, Linear.forward)
+_CONV = (nn.Conv2d.forward, Conv2dSame.forward)
+"""Forwards that are the plain product, or the plain convolution behind a pad: what a kernel takes the place of."""
+
+Pad = Callable[[Tensor], Tensor]
+
+
+class KernelLayer(nn.Module):
+    """A convolution or linear layer on packed weights, in the place of the float one. For inference: there is no gradient.
+
+    Args:
+        inner: The float layer, whose sizes are kept as attributes; its weight is not.
+        unit: The packed unit, on its device.
+        pad: What the float layer does to its input before it convolves; None for nothing.
+    """
+
+    def __init__(self, inner: nn.Module, unit: KernelUnit, pad: Pad | None = None) -> None:
+        super().__init__()
+        self.unit, self.pad = unit, pad
+        for name in nn.Conv2d.__constants__ if isinstance(inner, nn.Conv2d) else nn.Linear.__constants__:
+            setattr(self, name, getattr(inner, name))
+        self.register_forward_pre_hook(_called)
+        self.eval()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """float32 [N]; some forwards ask whether there is one."""
+        return self.unit.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x H x W or ... x K, taken to the unit's type; the same layout and the unit's type out. Raises UserError where a gradient is wanted."""
+        if x.requires_grad and torch.is_grad_enabled():
+            raise UserError(f"The unit {self.unit.layer.name!r} runs in a kernel, which has no gradient. Load the checkpoint without kernels= to train it.")
+        x = x.to(self.unit.dtype)
+        x = x if self.pad is None else self.pad(x)
+        if self.unit.layer.op == "linear":
+            return self.unit(x.contiguous())
+        return self.unit(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        """The kernel and the bytes that it holds."""
+        return f"w{self.unit.weight.bits} x {self.unit.activation}, {self.unit.packed_bytes} bytes"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KernelLayer:
+        """Nothing is moved: a move elsewhere would leave the packed weight behind, so it is refused."""
+        held = torch.empty(0, dtype=self.unit.dtype, device=self.unit.scale.device)
+        moved = fn(held)
+        if (moved.dtype, moved.device) != (held.dtype, held.device):
+            raise UserError(
+                f"A module on kernels stays {held.dtype} on {held.device} and cannot become {moved.dtype} on {moved.device}. Load it again for that."
+            )
+        return self
+
+
+def _called(_: nn.Module, __: tuple[Any, ...]) -> None:
+    """Nothing. A hook in it keeps `nn.TransformerEncoderLayer` off the fused path, which reads the weights of its layers and never calls them."""
+
+
+def load_kernels(path: str | Path, model: nn.Module | None = None, *, device: str = "cuda", dtype: str = "fp16", tiles: str = "") -> nn.Module:
+    """A packed checkpoint as a module in eval mode whose quantised units run on kernels.
+
+    Args:
+        path: Written by `save_packed`.
+        model: As in `load_packed`.
+        device: A CUDA device; `cpu` where Triton interprets (TRITON_INTERPRET=1), for tests.
+        dtype: `fp16` or `bf16`: of tensors between units, and of float layers.
+        tiles: File of tiles that were tuned on this device; empty for untuned ones.
+
+    Raises:
+        CheckpointError: As `load_packed`.
+        DeviceMismatchError: The device does not run the kernels.
+        OptionError: There is no such type.
+        UserError: A unit has no kernel; names all of them.
+    """
+    if dtype not in TYPES:
+        raise OptionError(f"dtype is {dtype!r}; the kernels read and write {' or '.join(TYPES)}.")
+    require_device(device)
+    module, states = open_packed(path, model)
+    return kernel_module(module, states, device=device, dtype=dtype, tile=tile_chooser(device, tiles), in_place=True)
+
+
+def require_device(device: str) -> None:
+    """Raises DeviceMismatchError where a device does not run the kernels, OptionError where it is none."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise OptionError(f"device is {device!r}; the kernels run on a CUDA device, such as cuda or cuda:1.") from None
+    compiled = isinstance(device_code.quantize_kernel, triton.JITFunction)
+    if kind == "cuda":
+        why = probe.why_not(CAPABILITY, "the Triton kernels", ("triton",))
+        why = "Triton interprets here (TRITON_INTERPRET is set); unset it to compile for the device" if why is None and not compiled else why
+        if why is not None:
+            raise DeviceMismatchError(
+                f"kernels='triton-cuda' cannot run on {device!r}: {why.rstrip('.')}. Load without kernels= to compute in float32 on any device."
+            )
+    elif kind != "cpu" or compiled:
+        raise DeviceMismatchError(
+            f"kernels='triton-cuda' runs on CUDA devices, not on {device!r}. Pass device='cuda', or leave out kernels= to compute in float32. "
+            "(Triton's interpreter runs the kernels on a cpu, slowly: set TRITON_INTERPRET=1 before Python starts.)"
+        )
+
+
+def tile_chooser(device: str, tiles: str) -> TileChooser:
+    """What chooses tiles on a device: those of a file, else untuned ones for its number of processors."""
+    if torch.device(device).type != "cuda":
+        return default_tile
+    from mpsearch.hardware.gpu.tuning import tuned
+
+    with tuned(tiles, probe.needed()) as tile:
+        return tile
+
+
+def kernel_module(
+    module: nn.Module, states: Mapping[str, UnitState], *, device: str, dtype: str = "fp16", tile: TileChooser = default_tile, in_place: bool = False
+) -> nn.Module:
+    """A float module with its quantised units on kernels, everything else in `dtype`, without gradients.
+
+    Args:
+        module: Float, batch norms folded.
+        states: Codes and quantisers of its units; `open_packed` gives both.
+        device: Where it runs.
+        dtype: `fp16` or `bf16`.
+        tile: Chooses tiles.
+        in_place: Take `module` apart instead of leaving it as found.
+    Raises: UserError: A unit has no kernel; names all of them.
+    """
+    quantized = {unit: state for unit, state in states.items() if not state.candidate.is_float}
+    _refuse(module, quantized)
+    floats = {id(module.get_submodule(unit)): nn.Identity() for unit in quantized}  # a copy need not hold the weights that are replaced
+    target = module if in_place else copy.deepcopy(module, {**floats})
+    for unit, state in quantized.items():
+        parent, _, child = unit.rpartition(".")
+        setattr(target.get_submodule(parent), child, _layer(unit, module.get_submodule(unit), state, torch.device(device), TYPES[dtype], tile))
+    target.to(device=device, dtype=TYPES[dtype])
+    for layer in target.modules():
+        if isinstance(layer, nn.Conv2d):  # those that stay float get pictures that lie channels last
+            layer.to(memory_format=torch.channels_last)
+    target.register_forward_pre_hook(_Cast(TYPES[dtype]))
+    return target.requires_grad_(False).eval()
+
+
+def kernel_layers(module: nn.Module) -> dict[str, KernelLayer]:
+    """The units of a module that run on kernels, by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, KernelLayer)}
+
+
+class _Cast:
+    """Takes float inputs of the whole module to its type, so that it can be called as the fake-quantised one is."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x.to(self.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def _refuse(module: nn.Module, states: Mapping[str, UnitState]) -> None:
+    found = {unit: why for unit, state in states.items() if (why := _why_not(module, unit, state)) is not None}
+    if found:
+        said = "; ".join(f"{unit!r} {why}" for unit, why in found.items())
+        raise UserError(f"No kernel of triton-cuda computes {said}. Load without kernels=, which fake-quantises in float32, or leave these units in float.")
+
+
+def _why_not(module: nn.Module, unit: str, state: UnitState) -> str | None:
+    """Why a unit has no kernel; None where it has."""
+    if state.weight is None:
+        return "(a product of two activations)"
+    if state.activation is not None and not (isinstance(state.activation, AffineParams) and state.activation.axis is None):
+        return f"(its input has a {type(state.activation).__name__}; the kernels have affine grids of one step)"
+    layer = module.get_submodule(unit)
+    if type(layer).forward not in (*_LINEAR, *_CONV):
+        return f"(a {type(layer).__name__} with a forward of its own)"
+    return None
+
+
+def _layer(unit: str, inner: nn.Module, state: UnitState, device: torch.device, dtype: torch.dtype, tile: TileChooser) -> KernelLayer:
+    assert state.weight is not None
+    layer, pad = _described(unit, inner)
+    grid = None if state.activation is None else _grid(state.activation)
+    bias = inner._parameters["bias"]
+    held = None if bias is None else bias.detach().to(device)
+    return KernelLayer(inner, KernelUnit.make(layer, _weight(state.weight, device), held, grid, dtype, tile), pad)
+
+
+def _grid(params: Any) -> InputGrid:
+    """A signed grid has the same levels as an unsigned one whose zero point is half its codes."""
+    zero = 1 << (params.bits - 1) if params.symmetric else int(params.zero_point)
+    return InputGrid(float(params.scale), zero, params.bits)
+
+
+def _weight(weight: QuantizedTensor, device: torch.device) -> WeightCodes:
+    """Codes on the unsigned grid, on the device; one scale for the tensor becomes one for each channel."""
+    params = weight.params
+    codes = (weight.codes.to(torch.int32) - params.qmin).to(device)
+    zero = None if params.symmetric else params.zero_point.expand(len(codes)).contiguous().to(device)
+    return WeightCodes(codes, params.scale.expand(len(codes)).contiguous().to(device), zero, params.bits)
+
+
+def _described(unit: str, inner: nn.Module) -> tuple[Layer, Pad | None]:
+    """A float layer as the kernels know it, and what is done to its input before."""
+    weight, bias = tuple(inner.get_parameter("weight").shape), inner._parameters["bias"] is not None
+    if not isinstance(inner, nn.Conv2d):
+        return Layer(unit, "linear", weight, ((1, weight[1]),), (1, weight[0]), 0, "", bias=bias), None
+    padding, pad = _padding(inner)
+    conv = ConvAttributes((inner.stride[0], inner.stride[1]), padding, (inner.dilation[0], inner.dilation[1]), inner.groups)
+    return Layer(unit, "conv2d", weight, ((1, inner.in_channels, 1, 1),), (1, weight[0], 1, 1), 0, "", bias=bias, conv=conv), pad
+
+
+def _padding(inner: nn.Conv2d) -> tuple[tuple[int, int], Pad | None]:
+    """What the kernel pads by itself, height and width, and an explicit pad where it is of another kind."""
+    if type(inner).forward is Conv2dSame.forward:
+        return (0, 0), partial(pad_same, kernel_size=list(inner.kernel_size), stride=list(inner.stride), dilation=list(inner.dilation))
+    left, right, top, bottom = inner._reversed_padding_repeated_twice
+    if inner.padding_mode == "zeros" and (left, top) == (right, bottom):
+        return (top, left), None
+    mode = "constant" if inner.padding_mode == "zeros" else inner.padding_mode
+    return (0, 0), partial(F.pad, pad=[left, right, top, bottom], mode=mode)

@@ -1,0 +1,56 @@
+"""`mpsearch.load`: a packed checkpoint as a module, fake-quantised in float32 or on low-bit kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from torch import nn
+
+from mpsearch.deploy.packed import load_packed
+from mpsearch.errors import MissingExtraError, OptionError, UnknownNameError
+
+KERNELS = ("triton-cuda",)
+"""What `kernels` may be."""
+
+
+def load(
+    path: str | Path,
+    model: nn.Module | None = None,
+    *,
+    kernels: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    tiles: str | None = None,
+) -> nn.Module:
+    """The module of a packed checkpoint, in eval mode.
+
+    Without `kernels` it computes in float32 with dequantised weights and fake-quantised inputs, on any device, as `load_packed` says. With
+    `kernels="triton-cuda"` every quantised convolution and linear layer runs on its packed weight in Triton kernels, and a unit that has none is an error.
+
+    Args:
+        path: Written by mpsearch.
+        model: Float model of the same architecture, batch norms not folded; needed unless the checkpoint names a timm model. It is not changed.
+        kernels: `triton-cuda`, or None.
+        device: Of the kernels; None for `cuda`. The other three are refused without `kernels`.
+        dtype: `fp16` (None) or `bf16`: of tensors between units, and of float layers.
+        tiles: File of tiles that were tuned on this device; None for untuned ones.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or does not fit the model.
+        DeviceMismatchError: The device does not run the kernels.
+        UserError: A unit has no kernel; names all of them. Or an option cannot be taken.
+        MissingExtraError: Triton is not installed.
+    """
+    if kernels is None:
+        lost = [name for name, value in (("device", device), ("dtype", dtype), ("tiles", tiles)) if value is not None]
+        if lost:
+            raise OptionError(f"{lost[0]} is given without kernels, and says where and how these run. Add kernels='triton-cuda', or leave {lost[0]} out.")
+        return load_packed(path, model)
+    if kernels not in KERNELS:
+        raise UnknownNameError("set of kernels for a packed checkpoint", kernels, KERNELS)
+    if importlib.util.find_spec("triton") is None:
+        raise MissingExtraError("triton", "cuda", f"kernels={kernels!r}")
+    from mpsearch.deploy.kernels import load_kernels
+
+    return load_kernels(path, model, device=device or "cuda", dtype=dtype or "fp16", tiles=tiles or "")

@@ -1,0 +1,56 @@
+"""The GPU of this process with its instruments, opened once: what a run needs to measure on it. A test puts a fake in the place of `card`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+
+from mpsearch.hardware.backends import Cell
+from mpsearch.hardware.gpu import probe
+from mpsearch.hardware.gpu.measure import GpuSettings, GraphTimer, Monitor
+from mpsearch.hardware.gpu.probe import Gpu
+from mpsearch.problem import Candidate, Layer
+
+_SIDE = 4096
+"""Of the matrices of the anchor."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU that can be measured on.
+
+    Args:
+        gpu: Which.
+        timer: CUDA graphs. monitor: NVML.
+        anchor: A fixed piece of work; another time of it is another state of the card.
+        device: For torch.
+        settings: How it is measured.
+    """
+
+    gpu: Gpu
+    timer: GraphTimer
+    monitor: Monitor
+    anchor: Cell
+    device: str = "cuda"
+    settings: GpuSettings = field(default_factory=GpuSettings)
+
+
+@cache
+def card() -> Card:
+    """The current CUDA device.
+
+    Raises:
+        DeviceMismatchError: There is none.
+        MissingExtraError: nvidia-ml-py is not installed.
+        MpsearchError: NVML cannot read the card.
+    """
+    gpu = probe.needed()
+    import torch
+
+    from mpsearch.hardware.gpu.graphs import CudaGraphTimer
+    from mpsearch.hardware.gpu.nvml import NvmlMonitor
+    from mpsearch.hardware.gpu.torch_cells import torch_cell
+
+    monitor = NvmlMonitor(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
+    product = Layer("anchor", "linear", (_SIDE, _SIDE), ((_SIDE, _SIDE),), (_SIDE, _SIDE), _SIDE**3, "")
+    return Card(gpu, CudaGraphTimer(), monitor, torch_cell(product, Candidate.parse("float"), 1))
