@@ -32,9 +32,9 @@ def load(
         path: Written by mpsearch.
         model: Float model of the same architecture, batch norms not folded; needed unless the checkpoint names a timm model. It is not changed.
         kernels: `triton-cuda`, or None.
-        device: Of the kernels; None for `cuda`. The other three are refused without `kernels`.
-        dtype: `fp16` (None) or `bf16`: of tensors between units, and of float layers.
-        tiles: File of tiles that were tuned on this device; None for untuned ones.
+        device: Where it computes; None for the CPU, and for `cuda` with `kernels`.
+        dtype: `fp16` (None) or `bf16`: of tensors between units, and of float layers; only with `kernels`.
+        tiles: File of tiles that were tuned on this device; None for untuned ones; only with `kernels`.
 
     Raises:
         CheckpointError: The file is missing, damaged, or does not fit the model.
@@ -43,10 +43,10 @@ def load(
         MissingExtraError: Triton is not installed.
     """
     if kernels is None:
-        lost = [name for name, value in (("device", device), ("dtype", dtype), ("tiles", tiles)) if value is not None]
+        lost = [name for name, value in (("dtype", dtype), ("tiles", tiles)) if value is not None]
         if lost:
-            raise OptionError(f"{lost[0]} is given without kernels, and says where and how these run. Add kernels='triton-cuda', or leave {lost[0]} out.")
-        return load_packed(path, model)
+            raise OptionError(f"{lost[0]} is given without kernels, and says how these run. Add kernels='triton-cuda', or leave {lost[0]} out.")
+        return _moved(load_packed(path, model), device)
     if kernels not in KERNELS:
         raise UnknownNameError("set of kernels for a packed checkpoint", kernels, KERNELS)
     if importlib.util.find_spec("triton") is None:
@@ -54,3 +54,11 @@ def load(
     from mpsearch.deploy.kernels import load_kernels
 
     return load_kernels(path, model, device=device or "cuda", dtype=dtype or "fp16", tiles=tiles or "")
+
+
+def _moved(module: nn.Module, device: str | None) -> nn.Module:
+    """On the device. Raises OptionError where it is none, or none that this torch reaches."""
+    try:
+        return module if device is None else module.to(device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        raise OptionError(f"device is {device!r}, and torch cannot compute there: {str(error).splitlines()[0]} Give another, or leave device out.") from error

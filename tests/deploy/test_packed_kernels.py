@@ -210,7 +210,7 @@ def test_a_layer_keeps_the_sizes_of_the_float_one_and_no_weight(written):
 
 def test_options_are_refused_with_what_is_right(written, monkeypatch):
     path, _, net = written("mobile", INTEGER)
-    for option in ({"device": "cuda"}, {"dtype": "bf16"}, {"tiles": "t.json"}):
+    for option in ({"dtype": "bf16"}, {"tiles": "t.json"}):
         with pytest.raises(OptionError, match=rf"{next(iter(option))} is given without kernels"):
             mpsearch.load(path, net.unfolded, **option)
     with pytest.raises(UnknownNameError, match="triton-cuda"):
@@ -224,6 +224,15 @@ def test_options_are_refused_with_what_is_right(written, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"mpsearch\[cuda\]"):
         mpsearch.load(path, net.unfolded, kernels="triton-cuda")
+
+
+def test_without_kernels_a_device_is_where_the_fake_quantised_module_computes(written):
+    path, _, net = written("mobile", INTEGER)
+    module = mpsearch.load(path, net.unfolded, device="meta")
+    image = torch.empty(2, 3, 16, 16, device="meta")
+    assert {p.device.type for p in module.parameters()} == {"meta"} and module(image).device.type == "meta"
+    with pytest.raises(OptionError, match="device is 'gpu'"):
+        mpsearch.load(path, net.unfolded, device="gpu")
 
 
 def test_a_machine_without_a_gpu_is_told_so_before_the_file_is_read(monkeypatch, tmp_path):
