@@ -22,6 +22,7 @@ class InputQuantizer(nn.Module):
         params: The quantiser; None passes the tensor on in float.
         keep_prob: Probability that an element is quantised (QDrop's dropping); 1 but while a block is reconstructed.
         generator: Of the dropping; must be set where `keep_prob` is below 1.
+        dtype: Of what is quantised while its step is learned; that of what comes where None.
         workspace: Where what is quantised lies while a block is reconstructed: it holds until the workspace begins anew.
         log_step: Logarithm of the factor on the scale, or on both steps of two regions, that is being learned; None where nothing is learned.
     """
@@ -33,6 +34,7 @@ class InputQuantizer(nn.Module):
         self.params = params
         self.keep_prob = 1.0
         self.generator: torch.Generator | None = None
+        self.dtype: torch.dtype | None = None
         self.workspace: Workspace | None = None
         self.register_parameter("log_step", None)
 
@@ -47,7 +49,7 @@ class InputQuantizer(nn.Module):
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) and not learned else x
         keep = None if self.keep_prob >= 1 else keep_mask(x, self.keep_prob, self.generator, self.workspace)
         if self.log_step is not None and isinstance(self.params, AffineParams):
-            return learned_step(x, self.params, self.log_step.exp(), keep, self.workspace)
+            return learned_step(x, self.params, self.log_step.exp(), keep, self.workspace, self.dtype)
         if self.log_step is not None and isinstance(self.params, TwoRegionParams):
             quantized = learned_regions(x, self.params, self.log_step.exp())
         else:
@@ -78,7 +80,7 @@ class InputQuantizer(nn.Module):
         if self.log_step is not None and isinstance(self.params, AffineParams | TwoRegionParams):
             self.params = self.params.scaled(self.log_step.detach().exp())
         self.log_step = None
-        self.keep_prob, self.generator, self.workspace = 1.0, None, None
+        self.keep_prob, self.generator, self.workspace, self.dtype = 1.0, None, None, None
         return self.params
 
 

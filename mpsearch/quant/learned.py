@@ -16,29 +16,33 @@ from mpsearch.quant.regions import TwoRegionParams
 _REDUCED = (torch.bfloat16, torch.float16)
 
 
-def learned_step(x: Tensor, params: AffineParams, factor: Tensor, keep: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
+def learned_step(
+    x: Tensor, params: AffineParams, factor: Tensor, keep: Tensor | None = None, workspace: Workspace | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """Fake-quantise with the scale times `factor`, differentiable in both `x` and `factor`.
 
     References: Esser et al., LSQ, ICLR 2020, eq. 2-3, arXiv:1902.08153; the gradient of the step is divided by sqrt(numel * qmax) as in
     QDrop's code. Differs in: the factor, not the step itself, is learned, so that a learning rate means the same for every tensor.
 
     Args:
-        x: Any shape; of bfloat16 the arithmetic is float32, and the result is rounded to bfloat16.
+        x: Any shape; of bfloat16 the arithmetic is float32.
         params: The quantiser at factor 1; its zero point stays.
         factor: Positive, shape of `params.scale`.
         keep: 1.0 where an element is quantised, 0.0 where it passes; all where None.
         workspace: Where the result lies; it is overwritten by the next step.
+        dtype: Of the result; that of `x` where None.
     """
     scale, zero_point = params.expanded(x.ndim)
     factor = factor if params.axis is None else factor.view(scale.shape)
     damping = 1 / math.sqrt(max(1, x.numel() // scale.numel()) * max(params.qmax, 1))
-    return LearnedStep.apply(x, scale * factor, zero_point, params.qmin, params.qmax, keep, damping, workspace)  # type: ignore[no-any-return]
+    return LearnedStep.apply(x, scale * factor, zero_point, params.qmin, params.qmax, keep, damping, workspace, dtype)  # type: ignore[no-any-return]
 
 
 class LearnedStep(torch.autograd.Function):
     """Fake quantisation with straight-through gradients for the tensor and for its scale, and dropping.
 
-    The backward pass needs the tensor and the result alone, which the layers beside it hold anyway: an element that was dropped is equal in both.
+    The backward pass needs the tensor and the result alone, which the layers beside it hold anyway: an element that was dropped is equal in both,
+    but for the rounding to the result's type.
     """
 
     @staticmethod
@@ -52,10 +56,11 @@ class LearnedStep(torch.autograd.Function):
         keep: Tensor | None,
         damping: float,
         workspace: Workspace | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """`x` on the grid where kept; shapes as `learned_step`, `scale` broadcast over `x`."""
         low, high = qmin - zero_point, qmax - zero_point
-        quantized, held = empty_like(x, workspace), workspace or Workspace()
+        quantized, held = empty_like(x, workspace, dtype), workspace or Workspace()
         for s, low_, high_, q, v, *k in _parts((scale, low, high), quantized, x, *([] if keep is None else [keep])):
             v, level = _precise(held, 0, v), q if q.dtype not in _REDUCED else held.scratch(1, q, torch.float32)
             torch.div(v, s, out=level)
@@ -74,10 +79,11 @@ class LearnedStep(torch.autograd.Function):
         """Gradients of `x` and `scale`."""
         x, scale, quantized, middle = ctx.saved_tensors
         held, total = ctx.workspace or Workspace(), None
-        grad_x = empty_like(quantized, ctx.workspace)
+        grad_x = empty_like(quantized, ctx.workspace, x.dtype)
         for s, m, into, v, q, g in _parts((scale, middle), grad_x, x, quantized, grads[0]):
             v, q, g = (_precise(held, number, t) for number, t in enumerate((v, q, g)))
-            error, outside = torch.sub(q, v, out=held.scratch(3, q, q.dtype)), held.scratch(4, q, q.dtype)
+            error, outside = held.scratch(3, q, q.dtype), held.scratch(4, q, q.dtype)
+            torch.sub(q, v if x.dtype == quantized.dtype else error.copy_(held.scratch(5, q, quantized.dtype).copy_(v)), out=error)
             torch.div(v, s, out=outside).sub_(m)
             torch.ops.aten.hardshrink_backward.grad_input(error, outside, ctx.half, grad_input=outside)  # 0 inside the range, and where dropped
             torch.ne(outside, 0, out=outside).mul_(g)
@@ -88,7 +94,7 @@ class LearnedStep(torch.autograd.Function):
                 torch.sub(g, outside, out=into if into.dtype == g.dtype else outside)
                 into.copy_(outside) if into.dtype != g.dtype else None
         grad_scale = None if total is None else total.view(scale.shape).mul(ctx.damping / scale)
-        return grad_x if ctx.needs_input_grad[0] else None, grad_scale, None, None, None, None, None, None
+        return grad_x if ctx.needs_input_grad[0] else None, grad_scale, None, None, None, None, None, None, None
 
 
 def _parts(numbers: tuple[Tensor, ...], like: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -31,7 +31,8 @@ class ReconstructionConfig:
             rounding is decided; 0 never stops early.
         crops: Each step learns on a quarter of the output of a block that is exact on crops (`reconstruct.crops`): a third faster and, at equal steps, a
             little worse (ResNet20, 200 steps: KL 0.049 against 0.046 at W4A4, 0.53 against 0.48 at W2A2).
-        bfloat16: Convolutions and products of the learning steps in bfloat16, where a device has units for it.
+        bfloat16: Convolutions and products of the learning steps in bfloat16; None where `reconstruct.precision` finds it faster and as good. What a block
+            has learned is judged in float32 in any case.
         capture: Whether steps are captured once as CUDA graphs and replayed; None where the device has them.
         method: Registered reconstruction method.
         seed: Of the batches and the dropping.
@@ -43,7 +44,7 @@ class ReconstructionConfig:
     step_learning_rate: float = 1e-3
     tolerance: float = 0.005
     crops: bool = False
-    bfloat16: bool = False
+    bfloat16: bool | None = None
     capture: bool | None = None
     method: str = "qdrop"
     seed: int = 0

@@ -16,6 +16,7 @@ from mpsearch.quant.rounding import Rounding, RoundingPolicy
 from mpsearch.reconstruct.block import BlockData, BlockResult, ReconstructionConfig, Run
 from mpsearch.reconstruct.capture import Repeated, recorder
 from mpsearch.reconstruct.methods import Phase
+from mpsearch.reconstruct.precision import in_bfloat16
 from mpsearch.reconstruct.step import Step
 
 __all__ = ["BlockData", "BlockResult", "ReconstructionConfig", "Run", "channel_axis", "install", "learn_block", "start_rounding"]
@@ -53,6 +54,8 @@ def learn_block(
         seed: Of batches and dropping.
     Returns: States, error at the start, error of what was learned, steps taken.
     """
+    device = data.y.read(0, 1).device
+    config = replace(config, bfloat16=in_bfloat16(config.bfloat16, states.values(), device))
     before = data.error(run)
     inputs = [q for layer in layers.values() for q in layer.inputs()]
     roundings: dict[str, Rounding] = {}
@@ -61,7 +64,7 @@ def learn_block(
             roundings[unit] = start_rounding(phase.rounding, weights[unit], tensor.params, data.y.read(0, 1))
             del layers[unit].inner._parameters["weight"]
     for quantizer in inputs:
-        quantizer.place(data.y.read(0, 1).device)
+        quantizer.place(device)
     steps = [p for p in (q.learn() for q in inputs if phase.steps) if p is not None]
     taken = 0
     try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch.quant.inputs import InputQuantizer, keep_mask
 from mpsearch.quant.pieces import Workspace, empty_like, pieces
@@ -57,9 +58,10 @@ class Step:
         self.losses, self._progress, self._rate = (torch.zeros((), device=self.device) for _ in range(3))
         self._run, self._layers, self._roundings, self._data, self._phase, self._config = run, layers, roundings, data, phase, config
         self._workspace = Workspace()
-        self._low = config.bfloat16
+        self._low = bool(config.bfloat16)
         for quantizer in inputs:
             quantizer.keep_prob, quantizer.generator, quantizer.workspace = phase.keep_prob, self.generator, self._workspace
+            quantizer.dtype = torch.bfloat16 if self._low else None
         for rounding in roundings.values():
             rounding.workspace, rounding.dtype = self._workspace, torch.bfloat16 if self._low else None
         variables = [p for rounding in roundings.values() for p in rounding.parameters()]
@@ -95,23 +97,26 @@ class Step:
         torch.autograd.backward(output, gradient)
         self._optimizer.step()
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if self._low else nullcontext()
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Of the block's forward pass."""
+        if not self._low:
+            yield
+            return
+        # torch 2.15's fused attention runs backward in bfloat16 four times slower on a CPU than in float32; its plain form does not
+        attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False), attention:
+            yield
 
     def _inputs(self, picked: Tensor, crop: Crop | None) -> Tensor:
         """What the block reads: the quantised network's values, or of each element that or the float network's."""
         window, (float_row, quant_row) = None if crop is None else crop.read, self._rows
         x = self._data.x.take(quant_row[picked], window, self._workspace)
-        mixes = self._phase.keep_prob < 1 and not self._data.same
-        if not mixes and not (self._low and x.dtype == torch.float32):
-            return x
-        found = empty_like(x, self._workspace, torch.bfloat16 if self._low else x.dtype)
-        if not mixes:
-            return found.copy_(x)
-        floats, keep = self._data.x.take(float_row[picked], window, self._workspace), keep_mask(x, self._phase.keep_prob, self.generator, self._workspace)
-        for into, q, f, k in pieces(found, x, floats, keep):
-            into.copy_(torch.lerp(f, q, k, out=q))
-        return found
+        if self._phase.keep_prob < 1 and not self._data.same:
+            floats, keep = self._data.x.take(float_row[picked], window, self._workspace), keep_mask(x, self._phase.keep_prob, self.generator, self._workspace)
+            for into, f, k in pieces(x, floats, keep):
+                torch.lerp(f, into, k, out=into)
+        return x
 
     def _gradient(self, output: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
         """Of the loss, which is added to `losses`: squared errors, summed over channels and averaged over the rest. Overwrites `y`."""
@@ -119,7 +124,7 @@ class Step:
         gradient = empty_like(y, self._workspace, output.dtype)
         weights = [] if weight is None else [weight.expand_as(y)]
         for error, into, found, *w in pieces(y, gradient, output, *weights):
-            error.sub_(found)
+            error.sub_(found if found.dtype == error.dtype else self._workspace.scratch(0, error, error.dtype).copy_(found))
             pull = torch.mul(error, w[0], out=self._workspace.scratch(0, error, error.dtype)) if w else error
             self.losses.add_(torch.dot(pull, error), alpha=share)
             into.copy_(pull.mul_(-2 * share))
