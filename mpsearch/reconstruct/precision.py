@@ -1,7 +1,7 @@
 """Which blocks learn in bfloat16: where the device has matrix units for it, and no grid is so fine that bfloat16 would blur it.
 
 bfloat16 has 8 bits of mantissa: the highest level of a grid of b bits is off by up to 2^(b - 9) steps, half a step at 8 bits. At 4 bits what a block ends
-at is the same within what another seed changes; a block at W8A8 ended at 1.7 times the error (benchmarks/results/reconstruct.md).
+at is the same within what another seed changes; a block at W8A8 ended at 1.4 times the error (benchmarks/results/reconstruct_bfloat16.md).
 """
 
 from __future__ import annotations
