@@ -14,6 +14,8 @@ from mpsearch.quant.pieces import Workspace, empty_like, pieces
 from mpsearch.quant.regions import TwoRegionParams
 
 _REDUCED = (torch.bfloat16, torch.float16)
+_HALF = 0.50005  # of a step, and what float32 rounds at 8 bits
+_TINY = 1e-30
 
 
 def learned_step(
@@ -84,9 +86,12 @@ class LearnedStep(torch.autograd.Function):
             v, q, g = (_precise(held, number, t) for number, t in enumerate((v, q, g)))
             error, outside = held.scratch(3, q, q.dtype), held.scratch(4, q, q.dtype)
             torch.sub(q, v if x.dtype == quantized.dtype else error.copy_(held.scratch(5, q, quantized.dtype).copy_(v)), out=error)
-            torch.div(v, s, out=outside).sub_(m)
-            torch.ops.aten.hardshrink_backward.grad_input(error, outside, ctx.half, grad_input=outside)  # 0 inside the range, and where dropped
-            torch.ne(outside, 0, out=outside).mul_(g)
+            if quantized.dtype in _REDUCED:  # the error is not as exact as the range: ask that, of what was not dropped
+                torch.div(v, s, out=outside).sub_(m)
+                _where_beyond(error, outside, ctx.half, outside)
+                _where_beyond(g, outside, _TINY, outside)
+            else:
+                _where_beyond(g, torch.div(error, s, out=outside), _HALF, outside)  # further than half a step from its level: clipped
             if ctx.needs_input_grad[1]:  # rounding error inside the range, grid value outside, 0 where dropped, each times its gradient
                 found = torch.dot(g, error) + torch.dot(outside, v) if g.ndim == 1 else torch.mul(g, error).addcmul_(outside, v).sum_to_size(s.shape)
                 total = found if total is None else total + found
@@ -104,6 +109,11 @@ def _parts(numbers: tuple[Tensor, ...], like: Tensor, *others: Tensor) -> Iterat
             yield (*(number.reshape(()) for number in numbers), *found)
     else:
         yield (*numbers, like, *others)
+
+
+def _where_beyond(values: Tensor, x: Tensor, bound: float, out: Tensor) -> None:
+    """`values` where |x| > bound, else 0, in one vectorised pass."""
+    torch.ops.aten.hardshrink_backward.grad_input(values, x, bound, grad_input=out)
 
 
 def _precise(held: Workspace, number: int, x: Tensor) -> Tensor:
