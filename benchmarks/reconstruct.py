@@ -1,11 +1,13 @@
 """Speed of the reconstruction loop against a plain textbook version of it, at equal final loss, on the same blocks of the same models.
 
-Run: python benchmarks/reconstruct.py [resnet20 mobilenet resnet18] [--iterations 200] [--threads 2]. The first two need the assets folder (MPSEARCH_ASSETS,
-else ../shared/assets). ResNet18 has random weights: its time for an epoch of 1,024 images is projected from a few steps of each block.
+Run: python benchmarks/reconstruct.py [resnet20 mobilenet resnet18] [--iterations 200] [--threads 2] [--precision auto|float32|bfloat16] [--crops].
+The first two need the assets folder (MPSEARCH_ASSETS, else ../shared/assets). Of MobileNet five blocks learn, one of each size of image, in a fifth of the
+steps; the others stay rounded to nearest. ResNet18 has random weights: its time for an epoch of 1,024 images is projected from a few steps of each block.
+A model that the results hold already, with the same settings on the same machine, is not run again; raw numbers lie beside the table in reconstruct.json.
 
 The textbook version does the same mathematics (QDrop: soft rounding, dropping, learned steps, input mixing, two Adams, W4A4, batch 32) as one writes
-it down from the papers: caches in N x C x H x W, `torch.rand_like(x) < p` and `torch.where`, straight-through rounding by `(round(x) - x).detach() + x`, the
-regulariser as a term of the loss, all gradients by autograd.
+it down from the papers: caches in N x C x H x W, float32, `torch.rand_like(x) < p` and `torch.where`, straight-through rounding by
+`(round(x) - x).detach() + x`, the regulariser as a term of the loss, all gradients by autograd. On each block both run in turn, and take turns in going first.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.metadata
+import json
 import math
 import os
-import resource
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -33,13 +36,16 @@ from mpsearch.models import analyze, find_foldable, fold_batch_norm, trace_model
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import UnitState
 from mpsearch.quant.rounding import GAMMA, ZETA
-from mpsearch.reconstruct import ReconstructionConfig, calibrate, images_within, reconstruct
+from mpsearch.reconstruct import ReconstructionConfig, calibrate, reconstruct
 from mpsearch.reconstruct import loop as ours
+from mpsearch.reconstruct.walk import bytes_for_image
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))
 sys.path.insert(0, str(ROOT / "examples"))
 REG, WARMUP, BETA = 0.1, 0.2, (20.0, 2.0)
+IMAGES = {"resnet20": 1024, "mobilenet": 128}
+MEMBERS = {"mobilenet": (2, 4, 6, 8, 12)}  # blocks that take part, of which the others are repetitions; all where a model is not named
 
 
 class TextbookLayer(nn.Module):
@@ -136,60 +142,122 @@ def prepared(name: str, images: int) -> tuple[nn.Module, list, dict, Tensor]:
     return module, [b for b in blocks if b[1]], calibration.states(Assignment(tuple(choice.items()))), inputs
 
 
-def compare(name: str, images: int, iterations: int) -> str:
-    """One row for each model: both loops on every block, from the same inputs."""
-    module, blocks, states, inputs = prepared(name, images)
-    times: dict[str, list[tuple[float, float]]] = {"ours": [], "textbook": []}
-    learn = ours.learn_block
+class Race:
+    """Stands in for `learn_block`: both loops on every block that takes part, from the same inputs."""
 
-    def both(run, layers, weights, start, data, phase, config, seed):
-        index = len(times["ours"])
-        plain = {u: TextbookLayer(copy.deepcopy(module.get_submodule(u)), start[u]) for u in layers}
-        block = copy.deepcopy(module.get_submodule(blocks[index][0]))
+    def __init__(self, name: str, module: nn.Module, blocks: list, iterations: int) -> None:
+        self.module, self.blocks, self.iterations, self.learn = module, blocks, iterations, ours.learn_block
+        self.taking = MEMBERS.get(name, range(len(blocks)))
+        self.index, self.found, self.profile = -1, [], []
+
+    def __call__(self, run, layers, weights, start, data, phase, config, seed):
+        self.index += 1
+        if self.index not in self.taking:
+            return dict(start), 1.0, 1.0, 0
+        config = replace(config, iterations=self.iterations)
+
+        def mine():
+            return self.learn(run, layers, weights, start, data, phase, config, seed)
+
+        def theirs():
+            return self.textbook(run, layers, start, data, seed)
+
+        results, seconds = {}, {}
+        order = (("textbook", theirs), ("ours", mine))
+        for label, function in order if len(self.found) % 2 else reversed(order):
+            ours.install(layers, start)
+            began = time.perf_counter()
+            results[label] = function()
+            seconds[label] = time.perf_counter() - began - (results[label][1] if label == "textbook" else 0)
+        if not self.profile or self.index == self.taking[len(self.taking) // 2]:
+            ours.install(layers, start)
+            self.profile = profiled(lambda: self.learn(run, layers, weights, start, data, phase, replace(config, iterations=10), seed))
+        ours.install(layers, results["ours"][0])
+        self.found.append({"block": self.blocks[self.index][0], "seconds": seconds, "loss": {"ours": results["ours"][2], "textbook": results["textbook"][0]}})
+        return results["ours"]
+
+    def textbook(self, run, layers, start, data, seed) -> tuple[float, float]:
+        """The error that the textbook loop ends at, and the seconds that were not spent in it."""
+        name, began = self.blocks[self.index][0], time.perf_counter()
+        plain = {u: TextbookLayer(copy.deepcopy(self.module.get_submodule(u)), start[u]) for u in layers}
+        block = copy.deepcopy(self.module.get_submodule(name))
         for unit, layer in plain.items():
-            inside = unit[len(blocks[index][0]) + 1 :] if unit != blocks[index][0] else ""
-            if inside:
-                parent, _, child = inside.rpartition(".")
-                setattr(block.get_submodule(parent), child, layer)
-            else:
+            if unit == name:
                 block = layer
-        began = time.perf_counter()
+            else:
+                parent, _, child = unit[len(name) + 1 :].rpartition(".")
+                setattr(block.get_submodule(parent), child, layer)
+        around = time.perf_counter() - began
         with torch.enable_grad():
-            textbook(block, data, plain, iterations, seed)
-        spent = time.perf_counter() - began
+            textbook(block, data, plain, self.iterations, seed)
         trial = {}
         for unit, layer in plain.items():
             codes = (layer.floor + (layer.alpha >= 0)).clamp(layer.qmin, layer.qmax).detach().to(torch.int16)
-            state, weight = start[unit], start[unit].weight
-            scale = layer.step.detach().abs()
-            trial[unit] = replace(state, weight=replace(weight, codes=codes), activation=replace(state.activation, scale=scale))
+            state, scale = start[unit], layer.step.detach().abs()
+            trial[unit] = replace(state, weight=replace(state.weight, codes=codes), activation=replace(state.activation, scale=scale))
         ours.install(layers, trial)
-        times["textbook"].append((spent, data.error(run)))
-        ours.install(layers, start)
-        began = time.perf_counter()
-        found = learn(run, layers, weights, start, data, phase, config, seed)
-        times["ours"].append((time.perf_counter() - began, found[2]))
-        return found
+        return data.error(run), around
 
-    ours.learn_block = both
+
+def profiled(function) -> list[tuple[str, float]]:
+    """Operations by their share of the time in a few steps, the greatest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        function()
+    rows = sorted(((e.key, e.self_cpu_time_total) for e in found.key_averages()), key=lambda row: -row[1])
+    total = sum(t for _, t in rows)
+    return [(key, t / total) for key, t in rows[:10]]
+
+
+def compare(name: str, arguments: argparse.Namespace) -> dict:
+    """Both loops on the blocks of a model."""
+    module, blocks, states, inputs = prepared(name, IMAGES[name])
+    iterations = max(1, arguments.iterations // (5 if name in MEMBERS else 1))
+    race = ours.learn_block = Race(name, module, blocks, iterations)
     try:
-        config = ReconstructionConfig(iterations=iterations, tolerance=0, method="qdrop")
-        reconstruct(module, blocks, states, inputs, config)
+        reconstruct(module, blocks, states, inputs, config_of(arguments, iterations))
     finally:
-        ours.learn_block = learn
-    ratio = sum(t for t, _ in times["textbook"]) / sum(t for t, _ in times["ours"])
-    losses = [a / b for (_, a), (_, b) in zip(times["ours"], times["textbook"], strict=True) if b > 0]
-    geometric = math.exp(sum(map(math.log, losses)) / len(losses))
-    speeds = {k: iterations * len(v) / sum(t for t, _ in v) for k, v in times.items()}
-    room = images_within(module, blocks, inputs[:1], 8 * 2**30)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return (
-        f"| {name} | {len(inputs)} | {iterations} | {len(blocks)} | {speeds['textbook']:.1f} | {speeds['ours']:.1f} | {ratio:.2f} | {geometric:.3f} "
-        f"| {max(losses):.3f} | {room:,} | {peak:.2f} |\n"
-    )
+        ours.learn_block = race.learn
+    peak = subprocess.run([sys.executable, __file__, name, "--peak", *settings(arguments)], capture_output=True, text=True, check=True).stdout
+    return {"images": len(inputs), "iterations": iterations, "blocks": race.found, "profile": race.profile, **json.loads(peak)}
 
 
-def projected(name: str, images: int, steps: int) -> str:
+def peak_of(name: str, arguments: argparse.Namespace) -> dict:
+    """Memory that our loop takes above what the process had before, in a process of its own, and the bound on what it stores."""
+    module, blocks, states, inputs = prepared(name, IMAGES[name])
+    bound = bytes_for_image(module, [block for block, _ in blocks], inputs[:1]) * len(inputs)
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = memory_bytes("VmRSS")
+    reconstruct(module, blocks, states, inputs, config_of(arguments, 2))
+    return {"bound_bytes": bound, "peak_bytes": memory_bytes("VmHWM") - before}
+
+
+def memory_bytes(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def config_of(arguments: argparse.Namespace, iterations: int) -> ReconstructionConfig:
+    bfloat16 = {"auto": None, "float32": False, "bfloat16": True}[arguments.precision]
+    return ReconstructionConfig(iterations=iterations, tolerance=0, method="qdrop", crops=arguments.crops, bfloat16=bfloat16)
+
+
+def settings(arguments: argparse.Namespace) -> list[str]:
+    given = ["--iterations", str(arguments.iterations), "--threads", str(arguments.threads), "--precision", arguments.precision]
+    return given + (["--crops"] if arguments.crops else [])
+
+
+def row(name: str, result: dict) -> str:
+    """Of the table."""
+    times = {kind: sum(block["seconds"][kind] for block in result["blocks"]) for kind in ("textbook", "ours")}
+    losses = [block["loss"]["ours"] / block["loss"]["textbook"] for block in result["blocks"] if block["loss"]["textbook"] > 0]
+    steps = result["iterations"] * len(result["blocks"])
+    cells = [name, result["images"], result["iterations"], len(result["blocks"]), f"{steps / times['textbook']:.1f}", f"{steps / times['ours']:.1f}"]
+    cells += [f"{times['textbook'] / times['ours']:.2f}", f"{math.exp(sum(map(math.log, losses)) / len(losses)):.3f}", f"{max(losses):.3f}"]
+    cells += [f"{result['bound_bytes'] / 2**20:,.0f}", f"{result['peak_bytes'] / 2**20:,.0f}"]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def projected(name: str, images: int, steps: int, arguments: argparse.Namespace) -> dict:
     """Seconds for an epoch (images / 32 steps) of all blocks, from a few timed steps of each."""
     module, blocks, states, inputs = prepared(name, 64)
     found: list[float] = []
@@ -198,10 +266,32 @@ def projected(name: str, images: int, steps: int) -> str:
     def on_block(*_: object) -> None:
         found.append(time.perf_counter())
 
-    reconstruct(module, blocks, states, inputs, ReconstructionConfig(iterations=steps, tolerance=0), on_block=on_block)
+    reconstruct(module, blocks, states, inputs, config_of(arguments, steps), on_block=on_block)
     learning = found[-1] - began
     epoch = learning / steps * (images / 32)
-    return f"{name}, 224 x 224, random weights: {steps} steps of each of {len(blocks)} blocks took {learning:.0f} s, an epoch of {images:,} images {epoch:.0f} s.\n"  # noqa: E501
+    said = (
+        f"{name}, 224 x 224, random weights: {steps} steps of each of {len(blocks)} blocks took {learning:.0f} s, an epoch of {images:,} images {epoch:.0f} s."
+    )
+    return {"said": said}
+
+
+def written(results: dict, about: str) -> str:
+    columns = ["model", "images", "steps", "blocks", "textbook steps/s", "ours steps/s", "ratio", "loss ours / textbook (geometric mean)", "worst block"]
+    columns += ["bound on what is stored, MiB", "peak above the start, MiB"]
+    lines = ["# Speed of reconstruction", "", about]
+    lines += [
+        "W4A4, first and last W8A8, batch 32. Ours includes the errors before and after on all images, the textbook's one; a loss ratio below 1 means that ours"
+    ]
+    lines += ["ends lower. The peak is that of our loop alone: what is stored, a chunk's forward pass and a learning step.", ""]
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [row(name, result) for name, result in results.items() if "blocks" in result] + [""]
+    for name, result in results.items():
+        if "said" in result:
+            lines += [result["said"], ""]
+        else:
+            block = ", ".join(f"{key} {100 * share:.0f} %" for key, share in result["profile"])
+            lines += [f"What is left on {name} (torch's profiler, ten steps of one block with its errors before and after): {block}.", ""]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -209,25 +299,26 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["resnet20", "mobilenet", "resnet18"])
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--crops", action="store_true")
+    parser.add_argument("--peak", action="store_true", help="print the memory of our loop on one model, as JSON, and nothing else")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "reconstruct.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        print(json.dumps(peak_of(arguments.models[0], arguments)))
+        return
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "timm"))
-    command = f"python benchmarks/reconstruct.py {' '.join(arguments.models)} --iterations {arguments.iterations} --threads {arguments.threads}"
-    columns = ["model", "images", "steps", "blocks", "textbook steps/s", "ours steps/s", "ratio", "loss ours / textbook (geometric mean)", "worst block"]
-    columns += ["images within 8 GiB", "peak GiB of the process"]
-    text = (
-        f"# Speed of reconstruction\n\n`{command}`, seed 0, {versions}, {identity()}.\n"
-        "W4A4, first and last W8A8, batch 32. Ours includes the errors before and after on all images; a loss ratio below 1 means that ours ends lower.\n\n"
-        f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
-    )
+    about = f"`python benchmarks/reconstruct.py {' '.join([*arguments.models, *settings(arguments)])}`, seed 0, {versions}, {identity()}."
+    raw = arguments.output.with_suffix(".json")
+    held = json.loads(raw.read_text()) if raw.exists() else {}
+    results = held["results"] if held.get("about") == about else {}
     for name in arguments.models:
-        if name == "resnet18":
-            text += "\n" + projected(name, 1024, 4)
-        else:
-            text += compare(name, {"resnet20": 1024, "mobilenet": 128}[name], arguments.iterations)
-        arguments.output.write_text(text)
-        print(text.splitlines()[-1], flush=True)
+        if name not in results:
+            results[name] = projected(name, 1024, 4, arguments) if name == "resnet18" else compare(name, arguments)
+        raw.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
+        arguments.output.write_text(written(results, about))
+        print(results[name].get("said") or row(name, results[name]), flush=True)
 
 
 if __name__ == "__main__":

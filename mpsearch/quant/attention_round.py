@@ -48,7 +48,7 @@ class _AttentionRounding(Rounding):
         self._scaled = weight.detach() / self._scale
         self.alpha = nn.Parameter(torch.zeros_like(self._scaled))
 
-    def soft(self, progress: float = 0.0) -> Tensor:
+    def soft(self, progress: float | Tensor = 0.0) -> Tensor:
         low, high = self._params.qmin - self._zero_point, self._params.qmax - self._zero_point
         return RoundWithAttention.apply(self.alpha, self._scaled, self._scale, low, high, self._tau)  # type: ignore[no-any-return]
 

@@ -7,7 +7,6 @@ holds that of its regulariser, and in the end takes its hard codes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,18 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.quant.affine import AffineParams, QuantizedTensor, quantize
+from mpsearch.quant.pieces import Workspace, empty_like, pieces
 from mpsearch.registry import Registry
 
-PIECE = 2**17  # weights that are worked on at once on a CPU
 ZETA, GAMMA = 1.1, -0.1  # stretch of the rectified sigmoid (Louizos et al., ICLR 2018; Nagel et al., ICML 2020, eq. 23)
 
 
 class Rounding(nn.Module, ABC):
-    """The rounding of one weight while it is learned."""
+    """The rounding of one weight while it is learned.
+
+    Attributes:
+        dtype: Of the soft weight, and of the gradient that comes back to it.
+        workspace: Where soft weights lie; None for memory of their own.
+    """
+
+    dtype: torch.dtype | None = None
+    workspace: Workspace | None = None
 
     @abstractmethod
-    def soft(self, progress: float = 0.0) -> Tensor:
-        """The weight, differentiable in the parameters, given the share of the steps done; the gradient holds that of any regulariser."""
+    def soft(self, progress: float | Tensor = 0.0) -> Tensor:
+        """The weight, differentiable in the parameters, given the share of the steps done; the gradient holds that of any regulariser.
+
+        Args:
+            progress: As a tensor (0-d) it must be a share at which `regularized` is true. It is read on its device, so that a captured step follows it.
+        """
+
+    def regularized(self, progress: float) -> bool:
+        """Whether a regulariser has set in at this share of the steps."""
+        return False
 
     @abstractmethod
     def hard(self) -> QuantizedTensor:
@@ -69,7 +84,7 @@ class _Fixed(Rounding):
         self._tensor = tensor
         self._weight = tensor.dequantize()
 
-    def soft(self, progress: float = 0.0) -> Tensor:
+    def soft(self, progress: float | Tensor = 0.0) -> Tensor:
         return self._weight
 
     def hard(self) -> QuantizedTensor:
@@ -115,12 +130,16 @@ class _AdaRounding(Rounding):
         h = (scaled - self._floor).clamp(1e-4, 1 - 1e-4)
         self.alpha = nn.Parameter(-torch.log((ZETA - GAMMA) / (h - GAMMA) - 1))
 
-    def soft(self, progress: float = 0.0) -> Tensor:
-        policy = self._policy
-        done = (progress - policy.warmup) / max(1 - policy.warmup, 1e-9)
-        beta = None if done < 0 else policy.beta_start + (policy.beta_end - policy.beta_start) * done
-        weight: Tensor = SoftRound.apply(self.alpha, self._base, self._room, policy.weight, beta)
+    def soft(self, progress: float | Tensor = 0.0) -> Tensor:
+        policy, beta = self._policy, None
+        if isinstance(progress, Tensor) or self.regularized(progress):
+            done = (progress - policy.warmup) / max(1 - policy.warmup, 1e-9)
+            beta = policy.beta_start + (policy.beta_end - policy.beta_start) * done
+        weight: Tensor = SoftRound.apply(self.alpha, self._base, self._room, policy.weight, beta, self.dtype, self.workspace)
         return weight
+
+    def regularized(self, progress: float) -> bool:
+        return progress >= self._policy.warmup
 
     def decided(self) -> bool:
         h = torch.sigmoid(self.alpha.detach()).mul_(ZETA - GAMMA).add_(GAMMA)
@@ -140,46 +159,44 @@ class SoftRound(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, alpha: Tensor, base: Tensor, room: Tensor, factor: float, beta: float | None) -> Tensor:
-        """The soft weight, shape of `alpha`."""
+    def forward(
+        ctx: Any,
+        alpha: Tensor,
+        base: Tensor,
+        room: Tensor,
+        factor: float,
+        beta: float | Tensor | None,
+        dtype: torch.dtype | None = None,
+        workspace: Workspace | None = None,
+    ) -> Tensor:
+        """The soft weight, shape of `alpha`, of `dtype` where it is given."""
         ctx.save_for_backward(alpha, room)
-        ctx.factor, ctx.beta = factor, beta
-        weight = torch.empty_like(alpha)
-        for a, b, r, w in _pieces(alpha, base, room, weight):
-            torch.addcmul(b, r, _stretched(a.sigmoid()).clamp_(0, 1), out=w)
+        ctx.factor, ctx.beta, ctx.workspace = factor, beta, workspace
+        weight, held = empty_like(alpha, workspace, dtype), workspace or Workspace()
+        for w, a, b, r in pieces(weight, alpha, base, room):
+            soft = torch.sigmoid(a, out=held.scratch(0, a, a.dtype))
+            w.copy_(_stretched(soft).clamp_(0, 1).mul_(r).add_(b))
         return weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of `alpha` alone."""
         alpha, room = ctx.saved_tensors
-        found = torch.empty_like(alpha)
-        for a, r, given, grad in _pieces(alpha, room, grads[0], found):
-            sigmoid = a.sigmoid()
-            stretched = _stretched(sigmoid.clone())
-            torch.mul(given, r, out=grad)
+        found, held = torch.empty_like(alpha), ctx.workspace or Workspace()
+        for grad, a, r, given in pieces(found, alpha, room, grads[0]):
+            sigmoid, stretched = (held.scratch(number, a, a.dtype) for number in (0, 1))
+            _stretched(stretched.copy_(torch.sigmoid(a, out=sigmoid)))
+            grad.copy_(given).mul_(r)
             if ctx.beta is not None:
-                centered = stretched.clamp(0, 1).mul_(2).sub_(1)  # |2h - 1|^(beta - 1) by logarithms: torch.pow is several times slower
-                pull = centered.abs().log_().mul_(ctx.beta - 1).exp_().mul_(2 * ctx.factor * ctx.beta)
+                centered = torch.clamp(stretched, 0, 1, out=held.scratch(2, a, a.dtype)).mul_(2).sub_(1)
+                pull = torch.abs(centered, out=held.scratch(3, a, a.dtype)).log_()  # |2h - 1|^(beta - 1) by logarithms: torch.pow is several times slower
+                pull.mul_(ctx.beta - 1).exp_().mul_(2 * ctx.factor * ctx.beta)
                 grad.add_(pull.copysign_(centered.neg_()))
             grad.mul_(sigmoid.addcmul_(sigmoid, sigmoid, value=-1)).mul_(ZETA - GAMMA)
-            grad.copy_(torch.ops.aten.hardtanh_backward(grad, stretched, 0.0, 1.0))
-        return found, None, None, None, None
+            torch.ops.aten.hardtanh_backward.grad_input(grad, stretched, 0.0, 1.0, grad_input=grad)
+        return found, None, None, None, None, None, None
 
 
 def _stretched(sigmoid: Tensor) -> Tensor:
     """Overwrites `sigmoid`."""
     return sigmoid.mul_(ZETA - GAMMA).add_(GAMMA)
-
-
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Flat pieces of tensors of one shape, so small on a CPU that what is made of one stays in the cache from pass to pass.
-
-    The last tensor is written to, and has the memory layout of the first.
-    """
-    like = tensors[0]
-    strides: tuple[int, ...] = like.stride()
-    order = sorted(range(like.ndim), key=lambda axis: (-strides[axis], axis))
-    same = [t if t.stride() == strides else torch.empty_like(like).copy_(t) for t in tensors]
-    flat = [t.permute(order).view(-1) for t in same]
-    yield from zip(*(torch.split(t, PIECE if like.device.type == "cpu" else max(1, len(t))) for t in flat), strict=True)

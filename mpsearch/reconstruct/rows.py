@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from mpsearch.quant.pieces import Workspace
 
 
 class Rows:
@@ -36,10 +40,15 @@ class Rows:
         """Rows start .. stop, without a copy."""
         return self._data[start:stop].permute(self._inverse)
 
-    def take(self, picked: Tensor, window: tuple[slice, slice] | None = None) -> Tensor:
+    def take(self, picked: Tensor, window: tuple[slice, slice] | None = None, workspace: Workspace | None = None) -> Tensor:
         """The rows of the given indices, a copy; of their last two axes only `window`, where it is given."""
         data = self._data if window is None else self._data.permute(self._inverse)[:, :, *window].permute(self._order)
-        return data.index_select(0, picked).permute(self._inverse)
+        if workspace is None:
+            return data.index_select(0, picked).permute(self._inverse)
+        shape = (len(picked), *data.shape[1:])
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        into = workspace.empty(shape, strides, data.dtype, data.device)
+        return torch.index_select(data, 0, picked, out=into).permute(self._inverse)
 
     @property
     def shape(self) -> torch.Size:
