@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from mpsearch.allocator import keep_freed_memory
 from mpsearch.data import make_splits
 from mpsearch.evaluate import compare, predict
 from mpsearch.hardware import identity
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=6.0)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "ptq_table.md")
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     log = arguments.output.with_suffix(".jsonl")
     done = {tuple(row["cell"]): row for row in map(json.loads, log.read_text().splitlines())} if log.exists() else {}

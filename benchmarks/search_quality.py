@@ -27,6 +27,7 @@ import optuna
 import torch
 from validate_objectives import MODELS, settings
 
+from mpsearch.allocator import keep_freed_memory
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.files import digest
 from mpsearch.hardware import identity
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf)
     arguments = parser.parse_args()
     arguments.trials = [int(count) for count in arguments.trials.split(",")]
+    keep_freed_memory()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     start = time.monotonic()

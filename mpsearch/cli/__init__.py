@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from mpsearch.allocator import keep_freed_memory
 from mpsearch.cli import bench, export, imports, lists, profile, report, run, score, solve, worker  # noqa: F401  (each joins the application)
 from mpsearch.cli._app import app
 from mpsearch.cli._show import talk
@@ -17,6 +18,7 @@ from mpsearch.errors import MpsearchError
 
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
+    keep_freed_memory()
     try:
         code = app(standalone_mode=False)
         if isinstance(code, int) and code:  # typer returns the code of an interruption that it has caught
