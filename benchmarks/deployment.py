@@ -79,7 +79,7 @@ def main() -> None:
     arguments = parser.parse_args()
     held = arguments.output.with_suffix(".json")
     rows: list[dict[str, Any]] = json.loads(held.read_text()) if held.is_file() else []
-    rows = [r for r in rows if r.get("device") == str(identity())]  # a latency is of one device
+    rows = [r for r in rows if r["model"] not in arguments.models or r["device"] == str(identity())]  # a model's rows are of one device
     done = {(r["model"], r["budget"], r["target"]) for r in rows}
     for name in arguments.models:
         wanted = [(b, t) for b in arguments.bits.split(",") for t in arguments.targets.split(",") if (name, f"{b}bits", t) not in done]
@@ -190,7 +190,8 @@ def _write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(r["command"] for r in rows))
-    about = f"{commands}, seed 0, {', '.join(versions)}. {identity()}, {torch.get_num_threads()} threads of torch, 1 of a timed runtime. "
+    machines = "; ".join(dict.fromkeys(f"{r['model']} on {r['device']}" for r in rows))
+    about = f"{commands}, seed 0, {', '.join(versions)}. {machines}. {torch.get_num_threads()} threads of torch, 1 of a timed runtime. "
     about += f"Reconstruction steps for each block: {arguments.iterations}. Latency: batch 1, wall clock of single calls, with other work on the machine. "
     about += "Difference: of the top-1 through the runtime from the fake-quantised model's on the same images, 4,000 of CIFAR-10 or 936 of ImageNet in four "
     about += "views each (mirrored, shifted by two pixels: all top-1 of the MobileNet are of these), with a "
