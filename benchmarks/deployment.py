@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from mpsearch.allocator import keep_freed_memory
 from mpsearch.data import ImageSet
 from mpsearch.deploy.artifact import open_artifact
 from mpsearch.deploy.process import bench_apart
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, default=ROOT / "latency_tables")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "deployment.md")
     arguments = parser.parse_args()
+    keep_freed_memory()
     held = arguments.output.with_suffix(".json")
     rows: list[dict[str, Any]] = json.loads(held.read_text()) if held.is_file() else []
     rows = [r for r in rows if r["model"] not in arguments.models or r["device"] == str(identity())]  # a model's rows are of one device
