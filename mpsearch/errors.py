@@ -80,10 +80,11 @@ class StudyError(UserError):
 
 
 class MissingExtraError(UserError):
-    """An optional dependency that is not installed."""
+    """An optional dependency that is not installed, or cannot be imported; `cause` is what its import said, for packages that need others."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}, which is not installed. Run: pip install 'mpsearch[{extra}]'")
+    def __init__(self, package: str, extra: str, purpose: str, cause: ImportError | None = None) -> None:
+        why = "which is not installed" if cause is None else f"which cannot be imported ({cause})"
+        super().__init__(f"{purpose} needs the package {package!r}, {why}. Run: pip install 'mpsearch[{extra}]'")
 
 
 class InfeasibleError(MpsearchError):

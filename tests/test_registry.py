@@ -152,6 +152,9 @@ def test_errors_carry_what_they_say():
     error = InfeasibleError("no", {"size_bytes": 3.0})
     assert (error.least, InfeasibleError("no").least) == ({"size_bytes": 3.0}, {})
     assert "pip install 'mpsearch[openvino]'" in str(MissingExtraError("openvino", "openvino", "The target"))
+    cause = ModuleNotFoundError("No module named 'requests'")
+    said = str(MissingExtraError("nvidia-modelopt", "modelopt", "Running it", cause))
+    assert "cannot be imported (No module named 'requests')" in said and "not installed" not in said
     many = UnknownNameError("layer", "x", [f"l{i:02d}" for i in range(20)], hint="Look again.")
     assert "l11, ... (20 in all)" in str(many) and "l12" not in str(many) and str(many).endswith("Look again.")
     assert "Known: none." in str(UnknownNameError("layer", "x", []))

@@ -27,8 +27,8 @@ def openvino() -> Any:
     """The package openvino. Raises MissingExtraError where it is not installed."""
     try:
         import openvino
-    except ImportError:
-        raise MissingExtraError("openvino", "openvino", "The backend openvino-cpu") from None
+    except ImportError as error:
+        raise MissingExtraError("openvino", "openvino", "The backend openvino-cpu", error) from None
     return openvino
 
 

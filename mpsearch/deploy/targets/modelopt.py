@@ -50,8 +50,8 @@ class ModelOpt(Target):
         module = load_on_grid(folder, model)
         try:
             import modelopt.torch.quantization as mtq
-        except ImportError:
-            raise MissingExtraError("nvidia-modelopt", "modelopt", "Running a ModelOpt artifact") from None
+        except ImportError as error:
+            raise MissingExtraError("nvidia-modelopt", "modelopt", "Running a ModelOpt artifact", error) from None
         module = mtq.quantize(module, {**json.loads((folder / CONFIG).read_text()), "algorithm": None})
         for name, amax in load_file(folder / RANGES).items():
             quantizer: Any = module.get_submodule(name)

@@ -44,8 +44,8 @@ class Nncf(Target):
         module = load_on_grid(folder, model)
         try:
             import nncf.torch
-        except ImportError:
-            raise MissingExtraError("nncf", "nncf", "Running an NNCF artifact") from None
+        except ImportError as error:
+            raise MissingExtraError("nncf", "nncf", "Running an NNCF artifact", error) from None
         module = nncf.torch.load_from_config(module, json.loads((folder / CONFIG).read_text()))
         missing = module.load_state_dict(load_file(folder / QUANTIZERS), strict=False)
         if missing.unexpected_keys:

@@ -92,8 +92,8 @@ def _torchao() -> tuple[Any, Any]:
     try:
         from torchao.core.config import config_from_dict
         from torchao.quantization import quantize_
-    except ImportError:
-        raise MissingExtraError("torchao", "torchao", "Running a torchao artifact") from None
+    except ImportError as error:
+        raise MissingExtraError("torchao", "torchao", "Running a torchao artifact", error) from None
     return quantize_, config_from_dict
 
 

@@ -85,8 +85,8 @@ class NvmlMonitor:
 def _library() -> Any:
     try:
         import pynvml
-    except ImportError:
-        raise MissingExtraError("nvidia-ml-py", "cuda", "Measuring on a GPU") from None
+    except ImportError as error:
+        raise MissingExtraError("nvidia-ml-py", "cuda", "Measuring on a GPU", error) from None
     return pynvml
 
 
