@@ -362,8 +362,7 @@ def _row(label: str, problem: Problem, indices: Sequence[int], budgets: Sequence
 def _float_row(workshop: Workshop, about: dict[str, Any]) -> dict[str, Any]:
     images, logits = workshop.subject.splits.evaluation, workshop.reference()["evaluation"]
     measured: dict[str, Any] = {"metrics": workshop.task.compare(logits, logits, images.labels).to_json(), "size_bytes": workshop.subject.float_bytes()}
-    known = about.get("hardware", {})
-    measured |= {name: known[f"float_{name}"] for name in ("latency_us", "energy_mj") if f"float_{name}" in known}
+    measured |= {name: value for name in ("latency_us", "energy_mj") if (value := about.get("hardware", {}).get(f"float_{name}")) is not None}
     return {"label": "float", "mean_bits": 32.0, "fits": False, "predicted": {}, "nearest": measured}
 
 
