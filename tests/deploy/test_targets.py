@@ -236,10 +236,7 @@ def test_the_real_package_loads_its_configuration_and_computes_the_same(name, te
     target.write(job, tmp_path)
     with torch.no_grad():
         want, got = target.reference(job)(images), target.load(tmp_path, 1, job.module)(images)
-    # on some processors' sums a value at the edge of a step falls to its other side: in one image of the 24 at most, and by no more than that step
-    same = torch.isclose(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max())).all(1)
-    assert len(same) == 24 and int(same.sum()) >= 23
-    assert float(torch.nn.functional.cosine_similarity(got, want).min()) > 0.999
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
 
 
 def test_modelopts_importer_reads_what_its_target_writes(tmp_path):
