@@ -234,9 +234,30 @@ def test_the_real_package_loads_its_configuration_and_computes_the_same(name, te
     job, _, images = job_of(name, 4)
     target = TARGETS.create(text)
     target.write(job, tmp_path)
+    reference = target.reference(job)
     with torch.no_grad():
-        want, got = target.reference(job)(images), target.load(tmp_path, 1, job.module)(images)
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+        clear = clear_of_edges(reference, target.states(job), images)
+        want, got = reference(images), target.load(tmp_path, 1, job.module)(images)
+    assert clear.sum() >= 8
+    torch.testing.assert_close(got[clear], want[clear], rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+    assert float(cosine_similarity(got, want).min()) > 0.999
+
+
+def clear_of_edges(reference, states, images):
+    """N bool: no input of a quantised unit is within 3e-5 of a step of that step's edge, where the rounding of float32 sums decides for either code."""
+    clear, handles = torch.ones(len(images), dtype=torch.bool), []
+    for unit, params in ((unit, state.activation) for unit, state in states.items() if state.activation is not None):
+
+        def look(_, args, params=params):
+            code = args[0].double() / params.scale.double() + float(params.zero_point)
+            near = ((code - code.floor() - 0.5).abs() < 3e-5) & (code > params.qmin) & (code < params.qmax)
+            clear.logical_and_(~near.flatten(1).any(1))
+
+        handles.append(reference.get_submodule(unit).register_forward_pre_hook(look))
+    reference(images)
+    for handle in handles:
+        handle.remove()
+    return clear
 
 
 def test_modelopts_importer_reads_what_its_target_writes(tmp_path):
