@@ -47,6 +47,7 @@ class Quantizers(Protocol):
 
 _BATCH = 32
 _ANY = 16  # input bits in the key of a weight that does not depend on them
+_PIECE = 2**17  # elements that the four steps of a fake quantisation go over in turn: half a megabyte, which stays in the cache of a core
 _PREFIX_SHARE = 4  # the outputs that one assignment leaves take at most this part of the memory
 
 
@@ -213,8 +214,16 @@ class ScratchGrid:
         if x.dtype != torch.float32 or x.numel() == 0 or not _dense(x):
             return self.params.fake_quantize(x)
         zero_point = int(self.params.zero_point)
-        scaled = torch.div(x, self.params.scale, out=self.scratch.like(x))
-        return scaled.round_().clamp_(self.params.qmin - zero_point, self.params.qmax - zero_point).mul_(self.params.scale)
+        low, high = self.params.qmin - zero_point, self.params.qmax - zero_point
+        quantized = self.scratch.like(x)
+        for piece, out in zip(_flat(x).split(_PIECE), _flat(quantized).split(_PIECE), strict=True):
+            torch.div(piece, self.params.scale, out=out).round_().clamp_(low, high).mul_(self.params.scale)
+        return quantized
+
+
+def _flat(x: Tensor) -> Tensor:
+    """The elements of a dense tensor in the order in which they lie."""
+    return x.as_strided((x.numel(),), (1,))
 
 
 def _dense(x: Tensor) -> bool:
