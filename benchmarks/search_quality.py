@@ -219,7 +219,8 @@ KL to the float model on the search images, weights rounded to nearest, of the b
 with a seed show the mean over the seeds that are done. `hypervolume`: area that what a method measured dominates in log10 KL over size, between the least
 size and the budget and below the KL of all units at 2 bits, divided by that of all methods and seeds together. `full search`: the
 study on `kl`, warm with the optima of `output_mse` and `weight_mse` too, as a run does by default, with so many evaluations: 32 or, if that is more, a
-quarter of all, and the rest for the polish. `as many`: as many as Greedy MP took. Plain: Optuna's own defaults, one index for each unit, no warm start.
+quarter of all, and the rest for the polish. `as many`: as many as Greedy MP took. Plain: Optuna's own defaults, one index for each unit, no warm start,
+as many trials as the search's first number. `evaluations` counts assignments that differ; plain Optuna tries some again.
 """
 
 
