@@ -216,7 +216,7 @@ class ScratchGrid:
         zero_point = int(self.params.zero_point)
         low, high = self.params.qmin - zero_point, self.params.qmax - zero_point
         quantized = self.scratch.like(x)
-        for piece, out in zip(_flat(x).split(_PIECE), _flat(quantized).split(_PIECE), strict=True):
+        for piece, out in zip(torch.split(_flat(x), _PIECE), torch.split(_flat(quantized), _PIECE), strict=True):
             torch.div(piece, self.params.scale, out=out).round_().clamp_(low, high).mul_(self.params.scale)
         return quantized
 

@@ -32,7 +32,7 @@ _HALVINGS = 40
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """A calibrated unit with the candidates that quantise it.
 
     Args:
@@ -89,8 +89,8 @@ class KlMixed(Objective):
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`; those of `kl` where no two assignments differ."""
         steps = len(context.layers) + self.assignments
-        rows, evaluator = self._alone(context, steps)
-        units = _units(context, rows)
+        rows, evaluator = self.alone(context, steps)
+        units = units_of(context, rows)
         if not units:
             return rows
         rng, losses, fitted = np.random.default_rng(context.seed), dict[tuple[int, ...], float](), None
@@ -99,7 +99,7 @@ class KlMixed(Objective):
                 fitted = _fit(units, losses)
             choices = _next(units, fitted, number, losses, rng)
             if choices not in losses:
-                losses[choices] = evaluator.measure(_assignment(context, units, choices))
+                losses[choices] = evaluator.measure(assignment(context, units, choices))
             context.on_step(len(context.layers) + number + 1, steps)
         fitted = _fit(units, losses)
         if fitted is None:
@@ -110,14 +110,14 @@ class KlMixed(Objective):
                 rows[unit.at][at] = float(value)
         return rows
 
-    def _alone(self, context: ScoringContext, steps: int) -> tuple[Rows, SampledEvaluator]:
+    def alone(self, context: ScoringContext, steps: int) -> tuple[Rows, SampledEvaluator]:
         """The table of `kl`, and what measured it."""
         kl, on_step = self._kl, context.on_step
         evaluator = kl.evaluator(context)
         return kl.rows(replace(context, on_step=lambda done, _: on_step(done, steps)), evaluator), evaluator
 
 
-def _units(context: ScoringContext, rows: Rows) -> list[_Unit]:
+def units_of(context: ScoringContext, rows: Rows) -> list[Unit]:
     """Calibrated units with an integer candidate, by name: nothing depends on the order of the layers."""
     calibrated = set(calibrated_units(context))
     weights = sum(layer.weight_numel for layer in context.layers)
@@ -129,7 +129,7 @@ def _units(context: ScoringContext, rows: Rows) -> list[_Unit]:
         if layer.name in calibrated and held:
             repaired, _ = monotone(candidates, rows[at])
             bits = [_bits(candidates[i], layer.weight_numel / max(weights, 1), _input_numel(layer) / inputs) for i in held]
-            found.append(_Unit(at, held, np.array([repaired[i] for i in held]), np.array(bits)))
+            found.append(Unit(at, held, np.array([repaired[i] for i in held]), np.array(bits)))
     return found
 
 
@@ -141,7 +141,7 @@ def _bits(candidate: Candidate, weights: float, inputs: float) -> float:
     return weights * (candidate.w_bits or FLOAT_INPUT) + inputs * (candidate.a_bits or FLOAT_INPUT)
 
 
-def _fit(units: Sequence[_Unit], losses: Mapping[tuple[int, ...], float]) -> CorrectedTable | None:
+def _fit(units: Sequence[Unit], losses: Mapping[tuple[int, ...], float]) -> CorrectedTable | None:
     """The table that is most likely after the finite losses; None where there are fewer than two."""
     finite = {choices: loss for choices, loss in losses.items() if math.isfinite(loss) and loss > 0}
     if len(finite) < 2:
@@ -167,7 +167,7 @@ def _straightened(damage: Array, losses: Array) -> Array:
     return np.asarray(np.interp(losses, x, y) + first * below + last * above)
 
 
-def _next(units: Sequence[_Unit], fitted: CorrectedTable | None, number: int, seen: Container[tuple[int, ...]], rng: np.random.Generator) -> tuple[int, ...]:
+def _next(units: Sequence[Unit], fitted: CorrectedTable | None, number: int, seen: Container[tuple[int, ...]], rng: np.random.Generator) -> tuple[int, ...]:
     """Choices of each unit among its integer candidates in the assignment of this number."""
     at = number * _GOLDEN % 1
     if fitted is None:
@@ -177,7 +177,7 @@ def _next(units: Sequence[_Unit], fitted: CorrectedTable | None, number: int, se
     return _cheapest(fitted.draw(rng), units, at) if number % 2 or likely in seen else likely
 
 
-def _cheapest(damage: Sequence[Array], units: Sequence[_Unit], at: float) -> tuple[int, ...]:
+def _cheapest(damage: Sequence[Array], units: Sequence[Unit], at: float) -> tuple[int, ...]:
     """What is least in damage plus a price on bits, at the lowest price that keeps the bits within this place of the range: a point of the convex front."""
     least, most = (sum(float(end(unit.bits)) for unit in units) for end in (np.min, np.max))
     target = least + (_LEAST + (_MOST - _LEAST) * at) * (most - least)
@@ -194,6 +194,7 @@ def _cheapest(damage: Sequence[Array], units: Sequence[_Unit], at: float) -> tup
     return found
 
 
-def _assignment(context: ScoringContext, units: Sequence[_Unit], choices: Sequence[int]) -> Assignment:
+def assignment(context: ScoringContext, units: Sequence[Unit], choices: Sequence[int]) -> Assignment:
+    """Each unit at the choice among its integer candidates, everything else in float."""
     chosen = {context.layers[u.at].name: context.candidates[u.at][u.candidates[c]] for u, c in zip(units, choices, strict=True)}
     return Assignment(tuple((name, chosen.get(name, FLOAT)) for name in (*context.calibration.weights, *context.calibration.products)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from mpsearch.evaluate.metrics import kl_by_image
 from mpsearch.evaluate.prefixes import MOST_PROBES
 from mpsearch.objectives import OBJECTIVES, ScoringContext
 from mpsearch.objectives._sampling import SampledEvaluator, sample
-from mpsearch.objectives.kl_mixed import _fit, _next, _straightened, _Unit
+from mpsearch.objectives.kl_mixed import Unit, _fit, _next, _straightened
 from mpsearch.objectives.output_mse import Sqnr
 from mpsearch.problem import Candidate, Layer
 from mpsearch.quant import install
@@ -132,7 +133,7 @@ class TestKlMixed:
     def test_a_loss_that_bends_and_saturates_is_not_explained_by_factors_of_units(self, monkeypatch):
         """As that of MobileNets does: the table behind it is found, where `correct` alone bends rows to the curve."""
         rng = np.random.default_rng(0)
-        units = [_Unit(i, tuple(range(6)), 4.0 ** -np.arange(7, 1, -1) * rng.lognormal(), np.array([8.0, 7, 6, 5, 4, 3]) / 24) for i in range(24)]
+        units = [Unit(i, tuple(range(6)), 4.0 ** -np.arange(7, 1, -1) * rng.lognormal(), np.array([8.0, 7, 6, 5, 4, 3]) / 24) for i in range(24)]
         true = [unit.damage * rng.lognormal(0, 0.4) for unit in units]
         drawn = [_next(units, None, number, (), rng) for number in range(128)]
         damage = [sum(row[c] for row, c in zip(true, choices, strict=True)) for choices in drawn]
@@ -163,7 +164,7 @@ class TestKlMixed:
 
     def test_the_measured_assignments_cover_the_range_of_bits(self, tiny, monkeypatch):
         """Of a net of 20 units whose loss is the sum of the table, with every fit in between."""
-        units = [_Unit(i, (0, 1, 2), np.array([0.1, 1.0, 5.0]) * (i + 1), np.array([8.0, 4.0, 2.0])) for i in range(20)]
+        units = [Unit(i, (0, 1, 2), np.array([0.1, 1.0, 5.0]) * (i + 1), np.array([8.0, 4.0, 2.0])) for i in range(20)]
 
         def drawn(seed: int) -> list[tuple[int, ...]]:
             rng, losses = np.random.default_rng(seed), {}
@@ -192,6 +193,65 @@ class TestKlMixed:
     def test_bad_options_are_refused(self):
         with pytest.raises(OptionError, match="'assignments' of kl_mixed is 0"):
             OBJECTIVES.create("kl_mixed:assignments=0")
+
+
+class TestKlFront:
+    TEXT = "kl_front:images=32,exchanges=6,optima=60"
+
+    def context(self, tiny) -> ScoringContext:
+        return TestKlMixed().context(tiny)
+
+    def test_its_optima_are_close_to_the_best_that_was_measured(self, tiny, monkeypatch):
+        """The loss is made up: units reinforce or cancel each other, which no sum says."""
+        context = self.context(tiny)
+        names, measured = sorted(layer.name for layer in context.layers), {}
+
+        def measure(self, assignment):
+            done = {n: 4.0 ** -assignment[n].w_bits * (1 + names.index(n)) for n in names if not assignment[n].is_float}
+            damage = [done.get(n, 0.0) for n in names]
+            loss = sum(damage) + sum(2 * (0.7 if i % 2 else -0.5) * math.sqrt(a * b) for i, (a, b) in enumerate(itertools.pairwise(damage)))
+            if len(done) == len(names):
+                measured[tuple(assignment[n].w_bits for n in names)] = loss
+            return loss
+
+        def size(bits) -> int:
+            return sum(b * weights[n] for n, b in zip(names, bits, strict=True))
+
+        monkeypatch.setattr(SampledEvaluator, "measure", measure)
+        weights = {layer.name: layer.weight_numel for layer in context.layers}
+        table = dict(zip([layer.name for layer in context.layers], rows_of(self.TEXT, context)[:, :-1], strict=True))
+        assert all((np.diff(row) >= -1e-15).all() and (row > 0).all() for row in table.values())
+        widths = (8, 6, 5, 4, 3, 2)
+        least, most = size([2] * len(names)), size([8] * len(names))
+        for part in range(3, 23):
+            limit = least + (most - least) * part / 24
+            fitting = [c for c in itertools.product(range(6), repeat=len(names)) if size([widths[k] for k in c]) <= limit]
+            optimum = min(fitting, key=lambda c: sum(table[n][k] for n, k in zip(names, c, strict=True)))
+            best = min(loss for bits, loss in measured.items() if size(bits) <= limit)
+            assert measured[tuple(widths[k] for k in optimum)] <= 1.081 * best
+
+    def test_units_of_one_tie_share_what_both_do(self, tiny):
+        context = self.context(tiny)
+        tied = replace(context, layers=tuple(replace(layer, tie="t") if i < 2 else layer for i, layer in enumerate(context.layers)))
+        table = rows_of(self.TEXT, tied)
+        assert np.isfinite(table).all() and (table[:, :-1] > 0).all() and not table[:, -1].any()
+
+    def test_nothing_to_choose_leaves_the_table_of_single_units(self, tiny):
+        context = replace(self.context(tiny), candidates=((Candidate.parse("W4A8"),),) * len(self.context(tiny).layers))
+        assert np.array_equal(rows_of("kl_front:images=8", context), rows_of("kl:images=8", context))
+
+    def test_no_more_passes_than_it_says(self, tiny, monkeypatch):
+        context, calls = self.context(tiny), []
+        measure = SampledEvaluator.measure
+        monkeypatch.setattr(SampledEvaluator, "measure", lambda self, assignment: calls.append(1) or measure(self, assignment))
+        rows_of(self.TEXT, context)
+        kl, front = (OBJECTIVES.create(text).passes(context) for text in ("kl:images=32", self.TEXT))
+        assert front.forward == kl.forward + (9 * 7 + 60) * len(context.images)
+        assert len(calls) <= len(context.layers) * 6 + 9 * 7 + 60
+
+    def test_bad_options_are_refused(self):
+        with pytest.raises(OptionError, match="'exchanges' of kl_front is 0"):
+            OBJECTIVES.create("kl_front:exchanges=0")
 
 
 class TestSqnr:

@@ -1,0 +1,123 @@
+"""`kl_front`: `kl`, moved until its optimum at every size is about as good as the best that was measured there."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mpsearch.objectives._base import OBJECTIVES, Objective, Passes, Rows, ScoringContext, require_positive
+from mpsearch.objectives.kl_mixed import KlMixed, Unit, assignment, units_of
+from mpsearch.problem import Problem
+from mpsearch.search.aligned import align, search_along
+from mpsearch.search.correction import positive
+from mpsearch.search.superlayers import SuperLayers
+
+_STEPS = 24
+"""Parts of the range of bits; with weights of 2 to 8 bits, a part is a quarter of a bit."""
+_SEARCHED = range(4, 21, 2)
+_CHECKED = range(3, 23)
+"""Sizes, in parts of the range, that are searched, and at which the table's optimum is measured."""
+
+
+@OBJECTIVES.register("kl_front")
+@dataclass(frozen=True)
+class KlFront(Objective):
+    """A table of which the exact optima were measured and found good, from an eighth of the range of bits to eleven twelfths.
+
+    The table of `kl` says what single units do. At nine sizes its optimum and some exchanges around the best are measured, each chosen by all that
+    was measured before, as the polish of a search does. The table is then moved as little as is needed for its optimum at each of twenty sizes to be within
+    8% of the best known (`search.aligned`); new optima are measured as they come up. Its sums order assignments, and are not their losses.
+
+    A size is the bits of all weights; where inputs have more than one width, those of all inputs are added. All is measured on the images
+    of `kl`, so what is found is as good as these images can tell.
+
+    References: ours.
+
+    Args:
+        images: As in `kl`.
+        memory_mb: As in `kl`.
+        exchanges: Measured at each of the nine sizes, at most.
+        optima: Measured while the table is moved, at most.
+    """
+
+    needs_data: ClassVar[bool] = True
+    unit: ClassVar[str] = "nats, up to a rising function"
+    images: int | None = None
+    memory_mb: int = 2048
+    exchanges: int = 24
+    optima: int = 100
+
+    def __post_init__(self) -> None:
+        require_positive("kl_front", images=1 if self.images is None else self.images, memory_mb=self.memory_mb, exchanges=self.exchanges, optima=self.optima)
+
+    @property
+    def _measured(self) -> KlMixed:
+        return KlMixed(images=self.images, memory_mb=self.memory_mb, assignments=len(_SEARCHED) * (1 + self.exchanges) + self.optima)
+
+    def passes(self, context: ScoringContext) -> Passes:
+        """Of `kl`, and one forward pass for every assignment at most."""
+        return self._measured.passes(context)
+
+    def score(self, context: ScoringContext) -> Rows:
+        """`L x C_l`; those of `kl` where there is nothing to choose."""
+        most = self._measured.assignments
+        done, steps = len(context.layers), len(context.layers) + most
+        rows, evaluator = self._measured.alone(context, steps)
+        units = units_of(context, rows)
+        problem, limits = _problem(context, units)
+        if not limits:
+            return rows
+        layers = SuperLayers.of([len(c) for c in problem.candidates], problem.ties)
+
+        def measure(choices: Sequence[int]) -> float:
+            return evaluator.measure(assignment(context, units, layers.expand(choices)))
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            context.on_step(done, steps)
+
+        losses = search_along(problem, "kl", [limits[k] for k in _SEARCHED], measure, self.exchanges, step)
+        alone = positive([unit.damage for unit in units])
+        order, checked = _order(context, units, layers), [limits[k] for k in _CHECKED]
+        found = align(problem, layers.merge([row.tolist() for row in alone]), losses, checked, measure, self.optima, order=order, on_step=step)
+        for group, row in zip(layers.groups, found.rows, strict=True):
+            together = sum(alone[i] for i in group)
+            for unit, part in ((units[i], alone[i]) for i in group):
+                for at, value in zip(unit.candidates, row * part / together, strict=True):
+                    rows[unit.at][at] = float(value)
+        context.on_step(steps, steps)
+        return rows
+
+
+def _problem(context: ScoringContext, units: Sequence[Unit]) -> tuple[Problem, dict[int, float]]:
+    """The choice among the integer candidates of units, and its limits in bits by part of the range; no limits where nothing is to be chosen."""
+    several = len({c.a_bits for row in context.candidates for c in row if not c.is_float}) > 1
+    layers, candidates, sizes = [], [], []
+    for unit in units:
+        layer, row = context.layers[unit.at], context.candidates[unit.at]
+        inputs = sum(math.prod(shape) for shape in layer.input_shapes) if several or not layer.weight_numel else 0
+        layers.append(layer)
+        candidates.append(tuple(row[c] for c in unit.candidates))
+        sizes.append(tuple(float(layer.weight_numel * (c.w_bits or 0) + inputs * (c.a_bits or 0)) for c in candidates[-1]))
+    scores = {"kl": tuple(tuple(map(float, unit.damage)) for unit in units)}
+    least, most = (sum(end(row) for row in sizes) for end in (min, max))
+    limits = {k: least + (most - least) * k / _STEPS for k in _CHECKED} if most > least else {}
+    return Problem(tuple(layers), tuple(candidates), scores, {"size_bytes": tuple(sizes)}), limits
+
+
+def _order(context: ScoringContext, units: Sequence[Unit], layers: SuperLayers) -> list[tuple[int, int, int]]:
+    """Super-layer and neighbours in weight bits among its candidates of equal input bits and granularity, fewer bits first."""
+    found = []
+    for m, (first, *_) in enumerate(layers.groups):
+        kinds: dict[object, list[tuple[int, int]]] = {}
+        for position, c in enumerate(units[first].candidates):
+            candidate = context.candidates[units[first].at][c]
+            kinds.setdefault((candidate.a_bits, candidate.w_granularity), []).append((candidate.w_bits or 0, position))
+        for held in kinds.values():
+            held.sort()
+            found += [(m, fewer, more) for (_, fewer), (_, more) in itertools.pairwise(held)]
+    return found
