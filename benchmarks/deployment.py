@@ -198,7 +198,8 @@ def _write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     about += "Difference: of the top-1 through the runtime from the fake-quantised model's on the same images, 4,000 of CIFAR-10 or 936 of ImageNet in four "
     about += "views each (mirrored, shifted by two pixels: all top-1 of the MobileNet are of these), with a "
     about += "bound on its standard error from how many images are decided otherwise. "
-    about += "Predicted latency: rows of single layers and whole-model runs of the target's own runtime, CPU time. Bits of inputs: 8."
+    about += "Predicted latency: rows of single layers and whole-model runs of the target's own runtime, CPU time; packed and torchao have none, as there is "
+    about += "no table of torch's kernels on a CPU, and no run takes a latency budget for them. Bits of inputs: 8."
     lines = "".join(f"| {' | '.join(_cells(found))} |\n" for found in rows)
     arguments.output.write_text(f"# Deployment\n\n{about}\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n{lines}")
     arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
