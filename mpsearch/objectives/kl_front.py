@@ -89,7 +89,8 @@ class KlFront(Objective):
             for unit, part in ((units[i], alone[i]) for i in group):
                 for at, value in zip(unit.candidates, row * part / together, strict=True):
                     rows[unit.at][at] = float(value)
-        context.on_step(steps, steps)
+        while done < steps:  # those that were not needed
+            step()
         return rows
 
 
