@@ -72,8 +72,8 @@ class KlFront(Objective):
             return rows
         layers = SuperLayers.of([len(c) for c in problem.candidates], problem.ties)
 
-        def measure(choices: Sequence[int]) -> float:
-            return evaluator.measure(assignment(context, units, layers.expand(choices)))
+        def measure(indices: Sequence[int]) -> float:
+            return evaluator.measure(assignment(context, units, indices))
 
         def step() -> None:
             nonlocal done

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,11 +23,14 @@ from mpsearch.problem import Budget, Problem
 from mpsearch.search.constraints import Constraints
 from mpsearch.search.coupled import Coupled
 from mpsearch.search.neighbours import Choices
-from mpsearch.search.optimum import best_choices
-from mpsearch.search.study import _planner
-from mpsearch.search.superlayers import Row, SuperLayers
+from mpsearch.search.optimum import best_choices, solve
+from mpsearch.search.polish import polish
+from mpsearch.search.study import Trial
+from mpsearch.search.superlayers import Row
 
-Measure = Callable[[Choices], float]
+Indices = tuple[int, ...]
+Measure = Callable[[Indices], float]
+"""Loss of L choices; NaN where there is none."""
 Order = Sequence[tuple[int, int, int]]
 """Super-layer, choice and choice: the first may not have less damage than the second."""
 _ROUNDS, _CYCLES = 12, 150
@@ -36,38 +39,39 @@ _MARGIN = 1e-3
 _CLOSE = 1e-4
 """By how much of a sum an inequality may still be missed once the projections have ended."""
 _LONGEST_STEP = 0.05
+_LEAST = 1e-12
 _WIDER = 1.5
 """Factor on the tolerance where no table was found that meets it."""
 
 
 def search_along(
     problem: Problem, objective: str, limits: Sequence[float], measure: Measure, exchanges: int, on_step: Callable[[], None] = lambda: None
-) -> dict[Choices, float]:
-    """Measure the table's optimum at each limit and up to `exchanges` assignments around the best there, as `polish` chooses them.
+) -> dict[Indices, float]:
+    """Measure the table's optimum at each limit, and polish the best there by up to `exchanges` more.
 
     Args:
         problem: With the table `objective` and costs of one resource.
         objective: Its name.
         limits: Of that resource.
-        measure: Loss of M choices, one for each super-layer of `problem.ties`; NaN where there is none.
+        measure: Of each assignment once.
         exchanges: At each limit.
         on_step: Called after each measurement that was made or not needed.
 
     Returns:
-        Loss of every assignment that was measured; infinite where there is none.
+        Loss of every assignment that was measured.
     """
-    losses: dict[Choices, float] = {}
+    losses: dict[Indices, float] = {}
+    trials: list[Trial] = []
     for limit in sorted(limits, reverse=True):
-        planner = _planner(problem, objective, [_budget(problem, limit)], 0, (), 1)
-        best = planner.proxy_optimum(limit)
-        losses.setdefault(best, _finite(measure(best)))
+        budget = _budget(problem, limit)
+        optimum = solve(problem, objective, [budget]).indices
+        if optimum not in losses:
+            losses[optimum] = measure(optimum)
+            if math.isfinite(losses[optimum]):
+                trials.append(Trial(len(trials), optimum, losses[optimum], problem.cost(optimum), True, "exact front"))
         on_step()
-        for _ in range(exchanges):
-            fitting = any(math.isfinite(loss) and planner.constraints.fits(planner.constraints.layers.expand(c)) for c, loss in losses.items())
-            choices = planner.most_promising(losses) if fitting else None
-            if choices is not None:
-                losses[choices] = _finite(measure(choices))
-            on_step()
+        if any(getattr(t.cost, budget.resource) <= limit for t in trials):
+            trials += polish(problem, objective, [budget], measure, trials, exchanges, losses, lambda *_: on_step())
     return losses
 
 
@@ -77,19 +81,19 @@ class Aligned:
 
     Args:
         rows: M rows.
-        regret: Greatest of all limits: the loss of the table's optimum above the best known, as a share of it.
         given_up: Inequalities that no table meets beside the others.
+        regret: Greatest of all limits: the loss of the table's optimum above the best known, as a share of it; infinite where not all were measured.
     """
 
     rows: list[Row]
-    regret: float
-    given_up: int
+    given_up: int = 0
+    regret: float = math.inf
 
 
 def align(
     problem: Problem,
     rows: Sequence[Row],
-    losses: dict[Choices, float],
+    losses: dict[Indices, float],
     limits: Sequence[float],
     measure: Measure,
     evaluations: int,
@@ -101,10 +105,10 @@ def align(
 
     Args:
         problem: With costs of one resource.
-        rows: M positive rows, for the super-layers of `problem.ties`.
+        rows: M positive rows, for the super-layers of `problem.ties`, that keep `order`.
         losses: What is known; new measurements are added.
         limits: Of the resource.
-        measure: As in `search_along`.
+        measure: Of what is not known.
         evaluations: New measurements at most.
         tolerance: Share of a loss.
         order: Kept by the table that is returned.
@@ -114,62 +118,63 @@ def align(
         Of the tables that were tried, the one of least regret.
     """
     field = _Field.of(problem, limits)
-    best = Aligned([np.array(row) for row in rows], math.inf, 0)
-    tried: list[tuple[Aligned, list[Choices]]] = []
-    pairs: dict[tuple[Choices, Choices], float] = {}
-    current, left, given_up = best.rows, evaluations, 0
+    current = start = Aligned([np.array(row) for row in rows])
+    tried, pairs = list[tuple[Aligned, list[Indices]]](), dict[tuple[Choices, Choices], float]()
+    most = len(losses) + evaluations
     for _ in range(_ROUNDS):
-        optima = [field.optimum(current, limit) for limit in limits]
-        for choices in dict.fromkeys(optima):
-            if choices not in losses and left > 0:
-                losses[choices] = _finite(measure(choices))
-                left -= 1
+        optima = field.optima(current.rows)
+        for indices in dict.fromkeys(optima):
+            if indices not in losses and len(losses) < most:
+                losses[indices] = measure(indices)
                 on_step()
-        if any(choices not in losses for choices in optima):
+        if any(indices not in losses for indices in optima):
             break
-        tried.append((Aligned(current, math.inf, given_up), optima))
+        tried.append((current, optima))
         before = len(pairs)
-        for limit, choices in zip(limits, optima, strict=True):
-            known = field.best(losses, limit)
-            if losses[choices] > (1 + tolerance) * losses[known]:
-                pairs[known, choices] = math.log(losses[choices] / losses[known]) if math.isfinite(losses[choices]) else math.inf
+        pairs |= field.missed(losses, optima, tolerance)
         if len(pairs) == before:
             break
-        current, given_up = _moved(best.rows, pairs, tolerance, order)
-    judged = [(max(losses[c] / losses[field.best(losses, limit)] for c, limit in zip(optima, limits, strict=True)) - 1, a) for a, optima in tried]
-    if not judged:
-        return best
-    regret, found = min(judged, key=lambda pair: pair[0])
-    return Aligned(found.rows, regret, found.given_up)
+        current = Aligned(*_moved(start.rows, pairs, tolerance, order))
+    judged = [replace(table, regret=field.regret(losses, optima)) for table, optima in tried]
+    return min(judged, key=lambda table: table.regret, default=start)
 
 
 @dataclass(frozen=True)
 class _Field:
-    """The problem at each limit, and what fits.
+    """The problem at each limit: what is best there, by a table and as far as is known."""
 
-    Args:
-        constraints: Limit -> constraints.
-        sizes: Cost of each assignment that was asked for.
-    """
-
-    constraints: dict[float, Constraints]
-    sizes: dict[Choices, float]
+    constraints: list[Constraints]
 
     @classmethod
     def of(cls, problem: Problem, limits: Sequence[float]) -> _Field:
-        return cls({limit: Constraints.of(problem, [_budget(problem, limit)]) for limit in limits}, {})
+        return cls([Constraints.of(problem, [_budget(problem, limit)]) for limit in limits])
 
-    @property
-    def layers(self) -> SuperLayers:
-        return next(iter(self.constraints.values())).layers
+    def optima(self, rows: Sequence[Row]) -> list[Indices]:
+        """Of the table, at each limit."""
+        found = []
+        for constraints in self.constraints:
+            best, _ = best_choices(constraints, Coupled(constraints.layers, list(rows), ()))
+            found.append(constraints.layers.expand(best.choices))
+        return found
 
-    def optimum(self, rows: Sequence[Row], limit: float) -> Choices:
-        return best_choices(self.constraints[limit], Coupled(self.layers, list(rows), ()))[0].choices
+    def missed(self, losses: Mapping[Indices, float], optima: Sequence[Indices], tolerance: float) -> dict[tuple[Choices, Choices], float]:
+        """What is best known where an optimum is clearly worse, and that optimum; by how much in log loss."""
+        found = {}
+        for constraints, best, optimum in self._beside_the_best(losses, optima):
+            worse = _worse(losses[optimum], losses[best])
+            if worse > 1 + tolerance:
+                found[constraints.layers.contract(best), constraints.layers.contract(optimum)] = math.log(worse)
+        return found
 
-    def best(self, losses: Mapping[Choices, float], limit: float) -> Choices:
-        """Of those that keep the limit; there is one, as the optimum of a table was measured at each."""
-        constraints = self.constraints[limit]
-        return min((c for c in losses if constraints.fits(self.layers.expand(c))), key=lambda c: (losses[c], c))
+    def regret(self, losses: Mapping[Indices, float], optima: Sequence[Indices]) -> float:
+        """The greatest of all limits."""
+        return max((_worse(losses[optimum], losses[best]) for _, best, optimum in self._beside_the_best(losses, optima)), default=math.inf) - 1
+
+    def _beside_the_best(self, losses: Mapping[Indices, float], optima: Sequence[Indices]) -> Iterator[tuple[Constraints, Indices, Indices]]:
+        for constraints, optimum in zip(self.constraints, optima, strict=True):
+            fitting = [indices for indices, loss in losses.items() if math.isfinite(loss) and constraints.fits(indices)]
+            if fitting:  # else nothing is known to be better than an optimum without a loss
+                yield constraints, min(fitting, key=lambda indices: (losses[indices], indices)), optimum
 
 
 def _moved(rows: Sequence[Row], pairs: Mapping[tuple[Choices, Choices], float], tolerance: float, order: Order) -> tuple[list[Row], int]:
@@ -220,5 +225,6 @@ def _budget(problem: Problem, limit: float) -> Budget:
     return Budget(next(iter(problem.costs)), limit, f"{limit:g}")
 
 
-def _finite(loss: float) -> float:
-    return loss if math.isfinite(loss) else math.inf
+def _worse(loss: float, best: float) -> float:
+    """How many times a loss is the best; infinite where it is not finite. Both count as at least the least that is told from none."""
+    return max(loss, _LEAST) / max(best, _LEAST) if math.isfinite(loss) else math.inf

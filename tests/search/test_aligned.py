@@ -106,13 +106,21 @@ def test_losses_that_are_not_finite_are_avoided():
     assert found.regret < 0.3
 
 
+def test_losses_of_zero_are_all_the_best():
+    problem = problem_of(0)
+    limits = limits_of(problem, range(8, 23, 4))
+    found = align(
+        problem, [np.array(row) for row in problem.scores["proxy"]], search_along(problem, "proxy", limits, lambda _: 0.0, 2), limits, lambda _: 0.0, 9
+    )
+    assert found.regret == 0
+
+
 def test_ties_are_one_choice():
     problem = problem_of(0, ties={2: "t", 3: "t"})
-    asked = []
-
-    def loss(choices) -> float:
-        asked.append(choices)
-        return math.fsum(4.0 ** -WIDTHS[c] for c in choices)
-
-    search_along(problem, "proxy", limits_of(problem, [8, 16]), loss, 3)
-    assert {len(choices) for choices in asked} == {11}
+    loss, limits = loss_of(problem, 0), limits_of(problem, [8, 16])
+    losses = search_along(problem, "proxy", limits, loss, 3)
+    merged = [np.array(row) for row in problem.scores["proxy"]]
+    merged[2:4] = [merged[2] + merged[3]]
+    found = align(problem, merged, losses, limits_of(problem), loss, 100)
+    assert len(losses) > 8 and all(indices[2] == indices[3] for indices in losses)
+    assert len(found.rows) == 11 and found.regret < 0.0801
