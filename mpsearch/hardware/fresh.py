@@ -47,7 +47,7 @@ def run_fresh(path: Path, inputs: Array, *, threads: int = 1, seconds: float = 0
 
     Args:
         path: `.onnx` (ONNX Runtime) or `.xml` (OpenVINO).
-        inputs: Float32, N x ...; a call with the first alone is what is timed.
+        inputs: N x ..., whole numbers (tokens) as they are and everything else as float32; a call with the first alone is what is timed.
         threads: Of the runtime's pool.
         seconds: Of measuring.
         patience: Seconds after which the process is ended.
@@ -56,7 +56,7 @@ def run_fresh(path: Path, inputs: Array, *, threads: int = 1, seconds: float = 0
     """
     with tempfile.TemporaryDirectory() as folder:
         given, result = Path(folder) / "inputs.npy", Path(folder) / "outputs.npy"
-        np.save(given, np.ascontiguousarray(inputs, np.float32))
+        np.save(given, np.ascontiguousarray(inputs, None if np.issubdtype(inputs.dtype, np.integer) else np.float32))
         job = {"path": str(path.resolve()), "inputs": str(given), "outputs": str(result), "threads": threads, "seconds": seconds}
         pools = {name: str(threads) for name in ("OMP_NUM_THREADS", "TBB_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         command = [sys.executable, "-m", "mpsearch.hardware.fresh", json.dumps(job)]

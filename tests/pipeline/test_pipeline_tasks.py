@@ -43,6 +43,14 @@ def test_an_encoder_is_searched_by_its_embeddings(tmp_path):
     assert json.loads((tmp_path / "study" / "results.json").read_text())["measure"] == "1 - cosine"
 
 
+def test_an_encoder_runs_in_onnx_runtime_in_a_process_of_its_own(tmp_path):
+    settings = {**SETTINGS, "target": "ort-cpu", "iterations": 0, "tables": str(tmp_path / "tables")}
+    result = search(tiny_text(), tiny_tokens(60), budgets=["5bits"], study=tmp_path / "study", task="embedding", **settings)
+    artifact = result["best"]["artifact"]
+    assert artifact["onnx_scores"]["cosine"] > 0.98 and artifact["onnx_bytes"] == Path(artifact["onnx"]).stat().st_size
+    assert result["best"]["measured"]["latency_us"] > 0
+
+
 def test_a_reader_is_searched_by_its_spans(tmp_path):
     model, tokens = tiny_text(SpanHead(16), "none"), tiny_tokens(60, fields=3)
     spans = torch.tensor([[2, 3]]).expand(60, 2).contiguous()
