@@ -33,6 +33,12 @@ def test_integers_run_in_an_integer_kernel_with_right_numbers(backend, layer):
     assert cell.as_asked and 0 < cell.relative_error <= cell.tolerance < 0.01
 
 
+@pytest.mark.parametrize("inputs", [1280, 3072])
+def test_a_sum_of_zero_points_beyond_float32_is_no_wrong_kernel(backend, inputs):
+    cell = backend.build(linear(7, inputs=inputs, outputs=100), INTEGER, 1)
+    assert cell.as_asked and 0 < cell.relative_error <= cell.tolerance < 0.01
+
+
 @pytest.mark.parametrize("layer", [*UNITS.values(), MATMUL], ids=[*UNITS, "matmul"])
 def test_float_runs_in_float32_with_right_numbers(backend, layer):
     cell = backend.build(layer, FLOAT, 1)

@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ HERE = DeviceIdentity("CPU one", "x86_64", 2, ("avx2",), "Linux")
 THERE = replace(HERE, name="CPU two")
 LAYER = Layer("a", "conv2d", (8, 4, 3, 3), ((1, 4, 9, 9),), (1, 8, 9, 9), 1, "b", bias=True, conv=ConvAttributes((1, 1), (1, 1), (1, 1), 1))
 W8A8 = Candidate(8, 8)
+SHIPPED = Path(__file__).parents[2] / "latency_tables"
 ROW = Row(row_key(LAYER, 1), "W8A8", "ok", 12.5, 0.25, 21, 320, "QuantizeLinear QLinearConv", 0.0037, "2026-01-02T03:04:05+00:00")
 
 RUN = ModelRun("net-1", 1, ("float", "W8A8"), (1000.0, 1020.0), 12.0, 250.0, "ok", "cpu", "2026-01-02T03:04:05+00:00")
@@ -53,6 +55,17 @@ def test_open_gives_what_is_there_or_an_empty_table(saved, tmp_path):
     assert len(LatencyTable.open(tmp_path, HERE, "ort-cpu", "1.2.3", 1).rows) == 2
     assert LatencyTable.open(tmp_path, HERE, "ort-cpu", "1.2.4", 1).rows == {}
     assert LatencyTable.open(tmp_path, HERE, "ort-cpu", "1.2.3", 2).rows == {}
+
+
+@pytest.mark.parametrize("runtime", ["ort-cpu__1.31.1", "openvino-cpu__2026.4.1"])
+def test_a_shipped_table_has_a_latency_of_every_unit_of_its_models(runtime):
+    path = SHIPPED / f"intel-r-xeon-r-processor-6-167-1-2c-amx-bf16__{runtime}.csv"
+    table = LatencyTable.load(path, DeviceIdentity.from_json(json.loads(path.with_suffix(".json").read_text())["device"]))
+    shapes = json.loads((SHIPPED.parent / "benchmarks" / "gpu_shapes.json").read_text())
+    layers = [Layer.from_json(layer) for model in shapes.values() for layer in model]
+    wanted = [(layer, kernel, batch) for layer in layers if layer.weight_shape for kernel in (Candidate.parse("float"), W8A8) for batch in (1, 8)]
+    missing = [(layer.name, str(kernel), batch) for layer, kernel, batch in wanted if not ((row := table.get(layer, kernel, batch)) and row.usable)]
+    assert len(wanted) > 400 and not missing
 
 
 def test_the_name_of_a_layer_is_not_in_the_key():
