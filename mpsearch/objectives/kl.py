@@ -15,7 +15,7 @@ from mpsearch.problem.assignment import FLOAT
 
 WORK = 8e12
 """Multiply-accumulates of all passes together, had they all to start at the first unit; about half of it is done. Some minutes on two cores."""
-LEAST, MOST = 32, 512
+LEAST, MOST = 32, 1024
 """Images, whatever they cost."""
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mpsearch.objectives._base import OBJECTIVES, Objective, Passes, Rows, ScoringContext, require_positive
+from mpsearch.objectives.fisher import Fisher
 from mpsearch.objectives.kl_mixed import KlMixed, Unit, assignment, units_of
+from mpsearch.objectives.output_mse import OutputMse
 from mpsearch.problem import Problem
 from mpsearch.search.aligned import align, search_along
 from mpsearch.search.correction import positive
@@ -27,9 +29,10 @@ _CHECKED = range(3, 23)
 class KlFront(Objective):
     """A table of which the exact optima were measured and found good, from an eighth of the range of bits to eleven twelfths.
 
-    The table of `kl` says what single units do. At nine sizes its optimum and some exchanges around the best are measured, each chosen by all that
-    was measured before, as the polish of a search does. The table is then moved as little as is needed for its optimum at each of twenty sizes to be within
-    8% of the best known (`search.aligned`); new optima are measured as they come up. Its sums order assignments, and are not their losses.
+    The table of `kl` says what single units do. At nine sizes its optimum is measured, those of `fisher` (where the task has classes) and `output_mse`,
+    which err elsewhere, and some exchanges around the best, each chosen by all that was measured before, as the polish of a search does. The table is
+    then moved, by little, so that its optimum at each of twenty sizes comes near the best known there (`search.aligned`); new optima are measured as
+    they come up. Its sums order assignments, and are not their losses.
 
     A size is the bits of all weights; where inputs have more than one width, those of all inputs are added. All is measured on the images
     of `kl`, so what is found is as good as these images can tell.
@@ -55,21 +58,26 @@ class KlFront(Objective):
 
     @property
     def _measured(self) -> KlMixed:
-        return KlMixed(images=self.images, memory_mb=self.memory_mb, assignments=len(_SEARCHED) * (1 + self.exchanges) + self.optima)
+        return KlMixed(images=self.images, memory_mb=self.memory_mb, assignments=self._searched + self.optima)
+
+    @property
+    def _searched(self) -> int:
+        return len(_SEARCHED) * (3 + self.exchanges)
 
     def passes(self, context: ScoringContext) -> Passes:
-        """Of `kl`, and one forward pass for every assignment at most."""
-        return self._measured.passes(context)
+        """Of `kl`, one forward pass for every assignment at most, and of the tables that the search starts from too."""
+        kl, others = self._measured.passes(context), [objective.passes(context) for objective in _others(context)]
+        return Passes(kl.forward + sum(o.forward for o in others), sum(o.backward for o in others), sum(o.units for o in others))
 
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`; those of `kl` where there is nothing to choose."""
-        most = self._measured.assignments
-        done, steps = len(context.layers), len(context.layers) + most
+        done, steps = len(context.layers), len(context.layers) + self._measured.assignments
         rows, evaluator = self._measured.alone(context, steps)
         units = units_of(context, rows)
         problem, limits = _problem(context, units)
         if not limits:
             return rows
+        problem = replace(problem, scores=problem.scores | {o.name: _of_units(o.score(replace(context, on_step=_silent)), units) for o in _others(context)})
         layers = SuperLayers.of([len(c) for c in problem.candidates], problem.ties)
 
         def measure(indices: Sequence[int]) -> float:
@@ -80,7 +88,7 @@ class KlFront(Objective):
             done += 1
             context.on_step(done, steps)
 
-        losses = search_along(problem, "kl", [limits[k] for k in _SEARCHED], measure, self.exchanges, step)
+        losses = search_along(problem, tuple(problem.scores), [limits[k] for k in _SEARCHED], measure, self.exchanges, step)
         alone = positive([unit.damage for unit in units])
         order, checked = _order(context, units, layers), [limits[k] for k in _CHECKED]
         found = align(problem, layers.merge([row.tolist() for row in alone]), losses, checked, measure, self.optima, order=order, on_step=step)
@@ -92,6 +100,19 @@ class KlFront(Objective):
         while done < steps:  # those that were not needed
             step()
         return rows
+
+
+def _others(context: ScoringContext) -> tuple[Fisher | OutputMse, ...]:
+    """Whose optima the search starts from beside those of `kl`."""
+    return (Fisher(), OutputMse()) if context.task.classes else (OutputMse(),)
+
+
+def _of_units(rows: Rows, units: Sequence[Unit]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(rows[unit.at][c]) for c in unit.candidates) for unit in units)
+
+
+def _silent(done: int, total: int) -> None:
+    """The tables beside `kl` take little of the time."""
 
 
 def _problem(context: ScoringContext, units: Sequence[Unit]) -> tuple[Problem, dict[int, float]]:

@@ -1,14 +1,15 @@
 """A table whose exact optima are as good as the best that was measured, along a whole range of budgets.
 
 No sum over layers equals a measured loss, but one whose optima are near the best known may still exist, and it answers every budget in milliseconds.
-`search_along` measures: at budget after budget the optimum of the table, and exchanges around the best. `align` then moves a table. Where its optimum at a
-budget is clearly worse than the best known there, the sum of the best has to be below that of the optimum: one inequality between two sums, in
-which equal choices cancel. All of them together are met by the least change of the table's logarithms, found by projecting on one after the other (as
-the passive-aggressive algorithm does), and the new optima are measured in turn, until none is clearly worse. Inequalities that no table meets
-together are given up, those of the least differences first.
+`search_along` measures: at budget after budget the optima of some tables, and exchanges around the best. `align` then moves one of them. Where its optimum at
+a budget is clearly worse than the best known there, the sum of the best has to be below that of the optimum, by the more the worse it is: an
+inequality between two sums, in which equal choices cancel. The table that meets them at the least squared relative change is a ranking support vector machine
+with the given table in place of zero. Its new optima are measured in turn and bring new inequalities, until none is clearly worse; those that no table meets
+together are missed at a price.
 
-References: ours. Crammer et al., Online passive-aggressive algorithms, JMLR 7, 2006. Learning a solver's costs from its solutions is
-inverse optimisation: Ahuja and Orlin, Operations Research 49(5), 2001.
+References: ours. Joachims, Optimizing search engines using clickthrough data, KDD 2002 (ranking SVM); Tsochantaridis et al., JMLR 6, 2005 (cutting
+planes from the optima of the model itself, margins by loss). Learning a solver's costs from its solutions is inverse optimisation: Ahuja and
+Orlin, Operations Research 49(5), 2001.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.optimize
+from numpy.typing import NDArray
 
 from mpsearch.problem import Budget, Problem
 from mpsearch.search.constraints import Constraints
@@ -33,25 +36,25 @@ Measure = Callable[[Indices], float]
 """Loss of L choices; NaN where there is none."""
 Order = Sequence[tuple[int, int, int]]
 """Super-layer, choice and choice: the first may not have less damage than the second."""
-_ROUNDS, _CYCLES = 12, 150
-_MARGIN = 1e-3
-"""How far a sum has to lie below another's, as a share of it."""
-_CLOSE = 1e-4
-"""By how much of a sum an inequality may still be missed once the projections have ended."""
-_LONGEST_STEP = 0.05
+_ROUNDS = 12
+_MARGIN, _SHARE = 1e-3, 0.3
+"""How far the sum of the best has to lie below an optimum's, as a share of it: so much, and this part of the gap between the logarithms of their losses."""
+_WIDEST = 1.0
+"""Gaps count as at most this."""
+_PRICE = 30.0
+"""Of missing an inequality by a share of a sum, for a gap of 1; the price of a change is half its square."""
+_LEAST_FACTOR = 0.2
 _LEAST = 1e-12
-_WIDER = 1.5
-"""Factor on the tolerance where no table was found that meets it."""
 
 
 def search_along(
-    problem: Problem, objective: str, limits: Sequence[float], measure: Measure, exchanges: int, on_step: Callable[[], None] = lambda: None
+    problem: Problem, objectives: Sequence[str], limits: Sequence[float], measure: Measure, exchanges: int, on_step: Callable[[], None] = lambda: None
 ) -> dict[Indices, float]:
-    """Measure the table's optimum at each limit, and polish the best there by up to `exchanges` more.
+    """Measure the optimum of each table at each limit, and polish the best there by up to `exchanges` more.
 
     Args:
-        problem: With the table `objective` and costs of one resource.
-        objective: Its name.
+        problem: With the tables and costs of one resource.
+        objectives: Names of the tables; the first one guides the exchanges.
         limits: Of that resource.
         measure: Of each assignment once.
         exchanges: At each limit.
@@ -64,14 +67,15 @@ def search_along(
     trials: list[Trial] = []
     for limit in sorted(limits, reverse=True):
         budget = _budget(problem, limit)
-        optimum = solve(problem, objective, [budget]).indices
-        if optimum not in losses:
-            losses[optimum] = measure(optimum)
-            if math.isfinite(losses[optimum]):
-                trials.append(Trial(len(trials), optimum, losses[optimum], problem.cost(optimum), True, "exact front"))
-        on_step()
+        for objective in objectives:
+            optimum = solve(problem, objective, [budget]).indices
+            if optimum not in losses:
+                losses[optimum] = measure(optimum)
+                if math.isfinite(losses[optimum]):
+                    trials.append(Trial(len(trials), optimum, losses[optimum], problem.cost(optimum), True, f"exact front of {objective}"))
+            on_step()
         if any(getattr(t.cost, budget.resource) <= limit for t in trials):
-            trials += polish(problem, objective, [budget], measure, trials, exchanges, losses, lambda *_: on_step())
+            trials += polish(problem, objectives[0], [budget], measure, trials, exchanges, losses, lambda *_: on_step())
     return losses
 
 
@@ -81,13 +85,22 @@ class Aligned:
 
     Args:
         rows: M rows.
-        given_up: Inequalities that no table meets beside the others.
-        regret: Greatest of all limits: the loss of the table's optimum above the best known, as a share of it; infinite where not all were measured.
+        missed: Inequalities that the table does not meet beside the others.
+        regrets: At each limit: the loss of the table's optimum above the best known, as a share of it; none where not all were measured.
     """
 
     rows: list[Row]
-    given_up: int = 0
-    regret: float = math.inf
+    missed: int = 0
+    regrets: tuple[float, ...] = ()
+
+    @property
+    def regret(self) -> float:
+        """The greatest; infinite where they are not known."""
+        return max(self.regrets, default=math.inf)
+
+    @property
+    def _root_mean_square(self) -> float:
+        return math.sqrt(math.fsum(regret**2 for regret in self.regrets) / len(self.regrets)) if self.regrets else math.inf
 
 
 def align(
@@ -97,11 +110,11 @@ def align(
     limits: Sequence[float],
     measure: Measure,
     evaluations: int,
-    tolerance: float = 0.08,
+    tolerance: float = 0.02,
     order: Order = (),
     on_step: Callable[[], None] = lambda: None,
 ) -> Aligned:
-    """Move a table as little as is needed for its optimum at each limit to be within `tolerance` of the best known there.
+    """Move a table, by little, so that its optimum at each limit comes within `tolerance` of the best known there.
 
     Args:
         problem: With costs of one resource.
@@ -115,7 +128,7 @@ def align(
         on_step: Called after each new measurement.
 
     Returns:
-        Of the tables that were tried, the one of least regret.
+        Of the tables that were tried, the one of the least root mean square of regrets.
     """
     field = _Field.of(problem, limits)
     current = start = Aligned([np.array(row) for row in rows])
@@ -134,9 +147,9 @@ def align(
         pairs |= field.missed(losses, optima, tolerance)
         if len(pairs) == before:
             break
-        current = Aligned(*_moved(start.rows, pairs, tolerance, order))
-    judged = [replace(table, regret=field.regret(losses, optima)) for table, optima in tried]
-    return min(judged, key=lambda table: table.regret, default=start)
+        current = Aligned(*_moved(start.rows, pairs, order))
+    judged = [replace(table, regrets=field.regrets(losses, optima)) for table, optima in tried]
+    return min(judged, key=lambda table: table._root_mean_square, default=start)
 
 
 @dataclass(frozen=True)
@@ -166,9 +179,9 @@ class _Field:
                 found[constraints.layers.contract(best), constraints.layers.contract(optimum)] = math.log(worse)
         return found
 
-    def regret(self, losses: Mapping[Indices, float], optima: Sequence[Indices]) -> float:
-        """The greatest of all limits."""
-        return max((_worse(losses[optimum], losses[best]) for _, best, optimum in self._beside_the_best(losses, optima)), default=math.inf) - 1
+    def regrets(self, losses: Mapping[Indices, float], optima: Sequence[Indices]) -> tuple[float, ...]:
+        """At each limit."""
+        return tuple(_worse(losses[optimum], losses[best]) - 1 for _, best, optimum in self._beside_the_best(losses, optima))
 
     def _beside_the_best(self, losses: Mapping[Indices, float], optima: Sequence[Indices]) -> Iterator[tuple[Constraints, Indices, Indices]]:
         for constraints, optimum in zip(self.constraints, optima, strict=True):
@@ -177,48 +190,54 @@ class _Field:
                 yield constraints, min(fitting, key=lambda indices: (losses[indices], indices)), optimum
 
 
-def _moved(rows: Sequence[Row], pairs: Mapping[tuple[Choices, Choices], float], tolerance: float, order: Order) -> tuple[list[Row], int]:
-    """The rows nearest to `rows` whose sum over the first of each pair is below that over the second; and how many pairs had to be given up."""
-    for asked in _widening(tolerance, max(pairs.values())):
-        kept = [pair for pair, gap in pairs.items() if gap > math.log1p(asked)]
-        logs = _projected(rows, kept, order)
-        if logs is not None:
-            return [np.exp(row) for row in logs], len(pairs) - len(kept)
-    raise AssertionError("no inequality at all was left, and that was not met")
+def _moved(rows: Sequence[Row], pairs: Mapping[tuple[Choices, Choices], float], order: Order) -> tuple[list[Row], int]:
+    """The rows nearest to `rows` whose sum over the first of each pair is below that over the second, as far as there are such; and how many pairs are missed.
+
+    With x the relative change of every entry: least |x|^2 / 2 + sum of price x shortfall, subject to the order and to x >= `_LEAST_FACTOR` - 1. Solved in
+    its dual, where each inequality has a multiplier from 0 to its price, or without an upper end.
+    """
+    start = np.concatenate(rows)
+    first = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    gaps = np.minimum(list(pairs.values()), _WIDEST)
+    ranked = np.array([_ranking(start, first, good, bad) for good, bad in pairs])
+    steps = np.zeros((len(order), len(start)))
+    for step, (m, worse, better) in zip(steps, order, strict=True):
+        step[[first[m] + worse, first[m] + better]] = start[first[m] + worse], -start[first[m] + better]
+    steps /= np.abs(steps).max(axis=1, keepdims=True)
+    slopes = np.concatenate([ranked, steps, np.eye(len(start))])
+    levels = np.concatenate([_MARGIN + _SHARE * gaps - ranked.sum(1), -steps.sum(1), np.full(len(start), _LEAST_FACTOR - 1)])
+    change = np.maximum(_nearest(slopes, levels, np.concatenate([_PRICE * gaps, np.full(len(steps) + len(start), np.inf)])), _LEAST_FACTOR - 1)
+    moved = np.split(start * (1 + change), first[1:-1])
+    for m, worse, better in order:
+        moved[m][better] = min(moved[m][better], moved[m][worse])
+    short = [_total(moved, good) >= _total(moved, bad) for good, bad in pairs]
+    return moved, sum(short)
 
 
-def _widening(tolerance: float, most: float) -> Iterator[float]:
-    """Tolerances up to one that asks for nothing."""
-    while math.log1p(tolerance) < min(most, math.log(1e6)):
-        yield tolerance
-        tolerance *= _WIDER
-    yield math.inf
+def _ranking(start: Row, first: NDArray[np.intp], good: Choices, bad: Choices) -> Row:
+    """What a relative change of each entry adds to the sum over `bad` less that over `good`, as a share of the latter."""
+    slope = np.zeros(len(start))
+    plus, minus = (first[:-1] + np.array(choices) for choices in (bad, good))
+    slope[plus] += start[plus]
+    slope[minus] -= start[minus]
+    return slope / float(start[minus].sum())
 
 
-def _projected(rows: Sequence[Row], pairs: Sequence[tuple[Choices, Choices]], order: Order) -> list[Row] | None:
-    """Logarithms of the rows, projected on all inequalities; None where they do not seem to have anything in common."""
-    logs = [np.log(row) for row in rows]
-    for _ in range(_CYCLES):
-        missed = 0.0
-        for good, bad in pairs:
-            at = [m for m, (g, b) in enumerate(zip(good, bad, strict=True)) if g != b]
-            total = math.fsum(math.exp(logs[m][good[m]]) for m in range(len(good)) if good[m] == bad[m])
-            falling, rising = (np.array([math.exp(logs[m][choices[m]]) for m in at]) for choices in (good, bad))
-            short = (total + falling.sum()) * (1 + _MARGIN) - (total + rising.sum())
-            if short <= 0:
-                continue
-            missed = max(missed, short / (total + falling.sum()))
-            step = min(short / float(falling @ falling + rising @ rising), _LONGEST_STEP / float(max(falling.max(), rising.max())))
-            for m, down, up in zip(at, falling, rising, strict=True):
-                logs[m][good[m]] -= step * down
-                logs[m][bad[m]] += step * up
-        for m, worse, better in order:
-            if logs[m][better] > logs[m][worse]:
-                missed = max(missed, float(logs[m][better] - logs[m][worse]))
-                logs[m][[worse, better]] = (logs[m][worse] + logs[m][better]) / 2
-        if missed < _CLOSE:
-            return logs
-    return None
+def _nearest(slopes: Row, levels: Row, prices: Row) -> Row:
+    """[N] x of least |x|^2 / 2 + sum of prices x what `slopes` @ x falls short of `levels`, for J x N slopes; an infinite price is a constraint."""
+    products = slopes @ slopes.T
+
+    def dual(multipliers: Row) -> tuple[float, Row]:
+        pull = products @ multipliers
+        return float(multipliers @ pull / 2 - levels @ multipliers), pull - levels
+
+    bounds = scipy.optimize.Bounds(0.0, prices)
+    options = {"maxiter": 3000, "maxfun": 6000, "maxcor": 30, "ftol": 1e-14, "gtol": 1e-7}
+    return np.asarray(slopes.T @ scipy.optimize.minimize(dual, np.zeros(len(levels)), jac=True, method="L-BFGS-B", bounds=bounds, options=options).x)
+
+
+def _total(rows: Sequence[Row], choices: Choices) -> float:
+    return math.fsum(row[c] for row, c in zip(rows, choices, strict=True))
 
 
 def _budget(problem: Problem, limit: float) -> Budget:

@@ -246,8 +246,16 @@ class TestKlFront:
         monkeypatch.setattr(SampledEvaluator, "measure", lambda self, assignment: calls.append(1) or measure(self, assignment))
         rows_of(self.TEXT, context)
         kl, front = (OBJECTIVES.create(text).passes(context) for text in ("kl:images=32", self.TEXT))
-        assert front.forward == kl.forward + (9 * 7 + 60) * len(context.images)
-        assert len(calls) <= len(context.layers) * 6 + 9 * 7 + 60
+        others = [OBJECTIVES.create(text).passes(context) for text in ("fisher", "output_mse")]
+        assert front.forward == kl.forward + (9 * (3 + 6) + 60) * len(context.images) + sum(other.forward for other in others)
+        assert (front.backward, front.units) == (sum(other.backward for other in others), sum(other.units for other in others))
+        assert len(calls) <= len(context.layers) * 6 + 9 * (3 + 6) + 60
+
+    def test_a_task_without_classes_has_no_fisher_information(self, tiny, monkeypatch):
+        context = replace(self.context(tiny), task=TASKS.create("embedding"))
+        monkeypatch.setattr(OBJECTIVES.get("fisher"), "score", lambda *_: pytest.fail("scored"))
+        assert (rows_of("kl_front:images=8,exchanges=1,optima=9", context)[:, :-1] > 0).all()
+        assert OBJECTIVES.create("kl_front").passes(context).backward == 0
 
     def test_bad_options_are_refused(self):
         with pytest.raises(OptionError, match="'exchanges' of kl_front is 0"):
