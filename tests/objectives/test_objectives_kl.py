@@ -59,7 +59,7 @@ def test_units_that_are_not_asked_for_stay_float(tiny):
     assert np.array_equal(rows_of("kl", one)[0], rows_of("kl", context)[1])
 
 
-@pytest.mark.parametrize(("macs", "images"), [(1, 512), (10**15, 32), (int(8e12 / 100 / 6), 100)])
+@pytest.mark.parametrize(("macs", "images"), [(1, 1024), (10**15, 32), (int(8e12 / 100 / 6), 100)])
 def test_the_images_are_as_many_as_the_work_allows(macs, images):
     units = ("a", "b", "c")
     layers = tuple(Layer(u, "conv2d", (1, 1), ((1,),), (1,), macs // 3, u) for u in units)
