@@ -40,7 +40,7 @@ class KlFront(Objective):
     References: ours.
 
     Args:
-        images: As in `kl`.
+        images: As in `kl`; `fisher` and `output_mse` use as many as they do alone.
         memory_mb: As in `kl`.
         exchanges: Measured at each of the nine sizes, at most.
         optima: Measured while the table is moved, at most.
@@ -58,11 +58,7 @@ class KlFront(Objective):
 
     @property
     def _measured(self) -> KlMixed:
-        return KlMixed(images=self.images, memory_mb=self.memory_mb, assignments=self._searched + self.optima)
-
-    @property
-    def _searched(self) -> int:
-        return len(_SEARCHED) * (3 + self.exchanges)
+        return KlMixed(images=self.images, memory_mb=self.memory_mb, assignments=len(_SEARCHED) * (3 + self.exchanges) + self.optima)
 
     def passes(self, context: ScoringContext) -> Passes:
         """Of `kl`, one forward pass for every assignment at most, and of the tables that the search starts from too."""
@@ -77,7 +73,8 @@ class KlFront(Objective):
         problem, limits = _problem(context, units)
         if not limits:
             return rows
-        problem = replace(problem, scores=problem.scores | {o.name: _of_units(o.score(replace(context, on_step=_silent)), units) for o in _others(context)})
+        quiet = replace(context, on_step=lambda done, total: None)  # the other tables take little of the time
+        problem = replace(problem, scores=problem.scores | {o.name: _of_units(o.score(quiet), units) for o in _others(context)})
         layers = SuperLayers.of([len(c) for c in problem.candidates], problem.ties)
 
         def measure(indices: Sequence[int]) -> float:
@@ -109,10 +106,6 @@ def _others(context: ScoringContext) -> tuple[Fisher | OutputMse, ...]:
 
 def _of_units(rows: Rows, units: Sequence[Unit]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(rows[unit.at][c]) for c in unit.candidates) for unit in units)
-
-
-def _silent(done: int, total: int) -> None:
-    """The tables beside `kl` take little of the time."""
 
 
 def _problem(context: ScoringContext, units: Sequence[Unit]) -> tuple[Problem, dict[int, float]]:
