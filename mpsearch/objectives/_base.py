@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
 import torch
+from scipy.optimize import isotonic_regression
 from torch import nn
 
 from mpsearch.data import SampleSet
@@ -180,16 +180,8 @@ def monotone(candidates: Sequence[Candidate], row: Sequence[float]) -> tuple[lis
     fixed, moved = list(row), 0
     for kind in {(c.a_bits, c.w_granularity) for c in candidates if not c.is_float}:
         at = [i for i, c in enumerate(candidates) if not c.is_float and (c.a_bits, c.w_granularity) == kind]
-        bits = [candidates[i].w_bits or 0 for i in at]
-        values = [row[i] for i in at]
-        if len(at) < 2 or all(
-            v >= w for (_, v), (_, w) in zip(sorted(zip(bits, values, strict=True)), sorted(zip(bits, values, strict=True))[1:], strict=False)
-        ):
-            continue
-        from sklearn.isotonic import IsotonicRegression  # a second or two, which only a repair needs
-
-        fitted = IsotonicRegression(increasing=False).fit_transform(np.array(bits, float), np.array(values))
-        for i, value in zip(at, fitted, strict=True):
+        at.sort(key=lambda i: candidates[i].w_bits or 0)
+        for i, value in zip(at, isotonic_regression([row[i] for i in at], increasing=False).x, strict=True):
             moved += int(not math.isclose(fixed[i], value, rel_tol=1e-9, abs_tol=0.0))
             fixed[i] = float(value)
     return fixed, moved
