@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import mpsearch
 from mpsearch.cli import lists, main
-from mpsearch.cli.run import _over
+from mpsearch.cli.run import _in_new_processes
 from mpsearch.hardware import BACKENDS, LatencyTable
 from mpsearch.hardware.device import DeviceIdentity
 from mpsearch.problem import Budget
@@ -279,8 +279,8 @@ def test_profile_measures_the_kernels_of_a_target(place, call, monkeypatch):
     refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--target", "packed"), 2, "has no runtime")
 
 
-def test_a_latency_that_is_broken_in_a_process_of_its_own_is_told():
-    budgets = [Budget.parse("2.5ms").to_json(), Budget.parse("15MB").to_json()]
-    assert _over(budgets, 2499.0) == []
-    (said,) = _over(budgets, 2600.0)
-    assert "2.600 ms" in said and "2.5ms" in said
+def test_what_new_processes_took_is_told():
+    best = {"artifact": {"latency": {"latency_readings_us": [2400.0, 2300.0, 2350.0], "latency_high_us": 2480.0, "latency_high_share": 0.95}}}
+    said = _in_new_processes(Budget.parse("2.5ms"), best)
+    assert said == " in 3 new processes (2.300 ms to 2.400 ms); 95% of further ones stay below 2.480 ms"
+    assert _in_new_processes(Budget.parse("15MB"), best) == _in_new_processes(Budget.parse("2.5ms"), {"artifact": {}}) == ""

@@ -41,6 +41,14 @@ def test_every_form(text, resource, limit, scale, printed):
     assert not budget.resolve(7.0).relative
 
 
+def test_a_latency_counts_as_new_processes_take_it_where_they_were_asked():
+    budget = Budget.parse("10us")
+    assert budget.spent({"latency_us": 9.0}) == 9.0 and budget.kept({"latency_us": 10.0}) and not budget.kept({"latency_us": 10.1})
+    assert budget.spent({"latency_us": 9.0, "latency_high_us": 10.5}) == 10.5 and not budget.kept({"latency_us": 9.0, "latency_high_us": 10.5})
+    assert budget.spent({"size_bytes": 3}) is None and budget.kept({"size_bytes": 3})
+    assert Budget.parse("2B").spent({"size_bytes": 3, "latency_high_us": 1.0}) == 3.0
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -26,6 +26,7 @@ from mpsearch.evaluate import TASKS, Metrics, Task, predict
 from mpsearch.hardware import BACKENDS
 from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.fresh import run_fresh
+from mpsearch.hardware.new_process import SHARE, time_in_new_processes
 from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.models import build_model
 from mpsearch.pipeline.config import RunConfig, limits
@@ -194,6 +195,7 @@ class Workshop:
     def measured(self, states: States) -> dict[str, Any]:
         """Written, weighed, timed and evaluated; the files are thrown away. Cached by the codes and the device-independent inputs."""
         key = [self.subject.hashes, _states_digest(states), self.config.target, self.config.threads, *self.task_key()]
+        key += ["new processes"] if self._in_new_processes else []
         key += ["memory"] if limits_memory(self.config) else []
         key += ["energy"] if limits(self.config, "energy_mj") else []
         return self.study.cached("measured", key, lambda: self._measure(states))  # type: ignore[no-any-return]
@@ -201,6 +203,20 @@ class Workshop:
     def task_key(self) -> list[str]:
         """What results depend on beside codes; nothing for classification, whose results were cached before tasks had names."""
         return [] if self.config.task == "classification" else [self.config.task]
+
+    @property
+    def _in_new_processes(self) -> bool:
+        """Whether a latency is held against a budget and the file alone is enough to measure it as a deployment would."""
+        return timed(self.config) and self.runtime.apart
+
+    def latency(self, path: Path, earlier: Sequence[float] = ()) -> dict[str, Any]:
+        """Of a file, by new processes: what is reported of it, and what is held against a budget. Earlier readings of the same file count as well."""
+        image = self.subject.splits.evaluation.inputs([0]).numpy()
+        with self.progress.task("time in new processes") as advance:
+            timing = time_in_new_processes(path, image, threads=self.config.threads, on_process=advance)
+            timing = replace(timing, readings_us=(*earlier, *timing.readings_us))
+        about: dict[str, Any] = {"latency_us": timing.median_us, "latency_iqr_us": timing.iqr_us, "latency_high_us": timing.high_us, "clock": timing.clock}
+        return about | {"latency_high_share": SHARE, "latency_readings_us": list(timing.readings_us)}
 
     def _measure(self, states: States) -> dict[str, Any]:
         images = self.subject.splits.evaluation
@@ -214,6 +230,8 @@ class Workshop:
                 run = self.runtime.measure(path, self.origin, images.inputs([0]), self.config.threads, TRIES if timed(self.config) else 1)
                 result |= {"latency_us": run.timing.median_us, "latency_iqr_us": run.timing.iqr_us, "clock": run.timing.clock}
                 result["integer_units"] = run.integer_kernels
+                if self._in_new_processes:
+                    result |= self.latency(path)
                 if isinstance(run, TritonRun):
                     result |= energy_of(run, self.config)
                     if run.trouble:
@@ -239,6 +257,8 @@ class Workshop:
             about["reloaded_bit_for_bit"] = True
         if self.config.target != "packed":
             about |= self._write_runtime(folder / f"best{self.runtime.suffix}", states, logits)
+        measured = {**description["measured"], **about.get("latency", {})}
+        description = {**description, "measured": {k: measured[k] for k in measured if k in description["measured"]}}
         self.write_assignment(folder, Assignment.from_json(description["assignment"]), {k: v for k, v in description.items() if k != "assignment"})
         return about
 
@@ -262,7 +282,10 @@ class Workshop:
             raise MpsearchError(
                 f"{path} computes other logits in a process of its own: they differ by {apart:.2g} of their norm. Please report this with the model."
             )
-        return about | {f"{key}_fresh_latency_us": fresh.timing.median_us, f"{key}_fallbacks": fresh.fallbacks}
+        if self._in_new_processes:
+            about["latency"] = self.latency(path, self.measured(states).get("latency_readings_us", ()))
+        latency_us = about.get("latency", {}).get("latency_us", fresh.timing.median_us)
+        return about | {f"{key}_fresh_latency_us": latency_us, f"{key}_fallbacks": fresh.fallbacks}
 
     def write_assignment(self, folder: Path, assignment: Assignment, about: Mapping[str, Any]) -> None:
         """`assignment.json` and `assignment.csv`, for tools that do not know the model."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import platform
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mpsearch.pipeline.costs import add_scores, resolve_budgets, sized_problem
 from mpsearch.pipeline.crew import Crew, Team, make_job
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.front import write_front
-from mpsearch.pipeline.latency import MIXED_RUNS, add_latency, backend_of, latency_table, require_tables
+from mpsearch.pipeline.latency import MIXED_RUNS, add_latency, backend_of, latency_table, require_tables, timed
 from mpsearch.pipeline.learned import searched_calibration, states_digest
 from mpsearch.pipeline.memory import add_memory, limits_memory, memory_kernels
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject, require_same_weights
@@ -39,7 +40,7 @@ from mpsearch.units import format_quantity
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
 _REPAIRS = 4
-_MEASURED = ("size_bytes", "latency_us", "energy_mj", "memory_bytes", "onnx_bytes", "openvino_bytes", "triton_bytes")
+_MEASURED = ("size_bytes", "latency_us", "latency_high_us", "energy_mj", "memory_bytes", "onnx_bytes", "openvino_bytes", "triton_bytes")
 
 
 def run(config: RunConfig, study: Study, progress: Progress | None = None, crew: Crew | None = None) -> dict[str, Any]:
@@ -183,37 +184,83 @@ def _repaired(
 ) -> dict[str, Any]:
     """Steps 4 to 6, again with tightened limits as long as what was chosen breaks a budget when it is measured, and no more than `_REPAIRS` times.
 
-    In the last round a finalist that keeps the budgets when measured is preferred to a better one that does not.
+    In the last round, or where nothing lower is predicted, a finalist that keeps the budgets when measured is preferred to a better one that does not. What is
+    measured last is the artifact itself.
     """
-    limits, repairs = budgets, list[dict[str, Any]]()
+    least = {resource: low for resource, (low, _) in reachable(problem).items()}
+    limits, repairs = _scouted(problem, budgets, least, workshop), list[dict[str, Any]]()
     for turn in range(_REPAIRS):
         found = _search(problem, limits, searched, workshop, crew)
-        result = _finish(problem, budgets, found, workshop, about, last=turn == _REPAIRS - 1)
+        last = turn == _REPAIRS - 1 or any(limit.limit <= least.get(limit.resource, 0.0) for limit in limits)
+        result = _finish(problem, budgets, found, workshop, about, last)
         best = result["best"]
-        broken = [b for b in budgets if best["measured"].get(b.resource, 0.0) > b.limit]
-        if not broken:
-            best["repairs"] = repairs
-            return _write(result, problem, limits, found["trials"], workshop)
-        for b in broken:
-            got, predicted = best["measured"][b.resource], best["predicted"][b.resource]
+        if all(b.kept(best["measured"]) for b in budgets):
+            _ship(best, result["states"], workshop)
+            if all(b.kept(best["measured"]) for b in budgets):
+                best["repairs"] = repairs
+                return _write(result, problem, limits, found["trials"], workshop)
+            shutil.rmtree(workshop.study.artifact)  # what breaks a budget is not to be shipped
+        for b in (b for b in budgets if not b.kept(best["measured"])):
+            got, predicted = b.spent(best["measured"]) or 0.0, best["predicted"][b.resource]
             repairs.append({"resource": b.resource, "limit": b.limit, "predicted": predicted, "measured": got})
             workshop.progress.say(
                 f"{best['label']}: measured {format_quantity(got, b.resource)} breaks the budget of {format_quantity(b.limit, b.resource)} "
                 f"(predicted {format_quantity(predicted, b.resource)}): tightened by that ratio, and searched again."
             )
-        least = {resource: low for resource, (low, _) in reachable(problem).items()}
-        limits = tuple(_tightened(b, limit, result, least.get(b.resource, 0.0)) for b, limit in zip(budgets, limits, strict=True))
+        limits = _lower(budgets, limits, best, least)
     raise InfeasibleError(
         f"After {_REPAIRS} rounds no exported model keeps {', '.join(map(str, budgets))} when it is measured. Raise the budget.",
-        {b.resource: best["measured"].get(b.resource, 0.0) for b in budgets},
+        {b.resource: b.spent(best["measured"]) or 0.0 for b in budgets},
     )
 
 
-def _tightened(budget: Budget, limit: Budget, result: dict[str, Any], least: float) -> Budget:
+def _scouted(problem: Problem, budgets: tuple[Budget, ...], least: Mapping[str, float], workshop: Workshop) -> tuple[Budget, ...]:
+    """Limits under which the proxy's optimum, rounded to nearest, keeps the budgets when it is measured: found before the search, which is what takes long.
+
+    A latency is predicted as the machine was when its table was measured. How far it is from that now, and new processes from each other, is learned here.
+    Raises: InfeasibleError: As `_lower`.
+    """
+    if not timed(workshop.config):
+        return budgets
+    proxy, limits = _proxy(workshop.config), budgets
+    for _ in range(_REPAIRS):
+        optimum = solve(problem, proxy, limits)
+        with workshop.progress.task(f"measure the optimum of {proxy}") as advance:
+            measured = workshop.measured(workshop.calibration.states(problem.assignment(optimum.indices)))
+            advance(1, 1)
+        limits = _lower(budgets, limits, {"measured": measured, "predicted": optimum.cost.to_json()}, least)
+        if all(b.kept(measured) for b in budgets):
+            break
+    for b, limit in zip(budgets, limits, strict=True):
+        if limit.limit < b.limit:
+            said = f"Looking for {format_quantity(limit.limit, b.resource)} as predicted, so that {b.text} is kept as measured"
+            workshop.progress.say(f"{said}: the optimum of {proxy} may take {b.limit / limit.limit:.3f} times what is predicted.")
+    return limits
+
+
+def _lower(budgets: tuple[Budget, ...], limits: tuple[Budget, ...], row: dict[str, Any], least: Mapping[str, float]) -> tuple[Budget, ...]:
+    """Limits for the solver, by what a row was predicted to take and takes.
+
+    Raises: InfeasibleError: It breaks a budget, and was found under a limit that nothing lower is predicted to keep.
+    """
+    for b, limit in zip(budgets, limits, strict=True):
+        if not b.kept(row["measured"]) and limit.limit <= least.get(b.resource, 0.0):
+            got = b.spent(row["measured"]) or 0.0
+            raise InfeasibleError(
+                f"The budget {b.text} is not kept by what is predicted to take the least, {format_quantity(row['predicted'][b.resource], b.resource)}: "
+                f"as measured now it takes up to {format_quantity(got, b.resource)}. Raise the budget.",
+                {b.resource: got},
+            )
+    return tuple(_tightened(b, limit, row, least.get(b.resource, 0.0)) for b, limit in zip(budgets, limits, strict=True))
+
+
+def _tightened(budget: Budget, limit: Budget, row: dict[str, Any], least: float) -> Budget:
     """A limit for the solver that was wrong by as much as the last measurement was; not below what can be reached, before that has been tried."""
-    got, predicted = result["best"]["measured"].get(budget.resource), result["best"]["predicted"].get(budget.resource)
-    if got is None or predicted is None or got <= budget.limit:
+    got, predicted = budget.spent(row["measured"]), row["predicted"].get(budget.resource)
+    if got is None or predicted is None:
         return limit
+    if got <= budget.limit:
+        return replace(limit, limit=min(limit.limit, budget.limit * min(1.0, predicted / got)))
     tightened = min(limit.limit, predicted) * budget.limit / got * 0.99
     return replace(limit, limit=max(tightened, least) if limit.limit > least else tightened)
 
@@ -225,7 +272,7 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     finalist of its own.
     """
     config = workshop.config
-    proxy = config.objectives[0].partition(":")[0]
+    proxy = _proxy(config)
     optimum = solve(problem, proxy, limits)
     uniform = next((u.indices for u in _uniforms(problem, config) if _keeps(problem, u.indices, limits)), None)
     warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if problem.interactions.get(proxy) else None)) if indices is not None]
@@ -235,6 +282,11 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     best = next((t for t in ranked if t.indices not in (uniform, optimum.indices)), ranked[0])
     label = "best of the study" if best is ranked[0] else "best other of the study"
     return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": {label: best.indices}, "trials": trials, "journal": name}
+
+
+def _proxy(config: RunConfig) -> str:
+    """The objective that is solved."""
+    return config.objectives[0].partition(":")[0]
 
 
 def _trials(
@@ -315,7 +367,7 @@ def _finish(
             row["reconstructed"] = workshop.measured(learned[indices])
         rows.append(row)
     done = [row for row in rows if "reconstructed" in row]
-    keeping = [row for row in done if all(row["reconstructed"].get(b.resource, 0.0) <= b.limit for b in budgets)]
+    keeping = [row for row in done if all(b.kept(row["reconstructed"]) for b in budgets)]
     done = keeping if last and keeping else done
     chosen, reason = _choose(done, found["uniform"], learned, workshop)
     best = {
@@ -366,11 +418,16 @@ def _float_row(workshop: Workshop, about: dict[str, Any]) -> dict[str, Any]:
     return {"label": "float", "mean_bits": 32.0, "fits": False, "predicted": {}, "nearest": measured}
 
 
-def _write(result: dict[str, Any], problem: Problem, limits: Sequence[Budget], trials: Sequence[Trial], workshop: Workshop) -> dict[str, Any]:
-    """Step 6, the artifact, and what step 7 reads."""
-    study, subject, states = workshop.study, workshop.subject, result.pop("states")
-    best = result["best"]
+def _ship(best: dict[str, Any], states: Any, workshop: Workshop) -> None:
+    """Step 6: the artifact is written; what it takes in new processes is what counts from here on."""
     best["artifact"] = workshop.write_artifact(states, {k: best[k] for k in ("assignment", "budgets", "predicted", "measured", "metrics")})
+    best["measured"] |= {k: v for k, v in best["artifact"].get("latency", {}).items() if k in _MEASURED}
+
+
+def _write(result: dict[str, Any], problem: Problem, limits: Sequence[Budget], trials: Sequence[Trial], workshop: Workshop) -> dict[str, Any]:
+    """What step 7 reads."""
+    study, subject, best = workshop.study, workshop.subject, result["best"]
+    del result["states"]
     proxy = best["proxy"]["objective"]
     base, alone = _additive(problem, proxy)[0], replace(problem, interactions={})
     write_front(study, alone, base, problem_front(alone, base), trials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,6 +51,15 @@ class Budget:
             raise BudgetError(f"{text!r} asks for a peak of {dimension}; only bytes of memory have one. Write 512MiB peak.")
         resource = "memory_bytes" if peak else _BY_DIMENSION[dimension]
         return cls(resource, value, text.strip(), {"fraction": "float", "bits": "bits"}.get(dimension, "absolute"))
+
+    def spent(self, measured: Mapping[str, Any]) -> float | None:
+        """What a measurement counts against the budget, None where it was not measured: of a latency what new processes stay below, where they were asked."""
+        value = measured.get("latency_high_us", measured.get("latency_us")) if self.resource == "latency_us" else measured.get(self.resource)
+        return None if value is None else float(value)
+
+    def kept(self, measured: Mapping[str, Any]) -> bool:
+        """Whether nothing that was measured breaks it."""
+        return (self.spent(measured) or 0.0) <= self.limit
 
     def resolve(self, limit: float) -> Budget:
         """The same budget with an absolute limit."""

@@ -33,8 +33,12 @@ def verdict(saved: Saved) -> str:
 
 
 def _kept(budget: Budget, best: dict[str, Any]) -> str:
-    measured = best["measured"].get(budget.resource)
-    value, how = (best["predicted"][budget.resource], "predicted") if measured is None else (measured, "measured")
+    spent = budget.spent(best["measured"])
+    value, how = (best["predicted"][budget.resource], "predicted") if spent is None else (spent, "measured")
+    timing = best["artifact"].get("latency")
+    if timing is not None and budget.resource == "latency_us":
+        median = format_quantity(timing["latency_us"], budget.resource)
+        how = f"measured {median} in {len(timing['latency_readings_us'])} new processes, {timing['latency_high_share']:.0%} of further ones below"
     left = budget.limit - value
     state, side = ("kept", "under") if left >= 0 else ("BROKEN", "over")
     exact = f"{value:,.0f} bytes" if budget.resource.endswith("_bytes") else format_quantity(value, budget.resource)
@@ -73,11 +77,11 @@ def _row(saved: Saved, row: dict[str, Any], labelled: bool) -> list[str]:
 
 def _fits(budgets: Sequence[Budget], predicted: dict[str, float], written: dict[str, Any]) -> str:
     """Measured values decide; predicted ones where nothing was measured."""
-    values = [(written.get(b.resource, predicted.get(b.resource)), b) for b in budgets]
-    over = [b.text for value, b in values if value is not None and value > b.limit]
+    spent = [(b.spent({**predicted, **written}), b) for b in budgets]
+    over = [b.text for value, b in spent if value is not None and value > b.limit]
     if over:
         return f'<span class="no">no<small>over {text(", ".join(over))}</small></span>'
-    return '<span class="yes">yes</span>' if all(value is not None for value, _ in values) else "not measured"
+    return '<span class="yes">yes</span>' if all(value is not None for value, _ in spent) else "not measured"
 
 
 def not_quantized(saved: Saved) -> str:

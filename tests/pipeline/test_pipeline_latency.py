@@ -9,7 +9,7 @@ from mpsearch.errors import InfeasibleError, TableError
 from mpsearch.hardware.cost_model import CostModel, FitError
 from mpsearch.pipeline.fitted import require_trust
 from mpsearch.pipeline.progress import Silent
-from mpsearch.problem import Budget
+from mpsearch.problem import Budget, Candidate, Layer, Problem
 
 steps = importlib.import_module("mpsearch.pipeline.run")
 BUDGETS = (Budget.parse("10us"), Budget.parse("5kB"))
@@ -27,16 +27,22 @@ class Told(Silent):
 def rounds(monkeypatch):
     """`rounds(latencies)`: what is measured round by round; returns the limits that each search was given."""
 
-    def patch(measured, predicted=9.5, least=1.0):
-        limits, lasts, waiting = [], [], list(measured)
+    def patch(measured, predicted=9.5, least=1.0, artifacts=()):
+        limits, lasts, waiting, shipped = [], [], list(measured), list(artifacts)
         monkeypatch.setattr(steps, "_search", lambda problem, given, calibration, workshop, crew: limits.append([b.limit for b in given]) or {"trials": []})
 
         def finish(problem, budgets, found, workshop, about, last):
             lasts.append(last)
             best = {"label": "best", "measured": {"latency_us": waiting.pop(0), "size_bytes": 4000.0}, "predicted": {"latency_us": predicted}}
-            return {"best": best}
+            return {"best": best, "states": None}
 
+        def ship(best, states, workshop):
+            workshop.study.artifact.mkdir()
+            best["measured"].update(shipped.pop(0) if shipped else {})
+
+        monkeypatch.setattr(steps, "_scouted", lambda problem, budgets, least, workshop: budgets)
         monkeypatch.setattr(steps, "_finish", finish)
+        monkeypatch.setattr(steps, "_ship", ship)
         monkeypatch.setattr(steps, "reachable", lambda problem: {"latency_us": (least, 100.0), "size_bytes": (1.0, 1e6)})
         monkeypatch.setattr(steps, "_write", lambda result, problem, given, trials, workshop: result)
         return limits, lasts
@@ -44,17 +50,21 @@ def rounds(monkeypatch):
     return patch
 
 
-def repaired(told=None):
-    return steps._repaired(None, BUDGETS, None, SimpleNamespace(progress=told or Told()), None, {})
+@pytest.fixture
+def repaired(tmp_path):
+    def run(told=None):
+        return steps._repaired(None, BUDGETS, None, SimpleNamespace(progress=told or Told(), study=SimpleNamespace(artifact=tmp_path / "artifact")), None, {})
+
+    return run
 
 
-def test_a_choice_that_keeps_its_budget_is_not_repaired(rounds):
+def test_a_choice_that_keeps_its_budget_is_not_repaired(rounds, repaired):
     limits, _ = rounds([10.0])
     assert repaired()["best"]["repairs"] == []
     assert limits == [[10.0, 5000.0]]
 
 
-def test_a_choice_that_breaks_its_budget_is_searched_again_under_a_tighter_one(rounds):
+def test_a_choice_that_breaks_its_budget_is_searched_again_under_a_tighter_one(rounds, repaired):
     limits, _ = rounds([12.0, 9.9])
     told = Told()
     best = repaired(told)["best"]
@@ -63,18 +73,79 @@ def test_a_choice_that_breaks_its_budget_is_searched_again_under_a_tighter_one(r
     assert "breaks the budget" in told.lines[0] and "searched again" in told.lines[0]
 
 
-def test_a_limit_is_tightened_to_what_can_be_reached_before_it_goes_below(rounds):
-    limits, _ = rounds([20.0, 20.0, 9.9], least=8.0)
+def test_a_limit_is_tightened_to_what_can_be_reached_and_no_lower(rounds, repaired):
+    limits, lasts = rounds([20.0, 9.9], least=8.0)
     repaired()
-    assert [row[0] for row in limits] == [10.0, 8.0, pytest.approx(8.0 * 10 / 20 * 0.99)]
+    assert [row[0] for row in limits] == [10.0, 8.0] and lasts == [False, True]
+    rounds([20.0, 19.0], least=8.0)
+    with pytest.raises(InfeasibleError, match=r"10us is not kept by what is predicted to take the least, .* up to 0\.019 ms") as caught:
+        repaired()
+    assert caught.value.least == {"latency_us": 19.0}
 
 
-def test_repairs_end_and_the_last_round_takes_what_keeps_the_budgets(rounds):
+def test_an_artifact_that_breaks_the_budget_in_new_processes_is_repaired(rounds, repaired, tmp_path):
+    limits, _ = rounds([9.8, 9.0], artifacts=[{"latency_us": 9.9, "latency_high_us": 10.5}, {"latency_us": 9.1, "latency_high_us": 9.6}])
+    best = repaired()["best"]
+    assert [row[0] for row in limits] == [10.0, pytest.approx(9.5 * 10 / 10.5 * 0.99)]
+    assert best["repairs"] == [{"resource": "latency_us", "limit": 10.0, "predicted": 9.5, "measured": 10.5}] and best["measured"]["latency_high_us"] == 9.6
+    assert (tmp_path / "artifact").exists()
+
+
+def test_an_artifact_that_breaks_its_budget_is_not_left_to_be_shipped(rounds, repaired, tmp_path):
+    rounds([9.8] * 4, artifacts=[{"latency_high_us": 10.5}] * 4)
+    with pytest.raises(InfeasibleError, match="After 4 rounds"):
+        repaired()
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_repairs_end_and_the_last_round_takes_what_keeps_the_budgets(rounds, repaired, tmp_path):
     limits, lasts = rounds([12.0, 11.0, 11.0, 11.0])
     with pytest.raises(InfeasibleError, match="After 4 rounds") as caught:
         repaired()
     assert lasts == [False, False, False, True] and caught.value.least["latency_us"] == 11.0
     assert [row[0] for row in limits] == sorted([row[0] for row in limits], reverse=True)
+
+
+class Scale:
+    """A workshop in which a new process takes `ratio` times what is predicted, at most."""
+
+    def __init__(self, ratio, budgets=("50us",)):
+        self.ratio, self.asked, self.progress = ratio, [], Told()
+        self.config = SimpleNamespace(budgets=budgets, objectives=["coding"])
+        self.calibration = SimpleNamespace(states=lambda assignment: assignment)
+
+    def measured(self, assignment):
+        self.asked.append(PROBLEM.cost(PROBLEM.indices(assignment)).latency_us)
+        return {"latency_us": self.asked[-1], "latency_high_us": self.ratio * self.asked[-1]}
+
+
+def problem(scores, latencies, layers=3):
+    units = tuple(Layer(f"l{i}", "linear", (4, 4), ((1, 4),), (1, 4), 16, "block") for i in range(layers))
+    choices = (Candidate(4, 8), Candidate(8, 8), Candidate.parse("float"))
+    return Problem(units, (choices,) * layers, {"coding": (scores,) * layers}, {"latency_us": (latencies,) * layers})
+
+
+PROBLEM = problem((4.0, 1.0, 0.0), (10.0, 16.0, 24.0))
+
+
+@pytest.mark.parametrize("ratio", [0.8, 1.0, 1.07, 1.6])
+def test_the_limit_of_the_search_is_what_the_optimum_keeps_when_measured(ratio):
+    workshop = Scale(ratio)
+    (limit,) = steps._scouted(PROBLEM, (Budget.parse("50us"),), {"latency_us": 30.0}, workshop)
+    assert max(ratio, 1.0) * workshop.asked[-1] <= 50.0
+    assert workshop.asked[-1] <= limit.limit <= 50.0 / max(ratio, 1.0)  # nothing that is as far off as the optimum is breaks the budget
+    assert len(workshop.asked) == len(set(workshop.asked)) and (ratio > 1.0) == bool(workshop.progress.lines)
+
+
+def test_a_budget_that_even_the_fastest_breaks_when_measured_is_told_with_what_it_takes():
+    with pytest.raises(InfeasibleError, match=r"not kept by what is predicted to take the least, 0\.030 ms.* up to 0\.060 ms") as caught:
+        steps._scouted(PROBLEM, (Budget.parse("50us"),), {"latency_us": 30.0}, Scale(2.0))
+    assert caught.value.least == {"latency_us": 60.0}
+
+
+def test_a_budget_of_bytes_alone_is_not_scouted():
+    workshop = Scale(2.0, budgets=("5kB",))
+    assert steps._scouted(PROBLEM, BUDGETS[1:], {}, workshop) == BUDGETS[1:] and workshop.asked == []
 
 
 def model(tau):

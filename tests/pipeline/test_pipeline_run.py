@@ -13,6 +13,7 @@ import mpsearch.pipeline.costs as costs
 from mpsearch.data import load_images, make_splits
 from mpsearch.deploy import load_packed, read_description
 from mpsearch.errors import BudgetError, InfeasibleError, StudyError
+from mpsearch.hardware.new_process import PROCESSES
 from mpsearch.pipeline import run, search
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Problem
@@ -175,7 +176,8 @@ def test_a_latency_budget_is_kept_when_measured_or_refused(finished, settings, p
         return
     for budget in best["budgets"]:
         assert best["measured"][budget["resource"]] <= budget["limit"]
-    assert best["measured"]["latency_us"] > 0
+    assert 0 < best["measured"]["latency_us"] <= best["measured"]["latency_high_us"] <= best["budgets"][0]["limit"]
+    assert len(best["artifact"]["latency"]["latency_readings_us"]) == 2 * PROCESSES
     assert table.read_text() == rows  # every row was there already
 
 

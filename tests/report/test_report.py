@@ -163,6 +163,19 @@ def test_a_broken_budget_is_said(study: Path) -> None:
     assert "BROKEN: measured 1,600 bytes, 100 bytes (6.67%) over" in parsed(save(study, contents)).text
 
 
+def test_a_latency_counts_as_further_processes_take_it(study: Path) -> None:
+    contents = study_files(timed=True, labelled=True)
+    best, rows = contents["best.json"], contents["results.json"]["rows"]  # type: ignore[index]
+    contents["study.json"]["config"]["budgets"].append("1ms")  # type: ignore[index]
+    best["budgets"].append(Budget.parse("1ms").to_json())
+    best["artifact"]["latency"] = {"latency_us": 950.0, "latency_readings_us": [940.0, 950.0, 960.0], "latency_high_us": 990.0, "latency_high_share": 0.95}
+    best["measured"] |= {"latency_us": 950.0, "latency_high_us": 990.0}
+    rows[1]["reconstructed"]["latency_high_us"] = 1010.0
+    text = parsed(save(study, contents)).text
+    assert "Budget 1ms kept: measured 0.950 ms in 3 new processes, 95% of further ones below 0.990 ms, 0.010 ms (1.00%) under the limit" in text
+    assert text.count("over 1.5kB, 1ms") == 2  # the float model, and a row whose median of 0.988 ms is below the limit
+
+
 def test_nothing_untrusted_becomes_markup(study: Path) -> None:
     page = parsed(study)
     assert "alert(1)" in page.text and "<script>alert" not in write_report(study).read_text()
