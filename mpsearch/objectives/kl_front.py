@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from mpsearch.evaluate.prefixes import MOST_PROBES
 from mpsearch.objectives._base import OBJECTIVES, Objective, Passes, Rows, ScoringContext, require_positive
+from mpsearch.objectives._sampling import pool_size
 from mpsearch.objectives.fisher import Fisher
-from mpsearch.objectives.kl_mixed import KlMixed, Unit, assignment, units_of
+from mpsearch.objectives.kl import Kl
+from mpsearch.objectives.kl_mixed import Unit, assignment, units_of
 from mpsearch.objectives.output_mse import OutputMse
 from mpsearch.problem import Problem
-from mpsearch.search.aligned import align, search_along
+from mpsearch.search.aligned import align, search_along, shortlist
 from mpsearch.search.correction import positive
 from mpsearch.search.superlayers import SuperLayers
 
@@ -22,6 +25,10 @@ _STEPS = 24
 _SEARCHED = range(4, 21, 2)
 _CHECKED = range(3, 23)
 """Sizes, in parts of the range, that are searched, and at which the table's optimum is measured."""
+_MORE, _AGAIN = 2, 8
+"""Times the images of `kl`, as far as there are: of the search, and of what is measured after it."""
+_SHORT = 3
+"""Of the best of the search at each size, so many are measured again."""
 
 
 @OBJECTIVES.register("kl_front")
@@ -30,12 +37,12 @@ class KlFront(Objective):
     """A table of which the exact optima were measured and found good, from an eighth of the range of bits to eleven twelfths.
 
     The table of `kl` says what single units do. At nine sizes its optimum is measured, those of `fisher` (where the task has classes) and `output_mse`,
-    which err elsewhere, and some exchanges around the best, each chosen by all that was measured before, as the polish of a search does. The table is
-    then moved, by little, so that its optimum at each of twenty sizes comes near the best known there (`search.aligned`); new optima are measured as
-    they come up. Its sums order assignments, and are not their losses.
+    which err elsewhere, and some exchanges around the best, each chosen by all that was measured before, as the polish of a search does, on twice the
+    images of `kl`. The best of so many owes some of its place to these images, so the best few at each of twenty sizes are measured again on eight times
+    those of `kl`. The table is then moved, by little, so that its optimum at each of these sizes comes near the best known there (`search.aligned`); new
+    optima are measured as they come up, on these images too. Its sums order assignments, and are not their losses.
 
-    A size is the bits of all weights; where inputs have more than one width, those of all inputs are added. All is measured on the images
-    of `kl`, so what is found is as good as these images can tell.
+    A size is the bits of all weights; where inputs have more than one width, those of all inputs are added.
 
     References: ours.
 
@@ -57,18 +64,33 @@ class KlFront(Objective):
         require_positive("kl_front", images=1 if self.images is None else self.images, memory_mb=self.memory_mb, exchanges=self.exchanges, optima=self.optima)
 
     @property
-    def _measured(self) -> KlMixed:
-        return KlMixed(images=self.images, memory_mb=self.memory_mb, assignments=len(_SEARCHED) * (3 + self.exchanges) + self.optima)
+    def _kl(self) -> Kl:
+        return Kl(images=self.images, memory_mb=self.memory_mb)
+
+    def _looks(self, context: ScoringContext) -> list[tuple[Kl, int]]:
+        """With the images of the search and of what follows it, and how many assignments are measured on them, at most."""
+        count, searched = self._kl.count(context), len(_SEARCHED) * (1 + len(_others(context)) + self.exchanges)
+        more, again = (replace(self._kl, images=min(times * count, len(context.images))) for times in (_MORE, _AGAIN))
+        return [(more, searched), (again, self.optima + (len(_CHECKED) * _SHORT if again != more else 0))]
 
     def passes(self, context: ScoringContext) -> Passes:
-        """Of `kl`, one forward pass for every assignment at most, and of the tables that the search starts from too."""
-        kl, others = self._measured.passes(context), [objective.passes(context) for objective in _others(context)]
-        return Passes(kl.forward + sum(o.forward for o in others), sum(o.backward for o in others), sum(o.units for o in others))
+        """Of `kl`, one forward pass for every assignment at most, on the images of the search or of what follows it, and of the tables that the search
+        starts from too.
+        """
+        kl, others = self._kl.passes(context), [objective.passes(context) for objective in _others(context)]
+        forward, before = kl.forward + sum(o.forward for o in others), self._kl.count(context)
+        for look, assignments in self._looks(context):
+            count = look.count(context)
+            forward += count * assignments + (2 * MOST_PROBES + count + pool_size(context, count) if count > before else 0)
+            before = count
+        return Passes(forward, sum(o.backward for o in others), sum(o.units for o in others))
 
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`; those of `kl` where there is nothing to choose."""
-        done, steps = len(context.layers), len(context.layers) + self._measured.assignments
-        rows, evaluator = self._measured.alone(context, steps)
+        (search, searched), (again, judged) = self._looks(context)
+        done, steps, on_step = len(context.layers), len(context.layers) + searched + judged, context.on_step
+        evaluator = self._kl.evaluator(context)
+        rows = self._kl.rows(replace(context, on_step=lambda done, _: on_step(done, steps)), evaluator)
         units = units_of(context, rows)
         problem, limits = _problem(context, units)
         if not limits:
@@ -83,11 +105,19 @@ class KlFront(Objective):
         def step() -> None:
             nonlocal done
             done += 1
-            context.on_step(done, steps)
+            on_step(done, steps)
 
+        if search.count(context) > self._kl.count(context):
+            evaluator = search.evaluator(context)
         losses = search_along(problem, tuple(problem.scores), [limits[k] for k in _SEARCHED], measure, self.exchanges, step)
         alone = positive([unit.damage for unit in units])
         order, checked = _order(context, units, layers), [limits[k] for k in _CHECKED]
+        if again.count(context) > search.count(context):
+            evaluator, best = again.evaluator(context), shortlist(problem, losses, checked, _SHORT)
+            losses = {}
+            for indices in best:
+                losses[indices] = measure(indices)
+                step()
         found = align(problem, layers.merge([row.tolist() for row in alone]), losses, checked, measure, self.optima, order=order, on_step=step)
         for group, row in zip(layers.groups, found.rows, strict=True):
             together = sum(alone[i] for i in group)

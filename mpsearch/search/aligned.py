@@ -1,7 +1,8 @@
 """A table whose exact optima are as good as the best that was measured, along a whole range of budgets.
 
 No sum over layers equals a measured loss, but one whose optima are near the best known may still exist, and it answers every budget in milliseconds.
-`search_along` measures: at budget after budget the optima of some tables, and exchanges around the best. `align` then moves one of them. Where its optimum at
+`search_along` measures: at budget after budget the optima of some tables, and exchanges around the best. Its best, a `shortlist`, may be measured again by
+something better. `align` then moves one of them. Where its optimum at
 a budget is clearly worse than the best known there, the sum of the best has to be below that of the optimum, by the more the worse it is: an
 inequality between two sums, in which equal choices cancel. The table that meets them at the least squared relative change is a ranking support vector machine
 with the given table in place of zero. Its new optima are measured in turn and bring new inequalities, until none is clearly worse; those that no table meets
@@ -77,6 +78,15 @@ def search_along(
         if any(getattr(t.cost, budget.resource) <= limit for t in trials):
             trials += polish(problem, objectives[0], [budget], measure, trials, exchanges, losses, lambda *_: on_step())
     return losses
+
+
+def shortlist(problem: Problem, losses: Mapping[Indices, float], limits: Sequence[float], count: int) -> list[Indices]:
+    """At each limit up to `count` of those that keep it, of the least losses; each assignment once."""
+    found: dict[Indices, None] = {}
+    for constraints in _Field.of(problem, limits).constraints:
+        fitting = [indices for indices, loss in losses.items() if math.isfinite(loss) and constraints.fits(indices)]
+        found |= dict.fromkeys(sorted(fitting, key=lambda indices: (losses[indices], indices))[:count])
+    return list(found)
 
 
 @dataclass(frozen=True)

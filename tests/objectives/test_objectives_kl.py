@@ -251,6 +251,39 @@ class TestKlFront:
         assert (front.backward, front.units) == (sum(other.backward for other in others), sum(other.units for other in others))
         assert len(calls) <= len(context.layers) * 6 + 9 * (3 + 6) + 60
 
+    def test_the_best_are_judged_by_more_images(self, tiny, monkeypatch):
+        """By the images of the search one unit does little damage, by more images another."""
+        context, text = self.context(tiny), "kl_front:images=8,exchanges=6,optima=60"
+        names, counts = [layer.name for layer in context.layers], []
+
+        def damage(count, bits):
+            return sum(4.0**-b * (0.1 if i == (2 if count == 24 else 0) else 1) for i, b in enumerate(bits))
+
+        def measure(self, assignment):
+            counts.append(len(self.evaluator.float_logits))
+            return damage(counts[-1], [assignment[n].w_bits or 99 for n in names])
+
+        def judged(rows) -> float:
+            """Sum of the logarithms of the losses, by more images, of the optima."""
+            chosen, total = list(itertools.product(range(6), repeat=len(names))), 0.0
+            sizes = [sum((8, 6, 5, 4, 3, 2)[c] * layer.weight_numel for c, layer in zip(choices, context.layers, strict=True)) for choices in chosen]
+            for part in range(3, 23):
+                limit = min(sizes) + (max(sizes) - min(sizes)) * part / 24
+                fitting = [choices for choices, size in zip(chosen, sizes, strict=True) if size <= limit]
+                best = min(fitting, key=lambda choices: sum(row[c] for row, c in zip(rows, choices, strict=True)))
+                total += math.log(damage(24, [(8, 6, 5, 4, 3, 2)[c] for c in best]))
+            return total
+
+        monkeypatch.setattr(SampledEvaluator, "measure", measure)
+        moved = rows_of(text, context)
+        assert counts == sorted(counts) and set(counts) == {8, 16, 24}
+        assert judged(moved) < judged(rows_of("kl:images=8", context)) - 1
+        passes, kl = OBJECTIVES.create(text).passes(context), OBJECTIVES.create("kl:images=8").passes(context)
+        others = sum(OBJECTIVES.create(o).passes(context).forward for o in ("fisher", "output_mse"))
+        searched = 16 * 9 * (3 + 6) + 2 * MOST_PROBES + 16 + 24  # the sample is drawn from all images
+        judged = 24 * (60 + 20 * 3) + 2 * MOST_PROBES + 24
+        assert passes.forward == kl.forward + others + searched + judged
+
     def test_a_task_without_classes_has_no_fisher_information(self, tiny, monkeypatch):
         context = replace(self.context(tiny), task=TASKS.create("embedding"))
         monkeypatch.setattr(OBJECTIVES.get("fisher"), "score", lambda *_: pytest.fail("scored"))

@@ -11,7 +11,7 @@ import scipy.optimize
 
 from mpsearch.problem import Budget, Candidate, Layer, Problem
 from mpsearch.search import solve
-from mpsearch.search.aligned import _moved, align, search_along
+from mpsearch.search.aligned import _moved, align, search_along, shortlist
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
 ORDER = [(m, later, earlier) for m in range(12) for earlier, later in itertools.pairwise(range(len(WIDTHS)))]
@@ -147,6 +147,19 @@ def test_the_optima_of_every_table_are_measured_at_every_limit():
     optima = {solve(both, name, [Budget("size_bytes", limit, "")]).indices for name in ("proxy", "other") for limit in limits}
     assert len(optima) == 4 and optima <= set(losses)
     assert len(losses) <= len(steps) == 2 * (2 + 3)
+
+
+def test_the_shortlist_is_the_best_few_that_keep_each_limit():
+    problem, rng = problem_of(0, units=3), np.random.default_rng(0)
+    losses = {choices: float(rng.random()) for choices in itertools.product(range(len(WIDTHS)), repeat=3)}
+    losses |= {(0, 0, 0): math.nan, (5, 5, 5): math.inf}
+    limits, wanted = limits_of(problem, [6, 12, 24]), set()
+    for limit in limits:
+        fitting = [c for c, loss in losses.items() if math.isfinite(loss) and problem.cost(c).size_bytes <= limit]
+        wanted |= set(sorted(fitting, key=losses.__getitem__)[:3])
+    found = shortlist(problem, losses, limits, 3)
+    assert set(found) == wanted and len(found) == len(wanted) <= 9
+    assert shortlist(problem, {}, limits, 3) == []
 
 
 def test_ties_are_one_choice():
