@@ -257,7 +257,7 @@ class Workshop:
             about["reloaded_bit_for_bit"] = True
         if self.config.target != "packed":
             about |= self._write_runtime(folder / f"best{self.runtime.suffix}", states, logits)
-        measured = {**description["measured"], **about.get("latency", {})}
+        measured = {**description["measured"], **about, **about.get("latency", {})}
         description = {**description, "measured": {k: measured[k] for k in measured if k in description["measured"]}}
         self.write_assignment(folder, Assignment.from_json(description["assignment"]), {k: v for k, v in description.items() if k != "assignment"})
         return about

@@ -188,7 +188,8 @@ def _repaired(
     measured last is the artifact itself.
     """
     least = {resource: low for resource, (low, _) in reachable(problem).items()}
-    limits, repairs = _scouted(problem, budgets, least, workshop), list[dict[str, Any]]()
+    repairs = list[dict[str, Any]]()
+    limits = _scouted(problem, budgets, least, workshop, repairs)
     for turn in range(_REPAIRS):
         found = _search(problem, limits, searched, workshop, crew)
         last = turn == _REPAIRS - 1 or any(limit.limit <= least.get(limit.resource, 0.0) for limit in limits)
@@ -201,11 +202,11 @@ def _repaired(
                 return _write(result, problem, limits, found["trials"], workshop)
             shutil.rmtree(workshop.study.artifact)  # what breaks a budget is not to be shipped
         for b in (b for b in budgets if not b.kept(best["measured"])):
-            got, predicted = b.spent(best["measured"]) or 0.0, best["predicted"][b.resource]
-            repairs.append({"resource": b.resource, "limit": b.limit, "predicted": predicted, "measured": got})
+            repairs.append(_repair(b, best))
+            got, predicted = (format_quantity(repairs[-1][key], b.resource) for key in ("measured", "predicted"))
             workshop.progress.say(
-                f"{best['label']}: measured {format_quantity(got, b.resource)} breaks the budget of {format_quantity(b.limit, b.resource)} "
-                f"(predicted {format_quantity(predicted, b.resource)}): tightened by that ratio, and searched again."
+                f"{best['label']}: measured {got} breaks the budget of {format_quantity(b.limit, b.resource)} (predicted {predicted}): tightened by that "
+                "ratio, and searched again."
             )
         limits = _lower(budgets, limits, best, least)
     raise InfeasibleError(
@@ -214,7 +215,9 @@ def _repaired(
     )
 
 
-def _scouted(problem: Problem, budgets: tuple[Budget, ...], least: Mapping[str, float], workshop: Workshop) -> tuple[Budget, ...]:
+def _scouted(
+    problem: Problem, budgets: tuple[Budget, ...], least: Mapping[str, float], workshop: Workshop, repairs: list[dict[str, Any]]
+) -> tuple[Budget, ...]:
     """Limits under which the proxy's optimum, rounded to nearest, keeps the budgets when it is measured: found before the search, which is what takes long.
 
     A latency is predicted as the machine was when its table was measured. How far it is from that now, and new processes from each other, is learned here.
@@ -228,7 +231,9 @@ def _scouted(problem: Problem, budgets: tuple[Budget, ...], least: Mapping[str, 
         with workshop.progress.task(f"measure the optimum of {proxy}") as advance:
             measured = workshop.measured(workshop.calibration.states(problem.assignment(optimum.indices)))
             advance(1, 1)
-        limits = _lower(budgets, limits, {"measured": measured, "predicted": optimum.cost.to_json()}, least)
+        row = {"measured": measured, "predicted": optimum.cost.to_json()}
+        repairs += [_repair(b, row) for b in budgets if not b.kept(measured)]
+        limits = _lower(budgets, limits, row, least)
         if all(b.kept(measured) for b in budgets):
             break
     for b, limit in zip(budgets, limits, strict=True):
@@ -236,6 +241,11 @@ def _scouted(problem: Problem, budgets: tuple[Budget, ...], least: Mapping[str, 
             said = f"Looking for {format_quantity(limit.limit, b.resource)} as predicted, so that {b.text} is kept as measured"
             workshop.progress.say(f"{said}: the optimum of {proxy} may take {b.limit / limit.limit:.3f} times what is predicted.")
     return limits
+
+
+def _repair(budget: Budget, row: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a row that broke a budget."""
+    return {"resource": budget.resource, "limit": budget.limit, "predicted": row["predicted"][budget.resource], "measured": budget.spent(row["measured"])}
 
 
 def _lower(budgets: tuple[Budget, ...], limits: tuple[Budget, ...], row: dict[str, Any], least: Mapping[str, float]) -> tuple[Budget, ...]:
@@ -421,7 +431,8 @@ def _float_row(workshop: Workshop, about: dict[str, Any]) -> dict[str, Any]:
 def _ship(best: dict[str, Any], states: Any, workshop: Workshop) -> None:
     """Step 6: the artifact is written; what it takes in new processes is what counts from here on."""
     best["artifact"] = workshop.write_artifact(states, {k: best[k] for k in ("assignment", "budgets", "predicted", "measured", "metrics")})
-    best["measured"] |= {k: v for k, v in best["artifact"].get("latency", {}).items() if k in _MEASURED}
+    written = {**best["artifact"], **best["artifact"].get("latency", {})}
+    best["measured"] |= {k: written[k] for k in _MEASURED if k in written}
 
 
 def _write(result: dict[str, Any], problem: Problem, limits: Sequence[Budget], trials: Sequence[Trial], workshop: Workshop) -> dict[str, Any]:
