@@ -118,7 +118,9 @@ class KlMixed(Objective):
 
 
 def units_of(context: ScoringContext, rows: Rows) -> list[Unit]:
-    """Calibrated units with an integer candidate, by name: nothing depends on the order of the layers."""
+    """Calibrated units with an integer candidate, by name: nothing depends on the order of the layers. None where a row is not finite, which `score` tells."""
+    if not all(math.isfinite(value) for row in rows for value in row):
+        return []
     calibrated = set(calibrated_units(context))
     weights = sum(layer.weight_numel for layer in context.layers)
     inputs = sum(_input_numel(layer) for layer in context.layers)

@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ from mpsearch.pipeline.costs import add_scores, resolve_budgets, sized_problem
 from mpsearch.pipeline.crew import Crew, Team, make_job
 from mpsearch.pipeline.finalists import Workshop
 from mpsearch.pipeline.front import write_front
-from mpsearch.pipeline.latency import MIXED_RUNS, add_latency, backend_of, latency_table, require_tables, timed
+from mpsearch.pipeline.latency import MIXED_RUNS, add_latency, backend_of, latency_table, require_tables
 from mpsearch.pipeline.learned import searched_calibration, states_digest
 from mpsearch.pipeline.memory import add_memory, limits_memory, memory_kernels
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject, require_same_weights
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.sampling import mean_bits
 from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.tightening import REPAIRS, lowered, proxy_of, repair, scouted
 from mpsearch.pipeline.uniforms import Uniform, uniforms
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.reconstruct import Calibration
@@ -39,7 +40,6 @@ from mpsearch.search import LossFile, Trial, describe_least, explore, explore_by
 from mpsearch.units import format_quantity
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
-_REPAIRS = 4
 _MEASURED = ("size_bytes", "latency_us", "latency_high_us", "energy_mj", "memory_bytes", "onnx_bytes", "openvino_bytes", "triton_bytes")
 
 
@@ -182,17 +182,17 @@ def _limited(subject: Subject, config: RunConfig) -> tuple[Problem, tuple[Budget
 def _repaired(
     problem: Problem, budgets: tuple[Budget, ...], searched: Calibration, workshop: Workshop, crew: Crew | None, about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Steps 4 to 6, again with tightened limits as long as what was chosen breaks a budget when it is measured, and no more than `_REPAIRS` times.
+    """Steps 4 to 6, again with tightened limits as long as what was chosen breaks a budget when it is measured, and no more than `REPAIRS` times.
 
     In the last round, or where nothing lower is predicted, a finalist that keeps the budgets when measured is preferred to a better one that does not. What is
     measured last is the artifact itself.
     """
     least = {resource: low for resource, (low, _) in reachable(problem).items()}
     repairs = list[dict[str, Any]]()
-    limits = _scouted(problem, budgets, least, workshop, repairs)
-    for turn in range(_REPAIRS):
+    limits = scouted(problem, budgets, least, workshop, repairs)
+    for turn in range(REPAIRS):
         found = _search(problem, limits, searched, workshop, crew)
-        last = turn == _REPAIRS - 1 or any(limit.limit <= least.get(limit.resource, 0.0) for limit in limits)
+        last = turn == REPAIRS - 1 or any(limit.limit <= least.get(limit.resource, 0.0) for limit in limits)
         result = _finish(problem, budgets, found, workshop, about, last)
         best = result["best"]
         if all(b.kept(best["measured"]) for b in budgets):
@@ -202,77 +202,17 @@ def _repaired(
                 return _write(result, problem, limits, found["trials"], workshop)
             shutil.rmtree(workshop.study.artifact)  # what breaks a budget is not to be shipped
         for b in (b for b in budgets if not b.kept(best["measured"])):
-            repairs.append(_repair(b, best))
+            repairs.append(repair(b, best))
             got, predicted = (format_quantity(repairs[-1][key], b.resource) for key in ("measured", "predicted"))
             workshop.progress.say(
                 f"{best['label']}: measured {got} breaks the budget of {format_quantity(b.limit, b.resource)} (predicted {predicted}): tightened by that "
                 "ratio, and searched again."
             )
-        limits = _lower(budgets, limits, best, least)
+        limits = lowered(budgets, limits, best, least)
     raise InfeasibleError(
-        f"After {_REPAIRS} rounds no exported model keeps {', '.join(map(str, budgets))} when it is measured. Raise the budget.",
+        f"After {REPAIRS} rounds no exported model keeps {', '.join(map(str, budgets))} when it is measured. Raise the budget.",
         {b.resource: b.spent(best["measured"]) or 0.0 for b in budgets},
     )
-
-
-def _scouted(
-    problem: Problem, budgets: tuple[Budget, ...], least: Mapping[str, float], workshop: Workshop, repairs: list[dict[str, Any]]
-) -> tuple[Budget, ...]:
-    """Limits under which the proxy's optimum, rounded to nearest, keeps the budgets when it is measured: found before the search, which is what takes long.
-
-    A latency is predicted as the machine was when its table was measured. How far it is from that now, and new processes from each other, is learned here.
-    Raises: InfeasibleError: As `_lower`.
-    """
-    if not timed(workshop.config):
-        return budgets
-    proxy, limits = _proxy(workshop.config), budgets
-    for _ in range(_REPAIRS):
-        optimum = solve(problem, proxy, limits)
-        with workshop.progress.task(f"measure the optimum of {proxy}") as advance:
-            measured = workshop.measured(workshop.calibration.states(problem.assignment(optimum.indices)))
-            advance(1, 1)
-        row = {"measured": measured, "predicted": optimum.cost.to_json()}
-        repairs += [_repair(b, row) for b in budgets if not b.kept(measured)]
-        limits = _lower(budgets, limits, row, least)
-        if all(b.kept(measured) for b in budgets):
-            break
-    for b, limit in zip(budgets, limits, strict=True):
-        if limit.limit < b.limit:
-            said = f"Looking for {format_quantity(limit.limit, b.resource)} as predicted, so that {b.text} is kept as measured"
-            workshop.progress.say(f"{said}: the optimum of {proxy} may take {b.limit / limit.limit:.3f} times what is predicted.")
-    return limits
-
-
-def _repair(budget: Budget, row: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a row that broke a budget."""
-    return {"resource": budget.resource, "limit": budget.limit, "predicted": row["predicted"][budget.resource], "measured": budget.spent(row["measured"])}
-
-
-def _lower(budgets: tuple[Budget, ...], limits: tuple[Budget, ...], row: dict[str, Any], least: Mapping[str, float]) -> tuple[Budget, ...]:
-    """Limits for the solver, by what a row was predicted to take and takes.
-
-    Raises: InfeasibleError: It breaks a budget, and was found under a limit that nothing lower is predicted to keep.
-    """
-    for b, limit in zip(budgets, limits, strict=True):
-        if not b.kept(row["measured"]) and limit.limit <= least.get(b.resource, 0.0):
-            got = b.spent(row["measured"]) or 0.0
-            raise InfeasibleError(
-                f"The budget {b.text} is not kept by what is predicted to take the least, {format_quantity(row['predicted'][b.resource], b.resource)}: "
-                f"as measured now it takes up to {format_quantity(got, b.resource)}. Raise the budget.",
-                {b.resource: got},
-            )
-    return tuple(_tightened(b, limit, row, least.get(b.resource, 0.0)) for b, limit in zip(budgets, limits, strict=True))
-
-
-def _tightened(budget: Budget, limit: Budget, row: dict[str, Any], least: float) -> Budget:
-    """A limit for the solver that was wrong by as much as the last measurement was; not below what can be reached, before that has been tried."""
-    got, predicted = budget.spent(row["measured"]), row["predicted"].get(budget.resource)
-    if got is None or predicted is None:
-        return limit
-    if got <= budget.limit:
-        return replace(limit, limit=min(limit.limit, budget.limit * min(1.0, predicted / got)))
-    tightened = min(limit.limit, predicted) * budget.limit / got * 0.99
-    return replace(limit, limit=max(tightened, least) if limit.limit > least else tightened)
 
 
 def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibration, workshop: Workshop, crew: Crew | None) -> dict[str, Any]:
@@ -282,7 +222,7 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     finalist of its own.
     """
     config = workshop.config
-    proxy = _proxy(config)
+    proxy = proxy_of(config)
     optimum = solve(problem, proxy, limits)
     uniform = next((u.indices for u in _uniforms(problem, config) if _keeps(problem, u.indices, limits)), None)
     warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if problem.interactions.get(proxy) else None)) if indices is not None]
@@ -292,11 +232,6 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     best = next((t for t in ranked if t.indices not in (uniform, optimum.indices)), ranked[0])
     label = "best of the study" if best is ranked[0] else "best other of the study"
     return {"proxy": proxy, "optimum": optimum, "uniform": uniform, "best": {label: best.indices}, "trials": trials, "journal": name}
-
-
-def _proxy(config: RunConfig) -> str:
-    """The objective that is solved."""
-    return config.objectives[0].partition(":")[0]
 
 
 def _trials(

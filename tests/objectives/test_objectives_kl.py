@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from mpsearch.errors import OptionError
+from mpsearch.errors import MpsearchError, OptionError
 from mpsearch.evaluate import TASKS
 from mpsearch.evaluate.metrics import kl_by_image
 from mpsearch.evaluate.prefixes import MOST_PROBES
-from mpsearch.objectives import OBJECTIVES, ScoringContext
+from mpsearch.objectives import OBJECTIVES, ScoringContext, score
 from mpsearch.objectives._sampling import SampledEvaluator, sample
 from mpsearch.objectives.kl_mixed import Unit, _fit, _next, _straightened
 from mpsearch.objectives.output_mse import Sqnr
@@ -289,6 +289,13 @@ class TestKlFront:
         monkeypatch.setattr(OBJECTIVES.get("fisher"), "score", lambda *_: pytest.fail("scored"))
         assert (rows_of("kl_front:images=8,exchanges=1,optima=9", context)[:, :-1] > 0).all()
         assert OBJECTIVES.create("kl_front").passes(context).backward == 0
+
+    @pytest.mark.parametrize("text", ["kl_front:images=8", "kl_mixed:images=8"])
+    def test_a_unit_whose_damage_is_not_finite_is_named(self, tiny, monkeypatch, text):
+        monkeypatch.setattr(SampledEvaluator, "measure", lambda self, assignment: math.nan)
+        context = self.context(tiny)
+        with pytest.raises(MpsearchError, match=f"gives nan for '{context.layers[0].name}'"):
+            score(OBJECTIVES.create(text), context)
 
     def test_bad_options_are_refused(self):
         with pytest.raises(OptionError, match="'exchanges' of kl_front is 0"):

@@ -9,6 +9,7 @@ from mpsearch.errors import InfeasibleError, TableError
 from mpsearch.hardware.cost_model import CostModel, FitError
 from mpsearch.pipeline.fitted import require_trust
 from mpsearch.pipeline.progress import Silent
+from mpsearch.pipeline.tightening import scouted
 from mpsearch.problem import Budget, Candidate, Layer, Problem
 
 steps = importlib.import_module("mpsearch.pipeline.run")
@@ -40,7 +41,7 @@ def rounds(monkeypatch):
             workshop.study.artifact.mkdir()
             best["measured"].update(shipped.pop(0) if shipped else {})
 
-        monkeypatch.setattr(steps, "_scouted", lambda problem, budgets, *_: budgets)
+        monkeypatch.setattr(steps, "scouted", lambda problem, budgets, *_: budgets)
         monkeypatch.setattr(steps, "_finish", finish)
         monkeypatch.setattr(steps, "_ship", ship)
         monkeypatch.setattr(steps, "reachable", lambda problem: {"latency_us": (least, 100.0), "size_bytes": (1.0, 1e6)})
@@ -131,7 +132,7 @@ PROBLEM = problem((4.0, 1.0, 0.0), (10.0, 16.0, 24.0))
 @pytest.mark.parametrize("ratio", [0.8, 1.0, 1.07, 1.6])
 def test_the_limit_of_the_search_is_what_the_optimum_keeps_when_measured(ratio):
     workshop = Scale(ratio)
-    (limit,) = steps._scouted(PROBLEM, (Budget.parse("50us"),), {"latency_us": 30.0}, workshop, repairs := [])
+    (limit,) = scouted(PROBLEM, (Budget.parse("50us"),), {"latency_us": 30.0}, workshop, repairs := [])
     assert max(ratio, 1.0) * workshop.asked[-1] <= 50.0
     assert workshop.asked[-1] <= limit.limit <= 50.0 / max(ratio, 1.0)  # nothing that is as far off as the optimum is breaks the budget
     assert len(workshop.asked) == len(set(workshop.asked)) and (ratio > 1.0) == bool(workshop.progress.lines)
@@ -140,13 +141,13 @@ def test_the_limit_of_the_search_is_what_the_optimum_keeps_when_measured(ratio):
 
 def test_a_budget_that_even_the_fastest_breaks_when_measured_is_told_with_what_it_takes():
     with pytest.raises(InfeasibleError, match=r"not kept by what is predicted to take the least, 0\.030 ms.* up to 0\.060 ms") as caught:
-        steps._scouted(PROBLEM, (Budget.parse("50us"),), {"latency_us": 30.0}, Scale(2.0), [])
+        scouted(PROBLEM, (Budget.parse("50us"),), {"latency_us": 30.0}, Scale(2.0), [])
     assert caught.value.least == {"latency_us": 60.0}
 
 
 def test_a_budget_of_bytes_alone_is_not_scouted():
     workshop = Scale(2.0, budgets=("5kB",))
-    assert steps._scouted(PROBLEM, BUDGETS[1:], {}, workshop, []) == BUDGETS[1:] and workshop.asked == []
+    assert scouted(PROBLEM, BUDGETS[1:], {}, workshop, []) == BUDGETS[1:] and workshop.asked == []
 
 
 def model(tau):
