@@ -1,4 +1,4 @@
-"""`kl_front`: `kl`, moved until its optimum at every size is about as good as the best that was measured there."""
+"""`kl_front`: `kl`, fitted to what its own optima, and better assignments, were measured to do along the range of sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STEPS = 24
 """Parts of the range of bits; with weights of 2 to 8 bits, a part is a quarter of a bit."""
 _SEARCHED = range(4, 21, 2)
 _CHECKED = range(3, 23)
-"""Sizes, in parts of the range, that are searched, and at which the table's optimum is measured."""
+"""Sizes, in parts of the range, that are searched, and at and around which the table's optima are measured."""
 _MORE, _AGAIN = 2, 8
 """Times the images of `kl`, as far as there are: of the search, and of what is measured after it."""
 _SHORT = 3
@@ -34,13 +34,13 @@ _SHORT = 3
 @OBJECTIVES.register("kl_front")
 @dataclass(frozen=True)
 class KlFront(Objective):
-    """A table of which the exact optima were measured and found good, from an eighth of the range of bits to eleven twelfths.
+    """A table that is fitted to measured losses where its exact optima lie, from an eighth of the range of bits to eleven twelfths.
 
     The table of `kl` says what single units do. At nine sizes its optimum is measured, those of `fisher` (where the task has classes) and `output_mse`,
     which err elsewhere, and some exchanges around the best, each chosen by all that was measured before, as the polish of a search does, on twice the
     images of `kl`. The best of so many owes some of its place to these images, so the best few at each of twenty sizes are measured again on eight times
-    those of `kl`. The table is then moved, by little, so that its optimum at each of these sizes comes near the best known there (`search.aligned`); new
-    optima are measured as they come up, on these images too. Its sums order assignments, and are not their losses.
+    those of `kl`. The table is then fitted to all of these, by factors near 1; its own optima at twenty sizes are measured on the latter images, and it is
+    fitted anew, with other sizes each time (`search.aligned`). Its sums order assignments, and are not their losses.
 
     A size is the bits of all weights; where inputs have more than one width, those of all inputs are added.
 
@@ -50,7 +50,7 @@ class KlFront(Objective):
         images: As in `kl`; `fisher` and `output_mse` use as many as they do alone.
         memory_mb: As in `kl`.
         exchanges: Measured at each of the nine sizes, at most.
-        optima: Measured while the table is moved, at most.
+        optima: Measured between fits of the table, at most.
     """
 
     needs_data: ClassVar[bool] = True
@@ -111,15 +111,14 @@ class KlFront(Objective):
             evaluator = search.evaluator(context)
         losses = search_along(problem, tuple(problem.scores), [limits[k] for k in _SEARCHED], measure, self.exchanges, step)
         alone = positive([unit.damage for unit in units])
-        order, checked = _order(context, units, layers), [limits[k] for k in _CHECKED]
+        order, checked, before = _order(context, units, layers), [limits[k] for k in _CHECKED], dict[tuple[int, ...], float]()
         if again.count(context) > search.count(context):
-            evaluator, best = again.evaluator(context), shortlist(problem, losses, checked, _SHORT)
-            losses = {}
-            for indices in best:
+            evaluator, before, losses = again.evaluator(context), losses, {}
+            for indices in shortlist(problem, before, checked, _SHORT):
                 losses[indices] = measure(indices)
                 step()
-        found = align(problem, layers.merge([row.tolist() for row in alone]), losses, checked, measure, self.optima, order=order, on_step=step)
-        for group, row in zip(layers.groups, found.rows, strict=True):
+        found = align(problem, layers.merge([row.tolist() for row in alone]), losses, checked, measure, self.optima, before, order, step)
+        for group, row in zip(layers.groups, found, strict=True):
             together = sum(alone[i] for i in group)
             for unit, part in ((units[i], alone[i]) for i in group):
                 for at, value in zip(unit.candidates, row * part / together, strict=True):

@@ -1,4 +1,4 @@
-"""Tables moved until their optima are as good as what was measured."""
+"""Tables fitted to what was measured at their optima."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import math
 
 import numpy as np
 import pytest
-import scipy.optimize
 
 from mpsearch.problem import Budget, Candidate, Layer, Problem
 from mpsearch.search import solve
-from mpsearch.search.aligned import _moved, align, search_along, shortlist
+from mpsearch.search.aligned import _FACTOR_SD, _NOISE_SD, align, search_along, shortlist
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
 ORDER = [(m, later, earlier) for m in range(12) for earlier, later in itertools.pairwise(range(len(WIDTHS)))]
@@ -53,89 +52,82 @@ def regrets(problem: Problem, rows, losses, loss, limits) -> list[float]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_optima_come_close_to_the_best_known_at_every_limit(seed):
+def test_optima_are_better_at_limits_that_were_not_asked_for(seed):
     problem = problem_of(seed)
     loss, limits = loss_of(problem, seed), limits_of(problem)
     losses = search_along(problem, ["proxy"], limits[1::3], loss, 8)
-    rows, steps = [np.array(row) for row in problem.scores["proxy"]], []
+    rows, steps, known = [np.array(row) for row in problem.scores["proxy"]], [], len(losses)
     found = align(problem, rows, losses, limits, loss, 100, order=ORDER, on_step=lambda: steps.append(1))
-    before, after = (max(regrets(problem, table, losses, loss, limits)) for table in (rows, found.rows))
-    assert after == pytest.approx(found.regret) and found.regret < 0.0801 < 0.25 < before
-    assert 0 < len(steps) <= 100 and np.mean(found.regrets) < 0.02
-    assert all((np.diff(row) >= -1e-12).all() for row in found.rows), "fewer bits may not do less damage"
+    assert len(losses) - known == len(steps) <= 100
+    others = [limit + (limits[1] - limits[0]) * shift for limit in limits[:-1] for shift in (0.21, 0.5, 0.83)]
+    before, after = (np.array(regrets(problem, table, losses, loss, others)) for table in (rows, found))
+    assert np.sqrt((after**2).mean()) < 0.6 * np.sqrt((before**2).mean()) and after.max() < before.max()
+    assert all((np.diff(row) >= -1e-12).all() for row in found), "fewer bits may not do less damage"
 
 
-def test_a_table_whose_optima_are_the_best_known_stays():
+def test_a_table_that_is_right_up_to_a_factor_stays():
     problem = problem_of(0)
     rows = [np.array(row) for row in problem.scores["proxy"]]
 
     def loss(choices) -> float:
-        return math.fsum(row[c] for row, c in zip(rows, choices, strict=True))
+        return 3 * math.fsum(row[c] for row, c in zip(rows, choices, strict=True))
 
     losses = search_along(problem, ["proxy"], limits_of(problem, [8, 16]), loss, 4)
     found = align(problem, rows, losses, limits_of(problem), loss, 100)
-    assert all(np.array_equal(a, b) for a, b in zip(found.rows, rows, strict=True))
-    assert found.regret == pytest.approx(0, abs=1e-12) and found.missed == 0
+    assert all(np.allclose(a, b, rtol=1e-6) for a, b in zip(found, rows, strict=True))
 
 
-def test_of_inequalities_that_no_table_meets_the_one_of_the_least_difference_is_missed():
-    """Unit 1 or unit 3 has to be the one that suffers more from few bits, and each pair names another."""
-    first, second = ((0, 1, 1, 0), (0, 0, 1, 1)), ((0, 0, 0, 1), (0, 1, 0, 0))
-    rows, missed = _moved([np.array([1.0, 2.0])] * 4, {first: 0.2, second: 0.5}, ())
-    good, bad = (math.fsum(row[c] for row, c in zip(rows, choices, strict=True)) for choices in second)
-    assert missed == 1 and bad > good * (1 + 0.3 * 0.5)
-    assert all(np.allclose(rows[m], [1.0, 2.0], rtol=1e-3) for m in (0, 2)), "what both share hardly moves: only as a part of their sums"
+def test_the_factors_are_the_most_likely():
+    """Two units of two choices, so little is measured that no offset bends: the closed form of a linear regression, as factors are near 1."""
+    layers = tuple(Layer(f"u{m}", "linear", (100, 1), ((1,),), (1,), 1, f"u{m}") for m in range(2))
+    candidates = ((Candidate(8, 8), Candidate(4, 8)),) * 2
+    problem = Problem(layers, candidates, {}, {"size_bytes": ((100.0, 100.0),) * 2})
+    rows, off = [np.array([1.0, 2.0]), np.array([1.0, 2.0])], 1e-3
+    losses = {(0, 1): 3.0 * math.exp(off), (1, 0): 3.0 * math.exp(-off)}
+    found = align(problem, rows, losses, [200.0], lambda _: pytest.fail("measured"), 0)
+    shares = np.array([[1, 0, 0, 2], [0, 2, 1, 0]]) / 3
+    wanted = _FACTOR_SD**2 * shares.T @ np.linalg.solve(_FACTOR_SD**2 * shares @ shares.T + _NOISE_SD**2 * np.eye(2), [off, -off])
+    assert np.allclose(np.log(np.concatenate(found) / np.concatenate(rows)), wanted, atol=2e-6)
 
 
-def test_the_table_is_the_nearest_that_meets_the_inequalities():
-    """Against a general solver of the same quadratic problem."""
-    rng = np.random.default_rng(0)
-    rows = [np.sort(rng.lognormal(0, 1, 3))[::-1].copy() for _ in range(4)]
-    order = [(m, k, k + 1) for m in range(4) for k in range(2)]
-    pairs = {((0, 1, 2, 1), (1, 0, 1, 2)): 0.05, ((2, 2, 0, 0), (1, 1, 1, 1)): 0.03}
-    moved, missed = _moved(rows, pairs, order)
-    start = np.concatenate(rows)
-
-    def short(x, good, bad, gap):
-        values = (start * (1 + x)).reshape(4, 3)
-        sums = [sum(values[m, c] for m, c in enumerate(choices)) for choices in (bad, good)]
-        base = sum(rows[m][c] for m, c in enumerate(good))
-        return (sums[0] - sums[1]) / base - 1e-3 - 0.3 * gap
-
-    conditions = [{"type": "ineq", "fun": lambda x, pair=pair, gap=gap: short(x, *pair, gap)} for pair, gap in pairs.items()]
-    conditions += [{"type": "ineq", "fun": lambda x, m=m, k=k: (start * (1 + x))[3 * m + k] - (start * (1 + x))[3 * m + k + 1]} for m, k, _ in order]
-    wanted = scipy.optimize.minimize(lambda x: x @ x / 2, np.zeros(12), jac=lambda x: x, constraints=conditions, method="SLSQP", options={"ftol": 1e-12})
-    assert wanted.success and missed == 0
-    assert np.allclose(np.concatenate(moved), start * (1 + wanted.x), rtol=1e-3)
+def test_a_coarser_measure_counts_up_to_its_mean_ratio():
+    problem = problem_of(1)
+    loss, limits = loss_of(problem, 1), limits_of(problem)
+    coarse = search_along(problem, ["proxy"], limits[1::3], loss, 8)
+    rows, fine = [np.array(row) for row in problem.scores["proxy"]], dict(list(coarse.items())[::4])
+    one, two = (align(problem, rows, dict(known), limits, loss, 0, before) for known, before in ((coarse, None), (fine, {i: 2 * x for i, x in coarse.items()})))
+    assert all(np.allclose(a, b, rtol=1e-4) for a, b in zip(one, two, strict=True))
 
 
-def test_without_evaluations_and_unknown_optima_the_table_is_as_it_was():
+def test_where_nothing_is_known_the_table_is_as_it_was():
     problem = problem_of(1)
     rows = [np.array(row) for row in problem.scores["proxy"]]
     found = align(problem, rows, {}, limits_of(problem), lambda _: pytest.fail("measured"), 0)
-    assert all(np.array_equal(a, b) for a, b in zip(found.rows, rows, strict=True)) and found.regret == math.inf
+    assert all(np.array_equal(a, b) for a, b in zip(found, rows, strict=True))
 
 
 def test_losses_that_are_not_finite_are_avoided():
     problem = problem_of(2)
-    loss = loss_of(problem, 2)
+    loss, limits, rows = loss_of(problem, 2), limits_of(problem, range(8, 23)), [np.array(row) for row in problem.scores["proxy"]]
+
+    def optima(table) -> list[tuple[int, ...]]:
+        scored = Problem(problem.layers, problem.candidates, {"table": tuple(map(tuple, table))}, problem.costs)
+        return [solve(scored, "table", [Budget("size_bytes", limit, "")]).indices for limit in limits]
+
+    unit, worst = max(enumerate(optima(rows)[0]), key=lambda choice: choice[1])
 
     def measure(choices) -> float:
-        return math.nan if choices[0] == len(WIDTHS) - 1 else loss(choices)
+        return math.nan if choices[unit] == worst else loss(choices)
 
-    limits = limits_of(problem, range(8, 23))
-    losses = search_along(problem, ["proxy"], limits[::3], measure, 8)
-    found = align(problem, [np.array(row) for row in problem.scores["proxy"]], losses, limits, measure, 100)
-    assert found.regret < 0.3
+    found = align(problem, rows, search_along(problem, ["proxy"], limits[::3], measure, 8), limits, measure, 100)
+    assert any(choices[unit] == worst for choices in optima(rows)) and not any(choices[unit] == worst for choices in optima(found))
 
 
-def test_losses_of_zero_are_all_the_best():
+def test_losses_of_zero_move_nothing():
     problem = problem_of(0)
-    limits = limits_of(problem, range(8, 23, 4))
-    found = align(
-        problem, [np.array(row) for row in problem.scores["proxy"]], search_along(problem, ["proxy"], limits, lambda _: 0.0, 2), limits, lambda _: 0.0, 9
-    )
-    assert found.regret == 0
+    limits, rows = limits_of(problem, range(8, 23, 4)), [np.array(row) for row in problem.scores["proxy"]]
+    found = align(problem, rows, search_along(problem, ["proxy"], limits, lambda _: 0.0, 2), limits, lambda _: 0.0, 9)
+    assert all(np.isfinite(row).all() and (row > 0).all() for row in found)
 
 
 def test_the_optima_of_every_table_are_measured_at_every_limit():
@@ -170,4 +162,4 @@ def test_ties_are_one_choice():
     merged[2:4] = [merged[2] + merged[3]]
     found = align(problem, merged, losses, limits_of(problem), loss, 100)
     assert len(losses) > 8 and all(indices[2] == indices[3] for indices in losses)
-    assert len(found.rows) == 11 and found.regret < 0.0801
+    assert len(found) == 11
