@@ -16,7 +16,7 @@ from mpsearch.objectives.kl import Kl
 from mpsearch.objectives.kl_mixed import Unit, assignment, units_of
 from mpsearch.objectives.output_mse import OutputMse
 from mpsearch.problem import Problem
-from mpsearch.search.aligned import align, search_along, shortlist
+from mpsearch.search.aligned import LAST, align, search_along, shortlist
 from mpsearch.search.correction import positive
 from mpsearch.search.superlayers import SuperLayers
 
@@ -50,7 +50,7 @@ class KlFront(Objective):
         images: As in `kl`; `fisher` and `output_mse` use as many as they do alone.
         memory_mb: As in `kl`.
         exchanges: Measured at each of the nine sizes, at most.
-        optima: Measured between fits of the table, at most.
+        optima: Measured between fits of the table, at most; then those at twenty sizes, until they are known, three times at most.
     """
 
     needs_data: ClassVar[bool] = True
@@ -71,7 +71,7 @@ class KlFront(Objective):
         """With the images of the search and of what follows it, and how many assignments are measured on them, at most."""
         count, searched = self._kl.count(context), len(_SEARCHED) * (1 + len(_others(context)) + self.exchanges)
         more, again = (replace(self._kl, images=min(times * count, len(context.images))) for times in (_MORE, _AGAIN))
-        return [(more, searched), (again, self.optima + (len(_CHECKED) * _SHORT if again != more else 0))]
+        return [(more, searched), (again, self.optima + len(_CHECKED) * (LAST + (_SHORT if again != more else 0)))]
 
     def passes(self, context: ScoringContext) -> Passes:
         """Of `kl`, one forward pass for every assignment at most, on the images of the search or of what follows it, and of the tables that the search

@@ -33,6 +33,8 @@ Order = Sequence[tuple[int, int, int]]
 """Super-layer, choice and choice: the first may not have less damage than the second."""
 _ROUNDS, _IDLE = 24, 3
 """Fits at most, and how many in a row may bring no new optimum before the last."""
+LAST = 3
+"""Fits at most to the optima at the limits themselves, when all others are done."""
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _FACTOR_SD = 0.2
 """Of the logarithm of an entry's factor. Wider ones explain the measurements better, and have worse optima."""
@@ -100,7 +102,8 @@ def align(
 ) -> list[Row]:
     """Fit a table to what was measured and to its own optima, until `evaluations` are used up or it has no new ones.
 
-    The optima of a fit at `limits` are measured; those of the next ones at limits between them, in other places each time.
+    The optima of a fit at `limits` are measured; those of the next ones at limits between them, in other places each time; and at last those at `limits`
+    again, `LAST` times at most.
 
     Args:
         problem: With costs of one resource.
@@ -108,7 +111,7 @@ def align(
         losses: What is known; new measurements are added.
         limits: Of the resource, rising and evenly spaced.
         measure: Of what is not known.
-        evaluations: New measurements at most.
+        evaluations: New measurements at most, but for the last.
         before: Losses by another measure, brought in line with `losses` by the mean ratio of those that are in both.
         order: Kept by the table that is returned.
         on_step: Called after each new measurement.
@@ -118,17 +121,25 @@ def align(
     """
     most, step, idle = len(losses) + evaluations, (limits[-1] - limits[0]) / max(len(limits) - 1, 1), 0
     found = _fitted(problem, rows, losses, before or {}, order)
-    for number in range(_ROUNDS):
-        shift = step * (number * _GOLDEN % 1 - 0.5) if number else 0.0
+
+    def fitted_to_optima(shift: float, most: int) -> bool:
+        """Whether there were new ones."""
+        nonlocal found
         optima = _optima(problem, found, [max(limit + shift, limits[0]) for limit in limits])
-        new = [indices for indices in dict.fromkeys(optima) if indices not in losses][: most - len(losses)]
+        new = [indices for indices in dict.fromkeys(optima) if indices not in losses][:most]
         for indices in new:
             losses[indices] = measure(indices)
             on_step()
         if new:
             found = _fitted(problem, rows, losses, before or {}, order)
-        idle = 0 if new else idle + 1
+        return bool(new)
+
+    for number in range(_ROUNDS):
+        idle = 0 if fitted_to_optima(step * (number * _GOLDEN % 1 - 0.5) if number else 0.0, most - len(losses)) else idle + 1
         if idle == _IDLE or len(losses) >= most:
+            break
+    for _ in range(LAST if evaluations else 0):
+        if not fitted_to_optima(0.0, len(limits)):
             break
     return found
 
