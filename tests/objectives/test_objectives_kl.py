@@ -21,6 +21,7 @@ from mpsearch.objectives.kl_mixed import Unit, _fit, _next, _straightened
 from mpsearch.objectives.output_mse import Sqnr
 from mpsearch.problem import Candidate, Layer
 from mpsearch.quant import install
+from mpsearch.search.aligned import LAST
 
 CANDIDATES = tuple(Candidate.parse(text) for text in ("W2A4", "W4A8", "float"))
 
@@ -247,9 +248,9 @@ class TestKlFront:
         rows_of(self.TEXT, context)
         kl, front = (OBJECTIVES.create(text).passes(context) for text in ("kl:images=32", self.TEXT))
         others = [OBJECTIVES.create(text).passes(context) for text in ("fisher", "output_mse")]
-        assert front.forward == kl.forward + (9 * (3 + 6) + 60) * len(context.images) + sum(other.forward for other in others)
+        assert front.forward == kl.forward + (9 * (3 + 6) + 60 + 20 * LAST) * len(context.images) + sum(other.forward for other in others)
         assert (front.backward, front.units) == (sum(other.backward for other in others), sum(other.units for other in others))
-        assert len(calls) <= len(context.layers) * 6 + 9 * (3 + 6) + 60
+        assert len(calls) <= len(context.layers) * 6 + 9 * (3 + 6) + 60 + 20 * LAST
 
     def test_the_best_are_judged_by_more_images(self, tiny, monkeypatch):
         """By the images of the search one unit does little damage, by more images another."""
@@ -281,7 +282,7 @@ class TestKlFront:
         passes, kl = OBJECTIVES.create(text).passes(context), OBJECTIVES.create("kl:images=8").passes(context)
         others = sum(OBJECTIVES.create(o).passes(context).forward for o in ("fisher", "output_mse"))
         searched = 16 * 9 * (3 + 6) + 2 * MOST_PROBES + 16 + 24  # the sample is drawn from all images
-        judged = 24 * (60 + 20 * 3) + 2 * MOST_PROBES + 24
+        judged = 24 * (60 + 20 * (3 + LAST)) + 2 * MOST_PROBES + 24
         assert passes.forward == kl.forward + others + searched + judged
 
     def test_a_task_without_classes_has_no_fisher_information(self, tiny, monkeypatch):
