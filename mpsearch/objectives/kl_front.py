@@ -111,7 +111,8 @@ class KlFront(Objective):
             evaluator = search.evaluator(context)
         losses = search_along(problem, tuple(problem.scores), [limits[k] for k in _SEARCHED], measure, self.exchanges, step)
         alone = positive([unit.damage for unit in units])
-        order, checked, before = _order(context, units, layers), [limits[k] for k in _CHECKED], dict[tuple[int, ...], float]()
+        order, checked = _order(context, units, layers), [limits[k] for k in _CHECKED]
+        before: dict[tuple[int, ...], float] = {}
         if again.count(context) > search.count(context):
             evaluator, before, losses = again.evaluator(context), losses, {}
             for indices in shortlist(problem, before, checked, _SHORT):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import scipy.optimize
@@ -42,9 +43,8 @@ _NOISE_SD = 0.05
 """Of what a table cannot say, in log loss."""
 _KNOTS, _KNOT_SD, _OFFSET_SD = 10, 0.3, 1.0
 """Of the offset: sizes between which it is linear, and the standard deviations of its change from one to the next and of itself."""
-_LOST = 10.0
-"""Times the greatest known loss: what counts as the loss of an assignment that has none."""
-_LEAST = 1e-12
+_BEYOND = 10.0
+"""An assignment without a loss counts as one of so many times the greatest, one of loss zero as this part of the least above it."""
 
 
 def search_along(
@@ -96,7 +96,7 @@ def align(
     limits: Sequence[float],
     measure: Measure,
     evaluations: int,
-    before: Mapping[Indices, float] | None = None,
+    before: Mapping[Indices, float] = MappingProxyType({}),
     order: Order = (),
     on_step: Callable[[], None] = lambda: None,
 ) -> list[Row]:
@@ -120,7 +120,7 @@ def align(
         M rows; where nothing is known and nothing may be measured, those given.
     """
     most, step, idle = len(losses) + evaluations, (limits[-1] - limits[0]) / max(len(limits) - 1, 1), 0
-    found = _fitted(problem, rows, losses, before or {}, order)
+    found = _fitted(problem, rows, losses, before, order)
 
     def fitted_to_optima(shift: float, most: int) -> bool:
         """Whether there were new ones."""
@@ -131,7 +131,7 @@ def align(
             losses[indices] = measure(indices)
             on_step()
         if new:
-            found = _fitted(problem, rows, losses, before or {}, order)
+            found = _fitted(problem, rows, losses, before, order)
         return bool(new)
 
     for number in range(_ROUNDS):
@@ -158,7 +158,8 @@ def _fitted(problem: Problem, rows: Sequence[Row], losses: Mapping[Indices, floa
     """The most likely rows: the log of each measured loss is that of its sum, an offset and noise, all normal.
 
     With `z` the logs of the factors and `h` the offset at the knots: least |(log sum(rows * exp z) + h(size) - log loss) / _NOISE_SD|^2 + |z / _FACTOR_SD|^2 +
-    |diff h / _KNOT_SD|^2 + |h / _OFFSET_SD|^2.
+    |diff h / _KNOT_SD|^2 + |h / _OFFSET_SD|^2. `search.correction` fits like factors, with widths by evidence and a straight line for the offset; that explains
+    losses better, and its optima here are worse.
     """
     logs = _logs(losses, before)
     if not logs:
@@ -195,13 +196,13 @@ def _logs(losses: Mapping[Indices, float], before: Mapping[Indices, float]) -> d
     found, earlier = _finite_logs(losses), _finite_logs(before)
     both = [found[indices] - earlier[indices] for indices in found if indices in earlier]
     ratio = float(np.mean(both)) if both else 0.0
-    return {indices: value + ratio for indices, value in earlier.items() if indices not in losses} | found
+    return {indices: value + ratio for indices, value in earlier.items()} | found
 
 
 def _finite_logs(losses: Mapping[Indices, float]) -> dict[Indices, float]:
-    finite = [loss for loss in losses.values() if math.isfinite(loss)]
-    lost = _LOST * max(finite, default=1.0)
-    return {indices: math.log(max(loss if math.isfinite(loss) else lost, _LEAST)) for indices, loss in losses.items()}
+    known = [loss for loss in losses.values() if math.isfinite(loss) and loss > 0] or [1.0]
+    lost, none = _BEYOND * max(known), min(known) / _BEYOND
+    return {indices: math.log(max(loss, none) if math.isfinite(loss) else lost) for indices, loss in losses.items()}
 
 
 def _interpolation(sizes: Row) -> Row:
