@@ -71,9 +71,7 @@ def run(  # long for its options alone
     polish: Annotated[int | None, typer.Option(help="Exchanges around the best whose loss is measured afterwards. 32, or 10 on the embedded default.")] = None,
     first_last_bits: FirstLastBits = None,
     method: Annotated[str, typer.Option(help="Reconstruction: qdrop, brecq, adaround, attention_round or nearest, with :option=value.")] = "qdrop",
-    reconstruction_memory: Annotated[
-        str, typer.Option(help="Bound on the activations that the reconstruction stores; it uses fewer images to keep it.")
-    ] = "8GiB",
+    reconstruction_memory: Annotated[str, typer.Option(help="Bound on the memory that the reconstruction takes; it uses fewer images to keep it.")] = "8GiB",
     iterations: Annotated[
         int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 4 on the embedded default.")
     ] = None,

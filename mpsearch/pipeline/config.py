@@ -51,7 +51,7 @@ class RunConfig:
         iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 200, or 4 on the embedded default.
         search_iterations: Reconstruction steps for each block at each bit-width before the search, which then sees the damage that reconstruction leaves; 0 to
             search on rounding to nearest; None for a quarter of `iterations`, or 0 on the embedded default.
-        reconstruction_memory: Bound on the activations that a reconstruction stores, such as `8GiB`; it uses fewer images to keep it.
+        reconstruction_memory: Bound on the memory that a reconstruction takes beside the model and the images, such as `8GiB`; it uses fewer images to keep it.
         target: `ort-cpu` (packed checkpoint and ONNX), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR), `triton-cuda` (checkpoint on the
             Triton kernels, latency and energy), or `packed` (checkpoint alone, no latency).
         tables: Folder of latency tables.

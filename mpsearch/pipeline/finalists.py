@@ -21,7 +21,7 @@ from mpsearch.deploy.packed import load_packed, save_packed
 from mpsearch.deploy.runtimes import RUNTIMES, DeployedRuntime, Origin
 from mpsearch.deploy.triton_cuda import TritonRun
 from mpsearch.deploy.wiring import find_wires
-from mpsearch.errors import MpsearchError
+from mpsearch.errors import MpsearchError, OptionError
 from mpsearch.evaluate import TASKS, Metrics, Task, predict
 from mpsearch.hardware import BACKENDS
 from mpsearch.hardware.bench import TRIES
@@ -38,7 +38,8 @@ from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Assignment, Candidate, Layer, Problem, assignment_csv, assignment_document
 from mpsearch.quant import AffineParams, TwoRegionParams, UnitState, affine_input, install
-from mpsearch.reconstruct import BlockResult, Calibration, ReconstructionConfig, images_within, reconstruct
+from mpsearch.reconstruct import METHODS, BlockResult, Calibration, ReconstructionConfig, footprint, reconstruct
+from mpsearch.units import format_bytes
 
 States = dict[str, UnitState]
 _FEW = 32
@@ -160,7 +161,7 @@ class Workshop:
         """
         start, blocks = self.calibration.states(assignment), self.subject.blocks
         config = ReconstructionConfig(iterations=self.config.steps if steps is None else steps, method=self.config.method, seed=self.config.seed)
-        inputs = self.subject.splits.calibration.inputs(slice(0, self._reconstruction_images()))
+        inputs = self.subject.splits.calibration.inputs(slice(0, self._reconstruction_images(config)))
         about = [self.subject.hashes, assignment.to_json(), config.__dict__, len(inputs), self.calibration.weight_observer, self.calibration.input_observer]
         folder = self.study.step_path("blocks", about, "")
         done = 0
@@ -176,14 +177,25 @@ class Workshop:
 
             return reconstruct(self.subject.module, blocks, start, inputs, config, known=_known(folder, start), on_block=keep)
 
-    def _reconstruction_images(self) -> int:
-        """As many calibration images as the reconstruction has room for."""
-        calibration = self.subject.splits.calibration
+    def _reconstruction_images(self, config: ReconstructionConfig) -> int:
+        """As many calibration images as the reconstruction has room for, with every unit at 8 bits: coarser ones learn in bfloat16, which takes less."""
+        calibration, bound = self.subject.splits.calibration, self.config.reconstruction_memory
+        if not config.iterations or not METHODS.create(config.method).phases():
+            return len(calibration)
         if self._room is None:
-            self._room = images_within(self.subject.module, self.subject.blocks, calibration.inputs([0]), self.config.memory_bytes)
-            if self._room < len(calibration):
-                self.progress.say(f"Reconstruction uses {self._room} of {len(calibration)} calibration images, to store {self.config.reconstruction_memory}.")
-        return min(self._room, len(calibration))
+            states = {unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.units}
+            few = calibration.inputs(slice(0, min(8, len(calibration))))
+            with self.progress.task("rehearse the reconstruction") as advance:
+                need = footprint(self.subject.module, self.subject.blocks, states, few, config)
+                advance(1, 1)
+            self._room = min(need.images_within(self.config.memory_bytes), len(calibration))
+            if not self._room:
+                least = format_bytes(need.bytes_with(1))
+                raise OptionError(f"Reconstruction takes {least} with one image, and may take {bound}. Raise --reconstruction-memory, or use --method nearest.")
+            used = f"{self._room:,} of {len(calibration):,}" if self._room < len(calibration) else f"{self._room:,}"
+            taken = format_bytes(need.bytes_with(self._room))
+            self.progress.say(f"Reconstruction uses {used} calibration images, and takes up to {taken} of memory; its bound is {bound}.")
+        return self._room
 
     def search_losses(self, states: States) -> Tensor:
         """Damage to each search image, KL to the float model for classification; kept, as a few numbers, for the next who asks."""

@@ -2,7 +2,8 @@
 
 from mpsearch.reconstruct.calibrate import Calibration, calibrate
 from mpsearch.reconstruct.learn import BlockResult, ReconstructionConfig
-from mpsearch.reconstruct.loop import images_within, reconstruct
+from mpsearch.reconstruct.loop import footprint, reconstruct
+from mpsearch.reconstruct.memory import Footprint
 from mpsearch.reconstruct.methods import METHODS, Method, Phase
 from mpsearch.reconstruct.smooth import find_folds, smooth
 
@@ -10,12 +11,13 @@ __all__ = [
     "METHODS",
     "BlockResult",
     "Calibration",
+    "Footprint",
     "Method",
     "Phase",
     "ReconstructionConfig",
     "calibrate",
     "find_folds",
-    "images_within",
+    "footprint",
     "reconstruct",
     "smooth",
 ]

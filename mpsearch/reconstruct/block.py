@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mpsearch.quant.pieces import pieces
 from mpsearch.reconstruct.crops import Crop
 from mpsearch.reconstruct.further import Further, Values
 from mpsearch.reconstruct.rows import Rows
@@ -24,6 +25,7 @@ class ReconstructionConfig:
     Args:
         iterations: Steps for each block; 0 keeps nearest rounding everywhere.
         batch_size: Images of a step; all where there are fewer.
+        chunk_size: Images of a forward pass outside the steps.
         learning_rate: Of Adam on the rounding variables; None for 20 / iterations, at most 0.1: a variable must be able to cross its range in the
             steps there are. At QDrop's 20,000 steps this is its 1e-3.
         step_learning_rate: Of Adam on the logarithms of the step sizes, falling to 0 along a cosine.
@@ -40,6 +42,7 @@ class ReconstructionConfig:
 
     iterations: int = 500
     batch_size: int = 32
+    chunk_size: int = 64
     learning_rate: float | None = None
     step_learning_rate: float = 1e-3
     tolerance: float = 0.005
@@ -112,10 +115,15 @@ class BlockData:
         return before.to(device), (before + size.repeat_interleave(size)).to(device)
 
     def error(self, run: Run) -> float:
-        """(Weighted) mean squared error of the block on all images."""
-        total = 0.0
-        for number in range(len(self.sizes)):
-            x, y = self.chunk(number)
-            difference = (run(x, self.further.chunk(number)) - y).double().square()
-            total += float((difference if self.weight is None else difference * self.weight).sum())
-        return total / math.prod(self.y.shape)
+        """(Weighted) mean squared error of the block on all images, summed in float64."""
+        return sum(self._squared(run, number) for number in range(len(self.sizes))) / math.prod(self.y.shape)
+
+    def _squared(self, run: Run, number: int) -> float:
+        """The sum over a chunk."""
+        x, y = self.chunk(number)
+        weights = [] if self.weight is None else [self.weight.expand_as(y)]
+        total = torch.zeros((), dtype=torch.float64, device=y.device)
+        for target, found, *w in pieces(y, run(x, self.further.chunk(number)), *weights):
+            error = (found - target).double()
+            total += torch.dot(error * w[0] if w else error, error)
+        return float(total)

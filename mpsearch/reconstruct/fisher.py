@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from mpsearch.reconstruct.memory import section
+
 FLOOR = 0.1
 """Share of the mean that every weight has at least, so that no output is free."""
 
 
-def fisher_weights(module: nn.Module, blocks: Sequence[str], images: Tensor, seed: int, chunk: int = 64) -> dict[str, Tensor]:
+def fisher_weights(module: nn.Module, blocks: Sequence[str], images: Tensor, seed: int, chunk: int) -> dict[str, Tensor]:
     """E[(d log p(y|x) / dz)^2] for every element z of every block's output, y drawn from the model's own softmax.
 
     One forward and one backward pass for all blocks. Each result has mean 1 and shape 1 x ..., the mean over the images.
@@ -32,6 +34,7 @@ def fisher_weights(module: nn.Module, blocks: Sequence[str], images: Tensor, see
     required = [p.requires_grad for p in module.parameters()]
     handles = [module.get_submodule(name).register_forward_hook(_keep(outputs, name)) for name in blocks]
     generator = torch.Generator(device=images.device).manual_seed(seed)
+    section("step")
     try:
         module.requires_grad_(False)
         for part in torch.split(images, chunk):
@@ -51,6 +54,7 @@ def fisher_weights(module: nn.Module, blocks: Sequence[str], images: Tensor, see
             handle.remove()
         for parameter, needed in zip(module.parameters(), required, strict=True):
             parameter.requires_grad_(needed)
+    section("chunk")
     return {name: _normalised(total) for name, total in totals.items()}
 
 

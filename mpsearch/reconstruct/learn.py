@@ -15,6 +15,7 @@ from mpsearch.quant.inputs import InputQuantizer
 from mpsearch.quant.rounding import Rounding, RoundingPolicy
 from mpsearch.reconstruct.block import BlockData, BlockResult, ReconstructionConfig, Run
 from mpsearch.reconstruct.capture import Repeated, recorder
+from mpsearch.reconstruct.memory import section
 from mpsearch.reconstruct.methods import Phase
 from mpsearch.reconstruct.precision import in_bfloat16
 from mpsearch.reconstruct.step import Step
@@ -56,6 +57,7 @@ def learn_block(
     """
     device = data.y.read(0, 1).device
     config = replace(config, bfloat16=in_bfloat16(config.bfloat16, states.values(), device))
+    section("chunk")
     before = data.error(run)
     inputs = [q for layer in layers.values() for q in layer.inputs()]
     roundings: dict[str, Rounding] = {}
@@ -67,12 +69,15 @@ def learn_block(
         quantizer.place(device)
     steps = [p for p in (q.learn() for q in inputs if phase.steps) if p is not None]
     taken = 0
+    section("step")
     try:
         if roundings or steps:
             taken = _descend(run, layers, roundings, inputs, data, phase, config, seed)
     finally:
         learned = {unit: _settled(state, layers[unit], roundings.get(unit)) for unit, state in states.items()}
+        roundings.clear()  # and with them the buffers of the steps
         install(layers, learned)
+    section("chunk")
     after = data.error(run)
     if after < before:
         return learned, before, after, taken

@@ -23,26 +23,15 @@ from mpsearch.reconstruct.crops import quarters
 from mpsearch.reconstruct.fisher import fisher_weights
 from mpsearch.reconstruct.further import Further, Values
 from mpsearch.reconstruct.learn import BlockData, BlockResult, ReconstructionConfig, Run, channel_axis, install, learn_block
+from mpsearch.reconstruct.memory import Footprint, rehearsed, section
 from mpsearch.reconstruct.methods import METHODS, Phase
 from mpsearch.reconstruct.rows import Rows
-from mpsearch.reconstruct.walk import CHUNK, Answer, Halt, bytes_for_image, walk
+from mpsearch.reconstruct.walk import Answer, Halt, walk
 
 TRIED = 4  # images on which it is seen whether a block is exact on crops
 
 Blocks = Sequence[tuple[str, Sequence[str]]]
 OnBlock = Callable[[str, dict[str, UnitState], BlockResult | None], None]
-
-
-def images_within(module: nn.Module, blocks: Blocks, image: Tensor, memory_bytes: int) -> int:
-    """How many calibration images a reconstruction may use so that what it stores stays within `memory_bytes`, at least 1.
-
-    Args:
-        module: Float model in eval mode.
-        blocks: As for `reconstruct`.
-        image: 1 x C x H x W.
-        memory_bytes: Bound on the inputs and outputs of blocks that are held; a chunk's own forward pass and a learning step come on top.
-    """
-    return max(1, memory_bytes // bytes_for_image(module, [name for name, _ in blocks], image))
 
 
 def reconstruct(
@@ -81,7 +70,7 @@ def reconstruct(
         return learned
     if method.layerwise:  # a product of two activations is no module, and keeps its calibrated ranges
         blocks = [(unit, [unit]) for _, units in blocks for unit in units if states[unit].weight is not None]
-    weights = fisher_weights(module, [name for name, _ in blocks], inputs, config.seed) if method.loss == "fisher" else {}
+    weights = fisher_weights(module, [name for name, _ in blocks], inputs, config.seed, config.batch_size) if method.loss == "fisher" else {}
     for number, phase in enumerate(phases):
         held = (known or {}).get(number, {})
         if {u for _, units in blocks for u in units if not states[u].candidate.is_float} <= set(held):  # nothing is left to walk for
@@ -90,6 +79,19 @@ def reconstruct(
             continue
         learned = _Walker(module, blocks, learned, phase, number, config, weights, held, on_block).run(inputs)
     return learned
+
+
+def footprint(module: nn.Module, blocks: Blocks, states: Mapping[str, UnitState], inputs: Tensor, config: ReconstructionConfig) -> Footprint:
+    """The memory that `reconstruct` takes with these arguments and any number of images: block inputs and outputs, passes of chunks, and learning steps.
+
+    Rehearses it on a few of the images, which are repeated where there are fewer.
+    """
+    brief = replace(config, iterations=min(2, config.iterations), tolerance=0, capture=False)
+
+    def rehearse(images: Tensor, at_once: int) -> None:
+        reconstruct(module, blocks, states, images, replace(brief, batch_size=at_once, chunk_size=at_once))
+
+    return rehearsed(rehearse, inputs, {"chunk": config.chunk_size, "step": config.batch_size})
 
 
 def _tell_known(blocks: Blocks, states: Mapping[str, UnitState], on_block: OnBlock | None) -> None:
@@ -124,20 +126,36 @@ class _Walker:
         install(self._layers, {unit: self._shown(self._states[unit]) for unit in quantized})
         self._forwards = [self._network.get_submodule(name).forward for name, _ in blocks]
         self._done: set[int] = set()
+        self._incoming: Rows | None = None
 
     def run(self, inputs: Tensor) -> dict[str, UnitState]:
         """Walk, learn, and return the states."""
         with torch.no_grad():
-            images = _channels_last(inputs) if _convolving_fast(self._network, inputs[:1]) else inputs
-        chunks = [torch.cat([part, part]) for part in torch.split(images, CHUNK)]
-        self._images = len(inputs)
-        walk(self._network, [name for name, _ in self._blocks], chunks, self._at_block)
+            arrange = _channels_last if _convolving_fast(self._network, inputs[:1]) else torch.Tensor.contiguous
+        parts = torch.split(inputs, self._config.chunk_size)
+        self._sizes = [len(part) for part in parts]
+        section("chunk")
+        walk(self._network, [name for name, _ in self._blocks], (arrange(torch.cat([part, part])) for part in parts), self._at_block, self._arrive)
         return self._states
 
     def _shown(self, state: UnitState) -> UnitState:
         return state if self._phase.activations else replace(state, activation=None, second=None)
 
+    def _arrive(self, number: int, halt: Halt) -> None:
+        """Move what a chunk brings to a block into rows."""
+        images, before = self._sizes[number], sum(self._sizes[:number])
+        each, rest = divmod(len(halt.x), 2 * images) if halt.x.ndim else (0, 1)
+        if rest or not each:
+            raise ModelError(f"Block {self._blocks[halt.block][0]!r} does not read one tensor with the images on axis 0. Use --method nearest.")
+        if not number:
+            self._incoming = Rows(halt.x, 2 * each * sum(self._sizes))
+        assert self._incoming is not None  # the first chunk has arrived
+        self._incoming.adopt(2 * each * before, halt.x)
+        if number == len(self._sizes) - 1:
+            section("chunk")
+
     def _at_block(self, index: int, halts: list[Halt]) -> Answer:
+        section("chunk")  # what the block before was given is gone
         name = self._blocks[index][0]
         original, forward = self._module.get_submodule(name), self._forwards[index]
         layers = {unit: self._layers[unit] for unit in self._blocks[index][1] if unit in self._layers}
@@ -157,13 +175,11 @@ class _Walker:
         return answer
 
     def _gather(self, name: str, halts: list[Halt], original: Callable[..., Tensor], layers: Mapping[str, Any]) -> BlockData:
-        """Move what the chunks bring into rows, and run the float block on it."""
+        """Run the float block on what the chunks have brought."""
         sizes = [len(halt.x) // 2 for halt in halts]
         rows, start, same = sum(sizes), 0, True
-        if any(len(halt.x) % 2 for halt in halts) or rows % self._images:
-            raise ModelError(f"Block {name!r} does not read one tensor with the images on axis 0. Use --method nearest.")
         further = Further(name, [(halt.args, halt.kwargs) for halt in halts], sizes)
-        x, outputs = Rows(halts[0].x, 2 * rows), None
+        x, self._incoming, outputs = self._incoming, None, None
         for number, (size, halt) in enumerate(zip(sizes, halts, strict=True)):
             x_float, x_quant = halt.x[:size], halt.x[size:]
             y = _call(original, x_float, further.chunk(number))
@@ -172,10 +188,10 @@ class _Walker:
             same = same and torch.equal(x_float, x_quant)
             outputs = outputs or Rows(y, rows)
             outputs.write(start, y)
-            x.adopt(2 * start, halt.x)
             start += size
-        assert outputs is not None  # there is at least one chunk
-        return BlockData(x, outputs, sizes, same, self._weights.get(name), channel_axis(y, layers), further)
+            del y
+        assert x is not None and outputs is not None  # there is at least one chunk
+        return BlockData(x, outputs, sizes, same, self._weights.get(name), channel_axis(outputs.read(0, 1), layers), further)
 
     def _learn(self, index: int, run: Run, layers: Mapping[str, Any], data: BlockData, original: Callable[..., Tensor]) -> None:
         name, result = self._blocks[index][0], None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import mmap
 
 import torch
 from torch import Tensor
 
 from mpsearch.quant.pieces import Workspace
+from mpsearch.reconstruct.memory import held
 
 
 class Rows:
@@ -22,7 +24,7 @@ class Rows:
         last = example.ndim == 4 and example.is_contiguous(memory_format=torch.channels_last) and not example.is_contiguous()
         self._order = (0, 2, 3, 1) if last else tuple(range(example.ndim))
         self._inverse = (0, 3, 1, 2) if last else self._order
-        self._data = example.new_empty((count, *(example.shape[axis] for axis in self._order[1:])))
+        self._data = _outside_the_heap(example, (count, *(example.shape[axis] for axis in self._order[1:])))
 
     def __len__(self) -> int:
         return len(self._data)
@@ -54,3 +56,11 @@ class Rows:
     def shape(self) -> torch.Size:
         """N x ...."""
         return self._data.permute(self._inverse).shape
+
+
+def _outside_the_heap(example: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of the type and device of `example`. On a CPU its memory goes back to the system with it: among short-lived tensors it would leave holes."""
+    numbers = math.prod(shape)
+    if example.device.type != "cpu" or not numbers:
+        return example.new_empty(shape)
+    return held(torch.frombuffer(mmap.mmap(-1, numbers * example.element_size()), dtype=example.dtype, count=numbers).view(shape))

@@ -7,7 +7,7 @@ the boundaries of two blocks that follow each other, not the intermediate result
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,6 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
 from mpsearch.errors import ModelError
-
-CHUNK = 64  # images of a forward pass outside the learning steps
 
 
 @dataclass
@@ -42,25 +40,40 @@ Answer = Callable[[int], Tensor]
 """From the number of a chunk to the output of the block for it."""
 
 
-def walk(network: nn.Module, names: Sequence[str], chunks: Sequence[Tensor], at_block: Callable[[int, list[Halt]], Answer]) -> None:
+Arrived = Callable[[int, Halt], None]
+"""From the number of a chunk and what it brings to a block."""
+
+
+def walk(
+    network: nn.Module,
+    names: Sequence[str],
+    chunks: Iterable[Tensor],
+    at_block: Callable[[int, list[Halt]], Answer],
+    arrived: Arrived = lambda number, halt: None,
+) -> None:
     """Take the chunks through the network; their results are dropped.
 
     Args:
         network: In eval mode; its forward must call each block with one tensor, first, that has the images on axis 0.
         names: Module names of the blocks, in order of execution.
-        chunks: Inputs.
+        chunks: Inputs; each is asked for when those before it have come to the first block.
         at_block: Called with a block's index and what each chunk brings to it; the function it returns is asked for the block's output for
             each chunk, in order.
+        arrived: Called as soon as a chunk has come to a block.
     Raises: ModelError: The chunks come to different blocks, or the first thing that a block reads is no tensor.
     """
-    runners = [greenlet(network.forward) for _ in chunks]
+    runners: list[greenlet] = []
     with _doors(network, names), torch.no_grad():
         try:
-            halts = [runner.switch(chunk) for runner, chunk in zip(runners, chunks, strict=True)]
+            halts: list[Any] = []
+            for chunk in chunks:
+                runners.append(greenlet(network.forward))
+                _come(halts, runners[-1].switch(chunk), names, arrived)
+                del chunk
             while any(isinstance(halt, Halt) for halt in halts):
-                index = _common(halts, names)
-                answer = at_block(index, halts)
-                halts = [runner.switch(answer(number)) for number, runner in enumerate(runners)]
+                answer, halts = at_block(halts[0].block, halts), []
+                for number, runner in enumerate(runners):
+                    _come(halts, runner.switch(answer(number)), names, arrived)
                 del answer  # and with it what the block was given
         finally:
             for runner in runners:
@@ -68,15 +81,15 @@ def walk(network: nn.Module, names: Sequence[str], chunks: Sequence[Tensor], at_
                     runner.throw(GreenletExit)
 
 
-def _common(halts: Sequence[Any], names: Sequence[str]) -> int:
-    found = {halt.block if isinstance(halt, Halt) else None for halt in halts}
-    if len(found) > 1:
+def _come(halts: list[Any], halt: Any, names: Sequence[str], arrived: Arrived) -> None:
+    """One more chunk has come to a block, or to the end."""
+    halts.append(halt)
+    if len({found.block if isinstance(found, Halt) else None for found in (halts[0], halt)}) > 1:
         raise ModelError("The forward of the model takes different ways for different images, so its blocks cannot be reconstructed. Use --method nearest.")
-    index: int = found.pop()  # type: ignore[assignment]
-    for halt in halts:
+    if isinstance(halt, Halt):
         if not isinstance(halt.x, Tensor):
-            raise ModelError(f"Block {names[index]!r} does not read one tensor with the images on axis 0 as its first argument. Use --method nearest.")
-    return index
+            raise ModelError(f"Block {names[halt.block]!r} does not read one tensor with the images on axis 0 as its first argument. Use --method nearest.")
+        arrived(len(halts) - 1, halt)
 
 
 @contextmanager
@@ -99,24 +112,3 @@ def _doors(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
     finally:
         for module in modules:
             module.__dict__.pop("forward", None)
-
-
-def bytes_for_image(network: nn.Module, names: Sequence[str], image: Tensor) -> int:
-    """Bytes that a reconstruction keeps for each image: a block's input in both networks and its float output, and the input of the next in both.
-
-    Args:
-        network: Float model in eval mode; left as found.
-        names: Module names of the blocks.
-        image: 1 x C x H x W.
-    """
-    forwards = [network.get_submodule(name).forward for name in names]
-    stored: list[tuple[int, int]] = []
-
-    def at_block(index: int, halts: list[Halt]) -> Answer:
-        halt = halts[0]
-        output = forwards[index](halt.x, *halt.args, **halt.kwargs)
-        stored.append((2 * halt.x.nbytes, output.nbytes))
-        return lambda _: output
-
-    walk(network, names, [image], at_block)
-    return max((read + given + following for (read, given), (following, _) in zip(stored, [*stored[1:], (0, 0)], strict=True)), default=1)

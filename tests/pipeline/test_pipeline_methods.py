@@ -1,5 +1,7 @@
 """Reconstruction as `run` uses it: methods by name, fixed ends, a bound on memory, and resuming inside a method of two phases."""
 
+import re
+
 import pytest
 import torch
 
@@ -57,11 +59,28 @@ def test_settings_that_cannot_be_used_are_refused(settings, changes, error, text
 
 def test_a_small_memory_uses_fewer_images_and_says_so(settings, tmp_path):
     heard = Listening()
-    shop = workshop(settings(reconstruction_memory="60kB"), tmp_path, heard)
+    shop = workshop(settings(reconstruction_memory="800kB"), tmp_path, heard)
     learned = shop.reconstructed(uniform(shop), "small")
     assert set(learned) == set(shop.subject.units)
     assert len(heard.said) == 1
-    assert "of 16 calibration images, to store 60kB" in heard.said[0]
+    pattern = r"Reconstruction uses (\d+) of (\d+) calibration images, and takes up to ([\d.]+) MB \(.*\) of memory; its bound is 800kB\."
+    used, of, taken = re.fullmatch(pattern, heard.said[0]).groups()
+    assert 1 <= int(used) < int(of) == 16
+    assert float(taken) <= 0.8
+
+
+def test_a_memory_that_one_image_exceeds_is_refused_with_what_it_takes(settings, tmp_path):
+    shop = workshop(settings(reconstruction_memory="60kB"), tmp_path)
+    with pytest.raises(OptionError, match=r"takes .* with one image, and may take 60kB\. Raise --reconstruction-memory"):
+        shop.reconstructed(uniform(shop), "small")
+
+
+@pytest.mark.parametrize("changes", [{"method": "nearest"}, {"iterations": 0}])
+def test_what_is_not_learned_is_not_rehearsed(settings, tmp_path, changes):
+    heard = Listening()
+    shop = workshop(settings(reconstruction_memory="60kB", **changes), tmp_path, heard)
+    shop.reconstructed(uniform(shop), "nearest")
+    assert not heard.said
 
 
 @pytest.mark.parametrize(("method", "after"), [("qdrop", 1), ("qdrop", 3), ("brecq", 3), ("brecq", 6)])

@@ -11,7 +11,7 @@ from mpsearch.evaluate import Embedding
 from mpsearch.models import analyze
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import install
-from mpsearch.reconstruct import ReconstructionConfig, calibrate, images_within, reconstruct
+from mpsearch.reconstruct import ReconstructionConfig, calibrate, footprint, reconstruct
 from mpsearch.reconstruct.further import Further
 from mpsearch.testing.text import tiny_text, tiny_tokens
 
@@ -74,7 +74,7 @@ def test_a_text_encoder_is_reconstructed_by_layers():
         floats = model(tokens.inputs())
         before, after = (Embedding().loss(install(model, states)(tokens.inputs()), floats) for states in (start, learned))
     assert after < 0.8 * before
-    assert images_within(model, blocks, tokens.inputs([0]), 10**6) > 1
+    assert footprint(model, blocks, start, tokens.inputs([0]), ReconstructionConfig()).images_within(10**8) > 1
 
 
 def test_padding_changes_nothing():
