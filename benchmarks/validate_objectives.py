@@ -1,7 +1,7 @@
 """Every objective against the true loss on real weights and images: `mpsearch score --validate`, one file of results for each model.
 
-Run: python benchmarks/validate_objectives.py resnet20 mobilenet vit resmlp [--objective NAME ...]. Needs the assets folder (MPSEARCH_ASSETS, else
-../shared/assets).
+Run: python benchmarks/validate_objectives.py resnet20 mobilenet vit resmlp [--objective NAME ...] [--seed N]. Needs the assets folder (MPSEARCH_ASSETS,
+else ../shared/assets). Another seed divides the images otherwise, and has files of its own.
 Each model has a study below studies/, in which every table and every measured loss is kept, so the script resumes.
 """
 
@@ -51,21 +51,22 @@ def main() -> None:
     parser.add_argument("--budgets", default="5")
     parser.add_argument("--local-steps", type=int, default=24)
     parser.add_argument("--unseen-images", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     objectives = tuple(arguments.objective or OBJECTIVES.names())
     for name in arguments.models:
-        start = time.monotonic()
-        config, study = settings(name, objectives), Study(ROOT / "studies" / f"objectives-{name}")
+        start, seed = time.monotonic(), arguments.seed
+        config, study = settings(name, objectives, seed), Study(ROOT / "studies" / f"objectives-{name}{f'-seed{seed}' if seed else ''}")
         result = validate_objectives(config, study, Effort(arguments.samples, arguments.budgets, arguments.local_steps, arguments.unseen_images))
-        print(write(RESULTS / f"objectives_{name}.md", name, result, time.monotonic() - start), flush=True)
+        print(write(RESULTS / f"objectives_{name}{f'_seed{seed}' if seed else ''}.md", name, result, time.monotonic() - start), flush=True)
 
 
-def settings(name: str, objectives: tuple[str, ...]) -> RunConfig:
+def settings(name: str, objectives: tuple[str, ...], seed: int = 0) -> RunConfig:
     """Of one of the assets, weight bits 2 to 8 and input bits 8."""
     given: dict[str, Any] = dict(MODELS[name])
     paths = {key: str(ASSETS / given.pop(key)) for key in ("data", "calibration_data") if key in given}
     model, weights = f"{ROOT / 'examples' / 'assets.py'}:{given.pop('model')}", str(ASSETS / "weights" / f"{given.pop('weights')}.safetensors")
-    return RunConfig(budgets=("8bits",), model=model, weights=weights, objectives=objectives, target="packed", **paths, **given)
+    return RunConfig(budgets=("8bits",), model=model, weights=weights, objectives=objectives, target="packed", seed=seed, **paths, **given)
 
 
 def write(path: Path, name: str, result: dict[str, Any], seconds: float) -> str:
