@@ -55,10 +55,10 @@ def main() -> None:
     arguments = parser.parse_args()
     objectives = tuple(arguments.objective or OBJECTIVES.names())
     for name in arguments.models:
-        start, seed = time.monotonic(), arguments.seed
-        config, study = settings(name, objectives, seed), Study(ROOT / "studies" / f"objectives-{name}{f'-seed{seed}' if seed else ''}")
+        start, label = time.monotonic(), f"{name}_seed{arguments.seed}" if arguments.seed else name
+        config, study = settings(name, objectives, arguments.seed), Study(ROOT / "studies" / f"objectives-{label}")
         result = validate_objectives(config, study, Effort(arguments.samples, arguments.budgets, arguments.local_steps, arguments.unseen_images))
-        print(write(RESULTS / f"objectives_{name}{f'_seed{seed}' if seed else ''}.md", name, result, time.monotonic() - start), flush=True)
+        print(write(RESULTS / f"objectives_{label}.md", name, result, time.monotonic() - start), flush=True)
 
 
 def settings(name: str, objectives: tuple[str, ...], seed: int = 0) -> RunConfig:
