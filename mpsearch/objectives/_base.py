@@ -23,6 +23,8 @@ from mpsearch.registry import Registry
 Progress = Callable[[int, int], None]
 Rows = list[list[float]]
 Table = tuple[tuple[float, ...], ...]
+Measured = tuple[tuple[tuple[int, ...], float], ...]
+"""`L` choices of each assignment, and its damage."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +76,22 @@ class Parts:
         weights: `L x C_l`: what the quantised weight alone does; None where the objective does not tell.
         activations: The same of the quantised input, or operands. The two add up to the total where the objective is a sum of both.
         notes: What a user should know of this very table, such as a trace that was negative.
+        measured: Assignments that were measured as wholes, with their damage on the scale of the table's sums, in whose place it stands.
     """
 
     total: Rows
     weights: Rows | None = None
     activations: Rows | None = None
     notes: tuple[str, ...] = ()
+    measured: Measured = ()
 
 
 class Objective(ABC):
     """Scores every unit at every candidate; lower is better, 0 is what the float unit has.
 
     Class flags say what it is: `additive` (its `L x C` table is solved exactly), `needs_data` (whether it looks at images),
-    `needs_classes` (whether it takes the outputs for logits of classes), `unit` (of one score).
+    `needs_classes` (whether it takes the outputs for logits of classes), `unit` (of one score). `revision` is raised when the same inputs give another
+    table, so that none that a study has kept is taken for it.
     """
 
     name: ClassVar[str]
@@ -94,6 +99,7 @@ class Objective(ABC):
     needs_data: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     unit: ClassVar[str] = ""
+    revision: ClassVar[int] = 0
 
     @abstractmethod
     def score(self, context: ScoringContext) -> Rows:
@@ -120,6 +126,7 @@ class ScoreReport:
         activations: As `Parts`, before any repair.
         passes: Work at most; None where not stated.
         notes: As `Parts`.
+        measured: As `Parts`.
     """
 
     rows: Table
@@ -129,6 +136,7 @@ class ScoreReport:
     activations: Table | None = None
     passes: Passes | None = None
     notes: tuple[str, ...] = ()
+    measured: Measured = ()
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "mpsearch.objectives")
@@ -138,7 +146,7 @@ def score(objective: Objective, context: ScoringContext) -> ScoreReport:
     """Score, check, and repair monotonicity in bits by isotonic regression, counting what was moved.
 
     Raises:
-        MpsearchError: A score is NaN, infinite or negative; names the unit and the candidate.
+        MpsearchError: A score is NaN, infinite or negative; names the unit and the candidate, or the assignment.
         OptionError: The objective needs classes, and the task has none.
     """
     if objective.needs_classes and not context.task.classes:
@@ -152,6 +160,9 @@ def score(objective: Objective, context: ScoringContext) -> ScoreReport:
         for candidate, value in zip(candidates, row, strict=True):
             if not math.isfinite(value) or value < 0:
                 raise MpsearchError(f"The objective {objective.name!r} gives {value} for {layer.name!r} at {candidate}. Check the unit's weight and inputs.")
+    for indices, value in parts.measured:
+        if not math.isfinite(value) or value < 0:
+            raise MpsearchError(f"The objective {objective.name!r} gives {value} for the assignment {indices}. Check the model's weights and inputs.")
     repaired = [monotone(c, row) for c, row in zip(context.candidates, parts.total, strict=True)]
     return ScoreReport(
         tuple(tuple(row) for row, _ in repaired),
@@ -161,6 +172,7 @@ def score(objective: Objective, context: ScoringContext) -> ScoreReport:
         _table(parts.activations),
         objective.passes(context),
         parts.notes,
+        parts.measured,
     )
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mpsearch.evaluate.prefixes import MOST_PROBES
-from mpsearch.objectives._base import OBJECTIVES, Objective, Passes, Rows, ScoringContext, require_positive
+from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Passes, Rows, ScoringContext, require_positive
 from mpsearch.objectives._sampling import pool_size
 from mpsearch.objectives.fisher import Fisher
 from mpsearch.objectives.kl import Kl
 from mpsearch.objectives.kl_mixed import Unit, assignment, units_of
 from mpsearch.objectives.output_mse import OutputMse
 from mpsearch.problem import Problem
-from mpsearch.search.aligned import LAST, align, search_along, shortlist
+from mpsearch.search.aligned import LAST, align, damages, search_along, shortlist
 from mpsearch.search.correction import positive
 from mpsearch.search.superlayers import SuperLayers
 
@@ -34,13 +34,14 @@ _SHORT = 3
 @OBJECTIVES.register("kl_front")
 @dataclass(frozen=True)
 class KlFront(Objective):
-    """A table that is fitted to measured losses where its exact optima lie, from an eighth of the range of bits to eleven twelfths.
+    """A table that is fitted to measured losses where its exact optima lie, from an eighth of the range of bits to eleven twelfths, and these losses.
 
     The table of `kl` says what single units do. At nine sizes its optimum is measured, those of `fisher` (where the task has classes) and `output_mse`,
     which err elsewhere, and some exchanges around the best, each chosen by all that was measured before, as the polish of a search does, on twice the
     images of `kl`. The best of so many owes some of its place to these images, so the best few at each of twenty sizes are measured again on eight times
     those of `kl`. The table is then fitted to all of these, by factors near 1; its own optima at twenty sizes are measured on the latter images, and it is
-    fitted anew, with other sizes each time (`search.aligned`). Its sums order assignments, and are not their losses.
+    fitted anew, with other sizes each time (`search.aligned`). Its sums order assignments, and are not their losses. What no sum says, that errors of some
+    units cancel in one assignment and add up in another, is known of those that were measured last: their damage stands in place of the sum.
 
     A size is the bits of all weights; where inputs have more than one width, those of all inputs are added.
 
@@ -55,6 +56,7 @@ class KlFront(Objective):
 
     needs_data: ClassVar[bool] = True
     unit: ClassVar[str] = "nats, up to a rising function"
+    revision: ClassVar[int] = 1
     images: int | None = None
     memory_mb: int = 2048
     exchanges: int = 24
@@ -87,6 +89,10 @@ class KlFront(Objective):
 
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`; those of `kl` where there is nothing to choose."""
+        return self.parts(context).total
+
+    def parts(self, context: ScoringContext) -> Parts:
+        """The table, and what was measured on the images of the last fits."""
         (search, searched), (again, judged) = self._looks(context)
         done, steps, on_step = len(context.layers), len(context.layers) + searched + judged, context.on_step
         evaluator = self._kl.evaluator(context)
@@ -94,7 +100,7 @@ class KlFront(Objective):
         units = units_of(context, rows)
         problem, limits = _problem(context, units)
         if not limits:
-            return rows
+            return Parts(rows)
         quiet = replace(context, on_step=lambda done, total: None)  # the other tables take little of the time
         problem = replace(problem, scores=problem.scores | {o.name: _of_units(o.score(quiet), units) for o in _others(context)})
         layers = SuperLayers.of([len(c) for c in problem.candidates], problem.ties)
@@ -126,7 +132,16 @@ class KlFront(Objective):
                     rows[unit.at][at] = float(value)
         while done < steps:  # those that were not needed
             step()
-        return rows
+        known = tuple((_of_layers(context, units, indices), damage) for indices, damage in damages(problem, found, losses).items())
+        return Parts(rows, notes=(f"the damage of {len(known)} measured assignments stands in place of their sums",), measured=known)
+
+
+def _of_layers(context: ScoringContext, units: Sequence[Unit], indices: Sequence[int]) -> tuple[int, ...]:
+    """Choices of all layers from those of the units, whose integer candidates are counted alone; what is no unit is float."""
+    found = [next((at for at, candidate in enumerate(row) if candidate.is_float), 0) for row in context.candidates]
+    for unit, choice in zip(units, indices, strict=True):
+        found[unit.at] = unit.candidates[choice]
+    return tuple(found)
 
 
 def _others(context: ScoringContext) -> tuple[Fisher | OutputMse, ...]:

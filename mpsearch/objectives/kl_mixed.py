@@ -16,15 +16,13 @@ from mpsearch.objectives._sampling import SampledEvaluator
 from mpsearch.objectives.kl import Kl
 from mpsearch.problem import Assignment, Candidate, Layer
 from mpsearch.problem.assignment import FLOAT, FLOAT_INPUT
-from mpsearch.search.correction import CorrectedTable, correct, positive
+from mpsearch.search.correction import CorrectedTable, correct, positive, straightened
 
 Array = NDArray[np.float64]
 _UNIT_SD, _ENTRY_SD = 0.5, 0.25
 """Of the log-normal factors that a unit's row, and each entry of it, is multiplied with before an assignment of the first batch is drawn."""
 _BATCH = 16
 """Assignments between two fits."""
-_PARTS, _LEAST_PART = 8, 8
-"""Ranks of measured losses that are brought in line with `kl` on average: how many at most, and of how many assignments at least."""
 _LEAST, _MOST = 0.12, 0.95
 """Where the mean bits of the drawn assignments lie between the fewest and the most that there are."""
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -150,23 +148,7 @@ def _fit(units: Sequence[Unit], losses: Mapping[tuple[int, ...], float]) -> Corr
         return None
     damage, choices = [unit.damage for unit in units], np.array(list(finite))
     taken = np.column_stack([row[choices[:, m]] for m, row in enumerate(positive(damage))])
-    return correct(damage, choices, np.exp(_straightened(np.log(taken.sum(axis=1)), np.log(list(finite.values())))))
-
-
-def _straightened(damage: Array, losses: Array) -> Array:
-    """[N] log losses put where `kl` is on average at losses like them, N logs of either given: rising, and linear between the means of some ranks.
-
-    A network that is nearly lost cannot get much worse, and damage that is some way off is worse than its sum; neither is to be explained by factors of
-    units. What orders assignments stays.
-    """
-    parts = np.array_split(np.argsort(losses, kind="stable"), max(1, min(_PARTS, len(losses) // _LEAST_PART)))
-    if len(parts) < 2:
-        return losses
-    x, y = (np.array([values[part].mean() for part in parts]) for values in (losses, damage))
-    y = np.maximum.accumulate(y) + 1e-3 * (x - x[0])
-    first, last = (float(np.clip((y[i + 1] - y[i]) / max(x[i + 1] - x[i], 1e-12), 0.3, 3.0)) for i in (0, len(x) - 2))
-    below, above = np.minimum(losses - x[0], 0.0), np.maximum(losses - x[-1], 0.0)
-    return np.asarray(np.interp(losses, x, y) + first * below + last * above)
+    return correct(damage, choices, np.exp(straightened(np.log(taken.sum(axis=1)), np.log(list(finite.values())))))
 
 
 def _next(units: Sequence[Unit], fitted: CorrectedTable | None, number: int, seen: Container[tuple[int, ...]], rng: np.random.Generator) -> tuple[int, ...]:

@@ -111,12 +111,7 @@ def _integers_alone(problem: Problem, assignment: Assignment) -> Problem:
         given = assignment[layer.name]
         same = [i for i, c in enumerate(choices) if c == given or (not given.is_float and not c.is_float and c.a_bits == given.a_bits)]
         kept.append(same)
-
-    def pick(table: Any) -> Any:
-        return tuple(tuple(row[i] for i in at) for row, at in zip(table, kept, strict=True))
-
-    costs, scores = ({name: pick(table) for name, table in tables.items()} for tables in (problem.costs, problem.scores))
-    return replace(problem, candidates=pick(problem.candidates), costs=costs, scores=scores)
+    return problem.only(kept)
 
 
 def _row(label: str, assignment: Assignment, problem: Problem, workshop: Workshop) -> dict[str, Any]:

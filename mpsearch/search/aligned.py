@@ -4,6 +4,7 @@ No sum over layers equals a measured loss, but one that is nearly right at its o
 `search_along` measures: at budget after budget the optima of some tables, and exchanges around the best. Its best, a `shortlist`, may be measured again by
 something better. `align` then fits the table to all of it: every entry has a factor near 1, and what all assignments of a size have in common is left to an
 offset. Its new optima are measured in turn, at other budgets each time, for those beside a good optimum can be bad, and it is fitted anew.
+What no sum says of an assignment that was measured is kept beside the table (`damages`).
 
 References: ours. Learning a solver's costs from its solutions is inverse optimisation: Ahuja and Orlin, Operations Research 49(5), 2001; to train a
 model on what it chooses itself is dataset aggregation: Ross, Gordon and Bagnell, AISTATS 2011.
@@ -21,6 +22,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from mpsearch.problem import Budget, Problem
 from mpsearch.search.constraints import Constraints
+from mpsearch.search.correction import straightened
 from mpsearch.search.coupled import Coupled
 from mpsearch.search.optimum import best_choices, solve
 from mpsearch.search.polish import polish
@@ -142,6 +144,28 @@ def align(
         if not fitted_to_optima(0.0, len(limits)):
             break
     return found
+
+
+def damages(problem: Problem, rows: Sequence[Row], losses: Mapping[Indices, float]) -> dict[Indices, float]:
+    """What was measured on the scale of a table's sums, which order assignments but are not their losses.
+
+    Of two the one of less loss has less damage, whatever their sizes. A damage is the sum on average over losses like its own (`straightened`), less the
+    standard deviation of what is left: one that was not measured is taken where its sum is better by more than sums err.
+
+    Args:
+        problem: With the candidates and ties of the table.
+        rows: M rows of the table, for the super-layers.
+        losses: Of L choices; of those without a finite one the damage is that of a loss far above all others.
+    """
+    logs = _finite_logs(losses)
+    if not logs:
+        return {}
+    layers, measured = SuperLayers.of([len(row) for row in problem.candidates], problem.ties), np.array(list(logs.values()))
+    sums = np.log([sum(float(row[c]) for row, c in zip(rows, layers.contract(indices), strict=True)) for indices in logs])
+    found = straightened(sums, measured - np.median(measured - sums))
+    lost = np.array([not math.isfinite(losses[indices]) for indices in logs])
+    error = np.std((found - sums)[~lost]) if not lost.all() else 0.0
+    return dict(zip(logs, np.exp(found - error).tolist(), strict=True))
 
 
 def _optima(problem: Problem, rows: Sequence[Row], limits: Sequence[float]) -> list[Indices]:

@@ -9,13 +9,15 @@ References: Nemhauser and Ullmann, Discrete dynamic programming and capital allo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.errors import InfeasibleError, UserError
+from mpsearch.search.measured import OUTSIDE, Choices, Tree
 from mpsearch.search.superlayers import IntRow, Row, SuperLayers
 from mpsearch.search.whole import WholeCosts
 
@@ -41,6 +43,15 @@ class Front:
     _order: tuple[int, ...]
     _last: NDArray[np.intp]
     _steps: tuple[_Step, ...]
+
+    @classmethod
+    def of_last(cls, costs: WholeCosts, total: IntRow, score: Row, exact: bool, layers: SuperLayers, order: Sequence[int], steps: Sequence[_Step]) -> Front:
+        """Of the points of the last step, in any order."""
+        found = np.lexsort((score, total))
+        found = found[keep_non_dominated(total[found], score[found])]
+        values = costs.real(total[found]) if costs.power else total[found]
+        single = np.append(values[1:] > values[:-1], True)  # costs that only the integers told apart are one point
+        return cls(values[single], score[found[single]], exact, layers, tuple(order), found[single], tuple(steps))
 
     def __len__(self) -> int:
         """P."""
@@ -105,25 +116,32 @@ def check_epsilon(epsilon: float) -> None:
         raise UserError(f"epsilon is {epsilon}; it is a share of the cost range: 0 (exact) or a small number such as 1e-5.")
 
 
-def sweep(layers: SuperLayers, scores: Sequence[Row], costs: WholeCosts, limit: float, epsilon: float = 0.0, keep: Keep | None = None) -> Front:
-    """The dynamic programme on M merged rows; `keep` thins the partial sums of each step."""
+def sweep(
+    layers: SuperLayers,
+    scores: Sequence[Row],
+    costs: WholeCosts,
+    limit: float,
+    epsilon: float = 0.0,
+    keep: Keep | None = None,
+    known: Mapping[Choices, float] = MappingProxyType({}),
+) -> Front:
+    """The dynamic programme on M merged rows; `keep` thins the partial sums of each step, and the scores in `known` stand in place of sums."""
     ceiling, rest = costs.ceiling(limit), costs.least
     if ceiling < rest:
         raise InfeasibleError(f"A limit of {limit:g} is below the least reachable cost {math.ldexp(rest, -costs.power):g}. Raise it.")
     rest -= costs.constant
     bucket = int(epsilon * sum(int(np.ptp(row)) for row in costs.rows))
-    total, score = np.array([costs.constant]), np.zeros(1)
     order, steps = by_range(costs), []
-    for done, m in enumerate(order, start=1):
+    tree = Tree.of(known, layers.widths, order)
+    total, score, node = np.array([costs.constant]), np.zeros(1), np.array([tree.root])
+    for done, (m, arrivals) in enumerate(zip(order, tree.steps, strict=True), start=1):
         rest -= int(costs.rows[m].min())
-        total, score, parent, choice = _extend(total, score, costs.rows[m], scores[m], ceiling - rest, bucket)
+        total, score, node, parent, choice = _extend(total, score, node, costs.rows[m], scores[m], arrivals, ceiling - rest, bucket)
         if keep is not None:
-            kept = keep(done, costs.real(total), score)
-            total, score, parent, choice = total[kept], score[kept], parent[kept], choice[kept]
+            kept = keep(done, costs.real(total), score) | (node != OUTSIDE)
+            total, score, node, parent, choice = total[kept], score[kept], node[kept], parent[kept], choice[kept]
         steps.append((parent, choice))
-    values = costs.real(total) if costs.power else total
-    last = np.flatnonzero(np.append(values[1:] > values[:-1], True))  # costs that only the integers told apart are one point
-    return Front(values[last], score[last], bucket == 0, layers, order, last, tuple(steps))
+    return Front.of_last(costs, total, tree.final(score, node), bucket == 0, layers, order, steps)
 
 
 def by_range(costs: WholeCosts) -> tuple[int, ...]:
@@ -131,23 +149,28 @@ def by_range(costs: WholeCosts) -> tuple[int, ...]:
     return tuple(int(m) for m in np.argsort([int(np.ptp(row)) for row in costs.rows], kind="stable"))
 
 
-def _extend(total: IntRow, score: Row, row_cost: IntRow, row_score: Row, cap: float, bucket: int) -> tuple[IntRow, Row, NDArray[np.uint32], NDArray[np.uint16]]:
-    """One layer more: P points x C candidates, merged, dominated ones dropped."""
-    choices = _useful(row_cost, row_score)
+def _extend(
+    total: IntRow, score: Row, node: NDArray[np.intp], row_cost: IntRow, row_score: Row, arrivals: NDArray[np.intp], cap: float, bucket: int
+) -> tuple[IntRow, Row, NDArray[np.intp], NDArray[np.uint32], NDArray[np.uint16]]:
+    """One layer more: P points x C candidates, merged, dominated ones dropped; those that lead to measured assignments are kept beside them."""
+    inside = bool((node != OUTSIDE).any())
+    choices = np.arange(len(row_cost)) if inside else _useful(row_cost, row_score)
     costs = (row_cost[choices, None] + total[None, :]).ravel()
     scores = (row_score[choices, None] + score[None, :]).ravel()
     order = np.argsort(costs, kind="stable")
     if cap < math.inf:
         order = order[: np.searchsorted(costs, int(cap), side="right", sorter=order)]
-    costs, scores = costs[order], scores[order]
-    kept = keep_non_dominated(costs, scores)
+    arrived, held = np.full(len(costs), OUTSIDE) if not inside else arrivals[node].T.ravel(), order[:0]
+    if inside:
+        held, order = order[arrived[order] != OUTSIDE], order[arrived[order] == OUTSIDE]
+    kept = keep_non_dominated(costs[order], scores[order])
     if bucket > 1:
-        cells = costs[kept] // bucket
+        cells = costs[order[kept]] // bucket
         last = np.append(cells[1:] > cells[:-1], True)
-        last[0] = True  # the cheapest stays, or a tight limit would leave nothing
+        last[:1] = True  # the cheapest stays, or a tight limit would leave nothing
         kept = kept[last]
-    origin = order[kept]
-    return costs[kept], scores[kept], (origin % len(total)).astype(np.uint32), choices[origin // len(total)].astype(np.uint16)
+    origin = np.concatenate([order[kept], held])
+    return costs[origin], scores[origin], arrived[origin], (origin % len(total)).astype(np.uint32), choices[origin // len(total)].astype(np.uint16)
 
 
 def _useful(costs: IntRow, scores: Row) -> NDArray[np.intp]:
@@ -159,6 +182,8 @@ def _useful(costs: IntRow, scores: Row) -> NDArray[np.intp]:
 
 def keep_non_dominated(costs: IntRow, scores: Row) -> NDArray[np.intp]:
     """Positions, in points sorted by cost, of those that no other dominates."""
+    if not len(costs):
+        return np.zeros(0, np.intp)
     before = np.minimum.accumulate(scores)
     better = np.flatnonzero(np.append(True, scores[1:] < before[:-1]))
     last: NDArray[np.bool_] = np.append(costs[better][1:] > costs[better][:-1], True)

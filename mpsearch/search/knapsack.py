@@ -7,12 +7,14 @@ band around the optimum is carried: milliseconds where the whole front takes a s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.search.front import Front, Keep, by_range, sweep
+from mpsearch.search.measured import Choices, least_that_fits
 from mpsearch.search.superlayers import Row, SuperLayers
 from mpsearch.search.whole import WholeCosts
 
@@ -20,7 +22,7 @@ _BISECTIONS = 60
 _ROUNDING = 1e-12  # share of the sums by which float64 may err here; the band is widened by it
 
 
-def near_optimum(layers: SuperLayers, scores: Sequence[Row], costs: WholeCosts, limit: float) -> Front:
+def near_optimum(layers: SuperLayers, scores: Sequence[Row], costs: WholeCosts, limit: float, known: Mapping[Choices, float] = MappingProxyType({})) -> Front:
     """Points around the optimum under `limit`, which is the last of them: part of the front near the limit, not the whole of it.
 
     Args:
@@ -28,14 +30,17 @@ def near_optimum(layers: SuperLayers, scores: Sequence[Row], costs: WholeCosts, 
         scores: M rows; the scores of the result have the least of each row taken off.
         costs: M rows and the constant.
         limit: Limit on constant and layers together.
+        known: Scores of M choices that stand in place of their sums.
 
     Raises:
         InfeasibleError: No assignment costs `limit` or less.
     """
     shifted = [row - row.min() for row in scores]
     real = _padded([costs.real(row) for row in costs.rows], np.inf)
-    band = _band(_padded(shifted, np.inf), real, by_range(costs), math.ldexp(costs.constant, -costs.power), limit)
-    return sweep(layers, shifted, costs, limit, keep=band)
+    base = math.fsum(float(row.min()) for row in scores)
+    known = {choices: value - base for choices, value in known.items()}
+    band = _band(_padded(shifted, np.inf), real, by_range(costs), math.ldexp(costs.constant, -costs.power), limit, known)
+    return sweep(layers, shifted, costs, limit, keep=band, known=known)
 
 
 def _padded(rows: Sequence[Row], value: float) -> Row:
@@ -43,12 +48,15 @@ def _padded(rows: Sequence[Row], value: float) -> Row:
     return np.array([np.pad(row, (0, width - len(row)), constant_values=value) for row in rows])
 
 
-def _band(scores: Row, costs: Row, order: tuple[int, ...], constant: float, limit: float) -> Keep:
+def _band(scores: Row, costs: Row, order: tuple[int, ...], constant: float, limit: float, known: Mapping[Choices, float]) -> Keep:
     """Keeps the partial sums whose Lagrangian bound does not exceed the score of an assignment that fits."""
     scale = abs(limit) + abs(constant) + float(np.abs(costs, where=np.isfinite(costs), out=np.zeros_like(costs)).max(1).sum())
     room = limit - constant - _ROUNDING * scale
     price, picked = _price(scores, costs, room)
-    upper = _fill(scores, costs, picked, room)
+    upper = least_that_fits(known, list(costs), room)
+    filled = _fill(scores, costs, picked, room)
+    if filled is not None:
+        upper = min(upper, known.get(filled, float(scores[np.arange(len(scores)), filled].sum())))
     relaxed = _relaxed(scores, costs, price).min(1)[list(order)]
     rest = np.append(np.cumsum(relaxed[::-1])[::-1], 0.0)
     ceiling = upper + _ROUNDING * (upper + price * scale) if upper < np.inf else np.inf
@@ -73,7 +81,7 @@ def _price(scores: Row, costs: Row, room: float) -> tuple[float, NDArray[np.intp
 
     finite = np.isfinite(costs)
     low, high = 0.0, max(float(scores[finite].max()), 1e-300) / max(float(np.ptp(costs[finite])), 1e-300) or 1.0
-    if costs[rows, choose(0.0)].sum() <= room:
+    if costs[rows, choose(0.0)].sum() <= room or not np.ptp(costs[finite]):
         return 0.0, choose(0.0)
     for _ in range(200):
         if costs[rows, choose(high)].sum() <= room:
@@ -85,12 +93,12 @@ def _price(scores: Row, costs: Row, room: float) -> tuple[float, NDArray[np.intp
     return high, choose(high)
 
 
-def _fill(scores: Row, costs: Row, picked: NDArray[np.intp], room: float) -> float:
-    """Score of the assignment once the room that is left is used up, best gain first; infinite if it does not fit at all."""
+def _fill(scores: Row, costs: Row, picked: NDArray[np.intp], room: float) -> Choices | None:
+    """The assignment once the room that is left is used up, best gain first; None if it does not fit at all."""
     rows, picked = np.arange(len(scores)), picked.copy()
     room -= float(costs[rows, picked].sum())
     if room < 0:
-        return float("inf")
+        return None
     for _ in range(4 * len(scores)):
         gain = np.where(costs - costs[rows, picked, None] <= room, scores[rows, picked, None] - scores, -np.inf)
         m, c = divmod(int(gain.argmax()), scores.shape[1])
@@ -98,4 +106,4 @@ def _fill(scores: Row, costs: Row, picked: NDArray[np.intp], room: float) -> flo
             break
         room -= float(costs[m, c] - costs[m, picked[m]])
         picked[m] = c
-    return float(scores[rows, picked].sum())
+    return tuple(picked.tolist())

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from mpsearch.errors import InfeasibleError
 from mpsearch.search.front import Front, keep_non_dominated
 from mpsearch.search.line import MOST_STATES, Line, total
+from mpsearch.search.measured import OUTSIDE, Choices, Tree
 from mpsearch.search.superlayers import IntRow, Row, SuperLayers
 from mpsearch.search.terms import Pair
 from mpsearch.search.whole import WholeCosts
@@ -24,6 +26,7 @@ from mpsearch.search.whole import WholeCosts
 _ROUNDING = 1e-12  # share of the sums by which float64 may err here; the band is widened by it
 _PRICES = 40
 _State = tuple[int, ...]
+_Part = tuple[IntRow, Row, NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]  # costs, scores, nodes of the tree, parents, choices
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Linked:
         scores: M steps of damage.
         costs: M steps of cost, whole numbers.
         whole: The costs, for their unit and constant.
+        known: Damage of M choices that stands in place of their sum.
     """
 
     layers: SuperLayers
@@ -43,14 +47,17 @@ class Linked:
     scores: list[Row]
     costs: list[IntRow]
     whole: WholeCosts
+    known: Mapping[Choices, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, layers: SuperLayers, rows: Sequence[Row], pairs: Sequence[Pair[Row]], whole: WholeCosts) -> Linked | None:
+    def of(
+        cls, layers: SuperLayers, rows: Sequence[Row], pairs: Sequence[Pair[Row]], whole: WholeCosts, known: Mapping[Choices, float] = MappingProxyType({})
+    ) -> Linked | None:
         """None where too many choices stay open at once."""
         line = Line.of(layers.widths, [*((p.first, p.second) for p in pairs), *((p.first, p.second) for p in whole.pairs)])
         if line.states > MOST_STATES:
             return None
-        return cls(layers, line, line.steps(rows, pairs), line.steps(whole.rows, whole.pairs), whole)
+        return cls(layers, line, line.steps(rows, pairs), line.steps(whole.rows, whole.pairs), whole, known)
 
     def front(self, limit: float = math.inf) -> Front:
         """The whole front up to a limit. Raises InfeasibleError where nothing costs that little."""
@@ -70,37 +77,32 @@ class Linked:
                 f"A limit of {limit:g} is below the least reachable cost {math.ldexp(self.whole.constant + int(least[0]), -self.whole.power):g}."
             )
         tops = self._tops(price, limit, upper)
-        held: dict[_State, tuple[IntRow, Row, int]] = {(): (np.array([self.whole.constant]), np.zeros(1), 0)}
+        order = range(len(self.costs))
+        tree = Tree.of(self.known, self.line.widths, order)
+        held: dict[_State, tuple[IntRow, Row, NDArray[np.intp], int]] = {(): (np.array([self.whole.constant]), np.zeros(1), np.array([tree.root]), 0)}
         steps = []
-        for m in range(len(self.costs)):
-            arrived = self._arrivals(m, held)
+        for m in order:
+            arrived = self._arrivals(m, held, tree)
             held, origins, offset = {}, [], 0
             for state in sorted(arrived):
-                cost, score, parent, choice = (np.concatenate(parts) for parts in zip(*arrived[state], strict=True))
-                order = np.argsort(cost, kind="stable")
-                order = order[: np.searchsorted(cost, ceiling - int(least[m + 1][state]), side="right", sorter=order)] if ceiling < math.inf else order
-                if not len(order):
-                    continue
-                order = order[keep_non_dominated(cost[order], score[order])]
-                if tops < math.inf:
-                    ahead = bound[m + 1][state]  # type: ignore[index]
-                    order = order[score[order] + price * (self.whole.real(cost[order]) - limit) + ahead <= tops]
-                if len(order):
-                    held[state] = (cost[order], score[order], offset)
-                    origins.append((parent[order], choice[order]))
-                    offset += len(order)
+                cost, score, node, parent, choice = (np.concatenate(parts) for parts in zip(*arrived[state], strict=True))
+                ahead = bound[m + 1][state] if tops < math.inf else 0.0  # type: ignore[index]
+                kept = _kept(cost, score, node, ceiling - int(least[m + 1][state]), tops - ahead, price, limit, self.whole)
+                if len(kept):
+                    held[state] = (cost[kept], score[kept], node[kept], offset)
+                    origins.append((parent[kept], choice[kept]))
+                    offset += len(kept)
             steps.append((np.concatenate([o[0] for o in origins]).astype(np.uint32), np.concatenate([o[1] for o in origins]).astype(np.uint16)))
-        cost, score, _ = held[()]
-        values = self.whole.real(cost) if self.whole.power else cost
-        last = np.flatnonzero(np.append(values[1:] > values[:-1], True))
-        return Front(values[last], score[last], True, self.layers, tuple(range(len(self.costs))), last, tuple(steps))
+        cost, score, node, _ = held[()]
+        return Front.of_last(self.whole, cost, tree.final(score, node), True, self.layers, order, steps)
 
-    def _arrivals(self, m: int, held: dict[_State, tuple[IntRow, Row, int]]) -> dict[_State, list[tuple[IntRow, Row, NDArray[np.intp], NDArray[np.intp]]]]:
+    def _arrivals(self, m: int, held: dict[_State, tuple[IntRow, Row, NDArray[np.intp], int]], tree: Tree) -> dict[_State, list[_Part]]:
         """Every list extended by every choice of super-layer m, by the state it leads to; parents count through all lists."""
-        found: dict[_State, list[tuple[IntRow, Row, NDArray[np.intp], NDArray[np.intp]]]] = {}
-        for (state, (cost, score, offset)), choice in itertools.product(held.items(), range(self.line.widths[m])):
+        found: dict[_State, list[_Part]] = {}
+        for (state, (cost, score, node, offset)), choice in itertools.product(held.items(), range(self.line.widths[m])):
             at = (*state, choice)
-            part = (cost + self.costs[m][at], score + self.scores[m][at], offset + np.arange(len(cost)), np.full(len(cost), choice))
+            after = tree.steps[m][node, choice]
+            part = (cost + self.costs[m][at], score + self.scores[m][at], after, offset + np.arange(len(cost)), np.full(len(cost), choice))
             found.setdefault(self.line.after(m, state, choice), []).append(part)
         return found
 
@@ -119,12 +121,14 @@ class Linked:
         real = [self.whole.real(step) for step in self.costs]
         room = limit - math.ldexp(self.whole.constant, -self.whole.power)
         above, below = self.line.best(self.scores), self.line.best(self.costs)
-        if total(real, self.line, above) <= room * (1 - math.copysign(_ROUNDING, room)):
-            return 0.0, total(self.scores, self.line, above)
-        price, upper = 0.0, math.inf
+        slack = room * (1 - math.copysign(_ROUNDING, room))
+        upper = min((value for choices, value in self.known.items() if total(real, self.line, choices) <= slack), default=math.inf)
+        if total(real, self.line, above) <= slack:
+            return 0.0, min(upper, self._damage(above))
+        price = 0.0
         for _ in range(_PRICES):
             (s0, c0), (s1, c1) = ((total(self.scores, self.line, x), total(real, self.line, x)) for x in (above, below))
-            upper = min([upper, *(s for s, c in ((s0, c0), (s1, c1)) if c <= room * (1 - math.copysign(_ROUNDING, room)))])
+            upper = min([upper, *(self._damage(x) for x, c in ((above, c0), (below, c1)) if c <= slack)])
             if c0 <= c1 or s1 <= s0:
                 break
             price = (s1 - s0) / (c0 - c1)
@@ -133,3 +137,17 @@ class Linked:
                 break
             above, below = (above, found) if total(real, self.line, found) <= room else (found, below)
         return price, upper
+
+    def _damage(self, choices: Choices) -> float:
+        return self.known.get(choices, total(self.scores, self.line, choices))
+
+
+def _kept(cost: IntRow, score: Row, node: NDArray[np.intp], cap: float, most: float, price: float, limit: float, whole: WholeCosts) -> NDArray[np.intp]:
+    """Positions of what costs no more than `cap`: what no other dominates and whose bound is at most `most`, and what leads to measured assignments."""
+    order = np.argsort(cost, kind="stable")
+    order = order[: np.searchsorted(cost, cap, side="right", sorter=order)] if cap < math.inf else order
+    held, order = order[node[order] != OUTSIDE], order[node[order] == OUTSIDE]
+    order = order[keep_non_dominated(cost[order], score[order])]
+    if most < math.inf:
+        order = order[score[order] + price * (whole.real(cost[order]) - limit) <= most]
+    return np.concatenate([order, held])

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from mpsearch.search.dual import Dual, Picks, Ranks, maximise
 from mpsearch.search.highs import Columns, Cut, Link, Outcome, minimise
 from mpsearch.search.knapsack import near_optimum
 from mpsearch.search.labels import label
+from mpsearch.search.measured import Choices
 from mpsearch.search.superlayers import Row
 
 _ROUGH_GAP = 0.05
@@ -70,14 +72,15 @@ def solve_rows(
     if constraints.fits(constraints.layers.expand(free)) and all(cut.allows(free) for cut in cuts):
         return Found(free, True, base)
     if len(constraints.rows) == 1 and not cuts:
-        return Found(_under_one(constraints, rows), True, base)
+        return Found(under_one(constraints, rows), True, base)
     return _UnderMany(constraints, rows, base, Hunt(constraints, time.monotonic() + time_limit_s, node_limit, list(cuts))).solve(gap)
 
 
-def _under_one(constraints: Constraints, rows: Sequence[Row]) -> tuple[int, ...]:
+def under_one(constraints: Constraints, rows: Sequence[Row], known: Mapping[Choices, float] = MappingProxyType({})) -> Choices:
+    """The choices of least score under the only budget that adds up; the scores in `known` stand in place of sums. Raises InfeasibleError."""
     resource, *_ = constraints.rows
     try:
-        front = near_optimum(constraints.layers, rows, constraints.whole[resource], constraints.limits[resource])
+        front = near_optimum(constraints.layers, rows, constraints.whole[resource], constraints.limits[resource], known)
     except InfeasibleError:  # a peak has taken the cheapest choices away
         raise constraints.joint_error() from None
     for p in range(len(front) - 1, -1, -1):  # with costs that are not whole, the last may pass the limit by a rounding

@@ -17,11 +17,13 @@ from mpsearch.evaluate.metrics import kl_by_image
 from mpsearch.evaluate.prefixes import MOST_PROBES
 from mpsearch.objectives import OBJECTIVES, ScoringContext, score
 from mpsearch.objectives._sampling import SampledEvaluator, sample
-from mpsearch.objectives.kl_mixed import Unit, _fit, _next, _straightened
+from mpsearch.objectives.kl_mixed import Unit, _fit, _next
 from mpsearch.objectives.output_mse import Sqnr
-from mpsearch.problem import Candidate, Layer
+from mpsearch.problem import Budget, Candidate, Layer, Problem
 from mpsearch.quant import install
+from mpsearch.search import solve
 from mpsearch.search.aligned import LAST
+from mpsearch.search.correction import straightened
 
 CANDIDATES = tuple(Candidate.parse(text) for text in ("W2A4", "W4A8", "float"))
 
@@ -145,16 +147,16 @@ class TestKlMixed:
             return float(np.std([np.log(row / t) for row, t in zip(fitted.mean(), true, strict=True)]))
 
         straight = off()
-        monkeypatch.setattr("mpsearch.objectives.kl_mixed._straightened", lambda damage, losses: losses)
+        monkeypatch.setattr("mpsearch.objectives.kl_mixed.straightened", lambda damage, losses: losses)
         assert straight < 0.6 * off()
 
     def test_losses_are_straightened_without_another_order(self):
         rng = np.random.default_rng(0)
         damage = np.sort(rng.normal(0, 2, 64))
         losses = np.tanh(damage / 3)
-        found = _straightened(damage, losses)
+        found = straightened(damage, losses)
         assert np.all(np.diff(found) > 0) and np.abs(found - damage).std() < 0.3
-        assert np.array_equal(_straightened(damage[:5], losses[:5]), losses[:5]), "too few to tell"
+        assert np.array_equal(straightened(damage[:5], losses[:5]), losses[:5]), "too few to tell"
 
     def test_float_and_units_that_are_not_calibrated_have_no_damage(self, tiny):
         context = self.context(tiny)
@@ -230,6 +232,35 @@ class TestKlFront:
             return float(np.sqrt(np.mean(np.square(found))))
 
         assert regret(self.TEXT) < 0.25 * regret("kl:images=32")
+
+    def test_what_it_measured_stands_beside_the_table(self, tiny, monkeypatch):
+        """In the order of the losses, of any size; so no optimum at a searched size is worse than the best that was measured there."""
+        context = self.context(tiny)
+        names, measured = [layer.name for layer in context.layers], {}
+
+        def measure(self, assignment):
+            bits = [99 if assignment[n].is_float else assignment[n].w_bits for n in names]
+            damage = [4.0**-b * (1 + i) for i, b in enumerate(bits)]
+            lucky = 0.5 if sum(bits) % 3 == 0 else 1.0  # no sum over units says so
+            measured[tuple(bits)] = lucky * sum(damage)
+            return measured[tuple(bits)]
+
+        monkeypatch.setattr(SampledEvaluator, "measure", measure)
+        report = score(OBJECTIVES.create(self.TEXT), context)
+        losses = {indices: measured[tuple(c[i].w_bits for c, i in zip(context.candidates, indices, strict=True))] for indices, _ in report.measured}
+        known = dict(report.measured)
+        assert len(known) > 40 and sorted(known, key=known.get) == sorted(losses, key=losses.get)
+        sizes = tuple(tuple(float(layer.weight_numel * (c.w_bits or 32)) for c in row) for layer, row in zip(context.layers, context.candidates, strict=True))
+        problem = Problem(context.layers, context.candidates, {"kl_front": report.rows}, {"size_bytes": sizes}, measured={"kl_front": known})
+        least, most = (sum(layer.weight_numel * bits for layer in context.layers) for bits in (2, 8))
+        for part in range(3, 23):
+            limit = least + (most - least) * part / 24
+            found = solve(problem, "kl_front", [Budget("size_bytes", limit, "")])
+            bits = [c[i].w_bits for c, i in zip(context.candidates, found.indices, strict=True)]
+            best = min(loss for indices, loss in losses.items() if problem.cost(indices).size_bytes <= limit)
+            assert found.indices not in known or losses[found.indices] == best, (part, bits)
+            assert None not in bits and found.score <= min(known[indices] for indices, loss in losses.items() if loss == best)
+        assert "measured assignments stands in place of their sums" in report.notes[0]
 
     def test_units_of_one_tie_share_what_both_do(self, tiny):
         context = self.context(tiny)

@@ -10,7 +10,8 @@ import pytest
 
 from mpsearch.problem import Budget, Candidate, Layer, Problem
 from mpsearch.search import solve
-from mpsearch.search.aligned import _FACTOR_SD, _NOISE_SD, LAST, align, search_along, shortlist
+from mpsearch.search.aligned import _FACTOR_SD, _NOISE_SD, LAST, align, damages, search_along, shortlist
+from mpsearch.search.superlayers import SuperLayers
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
 ORDER = [(m, later, earlier) for m in range(12) for earlier, later in itertools.pairwise(range(len(WIDTHS)))]
@@ -171,3 +172,33 @@ def test_ties_are_one_choice():
     assert len(found) == 11
     apart = [*found[:2], found[2] / 2, found[2] / 2, *found[3:]]
     assert max(regrets(problem, apart, losses, loss, limits_of(problem))) < 0.0801
+
+
+def test_what_was_measured_is_ordered_by_its_loss_and_near_its_sum():
+    """Losses are a power of the sums, in other units, with errors; on average damages are below the sums by the standard deviation of the errors."""
+    problem, rng = problem_of(3), np.random.default_rng(3)
+    rows = [np.array(row) for row in problem.scores["proxy"]]
+    drawn = [tuple(int(c) for c in rng.integers(0, len(WIDTHS), len(rows))) for _ in range(200)]
+    sums = {choices: sum(float(row[c]) for row, c in zip(rows, choices, strict=True)) for choices in drawn}
+    losses = {choices: 7 * value**1.4 * math.exp(rng.normal(0, 0.1)) for choices, value in sums.items()}
+    found = damages(problem, rows, losses)
+    assert sorted(found, key=found.get) == sorted(losses, key=losses.get)
+    off = np.log([found[choices] / sums[choices] for choices in found])
+    assert off.std() == pytest.approx(0.1 / 1.4, rel=0.2) and off.mean() == pytest.approx(-off.std(), abs=0.02)
+
+
+def test_a_few_measurements_and_none_have_damages_too():
+    problem = problem_of(4)
+    rows = [np.array(row) for row in problem.scores["proxy"]]
+    assert damages(problem, rows, {}) == {}
+    losses = {(c,) * len(rows): 3.0 * sum(float(row[c]) for row in rows) for c in range(3)}
+    found = damages(problem, rows, losses | {(5,) * len(rows): math.nan})
+    assert [found[choices] for choices in losses] == pytest.approx([value / 3 for value in losses.values()], rel=1e-6)
+    assert found[(5,) * len(rows)] == pytest.approx(10 * max(found[choices] for choices in losses), rel=1e-6)
+
+
+def test_of_layers_that_share_a_choice_the_sum_is_taken_once():
+    problem = problem_of(5, units=4, ties={0: "t", 2: "t"})
+    rows = [np.array(row) for row in SuperLayers.of([len(WIDTHS)] * 4, problem.ties).merge(problem.scores["proxy"])]
+    found = damages(problem, rows, {(c, 0, c, 1): problem.score("proxy", (c, 0, c, 1)) for c in range(3)})
+    assert found == pytest.approx({choices: problem.score("proxy", choices) for choices in found}, rel=1e-9)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from search_problems import every_assignment, problem
+from search_problems import every_assignment, everything, problem, some_budgets
 
 from mpsearch.errors import InfeasibleError, UserError
-from mpsearch.problem import RESOURCES, Budget, Interaction, Problem
+from mpsearch.problem import Budget, Interaction, Problem
 from mpsearch.search import explore, non_dominated, problem_front, reachable, solve
 from mpsearch.search import milp as milp_module
 from mpsearch.search.constraints import Constraints
@@ -19,45 +18,6 @@ from mpsearch.search.coupled import Coupled
 from mpsearch.search.quadratic import solve_pairs
 
 ADDED = ("size_bytes", "latency_us", "energy_mj")
-
-
-def pairs_of(p: Problem, rng, chance: float, draw) -> tuple[Interaction, ...]:
-    """Random tables, mostly between neighbours."""
-    found = []
-    for a, b in itertools.combinations(range(len(p.layers)), 2):
-        if rng.random() < (chance if b == a + 1 else chance / 4):
-            shape = (len(p.candidates[a]), len(p.candidates[b]))
-            found.append(Interaction((a, b), shape, tuple(draw(math.prod(shape)).tolist())))
-    return tuple(found)
-
-
-def everything(rng) -> Problem:
-    """1 to 5 ragged layers, ties, costs that add up to the same in many ways, a peak, conversions and interactions, scores of any scale."""
-    ties = [None if rng.random() < 0.6 else "tie" for _ in range(rng.integers(1, 6))]
-    tied = int(rng.integers(1, 5))
-    widths = [tied if tie else int(rng.integers(1, 5)) for tie in ties]
-    scale = rng.choice([1.0, 1e-6, 1e6])
-    costs = {
-        "size_bytes": [rng.integers(1, 50, w).tolist() for w in widths],
-        "latency_us": [rng.random(w).round(1).tolist() for w in widths],
-        "energy_mj": [rng.random(w).tolist() for w in widths],
-        "memory_bytes": [rng.integers(1, 20, w).tolist() for w in widths],
-        "bops": [rng.integers(1, 4, w).tolist() for w in widths],
-    }
-    p = problem([(scale * rng.random(w)).tolist() for w in widths], costs, ties, {"size_bytes": 3.0, "latency_us": 0.1, "memory_bytes": 5.0})
-    conversions = {
-        "latency_us": pairs_of(p, rng, 0.7, lambda n: rng.random(n).round(1)),
-        "size_bytes": pairs_of(p, rng, 0.2, lambda n: rng.integers(-3, 9, n).astype(float)),
-    }
-    p = replace(p, conversions={r: terms for r, terms in conversions.items() if terms})
-    return replace(p, interactions={"proxy": pairs_of(p, rng, 0.5, lambda n: scale * rng.normal(0, 0.3, n))}) if rng.random() < 0.4 else p
-
-
-def some_budgets(p: Problem, rng, every) -> list[Budget]:
-    """Up to three budgets, each at what some assignment costs: met exactly, by many or by few."""
-    resources = rng.permutation(RESOURCES)[: rng.integers(0, 4)]
-    at = [every[rng.integers(len(every))]] * 3 if rng.random() < 0.4 else [every[rng.integers(len(every))] for _ in range(3)]
-    return [Budget(str(r), getattr(p.cost(x), str(r)), str(r)) for r, x in zip(resources, at, strict=False)]
 
 
 def keeps(p: Problem, x, budgets) -> bool:
