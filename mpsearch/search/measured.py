@@ -18,12 +18,13 @@ OUTSIDE = -1
 
 def measured_choices(problem: Problem, objective: str, layers: SuperLayers) -> dict[Choices, float]:
     """M choices -> damage, of the measured assignments that the super-layers still have."""
-    held = [set(picks) for picks in layers.picks]
-    return {
-        layers.contract(indices): value
-        for indices, value in problem.measured.get(objective, {}).items()
-        if all(tuple(indices[i] for i in group) in picks for group, picks in zip(layers.groups, held, strict=True))
-    }
+    places = [(group, {pick: c for c, pick in enumerate(picks)}) for group, picks in zip(layers.groups, layers.picks, strict=True)]
+    found = {}
+    for indices, value in problem.measured.get(objective, {}).items():
+        choices = [at.get(tuple(indices[i] for i in group), OUTSIDE) for group, at in places]
+        if OUTSIDE not in choices:
+            found[tuple(choices)] = value
+    return found
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Tree:
 
     Args:
         steps: For each of M super-layers in that order `(N + 1) x C`: the node that a choice leads to from each of N; the last row is that of `OUTSIDE`.
-        scores: [N] damage of the assignments at the last nodes.
+        scores: [N] damage of the assignments at the last nodes, one each.
     """
 
     steps: tuple[NDArray[np.intp], ...]
@@ -44,19 +45,19 @@ class Tree:
     @classmethod
     def of(cls, known: Mapping[Choices, float], widths: Sequence[int], order: Sequence[int]) -> Tree:
         """From M choices -> damage, [M] numbers of choices, and the positions of super-layers in order."""
-        nodes: dict[Choices, int] = {(): 0} if known else {}
+        if not known:
+            return cls(tuple(np.full((1, widths[m]), OUTSIDE, np.intp) for m in order), np.zeros(0))
+        choices = np.array(list(known), np.intp)[:, list(order)]
+        rank = np.lexsort(choices.T[::-1])
+        choices, scores = choices[rank], np.array(list(known.values()))[rank]
+        begins = np.cumsum(choices[1:] != choices[:-1], axis=1) > 0  # unlike the assignment before it, up to each step
+        nodes = np.cumsum(np.vstack([np.zeros((1, len(order)), bool), begins]), axis=0)
         steps = []
-        for done, m in enumerate(order, start=1):
-            table = np.full((len(nodes) + 1, widths[m]), OUTSIDE, np.intp)
-            after: dict[Choices, int] = {}
-            for choices in known:
-                begun = tuple(choices[k] for k in order[:done])
-                table[nodes[begun[:-1]], begun[-1]] = after.setdefault(begun, len(after))
-            nodes = after
+        for done, m in enumerate(order):
+            before = nodes[:, done - 1] if done else np.zeros(len(nodes), np.intp)
+            table = np.full((before[-1] + 2, widths[m]), OUTSIDE, np.intp)
+            table[before, choices[:, done]] = nodes[:, done]
             steps.append(table)
-        scores = np.zeros(len(nodes))
-        for choices, value in known.items():
-            scores[nodes[tuple(choices[k] for k in order)]] = value
         return cls(tuple(steps), scores)
 
     @property
