@@ -1,7 +1,7 @@
 """Every objective against the true loss on real weights and images: `mpsearch score --validate`, one file of results for each model.
 
-Run: python benchmarks/validate_objectives.py resnet20 mobilenet vit resmlp [--objective NAME ...] [--seed N]. Needs the assets folder (MPSEARCH_ASSETS,
-else ../shared/assets). Another seed divides the images otherwise, and has files of its own.
+Run: python benchmarks/validate_objectives.py resnet20 mobilenet vit resmlp [--objective NAME ...] [--seed N] [--budgets 6.62,4.62]. Needs the assets folder
+(MPSEARCH_ASSETS, else ../shared/assets). Another seed divides the images otherwise; it has files of its own, and so have budgets that are listed.
 Each model has a study below studies/, in which every table and every measured loss is kept, so the script resumes.
 """
 
@@ -57,8 +57,9 @@ def main() -> None:
     for name in arguments.models:
         start, label = time.monotonic(), f"{name}_seed{arguments.seed}" if arguments.seed else name
         config, study = settings(name, objectives, arguments.seed), Study(ROOT / "studies" / f"objectives-{label}")
+        at = f"_at_{arguments.budgets.replace(',', '_')}" if "," in arguments.budgets else ""
         result = validate_objectives(config, study, Effort(arguments.samples, arguments.budgets, arguments.local_steps, arguments.unseen_images))
-        print(write(RESULTS / f"objectives_{label}.md", name, result, time.monotonic() - start), flush=True)
+        print(write(RESULTS / f"objectives_{label}{at}.md", name, result, time.monotonic() - start), flush=True)
 
 
 def settings(name: str, objectives: tuple[str, ...], seed: int = 0) -> RunConfig:
