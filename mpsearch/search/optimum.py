@@ -102,10 +102,9 @@ def _beside_measured(
 def _along_a_line(constraints: Constraints, coupled: Coupled) -> Found | None:
     """The optimum of linked super-layers without a budget that binds, or under one; None where there are more, or too much is open at once."""
     layers = coupled.layers
-    free = Linked.of(layers, coupled.rows, coupled.pairs, WholeCosts([row.astype(int) * 0 for row in coupled.rows], 0, 0))
-    if free is not None:
+    if not coupled.known and Linked.of(layers, coupled.rows, coupled.pairs, WholeCosts([row.astype(int) * 0 for row in coupled.rows], 0, 0)) is not None:
         choices = least_choices(layers, coupled.rows, coupled.pairs)
-        if constraints.fits(layers.expand(choices)) and not coupled.known:
+        if constraints.fits(layers.expand(choices)):
             return Found(choices, True, coupled.score(choices))
     if len(constraints.rows) != 1:
         return None
