@@ -29,6 +29,7 @@ from mpsearch.hardware.kernels.tiles import default_tile
 from mpsearch.hardware.kernels.unit import InputGrid, KernelUnit, TileChooser, WeightCodes
 from mpsearch.problem import ConvAttributes, Layer
 from mpsearch.quant import AffineParams, QuantizedTensor, UnitState
+from mpsearch.quant.layers import called
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CAPABILITY = (8, 0)
@@ -54,7 +55,7 @@ class KernelLayer(nn.Module):
         self.unit, self.pad = unit, pad
         for name in nn.Conv2d.__constants__ if isinstance(inner, nn.Conv2d) else nn.Linear.__constants__:
             setattr(self, name, getattr(inner, name))
-        self.register_forward_pre_hook(_called)
+        self.register_forward_pre_hook(called)
         self.eval()
 
     @property
@@ -85,10 +86,6 @@ class KernelLayer(nn.Module):
                 f"A module on kernels stays {held.dtype} on {held.device} and cannot become {moved.dtype} on {moved.device}. Load it again for that."
             )
         return self
-
-
-def _called(_: nn.Module, __: tuple[Any, ...]) -> None:
-    """Nothing. A hook in it keeps `nn.TransformerEncoderLayer` off the fused path, which reads the weights of its layers and never calls them."""
 
 
 def load_kernels(path: str | Path, model: nn.Module | None = None, *, device: str = "cuda", dtype: str = "fp16", tiles: str = "") -> nn.Module:

@@ -56,7 +56,7 @@ class QuantLayer(nn.Module):
         super().__init__()
         self.inner = inner
         self.input = InputQuantizer()
-        self.register_forward_pre_hook(_called)
+        self.register_forward_pre_hook(called)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The wrapped layer on the quantised input."""
@@ -84,7 +84,7 @@ class QuantLayer(nn.Module):
             return getattr(super().__getattr__("inner"), name)
 
 
-def _called(_: nn.Module, __: tuple[Any, ...]) -> None:
+def called(_: nn.Module, __: tuple[Any, ...]) -> None:
     """Nothing. A hook in it keeps `nn.TransformerEncoderLayer` off the fused path, which reads the weights of its layers and never calls them."""
 
 
