@@ -18,7 +18,7 @@ from mpsearch.units import parse_quantity
 TARGETS = (*RUNTIMES, "packed")
 """What a run can write for: the runtimes that it can measure, and the packed checkpoint alone."""
 _MOST_SEED = 2**31 - 1
-DEFAULT_OBJECTIVES = ("kl_front", "output_mse", "weight_mse")
+DEFAULT_OBJECTIVES = ("kl", "output_mse", "weight_mse")
 EMBEDDED_OBJECTIVES = ("kl:images=10", "weight_mse")
 """Of the embedded default, which is to be done in minutes."""
 

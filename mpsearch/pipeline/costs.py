@@ -110,7 +110,7 @@ def add_scores(
     names = [text.partition(":")[0].strip() for text in config.objectives]
     if len(set(names)) < len(names):
         raise OptionError(f"The objectives are {', '.join(config.objectives)}; a run keeps tables by name. Give each once; `score` compares options.")
-    problem, about = replace(problem, scores={}, interactions={}, measured={}), {}
+    problem, about = replace(problem, scores={}, interactions={}), {}
     candidates = [[str(c) for c in row] for row in problem.candidates]
     for text in config.objectives:
         if interacts(text):
@@ -136,8 +136,6 @@ def add_scores(
             context = ScoringContext(subject.module, problem.layers, problem.candidates, calibration, images, config.seed, advance, task)
             report = study.cached(f"score-{objective.name}", key, partial(_scored, objective, context))
         problem = replace(problem, scores={**problem.scores, objective.name: tuple(tuple(row) for row in report["rows"])})
-        if known := {tuple(indices): value for indices, value in report.get("measured", ())}:  # a table of before has none
-            problem = replace(problem, measured={**problem.measured, objective.name: known})
         about[objective.name] = {"seconds": report["seconds"], "violations": report["violations"], "unit": objective.unit}
         about[objective.name] |= {k: report[k] for k in ("weights", "activations", "passes", "notes") if report.get(k)}
     return problem, about

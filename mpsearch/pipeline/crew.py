@@ -82,7 +82,7 @@ class Crew:
 
 def make_job(subject: Subject, problem: Problem, config: RunConfig, states: str) -> dict[str, Any]:
     """What a worker needs to measure as the run does, and to know that it does; `states` is the digest of what was learned for the search."""
-    plain = replace(problem, scores={}, interactions={}, measured={}).to_json()
+    plain = replace(problem, scores={}, interactions={}).to_json()
     job = {"version": mpsearch.__version__, "hashes": subject.hashes, "states": states, "config": config.to_json(), "problem": plain}
     return dict(json.loads(json.dumps(job)))  # as it will be read
 

@@ -225,7 +225,7 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     proxy = proxy_of(config)
     optimum = solve(problem, proxy, limits)
     uniform = next((u.indices for u in _uniforms(problem, config) if _keeps(problem, u.indices, limits)), None)
-    beyond = problem.interactions.get(proxy) or problem.measured.get(proxy)  # the table alone, which the study corrects, has another optimum
+    beyond = problem.interactions.get(proxy)  # the table alone, which the study corrects, has another optimum
     warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if beyond else None)) if indices is not None]
     tables = _additive(problem, proxy)
     trials, name = _trials(replace(problem, interactions={}), tables, limits, warm, calibration, workshop, crew or Crew())

@@ -75,12 +75,10 @@ def score_held(config: RunConfig, study: Study, progress: Progress) -> Scored:
         if interacts(text):
             problem, about[text] = add_couplings(problem, text, text, subject, calibration, config, study, progress)
             continue
-        alone = replace(problem, scores={}, interactions={}, measured={})
+        alone = replace(problem, scores={}, interactions={})
         one, said = add_scores(alone, subject, calibration, replace(config, objectives=(text,)), study, progress)
-        ((name, table),), (about[text],) = one.scores.items(), said.values()
+        (table,), (about[text],) = one.scores.values(), said.values()
         problem = replace(problem, scores={**problem.scores, text: table})
-        if name in one.measured:
-            problem = replace(problem, measured={**problem.measured, text: one.measured[name]})
     scored = Scored(config, subject, calibration, problem, about)
     files.write_json(study.path / "scores.json", scored.to_json())
     return scored

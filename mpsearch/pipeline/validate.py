@@ -104,7 +104,7 @@ def validate_objectives(config: RunConfig, study: Study, effort: Effort | None =
 def _budgets(scored: Scored, levels: Sequence[float], progress: Progress) -> tuple[list[tuple[float, Budget]], list[float]]:
     """Absolute limits, and the levels that no assignment can keep."""
     kept, skipped = [], []
-    sizes_alone = replace(scored.problem, scores={}, interactions={}, measured={})
+    sizes_alone = replace(scored.problem, scores={}, interactions={})
     for level in levels:
         try:
             (budget,) = resolve_budgets(scored.subject, sizes_alone, replace(scored.config, budgets=(f"{level:g}bits",)))

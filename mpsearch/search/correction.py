@@ -32,7 +32,6 @@ _FAR = 10.0  # times the least loss: beyond that a measurement counts less too
 _MOST_MEASUREMENTS = 400  # the nearest are used, so that a batch stays cheap in a long study
 _STEPS = 4  # of Gauss-Newton, before the widths are chosen and after
 _LONGEST_STEP = 1.0  # of any one correction
-_PARTS, _LEAST_PART = 8, 8  # ranks of losses that are brought in line with sums on average: how many at most, and of how many losses at least
 
 
 @dataclass(frozen=True)
@@ -250,19 +249,3 @@ def _log_sum(logs: Row) -> Row:
     most: Row = logs.max(axis=1)
     found: Row = most + np.log(np.exp(logs - most[:, None]).sum(axis=1))
     return found
-
-
-def straightened(damage: Row, losses: Row) -> Row:
-    """[N] log losses put where the sums are on average at losses like them, [N] logs of either given: rising, linear between the means of some ranks.
-
-    A network that is nearly lost cannot get much worse, and damage that is some way off is worse than its sum; neither is to be explained by factors of
-    units. What orders assignments stays.
-    """
-    parts = np.array_split(np.argsort(losses, kind="stable"), max(1, min(_PARTS, len(losses) // _LEAST_PART)))
-    if len(parts) < 2:
-        return losses
-    x, y = (np.array([values[part].mean() for part in parts]) for values in (losses, damage))
-    y = np.maximum.accumulate(y) + 1e-3 * (x - x[0])
-    first, last = (float(np.clip((y[i + 1] - y[i]) / max(x[i + 1] - x[i], 1e-12), 0.3, 3.0)) for i in (0, len(x) - 2))
-    below, above = np.minimum(losses - x[0], 0.0), np.maximum(losses - x[-1], 0.0)
-    return np.asarray(np.interp(losses, x, y) + first * below + last * above)

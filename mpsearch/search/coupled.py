@@ -7,16 +7,15 @@ interactions within blocks become an additive problem, which the exact solvers t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from mpsearch.errors import UnknownNameError, UserError
 from mpsearch.problem import Budget, Interaction, Problem
 from mpsearch.search.constraints import within_peaks
-from mpsearch.search.measured import Choices, measured_choices
-from mpsearch.search.superlayers import Row, SuperLayers
+from mpsearch.search.superlayers import Choices, Row, SuperLayers
 from mpsearch.search.terms import Pair, spread
 
 MOST_TUPLES = 4096
@@ -25,19 +24,17 @@ MOST_TUPLES = 4096
 
 @dataclass(frozen=True)
 class Coupled:
-    """Score of M choices: as measured where it was, else the sum of the rows and of the pairs.
+    """Score of M choices: the sum of the rows and of the pairs.
 
     Args:
         layers: M super-layers, ties and joined blocks.
         rows: M.
         pairs: Each two super-layers at most once.
-        known: M choices -> what was measured.
     """
 
     layers: SuperLayers
     rows: list[Row]
     pairs: tuple[Pair[Row], ...]
-    known: Mapping[Choices, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, problem: Problem, objective: str, most_tuples: int = MOST_TUPLES, budgets: Sequence[Budget] = ()) -> Coupled:
@@ -61,12 +58,10 @@ class Coupled:
         if terms:
             layers = layers.joined(_blocks(layers, terms, most_tuples))
         rows, pairs = spread(layers, layers.merge(problem.scores[objective]), [(term, np.array(term.values)) for term in terms])
-        return cls(layers, rows, pairs, measured_choices(problem, objective, layers))
+        return cls(layers, rows, pairs)
 
     def score(self, choices: Choices) -> float:
         """Of M choices."""
-        if choices in self.known:
-            return self.known[choices]
         return math.fsum(
             [*(float(row[c]) for row, c in zip(self.rows, choices, strict=True)), *(float(p.table[choices[p.first], choices[p.second]]) for p in self.pairs)]
         )

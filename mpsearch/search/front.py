@@ -9,15 +9,13 @@ References: Nemhauser and Ullmann, Discrete dynamic programming and capital allo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.errors import InfeasibleError, UserError
-from mpsearch.search.measured import OUTSIDE, Choices, Tree
 from mpsearch.search.superlayers import IntRow, Row, SuperLayers
 from mpsearch.search.whole import WholeCosts
 
@@ -123,25 +121,23 @@ def sweep(
     limit: float,
     epsilon: float = 0.0,
     keep: Keep | None = None,
-    known: Mapping[Choices, float] = MappingProxyType({}),
 ) -> Front:
-    """The dynamic programme on M merged rows; `keep` thins the partial sums of each step, and the scores in `known` stand in place of sums."""
+    """The dynamic programme on M merged rows; `keep` thins the partial sums of each step."""
     ceiling, rest = costs.ceiling(limit), costs.least
     if ceiling < rest:
         raise InfeasibleError(f"A limit of {limit:g} is below the least reachable cost {math.ldexp(rest, -costs.power):g}. Raise it.")
     rest -= costs.constant
     bucket = int(epsilon * sum(int(np.ptp(row)) for row in costs.rows))
     order, steps = by_range(costs), []
-    tree = Tree.of(known, layers.widths, order)
-    total, score, node = np.array([costs.constant]), np.zeros(1), np.array([tree.root])
-    for done, (m, arrivals) in enumerate(zip(order, tree.steps, strict=True), start=1):
+    total, score = np.array([costs.constant]), np.zeros(1)
+    for done, m in enumerate(order, start=1):
         rest -= int(costs.rows[m].min())
-        total, score, node, parent, choice = _extend(total, score, node, costs.rows[m], scores[m], arrivals, ceiling - rest, bucket)
+        total, score, parent, choice = _extend(total, score, costs.rows[m], scores[m], ceiling - rest, bucket)
         if keep is not None:
-            kept = keep(done, costs.real(total), score) | (node != OUTSIDE)
-            total, score, node, parent, choice = total[kept], score[kept], node[kept], parent[kept], choice[kept]
+            kept = keep(done, costs.real(total), score)
+            total, score, parent, choice = total[kept], score[kept], parent[kept], choice[kept]
         steps.append((parent, choice))
-    return Front.of_last(costs, total, tree.final(score, node), bucket == 0, layers, order, steps)
+    return Front.of_last(costs, total, score, bucket == 0, layers, order, steps)
 
 
 def by_range(costs: WholeCosts) -> tuple[int, ...]:
@@ -149,28 +145,22 @@ def by_range(costs: WholeCosts) -> tuple[int, ...]:
     return tuple(int(m) for m in np.argsort([int(np.ptp(row)) for row in costs.rows], kind="stable"))
 
 
-def _extend(
-    total: IntRow, score: Row, node: NDArray[np.intp], row_cost: IntRow, row_score: Row, arrivals: NDArray[np.intp], cap: float, bucket: int
-) -> tuple[IntRow, Row, NDArray[np.intp], NDArray[np.uint32], NDArray[np.uint16]]:
-    """One layer more: P points x C candidates, merged, dominated ones dropped; those that lead to measured assignments are kept beside them."""
-    inside = bool((node != OUTSIDE).any())
-    choices = np.arange(len(row_cost)) if inside else _useful(row_cost, row_score)
+def _extend(total: IntRow, score: Row, row_cost: IntRow, row_score: Row, cap: float, bucket: int) -> tuple[IntRow, Row, NDArray[np.uint32], NDArray[np.uint16]]:
+    """One layer more: P points x C candidates, merged, dominated ones dropped."""
+    choices = _useful(row_cost, row_score)
     costs = (row_cost[choices, None] + total[None, :]).ravel()
     scores = (row_score[choices, None] + score[None, :]).ravel()
     order = np.argsort(costs, kind="stable")
     if cap < math.inf:
         order = order[: np.searchsorted(costs, int(cap), side="right", sorter=order)]
-    arrived, held = np.full(len(costs), OUTSIDE) if not inside else arrivals[node].T.ravel(), order[:0]
-    if inside:
-        held, order = order[arrived[order] != OUTSIDE], order[arrived[order] == OUTSIDE]
     kept = keep_non_dominated(costs[order], scores[order])
     if bucket > 1:
         cells = costs[order[kept]] // bucket
         last = np.append(cells[1:] > cells[:-1], True)
         last[:1] = True  # the cheapest stays, or a tight limit would leave nothing
         kept = kept[last]
-    origin = np.concatenate([order[kept], held])
-    return costs[origin], scores[origin], arrived[origin], (origin % len(total)).astype(np.uint32), choices[origin // len(total)].astype(np.uint16)
+    origin = order[kept]
+    return costs[origin], scores[origin], (origin % len(total)).astype(np.uint32), choices[origin // len(total)].astype(np.uint16)
 
 
 def _useful(costs: IntRow, scores: Row) -> NDArray[np.intp]:

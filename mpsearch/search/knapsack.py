@@ -7,22 +7,20 @@ band around the optimum is carried: milliseconds where the whole front takes a s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.search.front import Front, Keep, by_range, sweep
-from mpsearch.search.measured import Choices, least_that_fits
-from mpsearch.search.superlayers import Row, SuperLayers
+from mpsearch.search.superlayers import Choices, Row, SuperLayers
 from mpsearch.search.whole import WholeCosts
 
 _BISECTIONS = 60
 _ROUNDING = 1e-12  # share of the sums by which float64 may err here; the band is widened by it
 
 
-def near_optimum(layers: SuperLayers, scores: Sequence[Row], costs: WholeCosts, limit: float, known: Mapping[Choices, float] = MappingProxyType({})) -> Front:
+def near_optimum(layers: SuperLayers, scores: Sequence[Row], costs: WholeCosts, limit: float) -> Front:
     """Points around the optimum under `limit`, which is the last of them: part of the front near the limit, not the whole of it.
 
     Args:
@@ -30,17 +28,14 @@ def near_optimum(layers: SuperLayers, scores: Sequence[Row], costs: WholeCosts, 
         scores: M rows; the scores of the result have the least of each row taken off.
         costs: M rows and the constant.
         limit: Limit on constant and layers together.
-        known: Scores of M choices that stand in place of their sums.
 
     Raises:
         InfeasibleError: No assignment costs `limit` or less.
     """
     shifted = [row - row.min() for row in scores]
     real = _padded([costs.real(row) for row in costs.rows], np.inf)
-    base = math.fsum(float(row.min()) for row in scores)
-    known = {choices: value - base for choices, value in known.items()}
-    band = _band(_padded(shifted, np.inf), real, by_range(costs), math.ldexp(costs.constant, -costs.power), limit, known)
-    return sweep(layers, shifted, costs, limit, keep=band, known=known)
+    band = _band(_padded(shifted, np.inf), real, by_range(costs), math.ldexp(costs.constant, -costs.power), limit)
+    return sweep(layers, shifted, costs, limit, keep=band)
 
 
 def _padded(rows: Sequence[Row], value: float) -> Row:
@@ -48,15 +43,13 @@ def _padded(rows: Sequence[Row], value: float) -> Row:
     return np.array([np.pad(row, (0, width - len(row)), constant_values=value) for row in rows])
 
 
-def _band(scores: Row, costs: Row, order: tuple[int, ...], constant: float, limit: float, known: Mapping[Choices, float]) -> Keep:
+def _band(scores: Row, costs: Row, order: tuple[int, ...], constant: float, limit: float) -> Keep:
     """Keeps the partial sums whose Lagrangian bound does not exceed the score of an assignment that fits."""
     scale = abs(limit) + abs(constant) + float(np.abs(costs, where=np.isfinite(costs), out=np.zeros_like(costs)).max(1).sum())
     room = limit - constant - _ROUNDING * scale
     price, picked = _price(scores, costs, room)
-    upper = least_that_fits(known, list(costs), room)
     filled = _fill(scores, costs, picked, room)
-    if filled is not None:
-        upper = min(upper, known.get(filled, float(scores[np.arange(len(scores)), filled].sum())))
+    upper = np.inf if filled is None else float(scores[np.arange(len(scores)), filled].sum())
     relaxed = _relaxed(scores, costs, price).min(1)[list(order)]
     rest = np.append(np.cumsum(relaxed[::-1])[::-1], 0.0)
     ceiling = upper + _ROUNDING * (upper + price * scale) if upper < np.inf else np.inf

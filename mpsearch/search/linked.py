@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from mpsearch.errors import InfeasibleError
 from mpsearch.search.front import Front, keep_non_dominated
 from mpsearch.search.line import MOST_STATES, Line, total
-from mpsearch.search.measured import OUTSIDE, Choices, Tree
 from mpsearch.search.superlayers import IntRow, Row, SuperLayers
 from mpsearch.search.terms import Pair
 from mpsearch.search.whole import WholeCosts
@@ -26,7 +24,7 @@ from mpsearch.search.whole import WholeCosts
 _ROUNDING = 1e-12  # share of the sums by which float64 may err here; the band is widened by it
 _PRICES = 40
 _State = tuple[int, ...]
-_Part = tuple[IntRow, Row, NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]  # costs, scores, nodes of the tree, parents, choices
+_Part = tuple[IntRow, Row, NDArray[np.intp], NDArray[np.intp]]  # costs, scores, parents, choices
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,6 @@ class Linked:
         scores: M steps of damage.
         costs: M steps of cost, whole numbers.
         whole: The costs, for their unit and constant.
-        known: Damage of M choices that stands in place of their sum.
     """
 
     layers: SuperLayers
@@ -47,17 +44,14 @@ class Linked:
     scores: list[Row]
     costs: list[IntRow]
     whole: WholeCosts
-    known: Mapping[Choices, float] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, layers: SuperLayers, rows: Sequence[Row], pairs: Sequence[Pair[Row]], whole: WholeCosts, known: Mapping[Choices, float] = MappingProxyType({})
-    ) -> Linked | None:
+    def of(cls, layers: SuperLayers, rows: Sequence[Row], pairs: Sequence[Pair[Row]], whole: WholeCosts) -> Linked | None:
         """None where too many choices stay open at once."""
         line = Line.of(layers.widths, [*((p.first, p.second) for p in pairs), *((p.first, p.second) for p in whole.pairs)])
         if line.states > MOST_STATES:
             return None
-        return cls(layers, line, line.steps(rows, pairs), line.steps(whole.rows, whole.pairs), whole, known)
+        return cls(layers, line, line.steps(rows, pairs), line.steps(whole.rows, whole.pairs), whole)
 
     def front(self, limit: float = math.inf) -> Front:
         """The whole front up to a limit. Raises InfeasibleError where nothing costs that little."""
@@ -78,31 +72,29 @@ class Linked:
             )
         tops = self._tops(price, limit, upper)
         order = range(len(self.costs))
-        tree = Tree.of(self.known, self.line.widths, order)
-        held: dict[_State, tuple[IntRow, Row, NDArray[np.intp], int]] = {(): (np.array([self.whole.constant]), np.zeros(1), np.array([tree.root]), 0)}
+        held: dict[_State, tuple[IntRow, Row, int]] = {(): (np.array([self.whole.constant]), np.zeros(1), 0)}
         steps = []
         for m in order:
-            arrived = self._arrivals(m, held, tree)
+            arrived = self._arrivals(m, held)
             held, origins, offset = {}, [], 0
             for state in sorted(arrived):
-                cost, score, node, parent, choice = (np.concatenate(parts) for parts in zip(*arrived[state], strict=True))
+                cost, score, parent, choice = (np.concatenate(parts) for parts in zip(*arrived[state], strict=True))
                 ahead = bound[m + 1][state] if tops < math.inf else 0.0  # type: ignore[index]
-                kept = _kept(cost, score, node, ceiling - int(least[m + 1][state]), tops - ahead, price, limit, self.whole)
+                kept = _kept(cost, score, ceiling - int(least[m + 1][state]), tops - ahead, price, limit, self.whole)
                 if len(kept):
-                    held[state] = (cost[kept], score[kept], node[kept], offset)
+                    held[state] = (cost[kept], score[kept], offset)
                     origins.append((parent[kept], choice[kept]))
                     offset += len(kept)
             steps.append((np.concatenate([o[0] for o in origins]).astype(np.uint32), np.concatenate([o[1] for o in origins]).astype(np.uint16)))
-        cost, score, node, _ = held[()]
-        return Front.of_last(self.whole, cost, tree.final(score, node), True, self.layers, order, steps)
+        cost, score, _ = held[()]
+        return Front.of_last(self.whole, cost, score, True, self.layers, order, steps)
 
-    def _arrivals(self, m: int, held: dict[_State, tuple[IntRow, Row, NDArray[np.intp], int]], tree: Tree) -> dict[_State, list[_Part]]:
+    def _arrivals(self, m: int, held: dict[_State, tuple[IntRow, Row, int]]) -> dict[_State, list[_Part]]:
         """Every list extended by every choice of super-layer m, by the state it leads to; parents count through all lists."""
         found: dict[_State, list[_Part]] = {}
-        for (state, (cost, score, node, offset)), choice in itertools.product(held.items(), range(self.line.widths[m])):
+        for (state, (cost, score, offset)), choice in itertools.product(held.items(), range(self.line.widths[m])):
             at = (*state, choice)
-            after = tree.steps[m][node, choice]
-            part = (cost + self.costs[m][at], score + self.scores[m][at], after, offset + np.arange(len(cost)), np.full(len(cost), choice))
+            part = (cost + self.costs[m][at], score + self.scores[m][at], offset + np.arange(len(cost)), np.full(len(cost), choice))
             found.setdefault(self.line.after(m, state, choice), []).append(part)
         return found
 
@@ -122,13 +114,13 @@ class Linked:
         room = limit - math.ldexp(self.whole.constant, -self.whole.power)
         above, below = self.line.best(self.scores), self.line.best(self.costs)
         slack = room * (1 - math.copysign(_ROUNDING, room))
-        upper = min((value for choices, value in self.known.items() if total(real, self.line, choices) <= slack), default=math.inf)
+        upper = math.inf
         if total(real, self.line, above) <= slack:
-            return 0.0, min(upper, self._damage(above))
+            return 0.0, total(self.scores, self.line, above)
         price = 0.0
         for _ in range(_PRICES):
             (s0, c0), (s1, c1) = ((total(self.scores, self.line, x), total(real, self.line, x)) for x in (above, below))
-            upper = min([upper, *(self._damage(x) for x, c in ((above, c0), (below, c1)) if c <= slack)])
+            upper = min([upper, *(s for s, c in ((s0, c0), (s1, c1)) if c <= slack)])
             if c0 <= c1 or s1 <= s0:
                 break
             price = (s1 - s0) / (c0 - c1)
@@ -138,16 +130,12 @@ class Linked:
             above, below = (above, found) if total(real, self.line, found) <= room else (found, below)
         return price, upper
 
-    def _damage(self, choices: Choices) -> float:
-        return self.known.get(choices, total(self.scores, self.line, choices))
 
-
-def _kept(cost: IntRow, score: Row, node: NDArray[np.intp], cap: float, most: float, price: float, limit: float, whole: WholeCosts) -> NDArray[np.intp]:
-    """Positions of what costs no more than `cap`: what no other dominates and whose bound is at most `most`, and what leads to measured assignments."""
+def _kept(cost: IntRow, score: Row, cap: float, most: float, price: float, limit: float, whole: WholeCosts) -> NDArray[np.intp]:
+    """Positions of what costs no more than `cap`: what no other dominates and whose bound is at most `most`."""
     order = np.argsort(cost, kind="stable")
     order = order[: np.searchsorted(cost, cap, side="right", sorter=order)] if cap < math.inf else order
-    held, order = order[node[order] != OUTSIDE], order[node[order] == OUTSIDE]
     order = order[keep_non_dominated(cost[order], score[order])]
     if most < math.inf:
         order = order[score[order] + price * (whole.real(cost[order]) - limit) <= most]
-    return np.concatenate([order, held])
+    return order

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 import numpy as np
 
@@ -22,8 +21,7 @@ from mpsearch.search.dual import Dual, Picks, Ranks, maximise
 from mpsearch.search.highs import Columns, Cut, Link, Outcome, minimise
 from mpsearch.search.knapsack import near_optimum
 from mpsearch.search.labels import label
-from mpsearch.search.measured import Choices
-from mpsearch.search.superlayers import Row
+from mpsearch.search.superlayers import Choices, Row
 
 _ROUGH_GAP = 0.05
 _OBJECTIVE_SCALE = 1e4  # scaled score of the optimum: HiGHS's absolute gap of 1e-6 is then 1e-10 of it
@@ -76,11 +74,11 @@ def solve_rows(
     return _UnderMany(constraints, rows, base, Hunt(constraints, time.monotonic() + time_limit_s, node_limit, list(cuts))).solve(gap)
 
 
-def under_one(constraints: Constraints, rows: Sequence[Row], known: Mapping[Choices, float] = MappingProxyType({})) -> Choices:
-    """The choices of least score under the only budget that adds up; the scores in `known` stand in place of sums. Raises InfeasibleError."""
+def under_one(constraints: Constraints, rows: Sequence[Row]) -> Choices:
+    """The choices of least score under the only budget that adds up. Raises InfeasibleError."""
     resource, *_ = constraints.rows
     try:
-        front = near_optimum(constraints.layers, rows, constraints.whole[resource], constraints.limits[resource], known)
+        front = near_optimum(constraints.layers, rows, constraints.whole[resource], constraints.limits[resource])
     except InfeasibleError:  # a peak has taken the cheapest choices away
         raise constraints.joint_error() from None
     for p in range(len(front) - 1, -1, -1):  # with costs that are not whole, the last may pass the limit by a rounding

@@ -13,7 +13,7 @@ from mpsearch.search.whole import WholeCosts
 
 
 def problem_front(problem: Problem, objective: str, resource: str = "size_bytes", limit: float | None = None, epsilon: float = 0.0) -> Front:
-    """`exact_front` of a problem, its constant cost, interactions, conversions and measured assignments included.
+    """`exact_front` of a problem, its constant cost, interactions and conversions included.
 
     Raises:
         UnknownNameError: It has no such table.
@@ -26,15 +26,15 @@ def problem_front(problem: Problem, objective: str, resource: str = "size_bytes"
     if resource in PEAKS:
         raise UserError(f"{resource} is a peak, and damage is no front over the greatest of all rows. Give a budget on it instead.")
     constant, conversions = problem.constants.get(resource, 0.0), problem.conversions.get(resource, ())
-    if not problem.interactions.get(objective) and not problem.measured.get(objective) and not conversions:
+    if not problem.interactions.get(objective) and not conversions:
         return exact_front(problem.scores[objective], problem.costs[resource], problem.ties, limit=limit, constant=constant, epsilon=epsilon)
     coupled = Coupled.of(problem, objective)
     whole = WholeCosts.of(coupled.layers, problem.costs[resource], constant, conversions)
     check_epsilon(epsilon)
     top = math.inf if limit is None else limit
     if not coupled.pairs and not whole.pairs:
-        return sweep(coupled.layers, coupled.rows, whole, top, epsilon, known=coupled.known)
-    linked = Linked.of(coupled.layers, coupled.rows, coupled.pairs, whole, coupled.known)
+        return sweep(coupled.layers, coupled.rows, whole, top, epsilon)
+    linked = Linked.of(coupled.layers, coupled.rows, coupled.pairs, whole)
     if linked is None:
         what = f"interactions of {objective!r}" if coupled.pairs else f"conversions of {resource}"
         raise UserError(f"The {what} link too many layers for an exact front. Keep them between neighbours or within blocks, or use `solve` budget by budget.")

@@ -17,6 +17,8 @@ from mpsearch.errors import UserError
 
 Row = NDArray[np.float64]
 IntRow = NDArray[np.int64]
+Choices = tuple[int, ...]
+"""A choice of each of M groups."""
 
 
 @dataclass(frozen=True)

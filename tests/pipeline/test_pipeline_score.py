@@ -1,6 +1,5 @@
 """`score` and `score --validate` on a small net: tables, what is kept, who is trusted, and what an interruption costs."""
 
-import itertools
 import json
 import math
 import sys
@@ -216,43 +215,6 @@ class TestScore:
         monkeypatch.setattr(couplings, "couple", _never)
         assert score_model(config, study).problem == problem
 
-    def test_measured_assignments_come_with_their_table_and_are_kept(self, settings, tmp_path, monkeypatch):
-        study, text = Study(tmp_path / "study"), "kl_front:images=8,exchanges=1,optima=9"
-        config = settings(objectives=("weight_mse", text))
-        scored = score_model(config, study)
-        problem = scored.problem
-        context = ScoringContext(scored.subject.module, problem.layers, problem.candidates, scored.calibration, scored.subject.splits.calibration)
-        direct = costs.score(OBJECTIVES.create(text), context)
-        assert problem.scores[text] == direct.rows and problem.measured == {text: dict(direct.measured)} and len(direct.measured) > 20
-        assert Problem.load(study.path / "scores.json") == problem
-        monkeypatch.setattr(costs, "score", _never)
-        assert score_model(config, study).problem == problem
-        # the optimum is the best of what was measured and of all sums
-        every = {indices: problem.score(text, indices) for indices in itertools.product(*(range(len(c)) for c in problem.candidates))}
-        for share in (0.3, 0.6):
-            low, high = (sum(end(row) for row in problem.costs["size_bytes"]) for end in (min, max))
-            limit = problem.constants["size_bytes"] + low + share * (high - low)
-            found = solve(problem, text, [Budget("size_bytes", limit, "")])
-            assert found.score == pytest.approx(min(value for indices, value in every.items() if problem.cost(indices).size_bytes <= limit), rel=1e-9)
-
-    def test_a_run_starts_from_the_optimum_with_what_was_measured(self, settings, tmp_path, monkeypatch):
-        """One assignment, made up as measured, is the best: it is measured first, and is a finalist."""
-        config, study = settings(trials=3, polish=0, iterations=0, objectives=("output_mse:images=8",)), Study(tmp_path / "study")
-        real, least = costs.score, []
-
-        def scored(objective, context):
-            report = real(objective, context)
-            least.append(tuple(min(range(len(row)), key=lambda c: row[c].w_bits or 32) for row in context.candidates))
-            return replace(report, measured=((least[0], 1e-9),))
-
-        monkeypatch.setattr(costs, "score", scored)
-        result = run(config, study)
-        front = json.loads((study.path / "front.json").read_text())
-        assert list(least[0]) in [t["indices"] for t in front["measured"] if t["proposed_by"] == "warm"]
-        assert front["points"][0]["indices"] == list(least[0]) and front["points_in_all"] == 1
-        assert list(least[0]) in [row["indices"] for row in result["rows"] if row["label"] == "exact optimum of output_mse"]
-        assert result["best"]["proxy"]["found_by"].startswith("measured by the objective")
-
     def test_an_unknown_objective_is_told_before_anything_is_loaded(self, settings, tmp_path):
         with pytest.raises(UnknownNameError, match="hesian"):
             score_model(settings(objectives=("hesian",), model="no.py:net"), Study(tmp_path / "study"))
@@ -431,7 +393,6 @@ class TestValidate:
 
 
 def _limit(budget):
-    from mpsearch.problem import Budget
 
     return Budget("size_bytes", budget["limit_bytes"], "")
 

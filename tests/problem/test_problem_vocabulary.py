@@ -39,7 +39,7 @@ def test_json_round_trip_through_a_file(tmp_path):
     assert Problem.from_json(problem().to_json()) == problem()
 
 
-@pytest.mark.parametrize("schema", [0, 5, "1", None])
+@pytest.mark.parametrize("schema", [0, 4, 5, "1", None])
 def test_another_schema_is_refused(schema):
     with pytest.raises(StudyError, match=f"schema {schema!r}.*reads 1"):
         Problem.from_json({**problem().to_json(), "schema": schema})
