@@ -34,7 +34,7 @@ from mpsearch.pipeline.imported import open_workshop
 from mpsearch.pipeline.latency import add_latency, latency_table
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Assignment, Problem
-from mpsearch.search import solve
+from mpsearch.solvers import solve
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))

@@ -37,8 +37,9 @@ from mpsearch.pipeline.prepare import calibrate_subject, load_subject
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Budget, Candidate, Problem
-from mpsearch.search import GreedyMP, LossFile, explore, hypervolume, non_dominated, polish, reachable, solve
-from mpsearch.search.superlayers import SuperLayers
+from mpsearch.solvers import hypervolume, non_dominated, reachable, solve
+from mpsearch.solvers.tables.groups import SuperLayers
+from mpsearch.study import GreedyMP, LossFile, explore, polish
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "studies" / "search_quality"

@@ -12,7 +12,7 @@ from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
 from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.reconstruct import METHODS
-from mpsearch.search import SAMPLERS
+from mpsearch.study import SAMPLERS
 from mpsearch.units import parse_quantity
 
 TARGETS = (*RUNTIMES, "packed")

@@ -16,11 +16,9 @@ from mpsearch.pipeline.couplings import add_couplings, interacts
 from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
-from mpsearch.problem import FLOAT_INPUT, Budget, Candidate, Problem, Restrictions
+from mpsearch.problem import FLOAT, FLOAT_INPUT, Budget, Candidate, Problem, Restrictions
 from mpsearch.reconstruct import Calibration
-from mpsearch.search import solve
-
-FLOAT = Candidate.parse("float")
+from mpsearch.solvers import solve
 
 
 def sized_problem(subject: Subject, config: RunConfig) -> Problem:

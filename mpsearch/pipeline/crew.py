@@ -20,8 +20,9 @@ from mpsearch.pipeline.prepare import Subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Problem
-from mpsearch.search.queue import JOB, Sharing
-from mpsearch.search.storage import Pace, Studies, check_sharing, hold_run, shown, storage_kind
+from mpsearch.study.sharing.pace import Pace, storage_kind
+from mpsearch.study.sharing.queue import JOB, Sharing
+from mpsearch.study.sharing.storage import Studies, check_sharing, hold_run, shown
 
 _STORAGE = "storage.json"
 _FAREWELL_S = 2.0

@@ -17,10 +17,8 @@ from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.study import Study
 from mpsearch.pipeline.uniforms import uniforms
-from mpsearch.problem import Assignment, Budget, Candidate, Problem
-from mpsearch.search import solve
-
-FLOAT = Candidate.parse("float")
+from mpsearch.problem import FLOAT, Assignment, Budget, Candidate, Problem
+from mpsearch.solvers import solve
 
 
 @dataclass(frozen=True)

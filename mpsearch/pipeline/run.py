@@ -30,13 +30,13 @@ from mpsearch.pipeline.learned import searched_calibration, states_digest
 from mpsearch.pipeline.memory import add_memory, limits_memory, memory_kernels
 from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject, require_same_weights
 from mpsearch.pipeline.progress import Progress, Silent
-from mpsearch.pipeline.sampling import mean_bits
 from mpsearch.pipeline.study import Study
 from mpsearch.pipeline.tightening import REPAIRS, lowered, proxy_of, repair, scouted
 from mpsearch.pipeline.uniforms import Uniform, uniforms
-from mpsearch.problem import Budget, Candidate, Problem
+from mpsearch.problem import Budget, Candidate, Problem, mean_bits
 from mpsearch.reconstruct import Calibration
-from mpsearch.search import LossFile, Trial, describe_least, explore, explore_by, polish, problem_front, reachable, solve
+from mpsearch.solvers import describe_least, problem_front, reachable, solve
+from mpsearch.study import LossFile, Trial, explore, explore_by, polish
 from mpsearch.units import format_quantity
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
@@ -351,7 +351,7 @@ def _row(label: str, problem: Problem, indices: Sequence[int], budgets: Sequence
         "indices": list(indices),
         "assignment": assignment.to_json(),
         "predicted": problem.cost(indices).to_json(),
-        "mean_bits": mean_bits(problem, tuple(indices)),
+        "mean_bits": mean_bits(problem.layers, problem.assignment(indices)),
         "fits": _keeps(problem, indices, budgets),
         "nearest": nearest,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,12 @@ class Problem:
             raise StudyError(f"There is no {path}. Name a study folder that `mpsearch run` wrote.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StudyError(f"{path} is not a problem that mpsearch wrote ({type(error).__name__}: {error}). Run the study again.") from None
+
+
+def mean_bits(layers: Sequence[Layer], assignment: Mapping[str, Candidate]) -> float:
+    """Bits of a weight on average over all weights of these layers; a float weight has 32."""
+    total = sum(layer.weight_numel for layer in layers)
+    return math.fsum(layer.weight_numel * (assignment[layer.name].w_bits or 32) for layer in layers) / max(total, 1)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mpsearch.pipeline.prepare import calibrate_subject, load_subject
 from mpsearch.pipeline.score import score_model
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Assignment, Budget, Problem
-from mpsearch.search import problem_front
+from mpsearch.solvers import problem_front
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from mpsearch.hardware.new_process import PROCESSES
 from mpsearch.pipeline import run, search
 from mpsearch.pipeline.study import Study
 from mpsearch.problem import Problem
-from mpsearch.search import problem_front
+from mpsearch.solvers import problem_front
 
 steps = importlib.import_module("mpsearch.pipeline.run")  # the package's own `run` is the function
 

@@ -20,15 +20,15 @@ from mpsearch.objectives.interacting import INTERACTING, couple
 from mpsearch.pipeline import run
 from mpsearch.pipeline.agreement import agreement, regret, regret_with_error
 from mpsearch.pipeline.losses import LossBook
-from mpsearch.pipeline.sampling import mean_bits, nudged, spread_assignments
+from mpsearch.pipeline.sampling import nudged, spread_assignments
 from mpsearch.pipeline.score import claim, score_model
 from mpsearch.pipeline.scorecard import card, markdown
 from mpsearch.pipeline.study import Study
 from mpsearch.pipeline.validate import Effort, validate_objectives
 from mpsearch.problem import Assignment, Budget, Candidate, Layer, Problem
-from mpsearch.search import solve
-from mpsearch.search.losses import LossFile
-from mpsearch.search.superlayers import SuperLayers
+from mpsearch.solvers import solve
+from mpsearch.solvers.tables.groups import SuperLayers
+from mpsearch.study.losses import LossFile
 
 THREE = ("weight_mse", "coding_length", "output_mse:images=8")
 FEW = Effort(samples=14, budgets="3", local_steps=6)
@@ -80,11 +80,6 @@ class TestSampling:
             assert problem.cost(found).size_bytes <= limit
         assert nudged(problem, layers, problem.uniform(Candidate(8, 8)), math.inf, rng) is None
         assert nudged(problem, layers, problem.uniform(Candidate(2, 8)), problem.cost(problem.uniform(Candidate(2, 8))).size_bytes, rng) is None
-
-    def test_mean_bits_are_weighted_by_the_weights(self):
-        layers = (Layer("a", "linear", (1, 30), ((1, 1),), (1, 1), 1, "b"), Layer("b", "linear", (1, 10), ((1, 1),), (1, 1), 1, "b"))
-        problem = Problem((*layers, Layer("m", "matmul", (), (), (), 1, "b")), ((Candidate(2, 8),), (Candidate(6, 8),), (Candidate.parse("float"),)))
-        assert mean_bits(problem, (0, 0, 0)) == 3.0
 
 
 class TestAgreement:
