@@ -14,12 +14,13 @@ from scipy import stats
 import mpsearch.pipeline.steps.scores as scores
 from mpsearch.cli import main
 from mpsearch.errors import InfeasibleError, OptionError, StudyError, UnknownNameError
-from mpsearch.evaluate import FastEvaluator
+from mpsearch.evaluate import TASKS, FastEvaluator
 from mpsearch.objectives import OBJECTIVES, ScoringContext
 from mpsearch.objectives.interacting import INTERACTING, couple
 from mpsearch.pipeline import run
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.jobs.score import claim, score_model
+from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps.uniforms import mean_bits
 from mpsearch.pipeline.validation.agreement import agreement, regret, regret_with_error
 from mpsearch.pipeline.validation.losses import LossBook
@@ -215,6 +216,35 @@ class TestScore:
         assert Problem.load(study.path / "scores.json") == problem
         monkeypatch.setattr(scores, "couple", _never)
         assert score_model(config, study).problem == problem
+
+    def test_interactions_are_those_of_the_task_and_kept_apart_by_it(self, settings, tmp_path):
+        text, found = "pairwise:images=8,scope=full", {}
+        for task in ("classification", "embedding"):
+            config = settings(objectives=(text,), bits=(2, 4, 8), task=task)
+            scored = score_model(config, Study(tmp_path / task))
+            context = ScoringContext(
+                scored.subject.module,
+                scored.problem.layers,
+                scored.problem.candidates,
+                scored.calibration,
+                scored.subject.splits.calibration,
+                task=TASKS.create(task),
+            )
+            assert scored.problem.scores[text] == couple(INTERACTING.create(text), context).rows
+            found[task] = {path.name for path in (tmp_path / task / "steps").glob("score-pairwise-*")}
+        assert all(len(names) == 1 for names in found.values()) and not found["classification"] & found["embedding"]
+
+    @pytest.mark.parametrize("text", ["pairwise:images=8,scope=full", "output_mse:images=8"])
+    def test_symmetric_inputs_and_another_revision_have_tables_of_their_own(self, settings, tmp_path, monkeypatch, text):
+        config, study = settings(objectives=(text,), bits=(2, 8)), Study(tmp_path)
+        scored = score_model(config, study)
+        assert len(list((tmp_path / "steps").glob("score-*"))) == 1
+        calibration = replace(scored.calibration, symmetric_inputs=True)
+        scores.add_scores(scored.problem, scored.subject, calibration, config, study, Silent())
+        assert len(list((tmp_path / "steps").glob("score-*"))) == 2
+        monkeypatch.setattr(type((INTERACTING if scores.interacts(text) else OBJECTIVES).create(text)), "revision", 99)
+        scores.add_scores(scored.problem, scored.subject, calibration, config, study, Silent())
+        assert len(list((tmp_path / "steps").glob("score-*"))) == 3
 
     def test_measured_assignments_come_with_their_table_and_are_kept(self, settings, tmp_path, monkeypatch):
         study, text = Study(tmp_path / "study"), "kl_front:images=8,exchanges=1,optima=9"
