@@ -10,21 +10,21 @@ import pytest
 import torch
 from scipy import stats
 
-import mpsearch.pipeline.costs as costs
-import mpsearch.pipeline.couplings as couplings
+import mpsearch.pipeline.steps.scores as scores
 from mpsearch.cli import main
 from mpsearch.errors import InfeasibleError, OptionError, StudyError, UnknownNameError
-from mpsearch.evaluate import FastEvaluator
+from mpsearch.evaluate import TASKS, FastEvaluator
 from mpsearch.objectives import OBJECTIVES, ScoringContext
 from mpsearch.objectives.interacting import INTERACTING, couple
 from mpsearch.pipeline import run
-from mpsearch.pipeline.agreement import agreement, regret, regret_with_error
-from mpsearch.pipeline.losses import LossBook
-from mpsearch.pipeline.sampling import nudged, spread_assignments
-from mpsearch.pipeline.score import claim, score_model
-from mpsearch.pipeline.scorecard import card, markdown
-from mpsearch.pipeline.study import Study
-from mpsearch.pipeline.validate import Effort, validate_objectives
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.jobs.score import claim, score_model
+from mpsearch.pipeline.progress import Silent
+from mpsearch.pipeline.validation.agreement import agreement, regret, regret_with_error
+from mpsearch.pipeline.validation.losses import LossBook
+from mpsearch.pipeline.validation.sampling import nudged, spread_assignments
+from mpsearch.pipeline.validation.scorecard import card, markdown
+from mpsearch.pipeline.validation.validate import Effort, validate_objectives
 from mpsearch.problem import Assignment, Budget, Candidate, Layer, Problem
 from mpsearch.solvers import solve
 from mpsearch.solvers.tables.groups import SuperLayers
@@ -173,8 +173,8 @@ class TestScore:
     def test_a_table_is_computed_once(self, settings, tmp_path, monkeypatch):
         study = Study(tmp_path / "study")
         first = score_model(settings(objectives=("weight_mse", "coding_length")), study)
-        real, calls = costs.score, []
-        monkeypatch.setattr(costs, "score", lambda objective, context: (calls.append(objective.name), real(objective, context))[1])
+        real, calls = scores.score, []
+        monkeypatch.setattr(scores, "score", lambda objective, context: (calls.append(objective.name), real(objective, context))[1])
         second = score_model(settings(objectives=THREE), study)
         assert calls == ["output_mse"]
         assert second.problem.scores["coding_length"] == first.problem.scores["coding_length"]
@@ -183,7 +183,7 @@ class TestScore:
         config, study = settings(trials=2, iterations=0, objectives=("output_mse:images=8", "weight_mse")), Study(tmp_path / "study")
         run(config, study)
         held = {name: (study.path / name).read_bytes() for name in ("study.json", "problem.json", "best.json")}
-        monkeypatch.setattr(costs, "score", _never)
+        monkeypatch.setattr(scores, "score", _never)
         scored = score_model(settings(objectives=("weight_mse", "output_mse:images=8")), study)
         assert scored.problem.scores["weight_mse"] == Problem.load(study.path / "problem.json").scores["weight_mse"]
         assert {name: (study.path / name).read_bytes() for name in held} == held
@@ -207,8 +207,37 @@ class TestScore:
         assert problem.scores[text] == direct.rows and problem.interactions == {text: direct.interactions}
         assert scored.about[text]["interactions"] == len(direct.interactions) > 0
         assert Problem.load(study.path / "scores.json") == problem
-        monkeypatch.setattr(couplings, "couple", _never)
+        monkeypatch.setattr(scores, "couple", _never)
         assert score_model(config, study).problem == problem
+
+    def test_interactions_are_those_of_the_task_and_kept_apart_by_it(self, settings, tmp_path):
+        text, found = "pairwise:images=8,scope=full", {}
+        for task in ("classification", "embedding"):
+            config = settings(objectives=(text,), bits=(2, 4, 8), task=task)
+            scored = score_model(config, Study(tmp_path / task))
+            context = ScoringContext(
+                scored.subject.module,
+                scored.problem.layers,
+                scored.problem.candidates,
+                scored.calibration,
+                scored.subject.splits.calibration,
+                task=TASKS.create(task),
+            )
+            assert scored.problem.scores[text] == couple(INTERACTING.create(text), context).rows
+            found[task] = {path.name for path in (tmp_path / task / "steps").glob("score-pairwise-*")}
+        assert all(len(names) == 1 for names in found.values()) and not found["classification"] & found["embedding"]
+
+    @pytest.mark.parametrize("text", ["pairwise:images=8,scope=full", "output_mse:images=8"])
+    def test_symmetric_inputs_and_another_revision_have_tables_of_their_own(self, settings, tmp_path, monkeypatch, text):
+        config, study = settings(objectives=(text,), bits=(2, 8)), Study(tmp_path)
+        scored = score_model(config, study)
+        assert len(list((tmp_path / "steps").glob("score-*"))) == 1
+        calibration = replace(scored.calibration, symmetric_inputs=True)
+        scores.add_scores(scored.problem, scored.subject, calibration, config, study, Silent())
+        assert len(list((tmp_path / "steps").glob("score-*"))) == 2
+        monkeypatch.setattr(type((INTERACTING if scores.interacts(text) else OBJECTIVES).create(text)), "revision", 99)
+        scores.add_scores(scored.problem, scored.subject, calibration, config, study, Silent())
+        assert len(list((tmp_path / "steps").glob("score-*"))) == 3
 
     def test_an_unknown_objective_is_told_before_anything_is_loaded(self, settings, tmp_path):
         with pytest.raises(UnknownNameError, match="hesian"):
@@ -319,7 +348,7 @@ class TestValidate:
 
     def test_again_it_measures_nothing_and_gives_the_same(self, result, validated, settings, monkeypatch):
         monkeypatch.setattr(FastEvaluator, "measure", _never)
-        monkeypatch.setattr(costs, "score", _never)
+        monkeypatch.setattr(scores, "score", _never)
         again = validate_objectives(settings(objectives=THREE), validated["study"], FEW)
         assert again["seconds_for_each_loss"] is None
         assert _lasting(again) == _lasting(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mpsearch import files
@@ -11,11 +11,11 @@ from mpsearch.errors import StudyError
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.costs import add_scores, sized_problem
-from mpsearch.pipeline.couplings import add_couplings, interacts
-from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.steps.costs import sized_problem
+from mpsearch.pipeline.steps.scores import Scorer, interacts
+from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
 from mpsearch.problem import Problem
 from mpsearch.reconstruct import Calibration
 
@@ -71,14 +71,9 @@ def score_held(config: RunConfig, study: Study, progress: Progress) -> Scored:
     subject = load_subject(config, progress)
     problem, calibration = sized_problem(subject, config), calibrate_subject(subject, config, progress)
     about: dict[str, dict[str, Any]] = {}
+    scorer = Scorer(subject, calibration, config, study, progress)
     for text in dict.fromkeys(config.objectives):
-        if interacts(text):
-            problem, about[text] = add_couplings(problem, text, text, subject, calibration, config, study, progress)
-            continue
-        alone = replace(problem, scores={}, interactions={})
-        one, said = add_scores(alone, subject, calibration, replace(config, objectives=(text,)), study, progress)
-        (table,), (about[text],) = one.scores.values(), said.values()
-        problem = replace(problem, scores={**problem.scores, text: table})
+        problem, about[text] = scorer.add(problem, text, text)
     scored = Scored(config, subject, calibration, problem, about)
     files.write_json(study.path / "scores.json", scored.to_json())
     return scored
