@@ -69,6 +69,7 @@ class FastEvaluator:
         self._module = copy.deepcopy(module)
         self._layers = wrap_units(self._module, [*calibration.weights, *calibration.products])
         self._kept: OrderedDict[tuple[str, Candidate], Tensor] = OrderedDict()
+        self._biases: dict[tuple[str, Candidate], Tensor | None] = {}
         self._outputs: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._weight_bytes = self._output_bytes = 0
         self._scratch = Scratch()
@@ -149,22 +150,26 @@ class FastEvaluator:
             if isinstance(layer, QuantLayer):
                 layer.input.params = None if candidate.is_float or candidate.weight_only else self._fast(self._calibration.input_params(unit, candidate))
                 layer.set_weight(self._weight(unit, candidate))
+                layer.set_bias(None if candidate.is_float else self._biases[self._weight_key(unit, candidate)])
             else:
                 layer.set_state(self._calibration.state(unit, candidate))
 
     def _fast(self, params: ActivationQuantizer) -> ActivationQuantizer:
         return ScratchGrid(params, self._scratch) if isinstance(params, AffineParams) and params.axis is None else params
 
+    def _weight_key(self, unit: str, candidate: Candidate) -> tuple[str, Candidate]:
+        return unit, candidate if (unit, candidate) in self._calibration.learned else replace(candidate, a_bits=_ANY)
+
     def _weight(self, unit: str, candidate: Candidate) -> Tensor:
         if candidate.is_float:
             return self._calibration.weights[unit]
-        key = (unit, candidate if (unit, candidate) in self._calibration.learned else replace(candidate, a_bits=_ANY))
+        key = self._weight_key(unit, candidate)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
         state: UnitState = self._calibration.state(unit, candidate)
         weight = self._calibration.weights[unit] if state.weight is None else state.weight.dequantize()
-        self._kept[key] = weight
+        self._kept[key], self._biases[key] = weight, state.bias
         self._weight_bytes += weight.nbytes
         self._trim()
         return weight

@@ -38,6 +38,7 @@ class ScoringContext:
         seed: Of everything random.
         on_step: Progress: steps done, steps in all.
         task: What the model's outputs are.
+        held_out: Images that no state was made from; None where there are none beside `images`.
     """
 
     module: nn.Module
@@ -48,6 +49,12 @@ class ScoringContext:
     seed: int = 0
     on_step: Progress = field(default=lambda done, total: None, repr=False)
     task: Task = field(default_factory=Classification)
+    held_out: SampleSet | None = None
+
+    @property
+    def unseen(self) -> SampleSet:
+        """The held-out images, or the calibration images where there are no others."""
+        return self.images if self.held_out is None else self.held_out
 
 
 @dataclass(frozen=True)

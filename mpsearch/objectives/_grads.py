@@ -96,11 +96,11 @@ def parameters_of(context: ScoringContext, units: Iterable[str]) -> dict[str, nn
     return {unit: context.module.get_submodule(unit).get_parameter("weight") for unit in units if unit in context.calibration.weights}
 
 
-def logits_of(module: nn.Module, inputs: Tensor) -> Tensor:
-    """N x K, with a graph. Raises ModelError where the model gives something else."""
+def logits_of(module: nn.Module, inputs: Tensor, *, any_shape: bool = False) -> Tensor:
+    """N x K, or N x ... in `any_shape`, with a graph. Raises ModelError where the model gives something else."""
     with torch.enable_grad():
         logits = module(inputs)
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    if not isinstance(logits, Tensor) or (logits.ndim != 2 and not any_shape):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"The model gives {found} for {len(inputs)} images; gradients are taken of N x K logits. Use an objective without gradients.")
     return logits

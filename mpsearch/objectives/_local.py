@@ -34,13 +34,15 @@ class UnitRun:
 
     def output(self, state: UnitState) -> Tensor:
         """What the layer gives with the weight and the input of `state`."""
-        read, weight = self._read(state.activation), self._module._parameters["weight"]
+        read, held = self._read(state.activation), dict(self._module._parameters)
         try:
             if state.weight is not None:
                 self._module._parameters["weight"] = nn.Parameter(state.weight.dequantize(), requires_grad=False)
+            if state.bias is not None:
+                self._module._parameters["bias"] = nn.Parameter(state.bias, requires_grad=False)
             return self._module.forward(read, *self._args[1:], **self._kwargs)  # type: ignore[no-any-return]  # not __call__: that would run the hooks
         finally:
-            self._module._parameters["weight"] = weight
+            self._module._parameters.update(held)
 
     def _read(self, quantizer: ActivationQuantizer | None) -> Tensor:
         """The input, quantised; the last one is kept, since most candidates differ in the weight alone."""
@@ -68,7 +70,8 @@ def input_state(context: ScoringContext, unit: str, candidate: Candidate) -> Uni
 
 def weight_state(context: ScoringContext, unit: str, candidate: Candidate) -> UnitState:
     """The unit with its weight quantised and its input float."""
-    return UnitState(candidate, context.calibration.state(unit, candidate).weight)
+    state = context.calibration.state(unit, candidate)
+    return UnitState(candidate, state.weight, bias=state.bias)
 
 
 def bits_of(bits: int | None) -> int:

@@ -35,18 +35,22 @@ class AttentionRound(RoundingPolicy):
         if not (math.isfinite(self.tau) and self.tau > 0):
             raise OptionError(f"tau of Attention Round is {self.tau}; it must be positive, such as 0.5 (in steps of the grid).")
 
-    def start(self, weight: Tensor, params: AffineParams) -> Rounding:
-        """The rounding to nearest, before it learns."""
-        return _AttentionRounding(self.tau, weight, params)
+    def start(self, weight: Tensor, params: AffineParams, codes: Tensor | None = None) -> Rounding:
+        """The rounding to nearest, before it learns, or that to `codes`, with the least offsets that give them."""
+        return _AttentionRounding(self.tau, weight, params, codes)
 
 
 class _AttentionRounding(Rounding):
-    def __init__(self, tau: float, weight: Tensor, params: AffineParams) -> None:
+    def __init__(self, tau: float, weight: Tensor, params: AffineParams, codes: Tensor | None) -> None:
         super().__init__()
         self._tau, self._params = tau, params
         self._scale, self._zero_point = params.expanded(weight.ndim)
         self._scaled = weight.detach() / self._scale
-        self.alpha = nn.Parameter(torch.zeros_like(self._scaled))
+        offset = torch.zeros_like(self._scaled)
+        if codes is not None:
+            level = codes.to(offset) - self._zero_point
+            offset = torch.clamp(self._scaled, level - 0.49, level + 0.49) - self._scaled
+        self.alpha = nn.Parameter(offset)
 
     def soft(self, progress: float | Tensor = 0.0) -> Tensor:
         low, high = self._params.qmin - self._zero_point, self._params.qmax - self._zero_point

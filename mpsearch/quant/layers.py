@@ -28,12 +28,15 @@ class UnitState:
         weight: Codes and quantiser of the weight; None for a float unit and for a product of two activations.
         activation: Quantiser of the input, or of the left operand of a product; None for a float unit.
         second: Quantiser of the right operand of a product; None for all other units.
+        bias: What the unit adds in place of its own bias, [C_out], such as one that makes up for the mean error of its weight;
+            None for its own.
     """
 
     candidate: Candidate
     weight: QuantizedTensor | None = None
     activation: ActivationQuantizer | None = None
     second: ActivationQuantizer | None = None
+    bias: Tensor | None = None
 
 
 def affine_input(unit: str, state: UnitState) -> AffineParams:
@@ -56,6 +59,7 @@ class QuantLayer(nn.Module):
         super().__init__()
         self.inner = inner
         self.input = InputQuantizer()
+        self._bias = inner._parameters.get("bias")
         self.register_forward_pre_hook(called)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -70,9 +74,15 @@ class QuantLayer(nn.Module):
         """Point the layer at another float32 weight, without a copy."""
         self.inner.weight.data = weight
 
+    def set_bias(self, bias: Tensor | None) -> None:
+        """Let the layer add another bias, without a copy; None for its own again."""
+        if self._bias is not None:
+            self.inner._parameters["bias"] = self._bias if bias is None else nn.Parameter(bias, requires_grad=False)
+
     def set_state(self, state: UnitState) -> None:
         """Compute as `state` says; a float state leaves the weight as it is."""
         self.input.params = state.activation
+        self.set_bias(state.bias)
         if state.weight is not None:
             self.set_weight(state.weight.dequantize())
 

@@ -20,7 +20,7 @@ from mpsearch.registry import Registry
 _CHUNK_VALUES = 2**17  # rows are searched in chunks that stay in the cache
 
 MAX_VALUES = 2**22
-"""Values of one row that a percentile is taken over; a longer row is subsampled with a fixed stride."""
+"""Values of one row that a percentile is taken over; of a longer row a random subset."""
 
 
 class Observer(ABC):
@@ -79,7 +79,7 @@ class Percentile(Observer):
             raise OptionError(f"The percentile is {self.percent}; it must be over 50 and at most 100, such as 99.99.")
 
     def _range(self, rows: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-        values = rows[:, :: -(-rows.shape[1] // MAX_VALUES)].sort(dim=1).values
+        values = _subset(rows, MAX_VALUES).sort(dim=1).values
         return _quantile(values, 1 - self.percent / 100), _quantile(values, self.percent / 100)
 
 
@@ -89,7 +89,7 @@ class Mse(Observer):
     """The range, among copies of [min, max] shrunk by 0 to 80 %, with the least mean |x_hat - x|^power.
 
     References: Li et al., BRECQ, ICLR 2021 (the search of its released code: 80 copies, power 2.4). Differs in: the error of a
-    long row is taken over at most `values` of its elements, at a fixed stride; power 2 by default, which is what the name says.
+    long row is taken over `values` of its elements, drawn at random, and its extremes; power 2 by default, which is what the name says.
 
     Args:
         steps: Copies tried, evenly spaced.
@@ -99,7 +99,7 @@ class Mse(Observer):
 
     steps: int = 40
     power: float = 2.0
-    values: int = 2**16
+    values: int = 2**14
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.values < 1 or not 0 < self.power < math.inf:
@@ -107,7 +107,8 @@ class Mse(Observer):
 
     def _range(self, rows: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         low, high = rows.amin(1), rows.amax(1)
-        sample = rows[:, :: -(-rows.shape[1] // self.values)]
+        sample = _subset(rows, self.values)
+        sample = sample if sample is rows else torch.cat([sample, low[:, None], high[:, None]], 1)
         chunk = max(1, _CHUNK_VALUES // sample.shape[1])
         shrink = torch.cat(
             [self._best_shrink(part, a, b, bits, symmetric) for part, a, b in zip(*(torch.split(t, chunk) for t in (sample, low, high)), strict=True)]
@@ -123,6 +124,14 @@ class Mse(Observer):
             better = error < best
             best, chosen = torch.where(better, error, best), torch.where(better, shrink, chosen)
         return chosen
+
+
+def _subset(rows: Tensor, count: int) -> Tensor:
+    """`count` random columns, the same on every call, or all where there are no more. A fixed stride would see one column of a convolution's kernel."""
+    if rows.shape[1] <= count:
+        return rows
+    picked = torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(0))[:count]
+    return rows[:, picked.sort().values.to(rows.device)]
 
 
 def _quantile(ordered: Tensor, p: float) -> Tensor:

@@ -59,8 +59,14 @@ class RoundingPolicy(ABC):
     learned: ClassVar[bool] = True
 
     @abstractmethod
-    def start(self, weight: Tensor, params: AffineParams) -> Rounding:
-        """A rounding that has not learned anything yet."""
+    def start(self, weight: Tensor, params: AffineParams, codes: Tensor | None = None) -> Rounding:
+        """A rounding that has not learned anything yet.
+
+        Args:
+            weight: Float weight, [C_out, ...].
+            params: Its grid.
+            codes: Where its hard codes start, shape of `weight`; the nearest ones where None.
+        """
 
 
 ROUNDINGS: Registry[RoundingPolicy] = Registry("rounding policy", "mpsearch.quant")
@@ -73,9 +79,9 @@ class Nearest(RoundingPolicy):
 
     learned: ClassVar[bool] = False
 
-    def start(self, weight: Tensor, params: AffineParams) -> Rounding:
+    def start(self, weight: Tensor, params: AffineParams, codes: Tensor | None = None) -> Rounding:
         """The rounding that is already final."""
-        return _Fixed(QuantizedTensor(quantize(weight, params), params))
+        return _Fixed(QuantizedTensor(quantize(weight, params) if codes is None else codes, params))
 
 
 class _Fixed(Rounding):
@@ -112,18 +118,24 @@ class AdaRound(RoundingPolicy):
     beta_start: float = 20.0
     beta_end: float = 2.0
 
-    def start(self, weight: Tensor, params: AffineParams) -> Rounding:
-        """The rounding whose soft weight is `weight` (clamped to the grid)."""
-        return _AdaRounding(self, weight, params)
+    def start(self, weight: Tensor, params: AffineParams, codes: Tensor | None = None) -> Rounding:
+        """The rounding whose soft weight is `weight` (clamped to the grid), or as near to it as lets the hard codes be `codes`."""
+        return _AdaRounding(self, weight, params, codes)
 
 
 class _AdaRounding(Rounding):
-    def __init__(self, policy: AdaRound, weight: Tensor, params: AffineParams) -> None:
+    def __init__(self, policy: AdaRound, weight: Tensor, params: AffineParams, codes: Tensor | None) -> None:
         super().__init__()
         self._policy, self._params = policy, params
         self._scale, self._zero_point = params.expanded(weight.ndim)
         scaled = weight.detach() / self._scale
-        self._floor = torch.floor(scaled)
+        if codes is None:
+            self._floor = torch.floor(scaled)
+        else:  # between the code and its neighbour on the side of the weight
+            level = codes.to(scaled) - self._zero_point
+            below = scaled < level
+            self._floor = level - below.to(level)
+            scaled = self._floor + torch.where(below, (scaled - self._floor).clamp(min=0.51), (scaled - self._floor).clamp(max=0.49))
         low, high = params.qmin - self._zero_point, params.qmax - self._zero_point
         self._base = torch.clamp(self._floor, low, high) * self._scale
         self._room = ((self._floor >= low) & (self._floor + 1 <= high)) * self._scale

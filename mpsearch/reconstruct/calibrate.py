@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.errors import DataError, ModelError
+from mpsearch.models.reads import Reads
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
 from mpsearch.quant.products import product_names, unwrap_products, wrap_products
-from mpsearch.reconstruct.ranges import MAX_INPUT_VALUES, Operand, RunningSample, input_quantizer
+from mpsearch.reconstruct.ranges import MAX_INPUT_VALUES, Operand, RunningMean, RunningSample, input_quantizer
 
 __all__ = ["MAX_INPUT_VALUES", "Calibration", "calibrate"]
 
@@ -29,17 +30,24 @@ class Calibration:
         input_observer: Registered observer for inputs, one scale; or `opt_m`, which may choose two steps or logarithmic levels for a unit.
         products: Product of two activations -> what is known of its left and right operand.
         symmetric_inputs: Whether the uniform grids of inputs are signed around zero, which integer kernels without zero points need.
-        learned: (unit, candidate) -> its state after a reconstruction, which is given instead of rounding to nearest.
+        learned: (unit, candidate) -> its state after a reconstruction, which is given instead of rounding.
+        means: Unit -> G x n mean of the rows that meet its weight. Where it is known and the unit has a bias, the bias of every
+            quantised state makes up for the mean error of its weight (`mean_matched`).
+        biases: Unit -> its float bias.
+        rounded: (unit, weight bits, granularity) -> codes, int8, that stand in place of rounding to nearest.
     """
 
     weights: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
-    weight_observer: str = "mse:values=1024"
+    weight_observer: str = "mse"
     input_observer: str = "mse"
     products: Mapping[str, tuple[Operand, Operand]] = field(default_factory=dict)
     symmetric_inputs: bool = False
     learned: Mapping[tuple[str, Candidate], UnitState] = field(default_factory=dict)
+    means: Mapping[str, Tensor] = field(default_factory=dict)
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
+    rounded: Mapping[tuple[str, int, str], Tensor] = field(default_factory=dict)
     _weight_params: dict[tuple[str, int, str], AffineParams] = field(default_factory=dict, repr=False)
     _input_params: dict[tuple[str, int, int], ActivationQuantizer] = field(default_factory=dict, repr=False)
 
@@ -74,13 +82,41 @@ class Calibration:
             if candidate.weight_only:
                 return UnitState(candidate)
             return UnitState(candidate, None, self.input_params(unit, candidate), self.input_params(unit, candidate, 1))
-        params = self.weight_params(unit, candidate)
         activation = None if candidate.weight_only else self.input_params(unit, candidate)
-        return UnitState(candidate, QuantizedTensor(quantize(self.weights[unit], params), params), activation)
+        weight = self._rounded(unit, candidate)
+        return UnitState(candidate, weight, activation, bias=self.bias(unit, weight))
+
+    def bias(self, unit: str, weight: QuantizedTensor) -> Tensor | None:
+        """The unit's bias beside a quantised weight; None for its own."""
+        if unit not in self.means or unit not in self.biases:
+            return None
+        return mean_matched(self.biases[unit], self.weights[unit], self.means[unit], weight, self.means[unit])
+
+    def _rounded(self, unit: str, candidate: Candidate) -> QuantizedTensor:
+        params = self.weight_params(unit, candidate)
+        codes = self.rounded.get((unit, params.bits, candidate.w_granularity))
+        return QuantizedTensor(quantize(self.weights[unit], params) if codes is None else codes.to(torch.int16), params)
 
     def states(self, assignment: Assignment) -> dict[str, UnitState]:
         """Every unit that was calibrated, at the candidate the assignment gives it."""
         return {unit: self.state(unit, assignment[unit]) for unit in (*self.weights, *self.products)}
+
+
+def mean_matched(bias: Tensor, weight: Tensor, float_mean: Tensor, quantized: QuantizedTensor, mean: Tensor) -> Tensor:
+    """The bias b + W E[x] - W_hat E[x_q], [C_out]: the mean of the output stays what it is in the float network.
+
+    Args:
+        bias: b, [C_out].
+        weight: W, [C_out, ...].
+        float_mean: E[x], G x n, of the rows that meet the weight in the float network.
+        quantized: W_hat.
+        mean: E[x_q], of those that meet it in the quantised network; E[x] again where that is not known.
+    References: Nagel et al., Data-Free Quantization, ICCV 2019, arXiv:1906.04721, section 4.2, with the means of samples.
+    """
+    groups, columns = mean.shape
+    before = weight.double().reshape(groups, -1, columns) @ float_mean.double()[:, :, None]
+    now = quantized.dequantize().double().reshape(groups, -1, columns) @ mean.double()[:, :, None]
+    return (bias.double() + (before - now).flatten()).float()
 
 
 def _bits(bits: int | None) -> int:
@@ -95,9 +131,10 @@ def calibrate(
     units: Iterable[str],
     batches: Iterable[Tensor],
     *,
-    weight_observer: str = "mse:values=1024",
+    weight_observer: str = "mse",
     input_observer: str = "mse",
     symmetric_inputs: bool = False,
+    bias_correction: bool = True,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Calibration:
@@ -110,6 +147,7 @@ def calibrate(
         weight_observer: For weights.
         input_observer: For inputs and operands.
         symmetric_inputs: Whether uniform grids of inputs are signed around zero.
+        bias_correction: Whether the biases of quantised units make up for the mean error of their weights.
         seed: Of the sample.
         on_batch: Called with the number of images done.
 
@@ -127,6 +165,7 @@ def calibrate(
     samples = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
     given = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
     operands = {unit: (RunningSample(seed + 2 * i), RunningSample(seed + 2 * i + 1)) for i, unit in enumerate(products, len(modules))}
+    means = {unit: RunningMean() for unit in modules}
     wrapped = wrap_products(module, products)
     handles = [m.register_forward_pre_hook(_reads(samples[unit].take)) for unit, m in modules.items()]
     handles += [m.register_forward_hook(_gives(given[unit].take)) for unit, m in modules.items()]
@@ -134,7 +173,8 @@ def calibrate(
         for unit, product in wrapped.items():
             for operand, sample in zip(product.inputs(), operands[unit], strict=True):
                 operand.register_forward_pre_hook(_reads(sample.take_operand))
-        _pass_by(module, batches, on_batch)
+        with Reads({unit: m.get_parameter("weight") for unit, m in modules.items()}, lambda unit, read: means[unit].add(read)):
+            _pass_by(module, batches, on_batch)
     finally:
         unwrap_products(module, wrapped)
         for handle in handles:
@@ -143,7 +183,9 @@ def calibrate(
     outputs = {unit: sample.values(unit) for unit, sample in given.items()}
     weights = {unit: m.get_parameter("weight").detach() for unit, m in modules.items()}
     seen = {unit: (left.operand(unit), right.operand(unit)) for unit, (left, right) in operands.items()}
-    return Calibration(weights, inputs, outputs, weight_observer, input_observer, seen, symmetric_inputs)
+    biases = {unit: m._parameters["bias"].detach() for unit, m in modules.items() if m._parameters.get("bias") is not None}
+    found = {unit: mean.value for unit, mean in means.items() if bias_correction and mean.value is not None}
+    return Calibration(weights, inputs, outputs, weight_observer, input_observer, seen, symmetric_inputs, {}, found, biases)
 
 
 def _pass_by(module: nn.Module, batches: Iterable[Tensor], on_batch: Callable[[int], None] | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.quant import QuantConv2d, QuantizedTensor, UnitState
+from mpsearch.quant import QuantConv2d, QuantizedTensor, UnitState, quantize
 from mpsearch.quant.inputs import InputQuantizer
 from mpsearch.quant.rounding import Rounding, RoundingPolicy
 from mpsearch.reconstruct.block import BlockData, BlockResult, ReconstructionConfig, Run
@@ -63,7 +63,7 @@ def learn_block(
     roundings: dict[str, Rounding] = {}
     for unit, tensor in ((u, s.weight) for u, s in states.items()):
         if phase.rounding is not None and tensor is not None:
-            roundings[unit] = start_rounding(phase.rounding, weights[unit], tensor.params, data.y.read(0, 1))
+            roundings[unit] = start_rounding(phase.rounding, weights[unit], tensor, data.y.read(0, 1))
             del layers[unit].inner._parameters["weight"]
     for quantizer in inputs:
         quantizer.place(device)
@@ -85,10 +85,13 @@ def learn_block(
     return dict(states), before, after, taken
 
 
-def start_rounding(policy: RoundingPolicy, weight: Tensor, params: Any, like: Tensor) -> Rounding:
-    """A rounding whose variables lie in memory as the block's activations do."""
+def start_rounding(policy: RoundingPolicy, weight: Tensor, tensor: QuantizedTensor, like: Tensor) -> Rounding:
+    """A rounding that starts from given codes, whose variables lie in memory as the block's activations do."""
     last = weight.ndim == 4 and like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
-    return policy.start(weight.detach().contiguous(memory_format=torch.channels_last) if last else weight.detach(), params)
+    codes = None if torch.equal(tensor.codes, quantize(weight, tensor.params)) else tensor.codes
+    layout = torch.channels_last if last else torch.contiguous_format
+    start = None if codes is None else codes.contiguous(memory_format=layout)
+    return policy.start(weight.detach().contiguous(memory_format=layout), tensor.params, start)
 
 
 def install(layers: Mapping[str, Any], states: Mapping[str, UnitState]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mpsearch.errors import DataError, ModelError
 from mpsearch.quant import LogParams, UnitState, wrap_units
+from mpsearch.reconstruct.closed_form import match_means, round_block
 from mpsearch.reconstruct.crops import quarters
 from mpsearch.reconstruct.fisher import fisher_weights
 from mpsearch.reconstruct.further import Further, Values
@@ -62,22 +63,21 @@ def reconstruct(
         ModelError: A block reads something else than one tensor with the images on axis 0 (and `Further`), or gives NaN or infinity.
     """
     method = METHODS.create(config.method)
-    phases = method.phases() if config.iterations else []
+    phases = [phase for phase in method.phases() if phase.closed or config.iterations]
     if not len(inputs):
         raise DataError("Reconstruction got no images. Give at least one calibration image.")
     learned = dict(states)
     if not phases:
         return learned
-    if method.layerwise:  # a product of two activations is no module, and keeps its calibrated ranges
-        blocks = [(unit, [unit]) for _, units in blocks for unit in units if states[unit].weight is not None]
+    each = [(unit, [unit]) for _, units in blocks for unit in units if states[unit].weight is not None]  # a product of activations is no module
     weights = fisher_weights(module, [name for name, _ in blocks], inputs, config.seed, config.batch_size) if method.loss == "fisher" else {}
     for number, phase in enumerate(phases):
-        held = (known or {}).get(number, {})
-        if {u for _, units in blocks for u in units if not states[u].candidate.is_float} <= set(held):  # nothing is left to walk for
+        held, parts = (known or {}).get(number, {}), each if method.layerwise or phase.closed else blocks
+        if {u for _, units in parts for u in units if not states[u].candidate.is_float} <= set(held):  # nothing is left to walk for
             learned |= held
-            _tell_known(blocks, learned, on_block)
+            _tell_known(parts, learned, on_block)
             continue
-        learned = _Walker(module, blocks, learned, phase, number, config, weights, held, on_block).run(inputs)
+        learned = _Walker(module, parts, learned, phase, number, config, weights, held, on_block).run(inputs)
     return learned
 
 
@@ -193,7 +193,7 @@ class _Walker:
         assert x is not None and outputs is not None  # there is at least one chunk
         return BlockData(x, outputs, sizes, same, self._weights.get(name), channel_axis(outputs.read(0, 1), layers), further)
 
-    def _learn(self, index: int, run: Run, layers: Mapping[str, Any], data: BlockData, original: Callable[..., Tensor]) -> None:
+    def _learn(self, index: int, run: Run, layers: Mapping[str, Any], data: BlockData, original: nn.Module) -> None:
         name, result = self._blocks[index][0], None
         if layers and not set(layers) <= set(self._known):
             weights = {unit: self._module.get_submodule(unit).get_parameter("weight") for unit in layers if self._states[unit].weight is not None}
@@ -201,9 +201,20 @@ class _Walker:
             if self._config.crops and data.channel_axis == 1 and not data.further.any_by_image:
                 data.crops = quarters(lambda x: _call(original, x, data.further.chunk(0)), data.x.read(0, min(TRIED, data.sizes[0])))
             seed = self._config.seed + 1000 * self._number + index
-            found, before, after, steps = learn_block(run, layers, weights, start, data, self._phase, self._config, seed)
+
+            def float_run(x: Tensor, further: Values) -> Tensor:
+                return _call(original, x, further)
+
+            if self._phase.closed:
+                (unit,) = layers
+                found, before, after = round_block(unit, layers[unit], original, start[unit], run, data, seed)
+                steps = 0
+            else:
+                originals = {unit: self._module.get_submodule(unit) for unit in weights}
+                found, before, after, steps = learn_block(run, layers, weights, start, data, self._phase, self._config, seed)
+                found, after = match_means(layers, originals, found, run, float_run, data, min(before, after))
             for unit, state in found.items():
-                self._states[unit] = state if self._phase.activations else replace(self._states[unit], weight=state.weight)
+                self._states[unit] = state if self._phase.activations else replace(self._states[unit], weight=state.weight, bias=state.bias)
             logs = [u for u, s in start.items() if self._phase.steps and (isinstance(s.activation, LogParams) or isinstance(s.second, LogParams))]
             result = BlockResult(name, before, after, steps, self._number, tuple(logs))
         if self._on_block is not None:

@@ -16,6 +16,8 @@ from mpsearch.quant.rounding import RoundingPolicy
 from mpsearch.registry import Registry
 
 Loss = Literal["mse", "fisher"]
+Start = Literal["gptq", "nearest"]
+"""Where the codes stand before they are learned: in closed form on the quantised network before them, or as they are given."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Phase:
         steps: Whether the step sizes of activations are learned, of two regions one factor on both; logarithmic levels stay as calibrated.
         activations: Whether activations are quantised in this phase.
         keep_prob: Probability that an element of the block's input, and of each quantised activation in it, is quantised (1 drops nothing).
+        closed: Whether each unit is rounded in closed form instead (`reconstruct.closed_form`), layer by layer.
         asymmetric: Whether a block reads what the quantised network before it gives, whose errors it then learns to make up for; else what the float one does.
     """
 
@@ -35,6 +38,15 @@ class Phase:
     activations: bool = True
     keep_prob: float = 1.0
     asymmetric: bool = True
+    closed: bool = False
+
+
+CLOSED = Phase(None, closed=True)
+
+
+def started(start: Start, *phases: Phase) -> list[Phase]:
+    """The phases behind what the codes start from."""
+    return [CLOSED, *phases] if start == "gptq" else list(phases)
 
 
 class Method(ABC):
@@ -44,6 +56,7 @@ class Method(ABC):
     layerwise: ClassVar[bool] = False
     """Whether each layer is a block of its own."""
     loss: Loss = "mse"
+    start: Start = "gptq"
 
     @abstractmethod
     def phases(self) -> list[Phase]:
@@ -63,6 +76,19 @@ class Nearest(Method):
         return []
 
 
+@METHODS.register("gptq")
+@dataclass(frozen=True)
+class Gptq(Method):
+    """Codes and biases in closed form, layer by layer, so that each output is what the float network's is; no gradients.
+
+    References: Frantar et al., GPTQ, ICLR 2023, arXiv:2210.17323, and those of `reconstruct.closed_form`.
+    """
+
+    def phases(self) -> list[Phase]:
+        """One."""
+        return [CLOSED]
+
+
 @METHODS.register("adaround")
 @dataclass(frozen=True)
 class AdaRound(Method):
@@ -74,15 +100,17 @@ class AdaRound(Method):
         reg: Factor of the rounding regulariser (lambda).
         asymmetric: Each layer reads the quantised network's activations (the paper's eq. 25); False for the float one's (eq. 21), so that what a layer
             learns does not depend on the bits of others.
+        start: As `Start`.
     """
 
     reg: float = 0.1
     asymmetric: bool = True
+    start: Start = "gptq"
     layerwise: ClassVar[bool] = True
 
     def phases(self) -> list[Phase]:
-        """One."""
-        return [Phase(AdaRounding(weight=self.reg), asymmetric=self.asymmetric)]
+        """One, behind what the codes start from."""
+        return started(self.start, Phase(AdaRounding(weight=self.reg), asymmetric=self.asymmetric))
 
 
 @METHODS.register("brecq")
@@ -95,14 +123,16 @@ class Brecq(Method):
     Args:
         reg: Factor of the rounding regulariser (lambda).
         loss: `mse`, or `fisher` for errors weighted by the diagonal of the Fisher information (`reconstruct.fisher`).
+        start: As `Start`.
     """
 
     reg: float = 0.1
     loss: Loss = "mse"
+    start: Start = "gptq"
 
     def phases(self) -> list[Phase]:
-        """Weights, then steps."""
-        return [Phase(AdaRounding(weight=self.reg), activations=False), Phase(None, steps=True)]
+        """Weights, then steps, behind what the codes start from."""
+        return started(self.start, Phase(AdaRounding(weight=self.reg), activations=False), Phase(None, steps=True))
 
 
 @METHODS.register("qdrop")
@@ -117,18 +147,20 @@ class QDrop(Method):
         keep_prob: Probability that an element is quantised (`drop_prob` in the paper's code).
         reg: Factor of the rounding regulariser (lambda).
         loss: `mse` or `fisher`.
+        start: As `Start`.
     """
 
     keep_prob: float = 0.5
     reg: float = 0.1
     loss: Loss = "mse"
+    start: Start = "gptq"
 
     def __post_init__(self) -> None:
         _check_keep(self.keep_prob)
 
     def phases(self) -> list[Phase]:
-        """One."""
-        return [Phase(AdaRounding(weight=self.reg), steps=True, keep_prob=self.keep_prob)]
+        """One, behind what the codes start from."""
+        return started(self.start, Phase(AdaRounding(weight=self.reg), steps=True, keep_prob=self.keep_prob))
 
 
 @METHODS.register("attention_round")
@@ -142,11 +174,13 @@ class AttentionRound(Method):
         tau: Width of the Gaussian, in steps of the grid.
         keep_prob: Probability that an element is quantised.
         loss: `mse` or `fisher`.
+        start: As `Start`.
     """
 
     tau: float = 0.5
     keep_prob: float = 0.5
     loss: Loss = "mse"
+    start: Start = "gptq"
     _rounding: AttentionRounding = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -154,8 +188,8 @@ class AttentionRound(Method):
         object.__setattr__(self, "_rounding", AttentionRounding(self.tau))
 
     def phases(self) -> list[Phase]:
-        """One."""
-        return [Phase(self._rounding, steps=True, keep_prob=self.keep_prob)]
+        """One, behind what the codes start from."""
+        return started(self.start, Phase(self._rounding, steps=True, keep_prob=self.keep_prob))
 
 
 def _check_keep(keep_prob: float) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mpsearch.errors import ModelError
+from mpsearch.models.reads import Read
 from mpsearch.quant import OBSERVERS, ActivationQuantizer
 from mpsearch.quant.regions import opt_m, post_softmax_params
 
@@ -67,7 +68,9 @@ class RunningSample:
     def take(self, values: Tensor) -> None:
         """Let values of any shape pass by."""
         x = values.detach().flatten()
-        self._low, self._high = torch.minimum(self._low, x.min()), torch.maximum(self._high, x.max())
+        low, high = x.aminmax()
+        self._low, self._high = torch.minimum(self._low, low), torch.maximum(self._high, high)
+        self._share = min(self._share, MAX_INPUT_VALUES / len(x))
         take = max(1, round(len(x) * self._share))
         self._kept.append(x[torch.randint(len(x), (take,), generator=self._generator)] if take < len(x) else x.clone())
         while sum(map(len, self._kept)) > MAX_INPUT_VALUES:
@@ -92,6 +95,26 @@ class RunningSample:
     def operand(self, unit: str) -> Operand:
         """The sample with what is known of it. Raises as `values`."""
         return Operand(self.values(unit), self._is_distribution is True)
+
+
+class RunningMean:
+    """The mean of the rows that meet a unit's weight, every place and image alike."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._rows = 0
+
+    def add(self, read: Read) -> None:
+        """One call."""
+        rows = len(read.x) * read.places
+        total = read.mean().double() * rows
+        self._sum = total if self._sum is None else self._sum.add_(total)
+        self._rows += rows
+
+    @property
+    def value(self) -> Tensor | None:
+        """G x n float32; None where nothing passed."""
+        return None if self._sum is None else (self._sum / self._rows).float()
 
 
 def _sums_to_one(x: Tensor) -> bool:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from mpsearch.errors import OptionError
 from mpsearch.evaluate.metrics import Metrics
 from mpsearch.registry import Registry
+
+_PROBES = 8
+"""Random signs behind the estimate of a curvature's diagonal."""
 
 
 class Task(ABC):
@@ -30,9 +35,43 @@ class Task(ABC):
     def compare(self, outputs: Tensor, reference: Tensor, labels: Tensor | None = None) -> Metrics:
         """Metrics of the outputs of N samples against the float model's, and against labels where there are some."""
 
+    def directions(self, reference: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """D x N x ...: random v with E[v v^T] the curvature of the damage at the float model's outputs, N x ....
+
+        Here its diagonal alone is kept, estimated by products of the damage's own Hessian with random signs. A task that
+        knows a root of its curvature gives that.
+
+        Raises: OptionError: The damage cannot be differentiated.
+        """
+        outputs = reference.double().requires_grad_()
+        with torch.enable_grad():
+            damage = self.damage(outputs, reference.double()).sum()
+            slope = torch.autograd.grad(damage, outputs, create_graph=True)[0] if damage.requires_grad else outputs.detach()
+            if not slope.requires_grad:
+                raise OptionError(f"The damage of the task {self.name!r} cannot be differentiated twice. Use the objective output_mse or kl.")
+            diagonal = torch.zeros_like(reference, dtype=torch.float64)
+            for _ in range(_PROBES):
+                z = random_signs(reference, 1, generator)[0].double()
+                diagonal += z * torch.autograd.grad(slope, outputs, z, retain_graph=True)[0]
+        root = (diagonal / _PROBES).clamp(min=0).sqrt().to(reference.dtype)
+        return root * random_signs(reference, count, generator)
+
     def loss(self, outputs: Tensor, reference: Tensor) -> float:
         """Mean damage."""
         return max(float(self.damage(outputs, reference).mean()), 0.0)  # in this order: max(0.0, nan) is 0.0
+
+
+def random_signs(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """+-1, count x N x ..., drawn image by image, so that the size of a batch does not matter."""
+    drawn = [torch.randint(2, (count, *like.shape[1:]), generator=generator) for _ in like]
+    return torch.stack(drawn, 1).to(like) * 2 - 1
+
+
+def softmax_directions(logits: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """D x N x ...: a root of diag(p) - p p^T, p the softmax over the last axis, times random signs: the curvature of KL(p || q) in the logits of q."""
+    p = logits.double().softmax(-1)
+    signed = p.sqrt() * random_signs(logits, count, generator).double()
+    return (signed - p * signed.sum(-1, keepdim=True)).to(logits.dtype)
 
 
 TASKS: Registry[Task] = Registry("task", "mpsearch.evaluate.tasks")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from mpsearch.evaluate.metrics import Metrics, compare, kl_by_image
-from mpsearch.evaluate.tasks._base import TASKS, Task
+from mpsearch.evaluate.tasks._base import TASKS, Task, softmax_directions
 
 
 @TASKS.register("classification")
@@ -22,6 +23,10 @@ class Classification(Task):
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """KL of each sample, N."""
         return kl_by_image(outputs, reference)
+
+    def directions(self, reference: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """A root of diag(p) - p p^T times random signs."""
+        return softmax_directions(reference, count, generator)
 
     def compare(self, outputs: Tensor, reference: Tensor, labels: Tensor | None = None) -> Metrics:
         """Top-1, cross entropy, KL and agreement of the top class."""

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from mpsearch.evaluate.metrics import Metrics
-from mpsearch.evaluate.tasks._base import TASKS, Task
+from mpsearch.evaluate.tasks._base import TASKS, Task, random_signs
 
 
 @TASKS.register("embedding")
@@ -34,6 +34,13 @@ class Embedding(Task):
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """1 - cosine of each sample, N."""
         return 1 - F.cosine_similarity(outputs.double(), reference.double(), dim=1)
+
+    def directions(self, reference: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """The curvature of 1 - cosine is (I - u u^T) / |y|^2, u = y / |y|: random signs without their part along u, over |y|."""
+        length = reference.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        signs, unit = random_signs(reference, count, generator), reference / length
+        directions: Tensor = (signs - unit * (signs * unit).sum(2, keepdim=True)) / length
+        return directions
 
     def compare(self, outputs: Tensor, reference: Tensor, labels: Tensor | None = None) -> Metrics:
         """Cosine and agreement of rankings."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpsearch.evaluate.metrics import Metrics
-from mpsearch.evaluate.tasks._base import TASKS, Task
+from mpsearch.evaluate.tasks._base import TASKS, Task, softmax_directions
 
 
 @TASKS.register("span")
@@ -35,6 +35,10 @@ class Span(Task):
         """KL of the start plus KL of the end, N."""
         p, q = F.log_softmax(reference.double(), 2), F.log_softmax(outputs.double(), 2)
         return (p.exp() * (p - q)).sum((1, 2))
+
+    def directions(self, reference: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """As of `classification`, of the first and of the last token."""
+        return softmax_directions(reference, count, generator)
 
     def compare(self, outputs: Tensor, reference: Tensor, labels: Tensor | None = None) -> Metrics:
         """Exact match, F1 of tokens, and agreement."""

@@ -1,0 +1,146 @@
+"""What convolutions and linear layers multiply their weights with, whatever a module does before, such as padding of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+@dataclass(frozen=True)
+class Read:
+    """The input of one product with a weight.
+
+    Args:
+        x: N x C x H x W, padded, of a convolution; N x ... x n, or n, of a linear layer.
+        kernel: Height and width of a convolution's kernel; None for a linear layer.
+        stride: Of the convolution.
+        dilation: Of the convolution.
+        groups: Of the convolution; 1 for a linear layer.
+    """
+
+    x: Tensor
+    kernel: tuple[int, int] | None = None
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def columns(self) -> int:
+        """n: values that meet a row of the weight."""
+        if self.kernel is None:
+            return self.x.shape[-1]
+        return self.x.shape[1] // self.groups * self.kernel[0] * self.kernel[1]
+
+    @property
+    def places(self) -> int:
+        """P: places of an output, or tokens, of each image."""
+        if self.kernel is None:
+            return self.x[..., 0].numel() // len(self.x) if self.x.ndim > 1 else 1
+        down, across = self._extent()
+        return down * across
+
+    def windows(self, places: Tensor | None = None) -> Tensor:
+        """N x G x n x P: what meets a row of the weight, G groups of n values at each place, or at the given ones (int64, P') alone."""
+        if self.kernel is None:
+            x = self.x.reshape(len(self.x), -1, self.x.shape[-1]) if self.x.ndim > 1 else self.x.view(1, 1, -1)
+            found = x.transpose(1, 2).unsqueeze(1)
+            return found if places is None else found[..., places]
+        count, channels = self.x.shape[:2]
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
+        shape = (count, self.groups, channels // self.groups * kh * kw, -1)
+        if places is None:
+            image, channel, row, column = self.x.stride()
+            strides = (image, channel, row * dh, column * dw, row * sh, column * sw)
+            return self.x.as_strided((count, channels, kh, kw, *self._extent()), strides).reshape(shape)
+        across = self._extent()[1]
+        down = (places // across * sh)[None, :] + torch.arange(kh, device=places.device)[:, None] * dh
+        along = (places % across * sw)[None, :] + torch.arange(kw, device=places.device)[:, None] * dw
+        return self.x[:, :, down[:, None, :], along[None, :, :]].reshape(shape)
+
+    def mean(self) -> Tensor:
+        """G x n: mean over all places of all images."""
+        if self.kernel is None:
+            return self.x.reshape(-1, self.x.shape[-1]).mean(0, keepdim=True)
+        return Read(self.x.mean(0, keepdim=True), self.kernel, self.stride, self.dilation, self.groups).windows()[0].mean(2)
+
+    def _extent(self) -> tuple[int, int]:
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel or (1, 1), self.stride, self.dilation
+        height, width = self.x.shape[2:]
+        return (height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1
+
+
+class Products(TorchFunctionMode):
+    """While it lasts, `meet` makes every convolution and linear product with one of the given weights.
+
+    Args:
+        weights: Unit -> the very parameter that its layer holds; units may share one.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._units: dict[int, list[str]] = {}
+        for unit, weight in weights.items():
+            self._units.setdefault(id(weight), []).append(unit)
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """The function's result, or what `meet` makes of it."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("linear", "conv2d"):
+            given = {**dict(zip(_NAMES, args, strict=False)), **kwargs}
+            units = self._units.get(id(given["weight"]))
+            if units:
+                return self.meet(units, func, given)
+        return func(*args, **kwargs)
+
+    def meet(self, units: list[str], func: Callable[..., Tensor], given: dict[str, Any]) -> Tensor:
+        """The product of `given["input"]` and the weight of `units`."""
+        return func(**given)
+
+
+class Reads(Products):
+    """Tells what each unit multiplies.
+
+    Args:
+        weights: As `Products`.
+        on_read: Called with the unit and its input, without a graph.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], on_read: Callable[[str, Read], None]) -> None:
+        super().__init__(weights)
+        self._on_read = on_read
+
+    def meet(self, units: list[str], func: Callable[..., Tensor], given: dict[str, Any]) -> Tensor:
+        """The product."""
+        found = read_of(given)
+        for unit in units:
+            self._on_read(unit, found)
+        return func(**given)
+
+
+def read_of(given: Mapping[str, Any]) -> Read:
+    """The input of a call of `conv2d` or `linear`, from its arguments by name; padded."""
+    x, weight = given["input"].detach(), given["weight"]
+    if weight.ndim == 2:
+        return Read(x)
+    stride, dilation = _pair(given.get("stride", 1)), _pair(given.get("dilation", 1))
+    kernel, padding = (weight.shape[2], weight.shape[3]), given.get("padding", 0)
+    if padding == "same":
+        rows, columns = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        pads = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    else:
+        height, width = (0, 0) if padding == "valid" else _pair(padding)
+        pads = (width, width, height, height)
+    x = x.unsqueeze(0) if x.ndim == 3 else x
+    return Read(F.pad(x, pads) if any(pads) else x, kernel, stride, dilation, given.get("groups", 1))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
