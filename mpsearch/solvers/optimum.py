@@ -24,9 +24,10 @@ _DYNAMIC = "exact dynamic programme"
 def solve(problem: Problem, objective: str, budgets: Sequence[Budget], time_limit_s: float = 60.0) -> Solution:
     """The assignment of least predicted damage that keeps every budget.
 
-    An additive objective is solved exactly, and so is one whose interactions stay within small blocks. Interactions and conversions that reach further are
-    solved exactly under one budget where few choices stay open at once, as on a chain, and elsewhere where the time allows; else the result is `feasible`
-    and has a lower bound.
+    An additive objective is solved exactly, and so is one whose interactions stay within small blocks.
+    Interactions and conversions that reach further are solved exactly under one budget where few choices stay
+    open at once, as on a chain, and elsewhere where the time allows; else the result is `feasible` and has a
+    lower bound.
 
     Args:
         problem: Holds the score table and one cost table for each budgeted resource.
@@ -104,12 +105,13 @@ def problem_front(problem: Problem, objective: str, resource: str = "size_bytes"
         objective: Name of the score table, and of its interactions.
         resource: One that adds up, no peak.
         limit: Drops what cannot fit, in the resource's unit.
-        epsilon: Above 0 the front is INEXACT and says so: of the partial sums within a bucket of this share of the cost range only the best
-            is kept. For problems whose exact front does not fit in memory.
+        epsilon: Above 0 the front is INEXACT and says so: of the partial sums within a bucket of this share
+            of the cost range only the best is kept. For problems whose exact front does not fit in memory.
 
     Raises:
         UnknownNameError: The problem has no such table.
-        UserError: Its interactions or conversions reach too far, the resource is a peak, or epsilon is no share.
+        UserError: Its interactions or conversions reach too far, the resource is a peak, or epsilon is no
+            share.
         InfeasibleError: No assignment costs `limit` or less.
     """
     if resource not in problem.costs:

@@ -1,8 +1,9 @@
 """The least damage under any number of budgets at once, and the proof that it is the least.
 
-A Lagrangian bound and an assignment near it rule out most candidates, and the dynamic programme of `label_setting` decides between the
-others; where too much is open for it, HiGHS does, on scaled rows. What they return is checked in exact arithmetic; an assignment that only
-HiGHS's tolerance let through is cut off by a row of its own and the problem is solved again, so the proof covers exactly the assignments that fit.
+A Lagrangian bound and an assignment near it rule out most candidates, and the dynamic programme of
+`label_setting` decides between the others; where too much is open for it, HiGHS does, on scaled rows. What
+they return is checked in exact arithmetic; an assignment that only HiGHS's tolerance let through is cut off
+by a row of its own and the problem is solved again, so the proof covers exactly the assignments that fit.
 """
 
 from __future__ import annotations

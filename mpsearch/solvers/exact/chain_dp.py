@@ -1,8 +1,9 @@
 """Exact front and exact optimum under one limit, of super-layers that are free or linked by pairs: of damage, of cost or of both.
 
-Layer by layer, every kept (cost, damage) is extended by every choice, in one list for each state of the line (one list in all, where
-nothing is linked); a list is sorted by cost and swept by a running minimum. For an optimum the lists are thinned by a Lagrangian bound,
-whose rest is exact for each state: only a narrow band around the optimum is carried, and the result is exact all the same.
+Layer by layer, every kept (cost, damage) is extended by every choice, in one list for each state of the line
+(one list in all, where nothing is linked); a list is sorted by cost and swept by a running minimum. For an
+optimum the lists are thinned by a Lagrangian bound, whose rest is exact for each state: only a narrow band
+around the optimum is carried, and the result is exact all the same.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ class Linked:
 
         Args:
             limit: On constant and layers together.
-            epsilon: Above 0 the result is INEXACT: of the partial sums within a bucket of this share of the cost range only the best is
-                kept at each layer and state, and the cheapest of all. For problems whose exact front does not fit in memory.
+            epsilon: Above 0 the result is INEXACT: of the partial sums within a bucket of this share of the
+                cost range only the best is kept at each layer and state, and the cheapest of all. For
+                problems whose exact front does not fit in memory.
 
         Raises:
             InfeasibleError: Nothing costs that little.
@@ -131,7 +133,8 @@ class Linked:
     def _price(self, limit: float) -> tuple[float, float]:
         """The price of a unit of cost at which the Lagrangian bound is greatest, and the damage of something that fits; infinite if nothing was met.
 
-        The line between two assignments, one that fits and one that does not, is lowered until none lies below it.
+        The line between two assignments, one that fits and one that does not, is lowered until none lies
+        below it.
         """
         real = [self.whole.real(step) for step in self.costs]
         room = limit - math.ldexp(self.whole.constant, -self.whole.power)

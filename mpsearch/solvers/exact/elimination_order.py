@@ -1,6 +1,7 @@
 """Super-layers taken one after the other, with the choices that later ones are still linked to: the states of a dynamic programme.
 
-On a chain the state is the last choice; where a branch stays open beside it, the choice before that branch as well.
+On a chain the state is the last choice; where a branch stays open beside it, the choice before that branch as
+well.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The exact front of damage over one cost: points, and how each was reached.
 
-It is what a dynamic programme over non-dominated partial sums (`chain_dp`) leaves at its end. Nothing is sampled and nothing rounded to
-a grid, so each point is the true optimum at its cost.
+It is what a dynamic programme over non-dominated partial sums (`chain_dp`) leaves at its end. Nothing is
+sampled and nothing rounded to a grid, so each point is the true optimum at its cost.
 
-References: Nemhauser and Ullmann, Discrete dynamic programming and capital allocation, Management Science 15(9), 1969.
+References: Nemhauser and Ullmann, Discrete dynamic programming and capital allocation, Management Science
+    15(9), 1969.
 """
 
 from __future__ import annotations
