@@ -14,7 +14,7 @@ import numpy as np
 import scipy
 
 from mpsearch.problem import Budget, Candidate, Interaction, Layer, Problem
-from mpsearch.solvers import exact_front, front_of_three, marginal_prices, problem_front, reachable, solve, solve_best
+from mpsearch.solvers import front_of_three, marginal_prices, problem_front, reachable, solve, solve_best
 
 SIX = tuple(Candidate(b, b) for b in (2, 3, 4, 5, 6, 8))
 SEVEN = tuple(Candidate(b, b) for b in range(2, 9))
@@ -87,7 +87,7 @@ def main() -> None:
     both = ("size_bytes", "latency_us")
     for layers, candidates in ((54, SIX), (150, SEVEN)):
         p = table(layers, candidates)
-        whole = repeated(lambda p=p: exact_front(p.scores["proxy"], p.costs["size_bytes"]), lambda f: f"{len(f)} points")
+        whole = repeated(lambda p=p: problem_front(p, "proxy"), lambda f: f"{len(f)} points")
         report("whole front, size", layers, len(candidates), *whole)
     for layers, candidates in ((54, SIX), (150, THIRTY_SIX)):
         p = table(layers, candidates)

@@ -31,12 +31,14 @@ class Problem:
         layers: L units.
         candidates: For each layer its choices; C_l may differ from layer to layer.
         scores: Objective name -> `L x C_l` damage, lower is better, 0 is unquantised.
-        costs: Resource -> `L x C_l` cost of each choice; the total is their sum, or of a resource of `PEAKS` the greatest.
-        constants: Resource -> cost of everything that is not a layer (header, biases, norms; the rest of the latency).
+        costs: Resource -> `L x C_l` cost of each choice; the total is their sum, or of a resource of `PEAKS`
+            the greatest.
+        constants: Resource -> cost of everything that is not a layer (header, biases, norms; the rest of the
+            latency).
         estimated: Resources of which at least one row was estimated, not measured.
         interactions: Objective name -> what joint choices add to its table of scores.
-        conversions: Resource -> what the choices of two layers together add to its total, in its unit; such as the latency of changing the number
-            format between neighbours.
+        conversions: Resource -> what the choices of two layers together add to its total, in its unit; such
+            as the latency of changing the number format between neighbours.
     """
 
     layers: tuple[Layer, ...]

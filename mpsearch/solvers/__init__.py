@@ -8,9 +8,8 @@ from mpsearch.solvers.ask.pareto import hypervolume, non_dominated
 from mpsearch.solvers.ask.prices import Price, marginal_prices
 from mpsearch.solvers.ask.ranges import least_within
 from mpsearch.solvers.ask.two_resource_front import front_of_three
-from mpsearch.solvers.exact.front import Front, exact_front
-from mpsearch.solvers.optimum import solve
-from mpsearch.solvers.problem_front import problem_front
+from mpsearch.solvers.exact.front import Front
+from mpsearch.solvers.optimum import problem_front, solve
 from mpsearch.solvers.reach import describe_least, reachable
 
 __all__ = [
@@ -18,7 +17,6 @@ __all__ = [
     "Price",
     "apart",
     "describe_least",
-    "exact_front",
     "front_of_three",
     "hypervolume",
     "least_within",

@@ -7,7 +7,7 @@ interactions within blocks become an additive problem, which the exact solvers t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from mpsearch.errors import UnknownNameError, UserError
 from mpsearch.problem import Budget, Choices, Interaction, Problem
 from mpsearch.solvers.constraints import within_peaks
 from mpsearch.solvers.tables.groups import Row, SuperLayers
-from mpsearch.solvers.tables.pair_tables import Pair, spread
+from mpsearch.solvers.tables.pair_tables import Pair, connected, spread
 
 MOST_TUPLES = 4096
 """Choices of a joined super-layer."""
@@ -72,12 +72,12 @@ def _blocks(layers: SuperLayers, terms: Sequence[Interaction], most: int) -> lis
     home = {i: m for m, group in enumerate(layers.groups) for i in group}
     linked = [sorted({home[i] for i in term.layers}) for term in terms]
     found: list[list[int]] = []
-    for block in _components(len(layers.groups), linked):
+    for block in connected(len(layers.groups), linked):
         if _tuples(layers, block) <= most:
             found.append(block)
             continue
         within = set(block)
-        for part in _components(len(layers.groups), [link for link in linked if len(link) > 2 and link[0] in within]):
+        for part in connected(len(layers.groups), [link for link in linked if len(link) > 2 and link[0] in within]):
             if not within.issuperset(part):
                 continue
             if len(part) > 1 and _tuples(layers, part) > most:
@@ -92,23 +92,3 @@ def _blocks(layers: SuperLayers, terms: Sequence[Interaction], most: int) -> lis
 
 def _tuples(layers: SuperLayers, block: Sequence[int]) -> int:
     return math.prod(layers.widths[m] for m in block)
-
-
-def _components(count: int, linked: Iterable[Sequence[int]]) -> list[list[int]]:
-    """Positions 0 to `count` - 1 by connected component, in the order of first members."""
-    root = list(range(count))
-
-    def find(m: int) -> int:
-        while root[m] != m:
-            root[m] = root[root[m]]
-            m = root[m]
-        return m
-
-    for link in linked:
-        for m in link[1:]:
-            low, high = sorted((find(link[0]), find(m)))
-            root[high] = low
-    found: dict[int, list[int]] = {}
-    for m in range(count):
-        found.setdefault(find(m), []).append(m)
-    return list(found.values())

@@ -1,7 +1,7 @@
 """Optuna's own samplers as baselines of `explore`: TPE, NSGA-II and random choices, through Optuna's public interface alone.
 
-A trial is one index for each super-layer; budgets are Optuna's constraints. They run in this process alone, on a journal of their own,
-and leave an ordinary Optuna study with the same attributes as `explore` does.
+A trial is one index for each super-layer; budgets are Optuna's constraints. They run in this process alone,
+on a journal of their own, and leave an ordinary Optuna study with the same attributes as `explore` does.
 """
 
 from __future__ import annotations
@@ -50,14 +50,16 @@ def explore_by(
     """`explore`, or one of its baselines, by name.
 
     Args:
-        sampler: `mpsearch` for `explore` itself; `tpe` or `nsga2` for Optuna's samplers over one index for each super-layer; `random`
-            for random choices that keep the budgets.
+        sampler: `mpsearch` for `explore` itself; `tpe` or `nsga2` for Optuna's samplers over one index for
+            each super-layer; `random` for random choices that keep the budgets.
         problem: As for `explore`.
-        objective: As for `explore`; a baseline measures its exact optimum first, so that something keeps the budgets, and looks at it no more.
+        objective: As for `explore`; a baseline measures its exact optimum first, so that something keeps the
+            budgets, and looks at it no more.
         budgets: As for `explore`.
         measure: As for `explore`.
         path: Optuna's journal file.
-        trials: Assignments that are measured, in all. What a sampler proposes again is told its known loss, and does not count.
+        trials: Assignments that are measured, in all. What a sampler proposes again is told its known loss,
+            and does not count.
         seed: Random seed.
         warm: Assignments to be measured first.
         on_trial: As for `explore`.

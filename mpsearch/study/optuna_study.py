@@ -38,7 +38,8 @@ class Trial:
         loss: As measured.
         cost: As predicted by the problem.
         feasible: Whether it keeps every budget.
-        proposed_by: `warm`, `exact front`, `other proxy`, `corrected table`, `thompson`, `neighbour`, `front` or `random`.
+        proposed_by: `warm`, `exact front`, `other proxy`, `corrected table`, `thompson`, `neighbour`, `front`
+            or `random`.
     """
 
     number: int
@@ -65,14 +66,16 @@ def explore(
 ) -> list[Trial]:
     """Measure up to `trials` assignments, none twice, each chosen by what the earlier ones showed.
 
-    The same arguments and the same `measure` give the same trials, however often the run was interrupted and however many workers share
-    it, because a batch is proposed once all earlier ones are measured; more trials continue it.
-    A loss that is not finite fails its trial for good; an exception of `measure`, KeyboardInterrupt among them, until the next call.
+    The same arguments and the same `measure` give the same trials, however often the run was interrupted and
+    however many workers share it, because a batch is proposed once all earlier ones are measured; more trials
+    continue it. A loss that is not finite fails its trial for good; an exception of `measure`,
+    KeyboardInterrupt among them, until the next call.
 
     Args:
         problem: Holds the proxy table, named `objective`, and a cost table for each budgeted resource.
         objective: Name of the proxy.
-        budgets: Absolute limits; the first names the second objective of the study. None: the size, without a limit.
+        budgets: Absolute limits; the first names the second objective of the study. None: the size, without a
+            limit.
         measure: Loss of an assignment of `L` choices, lower is better.
         path: Optuna's journal file, or where else the study lies.
         trials: In all, those of earlier runs included.
@@ -84,10 +87,12 @@ def explore(
         others: Names of further additive proxies: the optimum of each at the budget is measured too.
 
     Returns:
-        Trials in the order of their proposal; fewer where losses were not finite or nothing that keeps the budgets was left.
+        Trials in the order of their proposal; fewer where losses were not finite or nothing that keeps the
+        budgets was left.
 
     Raises:
-        UserError: Unknown tables, a budget without costs, a warm assignment that is not one, or numbers out of range.
+        UserError: Unknown tables, a budget without costs, a warm assignment that is not one, or numbers out
+            of range.
         InfeasibleError: No assignment keeps the budgets.
         StudyError: The study is another run's or in use; the file is no journal, or the server out of reach.
         MpsearchError: No loss was finite, or worker after worker died on one trial.

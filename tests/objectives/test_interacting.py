@@ -11,17 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from mpsearch.errors import ModelError, OptionError
+from mpsearch.errors import OptionError
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.objectives import ScoringContext
-from mpsearch.objectives._grads import Cotangents
 from mpsearch.objectives.interacting import INTERACTING, Couplings, couple
 from mpsearch.objectives.interacting._groups import raised
 from mpsearch.objectives.interacting._projection import nearest_convex
-from mpsearch.objectives.interacting.block_tuples import BlockTuples
 from mpsearch.objectives.interacting.pairwise import Pairwise, project
-from mpsearch.problem import Assignment, Budget, Candidate, Layer, Problem
-from mpsearch.quant import install
+from mpsearch.problem import Assignment, Candidate, Layer, Problem
 from mpsearch.solvers import solve
 
 TEXTS = ("W2A4", "W3A8", "W4A8", "float")
@@ -196,95 +193,7 @@ def test_a_convex_table_reports_its_change(tiny):
     assert Couplings.from_json(json.loads(json.dumps(convex.to_json()))) == convex
 
 
-def brute_errors(net, block, choices, images):
-    """Squared error at the output of a block, only that block quantised, by a quantised copy of the whole network."""
-    outputs = []
-    states = {unit: net.calibration.state(unit, c) for unit, c in choices.items()}
-    for module in (net.module, install(net.module, states)):
-        handle = module.get_submodule(block).register_forward_hook(lambda _, __, output: outputs.append(output.detach()))
-        with torch.no_grad():
-            module(images)
-        handle.remove()
-    return outputs[0], (outputs[1] - outputs[0]).double()
-
-
-@pytest.mark.parametrize(("kind", "block"), [("conv", "residual"), ("vit", "blocks.1"), ("conv", "stem")])
-def test_tuples_are_what_a_quantised_copy_of_the_network_does(tiny, kind, block):
-    net = tiny(kind)
-    context = context_of(net, CANDIDATES[1:])
-    found = couple(BlockTuples(weight="none", batch_size=10), context)
-    units = dict(net.blocks)[block]
-    p, images = problem_of(context, found), net.images.inputs()
-    for choices in itertools.islice(itertools.product(range(3), repeat=len(units)), 0, None, 4):
-        taken = {unit: CANDIDATES[1 + c] for unit, c in zip(units, choices, strict=True)}
-        output, error = brute_errors(net, block, taken, images)
-        indices = [2] * len(net.units) + [0]
-        for unit, c in zip(units, choices, strict=True):
-            indices[net.units.index(unit)] = c
-        expected = float(error.square().sum() / (output.double() - output.double().mean()).square().sum())
-        if not found.violations:
-            assert p.score("coupled", indices) == pytest.approx(expected, rel=1e-5, abs=1e-12)
-        assert p.score("coupled", indices) >= expected * (1 - 1e-5)
-    tables = {t.layers for t in found.interactions}
-    at = tuple(net.units.index(unit) for unit in units)
-    assert at in tables if len(units) > 1 else any(found.rows[at[0]])
-
-
-def test_fisher_weights_by_hand_at_the_logits(tiny):
-    """The last block gives the logits, whose gradient of log p(y) is e_y - p."""
-    net = tiny("conv")
-    context = context_of(net, CANDIDATES[2:], seed=5)
-    found = couple(BlockTuples(draws=3, batch_size=7), context)
-    output, error = brute_errors(net, "head", {"head": CANDIDATES[2]}, net.images.inputs())
-    rows = Cotangents("model", net.images, 5, 3).of(output)
-    expected = float((error.square() * rows.double().square().mean(0)).sum() / 2 / len(net.images))
-    assert found.rows[3][0] == pytest.approx(expected, rel=1e-4)
-    kl = measured_kl(net)({"head": CANDIDATES[2]})
-    assert 0.1 * kl < found.rows[3][0] < 10 * kl, "an estimate of the divergence, in nats"
-
-
-def test_the_sum_over_blocks_is_minimised_exactly(tiny):
-    net = tiny("conv")
-    context = context_of(net)
-    p = problem_of(context, couple(BlockTuples(), context))
-    every = [(*x, 0) for x in itertools.product(range(4), repeat=4)]
-    sizes = sorted(p.cost(x).size_bytes for x in every)
-    for limit in sizes[::25]:
-        found = solve(p, "coupled", [Budget("size_bytes", limit, "")])
-        assert found.status == "optimal" and found.found_by == "exact dynamic programme"
-        assert found.score == pytest.approx(min(p.score("coupled", x) for x in every if p.cost(x).size_bytes <= limit), rel=1e-12)
-
-
-def test_tuples_do_not_depend_on_the_batch_size_and_cost_what_is_stated(tiny):
-    net = tiny("conv")
-    context = context_of(net)
-    one, other = (couple(BlockTuples(batch_size=size), context) for size in (24, 5))
-    assert np.allclose(np.concatenate(one.rows), np.concatenate(other.rows), rtol=1e-5)
-    for a, b in zip(one.interactions, other.interactions, strict=True):
-        assert np.allclose(a.values, b.values, rtol=1e-5)
-    count = len(net.images)
-    assert one.passes == type(one.passes)(2 * count, 4 * count, count * (4 + 16 + 4))
-
-
-def test_a_tie_across_blocks_is_added_up_by_the_solver(tiny):
-    net = tiny("conv")
-    context = context_of(net, ties={"stem": "t", "residual.conv2": "t"})
-    p = problem_of(context, couple(BlockTuples(), context))
-    free = problem_of(context_of(net), couple(BlockTuples(), context_of(net)))
-    every = [(*x, 0) for x in itertools.product(range(4), repeat=4) if x[0] == x[2]]
-    limit = sorted(p.cost(x).size_bytes for x in every)[20]
-    found = solve(p, "coupled", [Budget("size_bytes", limit, "")])
-    assert found.score == pytest.approx(min(free.score("coupled", x) for x in every if p.cost(x).size_bytes <= limit), rel=1e-12)
-
-
-def test_what_cannot_be_measured_is_refused(tiny):
-    net = tiny("vit")
-    with pytest.raises(OptionError, match=r"'blocks\.0' has 4 units with 256 tuples of choices; at most 255"):
-        couple(BlockTuples(most_tuples=255), context_of(net))
-    context = context_of(net)
-    odd = dataclasses.replace(context, layers=tuple(dataclasses.replace(layer, block="nowhere") for layer in context.layers))
-    with pytest.raises(ModelError, match="'nowhere' is no module"):
-        couple(BlockTuples(most_tuples=2 * 10**6), odd)
-    for objective, options in (("pairwise", "images=0"), ("block_tuples", "draws=0"), ("pairwise", "scope=all")):
+def test_wrong_options_are_refused():
+    for options in ("images=0", "scope=all"):
         with pytest.raises(OptionError):
-            INTERACTING.create(f"{objective}:{options}")
+            INTERACTING.create(f"pairwise:{options}")

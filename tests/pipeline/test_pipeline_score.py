@@ -456,7 +456,7 @@ class TestCommand:
     def test_interacting_objectives_are_listed(self, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["mpsearch", "list", "interacting"])
         main()
-        assert {"pairwise", "block_tuples"} <= set(capsys.readouterr().out.split())
+        assert {"pairwise"} <= set(capsys.readouterr().out.split())
 
     def test_every_registered_objective_is_meant_where_none_is_named(self, call, monkeypatch):
         OBJECTIVES.names()

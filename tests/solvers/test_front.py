@@ -9,10 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_problems import BITS, every_assignment, random_problem
+from search_problems import BITS, chain, every_assignment, problem, random_problem
 
 from mpsearch.errors import InfeasibleError, UnknownNameError, UserError
-from mpsearch.solvers import exact_front, non_dominated, problem_front
+from mpsearch.solvers import non_dominated, problem_front
+from mpsearch.solvers.tables.groups import SuperLayers
+from mpsearch.solvers.tables.integer_costs import WholeCosts
+
+
+def front_of(scores, costs, ties=None, **options):
+    """Of an additive problem over its size."""
+    return problem_front(problem(scores, {"size_bytes": costs}, ties), "proxy", **options)
+
 
 ROWS = st.lists(st.lists(st.tuples(st.floats(-10, 10), st.integers(0, 30)), min_size=1, max_size=4), min_size=1, max_size=4)
 
@@ -40,23 +48,23 @@ def test_front_is_brute_force(resource):
 @given(ROWS, st.integers(0, 120))
 def test_no_point_dominates_another_and_a_limit_only_cuts(rows, limit):
     scores, costs = ([[v[k] for v in row] for row in rows] for k in (0, 1))
-    front = exact_front(scores, costs)
+    front = front_of(scores, costs)
     assert (np.diff(front.costs) > 0).all()
     assert (np.diff(front.scores) < 0).all()
     if limit < front.costs[0]:
         with pytest.raises(InfeasibleError):
-            exact_front(scores, costs, limit=limit)
+            front_of(scores, costs, limit=limit)
         with pytest.raises(InfeasibleError):
             front.best_under(limit)
     else:
-        cut = exact_front(scores, costs, limit=limit)
+        cut = front_of(scores, costs, limit=limit)
         assert cut.costs.tolist() == [c for c in front.costs if c <= limit]
         assert front.costs[front.best_under(limit)] == cut.costs[-1]
 
 
 def test_whole_costs_are_added_in_integers():
     big = 2**53
-    front = exact_front([[1.0, 0.0], [1.0, 0.0]], [[big, big + 2], [1, 3]])
+    front = front_of([[1.0, 0.0], [1.0, 0.0]], [[big, big + 2], [1, 3]])
     assert front.costs.dtype == np.int64
     assert front.costs.tolist() == [big + 1, big + 3, big + 5]
 
@@ -64,7 +72,7 @@ def test_whole_costs_are_added_in_integers():
 def test_buckets_say_that_they_are_inexact():
     rng = np.random.default_rng(1)
     scores, costs = rng.random((12, 6)).cumsum(1)[:, ::-1].tolist(), rng.integers(1, 10**6, (12, 6)).cumsum(1).tolist()
-    exact, bucketed = exact_front(scores, costs), exact_front(scores, costs, epsilon=1e-2)
+    exact, bucketed = front_of(scores, costs), front_of(scores, costs, epsilon=1e-2)
     assert exact.exact and not bucketed.exact
     assert bucketed.costs[0] == exact.costs[0]
     assert len(bucketed) < len(exact) / 3
@@ -78,33 +86,51 @@ def test_fifty_four_layers_take_under_a_second():
     seconds = []
     for _ in range(3):  # of the processor, and the best: other processes may be busy
         start = time.process_time()
-        front = exact_front(scores, costs)
+        front = front_of(scores, costs)
         seconds.append(time.process_time() - start)
         assert len(front) > 1000
     assert min(seconds) < 1
 
 
+def test_buckets_are_kept_apart_for_every_state_of_linked_layers():
+    """With conversions between neighbours: fewer points, none better than the exact front, the cheapest still there."""
+    p = chain(8, 4)
+    exact, bucketed = (problem_front(p, "proxy", "latency_us", epsilon=epsilon) for epsilon in (0.0, 0.05))
+    assert exact.exact and not bucketed.exact and len(bucketed) < len(exact) / 2
+    assert bucketed.costs[0] == exact.costs[0]
+    assert (bucketed.scores >= exact.scores[[exact.best_under(c) for c in bucketed.costs]] - 1e-12).all()
+    for k in range(len(bucketed)):
+        assert p.score("proxy", bucketed.indices(k)) == pytest.approx(bucketed.scores[k], rel=1e-12)
+        assert p.cost(bucketed.indices(k)).latency_us == pytest.approx(bucketed.costs[k], rel=1e-12)
+
+
 @pytest.mark.parametrize(
-    ("scores", "costs", "groups", "words"),
+    ("scores", "costs", "ties", "words"),
     [
-        ([[0, 1]], [[1]], None, "same number of candidates"),
-        ([[0, 1], [0]], [[1, 2], [1]], [[0, 1]], "must have equally many"),
-        ([[0], [0]], [[1], [1]], [[0], [0, 1]], "exactly one group"),
+        ([[0, 1]], [[1]], None, "one entry for each layer and candidate"),
+        ([[0, 1], [0]], [[1, 2], [1]], ["a", "a"], "must have equally many"),
         ([[]], [[]], None, "no candidates"),
-        ([[math.nan]], [[1]], None, "score is NaN"),
-        ([[0]], [[math.inf]], None, "cost is NaN or infinite"),
+        ([[math.nan]], [[1]], None, "not finite"),
+        ([[0]], [[math.inf]], None, "not finite"),
         ([[0]], [[2.0**61]], None, "below 2\\^61"),
     ],
 )
-def test_what_is_wrong_is_said(scores, costs, groups, words):
+def test_what_is_wrong_is_said(scores, costs, ties, words):
     with pytest.raises(UserError, match=words):
-        exact_front(scores, costs, groups)
+        front_of(scores, costs, ties)
+
+
+def test_tables_that_are_no_problem_s_are_checked_too():
+    with pytest.raises(UserError, match="exactly one group"):
+        SuperLayers.of([1, 1], [[0], [0, 1]])
+    with pytest.raises(UserError, match="cost is NaN or infinite"):
+        WholeCosts.of(SuperLayers.of([1]), [[math.inf]])
 
 
 def test_wrong_options_and_names_are_said():
     p = random_problem(np.random.default_rng(0))
     with pytest.raises(UserError, match=r"epsilon is 1\.5"):
-        exact_front([[0]], [[1]], epsilon=1.5)
+        problem_front(p, "proxy", epsilon=1.5)
     with pytest.raises(UnknownNameError, match="proxy"):
         problem_front(p, "proxi")
     with pytest.raises(UnknownNameError, match="latency_us"):

@@ -293,6 +293,8 @@ def test_a_worker_that_starts_while_the_server_is_away_waits_for_it(server, empt
 def test_what_a_storage_cannot_be_is_said(tmp_path, monkeypatch):
     with pytest.raises(OptionError, match="hands one waiting trial to two workers"):
         storage.check_sharing("sqlite:///trials.db")
+    with pytest.raises(OptionError, match=r"grace_s=5.*grace_s must exceed beat_s"):
+        Pace(beat_s=10, grace_s=5)
     with pytest.raises(OptionError, match=r"redis:/\.\.\. is not a storage that mpsearch knows. Give postgresql://"):
         storage.storage_kind("redis://host")
     with pytest.raises(OptionError, match="names no file"):

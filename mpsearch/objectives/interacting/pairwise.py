@@ -16,6 +16,7 @@ from mpsearch.objectives.interacting._base import INTERACTING, Couplings, Intera
 from mpsearch.objectives.interacting._groups import Group, assignment, groups_of, raised, table_of
 from mpsearch.objectives.interacting._projection import Matrix, Projection, nearest_convex
 from mpsearch.problem import Assignment, Interaction
+from mpsearch.solvers.tables.pair_tables import connected
 
 Measure = Callable[[Assignment], float]
 
@@ -116,7 +117,9 @@ def project(singles: dict[int, Matrix], tables: dict[tuple[int, int], Matrix]) -
         tables: Two layers -> `C_i x C_j`.
     """
     clipped, least, change, norm, most = 0, 0.0, 0.0, 0.0, 0.0
-    for part in _linked(singles, tables):
+    layers = sorted(singles)
+    for positions in connected(len(layers), [(layers.index(i), layers.index(j)) for i, j in tables]):
+        part = [layers[k] for k in positions]
         ends = np.cumsum([0, *(len(singles[i]) for i in part)])
         at = {i: slice(low, high) for i, low, high in zip(part, ends, ends[1:], strict=False)}
         gram = np.diag(2 * np.concatenate([singles[i] for i in part]))
@@ -141,14 +144,3 @@ def project(singles: dict[int, Matrix], tables: dict[tuple[int, int], Matrix]) -
 def _damages(singles: dict[int, Matrix], tables: dict[tuple[int, int], Matrix], part: Sequence[int], inside: Sequence[tuple[int, int]]) -> list[Matrix]:
     """Of every single choice and of every pair."""
     return [*(singles[i].copy() for i in part), *(singles[i][:, None] + singles[j][None, :] + tables[i, j] for i, j in inside)]
-
-
-def _linked(singles: dict[int, Matrix], tables: dict[tuple[int, int], Matrix]) -> list[list[int]]:
-    """Layers by connected component."""
-    home = {i: {i} for i in singles}
-    for i, j in tables:
-        if home[i] is not home[j]:
-            home[i] |= home[j]
-            for k in home[j]:
-                home[k] = home[i]
-    return [sorted(part) for part in {id(part): part for part in home.values()}.values()]

@@ -1,9 +1,9 @@
 """The least damage under any number of budgets at once, and the proof that it is the least.
 
-No budget: each layer's best. One budget: the dynamic programme of `knapsack`, exact by itself. Several: a Lagrangian bound and an assignment
-near it rule out most candidates, and the dynamic programme of `labels` decides between the others; where too much is open for it, HiGHS does, on scaled
-rows. What they return is checked in exact arithmetic; an assignment that only HiGHS's tolerance let through is cut off by a row of its own and the problem
-is solved again, so the proof covers exactly the assignments that fit.
+A Lagrangian bound and an assignment near it rule out most candidates, and the dynamic programme of
+`label_setting` decides between the others; where too much is open for it, HiGHS does, on scaled rows. What
+they return is checked in exact arithmetic; an assignment that only HiGHS's tolerance let through is cut off
+by a row of its own and the problem is solved again, so the proof covers exactly the assignments that fit.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mpsearch.errors import InfeasibleError, MpsearchError
-from mpsearch.problem import Choices
+from mpsearch.errors import MpsearchError
 from mpsearch.solvers.constraints import Constraints
 from mpsearch.solvers.exact.dual import Dual, Picks, Ranks, maximise
 from mpsearch.solvers.exact.highs import Columns, Cut, Link, Outcome, minimise
-from mpsearch.solvers.exact.knapsack import near_optimum
 from mpsearch.solvers.exact.label_setting import label
 from mpsearch.solvers.tables.groups import Row
 
@@ -70,23 +68,7 @@ def solve_rows(
     free = tuple(int(row.argmin()) for row in rows)
     if constraints.fits(constraints.layers.expand(free)) and all(cut.allows(free) for cut in cuts):
         return Found(free, True, base)
-    if len(constraints.rows) == 1 and not cuts:
-        return Found(under_one(constraints, rows), True, base)
     return _UnderMany(constraints, rows, base, Hunt(constraints, time.monotonic() + time_limit_s, node_limit, list(cuts))).solve(gap)
-
-
-def under_one(constraints: Constraints, rows: Sequence[Row]) -> Choices:
-    """The choices of least score under the only budget that adds up. Raises InfeasibleError."""
-    resource, *_ = constraints.rows
-    try:
-        front = near_optimum(constraints.layers, rows, constraints.whole[resource], constraints.limits[resource])
-    except InfeasibleError:  # a peak has taken the cheapest choices away
-        raise constraints.joint_error() from None
-    for p in range(len(front) - 1, -1, -1):  # with costs that are not whole, the last may pass the limit by a rounding
-        choices = front.choices(p)
-        if constraints.fits(constraints.layers.expand(choices)):
-            return choices
-    raise constraints.joint_error()
 
 
 @dataclass

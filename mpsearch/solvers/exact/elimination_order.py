@@ -1,6 +1,7 @@
 """Super-layers taken one after the other, with the choices that later ones are still linked to: the states of a dynamic programme.
 
-On a chain the state is the last choice; where a branch stays open beside it, the choice before that branch as well.
+On a chain the state is the last choice; where a branch stays open beside it, the choice before that branch as
+well.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class Line:
         """The most states times choices of any step."""
         return max((self.shape(m)[-1] * math.prod(self.shape(m)[:-1]) for m in range(len(self.widths))), default=1)
 
+    def alone(self, m: int) -> bool:
+        """Whether nothing is open before super-layer m, nor behind it."""
+        return not self.open[m] and not self.open[m + 1]
+
     def shape(self, m: int) -> tuple[int, ...]:
         """Widths of what is open before super-layer m, and its own."""
         return (*(self.widths[k] for k in self.open[m]), self.widths[m])
@@ -63,13 +68,16 @@ class Line:
         """For each of M + 1 points the least that the steps behind it add up to, by what is open there."""
         found: list[T] = [np.zeros((), steps[0].dtype if steps else np.float64)]
         for m in range(len(self.widths) - 1, -1, -1):
-            found.append((steps[m] + self._ahead(m, found[-1])).min(-1))
+            found.append(found[-1] + steps[m].min() if self.alone(m) else (steps[m] + self._ahead(m, found[-1])).min(-1))
         return found[::-1]
 
     def best(self, steps: Sequence[T]) -> tuple[int, ...]:
         """M choices whose steps add up to the least."""
         rest, choices = self.rest(steps), list[int]()
         for m, step in enumerate(steps):
+            if self.alone(m):
+                choices.append(int(step.argmin()))
+                continue
             at = tuple(choices[k] for k in self.open[m])
             choices.append(int((step + self._ahead(m, rest[m + 1]))[at].argmin()))
         return tuple(choices)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
+import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
 from mpsearch.problem import Interaction
@@ -62,3 +63,14 @@ def _by_choice(layers: SuperLayers, term: Interaction, values: T) -> tuple[list[
         shape[axis] = -1
         at = at + np.reshape(part, shape)
     return homes, values[at]
+
+
+def connected(count: int, links: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Positions 0 to `count` - 1 by connected component, in the order of first members; a link joins all positions that it names."""
+    edges = np.array([(link[0], m) for link in links for m in link[1:]], np.intp).reshape(-1, 2)
+    graph = scipy.sparse.coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count))
+    labels = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
+    found: dict[int, list[int]] = {}
+    for m, label in enumerate(labels.tolist()):
+        found.setdefault(label, []).append(m)
+    return list(found.values())

@@ -20,12 +20,14 @@ _T = TypeVar("_T")
 class Pace:
     """How often processes look at a shared study, and when one that has gone silent counts as dead.
 
-    A process that is only paused for longer than the grace loses its trial to another; what it then finds is dropped.
+    A process that is only paused for longer than the grace loses its trial to another; what it then finds is
+    dropped.
 
     Args:
         poll_s: Seconds between two looks of a process with nothing to do.
         beat_s: Seconds between two signs of life of a process that measures.
-        grace_s: Seconds without a sign of life after which a trial is tried again. A process that died on this machine is noticed at once.
+        grace_s: Seconds without a sign of life after which a trial is tried again. A process that died on
+            this machine is noticed at once.
         patience_s: Seconds for which a storage that cannot be reached is tried again.
     """
 
