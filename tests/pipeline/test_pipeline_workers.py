@@ -164,7 +164,7 @@ def test_a_worker_that_fails_ends_the_run_with_its_words(tmp_path):
 def test_what_a_crew_cannot_be(tmp_path):
     with pytest.raises(OptionError, match="hands one waiting trial to two workers"):
         Crew(f"sqlite:///{tmp_path}/trials.db", workers=2)
-    with pytest.raises(OptionError, match=r"mysql:/\.\.\. is no storage"):
+    with pytest.raises(OptionError, match=r"mysql:/\.\.\. is not a storage"):
         Crew("mysql://host/database")
     with pytest.raises(OptionError, match="is no URL"):
         Crew("trials.log")
