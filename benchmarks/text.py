@@ -206,7 +206,7 @@ def embedding(arguments: argparse.Namespace) -> str:
         )
         rows.append(_embedding_row(budget, result, model, drawn, sizes))
         print(rows[-1], flush=True)
-    floats = next(row for row in result["rows"] if row["label"] == "float")["nearest"]
+    floats = next(row for row in result["rows"] if row["label"] == "float")["searched"]
     header = "| budget | assignment | size predicted | on disk | ms predicted | ms measured | cosine: packed | Spearman | Kendall"
     header += " | cosine: ONNX | Spearman | Kendall | ONNX to packed: cosine | Spearman |\n" + "|---" * 14 + "|\n"
     text = f"## The encoder itself\n\nFloat: {floats['size_bytes']:,.0f} B, {floats['latency_us'] / 1e3:.2f} ms for a text of 24 tokens (ONNX Runtime, "

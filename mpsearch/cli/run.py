@@ -64,21 +64,23 @@ def run(  # long for its options alone
     a_bits: InputBits = 8,
     objective: Annotated[
         list[str] | None,
-        typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated. kl, output_mse and weight_mse without it."),
+        typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated. sketch, output_mse and weight_mse without it."),
     ] = None,
     trials: Annotated[int | None, typer.Option(help="Assignments whose loss is measured. 32, or 10 on the embedded default.")] = None,
     sampler: Annotated[str, typer.Option(help="Who proposes them: mpsearch, or a baseline, tpe, nsga2 or random.")] = "mpsearch",
     polish: Annotated[int | None, typer.Option(help="Exchanges around the best whose loss is measured afterwards. 32, or 10 on the embedded default.")] = None,
     first_last_bits: FirstLastBits = None,
-    method: Annotated[str, typer.Option(help="Reconstruction: qdrop, brecq, adaround, attention_round or nearest, with :option=value.")] = "qdrop",
+    method: Annotated[
+        str, typer.Option(help="Finish: gptq (closed form), qdrop, brecq, adaround, attention_round or nearest, with :option=value.")
+    ] = "gptq",
     reconstruction_memory: Annotated[str, typer.Option(help="Bound on the memory that the reconstruction takes; it uses fewer images to keep it.")] = "8GiB",
-    iterations: Annotated[
-        int | None, typer.Option(help="Reconstruction steps for each block; 0 for nearest rounding. 200, or 4 on the embedded default.")
-    ] = None,
-    search_iterations: Annotated[
-        int | None,
-        typer.Option(help="Reconstruction steps for each block and bit-width before the search; a quarter of --iterations, 0 on the embedded default."),
-    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="Gradient steps for each block, of methods that learn. 200 without it.")] = None,
+    search_states: Annotated[
+        str, typer.Option(help="What the search measures: weights rounded in closed form (gptq), to nearest, or reconstructed:steps=20.")
+    ] = "gptq",
+    bias_correction: Annotated[
+        bool, typer.Option("--bias-correction/--no-bias-correction", help="Let biases make up for the mean error of quantised weights.")
+    ] = True,
     target: Annotated[
         str,
         typer.Option(
@@ -145,7 +147,8 @@ def run(  # long for its options alone
             first_last_bits=first_last_bits,
             method=method,
             iterations=iterations,
-            search_iterations=search_iterations,
+            search_states=search_states,
+            bias_correction=bias_correction,
             reconstruction_memory=reconstruction_memory,
             target=target,
             tables=tables,
@@ -182,21 +185,21 @@ def _print_result(result: dict[str, Any], output: Format) -> None:
     if output is Format.json:
         print(json.dumps(result, indent=1))
         return
-    timed = any("latency_us" in row["nearest"] for row in result["rows"])
-    labelled = any(row["nearest"]["metrics"]["top1"] is not None for row in result["rows"])
+    timed = any("latency_us" in row["searched"] for row in result["rows"])
+    labelled = any(row["searched"]["metrics"]["top1"] is not None for row in result["rows"])
     compared = [*(["top-1"] if labelled else []), result["measure"]]
     times = [*(["ms predicted", "ms measured"] if timed else []), *(["mJ predicted", "mJ measured"] if _has_energy(result) else [])]
-    header = ("", "bits", "size predicted", "size on disk", *times, *compared, *(f"{name} reconstructed" for name in compared))
+    header = ("", "bits", "size predicted", "size on disk", *times, *compared, *(f"{name} finished" for name in compared))
     print_rows(header, [_cells(row, timed, _has_energy(result), labelled, result["best"]["label"]) for row in result["rows"]], output)
 
 
 def _has_energy(result: dict[str, Any]) -> bool:
     """Whether the energy of the rows was predicted and measured."""
-    return any("energy_mj" in row["nearest"] for row in result["rows"])
+    return any("energy_mj" in row["searched"] for row in result["rows"])
 
 
 def _cells(row: dict[str, Any], timed: bool, energy: bool, labelled: bool, chosen: str) -> tuple[str, ...]:
-    near, after, said = row["nearest"], row.get("reconstructed"), row["predicted"]
+    near, after, said = row["searched"], row.get("reconstructed"), row["predicted"]
     written = after or near
     size = f"{near['size_bytes']:,.0f} B" if row["label"] != "float" else f"({near['size_bytes']:,.0f} B)"
     cells = [row["label"] + (" [chosen]" if row["label"] == chosen else ""), f"{row['mean_bits']:.2f}", f"{said['size_bytes']:,.0f} B" if said else "", size]

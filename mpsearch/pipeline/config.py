@@ -18,9 +18,37 @@ from mpsearch.units import parse_quantity
 TARGETS = (*RUNTIMES, "packed")
 """What a run can write for: the runtimes that it can measure, and the packed checkpoint alone."""
 _MOST_SEED = 2**31 - 1
-DEFAULT_OBJECTIVES = ("kl", "output_mse", "weight_mse")
-EMBEDDED_OBJECTIVES = ("kl:images=10", "weight_mse")
+_SEARCH_STATES = ("gptq", "nearest", "reconstructed")
+DEFAULT_OBJECTIVES = ("sketch", "output_mse", "weight_mse")
+EMBEDDED_OBJECTIVES = ("sketch", "weight_mse")
 """Of the embedded default, which is to be done in minutes."""
+
+
+@dataclass(frozen=True)
+class SearchStates:
+    """What the search sees of a unit at a candidate.
+
+    Args:
+        name: `gptq` (rounded in closed form, for every width at once), `nearest`, or `reconstructed` (as the method leaves it after a
+            few steps, with every unit at that candidate).
+        steps: Of `reconstructed`, for each block.
+    """
+
+    name: str
+    steps: int = 20
+
+    @classmethod
+    def parse(cls, text: str) -> SearchStates:
+        """From `gptq`, `nearest` or `reconstructed:steps=20`. Raises UnknownNameError or OptionError."""
+        name, _, rest = text.partition(":")
+        if name not in _SEARCH_STATES:
+            raise UnknownNameError("kind of search states", name, _SEARCH_STATES)
+        key, _, value = rest.partition("=")
+        if not rest:
+            return cls(name)
+        if name != "reconstructed" or key != "steps" or not value.isdigit() or int(value) < 1:
+            raise OptionError(f"Search states {text!r} cannot be read. Write gptq, nearest, or reconstructed:steps=20 with at least 1 step.")
+        return cls(name, int(value))
 
 
 @dataclass(frozen=True)
@@ -48,9 +76,9 @@ class RunConfig:
         polish: Exchanges around the best of them whose loss is measured afterwards.
         first_last_bits: Weight and input bits of the first and the last unit; None leaves them to the search.
         method: Registered reconstruction method, with options.
-        iterations: Reconstruction steps for each block; 0 for nearest rounding; None for 200, or 4 on the embedded default.
-        search_iterations: Reconstruction steps for each block at each bit-width before the search, which then sees the damage that reconstruction leaves; 0 to
-            search on rounding to nearest; None for a quarter of `iterations`, or 0 on the embedded default.
+        iterations: Gradient steps for each block of a method that learns; 0 keeps what it starts from; None for 200.
+        search_states: What the search sees of each unit: `gptq`, `nearest` or `reconstructed:steps=20` (see `SearchStates`).
+        bias_correction: Whether the biases of quantised units make up for the mean error of their weights.
         reconstruction_memory: Bound on the memory that a reconstruction takes beside the model and the images, such as `8GiB`; it uses fewer images to keep it.
         target: `ort-cpu` (packed checkpoint and ONNX), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR), `triton-cuda` (checkpoint on the
             Triton kernels, latency and energy), or `packed` (checkpoint alone, no latency).
@@ -81,9 +109,10 @@ class RunConfig:
     trials: int = 32
     sampler: str = "mpsearch"
     polish: int = 32
-    method: str = "qdrop"
+    method: str = "gptq"
     iterations: int | None = None
-    search_iterations: int | None = None
+    search_states: str = "gptq"
+    bias_correction: bool = True
     reconstruction_memory: str = "8GiB"
     target: str = "ort-cpu"
     tables: str = "latency_tables"
@@ -101,6 +130,7 @@ class RunConfig:
         if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
             raise OptionError(f"first_last_bits is {self.first_last_bits}; it must be 2 to 8, such as 8.")
         Restrictions.parse(self.fix, self.layer_bits)
+        SearchStates.parse(self.search_states)
         self._check_task()
         if self.memory_bytes < 1:
             raise OptionError(f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.")
@@ -115,7 +145,6 @@ class RunConfig:
             ("trials", 1),
             ("polish", 0),
             ("iterations", 0),
-            ("search_iterations", 0),
             ("threads", 1),
             ("seed", 0),
             ("calibration_images", 1),
@@ -157,17 +186,12 @@ class RunConfig:
     @property
     def steps(self) -> int:
         """Reconstruction steps for each block."""
-        return self.iterations if self.iterations is not None else 4 if self.model is None else 200
+        return self.iterations if self.iterations is not None else 200
 
     @property
-    def search_steps(self) -> int:
-        """Reconstruction steps behind the states that the search sees."""
-        return self.search_iterations if self.search_iterations is not None else 0 if self.model is None else self.steps // 4
-
-    @property
-    def learning(self) -> list[Any]:
-        """What decides the states that the search sees, beside the images and the seed; nothing where they are those of rounding to nearest."""
-        return [self.search_steps, self.method, self.reconstruction_memory] if self.search_steps else []
+    def states(self) -> SearchStates:
+        """What the search sees."""
+        return SearchStates.parse(self.search_states)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""

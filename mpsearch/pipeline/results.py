@@ -25,18 +25,18 @@ class Row:
     Args:
         label: For people.
         mean_bits: Of a weight.
-        nearest: Measured with weights rounded to nearest; its metrics are on some of the evaluation images alone.
+        searched: Measured with the states that the search saw; its metrics are on some of the evaluation images alone.
         fits: Whether it is predicted to keep the budgets.
         indices: `L` choices; none for the float model.
         assignment: The same by name.
         predicted: Costs.
-        reconstructed: Measured after reconstruction, for finalists.
+        reconstructed: Measured as it would be delivered, finished by the method, for finalists.
         gained: What each block gained by it.
     """
 
     label: str
     mean_bits: float
-    nearest: Readings
+    searched: Readings
     fits: bool = False
     indices: tuple[int, ...] = ()
     assignment: Assignment | None = None
@@ -51,7 +51,7 @@ class Row:
             data |= {"indices": list(self.indices), "assignment": self.assignment.to_json()}
         if self.predicted is not None:
             data["predicted"] = self.predicted.to_json()
-        data["nearest"] = dict(self.nearest)
+        data["searched"] = dict(self.searched)
         if self.reconstructed is not None:
             data["reconstructed"] = dict(self.reconstructed)
         if self.gained:
@@ -64,7 +64,7 @@ class Row:
         return cls(
             data["label"],
             data["mean_bits"],
-            data["nearest"],
+            data["searched"],
             data["fits"],
             tuple(data.get("indices", ())),
             Assignment.from_json(data["assignment"]) if "assignment" in data else None,

@@ -159,7 +159,7 @@ def _within_budgets(
     for turn in range(REPAIRS):
         found = search_assignments(problem, limits, searched, workshop, crew)
         last = turn == REPAIRS - 1 or any(limit.limit <= least.get(limit.resource, 0.0) for limit in limits)
-        chosen = choose(problem, budgets, found, workshop, hardware, last)
+        chosen = choose(problem, budgets, found, searched, workshop, hardware, last)
         if chosen.best.kept:
             chosen = replace(chosen, best=_shipped(chosen, workshop))
             if chosen.best.kept:

@@ -86,10 +86,10 @@ def _factor(moments: Tensor, order: Tensor) -> Tensor:
     held = moments.double()
     held = held.gather(1, order[:, :, None].expand_as(held)).gather(2, order[:, None, :].expand_as(held))
     diagonal = torch.diagonal(held, dim1=1, dim2=2)
-    damping = DAMPING * diagonal.mean(1, keepdim=True)
-    diagonal += torch.where(damping > 0, damping, 1.0)  # a unit that reads nothing but zeros
+    power = diagonal.mean(1, keepdim=True)
+    diagonal += torch.where(power > 0, DAMPING * power, 1.0)  # a unit that reads nothing but zeros
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(held))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    factor: Tensor = torch.linalg.cholesky((inverse + inverse.transpose(1, 2)) / 2, upper=True)
     return factor.float()
 
 

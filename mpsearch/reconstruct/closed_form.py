@@ -17,6 +17,7 @@ from mpsearch.quant.compensated import DAMPING, compensated
 from mpsearch.reconstruct.block import BlockData, Run
 from mpsearch.reconstruct.calibrate import Calibration, mean_matched
 from mpsearch.reconstruct.further import Values
+from mpsearch.reconstruct.memory import rehearsing
 from mpsearch.reconstruct.moments import Moments, Sums, gather_moments
 from mpsearch.reconstruct.ranges import RunningMean
 
@@ -106,7 +107,11 @@ def round_on_prefix(unit: str, layer: QuantLayer, original: nn.Module, state: Un
         theirs = _reads(unit, weight, partial(_call, original), data.x.read(2 * start, 2 * start + size), more)
         seen.add(ours, theirs)
         start += size
-    if state.weight is None or seen.own.moments() is None:
+    own = seen.own.moments()
+    if state.weight is None or own is None:
+        return state
+    if rehearsing():  # the memory of what follows, not its work
+        torch.empty((4, *own.second.shape), dtype=torch.float64, device=own.second.device)
         return state
     rounded = compensated(weight, [state.weight.params], *seen.problem(weight))[0]
     return replace(state, weight=rounded, bias=None if bias is None else seen.bias(weight, bias, rounded))
@@ -136,17 +141,14 @@ class _Seen:
         """The moments, G x n x n, and the least-squares weight, shape of `weight`."""
         own, cross = self.own.moments(), self._cross.moments()
         assert own is not None and cross is not None
-        second, between = own.second.double(), cross.second.double()
-        if weight.ndim == 2:
-            ours, theirs = self.means()
-            second -= ours[:, :, None] * ours[:, None, :]
-            between -= theirs[:, :, None] * ours[:, None, :]
+        second, between = (about(moments, weight).double() for moments in (own, cross))
         held = second.clone()
         diagonal = torch.diagonal(held, dim1=1, dim2=2)
         ridge = (DAMPING + held.shape[1] / own.rows) * diagonal.mean(1, keepdim=True)
         diagonal += torch.where(ridge > 0, ridge, 1.0)
         flat = weight.double().reshape(len(held), -1, held.shape[1])
-        shift = torch.linalg.solve(held, flat @ (between - second), left=False)
+        factor = torch.linalg.cholesky(held)
+        shift = torch.cholesky_solve((flat @ (between - second)).transpose(1, 2), factor).transpose(1, 2)
         return second.float(), (flat + shift).float().reshape(weight.shape)
 
     def bias(self, weight: Tensor, bias: Tensor, quantized: QuantizedTensor) -> Tensor:

@@ -84,6 +84,11 @@ def section(work: Work) -> None:
         count.begin(work)
 
 
+def rehearsing() -> bool:
+    """Whether the memory of a call is being foreseen: work that takes time and always the same memory may be left out."""
+    return _counting.get() is not None
+
+
 def held(tensor: Tensor) -> Tensor:
     """The tensor, which no operation of torch has made; a rehearsal counts it as if one had."""
     if (count := _counting.get()) is not None:

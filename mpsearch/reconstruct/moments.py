@@ -22,19 +22,20 @@ class Moments:
     """Of the rows x that meet a unit's weight, G groups of n columns.
 
     Args:
-        second: G x n x n float32: mean of x x^T.
-        mean: G x n float32.
+        second: G x n x n float32: mean of z x^T, where z is x, or the same row in another network.
+        mean: G x n float32, of x.
+        other: G x n float32, of z.
         rows: Rows that were seen.
     """
 
     second: Tensor
     mean: Tensor
+    other: Tensor
     rows: int
 
     def about_mean(self) -> Tensor:
-        """G x n x n float64: the covariance."""
-        mean = self.mean.double()
-        return self.second.double() - mean[:, :, None] * mean[:, None, :]
+        """G x n x n float64: the covariance of z and x, of the rows that were seen."""
+        return self.second.double() - self.other.double()[:, :, None] * self.mean.double()[:, None, :]
 
 
 class Sums:
@@ -50,6 +51,7 @@ class Sums:
         self._generator = torch.Generator().manual_seed(seed)
         self._second: Tensor | None = None
         self._mean: Tensor | None = None
+        self._other: Tensor | None = None
         self._rows = 0
 
     def add(self, read: Read, other: Read | None = None) -> None:
@@ -60,16 +62,17 @@ class Sums:
             places = torch.randperm(count, generator=self._generator)[:wanted].sort().values
         x = read.windows(places).permute(1, 2, 0, 3).flatten(2)
         left = x if other is None else other.windows(places).permute(1, 2, 0, 3).flatten(2)
-        second, mean = left @ x.transpose(1, 2), x.sum(2)
+        second, mean, other_mean = left @ x.transpose(1, 2), x.sum(2), left.sum(2)
         self._second = second if self._second is None else self._second.add_(second)
         self._mean = mean if self._mean is None else self._mean.add_(mean)
+        self._other = other_mean if self._other is None else self._other.add_(other_mean)
         self._rows += x.shape[2]
 
     def moments(self) -> Moments | None:
         """What was seen; None where nothing was."""
-        if self._second is None or self._mean is None:
+        if self._second is None or self._mean is None or self._other is None:
             return None
-        return Moments(self._second / self._rows, self._mean / self._rows, self._rows)
+        return Moments(self._second / self._rows, self._mean / self._rows, self._other / self._rows, self._rows)
 
 
 def gather_moments(

@@ -91,7 +91,7 @@ def _sections(saved: Saved) -> list[tuple[str, str]]:
         (
             "Measured trials",
             figures.trials_figure(saved)
-            + _note(f"{len(trials)} assignments with nearest rounding on {searched:,} images; {crosses}; rings are the Pareto set."),
+            + _note(f"{len(trials)} assignments with the states of the search on {searched:,} images; {crosses}; rings are the Pareto set."),
         ),
         ("Bits of each layer", figures.bits_figure(saved)),
         *([("What reconstruction gained", gained + learned)] if gained else []),
@@ -103,7 +103,7 @@ def _sections(saved: Saved) -> list[tuple[str, str]]:
 
 def _on_few(saved: Saved) -> str:
     """How many images the rows are on that no finalist needs, where these are not all."""
-    whole, *rows = (row["nearest"]["metrics"]["images"] for row in saved.rows)
+    whole, *rows = (row["searched"]["metrics"]["images"] for row in saved.rows)
     few = min(rows, default=whole)
     return f" Nearest rounding is evaluated on {few:,} of the {whole:,} evaluation images." if few < whole else ""
 

@@ -55,12 +55,12 @@ class Saved:
     @property
     def scores(self) -> tuple[str, ...]:
         """Names of what else the task measures."""
-        return tuple(self.rows[0]["nearest"]["metrics"].get("scores", {}))
+        return tuple(self.rows[0]["searched"]["metrics"].get("scores", {}))
 
     @property
     def timed(self) -> bool:
         """Whether latency was measured."""
-        return any("latency_us" in row["nearest"] for row in self.rows)
+        return any("latency_us" in row["searched"] for row in self.rows)
 
 
 def read_saved(path: Path) -> Saved:

@@ -18,7 +18,7 @@ _DASH = '<span class="none" title="not done for this row">–</span>'
 
 def verdict(saved: Saved) -> str:
     """One sentence: the budgets, by how much, and the accuracy beside the float model's."""
-    best, metrics, base = saved.best, saved.best["metrics"], saved.rows[0]["nearest"]["metrics"]
+    best, metrics, base = saved.best, saved.best["metrics"], saved.rows[0]["searched"]["metrics"]
     budgets = "; ".join(_kept(b, best) for b in saved.budgets)
     if saved.scores:
         found = ", ".join(f"{text(name)} {metrics['scores'][name]:.4f} (float {base['scores'][name]:.4f})" for name in saved.scores)
@@ -48,10 +48,10 @@ def _kept(budget: Budget, best: dict[str, Any]) -> str:
 
 def results(saved: Saved) -> str:
     """The results table; the chosen row is marked. Columns of what was not measured are absent."""
-    labelled = any(row["nearest"]["metrics"]["top1"] is not None for row in saved.rows)
+    labelled = any(row["searched"]["metrics"]["top1"] is not None for row in saved.rows)
     header = ["assignment", "mean bits", "size predicted", "size on disk"]
     header += ["latency predicted", "latency measured"] if saved.timed else []
-    for stage in ("nearest rounding", "reconstructed"):
+    for stage in ("in the search", "finished"):
         header += ([f"top-1<small>{stage}</small>"] if labelled else []) + [f"{text(name)}<small>{stage}</small>" for name in saved.scores]
         header.append(f"{text(saved.measure)} to float<small>{stage}</small>")
     rows = [_row(saved, row, labelled) for row in saved.rows]
@@ -59,7 +59,7 @@ def results(saved: Saved) -> str:
 
 
 def _row(saved: Saved, row: dict[str, Any], labelled: bool) -> list[str]:
-    near, after, said = row["nearest"], row.get("reconstructed"), row["predicted"]
+    near, after, said = row["searched"], row.get("reconstructed"), row["predicted"]
     written = after or near
     badge = '<mark class="chosen">chosen</mark>' if row["label"] == saved.best["label"] else ""
     size = two_sizes(written["size_bytes"]) if said else f"{two_sizes(written['size_bytes'])}<small>as float32, not written</small>"
@@ -86,7 +86,7 @@ def reconstructions(saved: Saved) -> str:
 
 def _gained(gains: Sequence[dict[str, Any]]) -> str:
     kept = sum(gain["kept"] for gain in gains)
-    return f"{kept} of {len(gains)} blocks are better than rounded to nearest, and keep what they learned"
+    return f"{kept} of {len(gains)} blocks are better than where they started, and keep what they learned"
 
 
 def _gains(gains: Sequence[dict[str, Any]]) -> str:

@@ -70,7 +70,7 @@ def test_a_family_passes_every_step(name, tmp_path):
     packed = tmp_path / "study/artifact/best.safetensors"
     assert packed.stat().st_size == artifact["size_bytes"] == best["predicted"]["size_bytes"] == best["measured"]["size_bytes"] <= limit
     for row in result["rows"][1:]:
-        assert row["nearest"]["size_bytes"] == row["predicted"]["size_bytes"]
+        assert row["searched"]["size_bytes"] == row["predicted"]["size_bytes"]
     assert artifact["reloaded_bit_for_bit"]
     assert set(best["assignment"].values()) - {"float"}
 

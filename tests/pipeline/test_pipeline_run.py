@@ -131,7 +131,7 @@ def test_a_budget_is_kept_on_disk(settings, tmp_path, budget):
 
 def test_a_share_of_the_float_size_is_resolved_to_bytes(settings, tmp_path):
     result = run(settings(budgets=("60%",), trials=2, iterations=0), Study(tmp_path / "study"))
-    assert result["best"]["budgets"][0]["limit"] == pytest.approx(0.6 * result["rows"][0]["nearest"]["size_bytes"])
+    assert result["best"]["budgets"][0]["limit"] == pytest.approx(0.6 * result["rows"][0]["searched"]["size_bytes"])
 
 
 @pytest.mark.parametrize("target", ["packed", "ort-cpu"])
@@ -167,7 +167,7 @@ def test_an_impossible_latency_is_infeasible(settings, tmp_path):
 
 @pytest.mark.parametrize("share", [0.9, 50.0])
 def test_a_latency_budget_is_kept_when_measured_or_refused(finished, settings, place, tmp_path, share):
-    float_us = finished("ort-cpu")[2]["rows"][0]["nearest"]["latency_us"]
+    float_us = finished("ort-cpu")[2]["rows"][0]["searched"]["latency_us"]
     (table,) = (place / "tables").glob("*ort-cpu*.csv")
     rows, budgets = table.read_text(), (f"{float_us * share / 1e3:.6f}ms", "60%")
     try:

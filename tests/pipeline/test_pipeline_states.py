@@ -77,8 +77,8 @@ def test_only_finalists_and_the_artifact_are_evaluated_on_all_evaluation_images(
     heard = Listening()
     result = run(settings(budgets=("5bits",), trials=3, iterations=2), Study(tmp_path), heard)
     floats, *rows = result["rows"]
-    assert floats["nearest"]["metrics"]["images"] == 40
-    assert {row["nearest"]["metrics"]["images"] for row in rows} == {10}
+    assert floats["searched"]["metrics"]["images"] == 40
+    assert {row["searched"]["metrics"]["images"] for row in rows} == {10}
     done = [row for row in rows if "reconstructed" in row]
     assert {row["reconstructed"]["metrics"]["images"] for row in done} == {40}
     assert seen.count(40) == 1 + len(done)  # the float model, once, and each finalist

@@ -33,7 +33,7 @@ def test_an_encoder_is_searched_by_its_embeddings(tmp_path):
     result = search(model, tokens, budgets=["5bits"], study=tmp_path / "study", task="embedding", **SETTINGS)
     best = result["best"]
     assert best["measured"]["size_bytes"] == best["predicted"]["size_bytes"] == Path(best["artifact"]["packed"]).stat().st_size
-    floats = result["rows"][0]["nearest"]["metrics"]
+    floats = result["rows"][0]["searched"]["metrics"]
     assert floats["scores"]["cosine"] == pytest.approx(1) and floats["top1"] is None
     assert 0.5 < best["metrics"]["scores"]["cosine"] < 1 and best["metrics"]["kl"] == pytest.approx(1 - best["metrics"]["scores"]["cosine"])
     loaded = mpsearch.load(best["artifact"]["packed"], model=model)

@@ -222,7 +222,7 @@ def test_rows_that_are_evaluated_on_few_images_say_so(study: Path, tmp_path: Pat
     assert "Nearest rounding is evaluated on" not in parsed(study).text
     contents = study_files(timed=True, labelled=True)
     for row in contents["results.json"]["rows"][1:]:  # type: ignore[index]
-        row["nearest"]["metrics"]["images"] = 100
+        row["searched"]["metrics"]["images"] = 100
     text = parsed(save(tmp_path / "few", contents)).text
     assert "Nearest rounding is evaluated on 100 of the 400 evaluation images." in text
 
@@ -257,7 +257,7 @@ def test_results_of_another_budget_are_refused(study: Path) -> None:
 
 def test_a_row_without_metrics_is_damage(study: Path) -> None:
     contents = study_files(timed=True, labelled=True)
-    del contents["results.json"]["rows"][1]["nearest"]["metrics"]  # type: ignore[index]
+    del contents["results.json"]["rows"][1]["searched"]["metrics"]  # type: ignore[index]
     with pytest.raises(StudyError, match="damaged"):
         write_report(save(study, contents))
 

@@ -13,6 +13,7 @@ from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.uniforms import run_uniforms
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Budget, Problem, mean_bits
+from mpsearch.reconstruct import Calibration
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ def choose(
     problem: Problem,
     budgets: tuple[Budget, ...],
     found: Found,
+    searched: Calibration,
     workshop: Workshop,
     hardware: Mapping[str, Any],
     last: bool = False,
@@ -44,6 +46,7 @@ def choose(
         problem: Predicts costs.
         budgets: That count when it is measured.
         found: By the search.
+        searched: The states that the search saw.
         workshop: Reconstructs and measures.
         hardware: What step 2 told of the float model.
         last: Whether a finalist that keeps the budgets is preferred to a better one that does not.
@@ -51,7 +54,7 @@ def choose(
     shown = {u.label: u.indices for u in run_uniforms(problem, workshop.config) if u.candidate.w_bits in (8, 6, 4) or u.indices == found.uniform}
     rows, learned = [], dict[Indices, States]()
     for label, indices in {**shown, **found.finalists}.items():
-        row = _row(label, problem, indices, budgets, workshop)
+        row = _row(label, problem, indices, budgets, searched, workshop)
         if label in found.finalists or indices == found.uniform:
             assignment = problem.assignment(indices)
             if indices not in learned:
@@ -90,13 +93,13 @@ def _best_of(done: Sequence[Row], uniform: Indices | None, learned: Mapping[Indi
     return plain, f"{best.label} is better on the search images by less than two standard errors"
 
 
-def _row(label: str, problem: Problem, indices: Indices, budgets: Sequence[Budget], workshop: Workshop) -> Row:
+def _row(label: str, problem: Problem, indices: Indices, budgets: Sequence[Budget], searched: Calibration, workshop: Workshop) -> Row:
     assignment = problem.assignment(indices)
     with workshop.progress.task(f"measure {label}") as advance:
-        nearest = workshop.measured(workshop.calibration.states(assignment))
+        before = workshop.measured(searched.states(assignment))
         advance(1, 1)
     fits = keeps(problem, indices, budgets)
-    return Row(label, mean_bits(problem.layers, assignment), nearest, fits, tuple(indices), assignment, problem.cost(indices))
+    return Row(label, mean_bits(problem.layers, assignment), before, fits, tuple(indices), assignment, problem.cost(indices))
 
 
 def _float_row(workshop: Workshop, hardware: Mapping[str, Any]) -> Row:

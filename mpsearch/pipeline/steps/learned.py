@@ -1,40 +1,94 @@
-"""What the search looks at: each unit at each candidate as a reconstruction leaves it, not as rounding to nearest does.
+"""What the search sees: each unit at each candidate as it is delivered, or nearly so, and not as rounding to nearest leaves it.
 
-Rounding to nearest overstates the damage of few bits by an order of magnitude, and not by the same factor for every unit, so an assignment that is
-best for it need not be best once it is reconstructed. A short reconstruction at each uniform bit-width tells more: a unit's states are taken from the run
-at its own candidate. In an assignment of mixed bits they were learned behind other neighbours, which is the approximation made.
+Rounding to nearest overstates the damage of few bits by an order of magnitude, and not by the same factor for every unit, so
+an assignment that is best for it need not be best once it is finished. Rounding in closed form (`reconstruct.closed_form`) takes
+seconds for all widths of all units, and comes near enough to what is delivered to choose by. A short reconstruction at each
+uniform bit-width is the other way; in an assignment of mixed bits its states were learned behind other neighbours.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from mpsearch.pipeline.steps.states import digest_of_states
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mpsearch import files
+from mpsearch.pipeline.steps.states import digest_of
+from mpsearch.pipeline.steps.subject import BATCH
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Assignment, Candidate, Problem
 from mpsearch.quant import UnitState
 from mpsearch.reconstruct import Calibration
+from mpsearch.reconstruct.closed_form import Codes, round_units
 
 
 def searched_calibration(problem: Problem, workshop: Workshop) -> Calibration:
-    """The quantisers with learned states for every integer candidate of a unit with a weight; as they are where the settings ask for no steps.
+    """The quantisers with the states that the settings ask for, of every integer candidate of a unit with a weight.
 
-    The work is that of as many reconstructions as there are candidates, at `search_steps`; an interrupted one goes on behind its last block.
+    An interrupted call goes on behind its last unit, or block.
     """
-    steps = workshop.config.search_steps
-    if not steps:
-        return workshop.calibration
+    wanted = workshop.config.states
+    if wanted.name == "gptq":
+        return _rounded(problem, workshop)
+    return workshop.calibration if wanted.name == "nearest" else _reconstructed(problem, workshop, wanted.steps)
+
+
+def _rounded(problem: Problem, workshop: Workshop) -> Calibration:
+    """With codes in closed form; those of each unit are kept in a file of their own."""
+    calibration, subject = workshop.calibration, workshop.subject
+    rows = {layer.name: row for layer, row in zip(problem.layers, problem.candidates, strict=True) if layer.name in calibration.weights}
+    images = subject.splits.calibration
+    kinds = {unit: sorted({(c.w_bits, c.w_granularity) for c in row if not c.is_float}) for unit, row in rows.items()}
+    hashes = [subject.hashes["weights"], subject.hashes["calibration"]]
+    folder = workshop.study.step_path("codes", [hashes, calibration.weight_observer, workshop.config.seed, kinds], "")
+    paths = {unit: folder / f"{files.digest(unit)}.safetensors" for unit in rows}
+    missing = {unit: row for unit, row in rows.items() if not paths[unit].is_file()}
+    with workshop.progress.task("round every unit at every width") as advance:
+        found = round_units(
+            subject.module,
+            calibration,
+            missing,
+            lambda: (inputs for inputs, _ in images.batches(BATCH)),
+            len(images),
+            seed=workshop.config.seed,
+        )
+        for done, (unit, codes) in enumerate(found, start=1):
+            with files.replacing(paths[unit]) as beside:
+                save_file(_named(codes), beside)
+            advance(done, len(missing))
+    rounded: dict[tuple[str, int, str], Tensor] = {}
+    for unit, path in paths.items():
+        if path.is_file():  # a unit whose candidates are all float has none
+            rounded |= {(unit, *_kind(name)): codes for name, codes in load_file(path).items()}
+    return replace(calibration, rounded=rounded)
+
+
+def _named(codes: Codes) -> dict[str, Tensor]:
+    return {f"{bits}/{granularity}": each for (bits, granularity), each in codes.items()}
+
+
+def _kind(name: str) -> tuple[int, str]:
+    bits, _, granularity = name.partition("/")
+    return int(bits), granularity
+
+
+def _reconstructed(problem: Problem, workshop: Workshop, steps: int) -> Calibration:
+    """With learned states: the work is that of as many reconstructions as there are candidates."""
     learned: dict[tuple[str, Candidate], UnitState] = {}
     for wanted in sorted({c for choices in problem.candidates for c in choices if not c.is_float}, key=_width, reverse=True):
-        assignment = Assignment(tuple((layer.name, _nearest(choices, wanted)) for layer, choices in zip(problem.layers, problem.candidates, strict=True)))
+        pairs = zip(problem.layers, problem.candidates, strict=True)
+        assignment = Assignment(tuple((layer.name, _nearest(choices, wanted)) for layer, choices in pairs))
         states = workshop.reconstructed(assignment, f"every layer at {wanted}, for the search", steps)
         learned |= {(unit, wanted): state for unit, state in states.items() if assignment[unit] == wanted}
     return replace(workshop.calibration, learned=learned)
 
 
 def states_digest(calibration: Calibration) -> str:
-    """Of what was learned; that of nothing where nothing was."""
-    return digest_of_states({f"{unit} {candidate}": state for (unit, candidate), state in calibration.learned.items()})
+    """Of all that the states of units are made from beside the observers: what was learned or rounded, and the means."""
+    learned = {f"{unit} {candidate}": state for (unit, candidate), state in calibration.learned.items()}
+    rounded = {" ".join(map(str, key)): codes for key, codes in calibration.rounded.items()}
+    return digest_of({"learned": learned, "rounded": rounded, "means": calibration.means})
 
 
 def _nearest(choices: tuple[Candidate, ...], wanted: Candidate) -> Candidate:

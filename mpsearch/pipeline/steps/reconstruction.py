@@ -86,7 +86,7 @@ class Reconstruction:
         Raises: OptionError: One image is too many.
         """
         calibration, bound = self.subject.splits.calibration, self.config.reconstruction_memory
-        if not config.iterations or not METHODS.create(config.method).phases():
+        if not [phase for phase in METHODS.create(config.method).phases() if phase.closed or config.iterations]:
             return len(calibration)
         if self._room is None:
             states = {unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.units}

@@ -13,6 +13,7 @@ from mpsearch.objectives.interacting import INTERACTING, Couplings, Interacting,
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.learned import states_digest
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Problem
 from mpsearch.reconstruct import Calibration
@@ -96,6 +97,7 @@ class Scorer:
                 self.config.seed,
                 advance,
                 TASKS.create(self.config.task),
+                self.subject.splits.search,
             )
             found: dict[str, Any] = self.study.cached(f"score-{objective.name}", key, lambda: work(context))
         return found
@@ -106,13 +108,14 @@ class Scorer:
         key: list[Any] = [
             self.subject.hashes["weights"],
             self.subject.hashes["calibration"],
+            self.subject.hashes["search"],
             repr(objective),
             calibration.weight_observer,
             calibration.input_observer,
             calibration.symmetric_inputs,
             [[str(c) for c in row] for row in problem.candidates],
             config.seed,
-            config.learning if calibration.learned else [],
+            states_digest(calibration),
             config.task,
         ]
         if isinstance(objective, Interacting):

@@ -134,7 +134,7 @@ class _Study:
         """What the trials depend on."""
         config, limits = self.workshop.config, [b.to_json() for b in self.limits]
         key = [self.problem.to_json(), limits, self.workshop.subject.hashes, config.seed, config.sampler]
-        return [*key, config.learning, config.task]
+        return [*key, states_digest(self.calibration), config.task]
 
     def _explore(self, tables: Sequence[str], warm: Sequence[Indices], measure: _Measure) -> tuple[list[Trial], str]:
         """By our own sampler, whose trials others may measure."""

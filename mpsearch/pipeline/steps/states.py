@@ -24,11 +24,14 @@ Gains = dict[tuple[int, str], BlockResult]
 
 
 def digest_of_states(states: Mapping[str, UnitState]) -> str:
-    """Of all that decides what the units compute: codes, steps and zero points of weights, inputs and both operands."""
+    """Of all that decides what the units compute: codes, steps and zero points of weights, inputs and both operands, biases."""
+    return digest_of(states)
+
+
+def digest_of(value: object) -> str:
+    """Of tensors, dataclasses, mappings and plain values, by what they hold."""
     digest = hashlib.sha256()
-    for unit, state in sorted(states.items()):
-        digest.update(f"{unit} ".encode())
-        _feed(digest, state)
+    _feed(digest, value)
     return digest.hexdigest()
 
 
@@ -37,6 +40,10 @@ def _feed(digest: Any, value: object) -> None:
     if isinstance(value, Tensor):
         digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key, held in sorted(value.items()):
+            digest.update(f"{key} ".encode())
+            _feed(digest, held)
     elif is_dataclass(value):
         digest.update(f"{type(value).__name__}\n".encode())
         for field in fields(value):
@@ -77,17 +84,18 @@ def known_blocks(folder: Path, start: States) -> tuple[dict[int, States], Gains]
 
 
 def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:
-    """Codes and input scales, by unit."""
+    """Codes, biases and input scales, by unit."""
     weights = {unit: s.weight for unit, s in states.items() if s.weight is not None}
     tensors = {f"{unit}|codes": w.codes.to(torch.int8).contiguous() for unit, w in weights.items()}
     inputs = {unit: s.activation for unit, s in states.items() if isinstance(s.activation, AffineParams | TwoRegionParams)}
+    tensors |= {f"{unit}|bias": s.bias.clone() for unit, s in states.items() if s.bias is not None}
     return tensors | {f"{unit}|input": read.step.clone() for unit, read in inputs.items()}
 
 
 def _restored(state: UnitState, tensors: Mapping[str, Tensor], unit: str) -> UnitState:
     if state.weight is not None:
         codes = tensors[f"{unit}|codes"].to(torch.int16)
-        state = replace(state, weight=replace(state.weight, codes=codes))
+        state = replace(state, weight=replace(state.weight, codes=codes), bias=tensors.get(f"{unit}|bias"))
     if isinstance(state.activation, AffineParams):
         return replace(state, activation=replace(state.activation, scale=tensors[f"{unit}|input"]))
     if isinstance(state.activation, TwoRegionParams):

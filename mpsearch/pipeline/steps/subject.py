@@ -142,6 +142,7 @@ def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -
             subject.module,
             subject.units,
             (inputs for inputs, _ in images.batches(BATCH)),
+            bias_correction=config.bias_correction,
             seed=config.seed,
             on_batch=lambda done: advance(done, len(images)),
         )

@@ -114,7 +114,7 @@ class _Bench:
         if states_digest(calibration) != job["states"]:
             raise StudyError(
                 "What was learned here for the search is not what the run learned; another processor or library adds in another order. "
-                "Give the run --search-iterations 0, or let this worker read the run's folder."
+                "Give the run --search-states nearest, or let this worker read the run's folder."
             )
         return workshop, FastEvaluator(subject.module, calibration, subject.splits.search, task=workshop.task)
 
