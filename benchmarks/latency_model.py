@@ -20,7 +20,8 @@ import torch
 
 from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.packed import PackedLayout
-from mpsearch.deploy.runtimes import RUNTIMES, Origin
+from mpsearch.deploy.origin import Origin
+from mpsearch.deploy.runtimes import RUNTIMES
 from mpsearch.deploy.wiring import find_wires
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, profile
 from mpsearch.hardware.cost_model import Unit, fit_cost_model, fit_error

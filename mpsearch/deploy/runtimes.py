@@ -8,34 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpsearch.deploy.onnx import OnnxRun, load_onnx, measure_onnx, quantize_onnx, run_onnx, save_onnx
 from mpsearch.deploy.openvino import OpenVinoRun, load_openvino, measure_openvino, run_openvino, write_openvino
-from mpsearch.deploy.packed import PackedLayout
+from mpsearch.deploy.origin import Origin
 from mpsearch.deploy.triton_cuda import TritonRun, load_triton, measure_triton, run_triton, write_triton
 from mpsearch.quant import UnitState
-from mpsearch.reconstruct import Calibration
 
 States = Mapping[str, UnitState]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The model that a file is made of.
-
-    Args:
-        module: Float, batch norms folded.
-        layout: Of its packed checkpoint.
-        calibration: Ranges, where a runtime needs others than the states have.
-        graph: Gives the float ONNX graph, exported at the first call.
-    """
-
-    module: nn.Module
-    layout: PackedLayout
-    calibration: Calibration
-    graph: Callable[[], ModelProto]
 
 
 @dataclass(frozen=True)

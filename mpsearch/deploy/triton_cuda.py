@@ -6,19 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from mpsearch.deploy.origin import Origin
 from mpsearch.deploy.packed import open_packed, save_packed
 from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu.whole import measure_whole
 from mpsearch.hardware.measure import Timing
 from mpsearch.quant import UnitState
-
-if TYPE_CHECKING:
-    from mpsearch.deploy.runtimes import Origin
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def _module(path: Path, origin: Origin) -> nn.Module:
 
     device = cards.card().device
     module, states = open_packed(path, origin.module, folded=True)
-    return kernel_module(module, states, device=device, tile=tile_chooser(device, ""), in_place=True)
+    return kernel_module(module, states, device=device, tile=tile_chooser(device), in_place=True)
 
 
 def _calls(run: OneImage) -> int:

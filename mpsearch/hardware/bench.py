@@ -7,9 +7,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
+import psutil
 
 from mpsearch.errors import MpsearchError
 from mpsearch.hardware.measure import Timing, summary, time_callable
@@ -21,7 +21,6 @@ DRIFT = 0.10
 TRIES = 3
 _BUSY = 0.10
 _PASSES, _PAUSE_S = 3, 0.1
-_STAT = Path("/proc/stat")
 
 
 def anchor_work() -> Callable[[], object]:
@@ -57,29 +56,9 @@ def pinned(threads: int) -> Iterator[tuple[int, ...]]:
         os.sched_setaffinity(0, before)
 
 
-def busy_shares(seconds: float, stat: Path = _STAT) -> dict[int, float]:
-    """Core -> share of its time that was not idle; empty where the system does not tell."""
-    first = _ticks(stat)
-    time.sleep(seconds)
-    second = _ticks(stat)
-    shares = {}
-    for core, (idle, total) in second.items():
-        passed = total - first.get(core, (0, 0))[1]
-        shares[core] = 1 - (idle - first.get(core, (0, 0))[0]) / passed if passed > 0 else 0.0
-    return shares
-
-
-def _ticks(stat: Path) -> dict[int, tuple[int, int]]:
-    """Core -> idle and total ticks."""
-    if not stat.is_file():
-        return {}
-    found = {}
-    for line in stat.read_text().splitlines():
-        name, *ticks = line.split()
-        if name.startswith("cpu") and name[3:].isdigit():
-            values = [int(t) for t in ticks[:8]]
-            found[int(name[3:])] = (values[3] + values[4], sum(values))
-    return found
+def busy_shares(seconds: float) -> dict[int, float]:
+    """Core -> share of the next `seconds` in which it was not idle (waiting for a disk counts as idle)."""
+    return {core: percent / 100 for core, percent in enumerate(psutil.cpu_percent(seconds, percpu=True))}
 
 
 def wait_for_idle(threads: int, patience: float = 30.0, busy: Callable[[float], dict[int, float]] = busy_shares) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor
 from mpsearch import files
 from mpsearch.deploy.memory import measured_peak
 from mpsearch.deploy.onnx import export_float
+from mpsearch.deploy.origin import Origin
 from mpsearch.deploy.packed import load_packed, save_packed
-from mpsearch.deploy.runtimes import RUNTIMES, DeployedRuntime, Origin
+from mpsearch.deploy.runtimes import RUNTIMES, DeployedRuntime
 from mpsearch.deploy.triton_cuda import TritonRun
 from mpsearch.deploy.wiring import find_wires
 from mpsearch.errors import MpsearchError, OptionError

@@ -1,6 +1,9 @@
 """The bench: pinned cores, the anchor that tells of drift, the gate before more than one thread, and measuring in turns."""
 
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -26,12 +29,21 @@ def test_the_idlest_core_is_taken(monkeypatch):
         assert taken == (cores[-1],)
 
 
-def test_busy_shares_are_read_from_two_looks(tmp_path, monkeypatch):
-    stat = tmp_path / "stat"
-    stat.write_text("cpu  0 0 0 0\ncpu0 100 0 0 100 0 0 0 0\ncpu1 0 0 0 200 0 0 0 0\nintr 5\n")
-    monkeypatch.setattr("mpsearch.hardware.bench.time.sleep", lambda s: stat.write_text("cpu0 175 0 0 125 0 0 0 0\ncpu1 0 0 0 290 10 0 0 0\nintr 6\n") and None)
-    assert busy_shares(0.1, stat) == {0: 0.75, 1: 0.0}
-    assert busy_shares(0.1, tmp_path / "none") == {}
+def test_busy_shares_are_those_of_each_core(monkeypatch):
+    monkeypatch.setattr("psutil.cpu_percent", lambda seconds, percpu: [75.0, 0.0] if (seconds, percpu) == (0.1, True) else None)
+    assert busy_shares(0.1) == {0: 0.75, 1: 0.0}
+
+
+def test_a_core_that_computes_is_seen_busy():
+    ends = time.monotonic() + 30
+    working = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        while max(busy_shares(0.2).values()) < 0.5 and time.monotonic() < ends:
+            pass
+        assert max(busy_shares(0.2).values()) > 0.5
+    finally:
+        working.kill()
+        working.wait()
 
 
 def test_one_thread_needs_no_idle_machine():

@@ -145,10 +145,10 @@ def _plan(trt: Any, model: bytes, name: str) -> Any:
     network = builder.create_network(0 if flags is None else 1 << int(flags))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
-        raise MpsearchError(f"TensorRT {trt.__version__} cannot read the unit {name!r}: {parser.get_error(0)}. Take triton-cuda or torch-cuda for it.")
+        raise MpsearchError(f"TensorRT {trt.__version__} cannot read the unit {name!r}: {parser.get_error(0)}. Take triton-cuda for it.")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise MpsearchError(f"TensorRT {trt.__version__} builds no engine for the unit {name!r}; its log says why. Take triton-cuda or torch-cuda for it.")
+        raise MpsearchError(f"TensorRT {trt.__version__} builds no engine for the unit {name!r}; its log says why. Take triton-cuda for it.")
     return plan

@@ -161,9 +161,7 @@ class KernelUnit:
     def shape(self, m: int) -> Shape:
         """Of the product over `m` rows."""
         groups = self._attributes.groups if self.layer.op == "conv2d" else 1
-        conv = self._attributes
-        text = "" if self.layer.op == "linear" else "{2}x{3}".format(*self.layer.weight_shape) + f"s{conv.stride[0]}d{conv.dilation[0]}"
-        return Shape(m, self.weight.rows // groups, self.weight.columns, self.weight.bits, self.activation, groups, text)
+        return Shape(m, self.weight.rows // groups, self.weight.columns, 2 if self.grid is None else 1, groups)
 
     def _product(self, a: Tensor, y: Tensor, m: int, n: int, k: int, groups: int, geometry: dict[str, int]) -> Tensor:
         tile, integer = self.tile(self.shape(m)), self.grid is not None
