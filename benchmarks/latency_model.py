@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from mpsearch.deploy.onnx import export_float
-from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.origin import Origin
+from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.runtimes import RUNTIMES
 from mpsearch.deploy.wiring import find_wires
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, profile
