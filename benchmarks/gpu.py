@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import platform
 import sys
@@ -25,14 +26,14 @@ import triton
 from mpsearch.hardware.backends import Cell
 from mpsearch.hardware.backends.triton_cuda import TritonCuda
 from mpsearch.hardware.gpu.cells import float_cell, own_cell
-from mpsearch.hardware.gpu.graphs import CudaGraphTimer
-from mpsearch.hardware.gpu.measure import GpuSettings
 from mpsearch.hardware.gpu.nvml import NvmlMonitor
 from mpsearch.hardware.gpu.probe import Gpu, needed
-from mpsearch.hardware.gpu.profile import GpuLog, GpuProfiler, cells_of
+from mpsearch.hardware.profile import measure_cells, missing_cells
+from mpsearch.hardware.table import LatencyTable
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 LEFT = 75  # exit code: run again
+AT_ONCE = 20  # cells of a process
 CANDIDATES = [Candidate.parse(text) for text in ("float", "W8A8", "W4A8", "W4A16", "W2A16", "W8A16", "W2A8")]
 MODELS = ("resnet18", "vit_base", "deit_tiny", "resnet50", "mobilenetv2", "deit_small", "vit_small", "swin_tiny", "resmlp_24")
 SHAPES = Path(__file__).with_name("gpu_shapes.json")
@@ -46,7 +47,6 @@ class Run:
         self.end = time.monotonic() + 60 * arguments.minutes
         self.gpu: Gpu = needed()
         self.out.mkdir(parents=True, exist_ok=True)
-        self.timer = CudaGraphTimer()
         self.monitor = NvmlMonitor(str(torch.cuda.get_device_properties(0).uuid))
 
     def late(self) -> bool:
@@ -169,19 +169,19 @@ def _work(run: Run) -> Iterator[tuple[str, int, list[Layer]]]:
 
 
 def table(run: Run) -> int:
-    """Rows of every model, batch and candidate, with energy."""
-    anchor, backend = float_cell(linear(4096, 4096, 4096), 1), TritonCuda()
-    left = 0
+    """Rows of every model, batch and candidate, with energy, a few at a time until time is up."""
+    backend = TritonCuda()
+    held = LatencyTable.open(run.out, backend.device(), backend.name, backend.version, backend.threads)
+    held.method = backend.bench().method
     for model, batch, layers in _work(run):
-        log = GpuLog.open(run.out / f"{run.gpu.identity.slug}__{backend.name}__{backend.version}.jsonl")
-        profiler = GpuProfiler(backend, run.timer, run.monitor, anchor, GpuSettings(energy_seconds=run.arguments.energy))
-        cells = cells_of(layers, CANDIDATES, backend, batch)
-        left += profiler.profile(cells, log, batch, lambda done, total, what: run.say(f"{done}/{total} {what}"), run.late)
-        run.say(f"{model} b{batch}: {left} cells left so far")
-        if run.late():
-            run.write("table.about.json", {"left": left})
+        cells = missing_cells(layers, [CANDIDATES] * len(layers), backend, held, batch)
+        while cells and not run.late():
+            some = dict(itertools.islice(cells.items(), AT_ONCE))
+            measure_cells(some, backend, held, run.out, batch=batch, isolate=True, on_row=lambda done, total, what: run.say(f"{done}/{total} {what}"))
+            cells = {key: cell for key, cell in cells.items() if key not in some}
+        run.say(f"{model} b{batch}: {len(cells)} cells left")
+        if cells:
             return LEFT
-    run.write("table.about.json", {"left": left})
     return 0
 
 
@@ -194,6 +194,5 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--model")
-    parser.add_argument("--energy", type=float, default=0.3, help="Seconds of energy counting for each reading; 0 leaves it out.")
     found = parser.parse_args()
     sys.exit(STEPS[found.step](Run(found)))

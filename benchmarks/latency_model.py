@@ -24,6 +24,7 @@ from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.runtimes import RUNTIMES
 from mpsearch.deploy.wiring import find_wires
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, profile
+from mpsearch.hardware.bench import CpuBench
 from mpsearch.hardware.cost_model import Unit, fit_cost_model, fit_error
 from mpsearch.hardware.whole import WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import model_key
@@ -78,7 +79,7 @@ def gather(subject, backend, table, folder, count, seed):
     kernels = [[str(c) for c in row] for row in subject.problem.candidates]
     wanted = mixed_kernels(kernels, subject.problem.ties, count, seed)
     lacking = [k for k in wanted if (subject.key, 1, k) not in table.models]
-    for run in measure_models(subject.key, lacking, subject.build, seconds=1.0, seed=seed):
+    for run in measure_models(subject.key, lacking, subject.build, CpuBench(seconds=1.0), seed=seed):
         table.models[run.key] = run
         table.save(folder)
         passes = ", ".join(f"{p / 1e3:.2f}" for p in run.passes_us)

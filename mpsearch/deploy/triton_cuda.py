@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mpsearch.deploy.origin import Origin
 from mpsearch.deploy.packed import open_packed, save_packed
 from mpsearch.hardware.gpu import card as cards
-from mpsearch.hardware.gpu.whole import measure_whole
+from mpsearch.hardware.gpu.bench import CudaBench
 from mpsearch.hardware.measure import Timing
 from mpsearch.quant import UnitState
 
@@ -65,7 +65,7 @@ def measure_triton(path: Path, origin: Origin, image: Tensor, threads: int = 1, 
     from mpsearch.deploy.kernels import kernel_layers
 
     run = _one_image(path, origin, image)
-    found = measure_whole(run, cards.card(), rounds)
+    found = CudaBench().measure_whole(run, rounds)
     return TritonRun(found.timing, len(kernel_layers(run.module)), found.energy_mj, found.trouble)
 
 

@@ -10,7 +10,9 @@ import torch
 
 from mpsearch.errors import DeviceMismatchError, TableError
 from mpsearch.hardware import BACKENDS
+from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu import probe
+from mpsearch.hardware.gpu.bench import CudaBench
 from mpsearch.hardware.gpu.cells import Draw, float_cell, matrix_instruction, own_cell
 from mpsearch.hardware.gpu.probe import Gpu
 from mpsearch.hardware.gpu.trt import trtexec_command, unit_onnx
@@ -52,6 +54,13 @@ def test_without_a_gpu_every_cell_is_refused_with_the_reason(card, name):
             assert (support.status, support.kernel) == ("no", None) and "CUDA" in support.reason
     with pytest.raises(DeviceMismatchError, match="NVIDIA GPU"):
         backend.build(linear(), FLOAT, 1)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_host_never_times_a_gpu(monkeypatch, name):
+    monkeypatch.setattr(cards, "card", lambda: "the card")
+    bench = BACKENDS.create(name).bench()
+    assert isinstance(bench, CudaBench) and bench.card == "the card"
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -8,10 +8,12 @@ import time
 import pytest
 
 from mpsearch.errors import MpsearchError
-from mpsearch.hardware import Timing, time_interleaved
+from mpsearch.hardware import Cell, Timing, time_interleaved
 from mpsearch.hardware import bench as bench_module
-from mpsearch.hardware.bench import Bench, busy_shares, held_still, pinned, time_apart, wait_for_idle
+from mpsearch.hardware.bench import CpuBench, busy_shares, held_still, pinned, time_apart, wait_for_idle
 from mpsearch.hardware.measure import summary
+
+CELL = Cell(lambda: None, ("Op",), True, 0.0, 0.1)
 
 
 def test_pinning_is_undone_even_after_an_error():
@@ -66,7 +68,7 @@ def test_cores_that_are_left_over_may_be_busy():
 
 
 def test_the_anchor_tells_of_drift():
-    bench = Bench()
+    bench = CpuBench()
     bench.anchors_us = [100.0, 101.0, 99.0, 100.0]
     assert bench.drift == pytest.approx(0.01)
     bench.anchors_us.append(130.0)
@@ -74,17 +76,18 @@ def test_the_anchor_tells_of_drift():
 
 
 def test_a_cell_is_timed_in_two_passes_between_anchors(monkeypatch):
-    found = iter([100.0, 20.0, 101.0, 30.0, 99.0])
-    monkeypatch.setattr("mpsearch.hardware.bench.time_callable", lambda run, **options: Timing(next(found), 0.5, 9, "cpu", 15.0))
-    timing, anchor_us, steady = Bench().measure(lambda: None)
-    assert (timing.median_us, timing.passes_us, timing.repeats, anchor_us) == (25.0, (20.0, 30.0), 18, 100.0)
-    assert timing.apart == pytest.approx(0.4) and not steady
+    times = iter([100.0, 20.0, 101.0, 30.0, 99.0])
+    monkeypatch.setattr("mpsearch.hardware.bench.time_callable", lambda run, **options: Timing(next(times), 0.5, 9, "cpu", 15.0))
+    found = CpuBench().measure(CELL)
+    timing = found.timing
+    assert (timing.median_us, timing.passes_us, timing.repeats, found.anchor_us) == (25.0, (20.0, 30.0), 18, 100.0)
+    assert timing.apart == pytest.approx(0.4) and not found.steady and found.energy_mj is None
 
 
 def test_a_cell_beside_a_drifting_anchor_is_not_steady(monkeypatch):
     found = iter([100.0, 20.0, 140.0, 20.1, 100.0])
     monkeypatch.setattr("mpsearch.hardware.bench.time_callable", lambda run, **options: Timing(next(found), 0.5, 9, "cpu", 15.0))
-    assert not Bench().measure(lambda: None)[2]
+    assert not CpuBench().measure(CELL).steady
 
 
 def test_runs_in_turns_meet_a_drift_alike(monkeypatch):

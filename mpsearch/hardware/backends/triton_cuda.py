@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
+from mpsearch.hardware.device import DeviceIdentity
 from mpsearch.hardware.gpu import probe
+from mpsearch.hardware.gpu.bench import CudaBench
 from mpsearch.hardware.kernels.tiles import default_tile
 from mpsearch.problem import Candidate, Layer
 
@@ -26,7 +28,6 @@ class TritonCuda(Backend):
     """
 
     name: ClassVar[str]
-    on_gpu: ClassVar[bool] = True
     threads: int = 1
     dtype: Literal["fp16", "bf16"] = "fp16"
 
@@ -67,6 +68,18 @@ class TritonCuda(Backend):
         if candidate.is_float:
             return float_cell(layer, batch, dtype=self.dtype)
         return own_cell(layer, candidate, batch, dtype=self.dtype, tile=partial(default_tile, processors=device.processors))
+
+    def bench(self, seconds: float = 0.25) -> CudaBench:
+        """The GPU's bench, which counts launches and not seconds."""
+        return CudaBench()
+
+    def device(self) -> DeviceIdentity:
+        """The GPU."""
+        return probe.needed().identity
+
+    def require(self) -> None:
+        """Raises DeviceMismatchError, MissingExtraError or OptionError, as in `Backend`."""
+        probe.require(self.name, self.threads, "the Triton kernels", "triton", "cuda")
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
         """Bytes of `kernels.layout`: exactly `w_bits` for each weight, columns padded to 32, and 8 bytes of scale and correction for each channel."""
