@@ -14,8 +14,8 @@ from mpsearch.hardware import BACKENDS, Backend, LatencyTable, ModelRun, energy_
 from mpsearch.hardware.cost_model import Unit, fit_cost_model
 from mpsearch.hardware.wires import Wire
 from mpsearch.pipeline.config import RunConfig, limits
-from mpsearch.pipeline.fitted import require_trust, with_costs
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.fitted import require_trust, with_costs
 from mpsearch.problem import Candidate, Problem
 
 

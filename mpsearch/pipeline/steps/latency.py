@@ -16,9 +16,9 @@ from mpsearch.hardware.predict import RowPredictor
 from mpsearch.hardware.whole import Kernels, WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import Wire, model_key
 from mpsearch.pipeline.config import RunConfig, limits
-from mpsearch.pipeline.fitted import require_trust, with_costs
-from mpsearch.pipeline.gpu import add_energy, require_counter
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.energy import add_energy, require_counter
+from mpsearch.pipeline.steps.fitted import require_trust, with_costs
 from mpsearch.problem import Candidate, Problem
 
 FLOAT = Candidate.parse("float")
