@@ -81,9 +81,7 @@ def run(  # long for its options alone
     ] = None,
     target: Annotated[
         str,
-        typer.Option(
-            help="ort-cpu (checkpoint, ONNX, latency), openvino-cpu[-bf16] (checkpoint, IR, latency), triton-cuda (checkpoint, latency, energy) or packed."
-        ),
+        typer.Option(help="What the search is for: onnx or ort-cpu (latency), openvino-cpu[-bf16] (latency), triton-cuda (latency, energy) or packed (size)."),
     ] = "ort-cpu",
     tables: Tables = "latency_tables",
     table: Annotated[str | None, typer.Option(help="Read this latency table instead of measuring.")] = None,

@@ -24,7 +24,7 @@ from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.steps.costs import resolve_budgets, sized_problem
 from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.pipeline.steps.front import write_front
-from mpsearch.pipeline.steps.latency import add_latency, backend_of, latency_table, require_tables
+from mpsearch.pipeline.steps.latency import add_latency, backend_of, has_backend, latency_table, require_tables
 from mpsearch.pipeline.steps.learned import searched_calibration, states_digest
 from mpsearch.pipeline.steps.memory import add_memory, limits_memory, memory_kernels
 from mpsearch.pipeline.steps.scores import add_scores
@@ -112,7 +112,7 @@ def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, 
     about: dict[str, Any] = {"versions": _versions(), "hashes": subject.hashes, "splits": subject.splits.to_json()}
     calibration = calibrate_subject(subject, config, progress)
     workshop = Workshop(subject, calibration, config, study, progress)
-    if config.target != "packed":
+    if has_backend(config):
         table, where = latency_table(problem, config, progress)
         problem, about["hardware"] = add_latency(problem, config, table, where, workshop.architecture(problem), progress)
     if limits_memory(config):

@@ -10,7 +10,7 @@ from torch import nn
 
 import mpsearch
 from mpsearch.deploy.kernels import KernelLayer, kernel_layers
-from mpsearch.deploy.triton_cuda import OneImage
+from mpsearch.deploy.targets.triton_cuda import OneImage
 from mpsearch.errors import BudgetError, DeviceMismatchError, InfeasibleError, MpsearchError, OptionError, TableError
 from mpsearch.hardware import ModelRun
 from mpsearch.hardware.backends import Cell
@@ -149,7 +149,7 @@ def test_an_energy_budget_is_solved_and_verified_by_measuring(gpu, for_gpu, tmp_
     assert best["measured"]["energy_mj"] == pytest.approx(OTHER_MJ + sum(price(b)[1] for b in bits)) and best["measured"]["energy_mj"] <= limit
     assert best["repairs"] == [] and len(set(bits)) > 1
     artifact = best["artifact"]
-    assert artifact["triton"].endswith("best.safetensors") and artifact["triton_bytes"] == artifact["size_bytes"] == best["measured"]["triton_bytes"]
+    assert artifact["triton"].endswith("model.safetensors") and artifact["triton_bytes"] == artifact["size_bytes"] == best["measured"]["triton_bytes"]
     assert artifact["triton_agreement"] >= 0.75 and "triton_fresh_latency_us" not in artifact
     problem, about = Problem.load(study.path / "problem.json"), json.loads((study.path / "study.json").read_text())["hardware"]
     assert problem.constants["energy_mj"] == pytest.approx(OTHER_MJ, rel=0.2) and problem.costs["energy_mj"][0][0] > problem.costs["energy_mj"][0][-2] > 0

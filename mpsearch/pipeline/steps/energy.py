@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mpsearch.deploy.triton_cuda import TritonRun
+from mpsearch.deploy.targets import TargetRun
 from mpsearch.errors import BudgetError, MpsearchError, TableError
-from mpsearch.hardware import BACKENDS, Backend, LatencyTable, ModelRun, energy_costs
+from mpsearch.hardware import Backend, LatencyTable, ModelRun, energy_costs
 from mpsearch.hardware.cost_model import Unit, fit_cost_model
 from mpsearch.hardware.wires import Wire
 from mpsearch.pipeline.config import RunConfig, limits
@@ -21,9 +21,9 @@ from mpsearch.problem import Candidate, Problem
 
 def require_counter(config: RunConfig) -> None:
     """Raises BudgetError where a budget limits energy and this machine's card counts none, before anything is loaded."""
-    backend = BACKENDS.create(config.target)
-    bench = backend.bench() if limits(config, "energy_mj") else None
-    if bench is not None and bench.bytes_per_mj is not None and not bench.counts_energy:
+    target = config.deployment
+    backend = target.backend(config.threads)
+    if limits(config, "energy_mj") and target.measures_energy and backend is not None and not backend.bench().counts_energy:
         raise BudgetError(f"{backend.device().name} has no counter of energy, so a budget in mJ cannot be verified. Limit size, latency or bit operations.")
 
 
@@ -85,11 +85,11 @@ def _energies(problem: Problem, backend: Backend, table: LatencyTable, kernels: 
     return units, lacking
 
 
-def energy_of(run: TritonRun, config: RunConfig) -> dict[str, Any]:
+def energy_of(run: TargetRun, config: RunConfig) -> dict[str, Any]:
     """What is kept of a measured model beside its latency. Raises MpsearchError where a budget limits energy and the card counted none."""
     if run.energy_mj is None and limits(config, "energy_mj"):
         raise MpsearchError(
             "The card counted no energy while the model ran, and a budget limits it. See that nvidia-smi runs, and run again; what is done is kept."
         )
     energy = {} if run.energy_mj is None else {"energy_mj": run.energy_mj}
-    return {**energy, "trouble": list(run.trouble)}
+    return {**energy, **({"trouble": list(run.trouble)} if run.trouble else {})}

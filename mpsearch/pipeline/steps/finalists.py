@@ -15,26 +15,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpsearch import files
+from mpsearch.deploy.artifact import write_artifact
 from mpsearch.deploy.memory import measured_peak
-from mpsearch.deploy.onnx import export_float
-from mpsearch.deploy.origin import Origin
 from mpsearch.deploy.packed import load_packed, save_packed
-from mpsearch.deploy.runtimes import RUNTIMES, DeployedRuntime
-from mpsearch.deploy.triton_cuda import TritonRun
+from mpsearch.deploy.targets import Job, Target
 from mpsearch.deploy.wiring import find_wires
 from mpsearch.errors import MpsearchError, OptionError
 from mpsearch.evaluate import TASKS, Metrics, Task, predict
-from mpsearch.hardware import BACKENDS
 from mpsearch.hardware.bench import TRIES
-from mpsearch.hardware.fresh import run_fresh
+from mpsearch.hardware.fresh import Program, run_fresh
 from mpsearch.hardware.new_process import SHARE, time_in_new_processes
+from mpsearch.hardware.qdq import OPSET
 from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.models import build_model
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.energy import energy_of
-from mpsearch.pipeline.steps.latency import Architecture, timed
+from mpsearch.pipeline.steps.latency import Architecture, backend_of, has_backend, timed
 from mpsearch.pipeline.steps.memory import limits_memory
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment, Candidate, Layer, Problem, assignment_csv, assignment_document
@@ -43,6 +41,8 @@ from mpsearch.reconstruct import METHODS, BlockResult, Calibration, Reconstructi
 from mpsearch.units import format_bytes
 
 States = dict[str, UnitState]
+PACKED_FILE = "model.safetensors"
+"""The packed checkpoint in the artifact of a study."""
 _FEW = 32
 """Images that the process of its own runs."""
 _SAME = 0.02
@@ -66,7 +66,7 @@ class Workshop:
     config: RunConfig
     study: Study
     progress: Progress
-    _float_onnx: Any = None
+    _graphs: dict[int, Any] = field(default_factory=dict)
     _reference: dict[str, Tensor] | None = None
     _room: int | None = None
     _losses: dict[str, Tensor] = field(default_factory=dict)
@@ -89,25 +89,24 @@ class Workshop:
 
     def float_onnx(self) -> Any:
         """The float graph, exported at the first call."""
-        if self._float_onnx is None:
+        if OPSET not in self._graphs:
             with self.progress.task("export to ONNX") as advance:
-                self._float_onnx = export_float(self.subject.module, self.subject.splits.calibration.inputs([0]))
+                self.job({}).float_onnx(OPSET)
                 advance(1, 1)
-        return self._float_onnx
+        return self._graphs[OPSET]
 
     def architecture(self, problem: Problem) -> Architecture:
         """What whole-model runs are of: the exported graph, whose units this builds in any kernels."""
         units = [layer if layer.weight_shape else None for layer in problem.layers]
-        example = self.subject.splits.calibration.inputs([0])
 
         def load(kernels: Kernels) -> tuple[Callable[[], object], int]:
             """Ready to run, and how many calls of units were asked to run quantised and do not."""
             asked = {unit: Candidate.parse(k) for unit, k in zip(units, kernels, strict=True) if unit is not None}
             states = {unit.name: self.calibration.state(unit.name, candidate) for unit, candidate in asked.items()}
+            job = self.job(states)
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / f"model{self.runtime.suffix}"
-                self.runtime.write(path, self.origin, states)
-                run, quantized = self.runtime.load(path, self.origin, example, self.config.threads)
+                self.target.write(job, Path(folder))
+                run, quantized = self.target.one_call(job, Path(folder), self.config.threads)
             return run, sum(unit.calls for unit, c in asked.items() if not c.is_float) - quantized
 
         @functools.cache
@@ -128,10 +127,10 @@ class Workshop:
             found = {}
             for kernel in kernels:
                 states = {unit: self.calibration.state(unit, Candidate.parse(kernel)) for unit in self.subject.units}
+                job = self.job(states)
                 with tempfile.TemporaryDirectory() as folder:
-                    path = Path(folder) / f"model{self.runtime.suffix}"
-                    self.runtime.write(path, self.origin, states)
-                    found[kernel] = float(measured_peak(path, self.subject.splits.calibration.inputs([0]).shape))
+                    self.target.write(job, Path(folder))
+                    found[kernel] = float(measured_peak(Path(folder) / self.target.file, job.example.shape))
             return found
 
         with self.progress.task("measure the memory of uniform models") as advance:
@@ -140,18 +139,24 @@ class Workshop:
         return peaks
 
     @property
-    def runtime(self) -> DeployedRuntime:
-        """Of the target; there is none for `packed`."""
-        return RUNTIMES[self.config.target]
+    def target(self) -> Target:
+        """What is written for."""
+        return self.config.deployment
 
-    @property
-    def origin(self) -> Origin:
-        """What runtimes make their files of."""
-        return Origin(self.subject.module, self.subject.layout, self.calibration, self.float_onnx)
+    def job(self, states: Mapping[str, UnitState], example: Tensor | None = None) -> Job:
+        """What targets make their files of; float graphs are shared.
+
+        Args:
+            states: Every unit's codes and quantisers.
+            example: 1 x ..., what is timed; a calibration image where it is left out.
+        """
+        calls = {layer.name: layer.calls for layer in self.subject.graph.layers if layer.calls > 1}
+        one = self.subject.splits.calibration.inputs([0]) if example is None else example
+        return Job(self.subject.module, self.subject.layout, states, self.calibration, one, calls, self._graphs)
 
     def _widest(self, layer: Layer) -> Candidate:
         """The integer candidate of most weight bits that the target's backend has a kernel for."""
-        backend = BACKENDS.create(self.config.target)
+        backend = backend_of(self.config)
         choices = (Candidate(bits, 8) for bits in range(8, 1, -1))
         return next((c for c in choices if backend.supports(layer, c).kernel is not None), Candidate.parse("float"))
 
@@ -220,13 +225,13 @@ class Workshop:
     @property
     def _in_new_processes(self) -> bool:
         """Whether a latency is held against a budget and the file alone is enough to measure it as a deployment would."""
-        return timed(self.config) and self.runtime.apart
+        return timed(self.config) and self.target.file_alone
 
-    def latency(self, path: Path, earlier: Sequence[float] = ()) -> dict[str, Any]:
-        """Of a file, by new processes: what is reported of it, and what is held against a budget. Earlier readings of the same file count as well."""
+    def latency(self, program: Program, earlier: Sequence[float] = ()) -> dict[str, Any]:
+        """Of what was written, by new processes: what is reported of it, and what is held against a budget. Earlier readings of the same count as well."""
         image = self.subject.splits.evaluation.inputs([0]).numpy()
         with self.progress.task("time in new processes") as advance:
-            timing = time_in_new_processes(path, image, threads=self.config.threads, on_process=advance)
+            timing = time_in_new_processes(program, image, threads=self.config.threads, on_process=advance)
             timing = replace(timing, readings_us=(*earlier, *timing.readings_us))
         about: dict[str, Any] = {"latency_us": timing.median_us, "latency_iqr_us": timing.iqr_us, "latency_high_us": timing.high_us, "clock": timing.clock}
         return about | {"latency_high_share": SHARE, "latency_readings_us": list(timing.readings_us)}
@@ -237,21 +242,28 @@ class Workshop:
         result: dict[str, Any] = {"metrics": metrics.to_json(), "search_kl": float(self.search_losses(states).mean())}
         with tempfile.TemporaryDirectory() as folder:
             result["size_bytes"] = save_packed(Path(folder) / "model.safetensors", self.subject.layout, self.subject.module, states)
-            if self.config.target != "packed":
-                path = Path(folder) / f"model{self.runtime.suffix}"
-                result[f"{self.runtime.key}_bytes"] = self.runtime.write(path, self.origin, states)
-                rounds = TRIES if timed(self.config) and not self._in_new_processes else 1
-                run = self.runtime.measure(path, self.origin, images.inputs([0]), self.config.threads, rounds)
-                result |= {"latency_us": run.timing.median_us, "latency_iqr_us": run.timing.iqr_us, "clock": run.timing.clock}
-                result["integer_units"] = run.integer_kernels
-                if self._in_new_processes:
-                    result |= self.latency(path)
-                if isinstance(run, TritonRun):
-                    result |= energy_of(run, self.config)
-                    if run.trouble:
-                        self.progress.say(f"The card did not hold still in {len(run.timing.passes_us) or 1} readings: {', '.join(run.trouble)}.")
-                if limits_memory(self.config):
-                    result["memory_bytes"] = float(measured_peak(path, images.inputs([0]).shape))
+        if has_backend(self.config):
+            result |= self._timed(self.job(states, images.inputs([0])))
+        return result
+
+    def _timed(self, job: Job) -> dict[str, Any]:
+        """Bytes, latency, energy and peak memory of what the target makes of a job."""
+        target, threads = self.target, self.config.threads
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            target.write(job, folder)
+            result: dict[str, Any] = {f"{target.key}_bytes": target.bytes_of(folder)}
+            rounds = TRIES if timed(self.config) and not self._in_new_processes else 1
+            run = target.measure(job, folder, threads, rounds)
+            result |= {"latency_us": run.timing.median_us, "latency_iqr_us": run.timing.iqr_us, "clock": run.timing.clock}
+            result |= {"integer_units": run.integer_kernels, **energy_of(run, self.config)}
+            if run.trouble:
+                readings = len(run.timing.passes_us) or 1
+                self.progress.say(f"The card did not hold still in {readings} readings: {', '.join(run.trouble)}.")
+            if self._in_new_processes:
+                result |= self.latency(target.program(folder))
+            if limits_memory(self.config):
+                result["memory_bytes"] = float(measured_peak(folder / target.file, job.example.shape))
         return result
 
     def write_artifact(self, states: States, description: dict[str, Any]) -> dict[str, Any]:
@@ -259,9 +271,11 @@ class Workshop:
 
         Raises: MpsearchError: What was read back does not compute what was written.
         """
-        folder, images = self.study.artifact, self.subject.splits.evaluation
-        packed = folder / "best.safetensors"
-        about: dict[str, Any] = {"packed": str(packed), "size_bytes": save_packed(packed, self.subject.layout, self.subject.module, states)}
+        folder, images, job = self.study.artifact, self.subject.splits.evaluation, self.job(states)
+        packed = folder / PACKED_FILE
+        told = {"label": "best", "study": self.study.name, "task": self.config.task}
+        self._write_files(job, told)
+        about: dict[str, Any] = {"packed": str(packed), "size_bytes": packed.stat().st_size}
         logits = predict(install(self.subject.module, states), images)
         found = self.task.compare(logits, self.reference()["evaluation"], images.labels)
         about |= {"top1": found.top1, "scores": found.scores}
@@ -269,35 +283,47 @@ class Workshop:
             if not torch.equal(logits, predict(load_packed(packed, build_model(self.subject.source)), images)):
                 raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
             about["reloaded_bit_for_bit"] = True
-        if self.config.target != "packed":
-            about |= self._write_runtime(folder / f"best{self.runtime.suffix}", states, logits)
+        if has_backend(self.config):
+            about |= self._compared(job, logits)
         measured = {**description["measured"], **about, **about.get("latency", {})}
         description = {**description, "measured": {k: measured[k] for k in measured if k in description["measured"]}}
         self.write_assignment(folder, Assignment.from_json(description["assignment"]), {k: v for k, v in description.items() if k != "assignment"})
         return about
 
-    def _write_runtime(self, path: Path, states: States, logits: Tensor) -> dict[str, Any]:
-        """Write the runtime's file and compare it: in a process of its own on a few images (where the file alone is enough), and by its top class on all.
+    def _write_files(self, job: Job, about: Mapping[str, Any]) -> None:
+        """The target's artifact, with the packed checkpoint beside it where that is not the target's own file."""
+
+        def packed(beside: Path) -> None:
+            if not (beside / PACKED_FILE).exists():
+                save_packed(beside / PACKED_FILE, job.layout, job.module, job.states)
+
+        write_artifact(self.study.artifact, self.config.target, job, about, packed)
+
+    def _compared(self, job: Job, logits: Tensor) -> dict[str, Any]:
+        """Run the target's artifact: in a process of its own on a few images (where the files alone are enough), and by its top class on all.
 
         Raises: MpsearchError: The other process does not compute what this one does.
         """
-        images, key, threads = self.subject.splits.evaluation, self.runtime.key, self.config.threads
-        about: dict[str, Any] = {key: str(path), f"{key}_bytes": self.runtime.write(path, self.origin, states)}
-        with self.progress.task(f"run the {self.runtime.title} file") as advance:
-            ran = predict(self.runtime.run(path, self.origin, torch.get_num_threads()), images, on_batch=lambda done: advance(done, len(images)))
+        target, folder, images = self.target, self.study.artifact, self.subject.splits.evaluation
+        key, threads, path = target.key, self.config.threads, folder / target.file
+        about: dict[str, Any] = {key: str(path), f"{key}_bytes": target.bytes_of(folder)}
+        with self.progress.task(f"run the {target.title} file") as advance:
+            run = target.reload(job, folder, torch.get_num_threads())
+            ran = predict(run, images, on_batch=lambda done: advance(done, len(images)))
         both: Metrics = self.task.compare(ran, logits, images.labels)
         about |= {f"{key}_agreement": both.agreement, f"{key}_top1": both.top1, f"{key}_scores": both.scores}
-        if not self.runtime.apart:
+        if not target.file_alone:
             return about
         few = images.inputs(slice(0, min(_FEW, len(images))))
-        fresh = run_fresh(path, few.numpy(), threads=threads)
+        program = target.program(folder)
+        fresh = run_fresh(program, few.numpy(), threads=threads)
         apart = float((torch.from_numpy(fresh.outputs) - ran[: len(few)]).norm() / ran[: len(few)].norm())
         if not apart < _SAME:
             raise MpsearchError(
                 f"{path} computes other logits in a process of its own: they differ by {apart:.2g} of their norm. Please report this with the model."
             )
         if self._in_new_processes:
-            about["latency"] = self.latency(path, self.measured(states).get("latency_readings_us", ()))
+            about["latency"] = self.latency(program, self.measured(dict(job.states)).get("latency_readings_us", ()))
         latency_us = about.get("latency", {}).get("latency_us", fresh.timing.median_us)
         return about | {f"{key}_fresh_latency_us": latency_us, f"{key}_fallbacks": fresh.fallbacks}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpsearch.errors import InfeasibleError, OptionError, TableError
-from mpsearch.hardware import BACKENDS, Backend, LatencyTable, ModelRun, latency_costs, profile
+from mpsearch.hardware import Backend, LatencyTable, ModelRun, latency_costs, profile
 from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.cost_model import Unit, fit_cost_model
 from mpsearch.hardware.predict import RowPredictor
@@ -65,7 +65,7 @@ def require_tables(config: RunConfig) -> None:
         UserError: As `Backend.require`.
         BudgetError: A budget limits energy, and the device counts none.
     """
-    if config.target == "packed":
+    if not has_backend(config):
         return
     backend_of(config).require()
     require_counter(config)
@@ -83,9 +83,17 @@ def _given_table(config: RunConfig, backend: Backend) -> LatencyTable:
     return LatencyTable.load(Path(str(config.table)), device, fits=here, allow_estimate=config.allow_estimate)
 
 
+def has_backend(config: RunConfig) -> bool:
+    """Whether the target's units can be timed; `packed` has a size alone."""
+    return config.deployment.backend(config.threads) is not None
+
+
 def backend_of(config: RunConfig) -> Backend:
-    """The runtime of a target."""
-    return BACKENDS.create(f"{config.target}:threads={config.threads}")
+    """The backend of a target. Raises OptionError where it has none."""
+    backend = config.deployment.backend(config.threads)
+    if backend is None:
+        raise OptionError(f"--target {config.target} has no runtime that could be timed. Take another, such as --target ort-cpu.")
+    return backend
 
 
 def timed(config: RunConfig) -> bool:
