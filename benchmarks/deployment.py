@@ -35,7 +35,7 @@ from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.pipeline.steps.latency import add_latency, latency_table
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.problem import Assignment, Problem
-from mpsearch.search import solve
+from mpsearch.solvers import solve
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))

@@ -54,7 +54,7 @@ def _members(what: str, pattern: str) -> list[str]:
         module, name = _REGISTRIES[what]
         return list(getattr(importlib.import_module(module), name).names())
     if what == "samplers":
-        from mpsearch.search import SAMPLERS
+        from mpsearch.study import SAMPLERS
 
         return sorted(SAMPLERS)
     if what == "budgets":

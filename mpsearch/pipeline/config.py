@@ -12,12 +12,12 @@ from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
 from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.reconstruct import METHODS
-from mpsearch.search import SAMPLERS
+from mpsearch.study import SAMPLERS
 from mpsearch.units import parse_quantity
 
 DEFAULT_TARGET = "ort-cpu"
 _MOST_SEED = 2**31 - 1
-DEFAULT_OBJECTIVES = ("kl_front", "output_mse", "weight_mse")
+DEFAULT_OBJECTIVES = ("kl", "output_mse", "weight_mse")
 EMBEDDED_OBJECTIVES = ("kl:images=10", "weight_mse")
 """Of the embedded default, which is to be done in minutes."""
 

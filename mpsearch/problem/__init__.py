@@ -1,20 +1,22 @@
 """The vocabulary: frozen dataclasses of plain numbers, and their JSON. Nothing here knows torch."""
 
-from mpsearch.problem.assignment import FLOAT_INPUT, Assignment, Candidate, Cost
+from mpsearch.problem.assignment import FLOAT, FLOAT_INPUT, Assignment, Candidate, Choices, Cost
 from mpsearch.problem.budget import PEAKS, RESOURCES, Budget
 from mpsearch.problem.document import assignment_csv, assignment_document, read_assignment
 from mpsearch.problem.interaction import Interaction
 from mpsearch.problem.layer import ConvAttributes, Layer
-from mpsearch.problem.problem import Problem, Solution
+from mpsearch.problem.problem import Problem, Solution, mean_bits
 from mpsearch.problem.restrictions import Restrictions
 
 __all__ = [
+    "FLOAT",
     "FLOAT_INPUT",
     "PEAKS",
     "RESOURCES",
     "Assignment",
     "Budget",
     "Candidate",
+    "Choices",
     "ConvAttributes",
     "Cost",
     "Interaction",
@@ -24,5 +26,6 @@ __all__ = [
     "Solution",
     "assignment_csv",
     "assignment_document",
+    "mean_bits",
     "read_assignment",
 ]

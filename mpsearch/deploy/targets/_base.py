@@ -17,7 +17,7 @@ from mpsearch.errors import UserError
 from mpsearch.hardware import Backend, Timing
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.fresh import Program
-from mpsearch.problem import Candidate
+from mpsearch.problem import FLOAT, Candidate
 from mpsearch.quant import UnitState, affine_input, install
 from mpsearch.reconstruct import Calibration
 from mpsearch.registry import Registry
@@ -25,7 +25,6 @@ from mpsearch.registry import Registry
 Run = Callable[[Tensor], Tensor]
 """From N x C x H x W to N x K logits."""
 
-FLOAT = Candidate.parse("float")
 MODEL_FILE = "model.safetensors"
 _NOT_MEASURED = "The target {} is written and run, and has no backend that times its units. Use `mpsearch bench` on an export."
 

@@ -11,9 +11,9 @@ from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.device import DeviceIdentity
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.gpu.bench import CudaBench
-from mpsearch.problem import Candidate, Layer
+from mpsearch.problem import FLOAT, Candidate, Layer
 
-FLOAT, W8A8 = Candidate.parse("float"), Candidate(8, 8)
+W8A8 = Candidate(8, 8)
 
 
 @BACKENDS.register("tensorrt")

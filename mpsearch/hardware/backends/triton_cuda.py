@@ -12,9 +12,7 @@ from mpsearch.hardware.device import DeviceIdentity
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.gpu.bench import CudaBench
 from mpsearch.hardware.kernels.tiles import default_tile
-from mpsearch.problem import Candidate, Layer
-
-FLOAT = Candidate.parse("float")
+from mpsearch.problem import FLOAT, Candidate, Layer
 
 
 @BACKENDS.register("triton-cuda")

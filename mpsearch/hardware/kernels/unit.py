@@ -119,7 +119,7 @@ class KernelUnit:
         """The unit's output. Raises ValueError if `x` is not as the layer says."""
         if x.dtype != self.dtype or not x.is_contiguous():
             raise ValueError(f"{self.layer.name!r} takes contiguous {self.dtype}, not {x.dtype} of strides {x.stride()}. Pictures are N x H x W x C.")
-        with torch.cuda.device_of(x):  # Triton launches on the current device
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]  # Triton launches on the current device
             return self.product(x if self.grid is None else self.quantize(x))
 
     def quantize(self, x: Tensor) -> Tensor:

@@ -9,10 +9,8 @@ from dataclasses import replace
 from mpsearch.errors import BudgetError
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.steps.subject import Subject
-from mpsearch.problem import FLOAT_INPUT, Budget, Candidate, Problem, Restrictions
-from mpsearch.search import solve
-
-FLOAT = Candidate.parse("float")
+from mpsearch.problem import FLOAT, FLOAT_INPUT, Budget, Candidate, Problem, Restrictions
+from mpsearch.solvers import solve
 
 
 def sized_problem(subject: Subject, config: RunConfig) -> Problem:

@@ -19,9 +19,8 @@ from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.energy import add_energy, require_counter
 from mpsearch.pipeline.steps.fitted import require_trust, with_costs
-from mpsearch.problem import Candidate, Problem
+from mpsearch.problem import FLOAT, Candidate, Problem
 
-FLOAT = Candidate.parse("float")
 MODEL_SECONDS = 0.3
 """Time of measuring for each whole model, where the bench counts seconds."""
 MIXED_RUNS = 24
