@@ -31,9 +31,9 @@ from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.jobs.export import Deployer, Point
 from mpsearch.pipeline.jobs.imported import open_workshop
 from mpsearch.pipeline.steps.costs import resolve_budgets, sized_problem
-from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.pipeline.steps.latency import add_latency, latency_table
 from mpsearch.pipeline.steps.scores import add_scores
+from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Assignment, Problem
 from mpsearch.solvers import solve
 
@@ -141,7 +141,7 @@ def _timed(problem: Problem, workshop: Workshop, backend: str) -> Problem:
     """The problem with what each candidate takes in a runtime; candidates that it has no kernel for are gone."""
     config = replace(workshop.config, target=backend)
     table, where = latency_table(problem, config, Silent())
-    return add_latency(problem, config, table, where, replace(workshop, config=config).architecture(problem), Silent())[0]
+    return add_latency(problem, config, table, where, replace(workshop, config=config).deployment.architecture(problem), Silent())[0]
 
 
 def _predicted_us(ready: Ready, point: Point, target: str) -> float | None:
@@ -180,7 +180,7 @@ def row(ready: Ready, point: Point, target: str, arguments: argparse.Namespace) 
 
 def _float_top1(ready: Ready) -> float:
     images = ready.workshop.subject.splits.evaluation
-    return float((ready.workshop.reference()["evaluation"].argmax(1) == images.labels).float().mean())
+    return float((ready.workshop.evaluation.reference()["evaluation"].argmax(1) == images.labels).float().mean())
 
 
 def _write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:

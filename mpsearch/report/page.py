@@ -82,8 +82,11 @@ def _sections(saved: Saved) -> list[tuple[str, str]]:
     searched = saved.study["splits"]["parts"]["search"]["images"]
     last = "size and latency are" if saved.timed else "the size on disk is"
     after = f"Reconstruction is done for the finalists and the largest uniform assignment that fits; {last} of the last stage of each row."
+    notes = _note(f"± is one standard error, √(p(1−p)/N), in points. MB is 10⁶ bytes, MiB is 2²⁰. {after}{_on_few(saved)}")
+    gained = sections.reconstructions(saved)
+    learned = _note("Errors are mean squared errors of a block's output on the calibration images.")
     return [
-        ("Results", sections.results(saved) + _note(f"± is one standard error, √(p(1−p)/N), in points. MB is 10⁶ bytes, MiB is 2²⁰. {after}")),
+        ("Results", sections.results(saved) + notes),
         ("Exact front of the predicted damage", figures.front_figure(saved) + _note(f"{drawn} The damage is a proxy: the next figure measures.")),
         (
             "Measured trials",
@@ -91,10 +94,18 @@ def _sections(saved: Saved) -> list[tuple[str, str]]:
             + _note(f"{len(trials)} assignments with nearest rounding on {searched:,} images; {crosses}; rings are the Pareto set."),
         ),
         ("Bits of each layer", figures.bits_figure(saved)),
+        *([("What reconstruction gained", gained + learned)] if gained else []),
         ("What is not quantised", sections.not_quantized(saved)),
         ("How to deploy", sections.deploy(saved)),
         ("Provenance", sections.provenance(saved)),
     ]
+
+
+def _on_few(saved: Saved) -> str:
+    """How many images the rows are on that no finalist needs, where these are not all."""
+    whole, *rows = (row["nearest"]["metrics"]["images"] for row in saved.rows)
+    few = min(rows, default=whole)
+    return f" Nearest rounding is evaluated on {few:,} of the {whole:,} evaluation images." if few < whole else ""
 
 
 def _note(content: str) -> str:

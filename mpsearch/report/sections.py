@@ -75,6 +75,32 @@ def _row(saved: Saved, row: dict[str, Any], labelled: bool) -> list[str]:
     return [*cells, _fits(saved.budgets, said, written)]
 
 
+def reconstructions(saved: Saved) -> str:
+    """What each block gained, folded, for every row that was reconstructed; empty where no row says so."""
+    return "".join(
+        f"<details><summary>{text(row['label'])}: {_gained(row['gained'])}</summary>{_gains(row['gained'])}</details>"
+        for row in saved.rows
+        if row.get("gained")
+    )
+
+
+def _gained(gains: Sequence[dict[str, Any]]) -> str:
+    kept = sum(gain["kept"] for gain in gains)
+    return f"{kept} of {len(gains)} blocks are better than rounded to nearest, and keep what they learned"
+
+
+def _gains(gains: Sequence[dict[str, Any]]) -> str:
+    """A line for each block; of a method of several phases, for each phase."""
+    phases = len({gain["phase"] for gain in gains}) > 1
+    rows = []
+    for gain in gains:
+        before, after = gain["start_mse"], gain["learned_mse"]
+        name = f"<code>{text(gain['block'])}</code>" + (f"<small>phase {gain['phase'] + 1}</small>" if phases else "")
+        used = '<span class="yes">kept</span>' if gain["kept"] else '<span class="none">reverted</span>'
+        rows.append([name, f"{before:.3g}", f"{after:.3g}", f"{after / before:.1%}" if before > 0 else _DASH, used, f"{gain['steps']:,}"])
+    return table(["block", "error before", "error after", "after, of before", "what was learned is", "steps"], rows)
+
+
 def _fits(budgets: Sequence[Budget], predicted: dict[str, float], written: dict[str, Any]) -> str:
     """Measured values decide; predicted ones where nothing was measured."""
     spent = [(b.spent({**predicted, **written}), b) for b in budgets]

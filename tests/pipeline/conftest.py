@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpsearch.pipeline import RunConfig
-from mpsearch.pipeline.steps import finalists, latency
+from mpsearch.pipeline.steps import latency, measurement
 
 FACTORY = """
 import torch
@@ -50,7 +50,7 @@ def few_whole_runs(monkeypatch):
     """Half of the whole-model runs, and none of them again where the machine did not hold still."""
     monkeypatch.setattr(latency, "MIXED_RUNS", 12)
     monkeypatch.setattr(latency, "TRIES", 1)
-    monkeypatch.setattr(finalists, "TRIES", 1)
+    monkeypatch.setattr(measurement, "TRIES", 1)
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ from mpsearch.errors import InfeasibleError, TableError
 from mpsearch.hardware.cost_model import CostModel, FitError
 from mpsearch.pipeline import runner
 from mpsearch.pipeline.progress import Silent
+from mpsearch.pipeline.results import Choice, Proxy, Repair
+from mpsearch.pipeline.steps.finalists import Chosen
 from mpsearch.pipeline.steps.fitted import require_trust
 from mpsearch.pipeline.steps.tightening import scouted
-from mpsearch.problem import Budget, Candidate, Layer, Problem
+from mpsearch.problem import Assignment, Budget, Candidate, Cost, Layer, Problem
 
 BUDGETS = (Budget.parse("10us"), Budget.parse("5kB"))
 
@@ -29,22 +31,22 @@ def rounds(monkeypatch):
 
     def patch(measured, predicted=9.5, least=1.0, artifacts=()):
         limits, lasts, waiting, shipped = [], [], list(measured), list(artifacts)
-        monkeypatch.setattr(runner, "_search", lambda problem, given, calibration, workshop, crew: limits.append([b.limit for b in given]) or {"trials": []})
+        monkeypatch.setattr(runner, "search_assignments", lambda problem, given, *_: limits.append([b.limit for b in given]))
 
-        def finish(problem, budgets, found, workshop, about, last):
+        def choose(problem, budgets, found, workshop, hardware, last):
             lasts.append(last)
-            best = {"label": "best", "measured": {"latency_us": waiting.pop(0), "size_bytes": 4000.0}, "predicted": {"latency_us": predicted}}
-            return {"best": best, "states": None}
+            took = {"latency_us": waiting.pop(0), "size_bytes": 4000.0}
+            cost, proxy = Cost(latency_us=predicted, size_bytes=4000.0), Proxy("coding", "optimal", "a fake")
+            return Chosen((), Choice("best", "", Assignment(()), (), BUDGETS, cost, took, {}, proxy, {}), {})
 
-        def ship(best, states, workshop):
+        def ship(chosen, workshop):
             workshop.study.artifact.mkdir()
-            best["measured"].update(shipped.pop(0) if shipped else {})
+            return chosen.best.shipped(shipped.pop(0) if shipped else {})
 
-        monkeypatch.setattr(runner, "scouted", lambda problem, budgets, *_: budgets)
-        monkeypatch.setattr(runner, "_finish", finish)
-        monkeypatch.setattr(runner, "_ship", ship)
+        monkeypatch.setattr(runner, "scouted", lambda problem, budgets, *_: (budgets, []))
+        monkeypatch.setattr(runner, "choose", choose)
+        monkeypatch.setattr(runner, "_shipped", ship)
         monkeypatch.setattr(runner, "reachable", lambda problem: {"latency_us": (least, 100.0), "size_bytes": (1.0, 1e6)})
-        monkeypatch.setattr(runner, "_write", lambda result, problem, given, trials, workshop: result)
         return limits, lasts
 
     return patch
@@ -53,23 +55,25 @@ def rounds(monkeypatch):
 @pytest.fixture
 def repaired(tmp_path):
     def run(told=None):
-        return runner._repaired(None, BUDGETS, None, SimpleNamespace(progress=told or Told(), study=SimpleNamespace(artifact=tmp_path / "artifact")), None, {})
+        workshop = SimpleNamespace(progress=told or Told(), study=SimpleNamespace(artifact=tmp_path / "artifact"))
+        chosen, _, _ = runner._within_budgets(None, BUDGETS, None, workshop, None, {})
+        return chosen.best
 
     return run
 
 
 def test_a_choice_that_keeps_its_budget_is_not_repaired(rounds, repaired):
     limits, _ = rounds([10.0])
-    assert repaired()["best"]["repairs"] == []
+    assert repaired().repairs == ()
     assert limits == [[10.0, 5000.0]]
 
 
 def test_a_choice_that_breaks_its_budget_is_searched_again_under_a_tighter_one(rounds, repaired):
     limits, _ = rounds([12.0, 9.9])
     told = Told()
-    best = repaired(told)["best"]
+    best = repaired(told)
     assert limits == [[10.0, 5000.0], [pytest.approx(9.5 * 10 / 12 * 0.99), 5000.0]]
-    assert best["repairs"] == [{"resource": "latency_us", "limit": 10.0, "predicted": 9.5, "measured": 12.0}]
+    assert best.repairs == (Repair("latency_us", limit=10.0, predicted=9.5, measured=12.0),)
     assert "breaks the budget" in told.lines[0] and "searched again" in told.lines[0]
 
 
@@ -85,9 +89,9 @@ def test_a_limit_is_tightened_to_what_can_be_reached_and_no_lower(rounds, repair
 
 def test_an_artifact_that_breaks_the_budget_in_new_processes_is_repaired(rounds, repaired, tmp_path):
     limits, _ = rounds([9.8, 9.0], artifacts=[{"latency_us": 9.9, "latency_high_us": 10.5}, {"latency_us": 9.1, "latency_high_us": 9.6}])
-    best = repaired()["best"]
+    best = repaired()
     assert [row[0] for row in limits] == [10.0, pytest.approx(9.5 * 10 / 10.5 * 0.99)]
-    assert best["repairs"] == [{"resource": "latency_us", "limit": 10.0, "predicted": 9.5, "measured": 10.5}] and best["measured"]["latency_high_us"] == 9.6
+    assert best.repairs == (Repair("latency_us", limit=10.0, predicted=9.5, measured=10.5),) and best.measured["latency_high_us"] == 9.6
     assert (tmp_path / "artifact").exists()
 
 
@@ -131,22 +135,22 @@ PROBLEM = problem((4.0, 1.0, 0.0), (10.0, 16.0, 24.0))
 @pytest.mark.parametrize("ratio", [0.8, 1.0, 1.07, 1.6])
 def test_the_limit_of_the_search_is_what_the_optimum_keeps_when_measured(ratio):
     workshop = Scale(ratio)
-    (limit,) = scouted(PROBLEM, (Budget.parse("50us"),), {"latency_us": 30.0}, workshop, repairs := [])
+    (limit,), repairs = scouted(PROBLEM, (Budget.parse("50us"),), {"latency_us": 30.0}, workshop)
     assert max(ratio, 1.0) * workshop.asked[-1] <= 50.0
     assert workshop.asked[-1] <= limit.limit <= 50.0 / max(ratio, 1.0)  # nothing that is as far off as the optimum is breaks the budget
     assert len(workshop.asked) == len(set(workshop.asked)) and (ratio > 1.0) == bool(workshop.progress.lines)
-    assert [(r["limit"], r["predicted"], r["measured"]) for r in repairs] == [(50.0, us, ratio * us) for us in workshop.asked[:-1]]
+    assert [(r.limit, r.predicted, r.measured) for r in repairs] == [(50.0, us, ratio * us) for us in workshop.asked[:-1]]
 
 
 def test_a_budget_that_even_the_fastest_breaks_when_measured_is_told_with_what_it_takes():
     with pytest.raises(InfeasibleError, match=r"not kept by what is predicted to take the least, 0\.030 ms.* up to 0\.060 ms") as caught:
-        scouted(PROBLEM, (Budget.parse("50us"),), {"latency_us": 30.0}, Scale(2.0), [])
+        scouted(PROBLEM, (Budget.parse("50us"),), {"latency_us": 30.0}, Scale(2.0))
     assert caught.value.least == {"latency_us": 60.0}
 
 
 def test_a_budget_of_bytes_alone_is_not_scouted():
     workshop = Scale(2.0, budgets=("5kB",))
-    assert scouted(PROBLEM, BUDGETS[1:], {}, workshop, []) == BUDGETS[1:] and workshop.asked == []
+    assert scouted(PROBLEM, BUDGETS[1:], {}, workshop) == (BUDGETS[1:], []) and workshop.asked == []
 
 
 def model(tau):

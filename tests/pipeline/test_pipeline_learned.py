@@ -11,9 +11,9 @@ from mpsearch.pipeline import run
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps.costs import sized_problem
-from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.pipeline.steps.learned import searched_calibration
 from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Assignment, Candidate, Problem
 
 
@@ -37,7 +37,7 @@ def test_every_candidate_is_learned_and_a_uniform_assignment_is_what_its_reconst
     nearest = shop.calibration.states(uniform(shop, 3))
     assert any(not torch.equal(states[u].weight.codes, nearest[u].weight.codes) for u in states)
     losses = [FastEvaluator(shop.subject.module, c, shop.subject.splits.search).measure(uniform(shop, 3)) for c in (searched, shop.calibration)]
-    assert losses[0] == pytest.approx(float(shop.search_losses(again).mean()), rel=1e-4)
+    assert losses[0] == pytest.approx(float(shop.evaluation.search_losses(again).mean()), rel=1e-4)
     assert losses[0] < losses[1]
 
 

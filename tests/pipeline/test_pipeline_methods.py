@@ -9,8 +9,8 @@ from mpsearch.errors import BudgetError, OptionError, UnknownNameError
 from mpsearch.pipeline import run
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.workshop import Workshop
 
 
 class Listening(Silent):

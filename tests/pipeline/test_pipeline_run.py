@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+import mpsearch.pipeline.steps.measurement as measurement
 import mpsearch.pipeline.steps.scores as scores
 from mpsearch.data import load_images, make_splits
 from mpsearch.deploy import load_packed, read_description
 from mpsearch.deploy.artifact import open_artifact
 from mpsearch.errors import BudgetError, InfeasibleError, StudyError
+from mpsearch.evaluate import FastEvaluator
 from mpsearch.hardware.new_process import PROCESSES
 from mpsearch.pipeline import run, runner, search
 from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.results import Results
 from mpsearch.problem import Problem
 from mpsearch.solvers import problem_front
 
@@ -56,6 +59,7 @@ def test_the_files_are_there_and_agree(finished, target):
     config, study, result = finished(target)
     best, problem, front = _json(study, "best.json"), Problem.load(study.path / "problem.json"), _json(study, "front.json")
     assert _json(study, "results.json") == json.loads(json.dumps(result)) and result["best"] == best
+    assert Results.from_json(_json(study, "results.json")).to_json() == _json(study, "results.json")
     assert study.config() == config
 
     packed = study.artifact / "model.safetensors"
@@ -140,7 +144,7 @@ def test_an_impossible_size_is_refused_before_anything_is_measured(settings, tmp
     def never(*_, **__):
         raise AssertionError("work was done for a budget that cannot be kept")
 
-    for step in ("calibrate_subject", "latency_table", "add_scores", "explore_by"):
+    for step in ("calibrate_subject", "latency_table", "add_scores", "search_assignments"):
         monkeypatch.setattr(runner, step, never)
     with pytest.raises(InfeasibleError, match=r"least reachable [\d,]+ B") as caught:
         run(settings(budgets=("100B",), target=target), Study(tmp_path / "study"))
@@ -210,8 +214,8 @@ def test_a_finished_study_run_again_gives_the_same_and_measures_nothing(finished
     def never(*_, **__):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(runner.FastEvaluator, "measure", never)
-    monkeypatch.setattr(runner.Workshop, "_measure", never)
+    monkeypatch.setattr(FastEvaluator, "measure", never)
+    monkeypatch.setattr(measurement.Measurement, "_measure", never)
     monkeypatch.setattr(scores, "score", never)
     again = run(config, study)
     assert json.dumps(again) == json.dumps(result)

@@ -205,6 +205,28 @@ def test_without_labels_there_is_no_top1(tmp_path: Path) -> None:
     assert "top-1" not in text and "KL divergence to the float model is 0.00567 nats" in text
 
 
+def test_what_blocks_gained_is_folded(study: Path, tmp_path: Path) -> None:
+    assert "What reconstruction gained" not in parsed(study).text  # a study of before does not say
+    contents = study_files(timed=True, labelled=True)
+    chosen = contents["results.json"]["rows"][2]  # type: ignore[index]
+    gain = {"block": "stem", "phase": 0, "start_mse": 0.5, "learned_mse": 0.125, "steps": 1200, "calibrated": [], "kept": True}
+    chosen["gained"] = [gain, {**gain, "block": EVIL, "learned_mse": 0.75, "kept": False}]
+    page = parsed(save(tmp_path / "gained", contents))
+    assert "1 of 2 blocks are better than rounded to nearest, and keep what they learned" in page.text
+    for expected in ("stem0.50.12525.0%kept1,200", f"{EVIL}0.50.75150.0%reverted1,200"):
+        assert expected in page.text
+    assert sum(tag == "details" for tag, _ in page.tags) == 2
+
+
+def test_rows_that_are_evaluated_on_few_images_say_so(study: Path, tmp_path: Path) -> None:
+    assert "Nearest rounding is evaluated on" not in parsed(study).text
+    contents = study_files(timed=True, labelled=True)
+    for row in contents["results.json"]["rows"][1:]:  # type: ignore[index]
+        row["nearest"]["metrics"]["images"] = 100
+    text = parsed(save(tmp_path / "few", contents)).text
+    assert "Nearest rounding is evaluated on 100 of the 400 evaluation images." in text
+
+
 def test_thinning_keeps_the_ends() -> None:
     points = [(i, 1.0 / (i + 1)) for i in range(14846)]
     drawn = thinned(points)

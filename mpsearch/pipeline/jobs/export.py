@@ -18,8 +18,10 @@ from mpsearch.deploy.process import run_apart
 from mpsearch.deploy.targets import TARGETS
 from mpsearch.errors import MpsearchError, StudyError, UserError
 from mpsearch.evaluate import Task, predict
-from mpsearch.pipeline.steps.finalists import States, Workshop
+from mpsearch.pipeline.steps.artifact import write_assignment
+from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import Subject
+from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import FLOAT, Assignment, Candidate, Problem, mean_bits
 
 REFERENCES = ("float", "W8A8")
@@ -58,7 +60,7 @@ class Deployer:
         """One artifact, written, run apart, and compared; its row of `exports.json`."""
         subject, target = self.workshop.subject, TARGETS.create(target_text)
         states = self._states_of(point)
-        job = self.workshop.job(states)
+        job = self.workshop.deployment.job(states)
         predicted = subject.layout.size_bytes(Assignment(tuple((unit, states[unit].candidate) for unit in subject.layout.units)))
         about = {"label": point.label, "study": self.workshop.study.name, "predicted": {"size_bytes": predicted}, "reconstructed": point.reconstruct}
         about["task"] = self.workshop.config.task
@@ -86,7 +88,7 @@ class Deployer:
         Raises: MpsearchError: The packed checkpoint does not compute to the bit what was written.
         """
         images, source = self.workshop.subject.splits.evaluation, self.workshop.subject.source
-        task, floats = self.workshop.task, self.workshop.reference()["evaluation"]
+        task, floats = self.workshop.task, self.workshop.evaluation.reference()["evaluation"]
         fake = task.compare(expected, floats, images.labels)
         row: dict[str, Any] = {"images": len(images), "measure": task.measure, "fake_quantized": fake.to_json(), "runs_with": artifact.target.runs_with}
         if artifact.target.needs_model and source.kind == "module":
@@ -122,7 +124,7 @@ def export_points(deployer: Deployer, points: Sequence[Point], targets: Sequence
             rows.append(deployer.export(point, text))
             _keep(deployer.folder / "exports.json", rows[-1])
         about = {"predicted": {"size_bytes": rows[-1]["predicted_bytes"]}, "metrics": rows[-1]["fake_quantized"]}
-        deployer.workshop.write_assignment(deployer.folder / "assignments" / point.label, point.assignment, about)
+        write_assignment(deployer.workshop.subject, deployer.folder / "assignments" / point.label, point.assignment, about)
     return rows
 
 

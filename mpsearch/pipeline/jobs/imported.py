@@ -13,11 +13,12 @@ from mpsearch.errors import InfeasibleError
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.artifact import write_assignment
 from mpsearch.pipeline.steps.costs import sized_problem
-from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
 from mpsearch.pipeline.steps.uniforms import uniforms
+from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import FLOAT, Assignment, Budget, Candidate, Problem
 from mpsearch.solvers import solve
 
@@ -73,7 +74,7 @@ def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
         )
     rows = [_float_row(workshop), *(_row(label, assignment, problem, workshop) for label, assignment in chosen.items())]
     about = {"predicted": rows[1]["predicted"], "metrics": rows[1]["measured"]["metrics"]}
-    workshop.write_assignment(study.path, imported.assignment, about)
+    write_assignment(subject, study.path, imported.assignment, about)
     names = tuple(problem.scores)
     files.write_json(
         study.path / "imported.json",
@@ -116,13 +117,13 @@ def _integers_alone(problem: Problem, assignment: Assignment) -> Problem:
 def _row(label: str, assignment: Assignment, problem: Problem, workshop: Workshop) -> dict[str, Any]:
     indices = problem.indices(assignment)
     with workshop.progress.task(f"measure {label}") as advance:
-        measured = workshop.measured(workshop.calibration.states(assignment))
+        measured = workshop.measured(workshop.calibration.states(assignment), whole=True)
         advance(1, 1)
     scores = {name: problem.score(name, indices) for name in problem.scores}
     return {"label": label, "assignment": assignment.to_json(), "predicted": problem.cost(indices).to_json(), "scores": scores, "measured": measured}
 
 
 def _float_row(workshop: Workshop) -> dict[str, Any]:
-    images, logits = workshop.subject.splits.evaluation, workshop.reference()["evaluation"]
+    images, logits = workshop.subject.splits.evaluation, workshop.evaluation.reference()["evaluation"]
     metrics = workshop.task.compare(logits, logits, images.labels).to_json()
     return {"label": "float", "assignment": {}, "predicted": {}, "scores": {}, "measured": {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()}}

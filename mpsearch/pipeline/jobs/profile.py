@@ -12,9 +12,9 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.costs import sized_problem
-from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.pipeline.steps.latency import MIXED_RUNS, add_latency, latency_table, require_tables
 from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.workshop import Workshop
 
 
 def profile_model(config: RunConfig, progress: Progress, at_most: int | None = None, models: int = 0) -> tuple[LatencyTable, Path]:
@@ -39,7 +39,7 @@ def profile_model(config: RunConfig, progress: Progress, at_most: int | None = N
     if models:
         with tempfile.TemporaryDirectory() as folder:  # nothing but the table is kept
             workshop = Workshop(subject, calibrate_subject(subject, config, progress), config, Study(Path(folder)), progress)
-            _, about = add_latency(problem, config, table, where, workshop.architecture(problem), progress, models)
+            _, about = add_latency(problem, config, table, where, workshop.deployment.architecture(problem), progress, models)
         _tell_error(about, progress)
     return table, where
 

@@ -10,7 +10,7 @@ from mpsearch.errors import BudgetError
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import FLOAT, FLOAT_INPUT, Budget, Candidate, Problem, Restrictions
-from mpsearch.solvers import solve
+from mpsearch.solvers import describe_least, reachable, solve
 
 
 def sized_problem(subject: Subject, config: RunConfig) -> Problem:
@@ -93,3 +93,14 @@ def _bytes_at(subject: Subject, bits: float, a_bits: int) -> float:
     if not 2 <= bits <= 8:
         return subject.layout.constant_bytes + sizes[0] * bits / low
     return subject.layout.constant_bytes + sizes[0] + share * (sizes[1] - sizes[0])
+
+
+def limited(subject: Subject, config: RunConfig) -> tuple[Problem, tuple[Budget, ...]]:
+    """The problem and its absolute limits. Raises as `resolve_budgets`, and says what can be reached also where a budget cannot be read."""
+    try:
+        problem = sized_problem(subject, config)
+        return problem, resolve_budgets(subject, problem, config)
+    except BudgetError as error:
+        problem = sized_problem(subject, replace(config, budgets=("8bits",)))
+        least = {resource: low for resource, (low, _) in reachable(problem).items()}
+        raise BudgetError(f"{error} {describe_least(problem, least)}") from None

@@ -1,373 +1,107 @@
-"""Steps 5 and 6: assignments become quantised models, are written, and are measured as written."""
+"""Step 5: the finalists are reconstructed and measured, beside uniform assignments, and one is chosen."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from mpsearch import files
-from mpsearch.deploy.artifact import write_artifact
-from mpsearch.deploy.memory import measured_peak
-from mpsearch.deploy.packed import load_packed, save_packed
-from mpsearch.deploy.targets import Job, Target
-from mpsearch.deploy.wiring import find_wires
-from mpsearch.errors import MpsearchError, OptionError
-from mpsearch.evaluate import TASKS, Metrics, Task, predict
-from mpsearch.hardware.bench import TRIES
-from mpsearch.hardware.fresh import Program, run_fresh
-from mpsearch.hardware.new_process import SHARE, time_in_new_processes
-from mpsearch.hardware.qdq import OPSET
-from mpsearch.hardware.whole import Kernels, WholeModel
-from mpsearch.models import build_model
-from mpsearch.pipeline.config import RunConfig, limits
-from mpsearch.pipeline.folder import Study
-from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.steps.energy import energy_of
-from mpsearch.pipeline.steps.latency import Architecture, backend_of, has_backend, timed
-from mpsearch.pipeline.steps.memory import limits_memory
-from mpsearch.pipeline.steps.subject import Subject
-from mpsearch.problem import FLOAT, Assignment, Candidate, Layer, Problem, assignment_csv, assignment_document
-from mpsearch.quant import AffineParams, TwoRegionParams, UnitState, affine_input, install
-from mpsearch.reconstruct import METHODS, BlockResult, Calibration, ReconstructionConfig, footprint, reconstruct
-from mpsearch.units import format_bytes
-
-States = dict[str, UnitState]
-PACKED_FILE = "model.safetensors"
-"""The packed checkpoint in the artifact of a study."""
-_FEW = 32
-"""Images that the process of its own runs."""
-_SAME = 0.02
-"""Relative distance of the logits of two processes: other batch sizes and thread counts add in another order, and a code may tip over."""
+from mpsearch.evaluate import clearly_lower
+from mpsearch.pipeline.results import MEASURED, Choice, Proxy, Row
+from mpsearch.pipeline.steps.search import Found, Indices, keeps
+from mpsearch.pipeline.steps.states import States
+from mpsearch.pipeline.steps.uniforms import run_uniforms
+from mpsearch.pipeline.steps.workshop import Workshop
+from mpsearch.problem import Budget, Problem, mean_bits
 
 
-@dataclass
-class Workshop:
-    """What is needed to turn an assignment into files, kept over all of them: the float graph is exported once.
+@dataclass(frozen=True)
+class Chosen:
+    """The finalists and the one among them.
 
     Args:
-        subject: Model and images.
-        calibration: Quantisers.
-        config: Settings.
-        study: Where results are kept.
-        progress: Where progress goes.
+        rows: Of the results table.
+        best: The choice, whose files are not written yet.
+        states: Learned, of the choice.
     """
 
-    subject: Subject
-    calibration: Calibration
-    config: RunConfig
-    study: Study
-    progress: Progress
-    _graphs: dict[int, Any] = field(default_factory=dict)
-    _reference: dict[str, Tensor] | None = None
-    _room: int | None = None
-    _losses: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def task(self) -> Task:
-        """What the model is for."""
-        return TASKS.create(self.config.task)
-
-    def reference(self) -> dict[str, Tensor]:
-        """The float model's logits on the search and evaluation images."""
-        if self._reference is None:
-            splits = self.subject.splits
-            with self.progress.task("evaluate the float model") as advance:
-                search = predict(self.subject.module, splits.search)
-                advance(1, 2)
-                self._reference = {"search": search, "evaluation": predict(self.subject.module, splits.evaluation)}
-                advance(2, 2)
-        return self._reference
-
-    def float_onnx(self) -> Any:
-        """The float graph, exported at the first call."""
-        if OPSET not in self._graphs:
-            with self.progress.task("export to ONNX") as advance:
-                self.job({}).float_onnx(OPSET)
-                advance(1, 1)
-        return self._graphs[OPSET]
-
-    def architecture(self, problem: Problem) -> Architecture:
-        """What whole-model runs are of: the exported graph, whose units this builds in any kernels."""
-        units = [layer if layer.weight_shape else None for layer in problem.layers]
-
-        def load(kernels: Kernels) -> tuple[Callable[[], object], int]:
-            """Ready to run, and how many calls of units were asked to run quantised and do not."""
-            asked = {unit: Candidate.parse(k) for unit, k in zip(units, kernels, strict=True) if unit is not None}
-            states = {unit.name: self.calibration.state(unit.name, candidate) for unit, candidate in asked.items()}
-            job = self.job(states)
-            with tempfile.TemporaryDirectory() as folder:
-                self.target.write(job, Path(folder))
-                run, quantized = self.target.one_call(job, Path(folder), self.config.threads)
-            return run, sum(unit.calls for unit, c in asked.items() if not c.is_float) - quantized
-
-        @functools.cache
-        def never() -> int:
-            """Calls that run in float whatever is asked, such as a convolution that the model returns; their row is what they take there."""
-            return load(tuple("float" if unit is None else str(self._widest(unit)) for unit in units))[1]
-
-        def build(kernels: Kernels) -> WholeModel:
-            run, missing = load(kernels)
-            return WholeModel(run, 0 <= missing <= max(0, never()))
-
-        return Architecture(self.subject.source.name.rpartition(":")[2], find_wires(self.float_onnx(), problem.layers), build)
-
-    def uniform_peaks(self, kernels: Sequence[str]) -> dict[str, float]:
-        """Kernel -> peak memory of the activations of the model that is uniform in it, measured; once for these weights."""
-
-        def measure() -> dict[str, float]:
-            found = {}
-            for kernel in kernels:
-                states = {unit: self.calibration.state(unit, Candidate.parse(kernel)) for unit in self.subject.units}
-                job = self.job(states)
-                with tempfile.TemporaryDirectory() as folder:
-                    self.target.write(job, Path(folder))
-                    found[kernel] = float(measured_peak(Path(folder) / self.target.file, job.example.shape))
-            return found
-
-        with self.progress.task("measure the memory of uniform models") as advance:
-            peaks: dict[str, float] = self.study.cached("peaks", [self.subject.hashes, list(kernels)], measure)
-            advance(1, 1)
-        return peaks
-
-    @property
-    def target(self) -> Target:
-        """What is written for."""
-        return self.config.deployment
-
-    def job(self, states: Mapping[str, UnitState], example: Tensor | None = None) -> Job:
-        """What targets make their files of; float graphs are shared.
-
-        Args:
-            states: Every unit's codes and quantisers.
-            example: 1 x ..., what is timed; a calibration image where it is left out.
-        """
-        calls = {layer.name: layer.calls for layer in self.subject.graph.layers if layer.calls > 1}
-        one = self.subject.splits.calibration.inputs([0]) if example is None else example
-        return Job(self.subject.module, self.subject.layout, states, self.calibration, one, calls, self._graphs)
-
-    def _widest(self, layer: Layer) -> Candidate:
-        """The integer candidate of most weight bits that the target's backend has a kernel for."""
-        backend = backend_of(self.config)
-        choices = (Candidate(bits, 8) for bits in range(8, 1, -1))
-        return next((c for c in choices if backend.supports(layer, c).kernel is not None), FLOAT)
-
-    def reconstructed(self, assignment: Assignment, label: str, steps: int | None = None) -> States:
-        """Learned states of an assignment, after `steps` for each block or as many as the settings say.
-
-        Each block's are saved when it is done, so an interrupted call goes on behind them.
-        """
-        start, blocks = self.calibration.states(assignment), self.subject.blocks
-        config = ReconstructionConfig(iterations=self.config.steps if steps is None else steps, method=self.config.method, seed=self.config.seed)
-        inputs = self.subject.splits.calibration.inputs(slice(0, self._reconstruction_images(config)))
-        about = [self.subject.hashes, assignment.to_json(), config.__dict__, len(inputs), self.calibration.weight_observer, self.calibration.input_observer]
-        folder = self.study.step_path("blocks", about, "")
-        done = 0
-        with self.progress.task(f"reconstruct: {label}") as advance:
-
-            def keep(block: str, states: Mapping[str, UnitState], result: BlockResult | None) -> None:
-                nonlocal done
-                done += 1
-                if result is not None:
-                    with files.replacing(folder / str(result.phase) / f"{files.digest(block)}.safetensors") as beside:
-                        save_file(_learned_tensors(states), beside)
-                advance(done, max(done, len(blocks)))
-
-            return reconstruct(self.subject.module, blocks, start, inputs, config, known=_known(folder, start), on_block=keep)
-
-    def _reconstruction_images(self, config: ReconstructionConfig) -> int:
-        """As many calibration images as the reconstruction has room for, with every unit at 8 bits: coarser ones learn in bfloat16, which takes less."""
-        calibration, bound = self.subject.splits.calibration, self.config.reconstruction_memory
-        if not config.iterations or not METHODS.create(config.method).phases():
-            return len(calibration)
-        if self._room is None:
-            states = {unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.units}
-            few = calibration.inputs(slice(0, min(8, len(calibration))))
-            with self.progress.task("rehearse the reconstruction") as advance:
-                need = footprint(self.subject.module, self.subject.blocks, states, few, config)
-                advance(1, 1)
-            self._room = min(need.images_within(self.config.memory_bytes), len(calibration))
-            if not self._room:
-                least = format_bytes(need.bytes_with(1))
-                raise OptionError(f"Reconstruction takes {least} with one image, and may take {bound}. Raise --reconstruction-memory, or use --method nearest.")
-            used = f"{self._room:,} of {len(calibration):,}" if self._room < len(calibration) else f"{self._room:,}"
-            taken = format_bytes(need.bytes_with(self._room))
-            self.progress.say(f"Reconstruction uses {used} calibration images, and takes up to {taken} of memory; its bound is {bound}.")
-        return self._room
-
-    def search_losses(self, states: States) -> Tensor:
-        """Damage to each search image, KL to the float model for classification; kept, as a few numbers, for the next who asks."""
-        key = _states_digest(states)
-        if key not in self._losses:
-            self._losses[key] = self.task.damage(predict(install(self.subject.module, states), self.subject.splits.search), self.reference()["search"])
-        return self._losses[key]
-
-    def measured(self, states: States) -> dict[str, Any]:
-        """Written, weighed, timed and evaluated; the files are thrown away. Cached by the codes and the device-independent inputs."""
-        key = [self.subject.hashes, _states_digest(states), self.config.target, self.config.threads, *self.task_key()]
-        key += ["new processes"] if self._in_new_processes else []
-        key += ["memory"] if limits_memory(self.config) else []
-        key += ["energy"] if limits(self.config, "energy_mj") else []
-        return self.study.cached("measured", key, lambda: self._measure(states))  # type: ignore[no-any-return]
-
-    def task_key(self) -> list[str]:
-        """What results depend on beside codes; nothing for classification, whose results were cached before tasks had names."""
-        return [] if self.config.task == "classification" else [self.config.task]
-
-    @property
-    def _in_new_processes(self) -> bool:
-        """Whether a latency is held against a budget and the file alone is enough to measure it as a deployment would."""
-        return timed(self.config) and self.target.file_alone
-
-    def latency(self, program: Program, earlier: Sequence[float] = ()) -> dict[str, Any]:
-        """Of what was written, by new processes: what is reported of it, and what is held against a budget. Earlier readings of the same count as well."""
-        image = self.subject.splits.evaluation.inputs([0]).numpy()
-        with self.progress.task("time in new processes") as advance:
-            timing = time_in_new_processes(program, image, threads=self.config.threads, on_process=advance)
-            timing = replace(timing, readings_us=(*earlier, *timing.readings_us))
-        about: dict[str, Any] = {"latency_us": timing.median_us, "latency_iqr_us": timing.iqr_us, "latency_high_us": timing.high_us, "clock": timing.clock}
-        return about | {"latency_high_share": SHARE, "latency_readings_us": list(timing.readings_us)}
-
-    def _measure(self, states: States) -> dict[str, Any]:
-        images = self.subject.splits.evaluation
-        metrics = self.task.compare(predict(install(self.subject.module, states), images), self.reference()["evaluation"], images.labels)
-        result: dict[str, Any] = {"metrics": metrics.to_json(), "search_kl": float(self.search_losses(states).mean())}
-        with tempfile.TemporaryDirectory() as folder:
-            result["size_bytes"] = save_packed(Path(folder) / "model.safetensors", self.subject.layout, self.subject.module, states)
-        if has_backend(self.config):
-            result |= self._timed(self.job(states, images.inputs([0])))
-        return result
-
-    def _timed(self, job: Job) -> dict[str, Any]:
-        """Bytes, latency, energy and peak memory of what the target makes of a job."""
-        target, threads = self.target, self.config.threads
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            target.write(job, folder)
-            result: dict[str, Any] = {f"{target.key}_bytes": target.bytes_of(folder)}
-            rounds = TRIES if timed(self.config) and not self._in_new_processes else 1
-            run = target.measure(job, folder, threads, rounds)
-            result |= {"latency_us": run.timing.median_us, "latency_iqr_us": run.timing.iqr_us, "clock": run.timing.clock}
-            result |= {"integer_units": run.integer_kernels, **energy_of(run, self.config)}
-            if run.trouble:
-                readings = len(run.timing.passes_us) or 1
-                self.progress.say(f"The card did not hold still in {readings} readings: {', '.join(run.trouble)}.")
-            if self._in_new_processes:
-                result |= self.latency(target.program(folder))
-            if limits_memory(self.config):
-                result["memory_bytes"] = float(measured_peak(folder / target.file, job.example.shape))
-        return result
-
-    def write_artifact(self, states: States, description: dict[str, Any]) -> dict[str, Any]:
-        """Write the files for deployment, read them back, and compare: the checkpoint bit for bit, ONNX by its top class on the evaluation images.
-
-        Raises: MpsearchError: What was read back does not compute what was written.
-        """
-        folder, images, job = self.study.artifact, self.subject.splits.evaluation, self.job(states)
-        packed = folder / PACKED_FILE
-        told = {"label": "best", "study": self.study.name, "task": self.config.task}
-        self._write_files(job, told)
-        about: dict[str, Any] = {"packed": str(packed), "size_bytes": packed.stat().st_size}
-        logits = predict(install(self.subject.module, states), images)
-        found = self.task.compare(logits, self.reference()["evaluation"], images.labels)
-        about |= {"top1": found.top1, "scores": found.scores}
-        if self.subject.source.kind != "module":  # a module that was given as an object cannot be built anew here
-            if not torch.equal(logits, predict(load_packed(packed, build_model(self.subject.source)), images)):
-                raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
-            about["reloaded_bit_for_bit"] = True
-        if has_backend(self.config):
-            about |= self._compared(job, logits)
-        measured = {**description["measured"], **about, **about.get("latency", {})}
-        description = {**description, "measured": {k: measured[k] for k in measured if k in description["measured"]}}
-        self.write_assignment(folder, Assignment.from_json(description["assignment"]), {k: v for k, v in description.items() if k != "assignment"})
-        return about
-
-    def _write_files(self, job: Job, about: Mapping[str, Any]) -> None:
-        """The target's artifact, with the packed checkpoint beside it where that is not the target's own file."""
-
-        def packed(beside: Path) -> None:
-            if not (beside / PACKED_FILE).exists():
-                save_packed(beside / PACKED_FILE, job.layout, job.module, job.states)
-
-        write_artifact(self.study.artifact, self.config.target, job, about, packed)
-
-    def _compared(self, job: Job, logits: Tensor) -> dict[str, Any]:
-        """Run the target's artifact: in a process of its own on a few images (where the files alone are enough), and by its top class on all.
-
-        Raises: MpsearchError: The other process does not compute what this one does.
-        """
-        target, folder, images = self.target, self.study.artifact, self.subject.splits.evaluation
-        key, threads, path = target.key, self.config.threads, folder / target.file
-        about: dict[str, Any] = {key: str(path), f"{key}_bytes": target.bytes_of(folder)}
-        with self.progress.task(f"run the {target.title} file") as advance:
-            run = target.reload(job, folder, torch.get_num_threads())
-            ran = predict(run, images, on_batch=lambda done: advance(done, len(images)))
-        both: Metrics = self.task.compare(ran, logits, images.labels)
-        about |= {f"{key}_agreement": both.agreement, f"{key}_top1": both.top1, f"{key}_scores": both.scores}
-        if not target.file_alone:
-            return about
-        few = images.inputs(slice(0, min(_FEW, len(images))))
-        program = target.program(folder)
-        fresh = run_fresh(program, few.numpy(), threads=threads)
-        apart = float((torch.from_numpy(fresh.outputs) - ran[: len(few)]).norm() / ran[: len(few)].norm())
-        if not apart < _SAME:
-            raise MpsearchError(
-                f"{path} computes other logits in a process of its own: they differ by {apart:.2g} of their norm. Please report this with the model."
-            )
-        if self._in_new_processes:
-            about["latency"] = self.latency(program, self.measured(dict(job.states)).get("latency_readings_us", ()))
-        latency_us = about.get("latency", {}).get("latency_us", fresh.timing.median_us)
-        return about | {f"{key}_fresh_latency_us": latency_us, f"{key}_fallbacks": fresh.fallbacks}
-
-    def write_assignment(self, folder: Path, assignment: Assignment, about: Mapping[str, Any]) -> None:
-        """`assignment.json` and `assignment.csv`, for tools that do not know the model."""
-        layout, layers = self.subject.layout, self.subject.graph.layers
-        sizes = {layer.name: layout.unit_bytes(layer.name, assignment[layer.name]) if layer.name in layout.units else 0 for layer in layers}
-        document = assignment_document(layers, assignment, size_bytes=sizes, about={"model": self.subject.source.to_json(), **about})
-        files.write_json(folder / "assignment.json", document)
-        files.write_text(folder / "assignment.csv", assignment_csv(document))
+    rows: tuple[Row, ...]
+    best: Choice
+    states: States
 
 
-def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:
-    """Codes and input scales, by unit."""
-    tensors = {f"{unit}|codes": s.weight.codes.to(torch.int8).contiguous() for unit, s in states.items() if s.weight is not None}
-    return tensors | {f"{unit}|input": s.activation.step.clone() for unit, s in states.items() if isinstance(s.activation, AffineParams | TwoRegionParams)}
+def choose(
+    problem: Problem,
+    budgets: tuple[Budget, ...],
+    found: Found,
+    workshop: Workshop,
+    hardware: Mapping[str, Any],
+    last: bool = False,
+) -> Chosen:
+    """Measure the rows of the results table, reconstruct the finalists, and choose one.
+
+    Args:
+        problem: Predicts costs.
+        budgets: That count when it is measured.
+        found: By the search.
+        workshop: Reconstructs and measures.
+        hardware: What step 2 told of the float model.
+        last: Whether a finalist that keeps the budgets is preferred to a better one that does not.
+    """
+    shown = {u.label: u.indices for u in run_uniforms(problem, workshop.config) if u.candidate.w_bits in (8, 6, 4) or u.indices == found.uniform}
+    rows, learned = [], dict[Indices, States]()
+    for label, indices in {**shown, **found.finalists}.items():
+        row = _row(label, problem, indices, budgets, workshop)
+        if label in found.finalists or indices == found.uniform:
+            assignment = problem.assignment(indices)
+            if indices not in learned:
+                learned[indices] = workshop.reconstructed(assignment, label)
+            measured = workshop.measured(learned[indices], whole=True)
+            row = replace(row, reconstructed=measured, gained=tuple(workshop.reconstruction.gained(assignment)))
+        rows.append(row)
+    done = [row for row in rows if row.reconstructed is not None]
+    keeping = [row for row in done if all(b.kept(row.reconstructed or {}) for b in budgets)]
+    row, reason = _best_of(keeping if last and keeping else done, found.uniform, learned, workshop)
+    proxy = Proxy(found.proxy, found.optimum.status, found.optimum.found_by)
+    readings = row.reconstructed or {}
+    best = Choice(
+        row.label,
+        reason,
+        problem.assignment(row.indices),
+        row.indices,
+        budgets,
+        problem.cost(row.indices),
+        {k: v for k, v in readings.items() if k in MEASURED},
+        readings["metrics"],
+        proxy,
+        {},
+    )
+    return Chosen((_float_row(workshop, hardware), *rows), best, learned[row.indices])
 
 
-def _known(folder: Path, start: States) -> dict[int, States]:
-    """What an interrupted reconstruction had learned: phase -> unit -> state."""
-    known: dict[int, States] = {}
-    for path in sorted(folder.glob("[0-9]*/[!.]*.safetensors")):
-        tensors, phase = load_file(path), known.setdefault(int(path.parent.name), {})
-        for unit in {name.rpartition("|")[0] for name in tensors}:
-            state = start[unit]
-            if state.weight is not None:
-                state = replace(state, weight=replace(state.weight, codes=tensors[f"{unit}|codes"].to(torch.int16)))
-            if isinstance(state.activation, AffineParams):
-                state = replace(state, activation=replace(state.activation, scale=tensors[f"{unit}|input"]))
-            elif isinstance(state.activation, TwoRegionParams):
-                state = replace(state, activation=replace(state.activation, step=tensors[f"{unit}|input"]))
-            phase[unit] = state
-    return known
+def _best_of(done: Sequence[Row], uniform: Indices | None, learned: Mapping[Indices, States], workshop: Workshop) -> tuple[Row, str]:
+    """The finalist of least loss on the search images; but the uniform one where that is better by no more than chance."""
+    best = min(done, key=lambda row: (row.reconstructed or {})["search_kl"])
+    plain = next((row for row in done if row.indices == uniform), None)
+    if plain is None or plain is best:
+        return best, "least loss on the search images"
+    if clearly_lower(*(workshop.evaluation.search_losses(learned[row.indices]) for row in (best, plain))):
+        return best, f"least loss on the search images, by more than two standard errors below {plain.label}"
+    return plain, f"{best.label} is better on the search images by less than two standard errors"
 
 
-def _states_digest(states: States) -> str:
-    digest = hashlib.sha256()
-    for unit, state in sorted(states.items()):
-        digest.update(f"{unit} {state.candidate}\n".encode())
-        if state.weight is not None:
-            values = [state.weight.codes, state.weight.params.scale]
-            if state.activation is not None:
-                read = affine_input(unit, state)
-                values += [read.scale, read.zero_point]
-            for value in values:
-                digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _row(label: str, problem: Problem, indices: Indices, budgets: Sequence[Budget], workshop: Workshop) -> Row:
+    assignment = problem.assignment(indices)
+    with workshop.progress.task(f"measure {label}") as advance:
+        nearest = workshop.measured(workshop.calibration.states(assignment))
+        advance(1, 1)
+    fits = keeps(problem, indices, budgets)
+    return Row(label, mean_bits(problem.layers, assignment), nearest, fits, tuple(indices), assignment, problem.cost(indices))
+
+
+def _float_row(workshop: Workshop, hardware: Mapping[str, Any]) -> Row:
+    images, logits = workshop.subject.splits.evaluation, workshop.evaluation.reference()["evaluation"]
+    metrics = workshop.task.compare(logits, logits, images.labels).to_json()
+    measured: dict[str, Any] = {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()}
+    took = {name: hardware.get(f"float_{name}") for name in ("latency_us", "energy_mj")}
+    return Row("float", 32.0, measured | {name: value for name, value in took.items() if value is not None})

@@ -7,14 +7,12 @@ at its own candidate. In an assignment of mixed bits they were learned behind ot
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
-from torch import Tensor
-
-from mpsearch.pipeline.steps.finalists import Workshop
+from mpsearch.pipeline.steps.states import digest_of_states
+from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Assignment, Candidate, Problem
-from mpsearch.quant import AffineParams, TwoRegionParams, UnitState
+from mpsearch.quant import UnitState
 from mpsearch.reconstruct import Calibration
 
 
@@ -36,17 +34,7 @@ def searched_calibration(problem: Problem, workshop: Workshop) -> Calibration:
 
 def states_digest(calibration: Calibration) -> str:
     """Of what was learned; that of nothing where nothing was."""
-    digest = hashlib.sha256()
-    for (unit, candidate), state in sorted(calibration.learned.items(), key=str):
-        digest.update(f"{unit} {candidate}\n".encode())
-        for value in _numbers(state):
-            digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _numbers(state: UnitState) -> list[Tensor]:
-    codes = [] if state.weight is None else [state.weight.codes, state.weight.params.scale]
-    return [*codes, *([state.activation.step] if isinstance(state.activation, AffineParams | TwoRegionParams) else [])]
+    return digest_of_states({f"{unit} {candidate}": state for (unit, candidate), state in calibration.learned.items()})
 
 
 def _nearest(choices: tuple[Candidate, ...], wanted: Candidate) -> Candidate:

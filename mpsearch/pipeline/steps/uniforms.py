@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mpsearch.pipeline.config import RunConfig
 from mpsearch.problem import Candidate, Problem
 
 
@@ -34,3 +35,8 @@ def uniforms(problem: Problem, candidates: Iterable[Candidate]) -> list[Uniform]
             if any(has):  # else everything is fixed, and at something else
                 found.append(Uniform(candidate, f"uniform {candidate}" + ("" if all(has) else " but fixed layers"), indices))
     return found
+
+
+def run_uniforms(problem: Problem, config: RunConfig) -> list[Uniform]:
+    """Those of the bit-widths that a run searches: W8A8 and so on, widest first."""
+    return uniforms(problem, [Candidate(b, config.a_bits) for b in sorted(config.bits, reverse=True)])

@@ -12,14 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-import mpsearch
 from mpsearch import files
 from mpsearch.errors import MpsearchError, OptionError, StudyError
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.steps.subject import Subject
-from mpsearch.problem import Problem
 from mpsearch.study.sharing.pace import Pace, storage_kind
 from mpsearch.study.sharing.queue import JOB, Sharing
 from mpsearch.study.sharing.storage import Studies, check_sharing, hold_run, shown
@@ -54,6 +51,10 @@ class Crew:
         """Where the trials of a run are."""
         return Studies(self.storage or str(study.path), study.path.name, self.pace)
 
+    def team(self, study: Study, progress: Progress) -> Team:
+        """The processes that measure for a run, to be entered while it searches."""
+        return Team(self, study, progress)
+
     @contextlib.contextmanager
     def held(self, study: Study, config: RunConfig) -> Iterator[None]:
         """Be the only run of this name in the storage, with these settings.
@@ -79,13 +80,6 @@ class Crew:
             raise StudyError(f"The trials of {study.path} are in {held}. Give it with --storage, or start another study with --name.")
         if held is None and now is not None:
             files.write_json(path, {"storage": now})
-
-
-def make_job(subject: Subject, problem: Problem, config: RunConfig, states: str) -> dict[str, Any]:
-    """What a worker needs to measure as the run does, and to know that it does; `states` is the digest of what was learned for the search."""
-    plain = replace(problem, scores={}, interactions={}).to_json()
-    job = {"version": mpsearch.__version__, "hashes": subject.hashes, "states": states, "config": config.to_json(), "problem": plain}
-    return dict(json.loads(json.dumps(job)))  # as it will be read
 
 
 class Team:

@@ -19,9 +19,9 @@ from mpsearch.evaluate import FastEvaluator
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
-from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.pipeline.steps.learned import searched_calibration, states_digest
 from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Problem
 from mpsearch.study.sharing.pace import Pace
 from mpsearch.study.sharing.queue import JOB, Measure, Worker

@@ -1,0 +1,82 @@
+"""How good quantised models are: damage on the search images, metrics on the evaluation images, and what a pass over these takes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from mpsearch.data import SampleSet
+from mpsearch.evaluate import Metrics, Task, predict
+from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.states import States, digest_of_states
+from mpsearch.pipeline.steps.subject import Subject
+from mpsearch.quant import install
+
+FEW = 1000
+"""Evaluation images, at most, on which all is evaluated that is neither a finalist nor the artifact."""
+
+
+@dataclass
+class Evaluation:
+    """Compares quantised models with the float one, which goes over each image once.
+
+    Args:
+        subject: Model and images.
+        task: How outputs are compared.
+        progress: Where progress goes.
+    """
+
+    subject: Subject
+    task: Task
+    progress: Progress
+    _reference: dict[str, Tensor] | None = None
+    _losses: dict[str, Tensor] = field(default_factory=dict)
+    _seconds: float = 0.0
+
+    def reference(self) -> dict[str, Tensor]:
+        """The float model's outputs on the search and evaluation images."""
+        if self._reference is None:
+            with self.progress.task("evaluate the float model") as advance:
+                search = self._timed(self.subject.module)
+                advance(1, 2)
+                self.tell("The float model")
+                self._reference = {"search": search, "evaluation": predict(self.subject.module, self.subject.splits.evaluation)}
+                advance(2, 2)
+        return self._reference
+
+    def search_losses(self, states: States) -> Tensor:
+        """Damage to each search image, KL to the float model for classification; kept, as a few numbers, for the next who asks."""
+        key = digest_of_states(states)
+        if key not in self._losses:
+            floats = self.reference()["search"]
+            self._losses[key] = self.task.damage(self._timed(install(self.subject.module, states)), floats)
+        return self._losses[key]
+
+    def images(self, whole: bool) -> SampleSet:
+        """All evaluation images, or the first of them; their order is random by the seed."""
+        images = self.subject.splits.evaluation
+        return images if whole or len(images) <= FEW else images.subset(range(FEW))
+
+    def metrics(self, states: States, whole: bool) -> Metrics:
+        """Of quantised units, on all evaluation images or the first of them."""
+        images, floats = self.images(whole), self.reference()["evaluation"]
+        if whole:
+            self.tell("An assignment")
+        return self.task.compare(predict(install(self.subject.module, states), images), floats[: len(images)], images.labels)
+
+    def tell(self, what: str, passes: int = 1) -> None:
+        """Say what passes over all evaluation images will take, by the last pass over the search images."""
+        images, search = len(self.subject.splits.evaluation), len(self.subject.splits.search)
+        seconds = passes * self._seconds * images / search
+        took = f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        times = "" if passes == 1 else f" {passes} times"
+        self.progress.say(f"{what} goes over {images:,} evaluation images{times}, which takes about {took}.")
+
+    def _timed(self, module: object) -> Tensor:
+        """Outputs on the search images; how long they took is what a pass over others is estimated by."""
+        start = time.perf_counter()
+        outputs = predict(module, self.subject.splits.search)  # type: ignore[arg-type]
+        self._seconds = time.perf_counter() - start
+        return outputs

@@ -1,0 +1,109 @@
+"""Assignments learn: their states after reconstruction, within the bound on memory, block by block as far as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mpsearch.errors import OptionError
+from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.states import Gains, States, known_blocks, save_block
+from mpsearch.pipeline.steps.subject import Subject
+from mpsearch.problem import Assignment, Candidate
+from mpsearch.quant import UnitState
+from mpsearch.reconstruct import METHODS, BlockResult, Calibration, ReconstructionConfig, footprint, reconstruct
+from mpsearch.units import format_bytes
+
+
+@dataclass
+class Reconstruction:
+    """Learns the states of assignments on the calibration images.
+
+    Args:
+        subject: Model and images.
+        calibration: Quantisers to start from.
+        config: Method, steps and bound on memory.
+        study: Where blocks are kept.
+        progress: Where progress goes.
+    """
+
+    subject: Subject
+    calibration: Calibration
+    config: RunConfig
+    study: Study
+    progress: Progress
+    _room: int | None = None
+    _gained: dict[Assignment, list[BlockResult]] = field(default_factory=dict)
+
+    def reconstructed(self, assignment: Assignment, label: str, steps: int | None = None) -> States:
+        """Learned states of an assignment, after `steps` for each block or as many as the settings say.
+
+        Each block's are saved when it is done, so an interrupted call goes on behind them.
+        """
+        start, blocks = self.calibration.states(assignment), self.subject.blocks
+        config = ReconstructionConfig(
+            iterations=self.config.steps if steps is None else steps,
+            method=self.config.method,
+            seed=self.config.seed,
+        )
+        inputs = self.subject.splits.calibration.inputs(slice(0, self._images(config)))
+        folder = self._folder(assignment, config, len(inputs))
+        known, gains = known_blocks(folder, start)
+        order: dict[str, int] = {}
+        done = 0
+        with self.progress.task(f"reconstruct: {label}") as advance:
+
+            def keep(block: str, states: Mapping[str, UnitState], gained: BlockResult | None) -> None:
+                nonlocal done
+                done += 1
+                order.setdefault(block, len(order))
+                if gained is not None:
+                    gains[gained.phase, block] = gained
+                    save_block(folder, states, gained)
+                advance(done, max(done, len(blocks)))
+
+            states = reconstruct(self.subject.module, blocks, start, inputs, config, known=known, on_block=keep)
+        self._gained[assignment] = _in_order(gains, order)
+        return states
+
+    def gained(self, assignment: Assignment) -> list[BlockResult]:
+        """What each block gained when the assignment was last reconstructed, phase by phase; none where nothing was learned."""
+        return self._gained.get(assignment, [])
+
+    def _folder(self, assignment: Assignment, config: ReconstructionConfig, images: int) -> Path:
+        """Of the blocks that are learned from the same start in the same way."""
+        observers = [self.calibration.weight_observer, self.calibration.input_observer]
+        about: list[Any] = [self.subject.hashes, assignment.to_json(), config.__dict__, images, *observers]
+        return self.study.step_path("blocks", about, "")
+
+    def _images(self, config: ReconstructionConfig) -> int:
+        """As many calibration images as there is room for, with every unit at 8 bits: coarser ones learn in bfloat16, which takes less.
+
+        Raises: OptionError: One image is too many.
+        """
+        calibration, bound = self.subject.splits.calibration, self.config.reconstruction_memory
+        if not config.iterations or not METHODS.create(config.method).phases():
+            return len(calibration)
+        if self._room is None:
+            states = {unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.units}
+            few = calibration.inputs(slice(0, min(8, len(calibration))))
+            with self.progress.task("rehearse the reconstruction") as advance:
+                need = footprint(self.subject.module, self.subject.blocks, states, few, config)
+                advance(1, 1)
+            self._room = min(need.images_within(self.config.memory_bytes), len(calibration))
+            if not self._room:
+                least = format_bytes(need.bytes_with(1))
+                raise OptionError(f"Reconstruction takes {least} with one image, and may take {bound}. Raise --reconstruction-memory, or use --method nearest.")
+            used = f"{self._room:,} of {len(calibration):,}" if self._room < len(calibration) else f"{self._room:,}"
+            taken = format_bytes(need.bytes_with(self._room))
+            self.progress.say(f"Reconstruction uses {used} calibration images, and takes up to {taken} of memory; its bound is {bound}.")
+        return self._room
+
+
+def _in_order(gains: Gains, order: Mapping[str, int]) -> list[BlockResult]:
+    """By phase, and within it as the blocks follow in the network."""
+    return [gains[key] for key in sorted(gains, key=lambda key: (key[0], order.get(key[1], len(order))))]

@@ -1,0 +1,221 @@
+"""Step 4: the proxy's exact optimum, and a study of the measured loss that starts from it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import mpsearch
+from mpsearch import files
+from mpsearch.evaluate import FastEvaluator
+from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.learned import states_digest
+from mpsearch.pipeline.steps.tightening import proxy_of
+from mpsearch.pipeline.steps.uniforms import run_uniforms
+from mpsearch.pipeline.steps.workshop import Workshop
+from mpsearch.problem import Budget, Problem, Solution
+from mpsearch.reconstruct import Calibration
+from mpsearch.solvers import solve
+from mpsearch.study import LossFile, Trial, explore, explore_by, polish
+from mpsearch.study.sharing.queue import Sharing
+from mpsearch.study.sharing.storage import Studies
+
+Indices = tuple[int, ...]
+
+
+class Team(Protocol):
+    """Processes that measure while a search goes on."""
+
+    def sharing(self, job: dict[str, Any]) -> Sharing:
+        """How trials are shared with them."""
+
+
+class Crew(Protocol):
+    """Where the trials of a run are kept, and who measures them: `workers.crew.Crew`."""
+
+    @property
+    def storage(self) -> str | None:
+        """Its URL; None for a journal in the study's folder."""
+
+    @property
+    def workers(self) -> int:
+        """1: the run itself measures."""
+
+    def studies(self, study: Study) -> Studies:
+        """Where the trials of a run are."""
+
+    def team(self, study: Study, progress: Progress) -> contextlib.AbstractContextManager[Team]:
+        """Those that measure, while it is entered."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Args:
+        proxy: The objective that was solved.
+        optimum: Of it.
+        uniform: The widest uniform assignment that fits; None where none does.
+        label: Of `best`: whether it is the best of the study, or the best beside the other two.
+        best: The best that the study measured and that is neither of these.
+        trials: All that the study measured.
+        journal: Name of its journal, or of the study in the database.
+    """
+
+    proxy: str
+    optimum: Solution
+    uniform: Indices | None
+    label: str
+    best: Indices
+    trials: list[Trial]
+    journal: str
+
+    @property
+    def finalists(self) -> dict[str, Indices]:
+        """By label, the uniform one apart."""
+        return {f"exact optimum of {self.proxy}": self.optimum.indices, self.label: self.best}
+
+
+def search_assignments(problem: Problem, limits: tuple[Budget, ...], calibration: Calibration, workshop: Workshop, crew: Crew) -> Found:
+    """The proxy's optimum, the greatest uniform assignment that fits, and the best of the study on the measured loss beside these two.
+
+    Where the states that the study measures were learned, those of one width were learned together: it is partial to the uniform assignment, which is a
+    finalist of its own.
+
+    Args:
+        problem: With the tables of the objectives.
+        limits: For predicted costs.
+        calibration: The states that are measured.
+        workshop: Model, images, settings.
+        crew: Who measures.
+    Raises: InfeasibleError: No assignment keeps the limits.
+    """
+    config = workshop.config
+    proxy = proxy_of(config)
+    optimum = solve(problem, proxy, limits)
+    uniform = next((u.indices for u in run_uniforms(problem, config) if keeps(problem, u.indices, limits)), None)
+    beyond = problem.interactions.get(proxy)  # the table alone, which the study corrects, has another optimum
+    warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if beyond else None)) if indices is not None]
+    trials, name = _Study(replace(problem, interactions={}), limits, calibration, workshop, crew).run(additive(problem, proxy), warm)
+    ranked = sorted((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
+    best = next((t for t in ranked if t.indices not in (uniform, optimum.indices)), ranked[0])
+    label = "best of the study" if best is ranked[0] else "best other of the study"
+    return Found(proxy, optimum, uniform, label, best.indices, trials, name)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """A study of the measured loss under these limits."""
+
+    problem: Problem
+    limits: tuple[Budget, ...]
+    calibration: Calibration
+    workshop: Workshop
+    crew: Crew
+
+    def run(self, tables: Sequence[str], warm: Sequence[Indices]) -> tuple[list[Trial], str]:
+        """Trials with their polish, and the name of their journal or in the database; of the tables the first is corrected."""
+        workshop, config, key = self.workshop, self.workshop.config, self._key()
+        measure = _Measure(self.problem, self.calibration, workshop)
+        explored = self._explore if config.sampler == "mpsearch" else self._explore_by_baseline
+        trials, name = explored(tables, warm, measure)
+        with workshop.progress.task("polish the best") as advance:
+            held = LossFile(workshop.study.step_path("polish", [*key, config.trials], ".jsonl"), key)
+            trials += polish(self.problem, tables[0], self.limits, measure, trials, config.polish, held, on_trial=advance)
+        return trials, name
+
+    def _key(self) -> list[object]:
+        """What the trials depend on."""
+        config, limits = self.workshop.config, [b.to_json() for b in self.limits]
+        key = [self.problem.to_json(), limits, self.workshop.subject.hashes, config.seed, config.sampler]
+        return [*key, config.learning, config.task]
+
+    def _explore(self, tables: Sequence[str], warm: Sequence[Indices], measure: _Measure) -> tuple[list[Trial], str]:
+        """By our own sampler, whose trials others may measure."""
+        workshop, crew, config = self.workshop, self.crew, self.workshop.config
+        with contextlib.closing(crew.studies(workshop.study)) as studies:
+            place = studies.place(files.digest(self._key()))
+            studies.finish(but=place)  # what an earlier run with other limits left is not worked on
+        job = make_job(workshop.subject.hashes, self.problem, config, states_digest(self.calibration))
+        with (
+            workshop.progress.task("search on the measured loss") as advance,
+            crew.team(workshop.study, workshop.progress) as team,
+        ):
+            trials = explore(
+                self.problem,
+                tables[0],
+                self.limits,
+                measure if crew.workers == 1 else _left_to_workers,
+                place,
+                config.trials,
+                config.seed,
+                warm,
+                on_trial=advance,
+                sharing=team.sharing(job),
+                others=tables[1:],
+            )
+        return trials, Path(place.url).name if crew.storage is None else place.name
+
+    def _explore_by_baseline(self, tables: Sequence[str], warm: Sequence[Indices], measure: _Measure) -> tuple[list[Trial], str]:
+        """By a baseline, in this process."""
+        workshop, config = self.workshop, self.workshop.config
+        name = f"optuna-{files.digest(self._key())}.log"
+        with workshop.progress.task(f"search on the measured loss by {config.sampler}") as advance:
+            trials = explore_by(
+                config.sampler,
+                self.problem,
+                tables[0],
+                self.limits,
+                measure,
+                workshop.study.path / name,
+                config.trials,
+                config.seed,
+                warm,
+                on_trial=advance,
+            )
+        return trials, name
+
+
+def make_job(hashes: Mapping[str, str], problem: Problem, config: RunConfig, states: str) -> dict[str, Any]:
+    """What a worker needs to measure as the run does, and to know that it does; `states` is the digest of what was learned for the search."""
+    plain = replace(problem, scores={}, interactions={}).to_json()
+    job = {"version": mpsearch.__version__, "hashes": dict(hashes), "states": states, "config": config.to_json(), "problem": plain}
+    return dict(json.loads(json.dumps(job)))  # as it will be read
+
+
+class _Measure:
+    """The loss of L choices; the evaluator is made at the first call, which a run with workers may never make."""
+
+    def __init__(self, problem: Problem, calibration: Calibration, workshop: Workshop) -> None:
+        self._problem, self._calibration, self._workshop = problem, calibration, workshop
+        self._evaluator: FastEvaluator | None = None
+
+    def __call__(self, indices: Indices) -> float:
+        if self._evaluator is None:
+            subject = self._workshop.subject
+            self._evaluator = FastEvaluator(subject.module, self._calibration, subject.splits.search, task=self._workshop.task)
+        return self._evaluator.measure(self._problem.assignment(indices))
+
+
+def _left_to_workers(indices: Indices) -> float:
+    raise AssertionError("A run that leaves the measuring to workers measures nothing.")
+
+
+def additive(problem: Problem, proxy: str) -> tuple[str, ...]:
+    """The tables that a study starts from, the one that it corrects first: the proxy's, if that has no interactions, and those of other objectives without.
+
+    If all have interactions, the proxy's without them.
+    """
+    return tuple(dict.fromkeys(name for name in (proxy, *problem.scores) if not problem.interactions.get(name))) or (proxy,)
+
+
+def keeps(problem: Problem, indices: Sequence[int], limits: Sequence[Budget]) -> bool:
+    """Whether an assignment is predicted to keep the limits."""
+    cost = problem.cost(indices)
+    return all(getattr(cost, b.resource) <= b.limit for b in limits)

@@ -1,0 +1,95 @@
+"""What is learned of units: named by a digest, and kept as files, one for each block."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mpsearch import files
+from mpsearch.quant import AffineParams, TwoRegionParams, UnitState
+from mpsearch.reconstruct import BlockResult
+
+States = dict[str, UnitState]
+Gains = dict[tuple[int, str], BlockResult]
+"""What each block gained, by phase and block."""
+
+
+def digest_of_states(states: Mapping[str, UnitState]) -> str:
+    """Of all that decides what the units compute: codes, steps and zero points of weights, inputs and both operands."""
+    digest = hashlib.sha256()
+    for unit, state in sorted(states.items()):
+        digest.update(f"{unit} ".encode())
+        _feed(digest, state)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: object) -> None:
+    """A value of a state, field by field; of a tensor its type, shape and bytes."""
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    elif is_dataclass(value):
+        digest.update(f"{type(value).__name__}\n".encode())
+        for field in fields(value):
+            digest.update(f"{field.name} ".encode())
+            _feed(digest, getattr(value, field.name))
+    else:
+        digest.update(f"{value!r}\n".encode())
+
+
+def save_block(folder: Path, states: Mapping[str, UnitState], gained: BlockResult) -> None:
+    """Keep what a block learned, and what it gained by that, in the folder of a reconstruction."""
+    with files.replacing(folder / str(gained.phase) / f"{files.digest(gained.block)}.safetensors") as beside:
+        save_file(_learned_tensors(states), beside, {"gained": json.dumps(asdict(gained))})
+
+
+def known_blocks(folder: Path, start: States) -> tuple[dict[int, States], Gains]:
+    """What an interrupted reconstruction had learned.
+
+    Args:
+        folder: Where `save_block` kept it.
+        start: The states that it started from.
+    Returns: Phase -> unit -> state, and what the blocks gained, where their files say so.
+    """
+    known: dict[int, States] = {}
+    gains: Gains = {}
+    for path in sorted(folder.glob("[0-9]*/[!.]*.safetensors")):
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            said = (file.metadata() or {}).get("gained")
+        if said is not None:
+            held = json.loads(said)
+            gained = BlockResult(**{**held, "calibrated": tuple(held["calibrated"])})
+            gains[gained.phase, gained.block] = gained
+        phase = known.setdefault(int(path.parent.name), {})
+        for unit in {name.rpartition("|")[0] for name in tensors}:
+            phase[unit] = _restored(start[unit], tensors, unit)
+    return known, gains
+
+
+def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:
+    """Codes and input scales, by unit."""
+    weights = {unit: s.weight for unit, s in states.items() if s.weight is not None}
+    tensors = {f"{unit}|codes": w.codes.to(torch.int8).contiguous() for unit, w in weights.items()}
+    inputs = {unit: s.activation for unit, s in states.items() if isinstance(s.activation, AffineParams | TwoRegionParams)}
+    return tensors | {f"{unit}|input": read.step.clone() for unit, read in inputs.items()}
+
+
+def _restored(state: UnitState, tensors: Mapping[str, Tensor], unit: str) -> UnitState:
+    if state.weight is not None:
+        codes = tensors[f"{unit}|codes"].to(torch.int16)
+        state = replace(state, weight=replace(state.weight, codes=codes))
+    if isinstance(state.activation, AffineParams):
+        return replace(state, activation=replace(state.activation, scale=tensors[f"{unit}|input"]))
+    if isinstance(state.activation, TwoRegionParams):
+        return replace(state, activation=replace(state.activation, step=tensors[f"{unit}|input"]))
+    return state

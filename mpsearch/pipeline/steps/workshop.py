@@ -1,0 +1,78 @@
+"""What turns assignments into models: one object for each trade, made when it is asked for and kept over all assignments."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from mpsearch.evaluate import TASKS, Task
+from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.artifact import ArtifactWriter
+from mpsearch.pipeline.steps.deployment import Deployment
+from mpsearch.pipeline.steps.evaluation import Evaluation
+from mpsearch.pipeline.steps.measurement import Measurement
+from mpsearch.pipeline.steps.reconstruction import Reconstruction
+from mpsearch.pipeline.steps.states import States
+from mpsearch.pipeline.steps.subject import Subject
+from mpsearch.problem import Assignment
+from mpsearch.reconstruct import Calibration
+
+
+@dataclass
+class Workshop:
+    """The trades that a run sends its assignments through.
+
+    Args:
+        subject: Model and images.
+        calibration: Quantisers.
+        config: Settings.
+        study: Where results are kept.
+        progress: Where progress goes.
+    """
+
+    subject: Subject
+    calibration: Calibration
+    config: RunConfig
+    study: Study
+    progress: Progress
+
+    @property
+    def task(self) -> Task:
+        """What the model is for."""
+        return TASKS.create(self.config.task)
+
+    @functools.cached_property
+    def reconstruction(self) -> Reconstruction:
+        """Learns states."""
+        return Reconstruction(self.subject, self.calibration, self.config, self.study, self.progress)
+
+    @functools.cached_property
+    def evaluation(self) -> Evaluation:
+        """Compares with the float model."""
+        return Evaluation(self.subject, self.task, self.progress)
+
+    @functools.cached_property
+    def deployment(self) -> Deployment:
+        """Writes the files of the target."""
+        return Deployment(self.subject, self.calibration, self.config, self.study, self.progress)
+
+    @functools.cached_property
+    def measurement(self) -> Measurement:
+        """Measures states."""
+        return Measurement(self.subject, self.config, self.study, self.progress, self.deployment, self.evaluation)
+
+    @functools.cached_property
+    def artifact(self) -> ArtifactWriter:
+        """Writes what is shipped."""
+        return ArtifactWriter(self.measurement, self.study.artifact)
+
+    def reconstructed(self, assignment: Assignment, label: str, steps: int | None = None) -> States:
+        """See `Reconstruction.reconstructed`."""
+        return self.reconstruction.reconstructed(assignment, label, steps)
+
+    def measured(self, states: States, whole: bool = False) -> dict[str, Any]:
+        """See `Measurement.measured`."""
+        return self.measurement.measured(states, whole)
