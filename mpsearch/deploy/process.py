@@ -45,7 +45,12 @@ def bench_apart(
 
 
 def load(folder: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
-    """An artifact, in the process that runs it; `options` may have a `model`, as `ModelSource.to_json` writes it.
+    """An artifact, in the process that runs it.
+
+    Args:
+        folder: Of the artifact.
+        threads: Threads of the runtime.
+        options: `model`: how the float model is built, as `ModelSource.to_json` writes it, or None.
 
     Raises: UserError: As `open_artifact` and `Target.load`.
     """

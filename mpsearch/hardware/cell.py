@@ -81,9 +81,10 @@ class CellTimer:
 
 
 class IsolatedTimer(CellTimer):
-    """Measures cells in a child process; one that dies or fails at a cell leaves a row of status `crash`, and another takes its place.
+    """Measures cells in a child process.
 
-    A child that has seen a kernel fail is not asked again: after an illegal access every later call of a CUDA process fails too.
+    A child that dies or fails at a cell leaves a row of status `crash`, and another takes its place: after an illegal
+    access every later call of a CUDA process fails too.
     """
 
     _child: Any = None

@@ -98,12 +98,15 @@ def run_fresh(program: Program | Path, inputs: Array, *, threads: int = 1, secon
 
     Args:
         program: What it loads; a path is a runtime's file.
-        inputs: N x ..., whole numbers (tokens) as they are and everything else as float32; a call with the first alone is timed.
+        inputs: N x ..., whole numbers (tokens) as they are and everything else as float32; a call with the first alone
+            is timed.
         threads: Threads of the runtime's pool.
         seconds: Time of measuring.
         patience: Seconds after which the process is ended.
 
-    Raises: MpsearchError: The process failed, died or took too long; with what it said. UserError where the user can mend it.
+    Raises:
+        UserError: The process refused what it was given; with what it said.
+        MpsearchError: The process failed, died or took too long; with what it said.
     """
     outputs, about = _ask(program, {"do": "time", "seconds": seconds}, inputs, threads, patience)
     timing = Timing(**{key: tuple(value) if isinstance(value, list) else value for key, value in about["timing"].items()})  # type: ignore[arg-type]
@@ -251,7 +254,7 @@ def _latencies(run: Callable[[Array], Array], inputs: Array, seconds: float) -> 
 
 
 def _energy(loaded: Loaded, inputs: Array, seconds: float) -> dict[str, Any]:
-    """Energy of an image at the last batch size: the difference of the device's counter over about `seconds` of calls, idle power included."""
+    """Energy of an image at the last batch size: what the device's counter moves over about `seconds`, idle power included."""
     if loaded.energy is None:
         return {"mj_per_image": None, "reason": "the artifact runs on the CPU; NVML measures NVIDIA devices alone"}
     before, images, start = loaded.energy(), 0, time.perf_counter()
@@ -265,7 +268,10 @@ def _energy(loaded: Loaded, inputs: Array, seconds: float) -> dict[str, Any]:
 
 
 def _peak_bytes() -> int:
-    """Greatest resident memory of this process so far; getrusage would count what the parent held when it started this one."""
+    """Greatest resident memory of this process so far.
+
+    `getrusage` would count what the parent held when it started this one.
+    """
     status = Path("/proc/self/status")
     if status.is_file():
         found = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)

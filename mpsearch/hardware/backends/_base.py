@@ -143,7 +143,10 @@ class Backend(ABC):
         """
 
     def device(self) -> DeviceIdentity:
-        """What it runs on: the processor, unless a backend says otherwise. Raises DeviceMismatchError where it is not there."""
+        """What it runs on: the processor, unless a backend says otherwise.
+
+        Raises: DeviceMismatchError: It is not there.
+        """
         return identity()
 
     def require(self) -> None:  # noqa: B027  (most backends need nothing)

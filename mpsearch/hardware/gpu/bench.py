@@ -1,4 +1,7 @@
-"""The bench of a GPU: CUDA graphs of rotating copies timed by events, energy by the card's own counter, clocks and heat judged through NVML."""
+"""The bench of a GPU: CUDA graphs of rotating copies timed by events, energy by the card's own counter.
+
+Clocks and heat are judged through NVML.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +48,18 @@ class CudaBench(Bench):
         return contextlib.nullcontext()
 
     def measure(self, cell: Cell) -> Measured:
-        """Time a cell once in two passes, the anchor on either side. Raises ForeignProcessError: somebody else computes on the card."""
+        """Time a cell once in two passes, the anchor on either side.
+
+        Raises: ForeignProcessError: Somebody else computes on the card.
+        """
         before = self._anchor()
         readings = [read_cell(cell, self.card.timer, self.card.monitor, self.card.settings) for _ in range(2)]
         return self._measured(readings, before)
 
     def measure_models(self, runs: Sequence[Callable[[], object]], seed: int = 0) -> list[Measured]:
-        """Time whole models, one call in a graph, in two passes over random orders; a reading with trouble is taken again at once.
+        """Time whole models, one call in a graph, in two passes over random orders.
+
+        A reading with trouble is taken again at once.
 
         Raises:
             ForeignProcessError: Somebody else computes on the card.
@@ -93,7 +101,10 @@ class CudaBench(Bench):
         return Measured(timing, after_us, not trouble, energies if len(energies) == len(readings) else (), tuple(trouble))
 
     def _steady(self, run: Callable[[], object]) -> Reading:
-        """The first reading without trouble, or the steadiest of `tries`. One call in a graph: its layers find the caches as in use."""
+        """The first reading without trouble, or the steadiest of `tries`.
+
+        There is one call in the graph, so that its layers find the caches as they do in use.
+        """
         cell = Cell(run, ("model",), True, 0.0, 1.0)
         found: list[Reading] = []
         for _ in range(self.card.settings.tries):

@@ -1,4 +1,4 @@
-"""Tile sizes of the product kernel, by a fixed rule of the shape and the number of processors. They are not tuned on a device."""
+"""Tile sizes of the product kernel, by a fixed rule of the shape and the number of processors."""
 
 from __future__ import annotations
 
