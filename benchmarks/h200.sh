@@ -2,10 +2,10 @@
 # All that needs an NVIDIA GPU, in steps of at most ten minutes; resumes where it was stopped.
 #
 #   benchmarks/h200.sh                    every step, again and again until nothing is left
-#   benchmarks/h200.sh STEP [ARGS...]     one step, once: doctor, check, roofs, tune, table, whole; ARGS as in benchmarks/gpu.py (--batch 64 --model vit_base)
+#   benchmarks/h200.sh STEP [ARGS...]     one step, once: doctor, check, table; ARGS as in benchmarks/gpu.py (--batch 64 --model vit_base)
 #
 # Exit code 75: time was up, run it again. Results and logs lie in $OUT (default benchmarks/results/gpu). Copied back from another machine, the folder is
-# put there again before the next call; nothing else is needed to resume. Needs torch >= 2.11 with CUDA, triton and nvidia-ml-py; the step `whole` also timm and onnx.
+# put there again before the next call; nothing else is needed to resume. Needs torch >= 2.11 with CUDA, triton and nvidia-ml-py.
 # Never sets clocks or power limits, never resets the card; stops where another process computes on it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -44,6 +44,4 @@ if [ $# -gt 0 ]; then
 fi
 step doctor || exit $?
 until_done check || { echo "A kernel is wrong on this device: see $OUT/check.json. Nothing is timed." >&2; exit 1; }
-for name in roofs tune table whole; do
-    until_done "$name" || echo "$name ended with $?; the other steps go on" >&2
-done
+until_done table

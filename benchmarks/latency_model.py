@@ -13,17 +13,19 @@ import math
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.packed import PackedLayout
-from mpsearch.deploy.runtimes import RUNTIMES, Origin
+from mpsearch.deploy.targets import TARGETS, Job
 from mpsearch.deploy.wiring import find_wires
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, profile
+from mpsearch.hardware.bench import CpuBench
 from mpsearch.hardware.cost_model import Unit, fit_cost_model, fit_error
+from mpsearch.hardware.qdq import OPSET
 from mpsearch.hardware.whole import WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import model_key
 from mpsearch.models import analyze, find_foldable, fold_batch_norm, load_model, trace_model
@@ -45,13 +47,12 @@ class Subject:
         graph = analyze(module, self.example[:1])
         self.name, self.units = name, [layer.name for layer in graph.layers if layer.weight_shape]
         choices = tuple((FLOAT, widest(backend, layer)) if layer.weight_shape else (FLOAT,) for layer in graph.layers)
-        self.runtime = RUNTIMES[backend.name]
+        self.target = TARGETS.create(backend.name)
         self.problem = Problem(graph.layers, choices)
         self.calibration = calibrate(module, self.units, [self.example])
-        graph_onnx = export_float(module, self.example)
         layout = PackedLayout.of(module, self.units, loaded.source, pairs, loaded.data_config)
-        self.origin = Origin(module, layout, self.calibration, lambda: graph_onnx)
-        self.wires = find_wires(graph_onnx, graph.layers)
+        self.job = Job(module, layout, {}, self.calibration, self.example[:1])
+        self.wires = find_wires(self.job.float_onnx(OPSET), graph.layers)
         self.key = model_key(name, graph.layers, self.wires)
 
     def build(self, kernels):
@@ -61,9 +62,9 @@ class Subject:
             if layer.weight_shape
         }
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"model{self.runtime.suffix}"
-            self.runtime.write(path, self.origin, states)
-            run, quantized = self.runtime.load(path, self.origin, self.example[:1], 1)
+            job = replace(self.job, states=states)
+            self.target.write(job, Path(folder))
+            run, quantized = self.target.one_call(job, Path(folder), 1)
         return WholeModel(run, quantized == sum(k != "float" for k in kernels))
 
 
@@ -77,7 +78,7 @@ def gather(subject, backend, table, folder, count, seed):
     kernels = [[str(c) for c in row] for row in subject.problem.candidates]
     wanted = mixed_kernels(kernels, subject.problem.ties, count, seed)
     lacking = [k for k in wanted if (subject.key, 1, k) not in table.models]
-    for run in measure_models(subject.key, lacking, subject.build, seconds=1.0, seed=seed):
+    for run in measure_models(subject.key, lacking, subject.build, CpuBench(seconds=1.0), seed=seed):
         table.models[run.key] = run
         table.save(folder)
         passes = ", ".join(f"{p / 1e3:.2f}" for p in run.passes_us)

@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import pkgutil
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from mpsearch.errors import OptionError, UnknownNameError
@@ -31,13 +31,26 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, package: str) -> None:
         self.kind, self.package = kind, package
         self._members: dict[str, type[T]] = {}
+        self._aliases: dict[str, str] = {}
         self._loaded = False
 
-    def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator. Raises ValueError if another class has the name."""
+    def register(self, name: str, aliases: Mapping[str, str] | None = None) -> Callable[[type[T]], type[T]]:
+        """Class decorator.
+
+        Args:
+            name: Name of the member.
+            aliases: Further name -> the options that it stands for, such as `{"openvino-cpu-bf16": "precision=bf16"}`.
+        Raises: ValueError: Another class has the name.
+        """
 
         def add(cls: type[T]) -> type[T]:
+            for alias, options in (aliases or {}).items():
+                text = f"{name}:{options}" if options else name
+                if alias in self._members or self._aliases.setdefault(alias, text) != text:
+                    raise ValueError(f"The name {alias!r} of a {self.kind} is given twice: to {text!r} and to another.")
             held = self._members.get(name)
+            if name in self._aliases:
+                raise ValueError(f"The name {name!r} of a {self.kind} is given twice: it is short for {self._aliases[name]!r}.")
             if held is not None and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise ValueError(f"The {self.kind} {name!r} is registered twice: by {held.__module__} and by {cls.__module__}.")
             cls.name = name  # type: ignore[attr-defined]
@@ -51,11 +64,17 @@ class Registry(Generic[T]):
         self._load()
         return sorted(self._members)
 
-    def get(self, name: str) -> type[T]:
-        """The class of a name. Raises UnknownNameError, with the closest known name."""
+    def aliases(self) -> dict[str, str]:
+        """Further names, sorted -> the text that each stands for."""
         self._load()
+        return dict(sorted(self._aliases.items()))
+
+    def get(self, name: str) -> type[T]:
+        """The class of a name or an alias. Raises UnknownNameError, with the closest known name."""
+        self._load()
+        name = self._aliases.get(name, name).partition(":")[0]
         if name not in self._members:
-            raise UnknownNameError(self.kind, name, self._members)
+            raise UnknownNameError(self.kind, name, {**self._members, **self._aliases})
         return self._members[name]
 
     def create(self, text: str) -> T:
@@ -65,8 +84,9 @@ class Registry(Generic[T]):
             UnknownNameError: No member has the name.
             OptionError: It has no such option, or the value does not fit the option's type.
         """
-        name, _, rest = text.partition(":")
+        name, _, given = text.partition(":")
         cls = self.get(name.strip())
+        rest = ",".join((self._aliases.get(name.strip(), "").partition(":")[2], given))
         hints = typing.get_type_hints(cls)
         fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         options: dict[str, Any] = {}

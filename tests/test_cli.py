@@ -89,7 +89,7 @@ def test_run_keeps_the_budget_and_prints_json_alone_on_stdout(place, call):
     assert result.returncode == 0, result.stderr
     best = json.loads(result.stdout)["best"]
     study = place / "studies" / "net-5bits"
-    written = (study / "artifact" / "best.safetensors").stat().st_size
+    written = (study / "artifact" / "model.safetensors").stat().st_size
     assert written == best["predicted"]["size_bytes"] == best["measured"]["size_bytes"] <= best["budgets"][0]["limit"]
     assert (study / "report.html").stat().st_size > 100_000
     assert {"front.csv", "front.json", "best.json", "problem.json", "study.json"} <= {p.name for p in study.iterdir()}
@@ -141,7 +141,7 @@ def test_solve_imports_no_torch(place):
         (["--budget", "2ms", *QUICK, "--target", "packed"], ["2ms", "--target ort-cpu"]),
         (["--budget", "1MiB peak", *QUICK, "--target", "packed"], ["1MiB peak", "--target ort-cpu"]),
         (["--budget", "5bits", *QUICK, "--sampler", "tpe", "--workers", "2"], ["--sampler tpe", "--workers"]),
-        (["--budget", "5bits", *QUICK, "--target", "onnx"], ["No target of a run is called 'onnx'", "ort-cpu", "mpsearch export"]),
+        (["--budget", "5bits", *QUICK, "--target", "torchao"], ["--target torchao is written but not measured", "--target ort-cpu", "mpsearch export"]),
         (["--budget", "5bits", *QUICK, "--seed", "99999999999999999999999"], ["seed is 99999999999999999999999", "at most"]),
         (["--budget", "5bits", *QUICK, "--name", "../x"], ["--name '../x' is no folder below studies/"]),
         (["--budget", "5bits", *QUICK, "--name", "file"], ["studies/file cannot be a study's folder"]),
@@ -246,7 +246,8 @@ def test_every_registry_can_be_listed(call):
     assert len(known) == 9 and listed == known
     for what in lists.WHAT:
         assert call("list", what).stdout.strip()
-    assert set(call("list", "runtimes").stdout.split()) == {"ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "triton-cuda", "packed"}
+    measured = {line.split()[0] for line in call("list", "targets").stdout.splitlines() if "run, export" in line}
+    assert measured == {"ort-cpu", "onnx", "openvino", "openvino-cpu", "openvino-cpu-bf16", "triton-cuda", "packed"}
     assert set(call("list", "tasks").stdout.split()) >= {"classification", "embedding", "span"}
     assert call("list", "samplers").stdout.split() == ["mpsearch", "nsga2", "random", "tpe"]
 
@@ -268,7 +269,7 @@ def test_profile_measures_the_kernels_of_a_target(place, call, monkeypatch):
 
     def measured(config, progress, at_most, models):
         asked.append((config.target, at_most, models))
-        backend = BACKENDS.create(config.target)
+        backend = config.deployment.backend()
         return LatencyTable(DeviceIdentity("Imaginary", "x86_64", 1, (), "Linux"), backend.name, "1", 1), place / "t.csv"
 
     monkeypatch.setattr("mpsearch.pipeline.profile_model", measured)

@@ -190,3 +190,24 @@ def test_digest_is_of_the_content_not_the_order():
     assert files.digest({"a": 1, "b": [1, 2]}) == files.digest({"b": [1, 2], "a": 1})
     assert len({files.digest(x) for x in ({"a": 1}, {"a": 2}, {"b": 1}, ["a", 1], "a", 1.0, 1, None)}) == 8
     assert len(files.digest({})) == 16
+
+
+def test_a_further_name_is_short_for_options():
+    registry = Registry("thing", "nowhere")
+    registry._loaded = True
+
+    @registry.register("plain", {"short": "", "two": "x=2"})
+    @dataclass(frozen=True)
+    class Plain:
+        x: int = 1
+        y: int = 0
+
+    assert registry.create("short") == Plain() and registry.create("two") == Plain(2) and registry.create("two:y=3") == Plain(2, 3)
+    assert registry.get("two") is Plain and registry.names() == ["plain"]
+    assert registry.aliases() == {"short": "plain", "two": "plain:x=2"}
+    with pytest.raises(UnknownNameError, match="two"):
+        registry.create("twoo")
+    with pytest.raises(ValueError, match="'short' of a thing is given twice"):
+        registry.register("other", {"short": ""})(type("Other", (), {}))
+    with pytest.raises(ValueError, match="short for 'plain:x=2'"):
+        registry.register("two")(type("Two", (), {}))

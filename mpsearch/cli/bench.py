@@ -15,7 +15,7 @@ from mpsearch.cli._show import Format, print_rows, say
 from mpsearch.errors import OptionError
 from mpsearch.units import format_bytes
 
-ArtifactPath = Annotated[Path, typer.Argument(help="Folder that `mpsearch export` wrote, or a file in it.")]
+ArtifactPath = Annotated[Path, typer.Argument(help="Folder that `mpsearch export` wrote, a study's `artifact`, or a file in it.")]
 FloatModel = Annotated[str | None, typer.Option(help="file.py:function (which is run) that builds the float model, where the artifact needs one.")]
 
 

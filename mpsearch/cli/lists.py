@@ -32,16 +32,14 @@ _BUDGETS = (
     "512MiB peak  memory, the most that any layer needs",
     "20GBOPs  bit operations",
 )
-WHAT = (*_REGISTRIES, "runtimes", "samplers", "budgets", "models")
+WHAT = (*_REGISTRIES, "samplers", "budgets", "models")
 
 
 @app.command(name="list")
 def list_members(
     what: Annotated[
         str,
-        typer.Argument(
-            help=f"{', '.join(WHAT[:-1])} or {WHAT[-1]}; interacting are objectives with interactions, runtimes the --target of run, targets that of export."
-        ),
+        typer.Argument(help=f"{', '.join(WHAT[:-1])} or {WHAT[-1]}; interacting are objectives with interactions, targets the --target of run and export."),
     ],
     pattern: Annotated[str, typer.Argument(help="Of the models, such as 'resnet*'.")] = "*",
 ) -> None:
@@ -50,13 +48,11 @@ def list_members(
 
 
 def _members(what: str, pattern: str) -> list[str]:
+    if what == "targets":
+        return _targets()
     if what in _REGISTRIES:
         module, name = _REGISTRIES[what]
         return list(getattr(importlib.import_module(module), name).names())
-    if what == "runtimes":
-        from mpsearch.pipeline.config import TARGETS
-
-        return list(TARGETS)
     if what == "samplers":
         from mpsearch.study import SAMPLERS
 
@@ -71,3 +67,14 @@ def _members(what: str, pattern: str) -> list[str]:
             raise UnknownNameError("timm model", pattern, timm.list_models())
         return found
     raise OptionError(f"There is no list of {what!r}. It may be {', '.join(WHAT[:-1])} or {WHAT[-1]}.")
+
+
+def _targets() -> list[str]:
+    """Every name of a target, which commands take it, and what it is short for."""
+    from mpsearch.deploy.targets import TARGETS
+
+    names = {**dict.fromkeys(TARGETS.names(), ""), **TARGETS.aliases()}
+    return [
+        f"{name:<18} {'run, export' if TARGETS.create(name).in_run else 'export'}{f' (short for {text})' if text else ''}"
+        for name, text in sorted(names.items())
+    ]

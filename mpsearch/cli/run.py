@@ -70,9 +70,7 @@ def run(  # long for its options alone
     sampler: Annotated[str, typer.Option(help="Who proposes them: mpsearch, or a baseline, tpe, nsga2 or random.")] = "mpsearch",
     polish: Annotated[int | None, typer.Option(help="Exchanges around the best whose loss is measured afterwards. 32, or 10 on the embedded default.")] = None,
     first_last_bits: FirstLastBits = None,
-    method: Annotated[
-        str, typer.Option(help="Finish: gptq (closed form), qdrop, brecq, adaround, attention_round or nearest, with :option=value.")
-    ] = "gptq",
+    method: Annotated[str, typer.Option(help="Finish: gptq (closed form), qdrop, brecq, adaround, attention_round or nearest, with :option=value.")] = "gptq",
     reconstruction_memory: Annotated[str, typer.Option(help="Bound on the memory that the reconstruction takes; it uses fewer images to keep it.")] = "8GiB",
     iterations: Annotated[int | None, typer.Option(help="Gradient steps for each block, of methods that learn. 200 without it.")] = None,
     search_states: Annotated[
@@ -83,9 +81,7 @@ def run(  # long for its options alone
     ] = True,
     target: Annotated[
         str,
-        typer.Option(
-            help="ort-cpu (checkpoint, ONNX, latency), openvino-cpu[-bf16] (checkpoint, IR, latency), triton-cuda (checkpoint, latency, energy) or packed."
-        ),
+        typer.Option(help="What the search is for: onnx or ort-cpu (latency), openvino-cpu[-bf16] (latency), triton-cuda (latency, energy) or packed (size)."),
     ] = "ort-cpu",
     tables: Tables = "latency_tables",
     table: Annotated[str | None, typer.Option(help="Read this latency table instead of measuring.")] = None,

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Artifact:
         return str(self.manifest.get("label", self.folder.name))
 
 
-def write_artifact(folder: Path, target_text: str, job: Job, about: Mapping[str, Any]) -> Artifact:
+def write_artifact(folder: Path, target_text: str, job: Job, about: Mapping[str, Any], further: Callable[[Path], object] | None = None) -> Artifact:
     """Write the files of a target and their manifest; what was in the folder is replaced only when all is written.
 
     Args:
@@ -71,6 +71,7 @@ def write_artifact(folder: Path, target_text: str, job: Job, about: Mapping[str,
         target_text: Registered target with its options, such as `onnx:four_bit=blockwise`.
         job: What to write.
         about: Further entries of the manifest, such as `label`, `predicted`, `metrics`.
+        further: Writes files into the folder that are not the target's, and that the manifest does not name.
 
     Raises:
         UserError: The target cannot express the job.
@@ -95,6 +96,8 @@ def write_artifact(folder: Path, target_text: str, job: Job, about: Mapping[str,
                 "versions": _versions(),
                 **about,
             }
+            if further is not None:
+                further(beside)
             files.write_json(beside / MANIFEST, manifest)
     except OSError as error:
         earlier = "The artifact that was there is as it was." if folder.exists() else "Nothing was left behind."

@@ -88,7 +88,7 @@ class KernelLayer(nn.Module):
         return self
 
 
-def load_kernels(path: str | Path, model: nn.Module | None = None, *, device: str = "cuda", dtype: str = "fp16", tiles: str = "") -> nn.Module:
+def load_kernels(path: str | Path, model: nn.Module | None = None, *, device: str = "cuda", dtype: str = "fp16") -> nn.Module:
     """A packed checkpoint as a module in eval mode whose quantised units run on kernels.
 
     Args:
@@ -96,7 +96,6 @@ def load_kernels(path: str | Path, model: nn.Module | None = None, *, device: st
         model: As in `load_packed`.
         device: A CUDA device; `cpu` where Triton interprets (TRITON_INTERPRET=1), for tests.
         dtype: `fp16` or `bf16`: of tensors between units, and of float layers.
-        tiles: File of tiles that were tuned on this device; empty for untuned ones.
 
     Raises:
         CheckpointError: As `load_packed`.
@@ -108,7 +107,7 @@ def load_kernels(path: str | Path, model: nn.Module | None = None, *, device: st
         raise OptionError(f"dtype is {dtype!r}; the kernels read and write {' or '.join(TYPES)}.")
     require_device(device)
     module, states = open_packed(path, model)
-    return kernel_module(module, states, device=device, dtype=dtype, tile=tile_chooser(device, tiles), in_place=True)
+    return kernel_module(module, states, device=device, dtype=dtype, tile=tile_chooser(device), in_place=True)
 
 
 def require_device(device: str) -> None:
@@ -132,14 +131,9 @@ def require_device(device: str) -> None:
         )
 
 
-def tile_chooser(device: str, tiles: str) -> TileChooser:
-    """What chooses tiles on a device: those of a file, else untuned ones for its number of processors."""
-    if torch.device(device).type != "cuda":
-        return default_tile
-    from mpsearch.hardware.gpu.tuning import tuned
-
-    with tuned(tiles, probe.needed()) as tile:
-        return tile
+def tile_chooser(device: str) -> TileChooser:
+    """What chooses tiles on a device, by its number of processors."""
+    return partial(default_tile, processors=probe.needed().processors) if torch.device(device).type == "cuda" else default_tile
 
 
 def kernel_module(

@@ -21,7 +21,6 @@ def load(
     kernels: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    tiles: str | None = None,
 ) -> nn.Module:
     """The module of a packed checkpoint, in eval mode.
 
@@ -34,7 +33,6 @@ def load(
         kernels: `triton-cuda`, or None.
         device: Where it computes; None for the CPU, and for `cuda` with `kernels`.
         dtype: `fp16` (None) or `bf16`: of tensors between units, and of float layers; only with `kernels`.
-        tiles: File of tiles that were tuned on this device; None for untuned ones; only with `kernels`.
 
     Raises:
         CheckpointError: The file is missing, damaged, or does not fit the model.
@@ -43,9 +41,8 @@ def load(
         MissingExtraError: Triton is not installed.
     """
     if kernels is None:
-        lost = [name for name, value in (("dtype", dtype), ("tiles", tiles)) if value is not None]
-        if lost:
-            raise OptionError(f"{lost[0]} is given without kernels, and says how these run. Add kernels='triton-cuda', or leave {lost[0]} out.")
+        if dtype is not None:
+            raise OptionError("dtype is given without kernels, and says how these run. Add kernels='triton-cuda', or leave dtype out.")
         return _moved(load_packed(path, model), device)
     if kernels not in KERNELS:
         raise UnknownNameError("set of kernels for a packed checkpoint", kernels, KERNELS)
@@ -53,7 +50,7 @@ def load(
         raise MissingExtraError("triton", "cuda", f"kernels={kernels!r}")
     from mpsearch.deploy.kernels import load_kernels
 
-    return load_kernels(path, model, device=device or "cuda", dtype=dtype or "fp16", tiles=tiles or "")
+    return load_kernels(path, model, device=device or "cuda", dtype=dtype or "fp16")
 
 
 def _moved(module: nn.Module, device: str | None) -> nn.Module:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import psutil
 
 from mpsearch.errors import MpsearchError
-from mpsearch.hardware.measure import Timing, summary, time_callable
+from mpsearch.hardware.backends._base import Bench, Cell, Measured
+from mpsearch.hardware.cost_model import BYTES_PER_US
+from mpsearch.hardware.measure import Timing, summary, time_callable, time_interleaved
 
 SPREAD, APART = 0.20, 0.06
 """Of a row that is taken at once: quartiles, or the medians of two passes, further apart than this are measured again."""
@@ -21,7 +24,6 @@ DRIFT = 0.10
 TRIES = 3
 _BUSY = 0.10
 _PASSES, _PAUSE_S = 3, 0.1
-_STAT = Path("/proc/stat")
 
 
 def anchor_work() -> Callable[[], object]:
@@ -57,29 +59,9 @@ def pinned(threads: int) -> Iterator[tuple[int, ...]]:
         os.sched_setaffinity(0, before)
 
 
-def busy_shares(seconds: float, stat: Path = _STAT) -> dict[int, float]:
-    """Core -> share of its time that was not idle; empty where the system does not tell."""
-    first = _ticks(stat)
-    time.sleep(seconds)
-    second = _ticks(stat)
-    shares = {}
-    for core, (idle, total) in second.items():
-        passed = total - first.get(core, (0, 0))[1]
-        shares[core] = 1 - (idle - first.get(core, (0, 0))[0]) / passed if passed > 0 else 0.0
-    return shares
-
-
-def _ticks(stat: Path) -> dict[int, tuple[int, int]]:
-    """Core -> idle and total ticks."""
-    if not stat.is_file():
-        return {}
-    found = {}
-    for line in stat.read_text().splitlines():
-        name, *ticks = line.split()
-        if name.startswith("cpu") and name[3:].isdigit():
-            values = [int(t) for t in ticks[:8]]
-            found[int(name[3:])] = (values[3] + values[4], sum(values))
-    return found
+def busy_shares(seconds: float) -> dict[int, float]:
+    """Core -> share of the next `seconds` in which it was not idle (waiting for a disk counts as idle)."""
+    return {core: percent / 100 for core, percent in enumerate(psutil.cpu_percent(seconds, percpu=True))}
 
 
 def wait_for_idle(threads: int, patience: float = 30.0, busy: Callable[[float], dict[int, float]] = busy_shares) -> None:
@@ -104,19 +86,28 @@ def wait_for_idle(threads: int, patience: float = 30.0, busy: Callable[[float], 
 
 
 @dataclass
-class Bench:
-    """Times cells in two passes with the anchor around them, and again where they spread or the machine has drifted.
+class CpuBench(Bench):
+    """Times cells in two passes with the anchor around them, and whole models in turns.
 
     Args:
-        threads: Of the runtime.
-        seconds: Of measuring for a cell, both passes together.
+        threads: Threads of the runtime.
+        seconds: Time of measuring for a cell or a model, both passes together.
         anchors_us: Readings of the anchor so far.
     """
 
+    method: ClassVar[str] = (
+        "random data; the anchor (matrix product and copy) before, between and after; two passes of 3 warm-ups and samples of at least 1 ms; median over "
+        "both and interquartile range; on pinned cores; process CPU time at one thread, else wall clock on an idle machine"
+    )
+    bytes_per_us: ClassVar[float] = BYTES_PER_US
     threads: int = 1
     seconds: float = 0.25
     anchors_us: list[float] = field(default_factory=list)
     _anchor: Callable[[], object] = field(default_factory=anchor_work)
+
+    def held(self) -> contextlib.AbstractContextManager[tuple[int, ...]]:
+        """As many cores as there are threads, and nothing else."""
+        return pinned(self.threads)
 
     def anchor(self) -> float:
         """Read the anchor once more, in microseconds."""
@@ -129,16 +120,24 @@ class Bench:
         usual = float(np.median(self.anchors_us)) if self.anchors_us else 0.0
         return max(abs(reading / usual - 1) for reading in self.anchors_us[-3:]) if usual else 0.0
 
-    def measure(self, run: Callable[[], object]) -> tuple[Timing, float, bool]:
-        """Time a cell. Returns the timing, the anchor beside it in microseconds, and whether both held still."""
+    def measure(self, cell: Cell) -> Measured:
+        """Time a cell; it is steady where neither it nor the anchor moved. Raises MpsearchError as `wait_for_idle`."""
         wait_for_idle(self.threads)
         readings = [self.anchor()]
         passes = []
         for _ in range(2):
-            passes.append(time_callable(run, threads=self.threads, seconds=self.seconds / 2))
+            passes.append(time_callable(cell.run, threads=self.threads, seconds=self.seconds / 2))
             readings.append(self.anchor())
         timing = _joined(passes, self.threads)
-        return timing, float(np.median(readings)), held_still(timing) and self.drift <= DRIFT
+        return Measured(timing, float(np.median(readings)), held_still(timing) and self.drift <= DRIFT)
+
+    def measure_models(self, runs: Sequence[Callable[[], object]], seed: int = 0) -> list[Measured]:
+        """Time whole models in turns, the anchor before each. Raises MpsearchError as `wait_for_idle`."""
+        wait_for_idle(self.threads)
+        first = len(self.anchors_us)
+        timings = time_interleaved(runs, threads=self.threads, seconds=self.seconds, between=self.anchor, seed=seed)
+        anchor_us = float(np.median(self.anchors_us[first:]))
+        return [Measured(timing, anchor_us, held_still(timing)) for timing in timings]
 
 
 def time_apart(run: Callable[[], object], *, threads: int = 1, seconds: float = 0.5, rounds: int = 1) -> Timing:

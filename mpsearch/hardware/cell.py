@@ -12,13 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from mpsearch.errors import MpsearchError
-from mpsearch.hardware.backends import Backend, Cell
-from mpsearch.hardware.bench import Bench
+from mpsearch.hardware.backends import Backend, Bench, Cell, Measured
 from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.rows import Row, row_key
 from mpsearch.problem import Candidate, Layer
 
-_NOTHING = Timing(0.0, 0.0, 0, "cpu")
+_NOTHING = Measured(Timing(0.0, 0.0, 0, "cpu"), 0.0, True)
 
 
 class CellTimer:
@@ -43,23 +42,24 @@ class CellTimer:
     def measure(self, layer: Layer, kernel: Candidate) -> tuple[Row, bool]:
         """The row of a unit in a kernel, and whether the machine held still. A kernel that raises is a row of status `crash`."""
         if self._bench is None:
-            self._bench = Bench(self.backend.threads, self.seconds)
+            self._bench = self.backend.bench(self.seconds)
         try:
             cell = self.backend.build(layer, kernel, self.batch)
-            timing, anchor_us, steady = self._bench.measure(cell.run)
+            measured = self._bench.measure(cell)
         except MpsearchError:
             raise
         except Exception as error:  # a runtime has no common base class for what its kernels raise; the row says what it was
             first = (str(error).strip().splitlines() or [""])[0]
             return self.failed(layer, kernel, f"{type(error).__name__}: {first}"[:160]), True
-        return self._row(layer, kernel, cell, timing, anchor_us), steady
+        return self._row(layer, kernel, cell, measured), measured.steady
 
     def failed(self, layer: Layer, kernel: Candidate, why: str) -> Row:
         """The row of a kernel that did not come back."""
         none = Cell(lambda: None, (why,), False, math.nan, 0.0)
-        return self._row(layer, kernel, none, _NOTHING, 0.0, "crash")
+        return self._row(layer, kernel, none, _NOTHING, "crash")
 
-    def _row(self, layer: Layer, kernel: Candidate, cell: Cell, timing: Timing, anchor_us: float, status: str | None = None) -> Row:
+    def _row(self, layer: Layer, kernel: Candidate, cell: Cell, measured: Measured, status: str | None = None) -> Row:
+        timing = measured.timing
         found = "wrong" if not cell.relative_error <= cell.tolerance else "ok" if cell.as_asked else "fallback"
         return Row(
             row_key(layer, self.batch),
@@ -74,13 +74,18 @@ class CellTimer:
             datetime.now(UTC).isoformat(timespec="seconds"),
             min_us=timing.min_us,
             rounds=" ".join(f"{p:.6g}" for p in timing.passes_us),
-            anchor_us=anchor_us,
+            anchor_us=measured.anchor_us,
             clock=timing.clock,
+            energy_mj=measured.energy_mj,
         )
 
 
 class IsolatedTimer(CellTimer):
-    """Measures cells in a child process; one that dies at a cell leaves a row of status `crash`, and another takes its place."""
+    """Measures cells in a child process.
+
+    A child that dies or fails at a cell leaves a row of status `crash`, and another takes its place: after an illegal
+    access every later call of a CUDA process fails too.
+    """
 
     _child: Any = None
     _pipe: Connection | None = None
@@ -96,6 +101,8 @@ class IsolatedTimer(CellTimer):
         if isinstance(answer, BaseException):
             raise answer
         row, steady = answer
+        if row.status == "crash":
+            self._stop()
         return row, steady
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

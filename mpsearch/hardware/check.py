@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mpsearch.errors import MissingExtraError, TableError
+from mpsearch.errors import DeviceMismatchError, MissingExtraError, TableError
 from mpsearch.hardware.backends import BACKENDS
 from mpsearch.hardware.device import DeviceIdentity
-from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.table import LatencyTable, differences
 
 
@@ -58,8 +58,9 @@ def _check(path: Path, device: DeviceIdentity, threads: int | None) -> TableChec
     except TableError as error:
         return TableCheck(path, "damaged", (str(error),), {}, 0, None)
     version = _installed(table)
-    if version is not None and BACKENDS.create(table.backend).on_gpu and (gpu := probe.gpu()) is not None:
-        device = gpu.identity
+    if version is not None:
+        with contextlib.suppress(DeviceMismatchError):  # what is not here is no other device's
+            device = BACKENDS.create(table.backend).device()
     here = LatencyTable(device, table.backend, version or table.version, threads or table.threads)
     reasons = differences(table, device, here)
     if version is None:

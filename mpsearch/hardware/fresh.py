@@ -1,26 +1,72 @@
-"""A model file in a process of its own: what it computes, how long it takes, which kernels run. No torch, nothing of the process that wrote it."""
+"""A model in a process of its own: what it computes, how long it takes, which kernels run, what memory it needs.
+
+The other process is `python -m mpsearch.hardware.fresh JOB`. It imports what the job's loader needs and no more: the file of
+a runtime is loaded without torch, and nothing of the process that wrote it can help it.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mpsearch.errors import MpsearchError
+from mpsearch.allocator import keep_freed_memory
+from mpsearch.errors import MpsearchError, UserError
 from mpsearch.hardware.backends.ort_cpu import executed, session
 from mpsearch.hardware.bench import TRIES, time_apart
+from mpsearch.hardware.device import identity
 from mpsearch.hardware.ir import fallbacks, read_ir
 from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.openvino_nodes import compiled, ran_nodes
 from mpsearch.hardware.qdq import Array
+
+BATCH = 64
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Program:
+    """What another process is to load.
+
+    Args:
+        loader: `module:function` of mpsearch; called with the path, the threads and the options, it returns a `Loaded`.
+        path: A file or a folder.
+        options: Plain data for the loader.
+    """
+
+    loader: str
+    path: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to run.
+
+    Args:
+        run: From inputs, N x ..., to outputs, N x K, for any N.
+        about: Gives `executed` (operators that run, in order), `fallbacks` (unit -> kernel that runs where it is not what
+            was asked) and `bytes` on disk.
+        device: What it runs on, for people.
+        energy: Reads the device's counter of energy in millijoules (None where it has none); None for a CPU.
+    """
+
+    run: Callable[[Array], Array]
+    about: Callable[[], dict[str, Any]] = dict
+    device: str = ""
+    energy: Callable[[], float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -29,10 +75,10 @@ class FreshRun:
 
     Args:
         outputs: First output for each input, N x K.
-        timing: Of a call with one input.
+        timing: Time of a call with one input.
         executed: Operators that ran, in order.
         fallbacks: Unit -> kernel that ran, where it is not what was asked.
-        bytes_on_disk: Of the file, or files.
+        bytes_on_disk: Bytes of the file, or files.
     """
 
     outputs: Array
@@ -42,59 +88,197 @@ class FreshRun:
     bytes_on_disk: int
 
 
-def run_fresh(path: Path, inputs: Array, *, threads: int = 1, seconds: float = 0.5, patience: float = 600.0) -> FreshRun:
-    """Start a process that knows nothing but the file, and let it run and time it.
+def file_program(path: Path) -> Program:
+    """The program of a runtime's file: `.onnx` (ONNX Runtime) or `.xml` (OpenVINO)."""
+    return Program(f"{__name__}:{'load_openvino' if path.suffix == '.xml' else 'load_onnx'}", path)
+
+
+def run_fresh(program: Program | Path, inputs: Array, *, threads: int = 1, seconds: float = 0.5, patience: float = 600.0) -> FreshRun:
+    """Start a process that knows nothing but the files, and let it run and time them, one input in a call.
 
     Args:
-        path: `.onnx` (ONNX Runtime) or `.xml` (OpenVINO).
-        inputs: N x ..., whole numbers (tokens) as they are and everything else as float32; a call with the first alone is what is timed.
-        threads: Of the runtime's pool.
-        seconds: Of measuring.
+        program: What it loads; a path is a runtime's file.
+        inputs: N x ..., whole numbers (tokens) as they are and everything else as float32; a call with the first alone
+            is timed.
+        threads: Threads of the runtime's pool.
+        seconds: Time of measuring.
         patience: Seconds after which the process is ended.
 
-    Raises: MpsearchError: The process failed, died or took too long; with what it said.
+    Raises:
+        UserError: The process refused what it was given; with what it said.
+        MpsearchError: The process failed, died or took too long; with what it said.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    outputs, about = _ask(program, {"do": "time", "seconds": seconds}, inputs, threads, patience)
+    timing = Timing(**{key: tuple(value) if isinstance(value, list) else value for key, value in about["timing"].items()})  # type: ignore[arg-type]
+    return FreshRun(outputs, timing, tuple(about["executed"]), about["fallbacks"], int(about["bytes"]))
+
+
+def outputs_of(program: Program, inputs: Array, threads: int = 1) -> Array:
+    """Outputs of another process, N x K, in batches of `BATCH`. Raises as `run_fresh`."""
+    return _ask(program, {"do": "run"}, inputs, threads, None)[0]
+
+
+def bench_of(program: Program, shape: Sequence[int], *, batches: Sequence[int] = (1,), seconds: float = 2.0, threads: int = 1) -> dict[str, Any]:
+    """What another process measures of a model on random inputs.
+
+    Args:
+        program: What it loads.
+        shape: Shape of one input.
+        batches: Sizes of batches.
+        seconds: Time of measuring for each of them.
+        threads: Threads of the runtime.
+
+    Returns: `batches`: for each batch size the latencies of single calls in microseconds (`latency_us`: p50, p90, p99,
+        mean, least, iqr, repeats) and `images_per_second`; `memory`: bytes of resident memory before loading, after it,
+        and at the peak; `energy`: millijoules of one image (`mj_per_image`, at the last batch size), or why there is
+        none; `device`; `threads`.
+
+    Raises: As `run_fresh`.
+    """
+    asked = {"do": "bench", "seconds": seconds, "batches": list(batches), "shape": list(shape)}
+    return _ask(program, asked, np.zeros(0, np.float32), threads, None)[1]
+
+
+def _ask(program: Program | Path, asked: Mapping[str, Any], inputs: Array, threads: int, patience: float | None) -> tuple[Array, dict[str, Any]]:
+    """What another process answers: outputs, and plain data."""
+    program = program if isinstance(program, Program) else file_program(program)
+    path = program.path.resolve()
+    with tempfile.TemporaryDirectory(prefix="mpsearch-") as folder:
         given, result = Path(folder) / "inputs.npy", Path(folder) / "outputs.npy"
         np.save(given, np.ascontiguousarray(inputs, None if np.issubdtype(inputs.dtype, np.integer) else np.float32))
-        job = {"path": str(path.resolve()), "inputs": str(given), "outputs": str(result), "threads": threads, "seconds": seconds}
+        job = {"loader": program.loader, "path": str(path), "options": dict(program.options), "threads": threads, **asked}
+        job |= {"inputs": str(given), "outputs": str(result)}
         pools = {name: str(threads) for name in ("OMP_NUM_THREADS", "TBB_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         command = [sys.executable, "-m", "mpsearch.hardware.fresh", json.dumps(job)]
         environment = {**os.environ, **pools, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=patience, env=environment, check=False)
         except subprocess.TimeoutExpired:
-            raise MpsearchError(f"{path} was not done in {patience:.0f} s in a process of its own. Give fewer images, or wait longer.") from None
+            raise MpsearchError(f"{program.path} was not done in {patience:.0f} s in a process of its own. Give fewer images, or wait longer.") from None
         if done.returncode != 0 or not result.is_file():
-            said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-            raise MpsearchError(f"{path} failed in a process of its own (exit code {done.returncode}); it said: {said}")
-        about = json.loads(done.stdout.strip().splitlines()[-1])
-        timing = Timing(**{key: tuple(value) if isinstance(value, list) else value for key, value in about["timing"].items()})  # type: ignore[arg-type]
-        return FreshRun(np.load(result), timing, tuple(about["executed"]), about["fallbacks"], int(about["bytes"]))
+            said = (done.stderr.strip().splitlines() or ["nothing"])[-1].removeprefix("Error: ")
+            kind = UserError if done.returncode == UserError.exit_code else MpsearchError
+            raise kind(f"{program.path} failed in a process of its own (exit code {done.returncode}); it said: {said}")
+        return np.load(result), json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _main(text: str) -> None:
-    job = json.loads(text)
-    path, inputs = Path(job["path"]), np.load(job["inputs"])
-    run, found = (_openvino if path.suffix == ".xml" else _onnx)(path, int(job["threads"]))
-    np.save(job["outputs"], np.concatenate([np.asarray(run(inputs[i : i + 1])) for i in range(len(inputs))]))
-    timing = time_apart(lambda: run(inputs[:1]), threads=int(job["threads"]), seconds=float(job["seconds"]), rounds=TRIES)
-    print(json.dumps({"timing": asdict(timing), **found}))
-
-
-def _onnx(path: Path, threads: int) -> tuple[Callable[[Array], Any], dict[str, Any]]:
+def load_onnx(path: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
+    """A file for ONNX Runtime."""
     live = session(path, threads)
     name = live.get_inputs()[0].name
-    return lambda x: live.run(None, {name: x})[0], {"executed": executed(path, threads), "fallbacks": {}, "bytes": path.stat().st_size}
+    about = lambda: {"executed": executed(path, threads), "fallbacks": {}, "bytes": path.stat().st_size}  # noqa: E731
+    return Loaded(lambda x: np.asarray(live.run(None, {name: x})[0]), about, str(identity()))
 
 
-def _openvino(path: Path, threads: int) -> tuple[Callable[[Array], Any], dict[str, Any]]:
-    ir = read_ir(path, batch=1)
-    live = compiled(ir.model, threads, ir.precision)
-    request = live.create_infer_request()
-    about = {"executed": [str(node) for node in ran_nodes(live)], "fallbacks": fallbacks(live, ir.asked)}
-    return lambda x: request.infer([x])[0], {**about, "bytes": path.stat().st_size + path.with_suffix(".bin").stat().st_size}
+def load_openvino(path: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
+    """A file for OpenVINO, compiled for each size of batch at its first call."""
+    live: dict[int, Any] = {}
+
+    def at(batch: int) -> Any:
+        if batch not in live:
+            ir = read_ir(path, batch=batch)
+            live.clear()
+            live[batch] = compiled(ir.model, threads, ir.precision).create_infer_request()
+        return live[batch]
+
+    def about() -> dict[str, Any]:
+        ir = read_ir(path, batch=1)
+        one = compiled(ir.model, threads, ir.precision)
+        size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
+        return {"executed": [str(node) for node in ran_nodes(one)], "fallbacks": fallbacks(one, ir.asked), "bytes": size}
+
+    at(1)
+    return Loaded(lambda x: np.asarray(at(len(x)).infer([x])[0]), about, str(identity()))
+
+
+def _main(text: str) -> int:
+    """The other process."""
+    job = json.loads(text)
+    try:
+        module, _, name = job["loader"].partition(":")
+        load = getattr(importlib.import_module(module), name)
+        before = _peak_bytes()
+        if job["do"] == "run":  # what is timed has the allocator that it will have
+            keep_freed_memory()
+        loaded = load(Path(job["path"]), int(job["threads"]), job["options"])
+        outputs, answer = _DO[job["do"]](loaded, job, before)
+    except MpsearchError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    np.save(job["outputs"], outputs)
+    print(json.dumps(answer))
+    return 0
+
+
+def _run(loaded: Loaded, job: Mapping[str, Any], before: int) -> tuple[Array, dict[str, Any]]:
+    inputs = np.load(job["inputs"])
+    return np.concatenate([loaded.run(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)]), {}
+
+
+def _time(loaded: Loaded, job: Mapping[str, Any], before: int) -> tuple[Array, dict[str, Any]]:
+    inputs = np.load(job["inputs"])
+    outputs = np.concatenate([loaded.run(inputs[i : i + 1]) for i in range(len(inputs))])
+    one = np.ascontiguousarray(inputs[:1])
+    timing = time_apart(lambda: loaded.run(one), threads=int(job["threads"]), seconds=float(job["seconds"]), rounds=TRIES)
+    return outputs, {"timing": asdict(timing), **loaded.about()}
+
+
+def _bench(loaded: Loaded, job: Mapping[str, Any], before: int) -> tuple[Array, dict[str, Any]]:
+    after, draw, seconds = _peak_bytes(), np.random.default_rng(0), float(job["seconds"])
+    rows = []
+    for batch in job["batches"]:
+        inputs = draw.standard_normal((batch, *job["shape"])).astype(np.float32)
+        rows.append({"batch": batch, **_latencies(loaded.run, inputs, seconds)})
+    memory = {"before_load_bytes": before, "after_load_bytes": after, "peak_bytes": _peak_bytes()}
+    energy = _energy(loaded, inputs, seconds)
+    return np.zeros(0), {"batches": rows, "memory": memory, "energy": energy, "threads": job["threads"], "device": loaded.device}
+
+
+_DO = {"run": _run, "time": _time, "bench": _bench}
+
+
+def _latencies(run: Callable[[Array], Array], inputs: Array, seconds: float) -> dict[str, Any]:
+    """Wall clock of single calls; each call is one sample, so that the tail is seen."""
+    for _ in range(_WARM_UP):
+        run(inputs)
+    samples: list[float] = []
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(samples) < 10:
+        begun = time.perf_counter_ns()
+        run(inputs)
+        samples.append((time.perf_counter_ns() - begun) / 1e3)
+    low, p50, high, p90, p99 = (float(v) for v in np.percentile(samples, (25, 50, 75, 90, 99)))
+    mean = math.fsum(samples) / len(samples)
+    latency = {"p50": p50, "p90": p90, "p99": p99, "mean": mean, "least": min(samples), "iqr": high - low, "repeats": len(samples)}
+    return {"latency_us": latency, "images_per_second": len(inputs) * 1e6 / mean}
+
+
+def _energy(loaded: Loaded, inputs: Array, seconds: float) -> dict[str, Any]:
+    """Energy of an image at the last batch size: what the device's counter moves over about `seconds`, idle power included."""
+    if loaded.energy is None:
+        return {"mj_per_image": None, "reason": "the artifact runs on the CPU; NVML measures NVIDIA devices alone"}
+    before, images, start = loaded.energy(), 0, time.perf_counter()
+    while time.perf_counter() - start < seconds or not images:
+        loaded.run(inputs)
+        images += len(inputs)
+    after = loaded.energy()
+    if before is None or after is None:
+        return {"mj_per_image": None, "reason": "the card has no counter of energy"}
+    return {"mj_per_image": (after - before) / images, "batch": len(inputs)}
+
+
+def _peak_bytes() -> int:
+    """Greatest resident memory of this process so far.
+
+    `getrusage` would count what the parent held when it started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        if found is not None:
+            return int(found) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    sys.exit(_main(sys.argv[1]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import stdtrit
 
-from mpsearch.hardware.fresh import run_fresh
+from mpsearch.hardware.fresh import Program, run_fresh
 from mpsearch.hardware.qdq import Array
 
 PROCESSES = 6
@@ -55,12 +55,18 @@ class NewProcessTiming:
 
 
 def time_in_new_processes(
-    path: Path, image: Array, *, threads: int = 1, seconds: float = 0.5, processes: int = PROCESSES, on_process: Callable[[int, int], None] | None = None
+    program: Program | Path,
+    image: Array,
+    *,
+    threads: int = 1,
+    seconds: float = 0.5,
+    processes: int = PROCESSES,
+    on_process: Callable[[int, int], None] | None = None,
 ) -> NewProcessTiming:
     """Time a file in new processes, one after the other.
 
     Args:
-        path: As in `run_fresh`.
+        program: As in `run_fresh`.
         image: 1 x ..., as there.
         threads: Of the runtime's pool.
         seconds: Of measuring in each process.
@@ -75,10 +81,10 @@ def time_in_new_processes(
         raise ValueError(f"processes is {processes}; it must be at least 2.")
     timings = []
     for done in range(1, processes + 1):
-        timings.append(run_fresh(path, image, threads=threads, seconds=seconds).timing)
+        timings.append(run_fresh(program, image, threads=threads, seconds=seconds).timing)
         if on_process is not None:
             on_process(done, processes)
     readings = [t.median_us for t in timings]
     high = _DISTURBED * float(np.median(readings))
-    kept = [r if r <= high else min(r, run_fresh(path, image, threads=threads, seconds=seconds).timing.median_us) for r in readings]
+    kept = [r if r <= high else min(r, run_fresh(program, image, threads=threads, seconds=seconds).timing.median_us) for r in readings]
     return NewProcessTiming(tuple(kept), timings[0].clock)

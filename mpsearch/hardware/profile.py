@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mpsearch.errors import TableError
 from mpsearch.hardware.backends import Backend
-from mpsearch.hardware.bench import TRIES, pinned
+from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.cell import CellTimer, IsolatedTimer
 from mpsearch.hardware.predict import RowPredictor
 from mpsearch.hardware.rows import Row, row_key
@@ -51,10 +50,7 @@ def profile(
         at_most: Rows to measure, those from which the others can be predicted best; None measures all, which is always better.
         on_row: Progress: rows done, rows to measure, which.
     """
-    if backend.on_gpu:  # a clock of the host would time how long a kernel takes to be queued
-        raise TableError(
-            f"{backend.name} runs on a GPU, which a clock of the host cannot time. Use hardware.gpu.table, as `mpsearch profile --target triton-cuda` does."
-        )
+    table.method = backend.bench().method
     left = missing_cells(layers, candidates, backend, table, batch)
     total = len(left) if at_most is None else min(at_most, len(left))
     done = 0
@@ -106,7 +102,7 @@ def measure_cells(
     steadiest: dict[tuple[str, str], Row] = {}
     with contextlib.ExitStack() as stack:
         if cells:
-            stack.enter_context(pinned(backend.threads))
+            stack.enter_context(backend.bench().held())
         timer = stack.enter_context((IsolatedTimer if isolate else CellTimer)(backend, batch, seconds))
         while queue:
             key = queue.popleft()
@@ -188,3 +184,23 @@ def latency_costs(
             row.append(math.inf)
         rows.append(tuple(row))
     return LatencyCosts(tuple(rows), tuple(unusable), table.estimated or bool(predicted), tuple(unstable), tuple(predicted))
+
+
+def energy_costs(layers: Sequence[Layer], candidates: Sequence[Sequence[Candidate]], backend: Backend, table: LatencyTable, batch: int = 1) -> Rows:
+    """Energy of every unit at every candidate, over all its calls.
+
+    Args:
+        layers: L units.
+        candidates: For each its choices.
+        backend: The runtime.
+        table: Table of this device and backend.
+        batch: Images in a call.
+    Returns: `L x C_l` in millijoules; infinite where there is no usable row with an energy.
+    """
+
+    def energy(layer: Layer, candidate: Candidate) -> float:
+        kernel = backend.supports(layer, candidate).kernel
+        row = None if kernel is None else table.get(layer, kernel, batch)
+        return math.inf if row is None or not row.usable or row.energy_mj is None else row.energy_mj * layer.calls
+
+    return tuple(tuple(energy(layer, c) for c in choices) for layer, choices in zip(layers, candidates, strict=True))

@@ -37,6 +37,7 @@ class Row:
         rounds: Medians of the passes, in order, separated by blanks: how far two of the same lie apart.
         anchor_us: The fixed piece of work that was timed beside it; another anchor is another state of the machine.
         clock: `cpu` (time of the process), `wall`, or `gpu` (events around a CUDA graph).
+        energy_mj: Energy of one call; None where the device counts none.
     """
 
     key: str
@@ -54,6 +55,7 @@ class Row:
     rounds: str = ""
     anchor_us: float = 0.0
     clock: str = "cpu"
+    energy_mj: float | None = None
 
     @property
     def usable(self) -> bool:
@@ -115,7 +117,9 @@ class ModelRun:
         return {name: value for name, value in asdict(self).items() if name != "energies_mj" or value}
 
 
-COLUMNS = tuple(f.name for f in fields(Row))
+ENERGY = "energy_mj"
+"""Column that a table has only where a row has an energy, so that tables of other devices are as they ever were."""
+COLUMNS = tuple(f.name for f in fields(Row) if f.name != ENERGY)
 _REALS = ("median_us", "iqr_us", "relative_error", "min_us", "anchor_us")
 _WHOLE = ("repeats", "weight_bytes")
 _REMOVE = "Remove the line, or measure again."
@@ -134,17 +138,19 @@ def row_key(layer: Layer, batch: int) -> str:
 
 def read_row(where: str, record: Mapping[str | None, str | None]) -> Row:
     """A row from the texts of a CSV line. Raises TableError, naming `where` and the value."""
-    if None in record or any(record[c] is None for c in COLUMNS):
-        raise TableError(f"{where}, does not have {len(COLUMNS)} fields: the file was cut off or edited. {_REMOVE}")
+    if None in record or None in record.values():
+        raise TableError(f"{where}, does not have {len(record)} fields: the file was cut off or edited. {_REMOVE}")
     text = {c: str(record[c]) for c in COLUMNS}
+    counted = {ENERGY: str(record[ENERGY])} if record.get(ENERGY) else {}
     try:
         numbers: dict[str, float] = {c: float(text[c]) for c in _REALS} | {c: int(text[c]) for c in _WHOLE}
+        numbers |= {c: float(value) for c, value in counted.items()}
         [float(part) for part in text["rounds"].split()]
     except ValueError as error:
         raise TableError(f"{where}: {error}. {_REMOVE}") from None
     for column, value in numbers.items():
         if not math.isfinite(value) or value < 0 or (column == "median_us" and value == 0 and text["status"] in USABLE):
-            raise TableError(f"{where}: {column} is {text[column]}; it must be finite and positive. {_REMOVE}")
+            raise TableError(f"{where}: {column} is {(text | counted)[column]}; it must be finite and positive. {_REMOVE}")
     for column, known in (("status", STATUSES), ("kind", KINDS), ("clock", CLOCKS)):
         if text[column] not in known:
             raise TableError(f"{where}: {column} {text[column]!r} is none of {', '.join(known)}. {_REMOVE}")

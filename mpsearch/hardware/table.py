@@ -17,14 +17,10 @@ from typing import Any
 from mpsearch import files
 from mpsearch.errors import DeviceMismatchError, TableError
 from mpsearch.hardware.device import DeviceIdentity
-from mpsearch.hardware.rows import COLUMNS, ModelRun, Row, read_row, read_run, row_key
+from mpsearch.hardware.rows import COLUMNS, ENERGY, ModelRun, Row, read_row, read_run, row_key
 from mpsearch.problem import Candidate, Layer
 
 SCHEMA = 2
-METHOD = (
-    "random data; the anchor (matrix product and copy) before, between and after; two passes of 3 warm-ups and samples of at least 1 ms; median over both and "
-    "interquartile range; on pinned cores; process CPU time at one thread, else wall clock on an idle machine"
-)
 _AGAIN = "Restore it, or remove it and measure again."
 _SOFTWARE = ("numpy", "onnx", "mpsearch")
 
@@ -51,7 +47,7 @@ class LatencyTable:
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
     estimated: bool = False
     models: dict[tuple[str, int, tuple[str, ...]], ModelRun] = field(default_factory=dict)
-    method: str = METHOD
+    method: str = ""
 
     @property
     def file_name(self) -> str:
@@ -85,7 +81,8 @@ class LatencyTable:
 
     def _csv(self) -> str:
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        energy = (ENERGY,) if any(row.energy_mj is not None for row in self.rows.values()) else ()
+        writer = csv.DictWriter(text, COLUMNS + energy, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(asdict(row) for _, row in sorted(self.rows.items()))
         return text.getvalue()
@@ -126,7 +123,7 @@ class LatencyTable:
         differs = differences(table, device, fits)
         if differs and not allow_estimate:
             raise DeviceMismatchError(f"{path} {'; it '.join(differs)}. Leave out --table to measure here, or pass --allow-estimate.")
-        table.method = str(about.get("method", METHOD))
+        table.method = str(about.get("method", ""))
         table.rows = {(row.key, row.kernel): row for row in _rows(path)}
         table.models = {run.key: run for run in _runs(models_path(path))}
         table.estimated = bool(differs)

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from mpsearch.hardware.bench import Bench, held_still, pinned, wait_for_idle
-from mpsearch.hardware.measure import time_interleaved
+from mpsearch.hardware.backends import Bench
 from mpsearch.hardware.rows import ModelRun
 
 Kernels = tuple[str, ...]
@@ -78,10 +77,9 @@ def measure_models(
     model: str,
     wanted: Sequence[Kernels],
     build: Callable[[Kernels], WholeModel],
+    bench: Bench,
     *,
     batch: int = 1,
-    threads: int = 1,
-    seconds: float = 0.3,
     group: int = GROUP,
     seed: int = 0,
 ) -> Iterator[ModelRun]:
@@ -91,22 +89,18 @@ def measure_models(
         model: `model_key` of the architecture.
         wanted: Kernels of each model.
         build: Makes one of them ready to run.
+        bench: What times them.
         batch: Images in a call.
-        threads: Of the runtime.
-        seconds: Of measuring for each model, over both passes.
         group: Models held in memory together.
-        seed: Of the orders.
+        seed: Random seed of the orders.
     """
-    bench = Bench(threads)
-    with pinned(threads):
+    with bench.held():
         for start in range(0, len(wanted), group):
             asked = wanted[start : start + group]
             built = [build(kernels) for kernels in asked]
-            wait_for_idle(threads)
-            first = len(bench.anchors_us)
-            timings = time_interleaved([b.run for b in built], threads=threads, seconds=seconds, between=bench.anchor, seed=seed + start)
-            anchor_us = float(np.median(bench.anchors_us[first:]))
-            for kernels, whole, timing in zip(asked, built, timings, strict=True):
-                status = "fallback" if not whole.as_asked else "ok" if held_still(timing) else "unstable"
-                now = datetime.now(UTC).isoformat(timespec="seconds")
-                yield ModelRun(model, batch, kernels, timing.passes_us, timing.iqr_us, anchor_us, status, timing.clock, now)
+            found = bench.measure_models([b.run for b in built], seed + start)
+            for kernels, whole, measured in zip(asked, built, found, strict=True):
+                status = "fallback" if not whole.as_asked else "ok" if measured.steady else "unstable"
+                now, timing = datetime.now(UTC).isoformat(timespec="seconds"), measured.timing
+                numbers = (timing.passes_us, timing.iqr_us, measured.anchor_us, status, timing.clock, now)
+                yield ModelRun(model, batch, kernels, *numbers, measured.energies_mj)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from mpsearch.deploy.runtimes import RUNTIMES
+from mpsearch.deploy.targets import TARGETS, Target
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
 from mpsearch.evaluate import TASKS
 from mpsearch.objectives import OBJECTIVES
@@ -15,8 +15,7 @@ from mpsearch.reconstruct import METHODS
 from mpsearch.study import SAMPLERS
 from mpsearch.units import parse_quantity
 
-TARGETS = (*RUNTIMES, "packed")
-"""What a run can write for: the runtimes that it can measure, and the packed checkpoint alone."""
+DEFAULT_TARGET = "ort-cpu"
 _MOST_SEED = 2**31 - 1
 _SEARCH_STATES = ("gptq", "nearest", "reconstructed")
 DEFAULT_OBJECTIVES = ("sketch", "output_mse", "weight_mse")
@@ -80,8 +79,9 @@ class RunConfig:
         search_states: What the search sees of each unit: `gptq`, `nearest` or `reconstructed:steps=20` (see `SearchStates`).
         bias_correction: Whether the biases of quantised units make up for the mean error of their weights.
         reconstruction_memory: Bound on the memory that a reconstruction takes beside the model and the images, such as `8GiB`; it uses fewer images to keep it.
-        target: `ort-cpu` (packed checkpoint and ONNX), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR), `triton-cuda` (checkpoint on the
-            Triton kernels, latency and energy), or `packed` (checkpoint alone, no latency).
+        target: Registered deployment target that a run can measure, with options: `ort-cpu` (packed checkpoint and ONNX),
+            `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR), `triton-cuda` (checkpoint on the Triton
+            kernels, latency and energy), or `packed` (checkpoint alone, no latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
         allow_estimate: Take a table of another device or version as an estimate, and keep a latency budget by predictions that are known to be poor.
@@ -114,7 +114,7 @@ class RunConfig:
     search_states: str = "gptq"
     bias_correction: bool = True
     reconstruction_memory: str = "8GiB"
-    target: str = "ort-cpu"
+    target: str = DEFAULT_TARGET
     tables: str = "latency_tables"
     table: str | None = None
     allow_estimate: bool = False
@@ -134,8 +134,11 @@ class RunConfig:
         self._check_task()
         if self.memory_bytes < 1:
             raise OptionError(f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.")
-        if self.target not in TARGETS:
-            raise UnknownNameError("target of a run", self.target, TARGETS, "A finished study is written for others by `mpsearch export`.")
+        if not self.deployment.in_run:
+            raise OptionError(
+                f"--target {self.target} is written but not measured by mpsearch, so a run cannot search for it. Run with --target {DEFAULT_TARGET}, "
+                f"then write it with `mpsearch export STUDY --target {self.target}`."
+            )
         if self.sampler not in SAMPLERS:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         if not self.objectives:
@@ -176,6 +179,11 @@ class RunConfig:
         method, task = METHODS.create(self.method), TASKS.create(self.task)
         if method.loss == "fisher" and not task.classes:
             raise OptionError(f"The method {self.method!r} draws classes from the model, and the task {self.task!r} has none. Add loss=mse, or use qdrop.")
+
+    @property
+    def deployment(self) -> Target:
+        """The target."""
+        return TARGETS.create(self.target)
 
     @property
     def memory_bytes(self) -> int:

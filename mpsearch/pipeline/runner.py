@@ -24,7 +24,7 @@ from mpsearch.pipeline.results import Choice, Results
 from mpsearch.pipeline.steps.costs import limited
 from mpsearch.pipeline.steps.finalists import Chosen, choose
 from mpsearch.pipeline.steps.front import write_front
-from mpsearch.pipeline.steps.latency import add_latency, backend_of, latency_table, require_tables
+from mpsearch.pipeline.steps.latency import add_latency, backend_of, has_backend, latency_table, require_tables
 from mpsearch.pipeline.steps.learned import searched_calibration
 from mpsearch.pipeline.steps.memory import add_memory, limits_memory, memory_kernels
 from mpsearch.pipeline.steps.scores import add_scores
@@ -128,7 +128,7 @@ def _priced(problem: Problem, workshop: Workshop) -> tuple[Problem, dict[str, An
     """Step 2: the problem with what its candidates take on the target, and how that came about."""
     config, progress, about = workshop.config, workshop.progress, dict[str, Any]()
     deployment = workshop.deployment
-    if config.target != "packed":
+    if has_backend(config):
         table, where = latency_table(problem, config, progress)
         architecture = deployment.architecture(problem)
         problem, about["hardware"] = add_latency(problem, config, table, where, architecture, progress)

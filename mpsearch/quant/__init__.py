@@ -2,11 +2,12 @@
 
 from mpsearch.quant.affine import ActivationQuantizer, AffineParams, QuantizedTensor, affine_params, dequantize, fake_quantize, quantize
 from mpsearch.quant.inputs import InputQuantizer
-from mpsearch.quant.layers import QuantConv2d, QuantLayer, QuantLinear, UnitState, affine_input, install, wrap, wrap_units
+from mpsearch.quant.layers import QuantConv2d, QuantLayer, QuantLinear, install, wrap, wrap_units
 from mpsearch.quant.observers import OBSERVERS, Observer
 from mpsearch.quant.packing import pack, packed_nbytes, unpack
 from mpsearch.quant.products import QuantProduct, product_names, wrap_products
 from mpsearch.quant.regions import LogParams, TwoRegionParams
+from mpsearch.quant.states import UnitState, affine_input
 
 __all__ = [
     "OBSERVERS",

@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mpsearch.errors import ModelError, UnknownNameError
 from mpsearch.quant.inputs import InputQuantizer
-
-if TYPE_CHECKING:
-    from mpsearch.quant.layers import UnitState
+from mpsearch.quant.states import UnitState
 
 _NAME = re.compile(r"(?:(?P<path>.+)\.)?matmul(?P<index>\d+)")
 _ATTENTION = "scaled_dot_product_attention"

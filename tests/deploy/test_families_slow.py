@@ -67,7 +67,7 @@ def test_a_family_passes_every_step(name, tmp_path):
     best = result["best"]
     artifact, limit = best["artifact"], best["budgets"][0]["limit"]
 
-    packed = tmp_path / "study/artifact/best.safetensors"
+    packed = tmp_path / "study/artifact/model.safetensors"
     assert packed.stat().st_size == artifact["size_bytes"] == best["predicted"]["size_bytes"] == best["measured"]["size_bytes"] <= limit
     for row in result["rows"][1:]:
         assert row["searched"]["size_bytes"] == row["predicted"]["size_bytes"]
@@ -80,7 +80,7 @@ def test_a_family_passes_every_step(name, tmp_path):
         logits = load_packed(packed)(inputs)
         assert torch.equal(logits, load_packed(packed, build_model(source))(inputs))
 
-    path = tmp_path / "study/artifact/best.onnx"
+    path = tmp_path / "study/artifact/model.onnx"
     assert path.stat().st_size == artifact["onnx_bytes"] == best["measured"]["onnx_bytes"]
     onnx.checker.check_model(str(path))
     quantized = sum(text != "float" for text in best["assignment"].values())

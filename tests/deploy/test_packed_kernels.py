@@ -4,21 +4,19 @@ import json
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm.layers
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mpsearch
-from mpsearch.deploy import load_packed, process, save_packed
+from mpsearch.deploy import load_packed, save_packed
 from mpsearch.deploy.artifact import write_artifact
 from mpsearch.deploy.kernels import KernelLayer, kernel_layers, kernel_module, require_device
-from mpsearch.deploy.runtimes import Origin
-from mpsearch.deploy.targets import Job
-from mpsearch.deploy.triton_cuda import load_triton, run_triton
+from mpsearch.deploy.targets import TARGETS, Job
 from mpsearch.errors import CheckpointError, DeviceMismatchError, MissingExtraError, OptionError, UnknownNameError, UserError
+from mpsearch.hardware import fresh
 from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.kernels.layout import padded_columns
@@ -210,9 +208,8 @@ def test_a_layer_keeps_the_sizes_of_the_float_one_and_no_weight(written):
 
 def test_options_are_refused_with_what_is_right(written, monkeypatch):
     path, _, net = written("mobile", INTEGER)
-    for option in ({"dtype": "bf16"}, {"tiles": "t.json"}):
-        with pytest.raises(OptionError, match=rf"{next(iter(option))} is given without kernels"):
-            mpsearch.load(path, net.unfolded, **option)
+    with pytest.raises(OptionError, match="dtype is given without kernels"):
+        mpsearch.load(path, net.unfolded, dtype="bf16")
     with pytest.raises(UnknownNameError, match="triton-cuda"):
         mpsearch.load(path, net.unfolded, kernels="triton")
     with pytest.raises(OptionError, match="fp16 or bf16"):
@@ -293,23 +290,30 @@ def exported_artifact(prepared, tmp_path, monkeypatch):
     return write_artifact(tmp_path / "artifact", "triton-cuda", job, {"label": "best"}), job, net
 
 
-def asked(artifact, tmp_path, request, **tensors):
-    """What `process.main` answers, in this process."""
-    save_file(tensors, tmp_path / "request", {"mpsearch": json.dumps({"threads": 1, "model": None, **request})})
-    assert process.main([str(artifact.folder), str(tmp_path / "request"), str(tmp_path / "answer")]) == 0
-    with safe_open(tmp_path / "answer", "pt") as file:
-        return load_file(tmp_path / "answer"), json.loads(file.metadata()["mpsearch"])
+@pytest.fixture
+def asked(tmp_path, capsys):
+    """`asked(artifact, request, inputs)`: what the other process answers, in this one."""
+
+    def ask(artifact, request, inputs=None):
+        program = artifact.target.program(artifact.folder)
+        given, answer = tmp_path / "inputs.npy", tmp_path / "outputs.npy"
+        np.save(given, np.zeros(0, np.float32) if inputs is None else inputs.numpy())
+        job = {"loader": program.loader, "path": str(program.path), "options": program.options, "threads": 1}
+        assert fresh._main(json.dumps({**job, "inputs": str(given), "outputs": str(answer), **request})) == 0
+        return torch.from_numpy(np.load(answer)), json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return ask
 
 
-def test_an_exported_artifact_is_run_and_benched_on_the_kernels(exported_artifact, tmp_path, monkeypatch):
+def test_an_exported_artifact_is_run_and_benched_on_the_kernels(exported_artifact, asked, monkeypatch):
     artifact, job, net = exported_artifact
     assert artifact.manifest["target"] == "triton-cuda" and artifact.size_bytes == net.layout.size_bytes(net.uniform("W4A8"))
-    logits = asked(artifact, tmp_path, {"do": "run"}, inputs=net.images[:1])[0]["logits"]
+    logits, _ = asked(artifact, {"do": "run"}, net.images[:1])
     with torch.no_grad():
         wanted = install(job.module, job.states)(net.images[:1])
     assert logits.dtype == torch.float32 and float(torch.nn.functional.cosine_similarity(logits, wanted)) > 0.999
-    monkeypatch.setattr(process, "_latencies", lambda run, inputs, seconds: {"latency_us": {}})  # dozens of calls, which the interpreter takes seconds for
-    _, found = asked(artifact, tmp_path, {"do": "bench", "batches": [1], "seconds": 0.0})
+    monkeypatch.setattr(fresh, "_latencies", lambda run, inputs, seconds: {"latency_us": {}})  # dozens of calls, which the interpreter takes seconds for
+    _, found = asked(artifact, {"do": "bench", "batches": [1], "seconds": 0.0, "shape": list(artifact.input_shape)})
     assert found["device"].startswith("NVIDIA H200")
     assert found["energy"] == {"mj_per_image": 30.0, "batch": 1} and found["batches"] == [{"batch": 1, "latency_us": {}}]
 
@@ -317,10 +321,11 @@ def test_an_exported_artifact_is_run_and_benched_on_the_kernels(exported_artifac
 def test_the_runtime_reads_the_file_back_and_counts_the_calls_on_kernels(written, monkeypatch):
     path, states, net = written("mobile", ("W4A8", "float"))
     monkeypatch.setattr(cards, "card", lambda: SimpleNamespace(device=DEVICE))
-    origin = Origin(net.module, net.layout, net.calibration, lambda: None)
-    run, calls = load_triton(path, origin, net.images[:2], 1)
+    target, job = TARGETS.create("triton-cuda"), Job(net.module, net.layout, states, net.calibration, net.images[:2])
+    path.rename(path.with_name(target.file))
+    run, calls = target.one_call(job, path.parent, 1)
     assert calls == sum(not state.candidate.is_float for state in states.values()) == 3
-    logits = run_triton(path, origin)(net.images[:1])
+    logits = target.reload(job, path.parent, 1)(net.images[:1])
     assert logits.dtype == torch.float32 and torch.equal(run().float().cpu(), logits)
 
 

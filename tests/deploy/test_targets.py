@@ -11,8 +11,10 @@ from torch.nn.functional import cosine_similarity
 from mpsearch.deploy import PackedLayout, open_packed
 from mpsearch.deploy.integer import IntegerLayer, float_units, integer_module
 from mpsearch.deploy.targets import TARGETS, Job
-from mpsearch.errors import MissingExtraError, UserError
+from mpsearch.errors import MissingExtraError, OptionError, UserError
+from mpsearch.hardware import BACKENDS
 from mpsearch.models import ModelSource
+from mpsearch.pipeline import RunConfig
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import QuantLayer, install
 from mpsearch.reconstruct import calibrate
@@ -231,3 +233,33 @@ def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module.rpartition(".")[0], None)
         with pytest.raises(MissingExtraError, match=rf"mpsearch\[{name}\]"):
             TARGETS.create(name).load(folder, 1, job.module)
+
+
+@pytest.mark.parametrize(
+    ("alias", "text", "backend"),
+    [
+        ("ort-cpu", "onnx", "ort-cpu"),
+        ("openvino-cpu", "openvino", "openvino-cpu"),
+        ("openvino-cpu-bf16", "openvino:precision=bf16", "openvino-cpu-bf16"),
+        ("triton-cuda", "triton-cuda", "triton-cuda"),
+    ],
+)
+def test_a_name_of_a_runtime_is_the_target_that_it_runs(alias, text, backend):
+    target = TARGETS.create(alias)
+    assert target == TARGETS.create(text) and target.in_run
+    assert (target.backend(1).name, target.backend(1)) == (backend, BACKENDS.create(backend))
+
+
+def test_options_are_added_to_those_of_an_alias():
+    assert TARGETS.create("openvino-cpu-bf16:overflow_fix=on") == TARGETS.create("openvino:precision=bf16,overflow_fix=on")
+
+
+@pytest.mark.parametrize("text", ["onnx:four_bit=matmulnbits", "openvino:overflow_fix=on", "onnx-tensorrt", "torchao", "modelopt", "nncf"])
+def test_what_no_backend_times_is_for_export_alone(text, tmp_path):
+    target = TARGETS.create(text)
+    assert not target.in_run
+    with pytest.raises(OptionError, match=rf"--target {text} is written but not measured.*mpsearch export STUDY --target {text}"):
+        RunConfig(("5bits",), target=text)
+    if target.backend() is None:
+        with pytest.raises(UserError, match="no backend"):
+            target.measure(None, tmp_path, 1)

@@ -1,14 +1,19 @@
 """The bench: pinned cores, the anchor that tells of drift, the gate before more than one thread, and measuring in turns."""
 
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
 from mpsearch.errors import MpsearchError
-from mpsearch.hardware import Timing, time_interleaved
+from mpsearch.hardware import Cell, Timing, time_interleaved
 from mpsearch.hardware import bench as bench_module
-from mpsearch.hardware.bench import Bench, busy_shares, held_still, pinned, time_apart, wait_for_idle
+from mpsearch.hardware.bench import CpuBench, busy_shares, held_still, pinned, time_apart, wait_for_idle
 from mpsearch.hardware.measure import summary
+
+CELL = Cell(lambda: None, ("Op",), True, 0.0, 0.1)
 
 
 def test_pinning_is_undone_even_after_an_error():
@@ -26,12 +31,21 @@ def test_the_idlest_core_is_taken(monkeypatch):
         assert taken == (cores[-1],)
 
 
-def test_busy_shares_are_read_from_two_looks(tmp_path, monkeypatch):
-    stat = tmp_path / "stat"
-    stat.write_text("cpu  0 0 0 0\ncpu0 100 0 0 100 0 0 0 0\ncpu1 0 0 0 200 0 0 0 0\nintr 5\n")
-    monkeypatch.setattr("mpsearch.hardware.bench.time.sleep", lambda s: stat.write_text("cpu0 175 0 0 125 0 0 0 0\ncpu1 0 0 0 290 10 0 0 0\nintr 6\n") and None)
-    assert busy_shares(0.1, stat) == {0: 0.75, 1: 0.0}
-    assert busy_shares(0.1, tmp_path / "none") == {}
+def test_busy_shares_are_those_of_each_core(monkeypatch):
+    monkeypatch.setattr("psutil.cpu_percent", lambda seconds, percpu: [75.0, 0.0] if (seconds, percpu) == (0.1, True) else None)
+    assert busy_shares(0.1) == {0: 0.75, 1: 0.0}
+
+
+def test_a_core_that_computes_is_seen_busy():
+    ends = time.monotonic() + 30
+    working = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        while max(busy_shares(0.2).values()) < 0.5 and time.monotonic() < ends:
+            pass
+        assert max(busy_shares(0.2).values()) > 0.5
+    finally:
+        working.kill()
+        working.wait()
 
 
 def test_one_thread_needs_no_idle_machine():
@@ -54,7 +68,7 @@ def test_cores_that_are_left_over_may_be_busy():
 
 
 def test_the_anchor_tells_of_drift():
-    bench = Bench()
+    bench = CpuBench()
     bench.anchors_us = [100.0, 101.0, 99.0, 100.0]
     assert bench.drift == pytest.approx(0.01)
     bench.anchors_us.append(130.0)
@@ -62,17 +76,18 @@ def test_the_anchor_tells_of_drift():
 
 
 def test_a_cell_is_timed_in_two_passes_between_anchors(monkeypatch):
-    found = iter([100.0, 20.0, 101.0, 30.0, 99.0])
-    monkeypatch.setattr("mpsearch.hardware.bench.time_callable", lambda run, **options: Timing(next(found), 0.5, 9, "cpu", 15.0))
-    timing, anchor_us, steady = Bench().measure(lambda: None)
-    assert (timing.median_us, timing.passes_us, timing.repeats, anchor_us) == (25.0, (20.0, 30.0), 18, 100.0)
-    assert timing.apart == pytest.approx(0.4) and not steady
+    times = iter([100.0, 20.0, 101.0, 30.0, 99.0])
+    monkeypatch.setattr("mpsearch.hardware.bench.time_callable", lambda run, **options: Timing(next(times), 0.5, 9, "cpu", 15.0))
+    found = CpuBench().measure(CELL)
+    timing = found.timing
+    assert (timing.median_us, timing.passes_us, timing.repeats, found.anchor_us) == (25.0, (20.0, 30.0), 18, 100.0)
+    assert timing.apart == pytest.approx(0.4) and not found.steady and found.energy_mj is None
 
 
 def test_a_cell_beside_a_drifting_anchor_is_not_steady(monkeypatch):
     found = iter([100.0, 20.0, 140.0, 20.1, 100.0])
     monkeypatch.setattr("mpsearch.hardware.bench.time_callable", lambda run, **options: Timing(next(found), 0.5, 9, "cpu", 15.0))
-    assert not Bench().measure(lambda: None)[2]
+    assert not CpuBench().measure(CELL).steady
 
 
 def test_runs_in_turns_meet_a_drift_alike(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 
 from mpsearch.errors import UserError
 from mpsearch.hardware import ModelRun
+from mpsearch.hardware.bench import CpuBench
 from mpsearch.hardware.cost_model import FitError, Unit, fit_cost_model, fit_error
 from mpsearch.hardware.whole import WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import Wire, model_key
@@ -140,7 +141,7 @@ def test_whole_models_are_measured_in_groups_and_fall_backs_are_told():
         alive.append(len(built))
         return WholeModel(lambda: sum(range(2000)), as_asked=kernels != ("b",))
 
-    found = list(measure_models("m-1", [("a",), ("b",), ("c",)], build, seconds=0.02, group=2))
+    found = list(measure_models("m-1", [("a",), ("b",), ("c",)], build, CpuBench(seconds=0.02), group=2))
     assert [run.kernels for run in found] == built == [("a",), ("b",), ("c",)]
     assert found[1].status == "fallback" and found[0].status != "fallback"
     assert all(len(run.passes_us) == 2 and run.latency_us > 0 and run.anchor_us > 0 and run.clock == "cpu" for run in found)

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import pytest
 
-from mpsearch.hardware import BACKENDS, Backend, Cell, DeviceIdentity, LatencyTable, Support, Timing, latency_costs, profile
+from mpsearch.hardware import BACKENDS, Backend, Cell, DeviceIdentity, LatencyTable, Measured, Support, Timing, latency_costs, profile
+from mpsearch.hardware.bench import CpuBench
 from mpsearch.hardware.predict import RowPredictor
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
@@ -48,6 +49,9 @@ class Recorder(Backend):
             raise RuntimeError("no such kernel\nat line 1")
         return Cell(lambda: None, ("Op",), self.as_asked, self.relative_error, 0.1)
 
+    def bench(self, seconds=0.25):
+        return CpuBench(self.threads, seconds)
+
 
 @dataclass(frozen=True)
 class Dying(Backend):
@@ -65,18 +69,21 @@ class Dying(Backend):
             os.kill(os.getpid(), signal.SIGSEGV)
         return Cell(lambda: sum(range(3000)), ("Op",), True, 0.0, 0.1)
 
+    def bench(self, seconds=0.25):
+        return CpuBench(self.threads, seconds)
+
 
 @pytest.fixture(autouse=True)
 def steady(monkeypatch):
     """What the bench finds of each cell, in turns; a machine that holds still if a test says nothing."""
     readings = []
 
-    def measure(self, run):
-        run()
+    def measure(self, cell):
+        cell.run()
         median, iqr, held = readings.pop(0) if readings else (5.0, 0.1, True)
-        return Timing(median, iqr, 14, "cpu", median, (median, median)), 250.0, held
+        return Measured(Timing(median, iqr, 14, "cpu", median, (median, median)), 250.0, held)
 
-    monkeypatch.setattr("mpsearch.hardware.bench.Bench.measure", measure)
+    monkeypatch.setattr("mpsearch.hardware.bench.CpuBench.measure", measure)
     return readings
 
 

@@ -1,5 +1,6 @@
 """Our Triton kernels against float64, on the CPU through Triton's interpreter (on the device where there is one): every width, ragged shapes, zero points."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -205,3 +206,21 @@ def test_a_unit_says_what_input_it_takes():
         unit(torch.zeros(1, 5, 4, 5, dtype=torch.float32, device=DEVICE))
     with pytest.raises(ValueError, match="half"):
         KernelUnit.make(layer, moved(weight), bias.to(DEVICE), None, torch.float32)
+
+
+def test_kernels_are_launched_on_the_device_of_their_input(monkeypatch):
+    """On `cuda:1` the current device is another, and Triton would launch there."""
+    layer, inside = linear(6, 8), []
+
+    @contextlib.contextmanager
+    def device_of(x):
+        inside.append(x)
+        yield
+        inside.append(None)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(KernelUnit, "product", lambda self, a: inside.append("product") or a)
+    x = torch.zeros(1, 8, dtype=torch.float16, device=DEVICE)
+    weight, bias = weights(layer, 4, False)
+    KernelUnit.make(layer, moved(weight), bias.to(DEVICE), None, torch.float16)(x)
+    assert inside[0] is x and inside[1:] == ["product", None]

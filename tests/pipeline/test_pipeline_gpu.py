@@ -9,22 +9,20 @@ import torch
 from torch import nn
 
 import mpsearch
-from mpsearch.deploy import triton_cuda
 from mpsearch.deploy.kernels import KernelLayer, kernel_layers
-from mpsearch.deploy.triton_cuda import OneImage
+from mpsearch.deploy.targets.triton_cuda import OneImage
 from mpsearch.errors import BudgetError, DeviceMismatchError, InfeasibleError, MpsearchError, OptionError, TableError
 from mpsearch.hardware import ModelRun
 from mpsearch.hardware.backends import Cell
 from mpsearch.hardware.backends.triton_cuda import TritonCuda
+from mpsearch.hardware.cell import CellTimer, IsolatedTimer
 from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu import probe
+from mpsearch.hardware.gpu.bench import CudaBench
 from mpsearch.hardware.gpu.card import Card
-from mpsearch.hardware.gpu.measure import CardState, GpuSettings
-from mpsearch.hardware.gpu.profile import GpuLog
-from mpsearch.hardware.gpu.table import log_path, table_row
-from mpsearch.hardware.gpu.whole import measure_models, measure_whole
+from mpsearch.hardware.gpu.reading import CardState, GpuSettings
 from mpsearch.hardware.table import LatencyTable
-from mpsearch.hardware.whole import WholeModel
+from mpsearch.hardware.whole import WholeModel, measure_models
 from mpsearch.models import load_model
 from mpsearch.pipeline import profile_model, run
 from mpsearch.pipeline.folder import Study
@@ -116,6 +114,7 @@ def gpu(monkeypatch):
         card = fake_card(**options)
         monkeypatch.setattr(probe, "gpu", lambda: H200)
         monkeypatch.setattr(cards, "card", lambda: card)
+        monkeypatch.setattr(IsolatedTimer, "measure", CellTimer.measure)  # another process would not have the fake
         monkeypatch.setattr(TritonCuda, "build", lambda _, layer, candidate, batch: priced(candidate.w_bits))
         return card
 
@@ -150,7 +149,7 @@ def test_an_energy_budget_is_solved_and_verified_by_measuring(gpu, for_gpu, tmp_
     assert best["measured"]["energy_mj"] == pytest.approx(OTHER_MJ + sum(price(b)[1] for b in bits)) and best["measured"]["energy_mj"] <= limit
     assert best["repairs"] == [] and len(set(bits)) > 1
     artifact = best["artifact"]
-    assert artifact["triton"].endswith("best.safetensors") and artifact["triton_bytes"] == artifact["size_bytes"] == best["measured"]["triton_bytes"]
+    assert artifact["triton"].endswith("model.safetensors") and artifact["triton_bytes"] == artifact["size_bytes"] == best["measured"]["triton_bytes"]
     assert artifact["triton_agreement"] >= 0.75 and "triton_fresh_latency_us" not in artifact
     problem, about = Problem.load(study.path / "problem.json"), json.loads((study.path / "study.json").read_text())["hardware"]
     assert problem.constants["energy_mj"] == pytest.approx(OTHER_MJ, rel=0.2) and problem.costs["energy_mj"][0][0] > problem.costs["energy_mj"][0][-2] > 0
@@ -162,11 +161,13 @@ def test_an_energy_budget_is_solved_and_verified_by_measuring(gpu, for_gpu, tmp_
 def drawing(monkeypatch, factor):
     """Whole models that are written draw `factor` times what they drew when the cost model was fitted."""
 
-    def measured(call, card, rounds=2):
-        found = measure_whole(call, card, rounds)
-        return dataclasses.replace(found, energy_mj=found.energy_mj * factor)
+    plain = CudaBench.measure_whole
 
-    monkeypatch.setattr(triton_cuda, "measure_whole", measured)
+    def measured(bench, call, passes=2):
+        found = plain(bench, call, passes)
+        return dataclasses.replace(found, energies_mj=tuple(mj * factor for mj in found.energies_mj))
+
+    monkeypatch.setattr(CudaBench, "measure_whole", measured)
 
 
 def test_an_energy_that_breaks_its_budget_when_measured_is_repaired(gpu, for_gpu, tmp_path, monkeypatch):
@@ -201,8 +202,8 @@ def test_a_latency_budget_and_the_table_that_a_second_run_finds(gpu, for_gpu, tm
         and "triton-cuda" in path.name
         and json.loads(path.with_suffix(".json").read_text())["method"].startswith("random data; a CUDA graph")
     )
-    table, log = LatencyTable.load(path, H200.identity), GpuLog.open(log_path(path))
-    assert {row.clock for row in table.rows.values()} == {"gpu"} and set(table.rows) == set(log.rows)
+    table = LatencyTable.load(path, H200.identity)
+    assert {row.clock for row in table.rows.values()} == {"gpu"} and all(row.energy_mj > 0 for row in table.rows.values())
     assert all(run.clock == "gpu" and len(run.energies_mj) == 2 for run in table.models.values())
     card.timer.captured.clear()
     again, _ = profile_model(for_gpu(), Silent(), models=8)
@@ -236,7 +237,8 @@ def test_what_a_gpu_does_not_have_is_refused(gpu, for_gpu, tmp_path):
 
 def test_a_card_that_stops_counting_is_told_of(gpu, for_gpu, tmp_path, monkeypatch):
     gpu()
-    monkeypatch.setattr(triton_cuda, "measure_whole", lambda call, card, rounds: dataclasses.replace(measure_whole(call, card, rounds), energy_mj=None))
+    plain = CudaBench.measure_whole
+    monkeypatch.setattr(CudaBench, "measure_whole", lambda *given: dataclasses.replace(plain(*given), energies_mj=()))
     with pytest.raises(MpsearchError, match="counted no energy"):
         run(for_gpu(budgets=("99%", f"{uniform_mj(4):.3f}mJ")), Study(tmp_path / "study"))
 
@@ -255,39 +257,31 @@ def test_fake_card_whole_models_are_read_twice_and_again_where_the_card_is_slowe
     call = OneImage(module, torch.zeros(1, 3))
     slow = dataclasses.replace(STEADY, reasons=("sw_power_cap",))
     card = fake_card(states=[STEADY, STEADY, slow])  # the anchor's two, then the first reading
-    (found,) = measure_models("m", [("float",)], lambda _: WholeModel(call), card)
+    (found,) = measure_models("m", [("float",)], lambda _: WholeModel(call), CudaBench(card))
     assert (found.passes_us, found.status, found.clock, found.batch) == ((OTHER_US + FLOAT_US,) * 2, "ok", "gpu", 1)
     assert found.energies_mj == pytest.approx((OTHER_MJ + FLOAT_MJ,) * 2)
     assert sum(runs == [call] for runs in card.timer.captured) == 2 * 3  # three readings, cold and hot, one call in each graph
     throttled = fake_card(states=[STEADY, STEADY] + [slow] * 99)
-    assert next(measure_models("m", [("float",)], lambda _: WholeModel(call), throttled)).status == "unstable"
-    assert next(measure_models("m", [("float",)], lambda _: WholeModel(call, False), fake_card())).status == "fallback"
-    reading = measure_whole(call, fake_card(counts=False), 3)
+    assert next(measure_models("m", [("float",)], lambda _: WholeModel(call), CudaBench(throttled))).status == "unstable"
+    assert next(measure_models("m", [("float",)], lambda _: WholeModel(call, False), CudaBench(fake_card()))).status == "fallback"
+    reading = CudaBench(fake_card(counts=False)).measure_whole(call, 3)
     assert reading.energy_mj is None and reading.timing.clock == "gpu" and len(reading.timing.passes_us) == 3 and reading.trouble == ()
 
 
 def test_fake_card_a_model_that_cannot_be_captured_is_one_clear_error(monkeypatch):
-    card = fake_card()
+    card, model = fake_card(), Priced(8)
+    plain = card.timer.capture
 
     def capture(runs):
+        if model not in runs:  # the anchor
+            return plain(runs)
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(card.timer, "capture", capture)
     with pytest.raises(MpsearchError, match=r"CUDA graph: CUDA error: operation not permitted when stream is capturing\. Its forward.*--target packed"):
-        measure_whole(Priced(8), card)
+        CudaBench(card).measure_whole(model)
 
 
-def test_runs_and_rows_survive_their_files(gpu, for_gpu):
-    card = gpu()
-    table, path = profile_model(for_gpu(), Silent())
-    log = GpuLog.open(log_path(path))
-    path.unlink()
-    path.with_suffix(".json").unlink()
-    card.timer.captured.clear()
-    assert profile_model(for_gpu(), Silent())[0].rows == table.rows and card.timer.captured == []  # made again from the readings
-    row = next(iter(log.rows.values()))
-    assert table.rows[row.key, row.kernel] == table_row(row) and table_row(row).aa_error == 0.0
-    crash = table_row(dataclasses.replace(row, status="crash", readings=()))
-    assert not crash.usable and crash.median_us == 0.0
+def test_runs_without_energies_are_written_as_they_ever_were():
     run_ = ModelRun("m", 1, ("float",), (1.0, 1.0), 0.0, 1.0, "ok", "cpu", datetime(2026, 1, 1, tzinfo=UTC).isoformat())
     assert "energies_mj" not in run_.to_json() and "energies_mj" in dataclasses.replace(run_, energies_mj=(2.0,)).to_json()

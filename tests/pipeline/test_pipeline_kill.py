@@ -52,7 +52,7 @@ def _result(study):
         "points": [(p["size_bytes"], p["score"], p["indices"]) for p in front["points"]],
         "measured": [(t["number"], t["indices"], t["loss"], t["fits"], t["proposed_by"], t["on_front"]) for t in front["measured"]],
         "best": (best["label"], best["assignment"], best["metrics"], best["measured"]["size_bytes"]),
-        "artifact": (study.artifact / "best.safetensors").read_bytes(),
+        "artifact": (study.artifact / "model.safetensors").read_bytes(),
     }
 
 

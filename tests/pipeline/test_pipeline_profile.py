@@ -23,7 +23,7 @@ class Told(Silent):
 def test_a_run_finds_the_whole_models_of_a_profile(tmp_path, settings, monkeypatch):
     measured = []
 
-    def models(key, wanted, build, *, threads):
+    def models(key, wanted, build, bench):
         """Each is built once, and said to take 10 us and 1 us for each unit in float."""
         for kernels in wanted:
             measured.append(kernels)

@@ -12,6 +12,7 @@ import mpsearch.pipeline.steps.measurement as measurement
 import mpsearch.pipeline.steps.scores as scores
 from mpsearch.data import load_images, make_splits
 from mpsearch.deploy import load_packed, read_description
+from mpsearch.deploy.artifact import open_artifact
 from mpsearch.errors import BudgetError, InfeasibleError, StudyError
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.hardware.new_process import PROCESSES
@@ -61,15 +62,19 @@ def test_the_files_are_there_and_agree(finished, target):
     assert Results.from_json(_json(study, "results.json")).to_json() == _json(study, "results.json")
     assert study.config() == config
 
-    packed = study.artifact / "best.safetensors"
+    packed = study.artifact / "model.safetensors"
     assert read_description(packed)["assignment"] == best["assignment"]
     assert problem.assignment(best["indices"]).to_json() == best["assignment"]
     assert problem.cost(best["indices"]).to_json() == best["predicted"]
     assert _json(study, "artifact/assignment.json")["assignment"] == best["assignment"]
     assert best["artifact"]["top1"] == best["metrics"]["top1"]
-    assert {p.name for p in study.artifact.iterdir()} == {"best.safetensors", "assignment.json", "assignment.csv"} | (
-        {"best.onnx"} if target == "ort-cpu" else set()
+    assert {p.name for p in study.artifact.iterdir()} == {"artifact.json", "model.safetensors", "assignment.json", "assignment.csv"} | (
+        {"model.onnx"} if target == "ort-cpu" else set()
     )
+
+    artifact = open_artifact(study.artifact)
+    assert artifact.target == config.deployment and set(artifact.manifest["files"]) == {config.deployment.file}
+    assert artifact.size_bytes == best["artifact"]["onnx_bytes" if target == "ort-cpu" else "size_bytes"]
 
     with (study.path / "front.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
@@ -107,11 +112,11 @@ def test_the_finalists_are_three(finished):
 
 def test_the_artifact_computes_what_was_reported(finished, net, place):
     _, study, result = finished("packed")
-    description = read_description(study.artifact / "best.safetensors")
+    description = read_description(study.artifact / "model.safetensors")
     splits = _json(study, "study.json")["splits"]["parts"]
     images = load_images(str(place / "images.npz"), {**description["data_config"]})
     with torch.no_grad():
-        logits = load_packed(study.artifact / "best.safetensors", net)(images.inputs())
+        logits = load_packed(study.artifact / "model.safetensors", net)(images.inputs())
     assert logits.shape == (72, 4) and torch.isfinite(logits).all()
     assert splits["evaluation"]["images"] == 72 - 32
     assert result["best"]["artifact"]["reloaded_bit_for_bit"]
@@ -122,7 +127,7 @@ def test_a_budget_is_kept_on_disk(settings, tmp_path, budget):
     study = Study(tmp_path / "study")
     result = run(settings(budgets=(budget,), trials=3, iterations=0), study)
     best = result["best"]
-    assert (study.artifact / "best.safetensors").stat().st_size == best["predicted"]["size_bytes"] == best["measured"]["size_bytes"]
+    assert (study.artifact / "model.safetensors").stat().st_size == best["predicted"]["size_bytes"] == best["measured"]["size_bytes"]
     resource, limit = best["budgets"][0]["resource"], best["budgets"][0]["limit"]
     assert best["predicted"][resource] <= limit
     for trial in _json(study, "front.json")["measured"]:
@@ -185,7 +190,7 @@ def test_a_latency_budget_is_kept_when_measured_or_refused(finished, settings, p
 def test_onnx_agrees_with_the_checkpoint(finished):
     best = finished("ort-cpu")[2]["best"]
     assert best["artifact"]["onnx_agreement"] >= 0.9
-    assert finished("ort-cpu")[1].artifact.joinpath("best.onnx").stat().st_size == best["artifact"]["onnx_bytes"] == best["measured"]["onnx_bytes"]
+    assert finished("ort-cpu")[1].artifact.joinpath("model.onnx").stat().st_size == best["artifact"]["onnx_bytes"] == best["measured"]["onnx_bytes"]
 
 
 def test_another_budget_reuses_the_scores(settings, tmp_path, monkeypatch):
@@ -204,7 +209,7 @@ def test_another_budget_reuses_the_scores(settings, tmp_path, monkeypatch):
 
 def test_a_finished_study_run_again_gives_the_same_and_measures_nothing(finished, monkeypatch):
     config, study, result = finished("packed")
-    before = {p.name: p.read_bytes() for p in (study.path / "front.csv", study.path / "best.json", study.artifact / "best.safetensors")}
+    before = {p.name: p.read_bytes() for p in (study.path / "front.csv", study.path / "best.json", study.artifact / "model.safetensors")}
 
     def never(*_, **__):
         raise AssertionError("measured again")
@@ -221,7 +226,7 @@ def test_the_same_seed_gives_the_same_files_elsewhere(finished, tmp_path):
     config, study, _ = finished("packed")
     other = Study(tmp_path / "twin")
     run(config, other)
-    for name in ("front.csv", "front.json", "artifact/best.safetensors"):
+    for name in ("front.csv", "front.json", "artifact/model.safetensors"):
         assert (other.path / name).read_bytes() == (study.path / name).read_bytes()
 
 
@@ -230,7 +235,7 @@ def test_search_takes_a_module_and_images(net, place, tmp_path):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     asked = {"budgets": ["4bits"], "calibration_images": 16, "search_images": 16, "trials": 2, "iterations": 0, "target": "packed"}
     result = search(net, images, study=tmp_path / "one", objectives=("weight_mse",), **asked)
-    packed = tmp_path / "one/artifact/best.safetensors"
+    packed = tmp_path / "one/artifact/model.safetensors"
     assert packed.stat().st_size == result["best"]["predicted"]["size_bytes"] <= result["best"]["budgets"][0]["limit"]
     with torch.no_grad():
         assert load_packed(packed, net)(images.inputs([0, 1])).shape == (2, 4)

@@ -59,9 +59,9 @@ def study_files(timed: bool, labelled: bool) -> dict[str, object]:
     table = problem(timed)
     uniform, chosen = row(table, "uniform W8A8", [0, 0, 0], timed, labelled), row(table, f"best {EVIL}", [1, 0, 0], timed, labelled)
     budget = Budget("size_bytes", LIMIT, "1.5kB").to_json()
-    artifact = {"packed": "/elsewhere/artifact/best.safetensors", "size_bytes": 1500, "reloaded_bit_for_bit": True}
+    artifact = {"packed": "/elsewhere/artifact/model.safetensors", "size_bytes": 1500, "reloaded_bit_for_bit": True}
     if timed:
-        artifact |= {"onnx": "/elsewhere/artifact/best.onnx", "onnx_bytes": 2000, "onnx_agreement": 0.995}
+        artifact |= {"onnx": "/elsewhere/artifact/model.onnx", "onnx_bytes": 2000, "onnx_agreement": 0.995}
     best = {
         "label": chosen["label"],
         "assignment": chosen["assignment"],

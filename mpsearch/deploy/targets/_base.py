@@ -1,4 +1,4 @@
-"""The interface of a deployment target: what it is given, what it writes, and how what was written is run."""
+"""The interface of a deployment target: what it is given, what it writes, and how what was written is run and measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.packed import PackedLayout, load_packed, save_packed
 from mpsearch.errors import UserError
+from mpsearch.hardware import Backend, Timing
 from mpsearch.hardware.device import identity
+from mpsearch.hardware.fresh import Program
 from mpsearch.problem import FLOAT, Candidate
 from mpsearch.quant import UnitState, affine_input, install
 from mpsearch.reconstruct import Calibration
@@ -24,6 +26,7 @@ Run = Callable[[Tensor], Tensor]
 """From N x C x H x W to N x K logits."""
 
 MODEL_FILE = "model.safetensors"
+_NOT_MEASURED = "The target {} is written and run, and has no backend that times its units. Use `mpsearch bench` on an export."
 
 
 @dataclass(frozen=True)
@@ -60,19 +63,65 @@ class Job:
         return {unit: state for unit, state in self.states.items() if state.weight is not None}
 
 
+@dataclass(frozen=True)
+class TargetRun:
+    """A whole model as a target has run it.
+
+    Args:
+        timing: Time of one image.
+        integer_kernels: How many units run quantised.
+        energy_mj: Energy of one image; None where the device counts none.
+        trouble: Why a reading is no good, after every try.
+    """
+
+    timing: Timing
+    integer_kernels: int
+    energy_mj: float | None = None
+    trouble: tuple[str, ...] = ()
+
+
 class Target(ABC):
     """A runtime or tool; a frozen dataclass whose fields are the options of what is written.
 
+    `export` writes and runs every target. `run` searches for those that it can measure: the ones with a `backend`, and
+    `packed`, which has a size alone.
+
     Class attributes:
+        file: Name of the file that `write` makes, or of the first of them.
         runs_with: What `load` computes with, for people.
         needs_model: Whether `load` needs the float architecture beside the files.
-        integer: Whether the runtime multiplies integers, so that results differ from the fake-quantised model by roundings of its own.
+        integer: Whether the runtime multiplies integers, so that results differ from the fake-quantised model by roundings
+            of its own.
+        key: Prefix of what results of `run` say of its file, such as `onnx_bytes`.
+        title: Name of the runtime, for people.
+        file_alone: Whether the files are all that is needed to time it in a process of its own.
+        measures_memory: Whether the peak memory of its activations is measured.
+        measures_energy: Whether it runs on a device that may count energy.
     """
 
     name: ClassVar[str]
+    file: ClassVar[str]
     runs_with: ClassVar[str]
     needs_model: ClassVar[bool] = False
     integer: ClassVar[bool] = False
+    key: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    file_alone: ClassVar[bool] = False
+    measures_memory: ClassVar[bool] = False
+    measures_energy: ClassVar[bool] = False
+
+    @property
+    def in_run(self) -> bool:
+        """Whether `run` can search for it with these options; `export` writes it in any case."""
+        return False
+
+    def backend(self, threads: int = 1) -> Backend | None:
+        """What says which candidates a unit can have on it, and times them; None where `run` cannot measure it.
+
+        Args:
+            threads: Threads of the runtime.
+        """
+        return None
 
     def states(self, job: Job) -> Mapping[str, UnitState]:
         """The states that the target computes with; they differ from the job's where it cannot express these."""
@@ -102,6 +151,42 @@ class Target(ABC):
             threads: Of the runtime.
             model: Float architecture, batch norms not folded; its weights do not matter. Needed where `needs_model`, unless timm has it.
         """
+
+    def reload(self, job: Job, folder: Path, threads: int) -> Run:
+        """As `load`, in the process that has written it and has the float model at hand."""
+        return self.load(folder, threads)
+
+    def one_call(self, job: Job, folder: Path, threads: int) -> tuple[Callable[[], object], int]:
+        """What was written, ready to be timed on the job's example, and how many calls of its units run quantised.
+
+        Raises: UserError: The target has no `backend`.
+        """
+        raise UserError(_NOT_MEASURED.format(self.name))
+
+    def measure(self, job: Job, folder: Path, threads: int, rounds: int = 1) -> TargetRun:
+        """Time what was written on the job's example.
+
+        Args:
+            job: What was written.
+            folder: Where it is.
+            threads: Threads of the runtime.
+            rounds: Passes over the measurement, where it does not hold still.
+        Raises: UserError: The target has no `backend`.
+        """
+        raise UserError(_NOT_MEASURED.format(self.name))
+
+    def program(self, folder: Path, model: Mapping[str, Any] | None = None) -> Program:
+        """What a process of its own loads.
+
+        Args:
+            folder: Of the artifact.
+            model: How the float model is built, as `ModelSource.to_json` says it; for targets that need it.
+        """
+        return Program("mpsearch.deploy.process:load", folder, {"model": model})
+
+    def bytes_of(self, folder: Path) -> int:
+        """Bytes of its files."""
+        return (folder / self.file).stat().st_size
 
     def executed(self, folder: Path, threads: int) -> tuple[str, ...]:
         """Operators that the runtime really runs, in order; empty where it does not tell."""

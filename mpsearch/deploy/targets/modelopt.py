@@ -27,6 +27,7 @@ class ModelOpt(Target):
     ModelOpt calibrates the ranges itself where only the JSON is taken; with the ranges it computes what mpsearch measured.
     """
 
+    file: ClassVar[str] = MODEL_FILE
     runs_with: ClassVar[str] = "NVIDIA ModelOpt, fake quantisation in torch"
     needs_model: ClassVar[bool] = True
 

@@ -23,6 +23,7 @@ CONFIG, QUANTIZERS = "nncf.json", "quantizers.safetensors"
 class Nncf(Target):
     """`nncf.json` (quantisers at named places of the model), their state, and the model with its weights on their grids."""
 
+    file: ClassVar[str] = MODEL_FILE
     runs_with: ClassVar[str] = "NNCF, fake quantisation in torch"
     needs_model: ClassVar[bool] = True
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import onnx
 from onnx import ModelProto
 from torch import nn
 
-from mpsearch.deploy.onnx import quantize_onnx, run_onnx, save_onnx
+from mpsearch.deploy.onnx import load_onnx, measure_onnx, quantize_onnx, run_onnx, save_onnx
 from mpsearch.deploy.onnx_forms import OPSET_4BIT, FourBit, fits_four_bits, four_bit_onnx
-from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, refuse_products
-from mpsearch.hardware.backends.ort_cpu import executed
+from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, TargetRun, refuse_products
+from mpsearch.hardware.backends.ort_cpu import OrtCpu, executed
+from mpsearch.hardware.fresh import Program, file_program
 from mpsearch.hardware.qdq import OPSET
 from mpsearch.quant import UnitState
 
-FILE = "model.onnx"
 
-
-@TARGETS.register("onnx")
+@TARGETS.register("onnx", {"ort-cpu": ""})
 @dataclass(frozen=True)
 class Onnx(Target):
     """An ONNX file that ONNX Runtime runs in integers.
@@ -32,13 +31,27 @@ class Onnx(Target):
     """
 
     four_bit: Literal["no", "matmulnbits", "blockwise"] = "no"
+    file: ClassVar[str] = "model.onnx"
     runs_with: ClassVar[str] = "ONNX Runtime, CPU"
     integer: ClassVar[bool] = True
+    key: ClassVar[str] = "onnx"
+    title: ClassVar[str] = "ONNX"
+    file_alone: ClassVar[bool] = True
+    measures_memory: ClassVar[bool] = True
+
+    @property
+    def in_run(self) -> bool:
+        """Stored 4-bit weights are another kernel than the one that the backend times."""
+        return self.four_bit == "no"
+
+    def backend(self, threads: int = 1) -> OrtCpu:
+        """ONNX Runtime."""
+        return OrtCpu(threads)
 
     def write(self, job: Job, folder: Path) -> list[str]:
         """One file."""
         refuse_products(job, self.name)
-        save_onnx(folder / FILE, self.model(job))
+        save_onnx(folder / self.file, self.model(job))
         return [f"{sum(fits_four_bits(s) for s in job.states.values())} linear layers are stored in 4 bits."] if self.four_bit != "no" else []
 
     def model(self, job: Job) -> ModelProto:
@@ -52,10 +65,23 @@ class Onnx(Target):
 
     def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
         """A session of ONNX Runtime."""
-        onnx.checker.check_model(str(folder / FILE))
-        run: Run = run_onnx(folder / FILE, threads)
+        onnx.checker.check_model(str(folder / self.file))
+        run: Run = run_onnx(folder / self.file, threads)
         return run
+
+    def one_call(self, job: Job, folder: Path, threads: int) -> tuple[Callable[[], object], int]:
+        """By the session that a deployment would use."""
+        return load_onnx(folder / self.file, job.example, threads)
+
+    def measure(self, job: Job, folder: Path, threads: int, rounds: int = 1) -> TargetRun:
+        """By the session that a deployment would use."""
+        found = measure_onnx(folder / self.file, job.example, threads, rounds)
+        return TargetRun(found.timing, found.integer_kernels)
+
+    def program(self, folder: Path, model: Mapping[str, Any] | None = None) -> Program:
+        """The file alone."""
+        return file_program(folder / self.file)
 
     def executed(self, folder: Path, threads: int) -> tuple[str, ...]:
         """Operators of the optimised graph."""
-        return executed(folder / FILE, threads)
+        return executed(folder / self.file, threads)

@@ -18,7 +18,7 @@ from mpsearch.errors import OptionError
 from mpsearch.hardware.qdq import OPSET
 from mpsearch.quant import UnitState
 
-FILE, COMMAND = "model.onnx", "build.sh"
+COMMAND = "build.sh"
 
 
 @TARGETS.register("onnx-tensorrt")
@@ -31,6 +31,7 @@ class OnnxTensorRt(Target):
     """
 
     max_batch: int = 32
+    file: ClassVar[str] = "model.onnx"
     runs_with: ClassVar[str] = "ONNX Runtime, CPU, in float between Q/DQ pairs: a check of the numbers, not TensorRT"
 
     def __post_init__(self) -> None:
@@ -47,7 +48,7 @@ class OnnxTensorRt(Target):
         states = self.states(job)
         model = typed_onnx(job.float_onnx(OPSET), states)
         onnx.checker.check_model(model, full_check=True)
-        save_onnx(folder / FILE, model)
+        save_onnx(folder / self.file, model)
         (folder / COMMAND).write_text(self._command(model.graph.input[0].name, tuple(job.example.shape[1:])))
         moved = sum(state.activation is not job.states[unit].activation for unit, state in states.items())
         below = sum(state.candidate.w_bits != 8 for state in job.quantized.values())
@@ -59,10 +60,10 @@ class OnnxTensorRt(Target):
     def _command(self, name: str, shape: tuple[int, ...]) -> str:
         dims = "x".join(map(str, shape))
         shapes = [f"--{which}Shapes={name}:{batch}x{dims}" for which, batch in (("min", 1), ("opt", 1), ("max", self.max_batch))]
-        parts = ["trtexec", f"--onnx={FILE}", "--stronglyTyped", *shapes, "--saveEngine=model.engine"]
+        parts = ["trtexec", f"--onnx={self.file}", "--stronglyTyped", *shapes, "--saveEngine=model.engine"]
         return f'#!/bin/sh\n# Builds and times the engine; run it where TensorRT 10 or later is installed.\ncd "$(dirname "$0")" && {shlex.join(parts)}\n'
 
     def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
         """A session of ONNX Runtime, for the numbers alone."""
-        run: Run = run_onnx(folder / FILE, threads)
+        run: Run = run_onnx(folder / self.file, threads)
         return run

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from mpsearch.deploy.openvino import narrowed, overflowing, run_openvino, write_openvino
-from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, refuse_products
+from mpsearch.deploy.openvino import load_openvino, measure_openvino, narrowed, overflowing, run_openvino, write_openvino
+from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, TargetRun, refuse_products
+from mpsearch.hardware.backends.openvino_cpu import OpenVinoCpu, OpenVinoCpuBf16
 from mpsearch.hardware.device import identity
-from mpsearch.hardware.ir import read_ir
+from mpsearch.hardware.fresh import Program, file_program
+from mpsearch.hardware.ir import ir_bytes, read_ir
 from mpsearch.hardware.openvino_nodes import compiled, ran_nodes
 from mpsearch.hardware.qdq import OPSET
 from mpsearch.quant import UnitState
 
-FILE = "model.xml"
 
-
-@TARGETS.register("openvino")
+@TARGETS.register("openvino", {"openvino-cpu": "", "openvino-cpu-bf16": "precision=bf16"})
 @dataclass(frozen=True)
 class OpenVino(Target):
     """An XML and a binary beside it, for OpenVINO's CPU plugin.
@@ -32,8 +33,21 @@ class OpenVino(Target):
 
     precision: Literal["f32", "bf16"] = "f32"
     overflow_fix: Literal["auto", "on", "off"] = "auto"
+    file: ClassVar[str] = "model.xml"
     runs_with: ClassVar[str] = "OpenVINO, CPU"
     integer: ClassVar[bool] = True
+    key: ClassVar[str] = "openvino"
+    title: ClassVar[str] = "OpenVINO"
+    file_alone: ClassVar[bool] = True
+
+    @property
+    def in_run(self) -> bool:
+        """A run gives no unit weights that overflow here, so there is nothing to fix, and nothing else to write."""
+        return self.overflow_fix == "auto"
+
+    def backend(self, threads: int = 1) -> OpenVinoCpu:
+        """OpenVINO at this precision."""
+        return OpenVinoCpuBf16(threads) if self.precision == "bf16" else OpenVinoCpu(threads)
 
     def states(self, job: Job) -> dict[str, UnitState]:
         """Weights of 7 bits where those of 8 would overflow."""
@@ -43,7 +57,7 @@ class OpenVino(Target):
     def write(self, job: Job, folder: Path) -> list[str]:
         """Two files."""
         refuse_products(job, self.name)
-        write_openvino(folder / FILE, job.float_onnx(OPSET), self.states(job), self.precision)
+        write_openvino(folder / self.file, job.float_onnx(OPSET), self.states(job), self.precision)
         wide = overflowing(job.states, job.module)
         if not wide or not (self._fixes or identity().saturates):
             return []
@@ -57,9 +71,26 @@ class OpenVino(Target):
 
     def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
         """Compiled models, one for each size of batch."""
-        return run_openvino(folder / FILE, threads)
+        return run_openvino(folder / self.file, threads)
+
+    def one_call(self, job: Job, folder: Path, threads: int) -> tuple[Callable[[], object], int]:
+        """By the compiled model that a deployment would use."""
+        return load_openvino(folder / self.file, job.example, threads)
+
+    def measure(self, job: Job, folder: Path, threads: int, rounds: int = 1) -> TargetRun:
+        """By the compiled model that a deployment would use."""
+        found = measure_openvino(folder / self.file, job.example, threads, rounds)
+        return TargetRun(found.timing, found.integer_kernels)
+
+    def program(self, folder: Path, model: Mapping[str, Any] | None = None) -> Program:
+        """The files alone."""
+        return file_program(folder / self.file)
+
+    def bytes_of(self, folder: Path) -> int:
+        """Bytes of both files."""
+        return ir_bytes(folder / self.file)
 
     def executed(self, folder: Path, threads: int) -> tuple[str, ...]:
         """Nodes of the runtime graph, as kind, precision and kernel."""
-        ir = read_ir(folder / FILE, batch=1)
+        ir = read_ir(folder / self.file, batch=1)
         return tuple(str(node) for node in ran_nodes(compiled(ir.model, threads, ir.precision)))

@@ -24,8 +24,14 @@ class Packed(Target):
     """
 
     integer_arithmetic: bool = False
+    file: ClassVar[str] = MODEL_FILE
     runs_with: ClassVar[str] = "mpsearch.load"
     needs_model: ClassVar[bool] = True
+
+    @property
+    def in_run(self) -> bool:
+        """Its size is all that is measured of it."""
+        return not self.integer_arithmetic
 
     def write(self, job: Job, folder: Path) -> list[str]:
         """One file."""

@@ -28,6 +28,7 @@ class TorchAo(Target):
     assignment gives them; convolutions stay float with their weights on the grid.
     """
 
+    file: ClassVar[str] = MODEL_FILE
     runs_with: ClassVar[str] = "torchao, CPU"
     needs_model: ClassVar[bool] = True
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
+from mpsearch.hardware.bench import CpuBench
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.draws import Draw, draw, grid_of, on_grid, quantized, reference, relative_error, values_of
 from mpsearch.hardware.openvino_nodes import OpenVinoWriter, arithmetic_of, capabilities, compiled, container_bits, openvino, ran_nodes
@@ -59,6 +60,14 @@ class OpenVinoCpu(Backend):
         computing = [node.arithmetic for node in nodes if node.computes]
         as_asked = computing == [arithmetic_of(candidate, self.precision)]
         return Cell(lambda: request.infer(feeds), tuple(map(str, nodes)), as_asked, error, unit.tolerance)
+
+    def require(self) -> None:
+        """Raises MissingExtraError where OpenVINO is not installed."""
+        openvino()
+
+    def bench(self, seconds: float = 0.25) -> CpuBench:
+        """The CPU's bench, with as many threads as the runtime has."""
+        return CpuBench(self.threads, seconds)
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
         """Bytes of the weight and its scales in the runtime's file, at the kernel of a candidate; the bias is not in it."""

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
+from mpsearch.hardware.bench import CpuBench
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.draws import Draw, draw, grid_of, on_grid, quantized, reference, relative_error, values_of
 from mpsearch.hardware.qdq import QdqWriter, opset_imports, stored_bytes
@@ -114,6 +115,10 @@ class OrtCpu(Backend):
         live = session(model, self.threads)
         error = relative_error(np.asarray(live.run(None, unit.feeds)[0]), unit.reference)
         return Cell(lambda: live.run(None, unit.feeds), ran, kernels_of(ran) == [arithmetic_of(candidate)], error, unit.tolerance)
+
+    def bench(self, seconds: float = 0.25) -> CpuBench:
+        """The CPU's bench, with as many threads as the runtime has."""
+        return CpuBench(self.threads, seconds)
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
         """Bytes of the weight, its scales and its zero points in the ONNX file, at the kernel of a candidate; the bias is not in it."""

@@ -8,7 +8,9 @@ from typing import ClassVar
 
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
+from mpsearch.hardware.device import DeviceIdentity
 from mpsearch.hardware.gpu import probe
+from mpsearch.hardware.gpu.bench import CudaBench
 from mpsearch.problem import FLOAT, Candidate, Layer
 
 W8A8 = Candidate(8, 8)
@@ -23,7 +25,6 @@ class TensorRt(Backend):
     """
 
     name: ClassVar[str]
-    on_gpu: ClassVar[bool] = True
     threads: int = 1
 
     @property
@@ -58,6 +59,18 @@ class TensorRt(Backend):
         from mpsearch.hardware.gpu.trt import trt_cell
 
         return trt_cell(layer, candidate, batch)
+
+    def bench(self, seconds: float = 0.25) -> CudaBench:
+        """The GPU's bench, which counts launches and not seconds."""
+        return CudaBench()
+
+    def device(self) -> DeviceIdentity:
+        """The GPU."""
+        return probe.needed().identity
+
+    def require(self) -> None:
+        """Raises DeviceMismatchError, MissingExtraError or OptionError, as in `Backend`."""
+        probe.require(self.name, self.threads, "TensorRT", "tensorrt", "tensorrt")
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
         """Two bytes for a half-precision weight; one for int8, and a half-precision scale for each channel."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
+from mpsearch.hardware.device import DeviceIdentity
 from mpsearch.hardware.gpu import probe
+from mpsearch.hardware.gpu.bench import CudaBench
+from mpsearch.hardware.kernels.tiles import default_tile
 from mpsearch.problem import FLOAT, Candidate, Layer
 
 
@@ -19,14 +23,11 @@ class TritonCuda(Backend):
     Args:
         threads: 1; a GPU has no pool.
         dtype: What `float` stands for, and the type of every tensor between units.
-        tiles: File of the tiles that were tuned on this device; empty takes untuned ones. It is part of what decides the kernel.
     """
 
     name: ClassVar[str]
-    on_gpu: ClassVar[bool] = True
     threads: int = 1
     dtype: Literal["fp16", "bf16"] = "fp16"
-    tiles: str = ""
 
     @property
     def version(self) -> str:
@@ -37,7 +38,7 @@ class TritonCuda(Backend):
             triton = importlib.metadata.version("triton")
         except importlib.metadata.PackageNotFoundError:
             triton = "none"
-        return f"{triton}-{self.dtype}{'-tuned' if self.tiles else ''}"
+        return f"{triton}-{self.dtype}"
 
     def supports(self, layer: Layer, candidate: Candidate) -> Support:
         """Every weight width has its kernel; inputs are int8 or half precision. Fewer input bits run the int8 kernel."""
@@ -49,7 +50,7 @@ class TritonCuda(Backend):
         if layer.op == "matmul":
             return Support("no", "activation products run in float on this backend", None)
         if candidate.number_format != "int":
-            return Support("no", f"no kernel for {candidate}; torch-cuda has fp8 products", None)
+            return Support("no", f"no kernel for {candidate}; the kernels are for integers", None)
         kernel = Candidate(candidate.w_bits, 16 if candidate.weight_only else 8)
         if candidate.a_bits in (8, 16):
             return Support("ok", f"w{candidate.w_bits} x {'half precision' if candidate.weight_only else 's8'} kernel", kernel)
@@ -60,15 +61,23 @@ class TritonCuda(Backend):
         device = probe.needed()
         if self.supports(layer, candidate).kernel != candidate:
             raise TableError(f"{self.name} has no kernel for {layer.name!r} at {candidate}: {self.supports(layer, candidate).reason}.")
+        from mpsearch.hardware.gpu.cells import float_cell, own_cell
+
         if candidate.is_float:
-            from mpsearch.hardware.gpu.torch_cells import torch_cell
+            return float_cell(layer, batch, dtype=self.dtype)
+        return own_cell(layer, candidate, batch, dtype=self.dtype, tile=partial(default_tile, processors=device.processors))
 
-            return torch_cell(layer, candidate, batch, dtype=self.dtype)
-        from mpsearch.hardware.gpu.cells import own_cell
-        from mpsearch.hardware.gpu.tuning import tuned
+    def bench(self, seconds: float = 0.25) -> CudaBench:
+        """The GPU's bench, which counts launches and not seconds."""
+        return CudaBench()
 
-        with tuned(self.tiles, device) as tile:
-            return own_cell(layer, candidate, batch, dtype=self.dtype, tile=tile)
+    def device(self) -> DeviceIdentity:
+        """The GPU."""
+        return probe.needed().identity
+
+    def require(self) -> None:
+        """Raises DeviceMismatchError, MissingExtraError or OptionError, as in `Backend`."""
+        probe.require(self.name, self.threads, "the Triton kernels", "triton", "cuda")
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
         """Bytes of `kernels.layout`: exactly `w_bits` for each weight, columns padded to 32, and 8 bytes of scale and correction for each channel."""

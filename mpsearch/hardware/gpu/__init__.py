@@ -1,1 +1,4 @@
-"""Units on a GPU: which GPU (`probe`), cells (`cells`, `torch_cells`), measuring (`measure`, `profile`). Importing it imports no torch and no NVML."""
+"""Units on a GPU: which GPU (`probe`, `card`), cells (`cells`, `trt`), measuring (`reading`, `bench`).
+
+Importing it imports no torch and no NVML.
+"""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import dataclass, field
 from functools import cache
 
 from mpsearch.hardware.backends import Cell
 from mpsearch.hardware.gpu import probe
-from mpsearch.hardware.gpu.measure import GpuSettings, GraphTimer, Monitor
 from mpsearch.hardware.gpu.probe import Gpu
-from mpsearch.problem import FLOAT, Layer
+from mpsearch.hardware.gpu.reading import GpuSettings, GraphTimer, Monitor
+from mpsearch.problem import Layer
 
 _SIDE = 4096
 """Of the matrices of the anchor."""
@@ -47,10 +48,12 @@ def card() -> Card:
     gpu = probe.needed()
     import torch
 
+    from mpsearch.hardware.gpu.cells import float_cell
     from mpsearch.hardware.gpu.graphs import CudaGraphTimer
     from mpsearch.hardware.gpu.nvml import NvmlMonitor
-    from mpsearch.hardware.gpu.torch_cells import torch_cell
 
-    monitor = NvmlMonitor(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
+    parent = multiprocessing.parent_process()  # it opened the card too, where cells are measured in a process of their own
+    own = () if parent is None or parent.pid is None else (parent.pid,)
+    monitor = NvmlMonitor(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid), processes=own)
     product = Layer("anchor", "linear", (_SIDE, _SIDE), ((_SIDE, _SIDE),), (_SIDE, _SIDE), _SIDE**3, "")
-    return Card(gpu, CudaGraphTimer(), monitor, torch_cell(product, FLOAT, 1))
+    return Card(gpu, CudaGraphTimer(), monitor, float_cell(product, 1))

@@ -134,6 +134,41 @@ def own_cell(layer: Layer, candidate: Candidate, batch: int, *, dtype: str = "fp
     return finished(draw, make, expected, names, matrix, TOLERANCE[TYPES[dtype]], unit.packed_bytes)
 
 
+def float_cell(layer: Layer, batch: int, *, dtype: str = "fp16", device: str = "cuda") -> Cell:
+    """A unit in half precision, in torch's kernels (cuDNN and cuBLAS).
+
+    Args:
+        layer: Any unit.
+        batch: Images in a call.
+        dtype: `fp16` or `bf16`: the type of input, weight and output.
+        device: `cuda` or `cpu`.
+    """
+    kind = TYPES[dtype]
+    draw = Draw.of(layer, batch, kind, device)
+    if draw.weight is None:
+        left, right = draw.x
+
+        def product() -> Run:
+            a, b = left.clone(), right.clone()
+            return lambda: torch.matmul(a, b)
+
+        return finished(draw, product, left.double() @ right.double(), ("matmul",), True, TOLERANCE[kind] * 2, 0)
+    weight = draw.weight.to(kind)
+    bias = None if draw.bias is None else draw.bias.to(kind)
+    expected = Draw(layer, draw.x, weight, bias).reference(draw.x[0], weight)
+
+    def make() -> Run:
+        w, b, x = weight.clone(), None if bias is None else bias.clone(), draw.x[0].clone()
+        if layer.op == "linear":
+            return lambda: F.linear(x, w, b)
+        c, w = layer.conv or ConvAttributes(), w.contiguous(memory_format=torch.channels_last)
+        picture = x.permute(0, 3, 1, 2)
+        return lambda: F.conv2d(picture, w, b, c.stride, c.padding, c.dilation, c.groups).permute(0, 2, 3, 1)
+
+    size = weight.element_size() * (weight.numel() + (0 if bias is None else bias.numel()))
+    return finished(draw, make, expected, (f"{layer.op}_{str(kind)[6:]}",), True, TOLERANCE[kind] * 2, size)
+
+
 def _copied(unit: KernelUnit) -> KernelUnit:
     """The same unit on buffers of its own."""
     weight = dataclasses.replace(unit.weight, data=unit.weight.data.clone())

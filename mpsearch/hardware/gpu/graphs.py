@@ -1,4 +1,4 @@
-"""CUDA graphs and events, as `measure.GraphTimer` wants them."""
+"""CUDA graphs and events, as `reading.GraphTimer` wants them."""
 
 from __future__ import annotations
 

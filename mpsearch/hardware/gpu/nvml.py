@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from mpsearch.errors import MissingExtraError, MpsearchError
-from mpsearch.hardware.gpu.measure import CardState
+from mpsearch.hardware.gpu.reading import CardState
 
 _REASONS = {
     "idle": "nvmlClocksEventReasonGpuIdle",
@@ -26,7 +26,7 @@ class NvmlMonitor:
     Args:
         uuid: Of the card, as torch or `nvidia-smi -L` gives it; an index counts cards that torch may not see.
         library: The module `pynvml`, or a fake in a test.
-        processes: Ids that are this run's own.
+        processes: Ids of further processes of this run that hold the card.
 
     Raises:
         MissingExtraError: nvidia-ml-py is not installed.
@@ -64,12 +64,12 @@ class NvmlMonitor:
     def foreign_processes(self) -> tuple[int, ...]:
         """Process ids that compute on the card and are not this run's.
 
-        Inside a container NVML gives the host's ids, or none. This process holds the card when it measures, so where its own id is not listed one of the
-        others is it.
+        Inside a container NVML gives the host's ids, or none. This run's processes hold the card when they measure, so
+        where none of their ids is listed, as many of the others are they.
         """
         found = sorted({int(p.pid) for p in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._card)})
         foreign = tuple(pid for pid in found if pid not in self._own)
-        return foreign if len(foreign) < len(found) else foreign[1:]
+        return foreign if len(foreign) < len(found) else foreign[len(self._own) :]
 
     def about(self) -> dict[str, Any]:
         """What belongs into a table's identity: driver, power limit, greatest clocks."""

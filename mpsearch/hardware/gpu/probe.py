@@ -7,8 +7,11 @@ import platform
 from dataclasses import dataclass
 from functools import cache
 
-from mpsearch.errors import DeviceMismatchError
+from mpsearch.errors import DeviceMismatchError, MissingExtraError, OptionError
 from mpsearch.hardware.device import DeviceIdentity
+
+CAPABILITY = (8, 0)
+"""Least compute capability of the kernels."""
 
 
 @dataclass(frozen=True)
@@ -83,3 +86,30 @@ def why_not(least: tuple[int, int], what: str, packages: tuple[str, ...] = ()) -
         return f"{what} needs compute capability {least[0]}.{least[1]}; {found.name} has {found.capability[0]}.{found.capability[1]}"
     lacking = [p for p in packages if importlib.util.find_spec(p) is None]
     return f"{what} needs the package {lacking[0]!r}, which is not installed" if lacking else None
+
+
+def require(target: str, threads: int, what: str, package: str, extra: str) -> None:
+    """What a target on a GPU needs, asked before anything is loaded.
+
+    Args:
+        target: Its name.
+        threads: Threads that were asked for.
+        what: The kernels that it runs, for people.
+        package: Python package that has them.
+        extra: Extra of mpsearch that installs the package.
+
+    Raises:
+        DeviceMismatchError: There is no GPU that runs the kernels.
+        MissingExtraError: The package is missing.
+        OptionError: More than one thread, which a GPU has no pool for.
+    """
+    why = why_not(CAPABILITY, what)
+    if why is not None:
+        raise DeviceMismatchError(
+            f"--target {target} cannot run here: {why.rstrip('.')}. Run it on a machine with an NVIDIA GPU of compute capability 8.0 or more, or "
+            "take a CPU target such as --target ort-cpu."
+        )
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtraError(package, extra, f"--target {target}")
+    if threads != 1:
+        raise OptionError(f"threads is {threads}, and --target {target} runs on a GPU, which has no pool of them. Leave --threads out.")

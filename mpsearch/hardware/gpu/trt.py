@@ -13,7 +13,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from mpsearch.errors import MpsearchError
 from mpsearch.hardware.backends import Cell
 from mpsearch.hardware.gpu.cells import TOLERANCE, Draw, Run, finished
 from mpsearch.problem import Candidate, ConvAttributes, Layer
@@ -111,7 +110,7 @@ def _half(scale: Tensor) -> Tensor:
 
 
 def trt_cell(layer: Layer, candidate: Candidate, batch: int) -> Cell:
-    """A unit in a TensorRT engine, on torch's buffers and stream. Raises MpsearchError if TensorRT refuses the graph."""
+    """A unit in a TensorRT engine, on torch's buffers and stream. Raises RuntimeError if TensorRT refuses the graph."""
     trt: Any = importlib.import_module("tensorrt")
     draw = Draw.of(layer, batch, torch.float16, "cuda")
     model, expected = unit_onnx(draw, candidate)
@@ -145,10 +144,10 @@ def _plan(trt: Any, model: bytes, name: str) -> Any:
     network = builder.create_network(0 if flags is None else 1 << int(flags))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
-        raise MpsearchError(f"TensorRT {trt.__version__} cannot read the unit {name!r}: {parser.get_error(0)}. Take triton-cuda or torch-cuda for it.")
+        raise RuntimeError(f"TensorRT {trt.__version__} cannot read the unit {name!r}: {parser.get_error(0)}.")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise MpsearchError(f"TensorRT {trt.__version__} builds no engine for the unit {name!r}; its log says why. Take triton-cuda or torch-cuda for it.")
+        raise RuntimeError(f"TensorRT {trt.__version__} builds no engine for the unit {name!r}; its log says why.")
     return plan

@@ -119,7 +119,8 @@ class KernelUnit:
         """The unit's output. Raises ValueError if `x` is not as the layer says."""
         if x.dtype != self.dtype or not x.is_contiguous():
             raise ValueError(f"{self.layer.name!r} takes contiguous {self.dtype}, not {x.dtype} of strides {x.stride()}. Pictures are N x H x W x C.")
-        return self.product(x if self.grid is None else self.quantize(x))
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]  # Triton launches on the current device
+            return self.product(x if self.grid is None else self.quantize(x))
 
     def quantize(self, x: Tensor) -> Tensor:
         """Codes of `x`, int8; those of a convolution with padding lie in a frame that holds the code of zero."""
@@ -161,9 +162,7 @@ class KernelUnit:
     def shape(self, m: int) -> Shape:
         """Of the product over `m` rows."""
         groups = self._attributes.groups if self.layer.op == "conv2d" else 1
-        conv = self._attributes
-        text = "" if self.layer.op == "linear" else "{2}x{3}".format(*self.layer.weight_shape) + f"s{conv.stride[0]}d{conv.dilation[0]}"
-        return Shape(m, self.weight.rows // groups, self.weight.columns, self.weight.bits, self.activation, groups, text)
+        return Shape(m, self.weight.rows // groups, self.weight.columns, 2 if self.grid is None else 1, groups)
 
     def _product(self, a: Tensor, y: Tensor, m: int, n: int, k: int, groups: int, geometry: dict[str, int]) -> Tensor:
         tile, integer = self.tile(self.shape(m)), self.grid is not None

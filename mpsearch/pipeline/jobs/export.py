@@ -15,7 +15,7 @@ from torch import Tensor
 from mpsearch import files
 from mpsearch.deploy.artifact import Artifact, write_artifact
 from mpsearch.deploy.process import run_apart
-from mpsearch.deploy.targets import TARGETS, Job
+from mpsearch.deploy.targets import TARGETS
 from mpsearch.errors import MpsearchError, StudyError, UserError
 from mpsearch.evaluate import Task, predict
 from mpsearch.pipeline.steps.artifact import write_assignment
@@ -54,16 +54,13 @@ class Deployer:
 
     workshop: Workshop
     folder: Path
-    _graphs: dict[int, Any] = field(default_factory=dict)
     _states: dict[str, States] = field(default_factory=dict)
 
     def export(self, point: Point, target_text: str) -> dict[str, Any]:
         """One artifact, written, run apart, and compared; its row of `exports.json`."""
         subject, target = self.workshop.subject, TARGETS.create(target_text)
         states = self._states_of(point)
-        calls = {layer.name: layer.calls for layer in subject.graph.layers if layer.calls > 1}
-        example = subject.splits.calibration.inputs([0])
-        job = Job(subject.module, subject.layout, states, self.workshop.calibration, example, calls, self._graphs)
+        job = self.workshop.deployment.job(states)
         predicted = subject.layout.size_bytes(Assignment(tuple((unit, states[unit].candidate) for unit in subject.layout.units)))
         about = {"label": point.label, "study": self.workshop.study.name, "predicted": {"size_bytes": predicted}, "reconstructed": point.reconstruct}
         about["task"] = self.workshop.config.task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,22 @@ import torch
 from torch import Tensor
 
 from mpsearch import files
+from mpsearch.deploy.artifact import write_artifact
 from mpsearch.deploy.packed import load_packed, save_packed
+from mpsearch.deploy.targets import Job
 from mpsearch.errors import MpsearchError
 from mpsearch.evaluate import Metrics, predict
 from mpsearch.hardware.fresh import run_fresh
 from mpsearch.models import build_model
+from mpsearch.pipeline.steps.latency import has_backend
 from mpsearch.pipeline.steps.measurement import Measurement
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment, assignment_csv, assignment_document
 from mpsearch.quant import install
 
+PACKED_FILE = "model.safetensors"
+"""The packed checkpoint among the files of a run."""
 _FEW = 32
 """Images that the process of its own runs."""
 _SAME = 0.02
@@ -50,10 +56,12 @@ class ArtifactWriter:
         Raises: MpsearchError: What was read back does not compute what was written.
         """
         subject, config, evaluation = self.measurement.subject, self.measurement.config, self.measurement.evaluation
-        packed, images = self.folder / "best.safetensors", subject.splits.evaluation
-        about: dict[str, Any] = {"packed": str(packed), "size_bytes": save_packed(packed, subject.layout, subject.module, states)}
+        packed, images, job = self.folder / PACKED_FILE, subject.splits.evaluation, self.measurement.deployment.job(states)
+        told = {"label": "best", "study": self.measurement.study.name, "task": config.task}
+        write_artifact(self.folder, config.target, job, told, functools.partial(_packed_beside, job))
+        about: dict[str, Any] = {"packed": str(packed), "size_bytes": packed.stat().st_size}
         rebuilt = subject.source.kind != "module"  # a module that was given as an object cannot be built anew here
-        evaluation.tell("The artifact", 1 + rebuilt + (config.target != "packed"))
+        evaluation.tell("The artifact", 1 + rebuilt + has_backend(config))
         logits = predict(install(subject.module, states), images)
         found = evaluation.task.compare(logits, evaluation.reference()["evaluation"], images.labels)
         about |= {"top1": found.top1, "scores": found.scores}
@@ -61,42 +69,48 @@ class ArtifactWriter:
             if not torch.equal(logits, predict(load_packed(packed, build_model(subject.source)), images)):
                 raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
             about["reloaded_bit_for_bit"] = True
-        if config.target != "packed":
-            about |= self._write_runtime(states, logits)
+        if has_backend(config):
+            about |= self._compared(job, logits)
         measured = {**description["measured"], **about, **about.get("latency", {})}
         description = {**description, "measured": {k: measured[k] for k in measured if k in description["measured"]}}
         assignment = Assignment.from_json(description.pop("assignment"))
         write_assignment(subject, self.folder, assignment, description)
         return about
 
-    def _write_runtime(self, states: States, logits: Tensor) -> dict[str, Any]:
-        """Write the runtime's file and compare it: in a process of its own on a few images (where the file alone is enough), and by its top class on all.
+    def _compared(self, job: Job, logits: Tensor) -> dict[str, Any]:
+        """Run the target's files: in a process of its own on a few images (where the files alone are enough), and by their top class on all.
 
         Raises: MpsearchError: The other process does not compute what this one does.
         """
-        measurement = self.measurement
-        runtime, origin = measurement.deployment.runtime, measurement.deployment.origin
-        images, key, path = measurement.subject.splits.evaluation, runtime.key, self.folder / f"best{runtime.suffix}"
-        about: dict[str, Any] = {key: str(path), f"{key}_bytes": runtime.write(path, origin, states)}
-        with measurement.progress.task(f"run the {runtime.title} file") as advance:
-            run = runtime.run(path, origin, torch.get_num_threads())
+        measurement, target = self.measurement, self.measurement.deployment.target
+        images, key, path = measurement.subject.splits.evaluation, target.key, self.folder / target.file
+        about: dict[str, Any] = {key: str(path), f"{key}_bytes": target.bytes_of(self.folder)}
+        with measurement.progress.task(f"run the {target.title} file") as advance:
+            run = target.reload(job, self.folder, torch.get_num_threads())
             ran = predict(run, images, on_batch=lambda done: advance(done, len(images)))
         both: Metrics = measurement.evaluation.task.compare(ran, logits, images.labels)
         about |= {f"{key}_agreement": both.agreement, f"{key}_top1": both.top1, f"{key}_scores": both.scores}
-        if not runtime.apart:
+        if not target.file_alone:
             return about
         few = images.inputs(slice(0, min(_FEW, len(images))))
-        fresh = run_fresh(path, few.numpy(), threads=measurement.config.threads)
+        program = target.program(self.folder)
+        fresh = run_fresh(program, few.numpy(), threads=measurement.config.threads)
         apart = float((torch.from_numpy(fresh.outputs) - ran[: len(few)]).norm() / ran[: len(few)].norm())
         if not apart < _SAME:
             raise MpsearchError(
                 f"{path} computes other logits in a process of its own: they differ by {apart:.2g} of their norm. Please report this with the model."
             )
         if measurement.in_new_processes:
-            earlier = measurement.measured(states, whole=True).get("latency_readings_us", ())
-            about["latency"] = measurement.latency(path, earlier)
+            earlier = measurement.measured(dict(job.states), whole=True).get("latency_readings_us", ())
+            about["latency"] = measurement.latency(program, earlier)
         latency_us = about.get("latency", {}).get("latency_us", fresh.timing.median_us)
         return about | {f"{key}_fresh_latency_us": latency_us, f"{key}_fallbacks": fresh.fallbacks}
+
+
+def _packed_beside(job: Job, folder: Path) -> None:
+    """The packed checkpoint, where it is not the target's own file."""
+    if not (folder / PACKED_FILE).exists():
+        save_packed(folder / PACKED_FILE, job.layout, job.module, job.states)
 
 
 def write_assignment(subject: Subject, folder: Path, assignment: Assignment, about: Mapping[str, Any]) -> None:

@@ -72,15 +72,17 @@ def resolve_budgets(subject: Subject, problem: Problem, config: RunConfig) -> tu
 
 
 def _require_measured(budget: Budget, config: RunConfig) -> None:
-    if budget.resource == "energy_mj" and config.target != "triton-cuda":
+    if budget.resource == "energy_mj" and not config.deployment.measures_energy:
         raise BudgetError(
             f"The target {config.target} measures no energy, so the budget {budget.text} cannot be kept. Take --target triton-cuda on a machine with an NVIDIA "
             "GPU, or limit size, latency, peak memory or bit operations."
         )
-    if budget.resource == "memory_bytes" and config.target != "ort-cpu":
+    if budget.resource == "memory_bytes" and not config.deployment.measures_memory:
         raise BudgetError(f"Peak memory is measured for --target ort-cpu, not for {config.target}. Take that target, or leave the budget {budget.text} out.")
-    if budget.resource == "latency_us" and config.target == "packed":
-        raise BudgetError(f"The target packed has no runtime, so the budget {budget.text} cannot be measured. Take --target ort-cpu, or leave the budget out.")
+    if budget.resource == "latency_us" and config.deployment.backend() is None:
+        raise BudgetError(
+            f"The target {config.target} has no runtime, so the budget {budget.text} cannot be measured. Take --target ort-cpu, or leave the budget out."
+        )
 
 
 def _bytes_at(subject: Subject, bits: float, a_bits: int) -> float:

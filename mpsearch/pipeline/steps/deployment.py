@@ -1,32 +1,34 @@
-"""Models in the files of the target's runtime: the float graph, whole-model runs, and the memory of uniform models."""
+"""Models in the files of the target: the float graph, whole-model runs, and the memory of uniform models."""
 
 from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mpsearch.deploy.memory import measured_peak
-from mpsearch.deploy.onnx import export_float
-from mpsearch.deploy.runtimes import RUNTIMES, DeployedRuntime, Origin
+from mpsearch.deploy.targets import Job, Target
 from mpsearch.deploy.wiring import find_wires
-from mpsearch.hardware import BACKENDS
+from mpsearch.hardware.qdq import OPSET
 from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.steps.latency import Architecture
+from mpsearch.pipeline.steps.latency import Architecture, backend_of
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import FLOAT, Candidate, Layer, Problem
+from mpsearch.quant import UnitState
 from mpsearch.reconstruct import Calibration
 
 
 @dataclass
 class Deployment:
-    """Writes models for the target's runtime; the float graph is exported once.
+    """Writes models for the target; the float graph is exported once.
 
     Args:
         subject: Model and images.
@@ -41,39 +43,45 @@ class Deployment:
     config: RunConfig
     study: Study
     progress: Progress
-    _float_onnx: Any = None
+    _graphs: dict[int, Any] = field(default_factory=dict)
 
     @property
-    def runtime(self) -> DeployedRuntime:
-        """Of the target; there is none for `packed`."""
-        return RUNTIMES[self.config.target]
+    def target(self) -> Target:
+        """What files are written for."""
+        return self.config.deployment
 
-    @property
-    def origin(self) -> Origin:
-        """What runtimes make their files of."""
-        return Origin(self.subject.module, self.subject.layout, self.calibration, self.float_onnx)
+    def job(self, states: Mapping[str, UnitState], example: Tensor | None = None) -> Job:
+        """What targets make their files of; float graphs are shared between jobs.
+
+        Args:
+            states: Codes and quantisers of every unit.
+            example: 1 x ..., which is what is timed; the first calibration image where it is left out.
+        """
+        subject = self.subject
+        calls = {layer.name: layer.calls for layer in subject.graph.layers if layer.calls > 1}
+        one = subject.splits.calibration.inputs([0]) if example is None else example
+        return Job(subject.module, subject.layout, states, self.calibration, one, calls, self._graphs)
 
     def float_onnx(self) -> Any:
         """The float graph, exported at the first call."""
-        if self._float_onnx is None:
+        if OPSET not in self._graphs:
             with self.progress.task("export to ONNX") as advance:
-                self._float_onnx = export_float(self.subject.module, self.subject.splits.calibration.inputs([0]))
+                self.job({}).float_onnx(OPSET)
                 advance(1, 1)
-        return self._float_onnx
+        return self._graphs[OPSET]
 
     def architecture(self, problem: Problem) -> Architecture:
         """What whole-model runs are of: the exported graph, whose units this builds in any kernels."""
         units = [layer if layer.weight_shape else None for layer in problem.layers]
-        example = self.subject.splits.calibration.inputs([0])
 
         def load(kernels: Kernels) -> tuple[Callable[[], object], int]:
             """Ready to run, and how many calls of units were asked to run quantised and do not."""
             asked = {unit: Candidate.parse(k) for unit, k in zip(units, kernels, strict=True) if unit is not None}
             states = {unit.name: self.calibration.state(unit.name, candidate) for unit, candidate in asked.items()}
+            job = self.job(states)
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / f"model{self.runtime.suffix}"
-                self.runtime.write(path, self.origin, states)
-                run, quantized = self.runtime.load(path, self.origin, example, self.config.threads)
+                self.target.write(job, Path(folder))
+                run, quantized = self.target.one_call(job, Path(folder), self.config.threads)
             return run, sum(unit.calls for unit, c in asked.items() if not c.is_float) - quantized
 
         @functools.cache
@@ -94,10 +102,10 @@ class Deployment:
             found = {}
             for kernel in kernels:
                 states = {unit: self.calibration.state(unit, Candidate.parse(kernel)) for unit in self.subject.units}
+                job = self.job(states)
                 with tempfile.TemporaryDirectory() as folder:
-                    path = Path(folder) / f"model{self.runtime.suffix}"
-                    self.runtime.write(path, self.origin, states)
-                    found[kernel] = float(measured_peak(path, self.subject.splits.calibration.inputs([0]).shape))
+                    self.target.write(job, Path(folder))
+                    found[kernel] = float(measured_peak(Path(folder) / self.target.file, job.example.shape))
             return found
 
         with self.progress.task("measure the memory of uniform models") as advance:
@@ -107,6 +115,6 @@ class Deployment:
 
     def _widest(self, layer: Layer) -> Candidate:
         """The integer candidate of most weight bits that the target's backend has a kernel for."""
-        backend = BACKENDS.create(self.config.target)
+        backend = backend_of(self.config)
         choices = (Candidate(bits, 8) for bits in range(8, 1, -1))
         return next((c for c in choices if backend.supports(layer, c).kernel is not None), FLOAT)

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mpsearch.errors import InfeasibleError, OptionError, TableError
-from mpsearch.hardware import BACKENDS, Backend, DeviceIdentity, LatencyTable, ModelRun, identity, latency_costs, profile
+from mpsearch.hardware import Backend, LatencyTable, ModelRun, latency_costs, profile
 from mpsearch.hardware.bench import TRIES
-from mpsearch.hardware.cost_model import BYTES_PER_US, Unit, fit_cost_model
-from mpsearch.hardware.gpu import card as cards
-from mpsearch.hardware.gpu import whole as gpu_whole
-from mpsearch.hardware.gpu.table import gpu_table
+from mpsearch.hardware.cost_model import Unit, fit_cost_model
 from mpsearch.hardware.predict import RowPredictor
 from mpsearch.hardware.whole import Kernels, WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import Wire, model_key
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.steps import energy
+from mpsearch.pipeline.steps.energy import add_energy, require_counter
 from mpsearch.pipeline.steps.fitted import require_trust, with_costs
 from mpsearch.problem import FLOAT, Candidate, Problem
 
+MODEL_SECONDS = 0.3
+"""Time of measuring for each whole model, where the bench counts seconds."""
 MIXED_RUNS = 24
 """Whole-model runs that a latency budget is predicted from; without one the uniform models are enough."""
 
@@ -48,21 +47,13 @@ def latency_table(problem: Problem, config: RunConfig, progress: Progress, at_mo
     backend, folder = backend_of(config), Path(config.tables)
     if config.table is not None:
         return _given_table(config, backend), Path(config.table)
-    table = LatencyTable.open(folder, device_of(backend), backend.name, backend.version, config.threads)
+    table = LatencyTable.open(folder, backend.device(), backend.name, backend.version, config.threads)
     widths = tuple((*choices, FLOAT) for choices in problem.candidates)
-    if backend.on_gpu and at_most is not None:
+    if at_most is not None and not backend.bench().predicts_rows:
         raise OptionError(f"--at-most picks rows by a model of CPUs, and --target {config.target} is a GPU. Leave it out: every row is measured.")
     with progress.task("measure latencies that the table lacks") as advance:
-        if backend.on_gpu:
-            gpu_table(problem.layers, widths, backend, table, folder, cards.card(), lambda done, total, _: advance(done, total))
-        else:
-            profile(problem.layers, widths, backend, table, folder, isolate=True, at_most=at_most, on_row=lambda done, total, _: advance(done, total))
+        profile(problem.layers, widths, backend, table, folder, isolate=True, at_most=at_most, on_row=lambda done, total, _: advance(done, total))
     return table, folder / table.file_name
-
-
-def device_of(backend: Backend) -> DeviceIdentity:
-    """What a backend runs on. Raises DeviceMismatchError where it needs a GPU and there is none."""
-    return cards.card().gpu.identity if backend.on_gpu else identity()
 
 
 def require_tables(config: RunConfig) -> None:
@@ -70,12 +61,13 @@ def require_tables(config: RunConfig) -> None:
 
     Raises:
         TableError: The latter two.
-        UserError: As `require_gpu`.
+        UserError: As `Backend.require`.
+        BudgetError: A budget limits energy, and the device counts none.
     """
-    if config.target == "packed":
+    if not has_backend(config):
         return
-    if backend_of(config).on_gpu:
-        energy.require_gpu(config, backend_of(config))
+    backend_of(config).require()
+    require_counter(config)
     folder = Path(config.tables)
     blocking = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
     if config.table is None and blocking is not None:
@@ -85,14 +77,22 @@ def require_tables(config: RunConfig) -> None:
 
 
 def _given_table(config: RunConfig, backend: Backend) -> LatencyTable:
-    device = device_of(backend)
+    device = backend.device()
     here = LatencyTable(device, backend.name, backend.version, config.threads)
     return LatencyTable.load(Path(str(config.table)), device, fits=here, allow_estimate=config.allow_estimate)
 
 
+def has_backend(config: RunConfig) -> bool:
+    """Whether the target's units can be timed; `packed` has a size alone."""
+    return config.deployment.backend(config.threads) is not None
+
+
 def backend_of(config: RunConfig) -> Backend:
-    """The runtime of a target."""
-    return BACKENDS.create(f"{config.target}:threads={config.threads}")
+    """The backend of a target. Raises OptionError where it has none."""
+    backend = config.deployment.backend(config.threads)
+    if backend is None:
+        raise OptionError(f"--target {config.target} has no runtime that could be timed. Take another, such as --target ort-cpu.")
+    return backend
 
 
 def timed(config: RunConfig) -> bool:
@@ -122,7 +122,7 @@ def add_latency(
     kernels = _kernels(problem, backend)
     units = _units(problem, kernels, backend, table, where, predictor)
     runs = whole_runs(problem, units, table, where.parent if config.table is None else None, architecture, config, progress, at_least)
-    model = fit_cost_model(units, architecture.wires, runs, energy.BYTES_PER_US if backend.on_gpu else BYTES_PER_US)
+    model = fit_cost_model(units, architecture.wires, runs, backend.bench().bytes_per_us)
     require_trust(model, config, "latency_us", progress)
     problem = with_costs(problem, "latency_us", model, kernels, costs.estimated)
     about: dict[str, Any] = {"device": table.device.to_json(), "backend": backend.name, "version": backend.version, "threads": config.threads}
@@ -130,9 +130,8 @@ def add_latency(
     about |= {"predicted": [list(p) for p in costs.predicted]}
     about |= {"model": dict(zip(model.names, model.values, strict=True)), "error": model.error.to_json() if model.error else None, "runs": len(runs)}
     about |= {"float_latency_us": next(run.latency_us for run in runs if set(run.kernels) == {"float"})}
-    if backend.on_gpu:
-        problem, said = energy.add_energy(problem, config, backend, where, kernels, architecture.wires, runs, costs.estimated, progress)
-        about |= said
+    problem, energy = add_energy(problem, config, backend, table, where, kernels, architecture.wires, runs, progress)
+    about |= energy
     return problem, about
 
 
@@ -167,7 +166,7 @@ def whole_runs(
     count = max(len(uniform), at_least, MIXED_RUNS if timed(config) else 0)
     wanted = mixed_kernels(choices, problem.ties, count, seed=0)
     held = {} if table.estimated else dict(table.models)
-    patient = count > len(uniform)
+    patient, bench = count > len(uniform), backend_of(config).bench(MODEL_SECONDS)
 
     def lacking() -> list[Kernels]:
         there = {run.kernels: run.status for run in held.values() if run.key[:2] == (key, 1)}
@@ -178,19 +177,13 @@ def whole_runs(
             asked = lacking()
             if not asked:
                 break
-            for done, run in enumerate(_measured(key, asked, architecture, config), start=1):
+            for done, run in enumerate(measure_models(key, asked, architecture.build, bench), start=1):
                 held[run.key] = min(run, held.get(run.key, run), key=lambda r: (r.status == "unstable", r.spread))
                 if folder is not None and not table.estimated:
                     table.models[run.key] = held[run.key]
                     table.save(folder)
                 advance(done, len(asked))
     return [run for run in (held[key, 1, kernels] for kernels in wanted) if run.status in ("ok", "unstable")]
-
-
-def _measured(key: str, asked: Sequence[Kernels], architecture: Architecture, config: RunConfig) -> Iterator[ModelRun]:
-    if backend_of(config).on_gpu:
-        return gpu_whole.measure_models(key, asked, architecture.build, cards.card())
-    return measure_models(key, asked, architecture.build, threads=config.threads)
 
 
 def _kernels(problem: Problem, backend: Backend) -> list[list[str]]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from mpsearch.deploy.memory import measured_peak
 from mpsearch.deploy.packed import save_packed
-from mpsearch.deploy.triton_cuda import TritonRun
 from mpsearch.hardware.bench import TRIES
+from mpsearch.hardware.fresh import Program
 from mpsearch.hardware.new_process import SHARE, time_in_new_processes
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.folder import Study
@@ -19,7 +19,7 @@ from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.deployment import Deployment
 from mpsearch.pipeline.steps.energy import energy_of
 from mpsearch.pipeline.steps.evaluation import FEW, Evaluation
-from mpsearch.pipeline.steps.latency import timed
+from mpsearch.pipeline.steps.latency import has_backend, timed
 from mpsearch.pipeline.steps.memory import limits_memory
 from mpsearch.pipeline.steps.states import States, digest_of_states
 from mpsearch.pipeline.steps.subject import Subject
@@ -65,13 +65,18 @@ class Measurement:
     @property
     def in_new_processes(self) -> bool:
         """Whether a latency is held against a budget and the file alone is enough to measure it as a deployment would."""
-        return timed(self.config) and self.deployment.runtime.apart
+        return timed(self.config) and self.deployment.target.file_alone
 
-    def latency(self, path: Path, earlier: Sequence[float] = ()) -> dict[str, Any]:
-        """Of a file, by new processes: what is reported of it, and what is held against a budget. Earlier readings of the same file count as well."""
+    def latency(self, program: Program, earlier: Sequence[float] = ()) -> dict[str, Any]:
+        """Latency of what was written, by new processes: what is reported of it, and what is held against a budget.
+
+        Args:
+            program: What a process of its own loads.
+            earlier: Readings of the same in microseconds, which count as well.
+        """
         image = self.subject.splits.evaluation.inputs([0]).numpy()
         with self.progress.task("time in new processes") as advance:
-            timing = time_in_new_processes(path, image, threads=self.config.threads, on_process=advance)
+            timing = time_in_new_processes(program, image, threads=self.config.threads, on_process=advance)
             timing = replace(timing, readings_us=(*earlier, *timing.readings_us))
         about: dict[str, Any] = {"latency_us": timing.median_us, "latency_iqr_us": timing.iqr_us, "latency_high_us": timing.high_us, "clock": timing.clock}
         return about | {"latency_high_share": SHARE, "latency_readings_us": list(timing.readings_us)}
@@ -82,27 +87,27 @@ class Measurement:
         with tempfile.TemporaryDirectory() as folder:
             packed = Path(folder) / "model.safetensors"
             result["size_bytes"] = save_packed(packed, self.subject.layout, self.subject.module, states)
-            if self.config.target != "packed":
-                result |= self._run(Path(folder), states)
+        if has_backend(self.config):
+            result |= self._run(states)
         return result
 
-    def _run(self, folder: Path, states: States) -> dict[str, Any]:
-        """What the runtime's file takes."""
-        runtime, origin = self.deployment.runtime, self.deployment.origin
-        path, image = folder / f"model{runtime.suffix}", self.subject.splits.evaluation.inputs([0])
-        result: dict[str, Any] = {f"{runtime.key}_bytes": runtime.write(path, origin, states)}
-        rounds = TRIES if timed(self.config) and not self.in_new_processes else 1
-        run = runtime.measure(path, origin, image, self.config.threads, rounds)
-        timing = run.timing
-        result |= {"latency_us": timing.median_us, "latency_iqr_us": timing.iqr_us, "clock": timing.clock}
-        result["integer_units"] = run.integer_kernels
-        if self.in_new_processes:
-            result |= self.latency(path)
-        if isinstance(run, TritonRun):
-            result |= energy_of(run, self.config)
+    def _run(self, states: States) -> dict[str, Any]:
+        """What the target's files take: bytes, latency, energy, peak memory."""
+        target, job = self.deployment.target, self.deployment.job(states, self.subject.splits.evaluation.inputs([0]))
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            target.write(job, folder)
+            result: dict[str, Any] = {f"{target.key}_bytes": target.bytes_of(folder)}
+            rounds = TRIES if timed(self.config) and not self.in_new_processes else 1
+            run = target.measure(job, folder, self.config.threads, rounds)
+            timing = run.timing
+            result |= {"latency_us": timing.median_us, "latency_iqr_us": timing.iqr_us, "clock": timing.clock}
+            result |= {"integer_units": run.integer_kernels, **energy_of(run, self.config)}
             if run.trouble:
                 readings = len(timing.passes_us) or 1
                 self.progress.say(f"The card did not hold still in {readings} readings: {', '.join(run.trouble)}.")
-        if limits_memory(self.config):
-            result["memory_bytes"] = float(measured_peak(path, image.shape))
+            if self.in_new_processes:
+                result |= self.latency(target.program(folder))
+            if limits_memory(self.config):
+                result["memory_bytes"] = float(measured_peak(folder / target.file, job.example.shape))
         return result

@@ -56,7 +56,7 @@ class Workshop:
 
     @functools.cached_property
     def deployment(self) -> Deployment:
-        """Writes the files of the target's runtime."""
+        """Writes the files of the target."""
         return Deployment(self.subject, self.calibration, self.config, self.study, self.progress)
 
     @functools.cached_property

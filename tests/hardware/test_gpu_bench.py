@@ -2,17 +2,19 @@
 
 import dataclasses
 import itertools
-import json
 import types
-from datetime import UTC, datetime
 
 import pytest
 
 from mpsearch.errors import MissingExtraError, MpsearchError, TableError
+from mpsearch.hardware import LatencyTable, energy_costs, latency_costs, profile
 from mpsearch.hardware.backends import Backend, Cell, Support
-from mpsearch.hardware.gpu.measure import CardState, ForeignProcessError, GpuSettings, read_cell
+from mpsearch.hardware.bench import TRIES, CpuBench
+from mpsearch.hardware.gpu.bench import CudaBench
+from mpsearch.hardware.gpu.card import Card
 from mpsearch.hardware.gpu.nvml import NvmlMonitor
-from mpsearch.hardware.gpu.profile import GpuLog, GpuProfiler, cells_of, gpu_costs
+from mpsearch.hardware.gpu.probe import Gpu
+from mpsearch.hardware.gpu.reading import CardState, ForeignProcessError, GpuSettings, read_cell
 from mpsearch.problem import Candidate, Layer
 
 STEADY = CardState(1980, 3201, 45, 300.0)
@@ -123,7 +125,10 @@ def test_fake_nvml_a_foreign_process_stops_everything(foreign):
 
 @dataclasses.dataclass(frozen=True)
 class Recorder(Backend):
+    """Notes what it builds; its bench is a fake card's."""
+
     threads: int = 1
+    card: Card = None
     built: list = dataclasses.field(default_factory=list)
     made: dict = dataclasses.field(default_factory=dict)
     name = "recorder"
@@ -139,68 +144,73 @@ class Recorder(Backend):
         made = self.made.get(str(candidate), cell)
         return made()
 
+    def bench(self, seconds=0.25):
+        return CudaBench(self.card)
+
 
 LINEAR = Layer("fc", "linear", (5, 8), ((1, 8),), (1, 5), 40, "b", calls=3)
 TWIN = dataclasses.replace(LINEAR, name="twin", calls=1)
+GPU = Gpu("NVIDIA H200", (9, 0), 132, 141 * 2**30, 50 * 2**20, 227 * 2**10)
+SLOW = dataclasses.replace(STEADY, reasons=("sw_power_cap",))
 
 
-def profiler(backend, timer=None, monitor=None, **settings):
+def fake_card(timer=None, states=(STEADY,), anchor=None, **options):
     timer = timer or FakeTimer()
-    settings = dataclasses.replace(SETTINGS, **settings)
-    return GpuProfiler(backend, timer, monitor or FakeMonitor(timer), cell(5.0), settings, clock=lambda: datetime(2026, 1, 1, tzinfo=UTC))
+    return Card(GPU, timer, FakeMonitor(timer, states, **options), anchor or cell(5.0), "cpu", SETTINGS)
 
 
-def run(tmp_path, backend=None, candidates=(FLOAT, W8A8), layers=(LINEAR, TWIN), **options):
-    backend = backend or Recorder()
-    log = GpuLog.open(tmp_path / "log.jsonl")
-    left = profiler(backend, **options).profile(cells_of(layers, candidates, backend, 1), log, 1)
-    return log, backend, left
+def measured(tmp_path, card=None, candidates=(FLOAT, W8A8), layers=(LINEAR, TWIN), **made):
+    backend = Recorder(card=card or fake_card(), made=made)
+    table = LatencyTable.open(tmp_path, GPU.identity, "recorder", "1", 1)
+    profile(layers, [candidates] * len(layers), backend, table, tmp_path)
+    return table, backend
 
 
-def test_fake_timer_every_shape_is_read_twice_and_logged(tmp_path):
-    log, backend, left = run(tmp_path)
-    assert left == 0 and sorted(backend.built) == [("fc", "W8A8"), ("fc", "float")]
-    assert {(r.status, len(r.readings), r.median_us, r.anchor_us) for r in log.rows.values()} == {("ok", 2, 8.0, 5.0)}
-    assert GpuLog.open(tmp_path / "log.jsonl").rows == log.rows
-    assert run(tmp_path)[1].built == []
+def test_fake_timer_every_shape_is_read_twice_and_kept(tmp_path):
+    table, backend = measured(tmp_path)
+    assert sorted(backend.built) == [("fc", "W8A8"), ("fc", "float")]
+    each = 50.0 / 21
+    for row in table.rows.values():
+        assert (row.status, row.median_us, row.rounds, row.anchor_us, row.clock, row.repeats) == ("ok", 8.0, "8 8", 5.0, "gpu", 10)
+        assert row.energy_mj == pytest.approx(each) and row.aa_error == 0
+    assert table.method.startswith("random data; a CUDA graph")
+    again, backend = measured(tmp_path)
+    assert again.rows == table.rows and backend.built == []
 
 
-def test_fake_nvml_a_throttled_reading_is_taken_again_and_kept_as_rejected(tmp_path):
-    slow = dataclasses.replace(STEADY, reasons=("sw_power_cap",))
-    states = [STEADY] * 2 + [STEADY, slow] + [STEADY]  # the anchor's two, the first reading's two, then steady
-    timer = FakeTimer()
-    log, _, _ = run(tmp_path, candidates=(W8A8,), timer=timer, monitor=FakeMonitor(timer, states))
-    (row,) = log.rows.values()
-    assert row.status == "ok" and len(row.readings) == 2 and [r.trouble for r in row.rejected] == [("sw_power_cap",)]
+def test_fake_nvml_a_throttled_reading_is_taken_again(tmp_path):
+    states = [STEADY] * 2 + [STEADY, SLOW] + [STEADY]  # the anchor's two, the first reading's two, then steady
+    table, backend = measured(tmp_path, fake_card(states=states), (W8A8,), [LINEAR])
+    assert [row.status for row in table.rows.values()] == ["ok"] and len(backend.built) == 2
+    trouble = CudaBench(fake_card(states=[STEADY] * 2 + [STEADY, SLOW] + [STEADY])).measure(cell())
+    assert trouble.trouble == ("sw_power_cap",) and not trouble.steady
 
 
 def test_fake_nvml_three_strikes_are_unstable(tmp_path):
-    timer = FakeTimer()
-    slow = dataclasses.replace(STEADY, reasons=("hw_thermal",))
-    log, _, _ = run(tmp_path, candidates=(W8A8,), timer=timer, monitor=FakeMonitor(timer, [slow]))
-    (row,) = log.rows.values()
-    assert row.status == "unstable" and row.usable and len(row.readings) + len(row.rejected) == SETTINGS.tries + 1  # two passes, the second at the limit
+    table, backend = measured(tmp_path, fake_card(states=[SLOW]), (W8A8,), [LINEAR])
+    (row,) = table.rows.values()
+    assert row.status == "unstable" and row.usable and len(backend.built) == TRIES
 
 
-def test_fake_timer_cells_are_measured_again_when_the_anchor_moves(tmp_path):
-    timer = FakeTimer()
-    steps = iter([5.0] + [5.5] * 99)
-    moving = Cell(lambda: 0.0, ("anchor",), True, 0.0, 0.1, 100, lambda: lambda: 0.0)
-    measured = profiler(Recorder(), timer)
-    measured.anchor = moving
-    plain = timer.capture
+def test_fake_timer_a_cell_is_measured_again_when_the_anchor_moves(tmp_path):
+    times = iter([5.0, 5.5, 5.5, 5.5])
 
-    def capture(runs):
-        if runs[0] is not moving.run or len(set(runs)) == 1:
-            return plain(runs)
-        value = next(steps)
-        return lambda: value * len(runs)
+    def anchored():
+        timer = FakeTimer()
+        moving, plain = cell(5.0), timer.capture
 
-    timer.capture = capture
-    backend, log = measured.backend, GpuLog(tmp_path / "log.jsonl")
-    measured.profile(cells_of([LINEAR], [W8A8], backend, 1), log, 1)
-    (row,) = log.rows.values()
-    assert row.status == "ok" and row.anchor_us == 5.5 and len(row.rejected) == 2 and len(backend.built) == 2
+        def capture(runs):
+            if moving.run not in runs or len(set(runs)) == 1:
+                return plain(runs)
+            value = next(times)
+            return lambda: value * len(runs)
+
+        timer.capture = capture
+        return fake_card(timer, anchor=moving)
+
+    table, backend = measured(tmp_path, anchored(), (W8A8,), [LINEAR])
+    (row,) = table.rows.values()
+    assert row.status == "ok" and row.anchor_us == 5.5 and len(backend.built) == 2
 
 
 @pytest.mark.parametrize(
@@ -213,41 +223,94 @@ def test_fake_timer_cells_are_measured_again_when_the_anchor_moves(tmp_path):
     ],
     ids=["fallback", "wrong", "nan", "crash"],
 )
-def test_what_is_not_right_is_not_timed(tmp_path, made, status):
-    backend = Recorder(made={"W8A8": made})
-    log, _, _ = run(tmp_path, backend, layers=[LINEAR])
-    row = next(r for r in log.rows.values() if r.kernel == "W8A8")
-    assert (row.status, row.readings, row.usable) == (status, (), False)
+def test_what_is_not_right_is_no_latency(tmp_path, made, status):
+    table, backend = measured(tmp_path, layers=[LINEAR], W8A8=made)
+    row = table.get(LINEAR, W8A8)
+    assert (row.status, row.usable) == (status, False)
     assert "no kernel image" in row.executed or status != "crash"
-    costs = gpu_costs([LINEAR], [(FLOAT, W8A8)], backend, log, 1)
-    assert costs.latency_us == ((24.0, float("inf")),) and costs.unusable[0][:2] == ("fc", "W8A8") and status in costs.unusable[0][2]
+    costs = latency_costs([LINEAR], [(FLOAT, W8A8)], backend, table)
+    assert costs.rows == ((24.0, float("inf")),) and costs.unusable[0][:2] == ("fc", "W8A8") and status in costs.unusable[0][2]
+    assert energy_costs([LINEAR], [(W8A8,)], backend, table) == ((float("inf"),),)
 
 
-def test_energy_is_a_column_of_the_costs_beside_latency(tmp_path):
-    log, backend, _ = run(tmp_path)
-    costs = gpu_costs([LINEAR, TWIN], [(FLOAT, W4A8, FP8), (W8A8,)], backend, log, 1)
+def test_energy_is_known_beside_latency_and_survives_the_file(tmp_path):
+    _, backend = measured(tmp_path)
+    table = LatencyTable.open(tmp_path, GPU.identity, "recorder", "1", 1)
+    choices = [(FLOAT, W4A8, FP8), (W8A8,)]
     each = 50.0 / 21
-    assert costs.latency_us == ((24.0, 24.0, float("inf")), (8.0,))
-    assert costs.energy_mj[0][:2] == pytest.approx((3 * each, 3 * each)) and costs.energy_mj[1] == pytest.approx((each,))
-    assert costs.unusable == (("fc", "fp8", "has none"),)
+    assert latency_costs([LINEAR, TWIN], choices, backend, table).rows == ((24.0, 24.0, float("inf")), (8.0,))
+    energies = energy_costs([LINEAR, TWIN], choices, backend, table)
+    assert energies[0] == pytest.approx((3 * each, 3 * each, float("inf"))) and energies[1] == pytest.approx((each,))
 
 
-def test_a_deadline_keeps_what_is_measured(tmp_path):
-    backend, log = Recorder(), GpuLog(tmp_path / "log.jsonl")
-    layers = [dataclasses.replace(LINEAR, weight_shape=(5, 8 + i), input_shapes=((1, 8 + i),)) for i in range(6)]
-    up = iter([False] * 8 + [True] * 99)
-    cells = cells_of(layers, [W8A8], backend, 1)
-    left = profiler(backend, anchor_every=2).profile(cells, log, 1, deadline=lambda: next(up))
-    assert 0 < left < 6 and len(log.rows) == 6 - left
-    assert profiler(backend).profile(cells, GpuLog.open(log.path), 1) == 0
+def test_a_table_without_energies_has_no_column_for_them(tmp_path):
+    measured(tmp_path, fake_card(energy=False))
+    (path,) = tmp_path.glob("*.csv")
+    assert "energy_mj" not in path.read_text()
+    assert {row.energy_mj for row in LatencyTable.load(path, GPU.identity).rows.values()} == {None}
 
 
-@pytest.mark.parametrize("damage", ["{", '{"schema": 2}', '{"schema": 1, "key": "x"}', "[]"])
-def test_a_damaged_log_is_one_clear_error(tmp_path, damage):
-    log, _, _ = run(tmp_path)
-    log.path.write_text(log.path.read_text() + damage + "\n")
-    with pytest.raises(TableError, match="line 3"):
-        GpuLog.open(log.path)
+@pytest.mark.parametrize("value", ["-1", "nan", "much"])
+def test_an_energy_that_is_none_is_one_clear_error(tmp_path, value):
+    table, _ = measured(tmp_path, candidates=(W8A8,), layers=[LINEAR])
+    (row,) = table.rows.values()
+    (path,) = tmp_path.glob("*.csv")
+    path.write_text(path.read_text().replace(f",{row.energy_mj}", f",{value}"))
+    with pytest.raises(TableError, match=f"line 2.*{value}"):
+        LatencyTable.load(path, GPU.identity)
+
+
+def test_fake_nvml_energy_is_counted_between_two_steps_of_the_counter():
+    """A counter that moves by 100 mJ for every fourth look: what lies between two steps is exact, where a fixed stretch would miss up to a step."""
+    timer = FakeTimer()
+
+    class Stepping(FakeMonitor):
+        def energy_mj(self):
+            return 100.0 * (self.timer.launches // 40)
+
+    reading = read_cell(cell(), timer, Stepping(timer), SETTINGS)
+    assert reading.energy_mj == pytest.approx(100.0 / (40 * 21))
+
+
+def test_fake_nvml_a_counter_that_stands_still_gives_no_energy():
+    timer = FakeTimer()
+    monitor = FakeMonitor(timer)
+    monitor.energy_mj = lambda: 7.0
+    assert read_cell(cell(), timer, monitor, SETTINGS).energy_mj is None
+
+
+def test_fake_nvml_the_card_is_warm_before_its_clocks_are_read():
+    timer = FakeTimer()
+    monitor = FakeMonitor(timer)
+    seen = []
+    monitor.state = lambda: seen.append(timer.launches) or STEADY
+    read_cell(cell(), timer, monitor, SETTINGS)
+    assert len(seen) == 2 and seen[0] > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Breaking(Recorder):
+    """Its W8A8 kernel breaks the process for all that come after it, as an illegal access does."""
+
+    def build(self, layer, candidate, batch):
+        if candidate == W8A8:
+            _BROKEN.append(True)
+        if _BROKEN:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return Cell(lambda: None, ("kernel",), True, 0.0, 0.1)
+
+    def bench(self, seconds=0.25):
+        return CpuBench(1, 0.001)
+
+
+_BROKEN = []
+
+
+def test_what_breaks_a_process_costs_its_own_row_and_no_other(tmp_path):
+    backend = Breaking()
+    table = LatencyTable.open(tmp_path, GPU.identity, "recorder", "1", 1)
+    profile([LINEAR], [(W8A8, FLOAT)], backend, table, tmp_path, isolate=True)
+    assert table.get(LINEAR, W8A8).status == "crash" and table.get(LINEAR, FLOAT).usable
 
 
 def fake_library(**changes):
@@ -302,7 +365,7 @@ def test_fake_nvml_library_without_a_counter_or_a_card():
         NvmlMonitor("GPU-9", fake_library(nvmlDeviceGetHandleByUUID="error"))
 
 
-@pytest.mark.parametrize(("held", "foreign"), [([], ()), ([10], ()), ([10, 20], ()), ([1, 10], (1,)), ([1, 2], (2,)), ([1], ())])
+@pytest.mark.parametrize(("held", "foreign"), [([], ()), ([10], ()), ([10, 20], ()), ([1, 10], (1,)), ([1, 2], ()), ([1, 2, 3], (3,)), ([1], ())])
 def test_fake_nvml_library_foreign_processes(monkeypatch, held, foreign):
     monkeypatch.setattr("os.getpid", lambda: 10)
     library = fake_library(nvmlDeviceGetComputeRunningProcesses=[types.SimpleNamespace(pid=p) for p in held])
@@ -313,9 +376,3 @@ def test_without_nvidia_ml_py_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
     with pytest.raises(MissingExtraError, match=r"mpsearch\[cuda\]"):
         NvmlMonitor("GPU-1")
-
-
-def test_rows_are_plain_json(tmp_path):
-    log, _, _ = run(tmp_path)
-    lines = log.path.read_text().splitlines()
-    assert all(json.loads(line)["schema"] == 1 for line in lines) and len(lines) == 2

@@ -1,4 +1,4 @@
-"""Timing one cell on a GPU so that the number can be trusted, or is not kept.
+"""One reading of a cell on a GPU, with what tells whether it can be trusted.
 
 A cell is timed by events around a CUDA graph that holds many calls, because one call is shorter than its launch. Cold: each call has weights and input of
 its own, together more than twice the L2 cache, as layers have in a model; hot: always the same. Around it the card is asked for clocks, temperature, power
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from mpsearch.hardware.backends import Cell
 
 SLOWED = frozenset({"sw_power_cap", "hw_slowdown", "sw_thermal", "hw_thermal", "power_brake"})
 """Reasons of NVML for a lower clock that make a reading worthless; `idle` and clocks that somebody set are none."""
+
+
+_STEP_SECONDS, _LONGEST_STEPS = 0.01, 100
+"""Between two looks at the counter of energy, and looks before it is said to stand still."""
 
 
 class ForeignProcessError(MpsearchError):
@@ -83,22 +87,23 @@ class GpuSettings:
         copies: Least calls in a graph.
         most_copies: Most copies of a unit; a unit so small that these fit in the cache is timed with what they are, and its row says so.
         repeats: Timed launches of a graph.
-        energy_seconds: Stretch over which energy is taken: the counter moves about every 100 ms. 0 leaves it out.
+        warm_seconds: Work before the first look at the card, so that its clocks are those of sustained load.
+        energy_seconds: Least stretch over which energy is taken; it starts and ends where the counter moves, which it
+            does about every 100 ms. 0 leaves it out.
         spread: Largest IQR over median of a good reading.
         clock_moved: Largest change of a clock over a good reading, as a share.
-        tries: Readings before a cell is called unstable.
-        anchor_every: Cells between two readings of the anchor.
-        anchor_moved: Largest change of the anchor; beyond it the cells in between are measured again.
+        tries: Readings before a whole model is called unstable.
+        anchor_moved: Largest change of the anchor; beyond it what was measured in between is measured again.
     """
 
     copies: int = 20
     most_copies: int = 1024
     repeats: int = 30
+    warm_seconds: float = 0.2
     energy_seconds: float = 0.4
     spread: float = 0.05
     clock_moved: float = 0.02
     tries: int = 3
-    anchor_every: int = 20
     anchor_moved: float = 0.03
 
 
@@ -130,16 +135,6 @@ class Reading:
     after: CardState
     trouble: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dump`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Reading:
-        """Inverse of `to_json`."""
-        states = {key: CardState(**{**data[key], "reasons": tuple(data[key]["reasons"])}) for key in ("before", "after")}
-        return cls(**{**data, **states, "trouble": tuple(data["trouble"])})
-
 
 def read_cell(cell: Cell, timer: GraphTimer, monitor: Monitor, settings: GpuSettings) -> Reading:
     """Measure a cell once, and judge the reading.
@@ -149,7 +144,7 @@ def read_cell(cell: Cell, timer: GraphTimer, monitor: Monitor, settings: GpuSett
     _alone(monitor)
     runs = _copies(cell, timer.l2_bytes, settings)
     cold, hot = timer.capture(runs), timer.capture([cell.run] * len(runs))
-    timer.times_us(cold, 3)
+    timer.run_for(cold, settings.warm_seconds)
     before = monitor.state()
     cold_us, hot_us = (np.asarray(timer.times_us(launch, settings.repeats)) / len(runs) for launch in (cold, hot))
     energy = _energy(cold, len(runs), timer, monitor, settings.energy_seconds)
@@ -173,9 +168,26 @@ def _energy(launch: Callable[[], None], calls: int, timer: GraphTimer, monitor: 
     start = monitor.energy_mj() if seconds else None
     if start is None:
         return None
+    _, start = _until_moved(launch, timer, monitor, start)
+    if start is None:
+        return None
     launches = timer.run_for(launch, seconds)
-    end = monitor.energy_mj()
-    return None if end is None else (end - start) / (launches * calls)
+    held = monitor.energy_mj()
+    if held is None:
+        return None
+    more, end = _until_moved(launch, timer, monitor, held)
+    return None if end is None else (end - start) / ((launches + more) * calls)
+
+
+def _until_moved(launch: Callable[[], None], timer: GraphTimer, monitor: Monitor, held: float) -> tuple[int, float | None]:
+    """Launch until the counter of energy moves. Returns how often, and what it shows then; None where it stands still."""
+    launches = 0
+    for _ in range(_LONGEST_STEPS):
+        launches += timer.run_for(launch, _STEP_SECONDS)
+        now = monitor.energy_mj()
+        if now is None or now != held:
+            return launches, now
+    return launches, None
 
 
 def _alone(monitor: Monitor) -> None:
