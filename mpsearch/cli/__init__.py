@@ -13,7 +13,7 @@ from mpsearch.allocator import keep_freed_memory
 from mpsearch.cli import bench, export, imports, lists, profile, report, run, score, solve, worker  # noqa: F401  (each joins the application)
 from mpsearch.cli._app import app
 from mpsearch.cli._show import talk
-from mpsearch.errors import MpsearchError
+from mpsearch.errors import MpsearchError, UserError
 
 
 def main() -> None:
@@ -24,7 +24,8 @@ def main() -> None:
         if isinstance(code, int) and code:  # typer returns the code of an interruption that it has caught
             sys.exit(code)
     except MpsearchError as error:
-        talk.print(f"Error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        said = error.as_flags() if isinstance(error, UserError) else str(error)
+        talk.print(f"Error: {said}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
