@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Classes:
 
     def _ordered(self, where: str, names: Sequence[str]) -> list[str]:
         as_text, natural = sorted(names), sorted(sorted(names), key=natural_key)
-        same = next((pair for pair in zip(natural, natural[1:], strict=False) if _alike(*pair)), None)
+        same = next((pair for pair in itertools.pairwise(natural) if _alike(*pair)), None)
         if self.timm and same is not None:
             raise DataError(
                 f"{where}: the class folders {same[0]!r} and {same[1]!r} have no order in timm, which takes no notice of "

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from mpsearch.data import SampleSet
 from mpsearch.evaluate.metrics import Metrics
 from mpsearch.registry import Registry
 
@@ -29,6 +30,9 @@ class Task(ABC):
     @abstractmethod
     def compare(self, outputs: Tensor, reference: Tensor, labels: Tensor | None = None) -> Metrics:
         """Metrics of the outputs of N samples against the float model's, and against labels where there are some."""
+
+    def require_labels(self, samples: SampleSet, outputs: Tensor) -> None:
+        """Raises DataError where a label of the samples is none that outputs of this shape, 1 x ..., can give; a task without labels looks at none."""
 
     def loss(self, outputs: Tensor, reference: Tensor) -> float:
         """Mean damage."""
