@@ -7,6 +7,7 @@ from mpsearch.problem.interaction import Interaction
 from mpsearch.problem.layer import ConvAttributes, Layer
 from mpsearch.problem.problem import Problem, Solution
 from mpsearch.problem.restrictions import Restrictions
+from mpsearch.problem.sizes import absolute, bytes_at, float_bytes
 
 __all__ = [
     "FLOAT_INPUT",
@@ -22,7 +23,10 @@ __all__ = [
     "Problem",
     "Restrictions",
     "Solution",
+    "absolute",
     "assignment_csv",
     "assignment_document",
+    "bytes_at",
+    "float_bytes",
     "read_assignment",
 ]

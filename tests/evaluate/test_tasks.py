@@ -79,7 +79,7 @@ def test_labels_that_no_output_can_give_are_refused():
         made = ImageSet(images, torch.tensor(labels), (0.5,), (0.5,), "pictures")
         with pytest.raises(DataError, match=r"pictures has labels .*the model has 10 classes, 0 to 9"):
             Classification().require_labels(made, torch.zeros(1, 10))
-        with pytest.raises(DataError, match="labels are .*the model has 10 classes"):
+        with pytest.raises(DataError, match=r"labels are .*the model has 10 classes"):
             compare(torch.zeros(4, 10), torch.zeros(4, 10), made.labels)
         Embedding().require_labels(made, torch.zeros(1, 10))
     Classification().require_labels(ImageSet(images, torch.tensor([0, 1, 2, 9]), (0.5,), (0.5,)), torch.zeros(1, 10))

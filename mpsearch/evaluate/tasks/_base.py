@@ -31,8 +31,8 @@ class Task(ABC):
     def compare(self, outputs: Tensor, reference: Tensor, labels: Tensor | None = None) -> Metrics:
         """Metrics of the outputs of N samples against the float model's, and against labels where there are some."""
 
-    def require_labels(self, samples: SampleSet, outputs: Tensor) -> None:
-        """Raises DataError where a label of the samples is none that outputs of this shape, 1 x ..., can give; a task without labels looks at none."""
+    def require_labels(self, samples: SampleSet, outputs: Tensor) -> None:  # noqa: B027 (a task without labels looks at none)
+        """Raises DataError where a label of the samples is none that outputs of this shape, 1 x ..., can give."""
 
     def loss(self, outputs: Tensor, reference: Tensor) -> float:
         """Mean damage."""
