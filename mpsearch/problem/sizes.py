@@ -40,14 +40,14 @@ def _uniform(problem: Problem, bits: int) -> float:
 
 
 def _unit_bytes(layer: Layer, choices: Sequence[Candidate], row: Sequence[float], bits: int) -> float:
-    """As the table says; of a width that it lacks, from another: only the codes, in rows of whole bytes, differ."""
-    known = [(choice, size) for choice, size in zip(choices, row, strict=True) if choice.w_bits is not None and not choice.is_float]
-    exact = next((size for choice, size in known if choice.w_bits == bits), None)
-    if exact is not None:
-        return exact
-    if known:
-        choice, size = known[0]
-        return size - _codes(layer, choice.w_bits or 0) + _codes(layer, bits)
+    """As the table says, or between its widths; beyond them only the codes, in rows of whole bytes, differ."""
+    known = {c.w_bits: size for c, size in zip(choices, row, strict=True) if c.w_bits is not None and not c.is_float}
+    below, above = max((b for b in known if b <= bits), default=None), min((b for b in known if b >= bits), default=None)
+    if below is not None and above is not None:
+        return known[below] + (known[above] - known[below]) * (bits - below) / max(above - below, 1)
+    near = above if below is None else below
+    if near is not None:
+        return known[near] - _codes(layer, near) + _codes(layer, bits)
     return _codes(layer, bits) + 4.0 * layer.weight_shape[0] + 8.0  # a scale for each output channel, and the input's step and grid
 
 
