@@ -132,4 +132,4 @@ def _csv_pairs(text: str) -> list[tuple[str, Any]]:
 
 
 def _alike(one: str, other: str) -> bool:
-    return bool(natural_key(one) == natural_key(other))
+    return bool(natural_key(one) == natural_key(other))  # type: ignore[no-untyped-call]
