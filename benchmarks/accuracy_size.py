@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mpsearch.hardware import identity
 from mpsearch.pipeline import RunConfig, run
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.folder import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))

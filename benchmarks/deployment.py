@@ -27,12 +27,13 @@ from mpsearch.deploy.process import bench_apart
 from mpsearch.errors import UserError
 from mpsearch.hardware import identity
 from mpsearch.pipeline import RunConfig, Silent
-from mpsearch.pipeline.costs import add_scores, resolve_budgets, sized_problem
-from mpsearch.pipeline.deployment import Deployer, Point
-from mpsearch.pipeline.finalists import Workshop
-from mpsearch.pipeline.imported import open_workshop
-from mpsearch.pipeline.latency import add_latency, latency_table
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.jobs.export import Deployer, Point
+from mpsearch.pipeline.jobs.imported import open_workshop
+from mpsearch.pipeline.steps.costs import resolve_budgets, sized_problem
+from mpsearch.pipeline.steps.finalists import Workshop
+from mpsearch.pipeline.steps.latency import add_latency, latency_table
+from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.problem import Assignment, Problem
 from mpsearch.search import solve
 

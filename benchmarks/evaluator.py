@@ -21,9 +21,9 @@ from validate_objectives import MODELS, settings
 
 from mpsearch.evaluate import FastEvaluator, predict
 from mpsearch.hardware import identity
-from mpsearch.pipeline.costs import sized_problem
-from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject
 from mpsearch.pipeline.progress import Silent
+from mpsearch.pipeline.steps.costs import sized_problem
+from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
 from mpsearch.problem import Assignment, Problem
 from mpsearch.quant import install
 from mpsearch.reconstruct import Calibration, calibrate

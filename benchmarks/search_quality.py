@@ -32,10 +32,11 @@ from mpsearch.evaluate import FastEvaluator
 from mpsearch.files import digest
 from mpsearch.hardware import identity
 from mpsearch.objectives import OBJECTIVES as ALL
-from mpsearch.pipeline.costs import add_scores, resolve_budgets, sized_problem
-from mpsearch.pipeline.prepare import calibrate_subject, load_subject
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.steps.costs import resolve_budgets, sized_problem
+from mpsearch.pipeline.steps.scores import add_scores
+from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.search import GreedyMP, LossFile, explore, hypervolume, non_dominated, polish, reachable, solve
 from mpsearch.search.superlayers import SuperLayers

@@ -18,9 +18,9 @@ from typing import Any
 from mpsearch.hardware import identity
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.pipeline import RunConfig
-from mpsearch.pipeline.scorecard import markdown
-from mpsearch.pipeline.study import Study
-from mpsearch.pipeline.validate import Effort, validate_objectives
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.validation.scorecard import markdown
+from mpsearch.pipeline.validation.validate import Effort, validate_objectives
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))

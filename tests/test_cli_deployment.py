@@ -127,8 +127,8 @@ def _in_this_process(artifact, inputs, *, model=None, threads=1):
 
 
 def test_a_study_of_another_task_is_exported_imported_and_evaluated_by_it(call, folder, monkeypatch):
-    for module in ("deployment", "measure"):
-        monkeypatch.setattr(f"mpsearch.pipeline.{module}.run_apart", _in_this_process)
+    for module in ("export", "bench"):
+        monkeypatch.setattr(f"mpsearch.pipeline.jobs.{module}.run_apart", _in_this_process)
     budget = ["--budget", "5bits", "--trials", "2", "--polish", "0", "--iterations", "0", "--target", "packed", "--objective", "weight_mse", "--bits", "3,8"]
     done = call("run", *SETTINGS, *budget, "--task", "embedding", "--name", "e")
     assert done.code == 0, done.err
@@ -153,7 +153,7 @@ def test_a_study_of_another_task_is_exported_imported_and_evaluated_by_it(call, 
 
 @pytest.mark.parametrize("point", ["", "nosuch", "999", "front:999", "W9A8"])
 def test_a_point_that_is_not_there_is_told_before_the_model_is_loaded(call, monkeypatch, point):
-    monkeypatch.setattr("mpsearch.pipeline.prepare.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("mpsearch.pipeline.steps.subject.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     done = call("export", "studies/s", "--point", point)
     assert done.code == 2 and done.err.startswith("Error: ")
 

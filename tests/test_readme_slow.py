@@ -10,7 +10,7 @@ import pytest
 LOGITS = """
 import sys, torch, mpsearch
 from mpsearch.data import load_images
-from mpsearch.pipeline.default import DATA_CONFIG
+from mpsearch.pipeline.steps.embedded import DATA_CONFIG
 with torch.no_grad():
     torch.save(mpsearch.load(sys.argv[1])(load_images("digits", DATA_CONFIG, split="test").inputs()), sys.argv[2])
 """

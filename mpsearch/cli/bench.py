@@ -31,7 +31,7 @@ def bench(
 ) -> None:
     """Latency distribution, throughput, peak memory and energy, with float and uniform int8 beside."""
     from mpsearch.deploy.artifact import open_artifact
-    from mpsearch.pipeline.measure import bench_artifacts
+    from mpsearch.pipeline.jobs.bench import bench_artifacts
 
     sizes = _sizes(batch)
     if not 0 < seconds < math.inf or threads < 1:
@@ -62,7 +62,7 @@ def evaluate(
 ) -> None:
     """Accuracy through the runtime itself, in a fresh process; of a task without classes, the damage to the float artifact of the same export."""
     from mpsearch.deploy.artifact import open_artifact
-    from mpsearch.pipeline.measure import evaluate_artifact
+    from mpsearch.pipeline.jobs.bench import evaluate_artifact
 
     if threads < 1:
         raise OptionError(f"threads is {threads}; it must be 1 or more.")

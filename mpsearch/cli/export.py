@@ -37,8 +37,8 @@ def export(
     output: Output = Format.table,
 ) -> None:
     """Write points of a study as artifacts; each is run in a fresh process and compared with what it stands for."""
-    from mpsearch.pipeline.deployment import REFERENCES, points_of, require_points
-    from mpsearch.pipeline.study import Study
+    from mpsearch.pipeline.folder import Study
+    from mpsearch.pipeline.jobs.export import REFERENCES, points_of, require_points
 
     texts = list(dict.fromkeys(part.strip() for part in point.split(",") if part.strip()))
     Study(study).config()
@@ -63,8 +63,8 @@ def materialize(
 ) -> None:
     """Quantise, reconstruct and write a given assignment."""
     from mpsearch.deploy.imports import IMPORTERS
-    from mpsearch.pipeline.deployment import Point
-    from mpsearch.pipeline.imported import read_import
+    from mpsearch.pipeline.jobs.export import Point
+    from mpsearch.pipeline.jobs.imported import read_import
 
     IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
     require_file(assignment)
@@ -82,9 +82,9 @@ def materialize(
 
 def _export(folder: Path, targets: list[str], points: Any, output: Format) -> None:
     from mpsearch.deploy.targets import TARGETS
-    from mpsearch.pipeline.deployment import Deployer, export_points
-    from mpsearch.pipeline.imported import open_workshop
-    from mpsearch.pipeline.study import Study
+    from mpsearch.pipeline.folder import Study
+    from mpsearch.pipeline.jobs.export import Deployer, export_points
+    from mpsearch.pipeline.jobs.imported import open_workshop
 
     for text in targets:
         TARGETS.create(text)  # before the model is loaded: a slip is told at once

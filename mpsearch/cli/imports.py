@@ -59,8 +59,8 @@ def import_assignment(  # long for its options alone
     """Score, weigh and measure an assignment from elsewhere, beside uniform ones and the optimum of the same bytes."""
     from mpsearch.deploy.imports import IMPORTERS
     from mpsearch.pipeline import DEFAULT_OBJECTIVES, RunConfig
-    from mpsearch.pipeline.imported import compare_import, open_workshop
-    from mpsearch.pipeline.study import Study
+    from mpsearch.pipeline.folder import Study
+    from mpsearch.pipeline.jobs.imported import compare_import, open_workshop
 
     IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
     require_file(file)

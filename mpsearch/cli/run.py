@@ -108,8 +108,8 @@ def run(  # long for its options alone
         Budget.parse(text)  # before the embedded model is fitted: a slip is told at once; for a model that is there with what it can reach
     from mpsearch.pipeline import DEFAULT_OBJECTIVES, EMBEDDED_OBJECTIVES, RunConfig
     from mpsearch.pipeline import run as run_study
-    from mpsearch.pipeline.crew import Crew
-    from mpsearch.pipeline.study import Study
+    from mpsearch.pipeline.folder import Study
+    from mpsearch.pipeline.workers.crew import Crew
 
     crew = Crew(storage, workers)
     if resume is not None:

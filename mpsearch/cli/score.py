@@ -62,9 +62,9 @@ def score(  # long for its options alone
     """Score every bit-width of every layer with each objective; with --validate, say which of them to trust."""
     from mpsearch.objectives import OBJECTIVES
     from mpsearch.pipeline import RunConfig
-    from mpsearch.pipeline.score import score_model
-    from mpsearch.pipeline.study import Study
-    from mpsearch.pipeline.validate import Effort, validate_objectives
+    from mpsearch.pipeline.folder import Study
+    from mpsearch.pipeline.jobs.score import score_model
+    from mpsearch.pipeline.validation.validate import Effort, validate_objectives
 
     widths, rules = split_bits(bits)
     config = RunConfig(
@@ -100,7 +100,7 @@ def score(  # long for its options alone
 
 
 def _print_scores(scored: Any, folder: Path, output: Format) -> None:
-    from mpsearch.pipeline.score import LONG, long_rows, score_rows
+    from mpsearch.pipeline.jobs.score import LONG, long_rows, score_rows
 
     if output is Format.json:
         print(json.dumps(scored.to_json(), indent=1))
@@ -119,7 +119,7 @@ def _print_scores(scored: Any, folder: Path, output: Format) -> None:
 
 
 def _print_validation(result: dict[str, Any], folder: Path, output: Format) -> None:
-    from mpsearch.pipeline.scorecard import LEGEND, UNSEEN, card, unseen_card
+    from mpsearch.pipeline.validation.scorecard import LEGEND, UNSEEN, card, unseen_card
 
     if output is Format.json:
         print(json.dumps(result, indent=1))

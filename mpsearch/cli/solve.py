@@ -189,7 +189,7 @@ def _only_limit(budgets: Sequence[Budget], resource: str, what: str) -> float | 
 
 
 def _print_floor(study: Path, problem: Problem, objective: str, budgets: Sequence[Budget], text: str, resource: str, output: Format) -> None:
-    from mpsearch.pipeline.floor import drop_of, within_floor  # imports torch
+    from mpsearch.pipeline.jobs.floor import drop_of, within_floor  # imports torch
 
     found = within_floor(study, problem, objective, budgets, drop_of(text), resource, ProgressBars())
     if output is Format.json:

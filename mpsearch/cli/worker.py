@@ -26,7 +26,7 @@ def worker(
     wait: Annotated[float, typer.Option(help="Seconds in which the run must have begun to search.")] = 600.0,
 ) -> None:
     """Measure trials for a run, beside it and beside other workers on any host, until it is finished."""
-    from mpsearch.pipeline.worker import LOCATIONS, work
+    from mpsearch.pipeline.workers.worker import LOCATIONS, work
 
     if not wait >= 0:
         raise OptionError(f"--wait is {wait}; it must be 0 or more seconds.")

@@ -12,7 +12,7 @@ from mpsearch.deploy import load_packed, run_onnx
 from mpsearch.errors import InfeasibleError
 from mpsearch.models import build_model, load_model
 from mpsearch.pipeline import RunConfig, run
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.folder import Study
 
 FAMILIES = (
     "vit_tiny_patch16_224",

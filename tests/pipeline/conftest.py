@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mpsearch.pipeline import RunConfig, finalists, latency
+from mpsearch.pipeline import RunConfig
+from mpsearch.pipeline.steps import finalists, latency
 
 FACTORY = """
 import torch

@@ -12,10 +12,10 @@ from mpsearch.cli import main
 from mpsearch.errors import BudgetError, InfeasibleError, OptionError, StudyError, UnknownNameError
 from mpsearch.evaluate import FastEvaluator, compare
 from mpsearch.pipeline import Silent
-from mpsearch.pipeline.floor import drop_of, within_floor
-from mpsearch.pipeline.prepare import calibrate_subject, load_subject
-from mpsearch.pipeline.score import score_model
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.jobs.floor import drop_of, within_floor
+from mpsearch.pipeline.jobs.score import score_model
+from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
 from mpsearch.problem import Assignment, Budget, Problem
 from mpsearch.search import problem_front
 
@@ -100,7 +100,7 @@ def test_a_drop_that_nothing_keeps_and_other_mistakes(scored, place):
 
 def test_without_labels_the_share_of_changed_classes_counts(scored, monkeypatch):
     _, study, problem = scored
-    monkeypatch.setattr("mpsearch.pipeline.floor.load_subject", lambda config, progress: _without_labels(load_subject(config, progress)))
+    monkeypatch.setattr("mpsearch.pipeline.jobs.floor.load_subject", lambda config, progress: _without_labels(load_subject(config, progress)))
     found = within_floor(study.path, problem, "weight_mse", [], 0.2, "size_bytes", Silent())
     assert found["search"]["top1"] is None and found["search"]["drop"] == pytest.approx(1 - found["search"]["agreement"]) and "without labels" in found["told"]
 

@@ -27,8 +27,8 @@ from mpsearch.hardware.table import LatencyTable
 from mpsearch.hardware.whole import WholeModel
 from mpsearch.models import load_model
 from mpsearch.pipeline import profile_model, run
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.study import Study
 from mpsearch.problem import Problem
 from mpsearch.report import write_report
 

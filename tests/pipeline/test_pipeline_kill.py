@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mpsearch.pipeline import run
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.folder import Study
 
 
 @pytest.fixture(scope="module")

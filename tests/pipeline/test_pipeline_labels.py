@@ -3,8 +3,8 @@
 import json
 
 from mpsearch.pipeline import run
-from mpsearch.pipeline.study import Study
-from mpsearch.pipeline.uniforms import uniforms
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.steps.uniforms import uniforms
 from mpsearch.problem import Candidate, Layer, Problem
 from mpsearch.report import write_report
 

@@ -1,18 +1,17 @@
 """A latency budget: refused where it cannot be predicted, repaired where what was measured breaks it."""
 
-import importlib
 from types import SimpleNamespace
 
 import pytest
 
 from mpsearch.errors import InfeasibleError, TableError
 from mpsearch.hardware.cost_model import CostModel, FitError
-from mpsearch.pipeline.fitted import require_trust
+from mpsearch.pipeline import runner
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.tightening import scouted
+from mpsearch.pipeline.steps.fitted import require_trust
+from mpsearch.pipeline.steps.tightening import scouted
 from mpsearch.problem import Budget, Candidate, Layer, Problem
 
-steps = importlib.import_module("mpsearch.pipeline.run")
 BUDGETS = (Budget.parse("10us"), Budget.parse("5kB"))
 
 
@@ -30,7 +29,7 @@ def rounds(monkeypatch):
 
     def patch(measured, predicted=9.5, least=1.0, artifacts=()):
         limits, lasts, waiting, shipped = [], [], list(measured), list(artifacts)
-        monkeypatch.setattr(steps, "_search", lambda problem, given, calibration, workshop, crew: limits.append([b.limit for b in given]) or {"trials": []})
+        monkeypatch.setattr(runner, "_search", lambda problem, given, calibration, workshop, crew: limits.append([b.limit for b in given]) or {"trials": []})
 
         def finish(problem, budgets, found, workshop, about, last):
             lasts.append(last)
@@ -41,11 +40,11 @@ def rounds(monkeypatch):
             workshop.study.artifact.mkdir()
             best["measured"].update(shipped.pop(0) if shipped else {})
 
-        monkeypatch.setattr(steps, "scouted", lambda problem, budgets, *_: budgets)
-        monkeypatch.setattr(steps, "_finish", finish)
-        monkeypatch.setattr(steps, "_ship", ship)
-        monkeypatch.setattr(steps, "reachable", lambda problem: {"latency_us": (least, 100.0), "size_bytes": (1.0, 1e6)})
-        monkeypatch.setattr(steps, "_write", lambda result, problem, given, trials, workshop: result)
+        monkeypatch.setattr(runner, "scouted", lambda problem, budgets, *_: budgets)
+        monkeypatch.setattr(runner, "_finish", finish)
+        monkeypatch.setattr(runner, "_ship", ship)
+        monkeypatch.setattr(runner, "reachable", lambda problem: {"latency_us": (least, 100.0), "size_bytes": (1.0, 1e6)})
+        monkeypatch.setattr(runner, "_write", lambda result, problem, given, trials, workshop: result)
         return limits, lasts
 
     return patch
@@ -54,7 +53,7 @@ def rounds(monkeypatch):
 @pytest.fixture
 def repaired(tmp_path):
     def run(told=None):
-        return steps._repaired(None, BUDGETS, None, SimpleNamespace(progress=told or Told(), study=SimpleNamespace(artifact=tmp_path / "artifact")), None, {})
+        return runner._repaired(None, BUDGETS, None, SimpleNamespace(progress=told or Told(), study=SimpleNamespace(artifact=tmp_path / "artifact")), None, {})
 
     return run
 

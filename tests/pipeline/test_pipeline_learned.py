@@ -8,12 +8,12 @@ import torch
 from mpsearch.errors import OptionError
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.pipeline import run
-from mpsearch.pipeline.costs import sized_problem
-from mpsearch.pipeline.finalists import Workshop
-from mpsearch.pipeline.learned import searched_calibration
-from mpsearch.pipeline.prepare import calibrate_subject, load_subject
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.steps.costs import sized_problem
+from mpsearch.pipeline.steps.finalists import Workshop
+from mpsearch.pipeline.steps.learned import searched_calibration
+from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
 from mpsearch.problem import Assignment, Candidate, Problem
 
 

@@ -7,10 +7,10 @@ import torch
 
 from mpsearch.errors import BudgetError, OptionError, UnknownNameError
 from mpsearch.pipeline import run
-from mpsearch.pipeline.finalists import Workshop
-from mpsearch.pipeline.prepare import calibrate_subject, load_subject
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.steps.finalists import Workshop
+from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
 
 
 class Listening(Silent):

@@ -7,7 +7,7 @@ import pytest
 
 from mpsearch.hardware import identity
 from mpsearch.pipeline import run
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.folder import Study
 from mpsearch.report import write_report
 
 pytest.importorskip("openvino")

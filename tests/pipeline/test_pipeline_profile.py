@@ -1,17 +1,14 @@
 """`profile --models` measures the whole models that a run with a latency budget measures, and such a run finds them."""
 
-import importlib
-
 import pytest
 
 from mpsearch.errors import OptionError
 from mpsearch.hardware import ModelRun
 from mpsearch.pipeline import profile_model, run
-from mpsearch.pipeline.latency import MIXED_RUNS
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.study import Study
-
-latency = importlib.import_module("mpsearch.pipeline.latency")
+from mpsearch.pipeline.steps import latency
+from mpsearch.pipeline.steps.latency import MIXED_RUNS
 
 
 class Told(Silent):

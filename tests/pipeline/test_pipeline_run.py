@@ -1,7 +1,6 @@
 """Runs of a small net: what is written agrees, budgets are kept on disk, and what cannot be is refused early."""
 
 import csv
-import importlib
 import importlib.util
 import json
 
@@ -9,17 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-import mpsearch.pipeline.costs as costs
+import mpsearch.pipeline.steps.scores as scores
 from mpsearch.data import load_images, make_splits
 from mpsearch.deploy import load_packed, read_description
 from mpsearch.errors import BudgetError, InfeasibleError, StudyError
 from mpsearch.hardware.new_process import PROCESSES
-from mpsearch.pipeline import run, search
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline import run, runner, search
+from mpsearch.pipeline.folder import Study
 from mpsearch.problem import Problem
 from mpsearch.search import problem_front
-
-steps = importlib.import_module("mpsearch.pipeline.run")  # the package's own `run` is the function
 
 
 @pytest.fixture
@@ -139,7 +136,7 @@ def test_an_impossible_size_is_refused_before_anything_is_measured(settings, tmp
         raise AssertionError("work was done for a budget that cannot be kept")
 
     for step in ("calibrate_subject", "latency_table", "add_scores", "explore_by"):
-        monkeypatch.setattr(steps, step, never)
+        monkeypatch.setattr(runner, step, never)
     with pytest.raises(InfeasibleError, match=r"least reachable [\d,]+ B") as caught:
         run(settings(budgets=("100B",), target=target), Study(tmp_path / "study"))
     assert caught.value.exit_code == 3
@@ -189,8 +186,8 @@ def test_onnx_agrees_with_the_checkpoint(finished):
 
 def test_another_budget_reuses_the_scores(settings, tmp_path, monkeypatch):
     calls = []
-    real = costs.score
-    monkeypatch.setattr(costs, "score", lambda objective, context: (calls.append(objective.name), real(objective, context))[1])
+    real = scores.score
+    monkeypatch.setattr(scores, "score", lambda objective, context: (calls.append(objective.name), real(objective, context))[1])
     study = Study(tmp_path / "study")
     first = run(settings(trials=2, iterations=0), study)
     assert calls == ["output_mse", "weight_mse"]
@@ -208,9 +205,9 @@ def test_a_finished_study_run_again_gives_the_same_and_measures_nothing(finished
     def never(*_, **__):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(steps.FastEvaluator, "measure", never)
-    monkeypatch.setattr(steps.Workshop, "_measure", never)
-    monkeypatch.setattr(costs, "score", never)
+    monkeypatch.setattr(runner.FastEvaluator, "measure", never)
+    monkeypatch.setattr(runner.Workshop, "_measure", never)
+    monkeypatch.setattr(scores, "score", never)
     again = run(config, study)
     assert json.dumps(again) == json.dumps(result)
     assert {name: (study.artifact if "safetensors" in name else study.path).joinpath(name).read_bytes() for name in before} == before

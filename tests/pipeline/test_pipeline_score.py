@@ -11,21 +11,21 @@ import pytest
 import torch
 from scipy import stats
 
-import mpsearch.pipeline.costs as costs
-import mpsearch.pipeline.couplings as couplings
+import mpsearch.pipeline.steps.scores as scores
 from mpsearch.cli import main
 from mpsearch.errors import InfeasibleError, OptionError, StudyError, UnknownNameError
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.objectives import OBJECTIVES, ScoringContext
 from mpsearch.objectives.interacting import INTERACTING, couple
 from mpsearch.pipeline import run
-from mpsearch.pipeline.agreement import agreement, regret, regret_with_error
-from mpsearch.pipeline.losses import LossBook
-from mpsearch.pipeline.sampling import mean_bits, nudged, spread_assignments
-from mpsearch.pipeline.score import claim, score_model
-from mpsearch.pipeline.scorecard import card, markdown
-from mpsearch.pipeline.study import Study
-from mpsearch.pipeline.validate import Effort, validate_objectives
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.jobs.score import claim, score_model
+from mpsearch.pipeline.steps.uniforms import mean_bits
+from mpsearch.pipeline.validation.agreement import agreement, regret, regret_with_error
+from mpsearch.pipeline.validation.losses import LossBook
+from mpsearch.pipeline.validation.sampling import nudged, spread_assignments
+from mpsearch.pipeline.validation.scorecard import card, markdown
+from mpsearch.pipeline.validation.validate import Effort, validate_objectives
 from mpsearch.problem import Assignment, Budget, Candidate, Layer, Problem
 from mpsearch.search import solve
 from mpsearch.search.losses import LossFile
@@ -179,8 +179,8 @@ class TestScore:
     def test_a_table_is_computed_once(self, settings, tmp_path, monkeypatch):
         study = Study(tmp_path / "study")
         first = score_model(settings(objectives=("weight_mse", "coding_length")), study)
-        real, calls = costs.score, []
-        monkeypatch.setattr(costs, "score", lambda objective, context: (calls.append(objective.name), real(objective, context))[1])
+        real, calls = scores.score, []
+        monkeypatch.setattr(scores, "score", lambda objective, context: (calls.append(objective.name), real(objective, context))[1])
         second = score_model(settings(objectives=THREE), study)
         assert calls == ["output_mse"]
         assert second.problem.scores["coding_length"] == first.problem.scores["coding_length"]
@@ -189,7 +189,7 @@ class TestScore:
         config, study = settings(trials=2, iterations=0, objectives=("output_mse:images=8", "weight_mse")), Study(tmp_path / "study")
         run(config, study)
         held = {name: (study.path / name).read_bytes() for name in ("study.json", "problem.json", "best.json")}
-        monkeypatch.setattr(costs, "score", _never)
+        monkeypatch.setattr(scores, "score", _never)
         scored = score_model(settings(objectives=("weight_mse", "output_mse:images=8")), study)
         assert scored.problem.scores["weight_mse"] == Problem.load(study.path / "problem.json").scores["weight_mse"]
         assert {name: (study.path / name).read_bytes() for name in held} == held
@@ -213,7 +213,7 @@ class TestScore:
         assert problem.scores[text] == direct.rows and problem.interactions == {text: direct.interactions}
         assert scored.about[text]["interactions"] == len(direct.interactions) > 0
         assert Problem.load(study.path / "scores.json") == problem
-        monkeypatch.setattr(couplings, "couple", _never)
+        monkeypatch.setattr(scores, "couple", _never)
         assert score_model(config, study).problem == problem
 
     def test_measured_assignments_come_with_their_table_and_are_kept(self, settings, tmp_path, monkeypatch):
@@ -222,10 +222,10 @@ class TestScore:
         scored = score_model(config, study)
         problem = scored.problem
         context = ScoringContext(scored.subject.module, problem.layers, problem.candidates, scored.calibration, scored.subject.splits.calibration)
-        direct = costs.score(OBJECTIVES.create(text), context)
+        direct = scores.score(OBJECTIVES.create(text), context)
         assert problem.scores[text] == direct.rows and problem.measured == {text: dict(direct.measured)} and len(direct.measured) > 20
         assert Problem.load(study.path / "scores.json") == problem
-        monkeypatch.setattr(costs, "score", _never)
+        monkeypatch.setattr(scores, "score", _never)
         assert score_model(config, study).problem == problem
         # the optimum is the best of what was measured and of all sums
         every = {indices: problem.score(text, indices) for indices in itertools.product(*(range(len(c)) for c in problem.candidates))}
@@ -238,14 +238,14 @@ class TestScore:
     def test_a_run_starts_from_the_optimum_with_what_was_measured(self, settings, tmp_path, monkeypatch):
         """One assignment, made up as measured, is the best: it is measured first, and is a finalist."""
         config, study = settings(trials=3, polish=0, iterations=0, objectives=("output_mse:images=8",)), Study(tmp_path / "study")
-        real, least = costs.score, []
+        real, least = scores.score, []
 
         def scored(objective, context):
             report = real(objective, context)
             least.append(tuple(min(range(len(row)), key=lambda c: row[c].w_bits or 32) for row in context.candidates))
             return replace(report, measured=((least[0], 1e-9),))
 
-        monkeypatch.setattr(costs, "score", scored)
+        monkeypatch.setattr(scores, "score", scored)
         result = run(config, study)
         front = json.loads((study.path / "front.json").read_text())
         assert list(least[0]) in [t["indices"] for t in front["measured"] if t["proposed_by"] == "warm"]
@@ -362,7 +362,7 @@ class TestValidate:
 
     def test_again_it_measures_nothing_and_gives_the_same(self, result, validated, settings, monkeypatch):
         monkeypatch.setattr(FastEvaluator, "measure", _never)
-        monkeypatch.setattr(costs, "score", _never)
+        monkeypatch.setattr(scores, "score", _never)
         again = validate_objectives(settings(objectives=THREE), validated["study"], FEW)
         assert again["seconds_for_each_loss"] is None
         assert _lasting(again) == _lasting(result)

@@ -8,7 +8,7 @@ import pytest
 
 from mpsearch.errors import DataError, StudyError
 from mpsearch.pipeline import RunConfig, run
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.folder import Study
 
 HOLD = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
 

@@ -10,10 +10,10 @@ from mpsearch.errors import OptionError
 from mpsearch.evaluate import predict
 from mpsearch.models import load_model
 from mpsearch.pipeline import run
-from mpsearch.pipeline.deployment import Deployer, export_points, points_of
-from mpsearch.pipeline.imported import open_workshop
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.jobs.export import Deployer, export_points, points_of
+from mpsearch.pipeline.jobs.imported import open_workshop
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.study import Study
 
 
 def test_a_run_on_weights_alone_keeps_its_promise(tmp_path, settings, monkeypatch):
@@ -36,7 +36,7 @@ def test_a_run_on_weights_alone_keeps_its_promise(tmp_path, settings, monkeypatc
         with torch.no_grad():
             return artifact.target.load(artifact.folder, torch.get_num_threads(), load_model(config.model).module)(inputs).float()
 
-    monkeypatch.setattr("mpsearch.pipeline.deployment.run_apart", here)
+    monkeypatch.setattr("mpsearch.pipeline.jobs.export.run_apart", here)
     points = points_of(workshop, ["best", "W4A16"], reconstruct=False)
     rows = export_points(Deployer(workshop, tmp_path / "export"), points, ["packed", "packed:integer_arithmetic=true"])
     for row in rows:

@@ -16,10 +16,10 @@ import pytest
 import mpsearch
 from mpsearch.errors import ModelError, MpsearchError, OptionError, StudyError
 from mpsearch.pipeline import run
-from mpsearch.pipeline.crew import Crew, Team
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.study import Study
-from mpsearch.pipeline.worker import work
+from mpsearch.pipeline.workers.crew import Crew, Team
+from mpsearch.pipeline.workers.worker import work
 from mpsearch.search.queue import JOB
 from mpsearch.search.storage import FINISHED, Pace
 
@@ -103,7 +103,7 @@ def _children():
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             ours = entry.name.isdigit() and f"PPid:\t{os.getpid()}\n" in (entry / "status").read_text()
-            if ours and "mpsearch.pipeline.worker" in (entry / "cmdline").read_text():
+            if ours and "mpsearch.pipeline.workers.worker" in (entry / "cmdline").read_text():
                 found.append(int(entry.name))
     return sorted(found)
 

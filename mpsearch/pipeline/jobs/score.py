@@ -11,11 +11,11 @@ from mpsearch.errors import StudyError
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.costs import add_scores, sized_problem
-from mpsearch.pipeline.couplings import add_couplings, interacts
-from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.steps.costs import sized_problem
+from mpsearch.pipeline.steps.scores import add_couplings, add_scores, interacts
+from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
 from mpsearch.problem import Problem
 from mpsearch.reconstruct import Calibration
 

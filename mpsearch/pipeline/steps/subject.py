@@ -22,8 +22,8 @@ from mpsearch.models import (
     weights_hash,
 )
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.default import default_model
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.embedded import default_model
 from mpsearch.problem import Candidate
 from mpsearch.reconstruct import Calibration, calibrate
 

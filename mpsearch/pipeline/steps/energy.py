@@ -18,8 +18,8 @@ from mpsearch.hardware.gpu.profile import GpuLog, gpu_costs
 from mpsearch.hardware.gpu.table import log_path
 from mpsearch.hardware.wires import Wire
 from mpsearch.pipeline.config import RunConfig, limits
-from mpsearch.pipeline.fitted import require_trust, with_costs
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.fitted import require_trust, with_costs
 from mpsearch.problem import Candidate, Problem
 
 BYTES_PER_US = 2e6

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpsearch import files
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.folder import Study
 from mpsearch.problem import Problem
 from mpsearch.search import Front, Trial, non_dominated
 

@@ -30,12 +30,12 @@ from mpsearch.hardware.new_process import SHARE, time_in_new_processes
 from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.models import build_model
 from mpsearch.pipeline.config import RunConfig, limits
-from mpsearch.pipeline.gpu import energy_of
-from mpsearch.pipeline.latency import Architecture, timed
-from mpsearch.pipeline.memory import limits_memory
-from mpsearch.pipeline.prepare import Subject
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.steps.energy import energy_of
+from mpsearch.pipeline.steps.latency import Architecture, timed
+from mpsearch.pipeline.steps.memory import limits_memory
+from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment, Candidate, Layer, Problem, assignment_csv, assignment_document
 from mpsearch.quant import AffineParams, TwoRegionParams, UnitState, affine_input, install
 from mpsearch.reconstruct import METHODS, BlockResult, Calibration, ReconstructionConfig, footprint, reconstruct

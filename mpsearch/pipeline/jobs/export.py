@@ -19,8 +19,8 @@ from mpsearch.deploy.process import run_apart
 from mpsearch.deploy.targets import TARGETS, Job
 from mpsearch.errors import MpsearchError, StudyError, UserError
 from mpsearch.evaluate import Task, predict
-from mpsearch.pipeline.finalists import States, Workshop
-from mpsearch.pipeline.prepare import Subject
+from mpsearch.pipeline.steps.finalists import States, Workshop
+from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment, Candidate, Problem
 
 FLOAT = Candidate.parse("float")

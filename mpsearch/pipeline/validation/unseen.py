@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.evaluate import TASKS, FastEvaluator
-from mpsearch.pipeline.agreement import regret_with_error
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.jobs.score import Scored
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.score import Scored
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.validation.agreement import regret_with_error
 
 Indices = tuple[int, ...]
 

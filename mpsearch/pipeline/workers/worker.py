@@ -17,11 +17,11 @@ import mpsearch
 from mpsearch.errors import MpsearchError, StudyError
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.finalists import Workshop
-from mpsearch.pipeline.learned import searched_calibration, states_digest
-from mpsearch.pipeline.prepare import calibrate_subject, load_subject
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.steps.finalists import Workshop
+from mpsearch.pipeline.steps.learned import searched_calibration, states_digest
+from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
 from mpsearch.problem import Problem
 from mpsearch.search.queue import JOB, Measure, Worker
 from mpsearch.search.storage import Pace, Studies, check_sharing, shown

@@ -8,8 +8,8 @@ from typing import Any
 
 from mpsearch.errors import InfeasibleError
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.finalists import Workshop
-from mpsearch.pipeline.latency import timed
+from mpsearch.pipeline.steps.finalists import Workshop
+from mpsearch.pipeline.steps.latency import timed
 from mpsearch.problem import Budget, Problem
 from mpsearch.search import solve
 from mpsearch.units import format_quantity

@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import platform
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,22 +17,21 @@ from mpsearch import files
 from mpsearch.data import SampleSet, make_splits
 from mpsearch.errors import BudgetError, InfeasibleError, OptionError
 from mpsearch.evaluate import FastEvaluator, clearly_lower
-from mpsearch.hardware import LatencyTable
 from mpsearch.models import from_module
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.costs import add_scores, resolve_budgets, sized_problem
-from mpsearch.pipeline.crew import Crew, Team, make_job
-from mpsearch.pipeline.finalists import Workshop
-from mpsearch.pipeline.front import write_front
-from mpsearch.pipeline.latency import MIXED_RUNS, add_latency, backend_of, latency_table, require_tables
-from mpsearch.pipeline.learned import searched_calibration, states_digest
-from mpsearch.pipeline.memory import add_memory, limits_memory, memory_kernels
-from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject, make_subject, require_same_weights
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
-from mpsearch.pipeline.sampling import mean_bits
-from mpsearch.pipeline.study import Study
-from mpsearch.pipeline.tightening import REPAIRS, lowered, proxy_of, repair, scouted
-from mpsearch.pipeline.uniforms import Uniform, uniforms
+from mpsearch.pipeline.steps.costs import resolve_budgets, sized_problem
+from mpsearch.pipeline.steps.finalists import Workshop
+from mpsearch.pipeline.steps.front import write_front
+from mpsearch.pipeline.steps.latency import add_latency, backend_of, latency_table, require_tables
+from mpsearch.pipeline.steps.learned import searched_calibration, states_digest
+from mpsearch.pipeline.steps.memory import add_memory, limits_memory, memory_kernels
+from mpsearch.pipeline.steps.scores import add_scores
+from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject, make_subject, require_same_weights
+from mpsearch.pipeline.steps.tightening import REPAIRS, lowered, proxy_of, repair, scouted
+from mpsearch.pipeline.steps.uniforms import Uniform, mean_bits, uniforms
+from mpsearch.pipeline.workers.crew import Crew, Team, make_job
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.reconstruct import Calibration
 from mpsearch.search import LossFile, Trial, describe_least, explore, explore_by, polish, problem_front, reachable, solve
@@ -106,44 +104,6 @@ def search(
     with folder.busy():
         folder.claim(config)
         return _run(make_subject(from_module(model), splits), config, folder, progress)
-
-
-def profile_model(config: RunConfig, progress: Progress, at_most: int | None = None, models: int = 0) -> tuple[LatencyTable, Path]:
-    """Measure the rows that this device's table lacks for a model, or the most informative of them, and whole mixed models.
-
-    Args:
-        config: Model, images, target, tables and threads.
-        progress: Where progress goes.
-        at_most: So many rows; None for all.
-        models: So many whole models, the uniform ones among them, to which the cost model of a latency budget is fitted; 0 for none. They are those that a
-            run measures, which finds them in the table.
-    Returns: The table and its file.
-
-    Raises: OptionError: Whole models of a part of the rows.
-    """
-    if models and at_most is not None:
-        raise OptionError("Whole models are put together from every row, so --models and --at-most do not go together. Leave one of them out.")
-    require_tables(config)
-    subject = load_subject(config, progress)
-    problem = sized_problem(subject, config)
-    table, where = latency_table(problem, config, progress, at_most)
-    if models:
-        with tempfile.TemporaryDirectory() as folder:  # nothing but the table is kept
-            workshop = Workshop(subject, calibrate_subject(subject, config, progress), config, Study(Path(folder)), progress)
-            _, about = add_latency(problem, config, table, where, workshop.architecture(problem), progress, models)
-        _tell_error(about, progress)
-    return table, where
-
-
-def _tell_error(about: dict[str, Any], progress: Progress) -> None:
-    error = about["error"]
-    if error is None:
-        progress.say(f"{about['runs']} whole models are too few to tell how well the latency of others is predicted; a latency budget measures {MIXED_RUNS}.")
-        return
-    verdict = "well enough for a latency budget" if error["trusted"] else "too badly for a latency budget without --allow-estimate"
-    progress.say(
-        f"Latency of mixed assignments is predicted {verdict}: {error['mape']:.1%} off on average, {error['worst']:.1%} at worst, {error['runs']} runs."
-    )
 
 
 def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from mpsearch import files
 from mpsearch.deploy.imports import IMPORTERS, Imported
 from mpsearch.errors import InfeasibleError
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.costs import add_scores, sized_problem
-from mpsearch.pipeline.finalists import Workshop
-from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.study import Study
-from mpsearch.pipeline.uniforms import uniforms
+from mpsearch.pipeline.steps.costs import sized_problem
+from mpsearch.pipeline.steps.finalists import Workshop
+from mpsearch.pipeline.steps.scores import add_scores
+from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
+from mpsearch.pipeline.steps.uniforms import uniforms
 from mpsearch.problem import Assignment, Budget, Candidate, Problem
 from mpsearch.search import solve
 

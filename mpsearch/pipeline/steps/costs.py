@@ -1,23 +1,15 @@
-"""Steps 2 and 3: the candidates, what each costs without measuring, and the damage it does."""
+"""Step 2: the candidates, and what each costs without measuring."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
-from mpsearch.errors import BudgetError, OptionError
-from mpsearch.evaluate import TASKS
-from mpsearch.objectives import OBJECTIVES, Objective, ScoringContext, score
+from mpsearch.errors import BudgetError
 from mpsearch.pipeline.config import RunConfig, limits
-from mpsearch.pipeline.couplings import add_couplings, interacts
-from mpsearch.pipeline.prepare import Subject
-from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import FLOAT_INPUT, Budget, Candidate, Problem, Restrictions
-from mpsearch.reconstruct import Calibration
 from mpsearch.search import solve
 
 FLOAT = Candidate.parse("float")
@@ -101,47 +93,3 @@ def _bytes_at(subject: Subject, bits: float, a_bits: int) -> float:
     if not 2 <= bits <= 8:
         return subject.layout.constant_bytes + sizes[0] * bits / low
     return subject.layout.constant_bytes + sizes[0] + share * (sizes[1] - sizes[0])
-
-
-def add_scores(
-    problem: Problem, subject: Subject, calibration: Calibration, config: RunConfig, study: Study, progress: Progress
-) -> tuple[Problem, dict[str, Any]]:
-    """The table of every objective asked for, and its interactions where it has some, each cached by what it depends on."""
-    names = [text.partition(":")[0].strip() for text in config.objectives]
-    if len(set(names)) < len(names):
-        raise OptionError(f"The objectives are {', '.join(config.objectives)}; a run keeps tables by name. Give each once; `score` compares options.")
-    problem, about = replace(problem, scores={}, interactions={}, measured={}), {}
-    candidates = [[str(c) for c in row] for row in problem.candidates]
-    for text in config.objectives:
-        if interacts(text):
-            name = text.partition(":")[0].strip()
-            problem, about[name] = add_couplings(problem, text, name, subject, calibration, config, study, progress)
-            continue
-        objective = OBJECTIVES.create(text)
-        key = [
-            subject.hashes["weights"],
-            subject.hashes["calibration"],
-            repr(objective),
-            calibration.weight_observer,
-            calibration.input_observer,
-            calibration.symmetric_inputs,
-            candidates,
-            config.seed,
-            config.learning if calibration.learned else [],
-            config.task,
-            *([objective.revision] if objective.revision else []),
-        ]
-        with progress.task(f"score with {objective.name}") as advance:
-            images, task = subject.splits.calibration, TASKS.create(config.task)
-            context = ScoringContext(subject.module, problem.layers, problem.candidates, calibration, images, config.seed, advance, task)
-            report = study.cached(f"score-{objective.name}", key, partial(_scored, objective, context))
-        problem = replace(problem, scores={**problem.scores, objective.name: tuple(tuple(row) for row in report["rows"])})
-        if known := {tuple(indices): value for indices, value in report.get("measured", ())}:  # a table of before has none
-            problem = replace(problem, measured={**problem.measured, objective.name: known})
-        about[objective.name] = {"seconds": report["seconds"], "violations": report["violations"], "unit": objective.unit}
-        about[objective.name] |= {k: report[k] for k in ("weights", "activations", "passes", "notes") if report.get(k)}
-    return problem, about
-
-
-def _scored(objective: Objective, context: ScoringContext) -> dict[str, Any]:
-    return asdict(score(objective, context))

@@ -80,9 +80,3 @@ def nudged(problem: Problem, layers: SuperLayers, start: Indices, limit: float, 
         if not down:
             return None
         ranks[down[int(rng.integers(len(down)))]] -= 1
-
-
-def mean_bits(problem: Problem, indices: Indices) -> float:
-    """Bits of a weight on average; 32 for a float one."""
-    total = sum(layer.weight_numel for layer in problem.layers)
-    return sum(layer.weight_numel * (c[i].w_bits or 32) for layer, c, i in zip(problem.layers, problem.candidates, indices, strict=True)) / total

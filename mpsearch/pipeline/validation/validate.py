@@ -13,17 +13,17 @@ import numpy as np
 from mpsearch import files
 from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.evaluate import TASKS, FastEvaluator
-from mpsearch.pipeline.agreement import agreement, regret
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.costs import resolve_budgets
-from mpsearch.pipeline.losses import Indices, LossBook
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.jobs.score import Scored, score_held
 from mpsearch.pipeline.progress import Advance, Progress, Silent
-from mpsearch.pipeline.sampling import mean_bits, nudged, spread_assignments
-from mpsearch.pipeline.score import Scored, score_held
-from mpsearch.pipeline.scorecard import LOW_BITS, markdown
-from mpsearch.pipeline.study import Study
-from mpsearch.pipeline.uniforms import Uniform, uniforms
-from mpsearch.pipeline.unseen import Unseen
+from mpsearch.pipeline.steps.costs import resolve_budgets
+from mpsearch.pipeline.steps.uniforms import Uniform, mean_bits, uniforms
+from mpsearch.pipeline.validation.agreement import agreement, regret
+from mpsearch.pipeline.validation.losses import Indices, LossBook
+from mpsearch.pipeline.validation.sampling import nudged, spread_assignments
+from mpsearch.pipeline.validation.scorecard import LOW_BITS, markdown
+from mpsearch.pipeline.validation.unseen import Unseen
 from mpsearch.problem import Budget, Problem
 from mpsearch.search import solve
 from mpsearch.search.constraints import Constraints

@@ -16,9 +16,9 @@ import mpsearch
 from mpsearch import files
 from mpsearch.errors import MpsearchError, OptionError, StudyError
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.prepare import Subject
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Problem
 from mpsearch.search.queue import JOB, Sharing
 from mpsearch.search.storage import Pace, Studies, check_sharing, hold_run, shown, storage_kind
@@ -145,7 +145,7 @@ class Team:
         self._log(number).parent.mkdir(parents=True, exist_ok=True)
         log = self._log(number).open("a")
         process = subprocess.Popen(
-            [sys.executable, "-m", "mpsearch.pipeline.worker"],
+            [sys.executable, "-m", "mpsearch.pipeline.workers.worker"],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

@@ -12,9 +12,9 @@ from torch import Tensor
 from mpsearch.data import ImageSet
 from mpsearch.errors import BudgetError, InfeasibleError, OptionError, StudyError
 from mpsearch.evaluate import TASKS, FastEvaluator, Metrics, compare
-from mpsearch.pipeline.prepare import Subject, calibrate_subject, load_subject
+from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.study import Study
+from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
 from mpsearch.problem import PEAKS, Assignment, Budget, Problem
 from mpsearch.reconstruct import Calibration
 from mpsearch.search import least_within, problem_front, solve

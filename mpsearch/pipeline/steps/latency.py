@@ -18,10 +18,10 @@ from mpsearch.hardware.gpu.table import gpu_table
 from mpsearch.hardware.predict import RowPredictor
 from mpsearch.hardware.whole import Kernels, WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import Wire, model_key
-from mpsearch.pipeline import gpu
 from mpsearch.pipeline.config import RunConfig, limits
-from mpsearch.pipeline.fitted import require_trust, with_costs
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps import energy
+from mpsearch.pipeline.steps.fitted import require_trust, with_costs
 from mpsearch.problem import Candidate, Problem
 
 FLOAT = Candidate.parse("float")
@@ -76,7 +76,7 @@ def require_tables(config: RunConfig) -> None:
     if config.target == "packed":
         return
     if backend_of(config).on_gpu:
-        gpu.require_gpu(config, backend_of(config))
+        energy.require_gpu(config, backend_of(config))
     folder = Path(config.tables)
     blocking = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
     if config.table is None and blocking is not None:
@@ -123,7 +123,7 @@ def add_latency(
     kernels = _kernels(problem, backend)
     units = _units(problem, kernels, backend, table, where, predictor)
     runs = whole_runs(problem, units, table, where.parent if config.table is None else None, architecture, config, progress, at_least)
-    model = fit_cost_model(units, architecture.wires, runs, gpu.BYTES_PER_US if backend.on_gpu else BYTES_PER_US)
+    model = fit_cost_model(units, architecture.wires, runs, energy.BYTES_PER_US if backend.on_gpu else BYTES_PER_US)
     require_trust(model, config, "latency_us", progress)
     problem = with_costs(problem, "latency_us", model, kernels, costs.estimated)
     about: dict[str, Any] = {"device": table.device.to_json(), "backend": backend.name, "version": backend.version, "threads": config.threads}
@@ -132,8 +132,8 @@ def add_latency(
     about |= {"model": dict(zip(model.names, model.values, strict=True)), "error": model.error.to_json() if model.error else None, "runs": len(runs)}
     about |= {"float_latency_us": next(run.latency_us for run in runs if set(run.kernels) == {"float"})}
     if backend.on_gpu:
-        problem, energy = gpu.add_energy(problem, config, backend, where, kernels, architecture.wires, runs, costs.estimated, progress)
-        about |= energy
+        problem, said = energy.add_energy(problem, config, backend, where, kernels, architecture.wires, runs, costs.estimated, progress)
+        about |= said
     return problem, about
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mpsearch.pipeline.finalists import Workshop
+from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.problem import Assignment, Candidate, Problem
 from mpsearch.quant import AffineParams, TwoRegionParams, UnitState
 from mpsearch.reconstruct import Calibration
