@@ -150,7 +150,7 @@ class GpuProfiler:
     def profile(
         self, cells: Cells, log: GpuLog, batch: int, on_row: Callable[[int, int, str], None] | None = None, deadline: Callable[[], bool] = lambda: False
     ) -> int:
-        """Measure what the log lacks. Every cell is read twice, in two passes over random orders; a reading with trouble is taken again at the end of the
+        """Measure what the log lacks or has as crashed. Every cell is read twice, in two passes over random orders; a reading with trouble is taken again at the end of the
         queue.
 
         Args:
@@ -163,7 +163,7 @@ class GpuProfiler:
         Returns: Cells that are left.
         Raises: ForeignProcessError: Somebody else computes on the card.
         """
-        wanted = [key for key in cells if key not in log.rows]
+        wanted = [key for key in cells if key not in log.rows or log.rows[key].status == "crash"]
         group, done, size = list(wanted), 0, self.settings.anchor_every
         random.Random(self.seed).shuffle(group)
         for start in range(0, len(group), size):

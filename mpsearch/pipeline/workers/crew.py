@@ -150,7 +150,7 @@ class Team:
             stdout=log,
             stderr=log,
             text=True,
-            env={"OMP_NUM_THREADS": threads, **os.environ},
+            env={"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         self._running[number] = process, log
         order = {"where": self._crew.storage or str(self._study.path), "run": self._study.path.name, "pace": asdict(self._crew.pace)}
