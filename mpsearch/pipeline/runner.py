@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from mpsearch import files
-from mpsearch.data import SampleSet, make_splits
+from mpsearch.data import SampleSet
 from mpsearch.errors import BudgetError, InfeasibleError, OptionError
 from mpsearch.evaluate import FastEvaluator, clearly_lower
 from mpsearch.models import from_module
@@ -28,16 +29,18 @@ from mpsearch.pipeline.steps.latency import add_latency, backend_of, latency_tab
 from mpsearch.pipeline.steps.learned import searched_calibration, states_digest
 from mpsearch.pipeline.steps.memory import add_memory, limits_memory, memory_kernels
 from mpsearch.pipeline.steps.scores import add_scores
-from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject, make_subject, require_same_weights
+from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, draw, load_subject, make_subject, require_same_weights
 from mpsearch.pipeline.steps.tightening import REPAIRS, lowered, proxy_of, repair, scouted
 from mpsearch.pipeline.steps.uniforms import Uniform, mean_bits, uniforms
 from mpsearch.pipeline.workers.crew import Crew, Team, make_job
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.reconstruct import Calibration
 from mpsearch.search import LossFile, Trial, describe_least, explore, explore_by, polish, problem_front, reachable, solve
-from mpsearch.units import format_quantity
+from mpsearch.units import format_pair, format_quantity
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
+_GIVEN = {"model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"}
+"""Settings that say where a model and images come from."""
 _MEASURED = ("size_bytes", "latency_us", "latency_high_us", "energy_mj", "memory_bytes", "onnx_bytes", "openvino_bytes", "triton_bytes")
 
 
@@ -90,20 +93,29 @@ def search(
         settings: Further fields of `RunConfig`, such as `task="embedding"`.
     Returns: As `run`.
     """
+    _require_settings(settings)
+    for text in budgets:
+        Budget.parse(text)  # a slip is told at once
     progress, folder = progress or Silent(), Study(Path(study))
     config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=calibration.name, **settings)
     require_tables(config)
-    splits = make_splits(
-        evaluation if evaluation is not None else calibration,
-        calibration=calibration if evaluation is not None else None,
-        calibration_images=config.calibration_images,
-        search_images=config.search_images,
-        evaluation_images=config.evaluation_images,
-        seed=config.seed,
-    )
+    loaded = from_module(model)
+    both = (calibration, None) if evaluation is None else (evaluation, calibration)
+    splits = draw(config, *both)
     with folder.busy():
         folder.claim(config)
-        return _run(make_subject(from_module(model), splits), config, folder, progress)
+        return _run(make_subject(loaded, splits, config, progress, model), config, folder, progress)
+
+
+def _require_settings(settings: Mapping[str, Any]) -> None:
+    """Raises OptionError where a name is none of a setting, or of one that says where a model or images come from, which are given."""
+    known = {f.name for f in fields(RunConfig)} - _GIVEN - {"budgets"}
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f" Did you mean {close[0]!r}?" if close else ""
+            why = "is about a model or images that are named, and here they are given" if name in _GIVEN else "is no setting of search"
+            raise OptionError(f"{name!r} {why}.{meant} Settings: {', '.join(sorted(known))}.")
 
 
 def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None) -> dict[str, Any]:
@@ -163,10 +175,10 @@ def _repaired(
             shutil.rmtree(workshop.study.artifact)  # what breaks a budget is not to be shipped
         for b in (b for b in budgets if not b.kept(best["measured"])):
             repairs.append(repair(b, best))
-            got, predicted = (format_quantity(repairs[-1][key], b.resource) for key in ("measured", "predicted"))
+            got, limit = format_pair(repairs[-1]["measured"], b.limit, b.resource)
+            predicted = format_quantity(repairs[-1]["predicted"], b.resource)
             workshop.progress.say(
-                f"{best['label']}: measured {got} breaks the budget of {format_quantity(b.limit, b.resource)} (predicted {predicted}): tightened by that "
-                "ratio, and searched again."
+                f"{best['label']}: measured {got} breaks the budget of {limit} (predicted {predicted}): tightened by that ratio, and searched again."
             )
         limits = lowered(budgets, limits, best, least)
     raise InfeasibleError(
@@ -326,6 +338,9 @@ def _float_row(workshop: Workshop, about: dict[str, Any]) -> dict[str, Any]:
 
 def _ship(best: dict[str, Any], states: Any, workshop: Workshop) -> None:
     """Step 6: the artifact is written; what it takes in new processes is what counts from here on."""
+    earlier = workshop.study.set_aside(workshop.config.budgets)
+    if earlier is not None:
+        workshop.progress.say(f"The artifact and the report of earlier budgets are in {earlier} now.")
     best["artifact"] = workshop.write_artifact(states, {k: best[k] for k in ("assignment", "budgets", "predicted", "measured", "metrics")})
     written = {**best["artifact"], **best["artifact"].get("latency", {})}
     best["measured"] |= {k: written[k] for k in _MEASURED if k in written}

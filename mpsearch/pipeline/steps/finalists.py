@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mpsearch import files
@@ -172,7 +172,7 @@ class Workshop:
                 done += 1
                 if result is not None:
                     with files.replacing(folder / str(result.phase) / f"{files.digest(block)}.safetensors") as beside:
-                        save_file(_learned_tensors(states), beside)
+                        beside.write_bytes(save(_learned_tensors(states)))
                 advance(done, max(done, len(blocks)))
 
             return reconstruct(self.subject.module, blocks, start, inputs, config, known=_known(folder, start), on_block=keep)
@@ -264,10 +264,10 @@ class Workshop:
         logits = predict(install(self.subject.module, states), images)
         found = self.task.compare(logits, self.reference()["evaluation"], images.labels)
         about |= {"top1": found.top1, "scores": found.scores}
-        if self.subject.source.kind != "module":  # a module that was given as an object cannot be built anew here
-            if not torch.equal(logits, predict(load_packed(packed, build_model(self.subject.source)), images)):
-                raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
-            about["reloaded_bit_for_bit"] = True
+        fresh = self.subject.given if self.subject.given is not None else build_model(self.subject.source)
+        if not torch.equal(logits, predict(load_packed(packed, fresh), images)):
+            raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
+        about["reloaded_bit_for_bit"] = True
         if self.config.target != "packed":
             about |= self._write_runtime(folder / f"best{self.runtime.suffix}", states, logits)
         measured = {**description["measured"], **about, **about.get("latency", {})}

@@ -16,6 +16,7 @@ from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu import whole as gpu_whole
 from mpsearch.hardware.gpu.table import gpu_table
 from mpsearch.hardware.predict import RowPredictor
+from mpsearch.hardware.table import require_writable
 from mpsearch.hardware.whole import Kernels, WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import Wire, model_key
 from mpsearch.pipeline.config import RunConfig, limits
@@ -83,6 +84,8 @@ def require_tables(config: RunConfig) -> None:
         raise TableError(f"{blocking} is a file; the latency tables are kept in a folder. Name another with --tables.")
     if config.table is not None:
         _given_table(config, backend_of(config))
+    else:
+        require_writable(folder)
 
 
 def _given_table(config: RunConfig, backend: Backend) -> LatencyTable:
