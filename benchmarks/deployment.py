@@ -35,7 +35,7 @@ from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.pipeline.steps.latency import add_latency, latency_table
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.problem import Assignment, Problem
-from mpsearch.search import solve
+from mpsearch.solvers import solve
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))
@@ -154,7 +154,7 @@ def _predicted_us(ready: Ready, point: Point, target: str) -> float | None:
 
 def _optimum(ready: Ready, bits: str) -> Assignment:
     config = RunConfig(**{**ready.workshop.config.__dict__, "budgets": (f"{bits}bits",)})
-    budgets = resolve_budgets(ready.workshop.subject, ready.problem, config)
+    budgets = resolve_budgets(ready.problem, config)
     return ready.problem.assignment(solve(ready.problem, "output_mse", budgets).indices)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import scipy
 
 from mpsearch.problem import Budget, Candidate, Interaction, Layer, Problem
-from mpsearch.search import exact_front, front_of_three, marginal_prices, problem_front, reachable, solve, solve_best
+from mpsearch.solvers import exact_front, front_of_three, marginal_prices, problem_front, reachable, solve, solve_best
 
 SIX = tuple(Candidate(b, b) for b in (2, 3, 4, 5, 6, 8))
 SEVEN = tuple(Candidate(b, b) for b in range(2, 9))

@@ -38,8 +38,9 @@ from mpsearch.pipeline.steps.costs import resolve_budgets, sized_problem
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
 from mpsearch.problem import Budget, Candidate, Problem
-from mpsearch.search import GreedyMP, LossFile, explore, hypervolume, non_dominated, polish, reachable, solve
-from mpsearch.search.superlayers import SuperLayers
+from mpsearch.solvers import hypervolume, non_dominated, reachable, solve
+from mpsearch.solvers.tables.groups import SuperLayers
+from mpsearch.study import GreedyMP, LossFile, explore, polish
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "studies" / "search_quality"
@@ -49,8 +50,7 @@ OBJECTIVES = (*SEARCHED, *(name for name in ALL.names() if name not in SEARCHED)
 SEARCH, EQUAL, GREEDY = "full search", "full search, as many", "Greedy MP"
 PLAIN = {"plain NSGA-II": optuna.samplers.NSGAIISampler, "plain TPE": optuna.samplers.TPESampler}
 IMAGES = {"resnet20": (128, 256), "vit": (64, 256), "mobilenet": (16, 64)}  # the loss is measured on, and the ranges come from
-MEASURED = ("kl", "kl_fisher", "kl_mixed", "kl_front")
-OPTIONS = {"mobilenet": {name: f"{name}:images=32" for name in MEASURED}}  # where they are dear
+OPTIONS = {"mobilenet": {"kl": "kl:images=32"}}  # where it is dear
 Indices = tuple[int, ...]
 
 
@@ -122,7 +122,7 @@ class Ground:
             return known
 
         def budget(bits: str) -> Budget:
-            return resolve_budgets(subject, problem, replace(config, budgets=(f"{bits}bits",)))[0]
+            return resolve_budgets(problem, replace(config, budgets=(f"{bits}bits",)))[0]
 
         return cls(name, problem, budget, losses, measure, _read(KEPT / name / f"cells-{digest(inputs)}.jsonl"))
 

@@ -6,7 +6,6 @@ that the solvers can be used without it.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +18,11 @@ __all__ = ["__version__", "load", "search"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        return importlib.import_module("mpsearch.deploy").load
+        from mpsearch.deploy import load
+
+        return load
     if name == "search":
-        return importlib.import_module("mpsearch.search")  # the package, which can be called
+        from mpsearch.pipeline import search
+
+        return search
     raise AttributeError(f"module 'mpsearch' has no attribute {name!r}")

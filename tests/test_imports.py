@@ -16,9 +16,30 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["mpsearch", "mpsearch.search", "mpsearch.problem", "mpsearch.hardware"])
+@pytest.mark.parametrize("name", ["mpsearch", "mpsearch.solvers", "mpsearch.study", "mpsearch.problem", "mpsearch.hardware"])
 def test_numbers_import_no_torch(name):
     assert run(f"import sys, {name}; print('torch' in sys.modules, {name}.__name__)") == f"False {name}"
+
+
+def test_search_is_a_plain_function_that_is_found_when_it_is_asked_for():
+    """No module is in its place, whatever was imported before."""
+    code = """
+import sys, types
+import mpsearch, mpsearch.solvers, mpsearch.study
+before = "torch" in sys.modules
+print(before, isinstance(mpsearch.search, types.FunctionType), mpsearch.search.__module__.split(".")[:2], "torch" in sys.modules)
+"""
+    assert run(code) == "False True ['mpsearch', 'pipeline'] True"
+
+
+def test_the_solvers_need_numpy_and_scipy_alone():
+    code = """
+import importlib.metadata, sys
+import mpsearch.solvers
+outside = {name.partition(".")[0] for name in sys.modules} & {"torch", "optuna", "sqlalchemy", "sklearn", "onnx", "timm", "typer"}
+print(sorted(outside))
+"""
+    assert run(code) == "[]"
 
 
 def test_importing_everything_does_not_start_cuda():

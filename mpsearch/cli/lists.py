@@ -56,7 +56,7 @@ def _members(what: str, pattern: str) -> list[str]:
 
         return list(TARGETS)
     if what == "samplers":
-        from mpsearch.search import SAMPLERS
+        from mpsearch.study import SAMPLERS
 
         return sorted(SAMPLERS)
     if what == "budgets":

@@ -66,7 +66,7 @@ def run(  # long for its options alone
     a_bits: InputBits = 8,
     objective: Annotated[
         list[str] | None,
-        typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated. kl_front, output_mse and weight_mse without it."),
+        typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated. kl, output_mse and weight_mse without it."),
     ] = None,
     trials: Annotated[int | None, typer.Option(help="Assignments whose loss is measured. 32, or 10 on the embedded default.")] = None,
     sampler: Annotated[str, typer.Option(help="Who proposes them: mpsearch, or a baseline, tpe, nsga2 or random.")] = "mpsearch",

@@ -84,7 +84,7 @@ def _budgets(problem: Problem, texts: Sequence[str]) -> list[Budget]:
 
 
 def _least(problem: Problem) -> str:
-    from mpsearch.search import describe_least, reachable
+    from mpsearch.solvers import describe_least, reachable
 
     return describe_least(problem, {r: low for r, (low, _) in reachable(problem).items()})
 
@@ -107,8 +107,8 @@ def _damage(value: float, output: Format) -> Any:
 
 
 def _print_best(problem: Problem, objective: str, budgets: Sequence[Budget], count: int, distance: int, output: Format) -> None:
-    from mpsearch.search import solve as solve_one
-    from mpsearch.search import solve_best
+    from mpsearch.solvers import solve as solve_one
+    from mpsearch.solvers import solve_best
 
     found = [solve_one(problem, objective, budgets)] if count == 1 else solve_best(problem, objective, budgets, count, distance)
     assignments = [problem.assignment(s.indices) for s in found]
@@ -131,7 +131,7 @@ def _told(solution: Solution) -> str:
 
 
 def _print_ranges(problem: Problem, budgets: Sequence[Budget], output: Format) -> None:
-    from mpsearch.search import least_within, reachable
+    from mpsearch.solvers import least_within, reachable
 
     within = least_within(problem, budgets) if budgets else {}
     rows = [(r.rsplit("_", 1)[0], *(_quantity(v, r, output) for v in (*ends, *([within[r]] if budgets else [])))) for r, ends in reachable(problem).items()]
@@ -139,7 +139,7 @@ def _print_ranges(problem: Problem, budgets: Sequence[Budget], output: Format) -
 
 
 def _print_prices(problem: Problem, objective: str, budgets: Sequence[Budget], resources: list[str], most: int, output: Format) -> None:
-    from mpsearch.search import marginal_prices, problem_front
+    from mpsearch.solvers import marginal_prices, problem_front
 
     (resource,) = _just(resources, 1, "--prices")
     limit = _only_limit(budgets, resource, "--prices")
@@ -153,7 +153,7 @@ def _print_prices(problem: Problem, objective: str, budgets: Sequence[Budget], r
 
 
 def _print_front(problem: Problem, objective: str, budgets: Sequence[Budget], resources: list[str], points: int | None, output: Format) -> None:
-    from mpsearch.search import front_of_three, problem_front
+    from mpsearch.solvers import front_of_three, problem_front
 
     if len(resources) == 1:
         front = problem_front(problem, objective, resources[0], _only_limit(budgets, resources[0], "--front over one resource"))

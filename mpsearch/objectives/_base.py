@@ -23,8 +23,6 @@ from mpsearch.registry import Registry
 Progress = Callable[[int, int], None]
 Rows = list[list[float]]
 Table = tuple[tuple[float, ...], ...]
-Measured = tuple[tuple[tuple[int, ...], float], ...]
-"""`L` choices of each assignment, and its damage."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +74,12 @@ class Parts:
         weights: `L x C_l`: what the quantised weight alone does; None where the objective does not tell.
         activations: The same of the quantised input, or operands. The two add up to the total where the objective is a sum of both.
         notes: What a user should know of this very table, such as a trace that was negative.
-        measured: Assignments that were measured as wholes, with their damage on the scale of the table's sums, in whose place it stands.
     """
 
     total: Rows
     weights: Rows | None = None
     activations: Rows | None = None
     notes: tuple[str, ...] = ()
-    measured: Measured = ()
 
 
 class Objective(ABC):
@@ -126,7 +122,6 @@ class ScoreReport:
         activations: As `Parts`, before any repair.
         passes: Work at most; None where not stated.
         notes: As `Parts`.
-        measured: As `Parts`.
     """
 
     rows: Table
@@ -136,7 +131,6 @@ class ScoreReport:
     activations: Table | None = None
     passes: Passes | None = None
     notes: tuple[str, ...] = ()
-    measured: Measured = ()
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "mpsearch.objectives")
@@ -146,7 +140,7 @@ def score(objective: Objective, context: ScoringContext) -> ScoreReport:
     """Score, check, and repair monotonicity in bits by isotonic regression, counting what was moved.
 
     Raises:
-        MpsearchError: A score is NaN, infinite or negative; names the unit and the candidate, or the assignment.
+        MpsearchError: A score is NaN, infinite or negative; names the unit and the candidate.
         OptionError: The objective needs classes, and the task has none.
     """
     if objective.needs_classes and not context.task.classes:
@@ -160,9 +154,6 @@ def score(objective: Objective, context: ScoringContext) -> ScoreReport:
         for candidate, value in zip(candidates, row, strict=True):
             if not math.isfinite(value) or value < 0:
                 raise MpsearchError(f"The objective {objective.name!r} gives {value} for {layer.name!r} at {candidate}. Check the unit's weight and inputs.")
-    for indices, value in parts.measured:
-        if not math.isfinite(value) or value < 0:
-            raise MpsearchError(f"The objective {objective.name!r} gives {value} for the assignment {indices}. Check the model's weights and inputs.")
     repaired = [monotone(c, row) for c, row in zip(context.candidates, parts.total, strict=True)]
     return ScoreReport(
         tuple(tuple(row) for row, _ in repaired),
@@ -172,7 +163,6 @@ def score(objective: Objective, context: ScoringContext) -> ScoreReport:
         _table(parts.activations),
         objective.passes(context),
         parts.notes,
-        parts.measured,
     )
 
 

@@ -12,7 +12,7 @@ from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
 from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.reconstruct import METHODS
-from mpsearch.search import SAMPLERS
+from mpsearch.study import SAMPLERS
 from mpsearch.units import parse_quantity
 
 TARGETS = (*RUNTIMES, "packed")
@@ -24,7 +24,7 @@ _LEAST = {
 }
 USUAL_IMAGES = (512, 256, 256)
 """For calibration and search, and for evaluation at least, where nothing is said and there are as many."""
-DEFAULT_OBJECTIVES = ("kl_front", "output_mse", "weight_mse")
+DEFAULT_OBJECTIVES = ("kl", "output_mse", "weight_mse")
 EMBEDDED_OBJECTIVES = ("kl:images=10", "weight_mse")
 """Of the embedded default, which is to be done in minutes."""
 

@@ -31,11 +31,12 @@ from mpsearch.pipeline.steps.memory import add_memory, limits_memory, memory_ker
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, draw, load_subject, make_subject, require_same_weights
 from mpsearch.pipeline.steps.tightening import REPAIRS, lowered, proxy_of, repair, scouted
-from mpsearch.pipeline.steps.uniforms import Uniform, mean_bits, uniforms
+from mpsearch.pipeline.steps.uniforms import Uniform, uniforms
 from mpsearch.pipeline.workers.crew import Crew, Team, make_job
-from mpsearch.problem import Budget, Candidate, Problem
+from mpsearch.problem import Budget, Candidate, Problem, mean_bits
 from mpsearch.reconstruct import Calibration
-from mpsearch.search import LossFile, Trial, describe_least, explore, explore_by, polish, problem_front, reachable, solve
+from mpsearch.solvers import describe_least, problem_front, reachable, solve
+from mpsearch.study import LossFile, Trial, explore, explore_by, polish
 from mpsearch.units import format_pair, format_quantity
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
@@ -145,7 +146,7 @@ def _limited(subject: Subject, config: RunConfig) -> tuple[Problem, tuple[Budget
     """The problem and its absolute limits. Raises as `resolve_budgets`, and says what can be reached also where a budget cannot be read."""
     try:
         problem = sized_problem(subject, config)
-        return problem, resolve_budgets(subject, problem, config)
+        return problem, resolve_budgets(problem, config)
     except BudgetError as error:
         problem = sized_problem(subject, replace(config, budgets=("8bits",)))
         raise BudgetError(f"{error} {describe_least(problem, {r: low for r, (low, _) in reachable(problem).items()})}") from None
@@ -197,7 +198,7 @@ def _search(problem: Problem, limits: tuple[Budget, ...], calibration: Calibrati
     proxy = proxy_of(config)
     optimum = solve(problem, proxy, limits)
     uniform = next((u.indices for u in _uniforms(problem, config) if _keeps(problem, u.indices, limits)), None)
-    beyond = problem.interactions.get(proxy) or problem.measured.get(proxy)  # the table alone, which the study corrects, has another optimum
+    beyond = problem.interactions.get(proxy)  # the table alone, which the study corrects, has another optimum
     warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if beyond else None)) if indices is not None]
     tables = _additive(problem, proxy)
     trials, name = _trials(replace(problem, interactions={}), tables, limits, warm, calibration, workshop, crew or Crew())
@@ -323,7 +324,7 @@ def _row(label: str, problem: Problem, indices: Sequence[int], budgets: Sequence
         "indices": list(indices),
         "assignment": assignment.to_json(),
         "predicted": problem.cost(indices).to_json(),
-        "mean_bits": mean_bits(problem, tuple(indices)),
+        "mean_bits": mean_bits(problem.layers, problem.assignment(indices)),
         "fits": _keeps(problem, indices, budgets),
         "nearest": nearest,
     }

@@ -1,21 +1,23 @@
 """The vocabulary: frozen dataclasses of plain numbers, and their JSON. Nothing here knows torch."""
 
-from mpsearch.problem.assignment import FLOAT_INPUT, Assignment, Candidate, Cost
+from mpsearch.problem.assignment import FLOAT, FLOAT_INPUT, Assignment, Candidate, Choices, Cost
 from mpsearch.problem.budget import PEAKS, RESOURCES, Budget
 from mpsearch.problem.document import assignment_csv, assignment_document, read_assignment
 from mpsearch.problem.interaction import Interaction
 from mpsearch.problem.layer import ConvAttributes, Layer
-from mpsearch.problem.problem import Problem, Solution
+from mpsearch.problem.problem import Problem, Solution, mean_bits
 from mpsearch.problem.restrictions import Restrictions
 from mpsearch.problem.sizes import absolute, bytes_at, float_bytes
 
 __all__ = [
+    "FLOAT",
     "FLOAT_INPUT",
     "PEAKS",
     "RESOURCES",
     "Assignment",
     "Budget",
     "Candidate",
+    "Choices",
     "ConvAttributes",
     "Cost",
     "Interaction",
@@ -28,5 +30,6 @@ __all__ = [
     "assignment_document",
     "bytes_at",
     "float_bytes",
+    "mean_bits",
     "read_assignment",
 ]

@@ -77,6 +77,8 @@ class Candidate:
         return cls(int(match[1]), int(match[2]), w_granularity=granularity if slash else "channel")
 
 
+Choices = tuple[int, ...]
+"""The position of a candidate for each of L layers, or for each of M groups of layers that share a choice."""
 FLOAT = Candidate(None, None, "float")
 FP8 = Candidate(8, 8, "fp8")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ SCHEMA_INTERACTIONS = 2
 """Of a problem with interactions; one without is written as before."""
 SCHEMA_CONVERSIONS = 3
 """Of a problem with conversions; likewise."""
-SCHEMA_MEASURED = 4
-"""Of a problem with measured assignments; likewise."""
 Table = tuple[tuple[float, ...], ...]
 
 
@@ -39,8 +37,6 @@ class Problem:
         interactions: Objective name -> what joint choices add to its table of scores.
         conversions: Resource -> what the choices of two layers together add to its total, in its unit; such as the latency of changing the number
             format between neighbours.
-        measured: Objective name -> `L` choices -> the damage of that assignment as a whole, where the objective has measured it, on the scale of its sums.
-            It stands in place of the sum. An objective has these or interactions.
     """
 
     layers: tuple[Layer, ...]
@@ -51,7 +47,6 @@ class Problem:
     estimated: tuple[str, ...] = ()
     interactions: dict[str, tuple[Interaction, ...]] = field(default_factory=dict)
     conversions: dict[str, tuple[Interaction, ...]] = field(default_factory=dict)
-    measured: dict[str, dict[tuple[int, ...], float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.layers) != len(self.candidates):
@@ -69,20 +64,6 @@ class Problem:
             self._check_terms(f"interaction of {name!r}", terms)
         for resource, terms in self.conversions.items():
             self._check_conversions(resource, terms)
-        for name, known in self.measured.items():
-            self._check_measured(name, known)
-
-    def _check_measured(self, name: str, known: dict[tuple[int, ...], float]) -> None:
-        if name not in self.scores or self.interactions.get(name):
-            raise UserError(f"There are measured assignments of {name!r}, which must have a score table and no interactions.")
-        widths, ties = [len(row) for row in self.candidates], [group for group in self.ties if len(group) > 1]
-        for indices, value in known.items():
-            if len(indices) != len(widths) or not all(0 <= i < width for i, width in zip(indices, widths, strict=True)):
-                raise UserError(f"A measured assignment of {name!r} has the choices {indices}, which are not one of the candidates of each layer.")
-            if any(len({indices[i] for i in group}) > 1 for group in ties):
-                raise UserError(f"A measured assignment of {name!r} gives layers of one tie different choices: {indices}.")
-            if not math.isfinite(value):
-                raise UserError(f"A measured assignment of {name!r} has the damage {value}; it must be a finite number.")
 
     def _check_conversions(self, resource: str, terms: Sequence[Interaction]) -> None:
         if resource not in self.costs:
@@ -138,10 +119,7 @@ class Problem:
         return math.fsum([*rows, *(term.value(indices) for term in self.conversions.get(resource, ()))]) + constant
 
     def score(self, objective: str, indices: Sequence[int]) -> float:
-        """Predicted damage: as measured where it was, else the sum of the rows and of the interactions."""
-        known = self.measured.get(objective, {}).get(tuple(indices))
-        if known is not None:
-            return known
+        """Predicted damage: the sum of the rows and of the interactions."""
         rows = [row[i] for row, i in zip(self.scores[objective], indices, strict=True)]
         return math.fsum([*rows, *(term.value(indices) for term in self.interactions.get(objective, ()))])
 
@@ -158,10 +136,6 @@ class Problem:
             costs={name: pick(table) for name, table in self.costs.items()},
             interactions={name: tuple(term.only(kept) for term in terms) for name, terms in self.interactions.items()},
             conversions={name: tuple(term.only(kept) for term in terms) for name, terms in self.conversions.items()},
-            measured={
-                name: {tuple(at.index(i) for at, i in zip(kept, indices, strict=True)): value for indices, value in known.items() if _within(indices, kept)}
-                for name, known in self.measured.items()
-            },
         )
 
     def uniform(self, candidate: Candidate) -> tuple[int, ...] | None:
@@ -176,8 +150,7 @@ class Problem:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
         terms = {what: {name: [term.to_json() for term in found] for name, found in getattr(self, what).items()} for what in ("interactions", "conversions")}
-        measured = {name: [[list(indices), value] for indices, value in known.items()] for name, known in self.measured.items() if known}
-        schemas = ((measured, SCHEMA_MEASURED), (self.conversions, SCHEMA_CONVERSIONS), (self.interactions, SCHEMA_INTERACTIONS))
+        schemas = ((self.conversions, SCHEMA_CONVERSIONS), (self.interactions, SCHEMA_INTERACTIONS))
         return {
             "schema": next((schema for held, schema in schemas if held), SCHEMA),
             "layers": [layer.to_json() for layer in self.layers],
@@ -186,14 +159,14 @@ class Problem:
             "costs": self.costs,
             "constants": self.constants,
             "estimated": list(self.estimated),
-            **{what: found for what, found in (terms | {"measured": measured}).items() if found},
+            **{what: found for what, found in terms.items() if found},
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Problem:
         """Inverse of `to_json`. Raises StudyError on another schema."""
-        if data.get("schema") not in (SCHEMA, SCHEMA_INTERACTIONS, SCHEMA_CONVERSIONS, SCHEMA_MEASURED):
-            known = f"{SCHEMA} to {SCHEMA_MEASURED}"
+        if data.get("schema") not in (SCHEMA, SCHEMA_INTERACTIONS, SCHEMA_CONVERSIONS):
+            known = f"{SCHEMA} to {SCHEMA_CONVERSIONS}"
             raise StudyError(f"The problem has schema {data.get('schema')!r}; this version of mpsearch reads {known}. Run the study again.")
 
         def tables(found: dict[str, list[list[float]]]) -> dict[str, Table]:
@@ -211,7 +184,6 @@ class Problem:
             tuple(data["estimated"]),
             terms("interactions"),
             terms("conversions"),
-            {name: {tuple(indices): value for indices, value in known} for name, known in data.get("measured", {}).items()},
         )
 
     @classmethod
@@ -225,8 +197,10 @@ class Problem:
             raise StudyError(f"{path} is not a problem that mpsearch wrote ({type(error).__name__}: {error}). Run the study again.") from None
 
 
-def _within(indices: Sequence[int], kept: Sequence[Sequence[int]]) -> bool:
-    return all(i in at for at, i in zip(kept, indices, strict=True))
+def mean_bits(layers: Sequence[Layer], assignment: Mapping[str, Candidate]) -> float:
+    """Bits of a weight on average over all weights of these layers; a float weight has 32."""
+    total = sum(layer.weight_numel for layer in layers)
+    return math.fsum(layer.weight_numel * (assignment[layer.name].w_bits or 32) for layer in layers) / max(total, 1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from mpsearch.objectives import OBJECTIVES, Objective, ScoringContext, score
-from mpsearch.problem import Candidate, Layer, Problem
+from mpsearch.problem import Candidate, Layer
 from mpsearch.testing.nets import NETS, TinyNet, tiny_net
 from mpsearch.testing.state import left_as_found
 
@@ -75,7 +75,7 @@ class ObjectiveContract:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1234)
             again = score(OBJECTIVES.create(objective), self.context(net))
-        assert (again.rows, again.measured) == (first.rows, first.measured), "two runs with one seed differ"
+        assert again.rows == first.rows, "two runs with one seed differ"
 
     def test_the_model_and_its_surroundings_are_as_found(self, objective: str, net: str) -> None:
         """Weights, gradients, hooks, modes, random states, calibration and images do not change."""
@@ -110,7 +110,7 @@ class ObjectiveContract:
         assert _rows(again, self.context(net)) == _rows(member, self.context(net)), "a pickled copy scores differently"
 
     def test_the_parts_have_the_shape_of_the_table(self, objective: str, net: str) -> None:
-        """`parts` gives the table of `score`; what weights and inputs contribute, where it is told, for each entry of it; and measured assignments."""
+        """`parts` gives the table of `score`; what weights and inputs contribute, where it is told, for each entry of it."""
         member, context = OBJECTIVES.create(objective), self.context(net)
         with torch.no_grad():
             parts = member.parts(context)
@@ -120,10 +120,6 @@ class ObjectiveContract:
             shape = None if table is None else [len(row) for row in table]
             assert shape in (None, [len(row) for row in parts.total]), f"{name} has not one entry for each layer and candidate"
             assert table is None or all(math.isfinite(v) and v >= 0 for row in table for v in row), f"{name} is not finite or negative"
-        assert len(dict(parts.measured)) == len(parts.measured), "an assignment is measured twice"
-        assert all(math.isfinite(v) and v >= 0 for _, v in parts.measured), "a measured damage is not finite or negative"
-        measured = {"measured": dict(parts.measured)} if parts.measured else {}
-        Problem(context.layers, context.candidates, {"measured": tuple(map(tuple, parts.total))}, measured=measured)  # refuses what is no assignment
 
     def test_progress_ends_with_everything_done(self, objective: str, net: str) -> None:
         """`on_step` counts 1, 2, ... up to the total that it names."""

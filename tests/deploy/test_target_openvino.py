@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_targets import MAKERS, job_of
+from target_jobs import MAKERS, job_of
 from torch.nn.functional import cosine_similarity
 
 from mpsearch.deploy.artifact import open_artifact, write_artifact

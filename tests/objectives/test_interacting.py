@@ -22,7 +22,7 @@ from mpsearch.objectives.interacting.block_tuples import BlockTuples
 from mpsearch.objectives.interacting.pairwise import Pairwise, project
 from mpsearch.problem import Assignment, Budget, Candidate, Layer, Problem
 from mpsearch.quant import install
-from mpsearch.search import solve
+from mpsearch.solvers import solve
 
 TEXTS = ("W2A4", "W3A8", "W4A8", "float")
 CANDIDATES = tuple(Candidate.parse(text) for text in TEXTS)

@@ -17,7 +17,7 @@ from mpsearch.pipeline.jobs.floor import drop_of, within_floor
 from mpsearch.pipeline.jobs.score import score_model
 from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
 from mpsearch.problem import Assignment, Budget, Problem
-from mpsearch.search import problem_front
+from mpsearch.solvers import problem_front
 
 
 @pytest.fixture(scope="session")

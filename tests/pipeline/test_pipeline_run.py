@@ -16,7 +16,7 @@ from mpsearch.hardware.new_process import PROCESSES
 from mpsearch.pipeline import run, runner, search
 from mpsearch.pipeline.folder import Study
 from mpsearch.problem import Problem
-from mpsearch.search import problem_front
+from mpsearch.solvers import problem_front
 
 
 @pytest.fixture

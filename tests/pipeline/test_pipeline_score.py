@@ -1,6 +1,5 @@
 """`score` and `score --validate` on a small net: tables, what is kept, who is trusted, and what an interruption costs."""
 
-import itertools
 import json
 import math
 import sys
@@ -14,22 +13,22 @@ from scipy import stats
 import mpsearch.pipeline.steps.scores as scores
 from mpsearch.cli import main
 from mpsearch.errors import InfeasibleError, OptionError, StudyError, UnknownNameError
-from mpsearch.evaluate import FastEvaluator
+from mpsearch.evaluate import TASKS, FastEvaluator
 from mpsearch.objectives import OBJECTIVES, ScoringContext
 from mpsearch.objectives.interacting import INTERACTING, couple
 from mpsearch.pipeline import run
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.jobs.score import claim, score_model
-from mpsearch.pipeline.steps.uniforms import mean_bits
+from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.validation.agreement import agreement, regret, regret_with_error
 from mpsearch.pipeline.validation.losses import LossBook
 from mpsearch.pipeline.validation.sampling import nudged, spread_assignments
 from mpsearch.pipeline.validation.scorecard import card, markdown
 from mpsearch.pipeline.validation.validate import Effort, validate_objectives
 from mpsearch.problem import Assignment, Budget, Candidate, Layer, Problem
-from mpsearch.search import solve
-from mpsearch.search.losses import LossFile
-from mpsearch.search.superlayers import SuperLayers
+from mpsearch.solvers import solve
+from mpsearch.solvers.tables.groups import SuperLayers
+from mpsearch.study.losses import LossFile
 
 THREE = ("weight_mse", "coding_length", "output_mse:images=8")
 FEW = Effort(samples=14, budgets="3", local_steps=6)
@@ -81,11 +80,6 @@ class TestSampling:
             assert problem.cost(found).size_bytes <= limit
         assert nudged(problem, layers, problem.uniform(Candidate(8, 8)), math.inf, rng) is None
         assert nudged(problem, layers, problem.uniform(Candidate(2, 8)), problem.cost(problem.uniform(Candidate(2, 8))).size_bytes, rng) is None
-
-    def test_mean_bits_are_weighted_by_the_weights(self):
-        layers = (Layer("a", "linear", (1, 30), ((1, 1),), (1, 1), 1, "b"), Layer("b", "linear", (1, 10), ((1, 1),), (1, 1), 1, "b"))
-        problem = Problem((*layers, Layer("m", "matmul", (), (), (), 1, "b")), ((Candidate(2, 8),), (Candidate(6, 8),), (Candidate.parse("float"),)))
-        assert mean_bits(problem, (0, 0, 0)) == 3.0
 
 
 class TestAgreement:
@@ -216,42 +210,34 @@ class TestScore:
         monkeypatch.setattr(scores, "couple", _never)
         assert score_model(config, study).problem == problem
 
-    def test_measured_assignments_come_with_their_table_and_are_kept(self, settings, tmp_path, monkeypatch):
-        study, text = Study(tmp_path / "study"), "kl_front:images=8,exchanges=1,optima=9"
-        config = settings(objectives=("weight_mse", text))
+    def test_interactions_are_those_of_the_task_and_kept_apart_by_it(self, settings, tmp_path):
+        text, found = "pairwise:images=8,scope=full", {}
+        for task in ("classification", "embedding"):
+            config = settings(objectives=(text,), bits=(2, 4, 8), task=task)
+            scored = score_model(config, Study(tmp_path / task))
+            context = ScoringContext(
+                scored.subject.module,
+                scored.problem.layers,
+                scored.problem.candidates,
+                scored.calibration,
+                scored.subject.splits.calibration,
+                task=TASKS.create(task),
+            )
+            assert scored.problem.scores[text] == couple(INTERACTING.create(text), context).rows
+            found[task] = {path.name for path in (tmp_path / task / "steps").glob("score-pairwise-*")}
+        assert all(len(names) == 1 for names in found.values()) and not found["classification"] & found["embedding"]
+
+    @pytest.mark.parametrize("text", ["pairwise:images=8,scope=full", "output_mse:images=8"])
+    def test_symmetric_inputs_and_another_revision_have_tables_of_their_own(self, settings, tmp_path, monkeypatch, text):
+        config, study = settings(objectives=(text,), bits=(2, 8)), Study(tmp_path)
         scored = score_model(config, study)
-        problem = scored.problem
-        context = ScoringContext(scored.subject.module, problem.layers, problem.candidates, scored.calibration, scored.subject.splits.calibration)
-        direct = scores.score(OBJECTIVES.create(text), context)
-        assert problem.scores[text] == direct.rows and problem.measured == {text: dict(direct.measured)} and len(direct.measured) > 20
-        assert Problem.load(study.path / "scores.json") == problem
-        monkeypatch.setattr(scores, "score", _never)
-        assert score_model(config, study).problem == problem
-        # the optimum is the best of what was measured and of all sums
-        every = {indices: problem.score(text, indices) for indices in itertools.product(*(range(len(c)) for c in problem.candidates))}
-        for share in (0.3, 0.6):
-            low, high = (sum(end(row) for row in problem.costs["size_bytes"]) for end in (min, max))
-            limit = problem.constants["size_bytes"] + low + share * (high - low)
-            found = solve(problem, text, [Budget("size_bytes", limit, "")])
-            assert found.score == pytest.approx(min(value for indices, value in every.items() if problem.cost(indices).size_bytes <= limit), rel=1e-9)
-
-    def test_a_run_starts_from_the_optimum_with_what_was_measured(self, settings, tmp_path, monkeypatch):
-        """One assignment, made up as measured, is the best: it is measured first, and is a finalist."""
-        config, study = settings(trials=3, polish=0, iterations=0, objectives=("output_mse:images=8",)), Study(tmp_path / "study")
-        real, least = scores.score, []
-
-        def scored(objective, context):
-            report = real(objective, context)
-            least.append(tuple(min(range(len(row)), key=lambda c: row[c].w_bits or 32) for row in context.candidates))
-            return replace(report, measured=((least[0], 1e-9),))
-
-        monkeypatch.setattr(scores, "score", scored)
-        result = run(config, study)
-        front = json.loads((study.path / "front.json").read_text())
-        assert list(least[0]) in [t["indices"] for t in front["measured"] if t["proposed_by"] == "warm"]
-        assert front["points"][0]["indices"] == list(least[0]) and front["points_in_all"] == 1
-        assert list(least[0]) in [row["indices"] for row in result["rows"] if row["label"] == "exact optimum of output_mse"]
-        assert result["best"]["proxy"]["found_by"].startswith("measured by the objective")
+        assert len(list((tmp_path / "steps").glob("score-*"))) == 1
+        calibration = replace(scored.calibration, symmetric_inputs=True)
+        scores.add_scores(scored.problem, scored.subject, calibration, config, study, Silent())
+        assert len(list((tmp_path / "steps").glob("score-*"))) == 2
+        monkeypatch.setattr(type((INTERACTING if scores.interacts(text) else OBJECTIVES).create(text)), "revision", 99)
+        scores.add_scores(scored.problem, scored.subject, calibration, config, study, Silent())
+        assert len(list((tmp_path / "steps").glob("score-*"))) == 3
 
     def test_an_unknown_objective_is_told_before_anything_is_loaded(self, settings, tmp_path):
         with pytest.raises(UnknownNameError, match="hesian"):
@@ -431,7 +417,6 @@ class TestValidate:
 
 
 def _limit(budget):
-    from mpsearch.problem import Budget
 
     return Budget("size_bytes", budget["limit_bytes"], "")
 

@@ -20,8 +20,9 @@ from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.workers.crew import Crew, Team
 from mpsearch.pipeline.workers.worker import work
-from mpsearch.search.queue import JOB
-from mpsearch.search.storage import FINISHED, Pace
+from mpsearch.study.sharing.pace import Pace
+from mpsearch.study.sharing.queue import JOB
+from mpsearch.study.sharing.storage import FINISHED
 
 PACE = Pace(poll_s=0.05, beat_s=1, grace_s=5, patience_s=30)
 

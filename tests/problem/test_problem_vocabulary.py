@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from mpsearch.errors import StudyError, UserError
 from mpsearch.files import write_json
-from mpsearch.problem import Assignment, Candidate, ConvAttributes, Cost, Interaction, Layer, Problem, Solution
+from mpsearch.problem import FLOAT, Assignment, Candidate, ConvAttributes, Cost, Interaction, Layer, Problem, Solution, mean_bits
 
-FLOAT = Candidate(None, None, "float")
 CANDIDATES = st.one_of(st.just(FLOAT), st.builds(Candidate, st.integers(2, 8), st.integers(2, 8), w_granularity=st.sampled_from(["channel", "tensor"])))
 
 
@@ -39,7 +38,7 @@ def test_json_round_trip_through_a_file(tmp_path):
     assert Problem.from_json(problem().to_json()) == problem()
 
 
-@pytest.mark.parametrize("schema", [0, 5, "1", None])
+@pytest.mark.parametrize("schema", [0, 4, 5, "1", None])
 def test_another_schema_is_refused(schema):
     with pytest.raises(StudyError, match=f"schema {schema!r}.*reads 1"):
         Problem.from_json({**problem().to_json(), "schema": schema})
@@ -200,3 +199,10 @@ def test_a_peak_has_no_conversions():
     memory = {"memory_bytes": ((1.0, 1.0, 1.0), (1.0, 1.0), (1.0,))}
     with pytest.raises(UserError, match="the greatest row counts"):
         problem(costs=memory, conversions={"memory_bytes": (Interaction((0, 1), (3, 2), (0.0,) * 6),)})
+
+
+def test_mean_bits_are_weighted_by_the_weights():
+    layers = [Layer(name, "linear", (1, n), ((1, 1),), (1, 1), 1, "b") for name, n in (("a", 30), ("b", 10))]
+    layers.append(Layer("m", "matmul", (), (), (), 1, "b"))
+    assert mean_bits(layers, {"a": Candidate(2, 8), "b": Candidate(6, 8), "m": FLOAT}) == 3.0
+    assert mean_bits(layers, {"a": FLOAT, "b": FLOAT, "m": FLOAT}) == 32.0 and mean_bits(layers[2:], {"m": FLOAT}) == 0.0

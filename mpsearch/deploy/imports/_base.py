@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from mpsearch.errors import UserError
-from mpsearch.problem import FLOAT_INPUT, Assignment, Candidate, Layer
+from mpsearch.problem import FLOAT, FLOAT_INPUT, Assignment, Candidate, Layer
 from mpsearch.registry import Registry
 
-FLOAT = Candidate.parse("float")
 Bits = tuple[int | None, int | None]
 """Of the weight and of the input; None where the tool leaves it in float."""
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpsearch.deploy.imports._base import FLOAT, IMPORTERS, Imported, Importer
+from mpsearch.deploy.imports._base import IMPORTERS, Imported, Importer
 from mpsearch.errors import UserError
-from mpsearch.problem import Assignment, Layer, read_assignment
+from mpsearch.problem import FLOAT, Assignment, Layer, read_assignment
 
 
 @IMPORTERS.register("mpsearch")

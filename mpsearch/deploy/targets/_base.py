@@ -15,7 +15,7 @@ from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.packed import PackedLayout, load_packed, save_packed
 from mpsearch.errors import UserError
 from mpsearch.hardware.device import identity
-from mpsearch.problem import Candidate
+from mpsearch.problem import FLOAT, Candidate
 from mpsearch.quant import UnitState, affine_input, install
 from mpsearch.reconstruct import Calibration
 from mpsearch.registry import Registry
@@ -23,7 +23,6 @@ from mpsearch.registry import Registry
 Run = Callable[[Tensor], Tensor]
 """From N x C x H x W to N x K logits."""
 
-FLOAT = Candidate.parse("float")
 MODEL_FILE = "model.safetensors"
 
 

@@ -9,9 +9,8 @@ from typing import ClassVar, Literal
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.gpu import probe
-from mpsearch.problem import Candidate, Layer
+from mpsearch.problem import FLOAT, Candidate, Layer
 
-FLOAT = Candidate.parse("float")
 BITS = (2, 4, 8)
 COLUMNS = 32
 

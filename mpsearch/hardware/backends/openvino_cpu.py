@@ -13,9 +13,7 @@ from mpsearch.hardware.device import identity
 from mpsearch.hardware.draws import Draw, draw, grid_of, on_grid, quantized, reference, relative_error, values_of
 from mpsearch.hardware.openvino_nodes import OpenVinoWriter, arithmetic_of, capabilities, compiled, container_bits, openvino, ran_nodes
 from mpsearch.hardware.qdq import Array, Grid, QuantizedWeight
-from mpsearch.problem import Candidate, ConvAttributes, Layer
-
-FLOAT = Candidate.parse("float")
+from mpsearch.problem import FLOAT, Candidate, ConvAttributes, Layer
 
 
 @BACKENDS.register("openvino-cpu")

@@ -18,10 +18,9 @@ from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.draws import Draw, draw, grid_of, on_grid, quantized, reference, relative_error, values_of
 from mpsearch.hardware.qdq import QdqWriter, opset_imports, stored_bytes
-from mpsearch.problem import Candidate, ConvAttributes, Layer
+from mpsearch.problem import FLOAT, Candidate, ConvAttributes, Layer
 
 W8A8 = Candidate(8, 8)
-FLOAT = Candidate.parse("float")
 DISABLED = ("WeightBiasQuantization", "MatMulAddFusion")
 """The first turns float layers between quantised ones into integer ones, unasked; the second makes of MatMul + Add a Gemm, which then runs in float."""
 _ARITHMETIC = {

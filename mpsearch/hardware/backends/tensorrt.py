@@ -9,9 +9,9 @@ from typing import ClassVar
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.gpu import probe
-from mpsearch.problem import Candidate, Layer
+from mpsearch.problem import FLOAT, Candidate, Layer
 
-FLOAT, W8A8 = Candidate.parse("float"), Candidate(8, 8)
+W8A8 = Candidate(8, 8)
 
 
 @BACKENDS.register("tensorrt")

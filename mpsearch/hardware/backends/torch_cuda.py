@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.gpu import probe
-from mpsearch.problem import Candidate, ConvAttributes, Layer
+from mpsearch.problem import FLOAT, Candidate, ConvAttributes, Layer
 
-FLOAT, W8A8, FP8 = Candidate.parse("float"), Candidate(8, 8), Candidate.parse("fp8")
+W8A8, FP8 = Candidate(8, 8), Candidate.parse("fp8")
 
 
 @BACKENDS.register("torch-cuda")

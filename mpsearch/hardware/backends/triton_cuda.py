@@ -8,9 +8,7 @@ from typing import ClassVar, Literal
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.gpu import probe
-from mpsearch.problem import Candidate, Layer
-
-FLOAT = Candidate.parse("float")
+from mpsearch.problem import FLOAT, Candidate, Layer
 
 
 @BACKENDS.register("triton-cuda")

@@ -9,7 +9,7 @@ from mpsearch.hardware.backends import Cell
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.gpu.measure import GpuSettings, GraphTimer, Monitor
 from mpsearch.hardware.gpu.probe import Gpu
-from mpsearch.problem import Candidate, Layer
+from mpsearch.problem import FLOAT, Layer
 
 _SIDE = 4096
 """Of the matrices of the anchor."""
@@ -53,4 +53,4 @@ def card() -> Card:
 
     monitor = NvmlMonitor(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
     product = Layer("anchor", "linear", (_SIDE, _SIDE), ((_SIDE, _SIDE),), (_SIDE, _SIDE), _SIDE**3, "")
-    return Card(gpu, CudaGraphTimer(), monitor, torch_cell(product, Candidate.parse("float"), 1))
+    return Card(gpu, CudaGraphTimer(), monitor, torch_cell(product, FLOAT, 1))

@@ -150,8 +150,9 @@ class GpuProfiler:
     def profile(
         self, cells: Cells, log: GpuLog, batch: int, on_row: Callable[[int, int, str], None] | None = None, deadline: Callable[[], bool] = lambda: False
     ) -> int:
-        """Measure what the log lacks or has as crashed. Every cell is read twice, in two passes over random orders; a reading with trouble is taken again at the end of the
-        queue.
+        """Measure what the log lacks or has as crashed.
+
+        Every cell is read twice, in two passes over random orders; a reading with trouble is taken again at the end of the queue.
 
         Args:
             cells: By key.

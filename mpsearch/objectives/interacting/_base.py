@@ -57,12 +57,13 @@ class Couplings:
 
 
 class Interacting(ABC):
-    """Scores choices of several layers together; lower is better, 0 is what the float model has."""
+    """Scores choices of several layers together; lower is better, 0 is what the float model has. Flags as those of `Objective`."""
 
     name: ClassVar[str]
     additive: ClassVar[bool] = False
     needs_data: ClassVar[bool] = True
     unit: ClassVar[str] = ""
+    revision: ClassVar[int] = 0
 
     @abstractmethod
     def couple(self, context: ScoringContext) -> Couplings:

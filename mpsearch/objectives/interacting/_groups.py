@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.objectives._base import ScoringContext, Table
-from mpsearch.problem import Assignment, Candidate
+from mpsearch.problem import FLOAT, Assignment, Candidate
 
-FLOAT = Candidate.parse("float")
 _MOVED = 1e-9  # share by which an entry that a repair moved must differ
 
 

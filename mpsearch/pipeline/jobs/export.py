@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +20,8 @@ from mpsearch.errors import MpsearchError, StudyError, UserError
 from mpsearch.evaluate import Task, predict
 from mpsearch.pipeline.steps.finalists import States, Workshop
 from mpsearch.pipeline.steps.subject import Subject
-from mpsearch.problem import Assignment, Candidate, Problem
+from mpsearch.problem import FLOAT, Assignment, Candidate, Problem, mean_bits
 
-FLOAT = Candidate.parse("float")
 REFERENCES = ("float", "W8A8")
 """What is exported beside every point, so that `bench` has something to compare with."""
 
@@ -71,7 +69,8 @@ class Deployer:
             artifact = write_artifact(self.folder / slug(target_text) / point.label, target_text, job, about)
             advance(1, 1)
         row = {"point": point.label, "target": target_text, "folder": str(artifact.folder), "predicted_bytes": predicted, "artifact_bytes": artifact.size_bytes}
-        row |= {"notes": list(artifact.manifest["notes"]), "mean_bits": _mean_bits(subject, point.assignment)}
+        weighted = [layer for layer in subject.graph.layers if layer.name in subject.layout.weights]
+        row |= {"notes": list(artifact.manifest["notes"]), "mean_bits": mean_bits(weighted, point.assignment)}
         with self.workshop.progress.task(f"run {point.label} for {target_text} in a process of its own") as advance:
             row |= self._checked(artifact, predict(target.reference(job), subject.splits.evaluation))
             advance(1, 1)
@@ -189,11 +188,6 @@ def uniform(subject: Subject, candidate: Candidate) -> Assignment:
 def slug(target_text: str) -> str:
     """A target with its options as a folder's name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "-", target_text)
-
-
-def _mean_bits(subject: Subject, assignment: Assignment) -> float:
-    weights = {layer.name: layer.weight_numel for layer in subject.graph.layers if layer.name in subject.layout.weights}
-    return math.fsum(n * (assignment[unit].w_bits or 32) for unit, n in weights.items()) / max(sum(weights.values()), 1)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
 from mpsearch.problem import PEAKS, Assignment, Budget, Problem
 from mpsearch.reconstruct import Calibration
-from mpsearch.search import least_within, problem_front, solve
+from mpsearch.solvers import least_within, problem_front, solve
 from mpsearch.units import format_quantity, parse_quantity
 
 _LIMITS = 4096

@@ -18,10 +18,8 @@ from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
 from mpsearch.pipeline.steps.uniforms import uniforms
-from mpsearch.problem import Assignment, Budget, Candidate, Problem
-from mpsearch.search import solve
-
-FLOAT = Candidate.parse("float")
+from mpsearch.problem import FLOAT, Assignment, Budget, Candidate, Problem
+from mpsearch.solvers import solve
 
 
 @dataclass(frozen=True)

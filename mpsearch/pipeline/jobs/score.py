@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mpsearch import files
@@ -14,7 +14,7 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.steps.costs import sized_problem
-from mpsearch.pipeline.steps.scores import add_couplings, add_scores, interacts
+from mpsearch.pipeline.steps.scores import Scorer, interacts
 from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
 from mpsearch.problem import Problem
 from mpsearch.reconstruct import Calibration
@@ -71,16 +71,9 @@ def score_held(config: RunConfig, study: Study, progress: Progress) -> Scored:
     subject = load_subject(config, progress)
     problem, calibration = sized_problem(subject, config), calibrate_subject(subject, config, progress)
     about: dict[str, dict[str, Any]] = {}
+    scorer = Scorer(subject, calibration, config, study, progress)
     for text in dict.fromkeys(config.objectives):
-        if interacts(text):
-            problem, about[text] = add_couplings(problem, text, text, subject, calibration, config, study, progress)
-            continue
-        alone = replace(problem, scores={}, interactions={}, measured={})
-        one, said = add_scores(alone, subject, calibration, replace(config, objectives=(text,)), study, progress)
-        ((name, table),), (about[text],) = one.scores.items(), said.values()
-        problem = replace(problem, scores={**problem.scores, text: table})
-        if name in one.measured:
-            problem = replace(problem, measured={**problem.measured, text: one.measured[name]})
+        problem, about[text] = scorer.add(problem, text, text)
     scored = Scored(config, subject, calibration, problem, about)
     files.write_json(study.path / "scores.json", scored.to_json())
     return scored

@@ -36,7 +36,7 @@ from mpsearch.pipeline.steps.energy import energy_of
 from mpsearch.pipeline.steps.latency import Architecture, timed
 from mpsearch.pipeline.steps.memory import limits_memory
 from mpsearch.pipeline.steps.subject import Subject
-from mpsearch.problem import Assignment, Candidate, Layer, Problem, assignment_csv, assignment_document
+from mpsearch.problem import FLOAT, Assignment, Candidate, Layer, Problem, assignment_csv, assignment_document
 from mpsearch.quant import AffineParams, TwoRegionParams, UnitState, affine_input, install
 from mpsearch.reconstruct import METHODS, BlockResult, Calibration, ReconstructionConfig, footprint, reconstruct
 from mpsearch.units import format_bytes
@@ -152,7 +152,7 @@ class Workshop:
         """The integer candidate of most weight bits that the target's backend has a kernel for."""
         backend = BACKENDS.create(self.config.target)
         choices = (Candidate(bits, 8) for bits in range(8, 1, -1))
-        return next((c for c in choices if backend.supports(layer, c).kernel is not None), Candidate.parse("float"))
+        return next((c for c in choices if backend.supports(layer, c).kernel is not None), FLOAT)
 
     def reconstructed(self, assignment: Assignment, label: str, steps: int | None = None) -> States:
         """Learned states of an assignment, after `steps` for each block or as many as the settings say.

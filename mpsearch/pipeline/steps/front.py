@@ -10,7 +10,8 @@ from typing import Any
 from mpsearch import files
 from mpsearch.pipeline.folder import Study
 from mpsearch.problem import Problem
-from mpsearch.search import Front, Trial, non_dominated
+from mpsearch.solvers import Front, non_dominated
+from mpsearch.study import Trial
 
 MAX_POINTS = 512
 """Points of the exact front whose assignment is written; a longer front is thinned evenly, its ends kept."""

@@ -23,9 +23,8 @@ from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps import energy
 from mpsearch.pipeline.steps.fitted import require_trust, with_costs
-from mpsearch.problem import Candidate, Problem
+from mpsearch.problem import FLOAT, Candidate, Problem
 
-FLOAT = Candidate.parse("float")
 MIXED_RUNS = 24
 """Whole-model runs that a latency budget is predicted from; without one the uniform models are enough."""
 

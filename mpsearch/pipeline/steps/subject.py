@@ -31,7 +31,7 @@ from mpsearch.models import (
 from mpsearch.pipeline.config import USUAL_IMAGES, RunConfig
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.embedded import default_model
-from mpsearch.problem import Candidate
+from mpsearch.problem import FLOAT
 from mpsearch.reconstruct import Calibration, calibrate
 
 BATCH = 32
@@ -79,7 +79,7 @@ class Subject:
 
     def float_bytes(self) -> float:
         """Size of the packed file if nothing were quantised."""
-        float_unit = Candidate.parse("float")
+        float_unit = FLOAT
         return self.layout.constant_bytes + sum(self.layout.unit_bytes(unit, float_unit) for unit in self.units)
 
 

@@ -11,7 +11,7 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.pipeline.steps.latency import timed
 from mpsearch.problem import Budget, Problem
-from mpsearch.search import solve
+from mpsearch.solvers import solve
 from mpsearch.units import format_quantity
 
 REPAIRS = 4

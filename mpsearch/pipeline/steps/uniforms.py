@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mpsearch.problem import Candidate, Problem
@@ -34,9 +34,3 @@ def uniforms(problem: Problem, candidates: Iterable[Candidate]) -> list[Uniform]
             if any(has):  # else everything is fixed, and at something else
                 found.append(Uniform(candidate, f"uniform {candidate}" + ("" if all(has) else " but fixed layers"), indices))
     return found
-
-
-def mean_bits(problem: Problem, indices: Sequence[int]) -> float:
-    """Bits of a weight on average; 32 for a float one."""
-    total = sum(layer.weight_numel for layer in problem.layers)
-    return sum(layer.weight_numel * (c[i].w_bits or 32) for layer, c, i in zip(problem.layers, problem.candidates, indices, strict=True)) / total

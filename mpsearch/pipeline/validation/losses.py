@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mpsearch.search.losses import Losses
+from mpsearch.study.losses import Losses
 
 Indices = tuple[int, ...]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mpsearch.problem import Problem
-from mpsearch.search.superlayers import SuperLayers
+from mpsearch.solvers.tables.groups import SuperLayers
 
 Indices = tuple[int, ...]
 

@@ -18,17 +18,17 @@ from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.jobs.score import Scored, score_held
 from mpsearch.pipeline.progress import Advance, Progress, Silent
 from mpsearch.pipeline.steps.costs import resolve_budgets
-from mpsearch.pipeline.steps.uniforms import Uniform, mean_bits, uniforms
+from mpsearch.pipeline.steps.uniforms import Uniform, uniforms
 from mpsearch.pipeline.validation.agreement import agreement, regret
 from mpsearch.pipeline.validation.losses import Indices, LossBook
 from mpsearch.pipeline.validation.sampling import nudged, spread_assignments
 from mpsearch.pipeline.validation.scorecard import LOW_BITS, markdown
 from mpsearch.pipeline.validation.unseen import Unseen
-from mpsearch.problem import Budget, Problem
-from mpsearch.search import solve
-from mpsearch.search.constraints import Constraints
-from mpsearch.search.losses import LossFile
-from mpsearch.search.neighbours import best_neighbour
+from mpsearch.problem import Budget, Problem, mean_bits
+from mpsearch.solvers import solve
+from mpsearch.solvers.budgeted.neighbours import best_neighbour
+from mpsearch.solvers.constraints import Constraints
+from mpsearch.study.losses import LossFile
 
 SCHEMA = 1
 
@@ -104,10 +104,10 @@ def validate_objectives(config: RunConfig, study: Study, effort: Effort | None =
 def _budgets(scored: Scored, levels: Sequence[float], progress: Progress) -> tuple[list[tuple[float, Budget]], list[float]]:
     """Absolute limits, and the levels that no assignment can keep."""
     kept, skipped = [], []
-    sizes_alone = replace(scored.problem, scores={}, interactions={}, measured={})
+    sizes_alone = replace(scored.problem, scores={}, interactions={})
     for level in levels:
         try:
-            (budget,) = resolve_budgets(scored.subject, sizes_alone, replace(scored.config, budgets=(f"{level:g}bits",)))
+            (budget,) = resolve_budgets(sizes_alone, replace(scored.config, budgets=(f"{level:g}bits",)))
             kept.append((level, budget))
         except InfeasibleError as error:
             progress.say(f"A budget of {level:g} bits a weight is left out: {error}")
@@ -232,7 +232,10 @@ def _result(scored: Scored, effort: Effort, samples: list[Indices], found: list[
         "hashes": scored.subject.hashes,
         "budgets": budgets,
         "objectives": [_objective_json(scored, text, samples, sizes, found, best, book, unseen) for text in problem.scores],
-        "samples": [{"indices": list(i), "size_bytes": sizes[i], "bits": mean_bits(problem, i), "loss": _plain(book.asked[i].value)} for i in samples],
+        "samples": [
+            {"indices": list(i), "size_bytes": sizes[i], "bits": mean_bits(problem.layers, problem.assignment(i)), "loss": _plain(book.asked[i].value)}
+            for i in samples
+        ],
         "measured": len(book.asked),
         "seconds_for_each_loss": book.seconds_for_each,
     }
@@ -259,7 +262,7 @@ def _objective_json(
 ) -> dict[str, Any]:
     """Agreement over all samples and over those of few bits, the optimum at each budget, seconds and violations."""
     problem = scored.problem
-    low = [i for i in samples if mean_bits(problem, i) <= LOW_BITS]
+    low = [i for i in samples if mean_bits(problem.layers, problem.assignment(i)) <= LOW_BITS]
     ranks = {
         name: agreement([problem.score(text, i) for i in chosen], [book.asked[i].value for i in chosen], [sizes[i] for i in chosen]).to_json()
         for name, chosen in (("overall", samples), ("low_bits", low))

@@ -20,8 +20,9 @@ from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Problem
-from mpsearch.search.queue import JOB, Sharing
-from mpsearch.search.storage import Pace, Studies, check_sharing, hold_run, shown, storage_kind
+from mpsearch.study.sharing.pace import Pace, storage_kind
+from mpsearch.study.sharing.queue import JOB, Sharing
+from mpsearch.study.sharing.storage import Studies, check_sharing, hold_run, shown
 
 _STORAGE = "storage.json"
 _FAREWELL_S = 2.0
@@ -82,7 +83,7 @@ class Crew:
 
 def make_job(subject: Subject, problem: Problem, config: RunConfig, states: str) -> dict[str, Any]:
     """What a worker needs to measure as the run does, and to know that it does; `states` is the digest of what was learned for the search."""
-    plain = replace(problem, scores={}, interactions={}, measured={}).to_json()
+    plain = replace(problem, scores={}, interactions={}).to_json()
     job = {"version": mpsearch.__version__, "hashes": subject.hashes, "states": states, "config": config.to_json(), "problem": plain}
     return dict(json.loads(json.dumps(job)))  # as it will be read
 

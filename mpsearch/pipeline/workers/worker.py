@@ -23,8 +23,9 @@ from mpsearch.pipeline.steps.finalists import Workshop
 from mpsearch.pipeline.steps.learned import searched_calibration, states_digest
 from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
 from mpsearch.problem import Problem
-from mpsearch.search.queue import JOB, Measure, Worker
-from mpsearch.search.storage import Pace, Studies, check_sharing, shown
+from mpsearch.study.sharing.pace import Pace
+from mpsearch.study.sharing.queue import JOB, Measure, Worker
+from mpsearch.study.sharing.storage import Studies, check_sharing, shown
 
 LOCATIONS = ("model", "weights", "data", "calibration_data")
 """Settings that may differ from host to host; what is found there may not."""

@@ -1,0 +1,1 @@
+"""Exact methods on bare rows, pairs and limits: dynamic programmes, bounds, and HiGHS."""

@@ -1,0 +1,1 @@
+"""One study, many processes: where it lies, who leads it, who measures, and who is dead."""
