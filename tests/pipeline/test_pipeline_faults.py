@@ -11,15 +11,19 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from timm.data import ImageDataset
 from torch import nn
 
 import mpsearch
-from mpsearch.data import ImageSet
+from mpsearch.data import Classes, ImageSet, load_images
 from mpsearch.errors import DataError, ModelError, MpsearchError, OptionError, StudyError
 from mpsearch.hardware import LatencyTable
 from mpsearch.hardware.device import DeviceIdentity
@@ -319,3 +323,30 @@ def test_a_plain_script_without_a_guard_works_and_is_read_once_and_takes_seconds
     assert float(lines["took"]) < 10
     (table,) = (tmp_path / "latency_tables").glob("*.csv")
     assert "crash" not in table.read_text()
+
+
+def test_folders_get_the_labels_that_timm_gives_a_model_of_its_own(tmp_path, settings):
+    for k in range(1, 13):
+        (tmp_path / "data" / f"class{k}").mkdir(parents=True)
+        for i in range(4):
+            shade = np.random.default_rng(100 * k + i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(shade).save(tmp_path / "data" / f"class{k}" / f"{i}.png")
+    asked = {"data": str(tmp_path / "data"), "evaluation_images": 12, "calibration_images": 12, "search_images": 12}
+    own = settings(model="test_byobnet", model_args={"num_classes": 12, "img_size": 32}, pretrained=False, **asked)
+    labels = load_subject(own, Silent()).splits.evaluation.labels
+    expected = ImageDataset(str(tmp_path / "data")).reader.class_to_idx
+    assert sorted(labels.tolist()) == list(range(12)) and expected["class10"] == 9
+    config = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
+    pictures = load_images(own.data, config, classes=Classes(12, timm=True))
+    tenth = int(np.asarray(Image.open(tmp_path / "data" / "class10" / "0.png")).sum())
+    assert pictures.labels[[int(image.sum()) for image in pictures.images].index(tenth)] == 9
+    with pytest.raises(DataError, match="has 12 class folders and the model 10 classes"):
+        load_subject(replace(own, model_args={"num_classes": 10, "img_size": 32}), Silent())
+    for path in (tmp_path / "data" / "class3").iterdir():
+        path.unlink()
+    (tmp_path / "data" / "class3").rmdir()
+    with pytest.raises(DataError, match=r"has 11 class folders and the model 12 classes.*--class-map FILE"):
+        load_subject(own, Silent())
+    (tmp_path / "map.json").write_text(json.dumps(expected))
+    mapped = load_subject(replace(own, class_map=str(tmp_path / "map.json"), evaluation_images=11), Silent())
+    assert sorted(mapped.splits.evaluation.labels.tolist()) == [0, 1, *range(3, 12)]

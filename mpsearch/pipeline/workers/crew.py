@@ -44,7 +44,7 @@ class Crew:
 
     def __post_init__(self) -> None:
         if self.workers < 0:
-            raise OptionError(f"workers is {self.workers}; it must be 0 or more.")
+            raise OptionError(f"workers is {self.workers}; it must be 0 or more.", ("workers",))
         if self.storage is not None and storage_kind(self.storage) == "journal":
             raise OptionError(f"{self.storage!r} is no URL. Give postgresql://USER@HOST/DATABASE, or leave --storage out for a journal in the study's folder.")
         if self.workers != 1 and self.storage is not None:
