@@ -154,7 +154,7 @@ def _predicted_us(ready: Ready, point: Point, target: str) -> float | None:
 
 def _optimum(ready: Ready, bits: str) -> Assignment:
     config = RunConfig(**{**ready.workshop.config.__dict__, "budgets": (f"{bits}bits",)})
-    budgets = resolve_budgets(ready.workshop.subject, ready.problem, config)
+    budgets = resolve_budgets(ready.problem, config)
     return ready.problem.assignment(solve(ready.problem, "output_mse", budgets).indices)
 
 

@@ -122,7 +122,7 @@ class Ground:
             return known
 
         def budget(bits: str) -> Budget:
-            return resolve_budgets(subject, problem, replace(config, budgets=(f"{bits}bits",)))[0]
+            return resolve_budgets(problem, replace(config, budgets=(f"{bits}bits",)))[0]
 
         return cls(name, problem, budget, losses, measure, _read(KEPT / name / f"cells-{digest(inputs)}.jsonl"))
 

@@ -20,6 +20,7 @@ Each message says what is wrong with its value, what would be right, and what to
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 
 
@@ -30,9 +31,25 @@ class MpsearchError(Exception):
 
 
 class UserError(MpsearchError):
-    """What was asked cannot be read or does not exist."""
+    """What was asked cannot be read or does not exist.
+
+    Args:
+        message: What is wrong, what would be right, and what to do.
+        fields: Settings that the message names as Python does; `as_flags` names them as the command line does.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, fields: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.fields = tuple(fields)
+
+    def as_flags(self) -> str:
+        """The message with `--calibration-images` for `calibration_images`."""
+        text = str(self)
+        for field in self.fields:
+            text = re.sub(rf"(?<![\w-]){field}(?!\w)", f"--{field.replace('_', '-')}", text)
+        return text
 
 
 class BudgetError(UserError):

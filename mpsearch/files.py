@@ -1,24 +1,87 @@
-"""Writing so that nothing is ever half-written: beside the target first, then a rename."""
+"""Writing so that nothing is ever half-written: beside the target first, then a rename; and the system's locks."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from mpsearch.errors import MpsearchError
+
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room there, or name another folder."),
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f).",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give the right to write there, or name another folder."),
+    **dict.fromkeys((errno.ENOLCK, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOTDIR), "Name another folder."),
+}
+"""What the system says of a disk, a limit or a permission -> what to do about it."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one message what could not be written, where the system refuses. Raises MpsearchError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        raise MpsearchError(refusal(error, path)) from None
+
+
+def refusal(error: OSError, path: Path | None = None) -> str:
+    """One sentence on what the system refused, and what to do."""
+    place = path or error.filename or tempfile.gettempdir()
+    remedy = _REMEDIES.get(error.errno or 0, "Check the path, and the disk.")
+    return f"{place} cannot be written or read ({error.strerror or error}). {remedy}"
+
+
+def lock(file: IO[Any], *, wait: bool = False, by: Callable[[IO[Any], int], Any] = fcntl.flock) -> bool:
+    """Take the system's lock of an open file, of which the system lets go when the process dies, however it dies.
+
+    Args:
+        file: Open for writing.
+        wait: Wait for another holder to let go.
+        by: `fcntl.flock`, or `fcntl.lockf`.
+
+    Returns: Whether it was free; always, where it waits.
+
+    Raises: MpsearchError: The file system has no locks.
+    """
+    try:
+        by(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            return False
+        raise MpsearchError(
+            f"{file.name} cannot be locked ({error.strerror}), and without locks two processes could write the same study or "
+            "table at once. Use a folder on a file system that has locks, such as a local disk."
+        ) from None
+    return True
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path`; renamed to `path` if the body succeeds, removed if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    beside = Path(name)
+    """A temporary path in the folder of `path`; renamed to `path` if the body succeeds, removed if not.
+
+    Raises: MpsearchError: The disk is full, a limit is reached, or it may not be written there; says where.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        with _renamed(Path(name), path) as beside:
+            yield beside
+
+
+@contextlib.contextmanager
+def _renamed(beside: Path, path: Path) -> Iterator[Path]:
     try:
         yield beside
         with beside.open("rb") as written:

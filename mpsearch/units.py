@@ -74,3 +74,14 @@ def format_quantity(value: float, resource: str) -> str:
     if resource == "energy_mj":
         return f"{value:.3f} mJ"
     return f"{value / 1e9:.3f} GBOPs" if resource == "bops" else f"{value:g}"
+
+
+def format_pair(value: float, limit: float, resource: str) -> tuple[str, str]:
+    """Two values of a resource beside each other: with all their digits where they would look alike and are not."""
+    shown, beside = format_quantity(value, resource), format_quantity(limit, resource)
+    if shown != beside or value == limit:
+        return shown, beside
+    if resource.endswith("_bytes"):
+        return f"{value:,.0f} B", f"{limit:,.0f} B"
+    unit, scale = {"latency_us": ("ms", 1e3), "energy_mj": ("mJ", 1.0), "bops": ("GBOPs", 1e9)}[resource]
+    return f"{value / scale:.9g} {unit}", f"{limit / scale:.9g} {unit}"

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import mpsearch
@@ -240,10 +242,12 @@ def test_list_names_the_members(call):
 def test_every_registry_can_be_listed(call):
     known = set()
     for module in pkgutil.walk_packages(mpsearch.__path__, "mpsearch."):
-        if module.name.rpartition(".")[2] in ("_base", "methods", "observers", "rounding"):
+        if module.name.rpartition(".")[2] in ("_base", "methods"):
             known |= {id(value) for value in vars(importlib.import_module(module.name)).values() if isinstance(value, Registry)}
     listed = {id(getattr(importlib.import_module(module), name)) for module, name in lists._REGISTRIES.values()}
-    assert len(known) == 9 and listed == known
+    assert len(known) == 7 and listed == known
+    for what in ("observers", "roundings"):  # no option takes a name of them
+        refused(call("list", what), 2, f"There is no list of {what!r}")
     for what in lists.WHAT:
         assert call("list", what).stdout.strip()
     measured = {line.split()[0] for line in call("list", "targets").stdout.splitlines() if "run, export" in line}
@@ -285,3 +289,44 @@ def test_what_new_processes_took_is_told():
     said = _in_new_processes(Budget.parse("2.5ms"), best)
     assert said == " in 3 new processes (2.300 ms to 2.400 ms); 95% of further ones stay below 2.480 ms"
     assert _in_new_processes(Budget.parse("15MB"), best) == _in_new_processes(Budget.parse("2.5ms"), {"artifact": {}}) == ""
+
+
+def test_class_folders_are_never_shifted(place, call):
+    pixels = np.load(place / "images.npz")["x_train"]
+    for k, name in enumerate(("k9", "k10", "k11", "k12")):
+        (place / "folders" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(pixels[10 * k + i]).save(place / "folders" / name / f"{i}.png")
+    asked = ["run", "--budget", "5bits", "--model", "net.py:net", "--data", "folders", "--trials", "2", "--polish", "0"]
+    asked += ["--iterations", "0", "--target", "packed", "--objective", "weight_mse"]
+    refused(call(*asked), 2, "stand in another order", "--class-map FILE")
+    (place / "classes.csv").write_text("k9,0\nk10,1\nk11,2\nk12,3\n")
+    result = call(*asked, "--class-map", "classes.csv")
+    assert result.returncode == 0, result.stderr
+    assert "folders has few images: 20 calibrate, 10 judge bit-widths, 10 are for what is reported" in " ".join(result.stderr.split())
+    shutil.rmtree(place / "folders" / "k9")
+    refused(call(*asked, "--name", "y"), 2, "folders has 3 class folders and the model 4 classes", "--class-map FILE")
+    (place / "classes.csv").write_text("k10,1\nk11,2\nk12,7\n")
+    refused(call(*asked, "--class-map", "classes.csv", "--name", "x"), 2, "'k12' has the label 7; the model has 4 classes, 0 to 3")
+
+
+def test_labels_the_model_has_no_output_for_are_told_with_file_label_and_classes(place, call):
+    with np.load(place / "images.npz") as arrays:
+        np.savez(place / "odd.npz", x=arrays["x_train"], y=np.arange(40) % 9 + 2)
+    refused(call("run", "--budget", "5bits", "--model", "net.py:net", "--data", "odd.npz"), 2, "odd.npz[x], image 2 has the label 4", "4 classes, 0 to 3")
+    assert not (place / "studies").exists()
+
+
+def test_flags_are_named_as_they_are_typed(place, call):
+    for flag, value in (("--trials", "-3"), ("--search-images", "0"), ("--first-last-bits", "1"), ("--reconstruction-memory", "3ms"), ("--workers", "-1")):
+        refused(call("run", "--budget", "5bits", *SETTINGS, f"{flag}={value}"), 2, f"Error: {flag} is ")
+    refused(
+        call("run", "--budget", "5bits", *SETTINGS[:6], "--calibration-images", "50"), 2, "Lower --calibration-images, --search-images or --evaluation-images"
+    )
+
+
+def test_a_budget_is_read_before_torch_is_imported(place):
+    code = "import sys; from mpsearch.cli import main; sys.argv[1:] = ['run', '--budget', 'small', '--model', 'resnet50', '--data', 'x']"
+    code += "\ntry: main()\nfinally: print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "False" and "'small' is not a quantity" in result.stderr, result.stderr

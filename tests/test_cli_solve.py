@@ -13,7 +13,7 @@ import pytest
 
 from mpsearch.cli import main
 from mpsearch.files import write_json
-from mpsearch.problem import Candidate, Interaction, Layer, Problem
+from mpsearch.problem import Candidate, Interaction, Layer, Problem, bytes_at, float_bytes
 
 WIDTHS = tuple(Candidate(b, 8) for b in (8, 6, 4, 2))
 
@@ -72,6 +72,15 @@ def test_every_kind_of_budget_alone_and_together(call, saved):
     assert cost["memory_bytes"] <= 7e5 and cost["bops"] <= 150e9
 
 
+def test_budgets_that_depend_on_the_model_are_read_from_the_table(call, saved):
+    for text, limit in (("4bits", "17MB"), ("5bits", "21MB"), ("7.5bits", "31MB"), ("8bits", "33MB")):
+        found = solved(call("--budget", text, "--format", "json"))
+        assert found == solved(call("--budget", limit, "--format", "json"))
+    p = saved[0]
+    assert [bytes_at(p, b) for b in (2, 4, 5, 7.5, 1)] == [9e6, 17e6, 21e6, 31e6, 5e6]
+    assert float_bytes(p) == 1e6 + 4 * 400
+
+
 def test_layers_are_fixed_and_bounded(call):
     found = solved(call("--budget", "20MB", "--fix", "fc=W2A8", "--bits", "body.*=4..6", "--format", "json"))["assignment"]
     assert found["fc"] == "W2A8" and {found["body.0"], found["body.1"]} <= {"W6A8", "W4A8"}
@@ -96,7 +105,7 @@ LEAST = ("9.00 MB", "1.180 ms", "4.000 mJ", "memory 0.30 MB", "bops 64.000 GBOPs
         (["9.5MB", "500GBOPs", "1.5ms", "8mJ", "1ms"], 3, "Budget 1.000 ms"),
         (["15"], 2, "'15' has no unit"),
         (["15mb"], 2, "unknown unit 'mb'"),
-        (["40%"], 2, "depends on the float model"),
+        (["40%"], 3, "Budget 0.40 MB (0.38 MiB) is below the least reachable"),
         ([], 2, "There is no budget"),
     ],
 )

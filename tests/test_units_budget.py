@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mpsearch.errors import BudgetError
 from mpsearch.problem import RESOURCES, Budget, Cost
-from mpsearch.units import SCALES, format_bytes, format_quantity, parse_quantity
+from mpsearch.units import SCALES, format_bytes, format_pair, format_quantity, parse_quantity
 
 FORMS = [
     ("15MB", "size_bytes", 15e6, "absolute", "size 15.00 MB (14.31 MiB)"),
@@ -110,3 +110,18 @@ def test_quantities_are_printed_in_units_that_people_read():
     assert [format_bytes(n) for n in (0, 1024, 99_999, 100_000)] == ["0 B", "1,024 B", "99,999 B", "0.10 MB (0.10 MiB)"]
     assert format_quantity(15e6, "memory_bytes") == format_bytes(15e6)
     assert [format_quantity(2500.0, r) for r in ("latency_us", "energy_mj", "bops", "other")] == ["2.500 ms", "2500.000 mJ", "0.000 GBOPs", "2500"]
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "resource", "shown"),
+    [
+        (180_012, 180_345, "size_bytes", ("180,012 B", "180,345 B")),
+        (150_012, 180_345, "size_bytes", ("0.15 MB (0.14 MiB)", "0.18 MB (0.17 MiB)")),
+        (180_012, 180_012, "memory_bytes", ("0.18 MB (0.17 MiB)", "0.18 MB (0.17 MiB)")),
+        (2500.04, 2500.0, "latency_us", ("2.50004 ms", "2.5 ms")),
+        (3.0004, 3.0, "energy_mj", ("3.0004 mJ", "3 mJ")),
+        (1e9, 1.0001e9, "bops", ("1 GBOPs", "1.0001 GBOPs")),
+    ],
+)
+def test_two_values_that_differ_never_look_alike(value, limit, resource, shown):
+    assert format_pair(value, limit, resource) == shown

@@ -5,6 +5,7 @@ Data goes to stdout, talk and progress to stderr. Exit codes: 0, 1 (failed), 2 (
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -13,7 +14,8 @@ from mpsearch.allocator import keep_freed_memory
 from mpsearch.cli import bench, export, imports, lists, profile, report, run, score, solve, worker  # noqa: F401  (each joins the application)
 from mpsearch.cli._app import app
 from mpsearch.cli._show import talk
-from mpsearch.errors import MpsearchError
+from mpsearch.errors import MpsearchError, UserError
+from mpsearch.files import refusal
 
 
 def main() -> None:
@@ -24,8 +26,15 @@ def main() -> None:
         if isinstance(code, int) and code:  # typer returns the code of an interruption that it has caught
             sys.exit(code)
     except MpsearchError as error:
-        talk.print(f"Error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        said = error.as_flags() if isinstance(error, UserError) else str(error)
+        talk.print(f"Error: {said}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # who reads the results has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        talk.print(f"Error: {refusal(error)}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except typer.Exit as stop:

@@ -18,8 +18,11 @@ Weights = Annotated[str | None, typer.Option(help="Safetensors file; without it 
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Keep the random weights of timm's constructor.")]
 Data = Annotated[str | None, typer.Option(help="Folder, .zip, .npz, timm dataset name or digits: evaluation images, or all images.")]
 CalibrationData = Annotated[str | None, typer.Option(help="Source of the calibration and search images.")]
-CalibrationImages = Annotated[int, typer.Option(help="For ranges, objectives and reconstruction.")]
-SearchImages = Annotated[int, typer.Option(help="For the loss that the search measures.")]
+ClassMap = Annotated[
+    str | None, typer.Option(help="JSON or CSV file, folder to class index, where the order of class folders is not that of the model's outputs.")
+]
+CalibrationImages = Annotated[int | None, typer.Option(help="Images for ranges, objectives and reconstruction. 512, or a share where there are fewer images.")]
+SearchImages = Annotated[int | None, typer.Option(help="Images for the loss that the search measures. 256, or a share where there are fewer.")]
 EvaluationImages = Annotated[int | None, typer.Option(help="For what is reported; all that are left without it.")]
 Bits = Annotated[
     list[str] | None,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mpsearch.cli._app import app
-from mpsearch.cli._options import Output, Threads
+from mpsearch.cli._options import ClassMap, Output, Threads
 from mpsearch.cli._show import Format, print_rows, say
 from mpsearch.errors import OptionError
 from mpsearch.units import format_bytes
@@ -35,7 +35,7 @@ def bench(
 
     sizes = _sizes(batch)
     if not 0 < seconds < math.inf or threads < 1:
-        raise OptionError(f"seconds is {seconds} and threads {threads}; both must be above 0, and finite.")
+        raise OptionError(f"seconds is {seconds} and threads {threads}; both must be above 0, and finite.", ("seconds", "threads"))
     first = open_artifact(artifact)
     folders = [Path(text) for text in beside] if beside else [first.folder.parent / name for name in ("float", "W8A8")]
     others = [open_artifact(folder) for folder in folders if beside or (folder.is_dir() and folder.resolve() != first.folder.resolve())]
@@ -54,6 +54,7 @@ def bench(
 def evaluate(
     artifact: ArtifactPath,
     data: Annotated[str, typer.Option(help="Labelled images, as in run.")],
+    class_map: ClassMap = None,
     images: Annotated[int | None, typer.Option(help="At most so many, drawn by the seed.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
     threads: Threads = 1,
@@ -65,8 +66,8 @@ def evaluate(
     from mpsearch.pipeline.jobs.bench import evaluate_artifact
 
     if threads < 1:
-        raise OptionError(f"threads is {threads}; it must be 1 or more.")
-    row = evaluate_artifact(open_artifact(artifact), data, images, seed, threads, model)
+        raise OptionError(f"threads is {threads}; it must be 1 or more.", ("threads",))
+    row = evaluate_artifact(open_artifact(artifact), data, images, seed, threads, model, class_map)
     if output is Format.json:
         print(json.dumps(row, indent=1))
         return

@@ -13,15 +13,13 @@ from mpsearch.errors import OptionError, UnknownNameError
 _REGISTRIES = {
     "objectives": ("mpsearch.objectives", "OBJECTIVES"),
     "interacting": ("mpsearch.objectives.interacting", "INTERACTING"),
-    "observers": ("mpsearch.quant.observers", "OBSERVERS"),
-    "roundings": ("mpsearch.quant.rounding", "ROUNDINGS"),
     "methods": ("mpsearch.reconstruct", "METHODS"),
     "tasks": ("mpsearch.evaluate", "TASKS"),
     "backends": ("mpsearch.hardware", "BACKENDS"),
     "targets": ("mpsearch.deploy.targets", "TARGETS"),
     "importers": ("mpsearch.deploy.imports", "IMPORTERS"),
 }
-"""What can be listed -> module and name of its registry; a test holds it against every registry of the package."""
+"""What can be listed -> module and name of its registry; a test holds it against every registry that an option takes names of."""
 _BUDGETS = (
     "15MB   10^6 bytes",
     "15MiB  2^20 bytes",

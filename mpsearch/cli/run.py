@@ -14,6 +14,7 @@ from mpsearch.cli._options import (
     Bits,
     CalibrationData,
     CalibrationImages,
+    ClassMap,
     Data,
     EvaluationImages,
     FirstLastBits,
@@ -39,7 +40,7 @@ from mpsearch.cli._options import (
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 from mpsearch.errors import OptionError
 from mpsearch.problem import Budget
-from mpsearch.units import format_bytes, format_quantity
+from mpsearch.units import format_bytes, format_pair, format_quantity
 
 _WITH_RESUME = {"resume", "budget", "allow_estimate", "storage", "workers", "output"}
 
@@ -56,8 +57,9 @@ def run(  # long for its options alone
     random_weights: RandomWeights = False,
     data: Data = None,
     calibration_data: CalibrationData = None,
-    calibration_images: CalibrationImages = 512,
-    search_images: SearchImages = 256,
+    class_map: ClassMap = None,
+    calibration_images: CalibrationImages = None,
+    search_images: SearchImages = None,
     evaluation_images: EvaluationImages = None,
     bits: Bits = None,
     fix: Fix = None,
@@ -102,8 +104,8 @@ def run(  # long for its options alone
     output: Output = Format.table,
 ) -> None:
     """Search, quantise, write the artifact, and report: all seven steps."""
-    for text in budget or () if model is None else ():
-        Budget.parse(text)  # before the embedded model is fitted: a slip is told at once; for a model that is there with what it can reach
+    for text in budget or ():
+        Budget.parse(text)  # before torch is imported: a slip is told at once
     from mpsearch.pipeline import DEFAULT_OBJECTIVES, EMBEDDED_OBJECTIVES, RunConfig
     from mpsearch.pipeline import run as run_study
     from mpsearch.pipeline.folder import Study
@@ -129,6 +131,7 @@ def run(  # long for its options alone
             pretrained=not random_weights,
             data=data,
             calibration_data=calibration_data,
+            class_map=class_map,
             calibration_images=calibration_images,
             search_images=search_images,
             evaluation_images=evaluation_images,
@@ -217,11 +220,12 @@ def _tell(result: dict[str, Any], report: Path) -> None:
         budget, got = Budget.from_json(b), best["measured"].get(b["resource"])
         kept = "predicted" if got is None else "measured"
         value = best["predicted"][budget.resource] if got is None else got
-        said = f"Budget {budget.text}: {kept} {format_quantity(value, budget.resource)} of {format_quantity(budget.limit, budget.resource)}"
+        used, limit = format_pair(value, budget.limit, budget.resource)
+        said = f"Budget {budget.text}: {kept} {used} of {limit}"
         say(f"{said}{_in_new_processes(budget, best)}.")
     for r in best.get("repairs", []):
-        said = f"measured {format_quantity(r['measured'], r['resource'])}, predicted {format_quantity(r['predicted'], r['resource'])}"
-        say(f"Repaired: an earlier choice broke {format_quantity(r['limit'], r['resource'])} ({said}).")
+        got, limit = format_pair(r["measured"], r["limit"], r["resource"])
+        say(f"Repaired: an earlier choice broke {limit} (measured {got}, predicted {format_quantity(r['predicted'], r['resource'])}).")
     artifact, metrics = best["artifact"], best["metrics"]
     say(f"Chosen: {best['label']} ({best['reason']}); the proxy's optimum is {best['proxy']['status']} ({best['proxy']['found_by']}).")
     say(f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with mpsearch.load.")

@@ -13,7 +13,7 @@ from mpsearch.cli._app import app
 from mpsearch.cli._options import Fix, Output
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 from mpsearch.errors import BudgetError, OptionError
-from mpsearch.problem import RESOURCES, Assignment, Budget, Problem, Restrictions, Solution
+from mpsearch.problem import RESOURCES, Assignment, Budget, Problem, Restrictions, Solution, absolute
 from mpsearch.units import format_quantity
 
 _SHORT = {r.rsplit("_", 1)[0]: r for r in RESOURCES}
@@ -22,7 +22,7 @@ _SHORT = {r.rsplit("_", 1)[0]: r for r in RESOURCES}
 @app.command()
 def solve(  # long for its options alone
     study: Annotated[Path, typer.Argument(help="Folder of a study, or a problem.json.")],
-    budget: Annotated[list[str] | None, typer.Option(help="Absolute: 15MB, 2.5ms, 3mJ, '512MiB peak', 20GBOPs. May be repeated.")] = None,
+    budget: Annotated[list[str] | None, typer.Option(help="15MB, 40%, 5bits, 2.5ms, 3mJ, '512MiB peak', 20GBOPs. May be repeated.")] = None,
     objective: Annotated[str | None, typer.Option(help="Score table to minimise; the study's first without it.")] = None,
     fix: Fix = None,
     bits: Annotated[list[str] | None, typer.Option(help="NAME=2..6 (weights) or NAME=A4..8 (inputs); NAME may be a pattern. May be repeated.")] = None,
@@ -78,13 +78,9 @@ def _refuse_unused(listing: bool, k_best: int, max_drop: str | None, of_lists: d
 def _budgets(problem: Problem, texts: Sequence[str]) -> list[Budget]:
     """Read, and refuse with what is reachable."""
     try:
-        budgets = [Budget.parse(text) for text in texts]
-        for budget in budgets:
-            if budget.relative:
-                raise BudgetError(f"The budget {budget.text!r} depends on the float model, which a saved problem does not hold. Give bytes, such as 15MB.")
+        return [absolute(problem, Budget.parse(text)) for text in texts]
     except BudgetError as error:
         raise BudgetError(f"{error} {_least(problem)}") from None
-    return budgets
 
 
 def _least(problem: Problem) -> str:

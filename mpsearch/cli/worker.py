@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpsearch.cli._app import app
-from mpsearch.cli._options import CalibrationData, Data, Storage
+from mpsearch.cli._options import CalibrationData, ClassMap, Data, Storage
 from mpsearch.cli._show import ProgressBars, say
 from mpsearch.errors import OptionError
 
@@ -22,7 +22,8 @@ def worker(
     weights: Annotated[str | None, typer.Option(help="Where its weights are on this host, if elsewhere.")] = None,
     data: Data = None,
     calibration_data: CalibrationData = None,
-    config: Annotated[Path | None, typer.Option(help="JSON with model, weights, data or calibration_data of this host.")] = None,
+    class_map: ClassMap = None,
+    config: Annotated[Path | None, typer.Option(help="JSON with model, weights, data, calibration_data or class_map of this host.")] = None,
     wait: Annotated[float, typer.Option(help="Seconds in which the run must have begun to search.")] = 600.0,
 ) -> None:
     """Measure trials for a run, beside it and beside other workers on any host, until it is finished."""
@@ -30,7 +31,7 @@ def worker(
 
     if not wait >= 0:
         raise OptionError(f"--wait is {wait}; it must be 0 or more seconds.")
-    given = {"model": model, "weights": weights, "data": data, "calibration_data": calibration_data}
+    given = {"model": model, "weights": weights, "data": data, "calibration_data": calibration_data, "class_map": class_map}
     locations = {**_read(config, LOCATIONS), **{k: v for k, v in given.items() if v is not None}}
     folder = Path(study) if Path(study).is_dir() else Path("studies") / study
     where = storage or str(folder)

@@ -4,7 +4,20 @@ from mpsearch.data.digits import digits_split
 from mpsearch.data.images import ImageSet
 from mpsearch.data.loading import load_images, require_source
 from mpsearch.data.samples import SampleSet
+from mpsearch.data.sources.classes import Classes, read_class_map
 from mpsearch.data.splits import Splits, make_splits
 from mpsearch.data.tokens import TokenSet, tokenize
 
-__all__ = ["ImageSet", "SampleSet", "Splits", "TokenSet", "digits_split", "load_images", "make_splits", "require_source", "tokenize"]
+__all__ = [
+    "Classes",
+    "ImageSet",
+    "SampleSet",
+    "Splits",
+    "TokenSet",
+    "digits_split",
+    "load_images",
+    "make_splits",
+    "read_class_map",
+    "require_source",
+    "tokenize",
+]

@@ -94,7 +94,11 @@ class ImageSet:
             raise DataError(f"{self.name} has no labels. Put the images in class folders, or add a labels.csv with the header file,label.")
         if classes is not None and len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < classes:
             low, high = int(self.labels.min()), int(self.labels.max())
-            raise DataError(f"{self.name} has labels {low} to {high}; the model has {classes} classes, 0 to {classes - 1}. Give the data it was trained for.")
+            odd = int(((self.labels < 0) | (self.labels >= classes)).flatten().nonzero()[0])
+            raise DataError(
+                f"{self.name} has labels {low} to {high}; the model has {classes} classes, 0 to {classes - 1}. The first that is none "
+                f"of them is {int(self.labels[odd])}, of image {odd}. Give the data it was trained for."
+            )
         return self.labels
 
     @cached_property

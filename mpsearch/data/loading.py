@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from mpsearch.data.sampling import seeded_order
 from mpsearch.data.sources._base import TEST, TRAIN, Sample, Source
 from mpsearch.data.sources.arrays import npz_parts, open_npz
 from mpsearch.data.sources.catalogue import Tree, tree_parts
+from mpsearch.data.sources.classes import Classes
 from mpsearch.data.sources.files import folder_tree, open_files, zip_tree
 from mpsearch.data.sources.timm_dataset import PACKAGES, is_timm_name, open_timm, require_package
 from mpsearch.errors import DataError
@@ -31,6 +33,7 @@ def load_images(
     split: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    classes: Classes | None = None,
     on_image: Progress | None = None,
 ) -> ImageSet:
     """Decode and preprocess images as the model's own evaluation does; only the chosen ones are decoded.
@@ -41,6 +44,7 @@ def load_images(
         split: `train` or `test`, where the source has parts; None takes the held-out part there, and everything elsewhere.
         limit: At most so many images: a stratified random subset in random order. None takes all, in the order of the source.
         seed: Of that subset.
+        classes: What is known of the model's classes; labels beyond them are refused before an image is decoded.
         on_image: Progress.
 
     Raises:
@@ -49,27 +53,35 @@ def load_images(
     preprocess = Preprocessor.from_config(data_config)
     if limit is not None and limit < 1:
         raise DataError(f"A limit of {limit} images leaves none. Give 1 or more.")
-    source = open_source(spec, split)
+    source = open_source(spec, split, classes)
     indices = range(len(source)) if limit is None else seeded_order(len(source), source.labels, seed)[:limit]
     return load(source, indices, preprocess, on_image)
 
 
-def open_source(spec: str, split: str | None = None) -> Source:
-    """List a source without decoding it. Raises DataError where there is none."""
+def open_source(spec: str, split: str | None = None, classes: Classes | None = None) -> Source:
+    """List a source without decoding it. Raises DataError where there is none, or the model has no output for a label."""
     if spec == "digits":
-        return open_digits(split)
-    if is_timm_name(spec):
-        return open_timm(spec, split)
-    place = _place(spec)
-    return open_files(place, split) if isinstance(place, Tree) else open_npz(place, split)
+        source: Source = open_digits(split)
+    elif is_timm_name(spec):
+        source = open_timm(spec, split)
+    else:
+        place = _place(spec)
+        source = open_files(place, split, classes) if isinstance(place, Tree) else open_npz(place, split)
+    if classes is not None and classes.outputs is not None and source.labels is not None:
+        for i in np.flatnonzero(source.labels >= classes.outputs)[:1]:
+            classes.require(f"{source.name}, image {i}", int(source.labels[i]))
+    return source
 
 
-def require_source(spec: str) -> None:
-    """Raises DataError where there is no such source, or its list of images cannot be read. A dataset of timm's is not fetched: only its package is asked."""
+def require_source(spec: str, classes: Classes | None = None) -> None:
+    """Raises DataError where there is no such source, or its list of images cannot be read.
+
+    A dataset of timm's is not fetched: only its package is asked.
+    """
     if is_timm_name(spec):
         require_package(spec)
     else:
-        open_source(spec)
+        open_source(spec, classes=classes)
 
 
 def source_parts(spec: str) -> frozenset[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,16 @@ from mpsearch.data.preprocess import Preprocessor
 from mpsearch.data.samples import SampleSet
 from mpsearch.data.sampling import seeded_order
 from mpsearch.data.sources._base import TEST, TRAIN
+from mpsearch.data.sources.classes import Classes
 from mpsearch.errors import DataError
 
 SCHEMA = 1
+_Counts = tuple[int | None, int | None, int | None]
+"""Images for calibration, search and evaluation; None where nothing was said."""
+USUAL = (256, 512, 256)
+"""The same where nothing is said, the last at least, where one source is divided."""
+LEAST = 4
+"""Images of a source that is divided in three."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +38,7 @@ class Splits:
         evaluation: What is reported; neither of the others has seen it.
         seed: Of the draw.
         duplicates_removed: Exact duplicates, by pixels, that were met and left out of the draw.
+        warning: What few images mean for the results; empty where there are enough.
     """
 
     calibration: SampleSet
@@ -36,6 +46,7 @@ class Splits:
     evaluation: SampleSet
     seed: int
     duplicates_removed: int = 0
+    warning: str = ""
 
     def __post_init__(self) -> None:
         held = [(name, frozenset(part.sample_hashes)) for name, part in self.parts.items()]
@@ -71,10 +82,12 @@ def make_splits(
     data_config: Mapping[str, Any] | None = None,
     *,
     calibration: str | SampleSet | None = None,
-    calibration_images: int = 256,
-    search_images: int = 512,
+    calibration_images: int | None = None,
+    search_images: int | None = None,
     evaluation_images: int | None = None,
+    usual: tuple[int, int, int] = USUAL,
     seed: int = 0,
+    classes: Classes | None = None,
     on_image: Progress | None = None,
 ) -> Splits:
     """Draw calibration, search and evaluation images, stratified by label where labels are known, none twice.
@@ -88,65 +101,116 @@ def make_splits(
         data: Evaluation images, or all images: a name as `load_images` takes it, or an `ImageSet`, a `TokenSet` or another `SampleSet`.
         data_config: The model's; not needed for a `SampleSet`.
         calibration: Source of the calibration and search images.
-        calibration_images: How many.
-        search_images: How many.
-        evaluation_images: How many; None takes all that are left.
+        calibration_images: How many; None takes as many as `usual` says, or a share of what there is, in proportion.
+        search_images: How many; None as there.
+        evaluation_images: How many; None takes all that are left, and a share at least.
+        usual: Images for calibration, search and evaluation where nothing is said.
         seed: Same seed, same images.
+        classes: What is known of the model's classes; labels beyond them are refused before an image is decoded.
         on_image: Progress, for each source that is read.
 
     Raises:
-        DataError: Too few images, or two sources that do not go together.
+        DataError: Too few images, labels that the model has no output for, or two sources that do not go together.
     """
     wanted = {"calibration_images": calibration_images, "search_images": search_images, "evaluation_images": evaluation_images}
     for name, number in wanted.items():
         if number is not None and number < 1:
-            raise DataError(f"{name} is {number}; it must be 1 or more.")
-    main = _open(data, data_config, TEST, on_image)
+            raise DataError(f"{name} is {number}; it must be 1 or more.", fields=wanted)
+    opened = partial(_open, data_config=data_config, classes=classes, on_image=on_image)
+    main = opened(data, part=TEST)
     if calibration is None and isinstance(data, str) and source_parts(data) == {TRAIN, TEST}:
         calibration = data
+    counts = _Wanted((calibration_images, search_images, evaluation_images), usual)
     if calibration is None:
-        return _divide(main, calibration_images, search_images, evaluation_images, seed)
-    other = _open(calibration, data_config, TRAIN, on_image)
-    return _combine(main, other, calibration_images, search_images, evaluation_images, seed)
+        return _divide(main, counts, seed)
+    return _combine(main, opened(calibration, part=TRAIN), counts, seed)
 
 
-def _open(data: str | SampleSet, data_config: Mapping[str, Any] | None, part: str, on_image: Progress | None) -> _Pool:
+def _open(data: str | SampleSet, part: str, data_config: Mapping[str, Any] | None, classes: Classes | None, on_image: Progress | None) -> _Pool:
     if not isinstance(data, str):
-        classes = data.labels if data.labels is not None and data.labels.ndim == 1 else None  # spans and boxes are no classes
-        return _Pool(data.name, len(data), None if classes is None else classes.numpy(), None, data.subset)
+        labels = data.labels if data.labels is not None and data.labels.ndim == 1 else None  # spans and boxes are no classes
+        return _Pool(data.name, len(data), None if labels is None else labels.numpy(), None, data.subset)
     if data_config is None:
         raise DataError(f"{data}: without the model's data config images cannot be prepared. Pass timm.data.resolve_data_config(model=model).")
     preprocess = Preprocessor.from_config(data_config)
     # the held-out part goes by several names, and the source knows which it has
-    source = open_source(data, TRAIN if part == TRAIN and TRAIN in source_parts(data) else None)
-    return _Pool(source.name, len(source), source.labels, source.classes, lambda indices: load(source, indices, preprocess, on_image))
+    source = open_source(data, TRAIN if part == TRAIN and TRAIN in source_parts(data) else None, classes)
+    folders = None if classes is not None and classes.folders is not None else source.classes
+    return _Pool(source.name, len(source), source.labels, folders, lambda indices: load(source, indices, preprocess, on_image))
 
 
-def _divide(pool: _Pool, calibration: int, search: int, evaluation: int | None, seed: int) -> Splits:
-    least = calibration + search + (evaluation or 1)
-    order = seeded_order(pool.count, pool.labels, seed)
-    _require(pool, pool.count, least, 0)
-    drawn, removed = _draw(pool, order, None if evaluation is None else least, set())
-    _require(pool, len(drawn), least, removed)
-    held = len(drawn) - calibration - search
+@dataclass(frozen=True)
+class _Wanted:
+    """Images for calibration, search and evaluation, and what is usual where nothing was said."""
+
+    said: _Counts
+    usual: tuple[int, int, int]
+
+    @property
+    def least(self) -> int:
+        """Without which nothing goes."""
+        return max(sum(count or 1 for count in self.said), LEAST if self.said == (None, None, None) else 0)
+
+    @property
+    def enough(self) -> int:
+        """From which on nothing is scaled down."""
+        return sum(usual if count is None else count for count, usual in zip(self.said, self.usual, strict=True))
+
+    def few(self, there: int) -> bool:
+        """Whether a share is taken of what there is."""
+        return there < self.enough and None in self.said[:2]
+
+    def shares(self, there: int) -> tuple[int, int, int]:
+        """As said, as usual, or in proportion where that is too much; the last has what is left, unless it was said."""
+        free = [usual for count, usual in zip(self.said, self.usual, strict=True) if count is None]
+        part = min(1.0, (there - sum(count or 0 for count in self.said)) / sum(free)) if free else 1.0
+        calibration, search = (max(1, int(usual * part)) if count is None else count for count, usual in zip(self.said[:2], self.usual, strict=False))
+        return calibration, search, there - calibration - search if self.said[2] is None else self.said[2]
+
+
+def _divide(pool: _Pool, wanted: _Wanted, seed: int) -> Splits:
+    few = wanted.few(pool.count)
+    _require(pool, pool.count, wanted.least, 0)
+    most = None if few or wanted.said[2] is None else sum(wanted.shares(pool.count))
+    drawn, removed = _draw(pool, seeded_order(pool.count, pool.labels, seed), most, set())
+    _require(pool, len(drawn), wanted.least, removed)
+    calibration, search, held = wanted.shares(len(drawn))
     # evaluation first, so that it stays the same when the other two are resized
-    return Splits(_window(drawn, held, calibration), _window(drawn, held + calibration, search), _window(drawn, 0, held), seed, removed)
+    parts = _window(drawn, held, calibration), _window(drawn, held + calibration, search), _window(drawn, 0, held)
+    return Splits(*parts, seed, removed, _warning(pool, wanted, *map(len, parts)) if few else "")
 
 
-def _combine(main: _Pool, other: _Pool, calibration: int, search: int, evaluation: int | None, seed: int) -> Splits:
+def _combine(main: _Pool, other: _Pool, wanted: _Wanted, seed: int) -> Splits:
     if main.classes is not None and other.classes is not None and main.classes != other.classes:
         odd = sorted(set(main.classes) ^ set(other.classes))
-        raise DataError(f"{main.name} and {other.name} do not have the same class folders; they differ in {', '.join(odd[:3])}. Give them the same classes.")
-    _require(main, main.count, evaluation or 1, 0)
-    _require(other, other.count, calibration + search, 0)
-    held = main.load(seeded_order(main.count, main.labels, seed)[:evaluation])
-    drawn, removed = _draw(other, seeded_order(other.count, other.labels, seed), calibration + search, set(held.sample_hashes))
-    _require(other, len(drawn), calibration + search, removed)
+        raise DataError(
+            f"{main.name} and {other.name} do not have the same class folders; they differ in {', '.join(odd[:3])}. Give them the "
+            "same classes, or say which folder is which class with --class-map FILE."
+        )
+    count, two = wanted.said[2], _Wanted((*wanted.said[:2], 0), wanted.usual)
+    least, few = sum(n or 1 for n in two.said[:2]), two.few(other.count)
+    _require(main, main.count, count or 1, 0)
+    _require(other, other.count, least, 0)
+    held = main.load(seeded_order(main.count, main.labels, seed)[:count])
+    most = None if few else sum(two.shares(other.count))
+    drawn, removed = _draw(other, seeded_order(other.count, other.labels, seed), most, set(held.sample_hashes))
+    _require(other, len(drawn), least, removed)
+    calibration, search, _ = two.shares(len(drawn))
     if drawn.form != held.form:
         raise DataError(
             f"{main.name} and {other.name} were prepared differently (size, mean, std or length). Load both with the same data config or tokenizer."
         )
-    return Splits(_window(drawn, 0, calibration), _window(drawn, calibration, search), held, seed, removed)
+    parts = _window(drawn, 0, calibration), _window(drawn, calibration, search), held
+    return Splits(*parts, seed, removed, _warning(other, wanted, *map(len, parts)) if few else "")
+
+
+def _warning(pool: _Pool, wanted: _Wanted, calibration: int, search: int, evaluation: int) -> str:
+    """What few images mean: the standard errors of what is measured on them."""
+    return (
+        f"{pool.name} has few images: {calibration} calibrate, {search} judge bit-widths, {evaluation} are for what is reported. "
+        f"Expect a standard error of up to {math.sqrt(0.25 / evaluation):.1%} in a reported accuracy, and {1 / math.sqrt(search):.0%} "
+        f"of an image's spread in the losses that the search compares; usual are {wanted.usual[0]} and {wanted.usual[1]} images."
+    )
 
 
 def _draw(pool: _Pool, order: Sequence[int], count: int | None, seen: set[str]) -> tuple[SampleSet, int]:
@@ -174,5 +238,7 @@ def _require(pool: _Pool, there: int, needed: int, removed: int) -> None:
     if there < needed:
         less = f" once {removed} exact duplicates are left out" if removed else ""
         raise DataError(
-            f"{pool.name} has {there} images{less}; {needed} are needed. Lower calibration_images, search_images or evaluation_images, or give more images."
+            f"{pool.name} has {there} images{less}; {needed} are needed. Lower calibration_images, search_images or "
+            "evaluation_images where they were given, or give more images.",
+            fields=("calibration_images", "search_images", "evaluation_images"),
         )

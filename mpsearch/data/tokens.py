@@ -91,7 +91,11 @@ class TokenSet:
             raise DataError(f"{self.name} has no labels. Give them to TokenSet or tokenize.")
         if classes is not None and len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < classes:
             low, high = int(self.labels.min()), int(self.labels.max())
-            raise DataError(f"{self.name} has labels {low} to {high}; the model has {classes} classes, 0 to {classes - 1}. Give the texts it was trained for.")
+            odd = int(((self.labels < 0) | (self.labels >= classes)).flatten().nonzero()[0])
+            raise DataError(
+                f"{self.name} has labels {low} to {high}; the model has {classes} classes, 0 to {classes - 1}. The first that is none "
+                f"of them is {int(self.labels[odd])}, of text {odd}. Give the texts it was trained for."
+            )
         return self.labels
 
     @cached_property

@@ -26,7 +26,7 @@ import mpsearch.files as files
 from mpsearch.deploy.building import within
 from mpsearch.deploy.input_codes import decode, encode
 from mpsearch.errors import CheckpointError, MpsearchError, UserError
-from mpsearch.models import ModelSource, build_model, fold_batch_norm, unwrapped
+from mpsearch.models import ModelSource, as_float, build_model, fold_batch_norm
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, install, pack, packed_nbytes, unpack
 from mpsearch.quant.products import product_names
@@ -173,7 +173,7 @@ def open_packed(path: str | Path, model: nn.Module | None = None, *, folded: boo
     path = Path(path)
     header, tensors = _read(path)
     source, pairs, assignment = _parsed(path, header)
-    given = _architecture(path, source, tensors) if model is None else unwrapped(model)
+    given = _architecture(path, source, tensors) if model is None else as_float(model)
     try:
         module = fold_batch_norm(given, [] if folded and model is not None else pairs)
         products = set(product_names(module, assignment))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpsearch.data import SampleSet
-from mpsearch.errors import MpsearchError
+from mpsearch.errors import DataError, MpsearchError
 
 BATCH = 64
 
@@ -70,7 +70,15 @@ def predict(module: Callable[[Tensor], Tensor] | nn.Module, images: SampleSet, *
 
 
 def compare(logits: Tensor, reference: Tensor, labels: Tensor | None = None) -> Metrics:
-    """Metrics of `logits` (N x K) against the float model's `reference` (N x K) and `labels` (N)."""
+    """Metrics of `logits` (N x K) against the float model's `reference` (N x K) and `labels` (N).
+
+    Raises: DataError: A label is none of the K classes.
+    """
+    if labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise DataError(
+            f"The labels are {int(labels.min())} to {int(labels.max())}, and the model has {logits.shape[1]} classes, 0 to "
+            f"{logits.shape[1] - 1}. Give the data that it was trained for."
+        )
     chosen = logits.argmax(1)
     agreement = float((chosen == reference.argmax(1)).float().mean())
     top1 = loss = None

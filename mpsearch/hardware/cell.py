@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
+import os
 import signal
+import subprocess
 import sys
 from datetime import UTC, datetime
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from mpsearch.errors import MpsearchError
 from mpsearch.hardware.backends import Backend, Bench, Cell, Measured
@@ -87,7 +89,7 @@ class IsolatedTimer(CellTimer):
     access every later call of a CUDA process fails too.
     """
 
-    _child: Any = None
+    _child: subprocess.Popen[bytes] | None = None
     _pipe: Connection | None = None
 
     def measure(self, layer: Layer, kernel: Candidate) -> tuple[Row, bool]:
@@ -109,31 +111,36 @@ class IsolatedTimer(CellTimer):
         self._stop()
 
     def _start(self) -> Connection:
-        context = multiprocessing.get_context("spawn")  # a forked child would inherit pools that are locked
-        self._pipe, theirs = context.Pipe()
-        self._child = context.Process(target=_serve, args=(theirs, self.backend, self.batch, self.seconds), daemon=True)
-        self._child.start()
-        theirs.close()
+        """A module of the package, not a copy of this program: the user's own script is never imported by it."""
+        self._pipe, theirs = Pipe()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-m", "mpsearch.hardware.cell_process", str(theirs.fileno())]
+        with theirs:  # what it prints is not for the standard output of this program
+            self._child = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdout=subprocess.DEVNULL, env=environment)
+        self._pipe.send((self.backend, self.batch, self.seconds))
         return self._pipe
 
     def _stop(self) -> str:
         """End the child. Returns how it ended."""
-        if self._pipe is None:
+        if self._pipe is None or self._child is None:
             return "it had not started"
         self._pipe.close()
-        self._child.join(2.0)
-        if self._child.exitcode is None:
+        try:
+            code = self._child.wait(2.0)
+        except subprocess.TimeoutExpired:
             self._child.kill()
-            self._child.join()
-        code = int(self._child.exitcode)
+            code = self._child.wait()
         self._child, self._pipe = None, None
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _serve(pipe: Connection, backend: Backend, batch: int, seconds: float) -> None:
-    """Answer cells with rows until the pipe closes."""
+def serve(pipe: Connection) -> None:
+    """Answer cells with rows until the pipe closes; what comes first is the backend, the batch and the seconds."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and closes the pipe
-    timer = CellTimer(backend, batch, seconds)
+    try:
+        timer = CellTimer(*pipe.recv())
+    except (EOFError, OSError):
+        return
     while True:
         try:
             layer, kernel = pipe.recv()

@@ -73,12 +73,15 @@ def _informative(cells: Cells, table: LatencyTable, count: int, batch: int) -> C
 
 
 def missing_cells(layers: Sequence[Layer], candidates: Sequence[Sequence[Candidate]], backend: Backend, table: LatencyTable, batch: int = 1) -> Cells:
-    """The cells that a table has no row for: each shape and kernel once, under its key."""
+    """The cells that a table has no row for, or one that crashed, as it may not again: each shape and kernel once, under its key."""
     found: Cells = {}
     for layer, choices in zip(layers, candidates, strict=True):
         for candidate in choices:
             kernel = backend.supports(layer, candidate).kernel
-            if kernel is not None and table.get(layer, kernel, batch) is None:
+            if kernel is None:
+                continue
+            row = table.get(layer, kernel, batch)
+            if row is None or row.status == "crash":
                 found.setdefault((row_key(layer, batch), str(kernel)), (layer, kernel))
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import importlib.metadata
 import io
 import json
@@ -159,10 +158,18 @@ def software() -> dict[str, str]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One writer at a time in a folder; the system releases the lock when its holder dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context((folder / ".lock").open("w"))
+        files.lock(held, wait=True)
         yield
+
+
+def require_writable(folder: Path) -> None:
+    """Raises MpsearchError where no table can be saved in a folder: told before hours of measuring."""
+    with _locked(folder), files.replacing(folder / ".lock") as beside:
+        beside.write_text("")
 
 
 def _identity(path: Path) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from mpsearch.models import qmlp as qmlp  # timm finds the models that are registered there
 from mpsearch.models.blocks import Block
 from mpsearch.models.fold import find_foldable, fold_batch_norm
+from mpsearch.models.function import require_function
 from mpsearch.models.graph import ModelGraph, analyze
-from mpsearch.models.load import LoadedModel, ModelSource, build_model, from_module, load_model, unwrapped
+from mpsearch.models.load import LoadedModel, ModelSource, as_float, build_model, from_module, load_model, unwrapped
 from mpsearch.models.record import trace_model
 from mpsearch.models.text import SpanHead, TextModel
 from mpsearch.models.trace import Trace
@@ -19,6 +20,7 @@ __all__ = [
     "TextModel",
     "Trace",
     "analyze",
+    "as_float",
     "build_model",
     "check_finite",
     "find_foldable",
@@ -26,6 +28,7 @@ __all__ = [
     "from_module",
     "load_model",
     "load_weights",
+    "require_function",
     "require_weights",
     "trace_model",
     "unwrapped",

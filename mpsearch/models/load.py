@@ -103,8 +103,7 @@ def from_module(module: nn.Module, data_config: DataConfig | None = None) -> Loa
         raise ModelError(f"The model is a {type(module).__name__}. Give an nn.Module, a timm name or path/to/file.py:function.")
     module = unwrapped(module)
     check_finite(module)
-    own = copied(module).float().eval()
-    return LoadedModel(own, ModelSource("module", type(module).__name__), {**_data_config(module, {}), **(data_config or {})})
+    return LoadedModel(as_float(module), ModelSource("module", type(module).__name__), {**_data_config(module, {}), **(data_config or {})})
 
 
 def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
@@ -176,6 +175,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
         raise ModelError(f"The model is TorchScript ({type(module).__name__}), whose layers cannot be exchanged. Give the nn.Module that it was made from.")
     inner = getattr(module, "_orig_mod", None) or (module.module if isinstance(module, nn.DataParallel | DistributedDataParallel) else None)
     return unwrapped(inner) if isinstance(inner, nn.Module) else module
+
+
+def as_float(module: nn.Module) -> nn.Module:
+    """A copy in float32 and eval mode: what a module that was given as an object is taken for, whenever it is given."""
+    return copied(unwrapped(module)).float().eval()
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -36,7 +36,7 @@ def trace_model(module: nn.Module, example: Tensor) -> Trace:
         raise ModelError(f"The example input is {found}. Give float images, N x C x H x W, or int64 tokens.")
     image = example[:1].detach()
     with prepared(module), torch.no_grad():
-        _try_forward(module, image)
+        try_forward(module, image)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the exporter's advice to those who keep the program
@@ -46,7 +46,8 @@ def trace_model(module: nn.Module, example: Tensor) -> Trace:
         return _Recorder(module, exported).record(tuple(image.shape))
 
 
-def _try_forward(module: nn.Module, image: Tensor) -> None:
+def try_forward(module: nn.Module, image: Tensor) -> Tensor:
+    """The output of a forward pass. Raises ModelError where the model takes no such input, or does not return one tensor."""
     try:
         output = module(image)
     except Exception as error:  # a model may raise anything on an input that it does not take
@@ -55,6 +56,7 @@ def _try_forward(module: nn.Module, image: Tensor) -> None:
         ) from error
     if not isinstance(output, Tensor):
         raise ModelError(f"The model returns a {type(output).__name__}, not one tensor. Wrap it in a module that returns the logits alone.")
+    return output
 
 
 class _Recorder:

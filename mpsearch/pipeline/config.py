@@ -18,6 +18,12 @@ from mpsearch.units import parse_quantity
 DEFAULT_TARGET = "ort-cpu"
 _MOST_SEED = 2**31 - 1
 _SEARCH_STATES = ("gptq", "nearest", "reconstructed")
+_LEAST = {
+    **dict.fromkeys(("trials", "threads", "calibration_images", "search_images", "evaluation_images"), 1),
+    **dict.fromkeys(("polish", "iterations", "seed"), 0),
+}
+USUAL_IMAGES = (512, 256, 256)
+"""For calibration and search, and for evaluation at least, where nothing is said and there are as many."""
 DEFAULT_OBJECTIVES = ("sketch", "output_mse", "weight_mse")
 EMBEDDED_OBJECTIVES = ("sketch", "weight_mse")
 """Of the embedded default, which is to be done in minutes."""
@@ -62,9 +68,10 @@ class RunConfig:
         pretrained: Download timm's weights where `weights` is None; False leaves the constructor's random ones.
         data: Source of the evaluation images, or of all; None for the embedded digits.
         calibration_data: Source of the calibration and search images.
-        calibration_images: For ranges and reconstruction.
-        search_images: For the loss that the search measures.
-        evaluation_images: For what is reported; None for all that are left.
+        class_map: File that says which class a folder of images stands for, JSON or CSV; None for the order of the names.
+        calibration_images: Images for ranges and reconstruction; None for 512, or a share of few images.
+        search_images: Images for the loss that the search measures; None for 256, or a share of few images.
+        evaluation_images: Images for what is reported; None for all that are left.
         bits: Weight bits that a unit may have.
         a_bits: Input bits; 16 leaves inputs float and quantises weights alone.
         layer_bits: Rules for single units, such as `head=6..8`; they count above `bits` and `a_bits`.
@@ -97,8 +104,9 @@ class RunConfig:
     pretrained: bool = True
     data: str | None = None
     calibration_data: str | None = None
-    calibration_images: int = 512
-    search_images: int = 256
+    class_map: str | None = None
+    calibration_images: int | None = None
+    search_images: int | None = None
     evaluation_images: int | None = None
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     a_bits: int = 8
@@ -125,15 +133,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.budgets:
             raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
-        if not self.bits or not set(self.bits) <= set(range(2, 9)) or self.a_bits not in (*range(2, 9), FLOAT_INPUT):
-            raise OptionError(f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to 8, or 16 for inputs that stay float.")
-        if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
-            raise OptionError(f"first_last_bits is {self.first_last_bits}; it must be 2 to 8, such as 8.")
+        self._check_numbers()
         Restrictions.parse(self.fix, self.layer_bits)
         SearchStates.parse(self.search_states)
         self._check_task()
-        if self.memory_bytes < 1:
-            raise OptionError(f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.")
         if not self.deployment.in_run:
             raise OptionError(
                 f"--target {self.target} is written but not measured by mpsearch, so a run cannot search for it. Run with --target {DEFAULT_TARGET}, "
@@ -144,26 +147,27 @@ class RunConfig:
         if not self.objectives:
             raise OptionError("There is no objective. Give at least one, such as --objective output_mse.")
         self._check_objectives()
-        for name, least in (
-            ("trials", 1),
-            ("polish", 0),
-            ("iterations", 0),
-            ("threads", 1),
-            ("seed", 0),
-            ("calibration_images", 1),
-            ("search_images", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
-        if self.seed > _MOST_SEED:
-            raise OptionError(f"seed is {self.seed}; it must be at most {_MOST_SEED}, which every generator takes.")
         lost = [flag for flag, given in (("--weights", self.weights), ("--model-arg", self.model_args)) if given]
         if self.model is None and lost:
             raise OptionError(f"{lost[0]} is given without --model: the embedded model has its own. Name the model, or leave {lost[0]} out.")
         if (self.model is None) != (self.data is None):
             given, lacking = ("--model", "--data") if self.data is None else ("--data", "--model")
             raise OptionError(f"{given} is given without {lacking}. Give both, or neither for the embedded model and digits.")
+
+    def _check_numbers(self) -> None:
+        """Raises OptionError where a number is out of its range."""
+        if not self.bits or not set(self.bits) <= set(range(2, 9)) or self.a_bits not in (*range(2, 9), FLOAT_INPUT):
+            raise OptionError(f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to 8, or 16 for inputs that stay float.")
+        if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
+            raise OptionError(f"first_last_bits is {self.first_last_bits}; it must be 2 to 8, such as 8.", ("first_last_bits",))
+        if self.memory_bytes < 1:
+            raise OptionError(f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.", ("reconstruction_memory",))
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise OptionError(f"{name} is {value}; it must be {least} or more.", (name,))
+        if self.seed > _MOST_SEED:
+            raise OptionError(f"seed is {self.seed}; it must be at most {_MOST_SEED}, which every generator takes.", ("seed",))
 
     def _check_objectives(self) -> None:
         """Raises UnknownNameError or OptionError before anything is measured."""
@@ -208,7 +212,7 @@ class RunConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunConfig:
         """Inverse of `to_json`. Raises StudyError where a field is unknown or missing."""
-        data = {"task": "classification", **data}  # the only one there was before tasks had names
+        data = {"task": "classification", "class_map": None, **data}  # what studies had before these had names
         known = {f.name for f in fields(cls)}
         if set(data) != known:
             raise StudyError(f"The study was written by another version of mpsearch; its settings differ in {sorted(set(data) ^ known)}. Start a new study.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-from collections.abc import Callable, Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from mpsearch.errors import StudyError
 from mpsearch.pipeline.config import RunConfig
 
 SCHEMA = 1
+_RESULTS = ("artifact", "results.json", "report.html", "front.json", "front.csv", "best.json")
+"""What a run has to show; best.json is moved last, as it says whose they are."""
 
 
 class Study:
@@ -77,17 +80,54 @@ class Study:
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
         """Hold the folder; released by the system when the process dies. Raises StudyError where another process holds it."""
+        fresh = [place for place in (self.path, *self.path.parents) if not place.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             held = (self.path / ".busy").open("w")
         except OSError as error:
             raise StudyError(f"{self.path} cannot be a study's folder ({error.strerror}). Name another with --name.") from None
-        with held as lock:
+        with held as lock, files.writing(self.path):
+            if not files.lock(lock):
+                raise StudyError(f"Another process is running the study in {self.path}. Wait for it, or start one under another --name.")
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise StudyError(f"Another process is running the study in {self.path}. Wait for it, or start one under another --name.") from None
-            yield
+                yield
+            except Exception:
+                if not self._steps.exists():
+                    self._remove(fresh)
+                raise
+
+    def _remove(self, fresh: Sequence[Path]) -> None:
+        """Leave nothing of a study that failed before its first step: the folders that were made for it, as long as nothing else is in them."""
+        if fresh:
+            shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for place in fresh[1:]:
+                place.rmdir()
+
+    def set_aside(self, budgets: Sequence[str]) -> Path | None:
+        """Move the artifact, the results and the report of other budgets to `earlier/<budgets>/`, so that nothing is replaced without a word.
+
+        Args:
+            budgets: Of what is to be written now, as typed; results of the same budgets are left to be replaced.
+
+        Returns: Where they are now; None where there are none of other budgets.
+        """
+        try:
+            before = [b["text"] for b in json.loads((self.path / "best.json").read_text())["budgets"]]
+        except (OSError, ValueError, KeyError, TypeError):  # nothing finished, which nobody misses
+            return None
+        if before == list(budgets):
+            return None
+        place = self.path / "earlier" / re.sub(r"[^A-Za-z0-9.%_-]+", "-", "-".join(before))
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        for name in _RESULTS:
+            if (self.path / name).exists():
+                (self.path / name).rename(place / name)
+        for name in ("best.json", "results.json", "report.html"):  # they name the files of the artifact
+            if (place / name).is_file():
+                files.write_text(place / name, (place / name).read_text().replace(str(self.artifact), str(place / "artifact")))
+        return place
 
     def cached(self, step: str, inputs: Any, compute: Callable[[], Any]) -> Any:
         """The JSON result of a step, computed once for its inputs."""

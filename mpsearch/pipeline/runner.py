@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.metadata
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from mpsearch import files
-from mpsearch.data import SampleSet, make_splits
+from mpsearch.data import SampleSet
 from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.models import from_module
 from mpsearch.pipeline.config import RunConfig
@@ -29,7 +30,7 @@ from mpsearch.pipeline.steps.learned import searched_calibration
 from mpsearch.pipeline.steps.memory import add_memory, limits_memory, memory_kernels
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.pipeline.steps.search import Found, additive, search_assignments
-from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject, make_subject, require_same_weights
+from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, draw, load_subject, make_subject, require_same_weights
 from mpsearch.pipeline.steps.tightening import REPAIRS, broken, lowered, scouted, told
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.pipeline.workers.crew import Crew
@@ -38,6 +39,8 @@ from mpsearch.reconstruct import Calibration
 from mpsearch.solvers import problem_front, reachable
 
 _PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
+_GIVEN = {"model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"}
+"""Settings that say where a model and images come from."""
 
 
 def run(config: RunConfig, study: Study, progress: Progress | None = None, crew: Crew | None = None) -> dict[str, Any]:
@@ -89,20 +92,29 @@ def search(
         settings: Further fields of `RunConfig`, such as `task="embedding"`.
     Returns: As `run`.
     """
+    _require_settings(settings)
+    for text in budgets:
+        Budget.parse(text)  # a slip is told at once
     progress, folder = progress or Silent(), Study(Path(study))
     config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=calibration.name, **settings)
     require_tables(config)
-    splits = make_splits(
-        evaluation if evaluation is not None else calibration,
-        calibration=calibration if evaluation is not None else None,
-        calibration_images=config.calibration_images,
-        search_images=config.search_images,
-        evaluation_images=config.evaluation_images,
-        seed=config.seed,
-    )
+    loaded = from_module(model)
+    both = (calibration, None) if evaluation is None else (evaluation, calibration)
+    splits = draw(config, *both)
     with folder.busy():
         folder.claim(config)
-        return _run(make_subject(from_module(model), splits), config, folder, progress).to_json()
+        return _run(make_subject(loaded, splits, config, progress, model), config, folder, progress).to_json()
+
+
+def _require_settings(settings: Mapping[str, Any]) -> None:
+    """Raises OptionError where a name is none of a setting, or of one that says where a model or images come from, which are given."""
+    known = {f.name for f in fields(RunConfig)} - _GIVEN - {"budgets"}
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f" Did you mean {close[0]!r}?" if close else ""
+            why = "is about a model or images that are named, and here they are given" if name in _GIVEN else "is no setting of search"
+            raise OptionError(f"{name!r} {why}.{meant} Settings: {', '.join(sorted(known))}.")
 
 
 def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None) -> Results:
@@ -178,6 +190,9 @@ def _within_budgets(
 
 def _shipped(chosen: Chosen, workshop: Workshop) -> Choice:
     """Step 6: the choice with its files."""
+    earlier = workshop.study.set_aside(workshop.config.budgets)
+    if earlier is not None:
+        workshop.progress.say(f"The artifact and the report of earlier budgets are in {earlier} now.")
     told = ("assignment", "budgets", "predicted", "measured", "metrics")
     description = {name: value for name, value in chosen.best.to_json().items() if name in told}
     return chosen.best.shipped(workshop.artifact.write(chosen.states, description))

@@ -7,6 +7,7 @@ from mpsearch.problem.interaction import Interaction
 from mpsearch.problem.layer import ConvAttributes, Layer
 from mpsearch.problem.problem import Problem, Solution, mean_bits
 from mpsearch.problem.restrictions import Restrictions
+from mpsearch.problem.sizes import absolute, bytes_at, float_bytes
 
 __all__ = [
     "FLOAT",
@@ -24,8 +25,11 @@ __all__ = [
     "Problem",
     "Restrictions",
     "Solution",
+    "absolute",
     "assignment_csv",
     "assignment_document",
+    "bytes_at",
+    "float_bytes",
     "mean_bits",
     "read_assignment",
 ]

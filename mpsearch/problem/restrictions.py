@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -77,12 +77,14 @@ class Restrictions:
 
         Raises:
             UnknownNameError: A name that no layer has, or a pattern that none matches.
-            OptionError: Nothing is left to a layer, or to a tie.
+            OptionError: Nothing is left to a layer, or to a tie; or a pattern matches layers that can only be float.
         """
-        for rule in self.rules:
-            if not any(rule.matches(layer.name) for layer in layers):
-                raise UnknownNameError("layer", rule.pattern, [layer.name for layer in layers], f"{rule.text} is about none.")
         possible = default if possible is None else possible
+        for rule in self.rules:
+            matched = [i for i, layer in enumerate(layers) if rule.matches(layer.name)]
+            if not matched:
+                raise UnknownNameError("layer", rule.pattern, [layer.name for layer in layers], f"{rule.text} is about none.")
+            _check_float(rule, {layers[i].name: possible[i] for i in matched})
         left: list[tuple[Candidate, ...]] = [tuple(row) for row in default]
         for group in _ties(layers):
             about = {i: rules for i in group if (rules := self._about(layers[i].name, possible[i]))}
@@ -115,6 +117,17 @@ def _left(default: Sequence[Candidate], possible: Sequence[Candidate], rules: Se
         weights = {c.w_bits for c in default}
         possible = [c for c in possible if c.w_bits in weights]
     return tuple(c for c in possible if all(rule.allows(c) for rule in rules))
+
+
+def _check_float(rule: Rule, matched: Mapping[str, Sequence[Candidate]]) -> None:
+    """Raises OptionError where a pattern is about layers alone that can only be float: it would be passed over without a word."""
+    choices = [c for row in matched.values() for c in row]
+    if rule.pattern in matched or any(rule.allows(c) or not c.is_float for c in choices):
+        return
+    names = ", ".join([*matched][:3]) + (f", ... ({len(matched)} in all)" if len(matched) > 3 else "")
+    raise OptionError(
+        f"{rule.text} is about {names}, which can only be float here, so it would change nothing. Name layers that are quantised, or leave it out."
+    )
 
 
 def _check_left(left: Sequence[Candidate], names: Sequence[str], texts: Sequence[str], possible: Sequence[Candidate]) -> None:

@@ -14,7 +14,7 @@ from mpsearch.solvers.reach import describe_least, reachable
 from mpsearch.solvers.tables.groups import Row, SuperLayers
 from mpsearch.solvers.tables.integer_costs import WholeCosts
 from mpsearch.solvers.tables.pair_tables import Pair, spread
-from mpsearch.units import format_quantity
+from mpsearch.units import format_pair
 
 _ROUNDINGS = 8  # of float64, that the sums of a problem may differ by from ours
 
@@ -84,7 +84,8 @@ class Constraints:
     def joint_error(self) -> InfeasibleError:
         """Each budget can be kept alone, but not all together."""
         least = {r: low for r, (low, _) in reachable(self.problem).items()}
-        alone = "; ".join(f"{r.rsplit('_', 1)[0]} {_shown(r, limit)} (least reachable {format_quantity(least[r], r)})" for r, limit in self.limits.items())
+        pairs = {r: _shown(r, limit, least[r]) for r, limit in self.limits.items()}
+        alone = "; ".join(f"{r.rsplit('_', 1)[0]} {limit} (least reachable {low})" for r, (limit, low) in pairs.items())
         others = {r: low for r, low in least.items() if r not in self.limits}
         more = f" {describe_least(self.problem, others)}" if others else ""
         return InfeasibleError(f"No assignment keeps all budgets together, though each alone can be kept: {alone}. Raise one of them.{more}", least)
@@ -120,17 +121,17 @@ def _check_reachable(problem: Problem, limits: dict[str, float]) -> None:
     if not below:
         return
     words = [
-        f"Budget {_shown(r, limits[r])} is below the least reachable {format_quantity(least[r], r)} "
-        f"(all {len(problem.layers)} layers at their {'smallest' if r.endswith('_bytes') else 'cheapest'})."
-        for r in below
+        f"Budget {limit} is below the least reachable {low} (all {len(problem.layers)} layers at their {'smallest' if r.endswith('_bytes') else 'cheapest'})."
+        for r, (limit, low) in ((r, _shown(r, limits[r], least[r])) for r in below)
     ]
     others = {r: low for r, low in least.items() if r not in below}
     more = f" {describe_least(problem, others)}" if others else ""
     raise InfeasibleError(" ".join(words) + " Raise it, or add cheaper candidates with --bits." + more, least)
 
 
-def _shown(resource: str, limit: float) -> str:
-    return format_quantity(limit, resource) + (" peak" if resource == "memory_bytes" else "")
+def _shown(resource: str, limit: float, least: float) -> tuple[str, str]:
+    shown, low = format_pair(limit, least, resource)
+    return shown + (" peak" if resource == "memory_bytes" else ""), low
 
 
 def _check(budget: Budget, problem: Problem) -> None:

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from mpsearch.data import ImageSet, TokenSet
+from mpsearch.errors import DataError
 from mpsearch.evaluate import TASKS, Classification, Embedding, Span, compare, kl_by_image
 
 SHAPES = {"classification": (9, 5), "embedding": (9, 5), "span": (9, 2, 6)}
@@ -69,3 +71,19 @@ def test_span_by_hand():
     other[0, 1, 0] = math.log(3)  # q of the end: 1/2, 1/6, 1/6, 1/6
     expected = sum(0.25 * math.log(0.25 / q) for q in (0.5, 1 / 6, 1 / 6, 1 / 6))
     assert float(Span().damage(other, both)) == pytest.approx(expected)
+
+
+def test_labels_that_no_output_can_give_are_refused():
+    images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    for labels in ([0, 1, 2, 10], [0, -1, 1, 2]):
+        made = ImageSet(images, torch.tensor(labels), (0.5,), (0.5,), "pictures")
+        with pytest.raises(DataError, match=r"pictures has labels .*the model has 10 classes, 0 to 9"):
+            Classification().require_labels(made, torch.zeros(1, 10))
+        with pytest.raises(DataError, match=r"labels are .*the model has 10 classes"):
+            compare(torch.zeros(4, 10), torch.zeros(4, 10), made.labels)
+        Embedding().require_labels(made, torch.zeros(1, 10))
+    Classification().require_labels(ImageSet(images, torch.tensor([0, 1, 2, 9]), (0.5,), (0.5,)), torch.zeros(1, 10))
+    for span in ([3, 2], [0, 8], [-1, 0]):
+        texts = TokenSet(torch.ones(2, 2, 8, dtype=torch.int32), torch.tensor([[0, 1], span]), "texts")
+        with pytest.raises(DataError, match=r"texts has the span .* at 1; the model has 8 tokens"):
+            Span().require_labels(texts, torch.zeros(1, 2, 8))

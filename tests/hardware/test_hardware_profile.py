@@ -216,3 +216,16 @@ def test_onnx_runtime_fills_a_table_with_usable_rows(tmp_path):
     assert costs.rows[1][1] == costs.rows[1][2]
     assert "QLinearConv" in table.get(CONV, W8A8).executed and "MatMulIntegerToFloat" in table.get(LINEAR, W8A8).executed
     assert table.get(CONV, W8A8).weight_bytes == 8 * 4 * 9 + 5 * 8
+
+
+def test_a_cell_that_crashed_is_measured_again_and_one_that_was_measured_is_not(tmp_path):
+    table = measure(Recorder(fails="W8A8"), [LINEAR], [FLOAT, W8A8], empty(), tmp_path)
+    again = Recorder(fails="W8A8")
+    held = LatencyTable.open(tmp_path, HERE, "recorder", "1", 1)
+    measure(again, [LINEAR], [FLOAT, W8A8], held, tmp_path)
+    assert again.built == [("fc", "W8A8", 1)] and held.get(LINEAR, W8A8).status == "crash"
+    healed = Recorder()
+    measure(healed, [LINEAR], [FLOAT, W8A8], LatencyTable.open(tmp_path, HERE, "recorder", "1", 1), tmp_path)
+    assert healed.built == [("fc", "W8A8", 1)]
+    after = LatencyTable.open(tmp_path, HERE, "recorder", "1", 1)
+    assert after.get(LINEAR, W8A8).status == "ok" and after.get(LINEAR, FLOAT) == table.get(LINEAR, FLOAT)

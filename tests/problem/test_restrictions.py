@@ -87,3 +87,13 @@ def test_a_restricted_problem_is_the_same_problem_with_fewer_candidates():
     for x in itertools.product(range(1), range(2)):
         assert every[str(cut.assignment(x).to_json())] == (cut.score("proxy", x), cut.cost(x))
     assert Restrictions().apply(p) is p
+
+
+@pytest.mark.parametrize("rule", [{"bits": ["*matmul*=A4..8"]}, {"bits": ["attn.*=4"]}, {"fix": ["attn.*=W8A8"]}, {"bits": ["*=4", "a*.matmul?=2"]}])
+def test_a_pattern_about_layers_that_can_only_be_float_is_not_passed_over(rule):
+    with pytest.raises(OptionError, match=r"is about attn\.matmul0, which can only be float here"):
+        chosen(**rule)
+
+
+def test_a_pattern_that_leaves_such_layers_float_is_welcome():
+    assert chosen(fix=["attn.*=float"])[4] == "float"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from mpsearch.data.sources._base import SPLITS, TEST
+from mpsearch.data.sources.classes import Classes
 from mpsearch.errors import DataError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -23,7 +24,7 @@ class Catalogue:
     Args:
         files: N names, sorted, or in the order of `labels.csv`.
         labels: N labels, or None.
-        classes: Names of the class folders by label, or None.
+        classes: Names of the class folders, sorted as text, or None.
     """
 
     files: tuple[str, ...]
@@ -93,47 +94,48 @@ def choose_part(tree: Tree, split: str | None = None) -> tuple[Tree, list[str]]:
     return tree.below(folder), sorted({c for part in parts.values() for c in tree.below(part).folders()})
 
 
-def catalogue(tree: Tree, classes: Sequence[str] = ()) -> Catalogue:
+def catalogue(tree: Tree, folders: Sequence[str] = (), classes: Classes | None = None) -> Catalogue:
     """List the images of a tree and label them.
 
-    In this order: `labels.csv` with the header `file,label`; class folders, sorted as text, as torchvision's ImageFolder does; a
-    flat folder without labels.
+    In this order: `labels.csv` with the header `file,label`; class folders, as `Classes.labels` reads them; a flat folder
+    without labels.
 
     Args:
         tree: The listing.
-        classes: Names of the class folders, where more are known than this tree has.
+        folders: Names of the class folders, where more are known than this tree has.
+        classes: What is known of the model's classes.
 
     Raises:
-        DataError: No images, or labels that do not fit the files.
+        DataError: No images, or labels that do not fit the files or the model.
     """
+    classes = classes or Classes()
     images = tree.images()
     if not images:
         raise DataError(f"{tree.name} holds no images. Put files in it that end in {', '.join(sorted(SUFFIXES))}.")
     if LABEL_FILE in tree.names:
-        return _from_label_file(tree, images)
+        return _from_label_file(tree, images, classes)
     stray = [n for n in images if "/" not in n]
     if len(stray) == len(images):
         return Catalogue(tuple(images))
     if stray:
         raise DataError(f"{tree.name} holds class folders and also {len(stray)} images beside them, such as {stray[0]}. Move them into a class folder.")
-    return _from_class_folders(tree, images, classes)
+    return _from_class_folders(tree, images, folders, classes)
 
 
-def _from_class_folders(tree: Tree, images: list[str], classes: Sequence[str]) -> Catalogue:
-    names = list(classes or tree.folders())
+def _from_class_folders(tree: Tree, images: list[str], folders: Sequence[str], classes: Classes) -> Catalogue:
+    names = list(folders or tree.folders())
     used = {n.split("/", 1)[0] for n in images}
     empty = [n for n in tree.folders() if n not in used]
-    if empty:
-        raise DataError(f"{tree.name}: the class folder {empty[0]!r} holds no images, yet would count as a class. Fill it or remove it.")
-    if all(n.isdecimal() for n in names) and names != sorted(names, key=int):
+    if empty and classes.folders is None:
         raise DataError(
-            f"{tree.name}: as text the class folders {', '.join(names[:3])}, ... sort otherwise than as numbers. Pad them with zeros, or add a {LABEL_FILE}."
+            f"{tree.name}: the class folder {empty[0]!r} holds no images, yet would count as a class. Fill it, remove it, or "
+            "say which folder is which class with --class-map FILE."
         )
-    label = {name: i for i, name in enumerate(names)}
-    return Catalogue(tuple(images), tuple(label[n.split("/", 1)[0]] for n in images), tuple(names))
+    label = classes.labels(tree.name, names)
+    return Catalogue(tuple(images), tuple(label[n.split("/", 1)[0]] for n in images), tuple(sorted(names)))
 
 
-def _from_label_file(tree: Tree, images: list[str]) -> Catalogue:
+def _from_label_file(tree: Tree, images: list[str], classes: Classes) -> Catalogue:
     where = f"{tree.name}/{LABEL_FILE}"
     try:
         rows = list(csv.DictReader(io.StringIO(tree.read(LABEL_FILE).decode("utf-8-sig"), newline=""), strict=True))
@@ -147,7 +149,10 @@ def _from_label_file(tree: Tree, images: list[str]) -> Catalogue:
     if times > 1:
         raise DataError(f"{where} names {twice!r} {times} times. Keep one row for each image.")
     _same_files(where, files, images)
-    return Catalogue(tuple(files), tuple(_whole(where, row["file"], row["label"]) for row in rows))
+    labels = tuple(_whole(where, row["file"], row["label"]) for row in rows)
+    for file, label in zip(files, labels, strict=True):
+        classes.require(f"{where}: {file}", label)
+    return Catalogue(tuple(files), labels)
 
 
 def _same_files(where: str, listed: list[str], there: list[str]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from mpsearch.data.preprocess import decode
 from mpsearch.data.sources._base import Sample, Source
 from mpsearch.data.sources.catalogue import Catalogue, Tree, catalogue, choose_part
+from mpsearch.data.sources.classes import Classes
 from mpsearch.errors import DataError
 
 MAX_FILE_BYTES = 2**28
@@ -38,10 +39,10 @@ class FileSource(Source):
         return Sample(decode(self._read(self.files[index]), where), None if self.labels is None else int(self.labels[index]), where)
 
 
-def open_files(tree: Tree, split: str | None = None) -> FileSource:
+def open_files(tree: Tree, split: str | None = None, classes: Classes | None = None) -> FileSource:
     """The labelled images of a listing, or of one of its parts; see `choose_part` and `catalogue`."""
-    part, classes = choose_part(tree, split)
-    return FileSource(part, catalogue(part, classes))
+    part, folders = choose_part(tree, split)
+    return FileSource(part, catalogue(part, folders, classes))
 
 
 def folder_tree(root: Path) -> Tree:

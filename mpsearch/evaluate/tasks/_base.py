@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mpsearch.data import SampleSet
 from mpsearch.errors import OptionError
 from mpsearch.evaluate.metrics import Metrics
 from mpsearch.registry import Registry
@@ -55,6 +56,9 @@ class Task(ABC):
                 diagonal += z * torch.autograd.grad(slope, outputs, z, retain_graph=True)[0]
         root = (diagonal / _PROBES).clamp(min=0).sqrt().to(reference.dtype)
         return root * random_signs(reference, count, generator)
+
+    def require_labels(self, samples: SampleSet, outputs: Tensor) -> None:  # noqa: B027 (a task without labels looks at none)
+        """Raises DataError where a label of the samples is none that outputs of this shape, 1 x ..., can give."""
 
     def loss(self, outputs: Tensor, reference: Tensor) -> float:
         """Mean damage."""

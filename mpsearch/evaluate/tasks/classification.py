@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mpsearch.data import SampleSet
 from mpsearch.evaluate.metrics import Metrics, compare, kl_by_image
 from mpsearch.evaluate.tasks._base import TASKS, Task, softmax_directions
 
@@ -31,3 +32,8 @@ class Classification(Task):
     def compare(self, outputs: Tensor, reference: Tensor, labels: Tensor | None = None) -> Metrics:
         """Top-1, cross entropy, KL and agreement of the top class."""
         return compare(outputs, reference, labels)
+
+    def require_labels(self, samples: SampleSet, outputs: Tensor) -> None:
+        """Each label is one of K classes."""
+        if samples.labels is not None and outputs.ndim == 2:
+            samples.require_labels(outputs.shape[1])

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mpsearch.data import SampleSet
+from mpsearch.errors import DataError
 from mpsearch.evaluate.metrics import Metrics
 from mpsearch.evaluate.tasks._base import TASKS, Task, softmax_directions
 
@@ -51,6 +53,18 @@ class Span(Task):
             scores["exact"] = float((found == labels).all(1).float().mean())
             scores["f1"] = float((2 * (last - first + 1).clamp(min=0) / lengths).double().mean())
         return Metrics(len(outputs), self.loss(outputs, reference), alike, scores=scores)
+
+    def require_labels(self, samples: SampleSet, outputs: Tensor) -> None:
+        """Each label is a first and a last of T tokens."""
+        if samples.labels is None:
+            return
+        tokens, first, last = outputs.shape[-1], *samples.labels.T
+        odd = ((first < 0) | (last < first) | (last >= tokens)).nonzero().flatten().tolist()
+        if odd:
+            raise DataError(
+                f"{samples.name} has the span {samples.labels[odd[0]].tolist()} at {odd[0]}; the model has {tokens} tokens, 0 to "
+                f"{tokens - 1}, and a span starts before it ends. Give each answer's first and last token."
+            )
 
     def spans(self, outputs: Tensor) -> Tensor:
         """N x 2: first and last token."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from mpsearch.data import load_images
+from mpsearch.data import Classes, load_images, read_class_map, require_source
 from mpsearch.deploy.artifact import Artifact, open_artifact
 from mpsearch.deploy.process import bench_apart, run_apart
 from mpsearch.errors import OptionError
@@ -26,17 +27,36 @@ def bench_artifacts(artifacts: Sequence[Artifact], batches: Sequence[int], secon
     return rows
 
 
-def evaluate_artifact(artifact: Artifact, data: str, limit: int | None, seed: int, threads: int, model: str | None = None) -> dict[str, Any]:
+def evaluate_artifact(
+    artifact: Artifact, data: str, limit: int | None, seed: int, threads: int, model: str | None = None, class_map: str | None = None
+) -> dict[str, Any]:
     """Metrics of the study's task for an artifact on images, which pass through the same pre-processing as in the study.
 
     Classes are compared with labels. Other tasks compare with the float model, which is the artifact `float` of the same export.
 
-    Raises: OptionError: It is needed, and is not there.
+    Args:
+        artifact: To evaluate.
+        data: Source of the images.
+        limit: At most so many; None for all.
+        seed: Of the draw.
+        threads: CPU threads of the runtime.
+        model: How the float model is built, where the artifact needs it.
+        class_map: File that says which class a folder stands for.
+
+    Raises:
+        OptionError: The float model is needed, and is not there.
+        DataError: The images cannot be read, or have labels that the model has no output for.
     """
     task = TASKS.create(str(artifact.manifest.get("task", "classification")))
     floats = None if task.classes else _float_beside(artifact)
-    images = load_images(data, {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["data_config"].items()}, limit=limit, seed=seed)
+    folders = None if class_map is None else read_class_map(class_map)
+    classes = Classes(timm=not task.classes or artifact.source.kind == "timm", folders=folders)
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["data_config"].items()}
+    images = load_images(data, config, limit=limit, seed=seed, classes=classes)
     logits = run_apart(artifact, images.inputs(), model=_source(artifact, model), threads=threads)
+    if task.classes:
+        require_source(data, replace(classes, outputs=logits.shape[1]))
+        task.require_labels(images, logits)
     reference = logits if floats is None else run_apart(floats, images.inputs(), model=_source(floats, model), threads=threads)
     metrics = task.compare(logits, reference, images.labels)
     finite = bool(torch.isfinite(logits).all())

@@ -33,7 +33,7 @@ def profile_model(config: RunConfig, progress: Progress, at_most: int | None = N
     if models and at_most is not None:
         raise OptionError("Whole models are put together from every row, so --models and --at-most do not go together. Leave one of them out.")
     require_tables(config)
-    subject = load_subject(config, progress)
+    subject = load_subject(config, progress, labelled=False)
     problem = sized_problem(subject, config)
     table, where = latency_table(problem, config, progress, at_most)
     if models:

@@ -20,7 +20,8 @@ from mpsearch.problem import Problem
 from mpsearch.reconstruct import Calibration
 
 _DECIDE = (
-    *("model", "model_args", "weights", "pretrained", "data", "calibration_data", "calibration_images", "search_images", "evaluation_images"),
+    *("model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"),
+    *("calibration_images", "search_images", "evaluation_images"),
     *("bits", "a_bits", "layer_bits", "fix", "first_last_bits", "seed", "task"),
 )
 

@@ -60,15 +60,14 @@ class ArtifactWriter:
         told = {"label": "best", "study": self.measurement.study.name, "task": config.task}
         write_artifact(self.folder, config.target, job, told, functools.partial(_packed_beside, job))
         about: dict[str, Any] = {"packed": str(packed), "size_bytes": packed.stat().st_size}
-        rebuilt = subject.source.kind != "module"  # a module that was given as an object cannot be built anew here
-        evaluation.tell("The artifact", 1 + rebuilt + has_backend(config))
+        fresh = subject.given if subject.given is not None else build_model(subject.source)
+        evaluation.tell("The artifact", 2 + has_backend(config))
         logits = predict(install(subject.module, states), images)
         found = evaluation.task.compare(logits, evaluation.reference()["evaluation"], images.labels)
         about |= {"top1": found.top1, "scores": found.scores}
-        if rebuilt:
-            if not torch.equal(logits, predict(load_packed(packed, build_model(subject.source)), images)):
-                raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
-            about["reloaded_bit_for_bit"] = True
+        if not torch.equal(logits, predict(load_packed(packed, fresh), images)):
+            raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
+        about["reloaded_bit_for_bit"] = True
         if has_backend(config):
             about |= self._compared(job, logits)
         measured = {**description["measured"], **about, **about.get("latency", {})}

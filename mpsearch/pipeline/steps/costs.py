@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from mpsearch.errors import BudgetError
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.steps.subject import Subject
-from mpsearch.problem import FLOAT, FLOAT_INPUT, Budget, Candidate, Problem, Restrictions
+from mpsearch.problem import FLOAT, FLOAT_INPUT, Budget, Candidate, Problem, Restrictions, absolute
 from mpsearch.solvers import describe_least, reachable, solve
 
 
@@ -50,7 +49,7 @@ def _fixed(subject: Subject, config: RunConfig) -> dict[str, tuple[Candidate, ..
     return {unit: (Candidate(config.first_last_bits, config.first_last_bits),) for unit in subject.units if tie[unit] in heads}
 
 
-def resolve_budgets(subject: Subject, problem: Problem, config: RunConfig) -> tuple[Budget, ...]:
+def resolve_budgets(problem: Problem, config: RunConfig) -> tuple[Budget, ...]:
     """Absolute limits; refuses at once what no assignment can keep.
 
     Raises:
@@ -60,11 +59,7 @@ def resolve_budgets(subject: Subject, problem: Problem, config: RunConfig) -> tu
     resolved = []
     for budget in (Budget.parse(text) for text in config.budgets):
         _require_measured(budget, config)
-        if budget.scale == "float":
-            budget = budget.resolve(budget.limit * subject.float_bytes())
-        elif budget.scale == "bits":
-            budget = budget.resolve(_bytes_at(subject, budget.limit, config.a_bits))
-        resolved.append(budget)
+        resolved.append(absolute(problem, budget))
     known = [b for b in resolved if b.resource not in ("latency_us", "energy_mj", "memory_bytes")]
     zeros = tuple(tuple(0.0 for _ in row) for row in problem.candidates)
     solve(replace(problem, scores={"none": zeros}), "none", known)
@@ -85,21 +80,11 @@ def _require_measured(budget: Budget, config: RunConfig) -> None:
         )
 
 
-def _bytes_at(subject: Subject, bits: float, a_bits: int) -> float:
-    """Size of the packed file at `bits` for each weight: linear between the files of the uniform widths on either side."""
-    low, high = max(2, min(8, math.floor(bits))), max(2, min(8, math.ceil(bits)))
-    sizes = [sum(subject.layout.unit_bytes(unit, Candidate(b, a_bits)) for unit in subject.units) for b in (low, high)]
-    share = bits - low if high > low else 0.0
-    if not 2 <= bits <= 8:
-        return subject.layout.constant_bytes + sizes[0] * bits / low
-    return subject.layout.constant_bytes + sizes[0] + share * (sizes[1] - sizes[0])
-
-
 def limited(subject: Subject, config: RunConfig) -> tuple[Problem, tuple[Budget, ...]]:
     """The problem and its absolute limits. Raises as `resolve_budgets`, and says what can be reached also where a budget cannot be read."""
     try:
         problem = sized_problem(subject, config)
-        return problem, resolve_budgets(subject, problem, config)
+        return problem, resolve_budgets(problem, config)
     except BudgetError as error:
         problem = sized_problem(subject, replace(config, budgets=("8bits",)))
         least = {resource: low for resource, (low, _) in reachable(problem).items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from mpsearch import files
@@ -45,7 +45,7 @@ def default_model(progress: Progress) -> LoadedModel:
         progress.say(f"Embedded model: {NAME} has no weights here, so it is fitted now on 1,257 of scikit-learn's digits (cached in {path}).")
         fitted = _fit(progress)
         with files.replacing(path) as beside:
-            save_file({k: v.contiguous() for k, v in fitted.state_dict().items()}, beside)
+            beside.write_bytes(save({k: v.contiguous() for k, v in fitted.state_dict().items()}))
     loaded = load_model(NAME, weights=path, kwargs=dict(MODEL_ARGS))
     return LoadedModel(loaded.module, loaded.source, dict(DATA_CONFIG))
 

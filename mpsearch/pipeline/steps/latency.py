@@ -13,6 +13,7 @@ from mpsearch.hardware import Backend, LatencyTable, ModelRun, latency_costs, pr
 from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.cost_model import Unit, fit_cost_model
 from mpsearch.hardware.predict import RowPredictor
+from mpsearch.hardware.table import require_writable
 from mpsearch.hardware.whole import Kernels, WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import Wire, model_key
 from mpsearch.pipeline.config import RunConfig, limits
@@ -74,6 +75,8 @@ def require_tables(config: RunConfig) -> None:
         raise TableError(f"{blocking} is a file; the latency tables are kept in a folder. Name another with --tables.")
     if config.table is not None:
         _given_table(config, backend_of(config))
+    else:
+        require_writable(folder)
 
 
 def _given_table(config: RunConfig, backend: Backend) -> LatencyTable:

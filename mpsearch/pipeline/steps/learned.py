@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mpsearch import files
@@ -55,7 +55,7 @@ def _rounded(problem: Problem, workshop: Workshop) -> Calibration:
         )
         for done, (unit, codes) in enumerate(found, start=1):
             with files.replacing(paths[unit]) as beside:
-                save_file(_named(codes), beside)
+                beside.write_bytes(save(_named(codes)))
             advance(done, len(missing))
     rounded: dict[tuple[str, int, str], Tensor] = {}
     for unit, path in paths.items():

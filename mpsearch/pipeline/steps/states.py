@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mpsearch import files
@@ -56,7 +56,7 @@ def _feed(digest: Any, value: object) -> None:
 def save_block(folder: Path, states: Mapping[str, UnitState], gained: BlockResult) -> None:
     """Keep what a block learned, and what it gained by that, in the folder of a reconstruction."""
     with files.replacing(folder / str(gained.phase) / f"{files.digest(gained.block)}.safetensors") as beside:
-        save_file(_learned_tensors(states), beside, {"gained": json.dumps(asdict(gained))})
+        beside.write_bytes(save(_learned_tensors(states), {"gained": json.dumps(asdict(gained))}))
 
 
 def known_blocks(folder: Path, start: States) -> tuple[dict[int, States], Gains]:

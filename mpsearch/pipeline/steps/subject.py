@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mpsearch.data import Splits, make_splits, require_source
+import torch
+from torch import nn
+
+from mpsearch.data import Classes, SampleSet, Splits, make_splits, read_class_map, require_source
 from mpsearch.deploy.packed import PackedLayout
+from mpsearch.deploy.readback import require_read_back
 from mpsearch.errors import ModelError
+from mpsearch.evaluate import TASKS
 from mpsearch.models import (
     LoadedModel,
     ModelGraph,
@@ -17,11 +23,12 @@ from mpsearch.models import (
     find_foldable,
     fold_batch_norm,
     load_model,
+    require_function,
     require_weights,
     trace_model,
     weights_hash,
 )
-from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.config import USUAL_IMAGES, RunConfig
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.embedded import default_model
 from mpsearch.problem import FLOAT
@@ -41,6 +48,7 @@ class Subject:
         layout: Of its packed checkpoint.
         splits: Images.
         hashes: Of weights and images.
+        given: The module that the user gave as an object, as it was; None where the source builds the model.
     """
 
     source: ModelSource
@@ -49,6 +57,7 @@ class Subject:
     layout: PackedLayout
     splits: Splits
     hashes: dict[str, str]
+    given: nn.Module | None = None
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -74,26 +83,47 @@ class Subject:
         return self.layout.constant_bytes + sum(self.layout.unit_bytes(unit, float_unit) for unit in self.units)
 
 
-def load_subject(config: RunConfig, progress: Progress) -> Subject:
-    """Load model and images, fold, and analyse; what names no file is told before anything is downloaded or fitted."""
-    _require_files(config)
+def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True) -> Subject:
+    """Load model and images, fold, and analyse; what names no file is told before anything is downloaded or fitted.
+
+    Args:
+        config: Settings.
+        progress: Where progress goes.
+        labelled: Whether labels matter; else any order of class folders does.
+    """
+    classes = _require_files(config, labelled)
     if config.model is None:
         loaded = default_model(progress)
     else:
         weights = None if config.weights is None else Path(config.weights)
         loaded = load_model(config.model, weights=weights, pretrained=_downloads(config), kwargs=dict(config.model_args))
+    classes = replace(classes, outputs=_outputs(loaded, config) if labelled else None)
     with progress.task("read the images") as advance:
-        splits = make_splits(
-            config.data or "digits",
-            loaded.data_config,
-            calibration=config.calibration_data,
-            calibration_images=config.calibration_images,
-            search_images=config.search_images,
-            evaluation_images=config.evaluation_images,
-            seed=config.seed,
-            on_image=advance,
-        )
-    return make_subject(loaded, splits)
+        splits = draw(config, config.data or "digits", config.calibration_data, loaded.data_config, classes, advance)
+    return make_subject(loaded, splits, config, progress)
+
+
+def draw(
+    config: RunConfig,
+    data: str | SampleSet,
+    calibration: str | SampleSet | None,
+    data_config: Mapping[str, Any] | None = None,
+    classes: Classes | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Splits:
+    """The images of a configuration. Args and Raises: As `make_splits`."""
+    return make_splits(
+        data,
+        data_config,
+        calibration=calibration,
+        calibration_images=config.calibration_images,
+        search_images=config.search_images,
+        evaluation_images=config.evaluation_images,
+        usual=USUAL_IMAGES,
+        seed=config.seed,
+        classes=classes,
+        on_image=on_image,
+    )
 
 
 def require_same_weights(config: RunConfig) -> None:
@@ -113,25 +143,58 @@ def _downloads(config: RunConfig) -> bool:
     return config.pretrained and config.weights is None and not str(config.model).partition(":")[0].endswith(".py")
 
 
-def _require_files(config: RunConfig) -> None:
-    """Raises ModelError or DataError."""
+def _require_files(config: RunConfig, labelled: bool) -> Classes:
+    """What is known of the classes without the model. Raises ModelError or DataError."""
     if config.weights is not None:
         require_weights(Path(config.weights))
+    classes = Classes(folders=None if config.class_map is None else read_class_map(config.class_map))
+    if not (labelled and TASKS.create(config.task).classes) or not _is_factory(config):
+        classes = replace(classes, timm=True)
     for source in (config.data, config.calibration_data):
         if source is not None:
-            require_source(source)
+            require_source(source, classes)
+    return classes
 
 
-def make_subject(loaded: LoadedModel, splits: Splits) -> Subject:
-    """Fold and analyse a loaded model."""
+def _is_factory(config: RunConfig) -> bool:
+    return config.model is not None and ".py" in config.model
+
+
+def _outputs(loaded: LoadedModel, config: RunConfig) -> int | None:
+    """How many classes the model has, by a pass over noise; None where the task has none, or the model gives no N x K."""
+    noise = torch.randn(1, *loaded.data_config["input_size"], generator=torch.Generator().manual_seed(0))
+    output = require_function(loaded.module, noise)
+    return output.shape[1] if TASKS.create(config.task).classes and output.ndim == 2 else None
+
+
+def make_subject(loaded: LoadedModel, splits: Splits, config: RunConfig, progress: Progress, given: nn.Module | None = None) -> Subject:
+    """Fold and analyse a loaded model.
+
+    Args:
+        loaded: The model.
+        splits: Its images.
+        config: Settings.
+        progress: Where a warning goes.
+        given: As `Subject`.
+
+    Raises:
+        ModelError: It is not a function of its input, cannot be traced, or cannot be stored and read back.
+        DataError: The images have labels that it has no outputs for.
+    """
+    if splits.warning:
+        progress.say(f"Warning: {splits.warning}")
     example = splits.calibration.inputs([0])
+    output = require_function(loaded.module, example)
+    for part in splits.parts.values():
+        TASKS.create(config.task).require_labels(part, output)
     pairs = find_foldable(trace_model(loaded.module, example), loaded.module)
     module = fold_batch_norm(loaded.module, pairs)
     graph = analyze(module, example)
     units = [layer.name for layer in graph.layers if layer.op != "matmul"]
     layout = PackedLayout.of(module, units, loaded.source, pairs, loaded.data_config)
+    require_read_back(layout, module, loaded.source, given, example)
     hashes = {"weights": weights_hash(module), **{name: part.content_hash for name, part in splits.parts.items()}}
-    return Subject(loaded.source, module, graph, layout, splits, hashes)
+    return Subject(loaded.source, module, graph, layout, splits, hashes, given)
 
 
 def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:

@@ -12,7 +12,7 @@ from mpsearch.pipeline.steps.latency import timed
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Budget, Cost, Problem
 from mpsearch.solvers import solve
-from mpsearch.units import format_quantity
+from mpsearch.units import format_pair, format_quantity
 
 REPAIRS = 4
 """Rounds at most, before the search and with it."""
@@ -64,7 +64,8 @@ def broken(budgets: Sequence[Budget], predicted: Cost, measured: Readings) -> li
 
 def told(repair: Repair) -> str:
     """For people: by how much a budget was broken."""
-    got, limit, said = (format_quantity(v, repair.resource) for v in (repair.measured, repair.limit, repair.predicted))
+    got, limit = format_pair(repair.measured, repair.limit, repair.resource)
+    said = format_quantity(repair.predicted, repair.resource)
     return f"measured {got} breaks the budget of {limit} (predicted {said})"
 
 

@@ -107,7 +107,7 @@ def _budgets(scored: Scored, levels: Sequence[float], progress: Progress) -> tup
     sizes_alone = replace(scored.problem, scores={}, interactions={})
     for level in levels:
         try:
-            (budget,) = resolve_budgets(scored.subject, sizes_alone, replace(scored.config, budgets=(f"{level:g}bits",)))
+            (budget,) = resolve_budgets(sizes_alone, replace(scored.config, budgets=(f"{level:g}bits",)))
             kept.append((level, budget))
         except InfeasibleError as error:
             progress.say(f"A budget of {level:g} bits a weight is left out: {error}")

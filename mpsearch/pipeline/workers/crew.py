@@ -41,7 +41,7 @@ class Crew:
 
     def __post_init__(self) -> None:
         if self.workers < 0:
-            raise OptionError(f"workers is {self.workers}; it must be 0 or more.")
+            raise OptionError(f"workers is {self.workers}; it must be 0 or more.", ("workers",))
         if self.storage is not None and storage_kind(self.storage) == "journal":
             raise OptionError(f"{self.storage!r} is no URL. Give postgresql://USER@HOST/DATABASE, or leave --storage out for a journal in the study's folder.")
         if self.workers != 1 and self.storage is not None:
@@ -145,7 +145,7 @@ class Team:
             stdout=log,
             stderr=log,
             text=True,
-            env={"OMP_NUM_THREADS": threads, **os.environ},
+            env={"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         self._running[number] = process, log
         order = {"where": self._crew.storage or str(self._study.path), "run": self._study.path.name, "pace": asdict(self._crew.pace)}

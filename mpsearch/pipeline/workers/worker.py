@@ -27,7 +27,7 @@ from mpsearch.study.sharing.pace import Pace
 from mpsearch.study.sharing.queue import JOB, Measure, Worker
 from mpsearch.study.sharing.storage import Studies, check_sharing, shown
 
-LOCATIONS = ("model", "weights", "data", "calibration_data")
+LOCATIONS = ("model", "weights", "data", "calibration_data", "class_map")
 """Settings that may differ from host to host; what is found there may not."""
 _ADVICE = {
     "weights": "Give the same weights with --model or --weights",

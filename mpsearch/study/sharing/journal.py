@@ -14,6 +14,7 @@ from typing import IO
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+from mpsearch import files
 from mpsearch.errors import StudyError
 
 GRACE_S = 5
@@ -40,7 +41,7 @@ class JournalLock(JournalFileOpenLock):
         """Wait for the lock, and leave the journal ending with a whole line."""
         held = self._path.with_name(self._path.name + ".writer").open("wb")
         try:
-            fcntl.flock(held, fcntl.LOCK_EX)
+            files.lock(held, wait=True)
             _remove_stale_lock(self._path)
             super().acquire()  # against processes that know Optuna alone, such as its dashboard
             _cut_torn_tail(self._path)
@@ -90,10 +91,8 @@ def busy_file(path: Path) -> Iterator[None]:
     """Be the only explorer of the study in a file of this machine. Raises StudyError where another process is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".busy").open("w") as busy:
-        try:
-            fcntl.lockf(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies, however it dies
-        except OSError:
-            raise StudyError(f"Another process is exploring {path}. Wait until it ends, stop it, or name another study.") from None
+        if not files.lock(busy, by=fcntl.lockf):
+            raise StudyError(f"Another process is exploring {path}. Wait until it ends, stop it, or name another study.")
         yield
 
 
