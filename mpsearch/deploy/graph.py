@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, numpy_helper
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from mpsearch.errors import MpsearchError
 
@@ -18,6 +21,33 @@ def unit_of(node: NodeProto) -> str:
     scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
     found = ast.literal_eval(scopes)
     return str(found[-2]) if len(found) > 1 else ""
+
+
+def constant_value(model: ModelProto, name: str) -> NDArray[Any] | None:
+    """Value of a tensor that is computed from constants alone; None where it depends on what the model reads."""
+    held = {i.name: i for i in model.graph.initializer}
+    if name in held:
+        return numpy_helper.to_array(held[name])
+    makers = {output: node for node in model.graph.node for output in node.output}
+    needed: dict[int, NodeProto] = {}
+    todo = [name]
+    while todo:
+        tensor = todo.pop()
+        if tensor in held or not tensor:
+            continue
+        if tensor not in makers:
+            return None
+        node = makers[tensor]
+        if id(node) not in needed:
+            needed[id(node)] = node
+            todo.extend(node.input)
+    nodes = [node for node in model.graph.node if id(node) in needed]
+    read = {tensor for node in nodes for tensor in node.input}
+    output = helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
+    graph = helper.make_graph(nodes, "constant", [], [output], [held[tensor] for tensor in sorted(read & set(held))])
+    part = helper.make_model(graph, opset_imports=model.opset_import)
+    (found,) = ReferenceEvaluator(part).run(None, {})
+    return np.asarray(found)
 
 
 def readers_of(nodes: Iterable[NodeProto]) -> dict[str, list[NodeProto]]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch import files
-from mpsearch.deploy.graph import drop_unused, keep_pads, readers_of, replace_nodes, unit_of
+from mpsearch.deploy.graph import constant_value, drop_unused, keep_pads, readers_of, replace_nodes, unit_of
 from mpsearch.errors import ModelError
 from mpsearch.hardware.backends.ort_cpu import executed, kernels_of, session
 from mpsearch.hardware.bench import time_apart
@@ -48,7 +48,10 @@ def export_float(module: nn.Module, example: Tensor, opset: int = OPSET) -> Mode
         # fused attention with a mask is traced with the strides of one kernel and decomposed with those of another, which the exporter refuses
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")  # the exporter's advice to itself
-            program = torch.onnx.export(module, (two,), dynamo=True, opset_version=opset, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False)
+            dynamic = ({0: torch.export.Dim.DYNAMIC},)
+            program = torch.onnx.export(module, (two,), dynamo=True, opset_version=opset, dynamic_shapes=dynamic, verbose=False, optimize=False)
+            if program is not None:
+                _optimize(program)
     except Exception as error:  # torch's exporter has no common base class for its errors
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"The model cannot be exported to ONNX: {first} Run with --target packed for the packed checkpoint alone.") from error
@@ -57,6 +60,16 @@ def export_float(module: nn.Module, example: Tensor, opset: int = OPSET) -> Mode
     proto: ModelProto = program.model_proto
     keep_pads(proto)
     return proto
+
+
+def _optimize(program: torch.onnx.ONNXProgram) -> None:
+    """The exporter's own optimiser, which must not merge the batch norms that are left into units: a unit's weight stays its own."""
+    norms = [node for node in program.model.graph.all_nodes() if node.op_type == "BatchNormalization"]
+    for node in norms:
+        node.domain = "mpsearch"  # which no rule of the optimiser knows
+    program.optimize()
+    for node in norms:
+        node.domain = ""
 
 
 def quantize_onnx(float_model: ModelProto, states: Mapping[str, UnitState], calibration: Calibration) -> ModelProto:
@@ -133,11 +146,10 @@ def run_onnx(path: Path, threads: int = 1) -> Any:
     return run
 
 
-def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[str, list[str]]:
-    """Replace the node of each unit in place. Returns unit -> outputs of its new convolution nodes (empty for linear layers)."""
-    constants = {i.name: i for i in model.graph.initializer}
+def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[str, list[str | None]]:
+    """Replace the node of each unit in place. Returns unit -> output of each call's new convolution node, in order; None where none is to be quantised."""
     writer = QdqWriter()
-    placed: dict[str, list[str]] = {}
+    placed: dict[str, list[str | None]] = {}
     for node in model.graph.node:
         unit = unit_of(node)
         state = states.get(unit) if node.op_type in ("Conv", "Gemm", "MatMul") else None
@@ -145,16 +157,21 @@ def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[s
             writer.nodes.append(node)
             continue
         given = QuantizedWeight(state.weight.codes.to(torch.int8).numpy(), state.weight.params.scale.expand(len(state.weight.codes)).numpy())
-        bias = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 and node.input[2] else None
+        named = node.input[2] if len(node.input) > 2 else ""
+        bias = constant_value(model, named) if named else None
+        output = node.output[0]
+        if named and bias is None:  # it is computed from what the model reads: added apart, in float
+            output = writer.added(named, output, given.codes.ndim - 2)
         if state.activation is None:
-            _rewrite_stored(writer, node, given, bias, state.candidate)
-            placed.setdefault(unit, [])
+            _rewrite_stored(writer, node, given, bias, state.candidate, output)
+            kept = None
         elif node.op_type == "Conv":
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            placed.setdefault(unit, []).append(writer.conv(node.input[0], given, bias, _grid(affine_input(unit, state)), attributes, node.output[0]))
+            kept = writer.conv(node.input[0], given, bias, _grid(affine_input(unit, state)), attributes, output)
         else:
-            writer.linear(node.input[0], given, bias, _grid(affine_input(unit, state)), node.output[0])
-            placed.setdefault(unit, [])
+            writer.linear(node.input[0], given, bias, _grid(affine_input(unit, state)), output)
+            kept = None
+        placed.setdefault(unit, []).append(kept if output == node.output[0] else None)
     replace_nodes(model, writer.nodes, writer.initializers)
     imports = opset_imports(max(o.version for o in model.opset_import if not o.domain))
     del model.opset_import[:]
@@ -162,16 +179,16 @@ def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[s
     return placed
 
 
-def _rewrite_stored(writer: QdqWriter, node: NodeProto, weight: QuantizedWeight, bias: Any, candidate: Candidate) -> None:
+def _rewrite_stored(writer: QdqWriter, node: NodeProto, weight: QuantizedWeight, bias: Any, candidate: Candidate, output: str) -> None:
     """A unit whose weight alone is quantised. Raises ModelError for a convolution, which this runtime has no such kernel for."""
     if node.op_type == "Conv":
         raise ModelError(
             f"The convolution {unit_of(node)!r} is at {candidate}; ONNX Runtime stores weights alone for linear layers only. Give it 2 to 8 input bits."
         )
-    writer.stored_linear(node.input[0], weight, bias, 4 if (candidate.w_bits or 8) <= 4 else 8, node.output[0])
+    writer.stored_linear(node.input[0], weight, bias, 4 if (candidate.w_bits or 8) <= 4 else 8, output)
 
 
-def _quantize_outputs(model: ModelProto, placed: Mapping[str, list[str]], calibration: Calibration) -> None:
+def _quantize_outputs(model: ModelProto, placed: Mapping[str, list[str | None]], calibration: Calibration) -> None:
     """Put a Q/DQ pair behind each quantised convolution (and the ReLU behind it) whose readers are not all one QuantizeLinear that fits."""
     readers = readers_of(model.graph.node)
     values = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if not i.name.endswith("weight") and len(i.dims) == 0}
@@ -180,12 +197,17 @@ def _quantize_outputs(model: ModelProto, placed: Mapping[str, list[str]], calibr
     writer = QdqWriter("mpsearch/out")
     rename: dict[str, str] = {}
     for unit, outputs in placed.items():
-        for output in outputs:
+        samples = calibration.call_outputs.get(unit, ())
+        if len(samples) != len(outputs):  # the exporter merged calls that read one tensor, or dropped some: one grid for what is left
+            samples = (calibration.outputs[unit],) * len(outputs)
+        for output, sample in zip(outputs, samples, strict=True):
+            if output is None:
+                continue
             point, low, high = _behind_activation(output, readers, values)
             behind = readers[point]
             if point in graph_outputs or (len(behind) == 1 and _fits(behind[0], values, low, high)):
                 continue  # what the model returns stays as exact as it can be
-            writer.quantized(point, _output_grid(calibration, unit, low, high))
+            writer.quantized(point, _output_grid(calibration, sample.clamp(low, high)))
             rename[point] = writer.nodes[-1].output[0]
     nodes = list(model.graph.node)
     for node in nodes:
@@ -215,8 +237,7 @@ def _fits(node: NodeProto, values: Mapping[str, Any], low: float, high: float) -
     return (low == -np.inf or zero == 0) and (255 - zero) * scale <= high * (1 + 1e-6)
 
 
-def _output_grid(calibration: Calibration, unit: str, low: float, high: float) -> Grid:
-    values = calibration.outputs[unit].clamp(low, high)
+def _output_grid(calibration: Calibration, values: Tensor) -> Grid:
     return _grid(OBSERVERS.create(calibration.input_observer).observe(values, 8, symmetric=False))
 
 

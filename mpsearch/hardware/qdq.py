@@ -106,6 +106,20 @@ class QdqWriter:
             return self.node("MatMulNBits", inputs, output, **options)
         return self.node("Add", [self.node("MatMulNBits", inputs, **options), self.constant(np.asarray(bias, np.float32), "bias")], output)
 
+    def added(self, bias: str, output: str, spatial: int) -> str:
+        """Add a bias that is no constant; the name that the unit's own result must have.
+
+        Args:
+            bias: Tensor [C_out].
+            output: Name of the sum.
+            spatial: Axes behind the channels.
+        """
+        shaped = bias if spatial <= 0 else self.node("Unsqueeze", [bias, self.constant(np.arange(1, 1 + spatial), "axes")])
+        self._count += 1
+        unbiased = f"{self.prefix}/unbiased_{self._count}"
+        self.node("Add", [unbiased, shaped], output)
+        return unbiased
+
     def node(self, op: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
         """Add a node with one output; its name."""
         self._count += 1
