@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from mpsearch.errors import MpsearchError
+
+_MOVES = {"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Gather", "Identity", "Pad", "Split", "Dropout"}
 
 
 def unit_of(node: NodeProto) -> str:
@@ -101,6 +103,39 @@ def keep_pads(model: ModelProto) -> None:
         axes = f"{node.output[0]}/axes"
         node.input.extend([""] * (3 - len(node.input)) + [axes])
         model.graph.initializer.append(numpy_helper.from_array(np.arange(rank, dtype=np.int64), axes))
+
+
+def keep_arithmetic(model: ModelProto) -> None:
+    """Keep ONNX Runtime (1.31) from computing products otherwise than the graph says, in place: in integers or in float.
+
+    It turns a Conv, ConvTranspose or Gemm of float weights into an integer one, with one scale for the whole weight, where it reads a DequantizeLinear
+    and a QuantizeLinear reads it, or the Relu or Clip behind it. And it merges the MatMul of two dimensions with an Add behind it into a Gemm, which
+    then runs in float. A Max of one tensor in between, which copies it, keeps it from both.
+    """
+    readers, makers = readers_of(model.graph.node), {output: node for node in model.graph.node for output in node.output}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*model.graph.value_info, *model.graph.output)}
+    nodes = list(model.graph.node)
+    for node in model.graph.node:
+        end, behind = node.output[0], ""
+        weighted = len(node.input) > 1 and _is_dequantized(node.input[1], makers)
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and not weighted and _is_dequantized(node.input[0], makers):
+            while len(readers[end]) == 1 and readers[end][0].op_type in ("Relu", "Clip"):
+                end = readers[end][0].output[0]
+            behind = "QuantizeLinear"
+        elif node.op_type == "MatMul" and weighted and ranks.get(end, 2) == 2:
+            behind = "Add"
+        if readers[end] and all(reader.op_type == behind for reader in readers[end]):
+            nodes.append(helper.make_node("Max", [end], [f"{end}/kept"], name=f"{end}/kept_node"))
+            for reader in readers[end]:
+                reader.input[list(reader.input).index(end)] = f"{end}/kept"
+    replace_nodes(model, nodes, ())
+
+
+def _is_dequantized(name: str, makers: Mapping[str, NodeProto]) -> bool:
+    """Whether a tensor comes from a DequantizeLinear, by way of operators at most that only move numbers."""
+    while name in makers and makers[name].op_type in _MOVES:
+        name = makers[name].input[0]
+    return name in makers and makers[name].op_type == "DequantizeLinear"
 
 
 def drop_unused(model: ModelProto) -> None:

@@ -1,15 +1,16 @@
 """The ONNX file with Q/DQ nodes: torch exports the float graph once; each assignment rewrites the nodes of its units.
 
 A unit is found by the module scope that the exporter writes on every node. Weights are int8 (fewer bits keep their narrower range in an int8
-container), activations uint8. A convolution runs in integers only if its output is quantised too; where the next thing that reads it is
-not a quantised unit (a residual sum), its own calibrated 8-bit grid is put there: an error that the fake-quantised model does not have.
+container; rows of 8 bits whose products would overflow on some processors lose a part of one, see `hardware.overflow`), activations uint8.
+A convolution runs in integers only if its output is quantised too; where the next thing that reads it is not a quantised unit (a residual
+sum), its own calibrated 8-bit grid is put there, one for each call of the unit: an error that the fake-quantised model does not have.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch import files
-from mpsearch.deploy.graph import constant_value, drop_unused, keep_pads, readers_of, replace_nodes, unit_of
+from mpsearch.deploy.graph import constant_value, drop_unused, keep_arithmetic, keep_pads, readers_of, replace_nodes, unit_of
 from mpsearch.errors import ModelError
 from mpsearch.hardware.backends.ort_cpu import executed, kernels_of, session
 from mpsearch.hardware.bench import time_apart
 from mpsearch.hardware.measure import Timing
+from mpsearch.hardware.overflow import is_depthwise, without_overflow
 from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight, opset_imports
 from mpsearch.problem import Candidate
-from mpsearch.quant import OBSERVERS, AffineParams, UnitState, affine_input
+from mpsearch.quant import OBSERVERS, AffineParams, QuantizedTensor, UnitState, affine_input
 from mpsearch.reconstruct import Calibration
 
 _INTEGER = {"QLinearConv", "MatMulIntegerToFloat"}
@@ -89,6 +91,7 @@ def quantize_onnx(float_model: ModelProto, states: Mapping[str, UnitState], cali
     if missing:
         raise ModelError(f"The exported graph has no node for the units {missing[:5]}. Run with --target packed for the packed checkpoint alone.")
     _quantize_outputs(model, placed, calibration)
+    keep_arithmetic(model)
     drop_unused(model)
     onnx.checker.check_model(model)
     return model
@@ -135,9 +138,9 @@ def _one_image(path: Path, image: Tensor, threads: int) -> Callable[[], object]:
     return lambda: live.run(None, feeds)
 
 
-def run_onnx(path: Path, threads: int = 1) -> Any:
-    """A function from N x C x H x W to N x K logits, computed by ONNX Runtime."""
-    live = session(path, threads)
+def run_onnx(path: Path, threads: int = 1, *, fused: bool = True) -> Any:
+    """A function from N x C x H x W to N x K logits, computed by ONNX Runtime; `fused` as in `session`."""
+    live = session(path, threads, fused=fused)
     name = live.get_inputs()[0].name
 
     def run(inputs: Tensor) -> Tensor:
@@ -156,7 +159,8 @@ def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[s
         if state is None or state.weight is None:
             writer.nodes.append(node)
             continue
-        given = QuantizedWeight(state.weight.codes.to(torch.int8).numpy(), state.weight.params.scale.expand(len(state.weight.codes)).numpy())
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        given = held_weight(state if state.activation is None else exact(state, groups))
         named = node.input[2] if len(node.input) > 2 else ""
         bias = constant_value(model, named) if named else None
         output = node.output[0]
@@ -177,6 +181,31 @@ def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[s
     del model.opset_import[:]
     model.opset_import.extend(imports)
     return placed
+
+
+def held_weight(state: UnitState) -> QuantizedWeight:
+    """Codes and a scale for each output channel of a unit whose weight is quantised."""
+    assert state.weight is not None
+    codes = state.weight.codes
+    return QuantizedWeight(codes.to(torch.int8).numpy(), state.weight.params.scale.expand(len(codes)).numpy())
+
+
+def exact(state: UnitState, groups: int) -> UnitState:
+    """The state of an integer unit as the file has it: rows whose products would overflow without VNNI on coarser scales.
+
+    Args:
+        state: With a uniform input.
+        groups: Of its convolution; 1 for a linear layer.
+    """
+    if state.weight is None or state.activation is None or is_depthwise(tuple(state.weight.codes.shape), groups):
+        return state
+    weight = held_weight(state)
+    found = without_overflow(weight, state.activation.bits)
+    if np.array_equal(found.codes, weight.codes):
+        return state
+    scale = torch.from_numpy(found.scale)
+    params = replace(state.weight.params, scale=scale, zero_point=torch.zeros_like(scale, dtype=torch.int32), axis=0)
+    return replace(state, weight=QuantizedTensor(torch.from_numpy(found.codes).to(torch.int16), params))
 
 
 def _rewrite_stored(writer: QdqWriter, node: NodeProto, weight: QuantizedWeight, bias: Any, candidate: Candidate, output: str) -> None:

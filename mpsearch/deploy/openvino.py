@@ -23,6 +23,7 @@ from mpsearch.hardware.bench import time_apart
 from mpsearch.hardware.ir import PREFIX, fallbacks, read_ir, write_ir
 from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.openvino_nodes import OpenVinoWriter, arithmetic_of, compiled, openvino, ran_nodes
+from mpsearch.hardware.overflow import is_depthwise
 from mpsearch.hardware.qdq import Grid, QuantizedWeight
 from mpsearch.problem import ConvAttributes
 from mpsearch.quant import OBSERVERS, QuantizedTensor, UnitState, affine_input, quantize
@@ -104,12 +105,14 @@ def overflowing(states: Mapping[str, UnitState], module: nn.Module) -> tuple[str
 
     Depthwise convolutions are none of them: OpenVINO adds theirs in 32 bits.
     """
-    wide = (u for u, s in states.items() if s.weight is not None and s.activation is not None and s.weight.params.bits > 7)
-    return tuple(unit for unit in wide if not _is_depthwise(module.get_submodule(unit)))
+    wide = (unit for unit, state in states.items() if state.weight is not None)
+    return tuple(unit for unit in wide if _overflows(states[unit], getattr(module.get_submodule(unit), "groups", 1)))
 
 
-def _is_depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == layer.out_channels
+def _overflows(state: UnitState, groups: int) -> bool:
+    if state.weight is None or state.activation is None or state.weight.params.bits <= 7:
+        return False
+    return not is_depthwise(tuple(state.weight.codes.shape), groups)
 
 
 def narrowed(state: UnitState, observer: str) -> UnitState:

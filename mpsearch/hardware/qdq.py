@@ -1,7 +1,8 @@
 """How a quantised unit looks in ONNX: the nodes that are timed are the nodes that ship, because both come from here.
 
-Facts of ONNX Runtime on x86 that shape this file (measured by `benchmarks/ort_forms.py`): activations must be uint8; a convolution becomes an integer
-kernel only with an int32 bias and a QuantizeLinear behind it; a linear layer only as MatMul with the bias added apart (Gemm stays float).
+Facts of ONNX Runtime on x86 that shape this file (measured by `benchmarks/ort_forms.py`): activations must be uint8; a convolution becomes
+an integer kernel only with an int32 bias and a QuantizeLinear behind it; a linear layer only as MatMul with the bias subtracted apart (Gemm
+stays float, and an Add would be merged into one).
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class QdqWriter:
         inputs = [self.quantized(x, grid), self._weight(transposed, axis=1)]
         if bias is None:
             return self.node("MatMul", inputs, output)
-        return self.node("Add", [self.node("MatMul", inputs), self.constant(np.asarray(bias, np.float32), "bias")], output)
+        # MatMul and Add behind it would be merged into a Gemm, which runs in float
+        return self.node("Sub", [self.node("MatMul", inputs), self.constant(-np.asarray(bias, np.float32), "bias")], output)
 
     def stored_linear(self, x: str, weight: QuantizedWeight, bias: Array | None, bits: int, output: str | None = None) -> str:
         """A linear layer on float `x` (..., K) whose weight [N, K] stays at 4 or 8 bits: MatMulNBits with float arithmetic (accuracy level 1)."""

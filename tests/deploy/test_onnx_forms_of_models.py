@@ -138,14 +138,14 @@ MAKERS = {
 _held = {}
 
 
-def job_of(name, maker, text="W8A8"):
-    """A job of a net with seeded weights, and its images; made once."""
+def job_of(name, maker, text="W8A8", images=None):
+    """A job of a net, and its images; made once. Without images the weights are seeded, and so are the images."""
     if name not in _held:
         generator = torch.Generator().manual_seed(5)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
             module = maker().eval()
-            for key, value in module.state_dict().items():
+            for key, value in module.state_dict().items() if images is None else ():
                 if key.endswith("running_var"):
                     value.uniform_(0.3, 3, generator=generator)
                 elif key.endswith("running_mean"):
@@ -154,7 +154,7 @@ def job_of(name, maker, text="W8A8"):
                     value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
                 elif key.endswith("bias"):
                     value.normal_(0, 0.1, generator=generator)
-        images = torch.randn(32, 3, 12, 12, generator=generator)
+        images = torch.randn(32, 3, 12, 12, generator=generator) if images is None else images
         pairs = find_foldable(trace_model(module, images[:1]), module)
         folded = fold_batch_norm(module, pairs)
         units = [layer.name for layer in analyze(folded, images[:1]).layers]
