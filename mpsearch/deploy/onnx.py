@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch import files
+from mpsearch.deploy.foreign import one_message
 from mpsearch.deploy.graph import constant_value, drop_unused, keep_arithmetic, keep_pads, readers_of, replace_nodes, unit_of
 from mpsearch.errors import ModelError
 from mpsearch.hardware.backends.ort_cpu import executed, kernels_of, session
@@ -93,7 +94,8 @@ def quantize_onnx(float_model: ModelProto, states: Mapping[str, UnitState], cali
     _quantize_outputs(model, placed, calibration)
     keep_arithmetic(model)
     drop_unused(model)
-    onnx.checker.check_model(model)
+    with one_message("The graph would be no valid ONNX", "Run with --target packed for the packed checkpoint alone."):
+        onnx.checker.check_model(model)
     return model
 
 
@@ -133,20 +135,25 @@ def measure_onnx(path: Path, image: Tensor, threads: int = 1, rounds: int = 1, s
 
 
 def _one_image(path: Path, image: Tensor, threads: int) -> Callable[[], object]:
-    live = session(path, threads)
+    live = _opened(path, threads)
     feeds = {live.get_inputs()[0].name: image[:1].numpy()}
     return lambda: live.run(None, feeds)
 
 
 def run_onnx(path: Path, threads: int = 1, *, fused: bool = True) -> Any:
     """A function from N x C x H x W to N x K logits, computed by ONNX Runtime; `fused` as in `session`."""
-    live = session(path, threads, fused=fused)
+    live = _opened(path, threads, fused=fused)
     name = live.get_inputs()[0].name
 
     def run(inputs: Tensor) -> Tensor:
         return torch.from_numpy(np.asarray(live.run(None, {name: inputs.numpy()})[0]))
 
     return run
+
+
+def _opened(path: Path, threads: int, *, fused: bool = True) -> Any:
+    with one_message(f"ONNX Runtime cannot open {path}", "Run with --target packed for the packed checkpoint alone."):
+        return session(path, threads, fused=fused)
 
 
 def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[str, list[str | None]]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mpsearch.allocator import keep_freed_memory
 from mpsearch.deploy.artifact import Artifact, open_artifact
+from mpsearch.deploy.foreign import one_message
 from mpsearch.errors import CheckpointError, MpsearchError, UserError
 from mpsearch.models import ModelSource, build_model
 
@@ -84,21 +85,26 @@ def main(arguments: Sequence[str]) -> int:
         with safe_open(request, framework="pt") as file:
             asked = json.loads(file.metadata()[_KEY])
         artifact = open_artifact(folder)
-        model = _model(artifact, asked["model"])
-        run = artifact.target.load(artifact.folder, asked["threads"], model)
-        del model
-        with torch.no_grad():
-            if asked["do"] == "run":  # what is timed has the allocator that it will have
-                keep_freed_memory()
-                inputs = load_file(request)["inputs"]
-                logits = torch.cat([run(inputs[i : i + BATCH]).float() for i in range(0, len(inputs), BATCH)])
-                save_file({"logits": logits.contiguous()}, answer, {_KEY: "{}"})
-            else:
-                save_file({}, answer, {_KEY: json.dumps(_bench(artifact, run, asked, before))})
+        with one_message(f"{artifact.target.runs_with.partition(',')[0]} cannot run it"):
+            _answer(artifact, asked, request, answer, before)
     except MpsearchError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _answer(artifact: Artifact, asked: Mapping[str, Any], request: str, answer: str, before: int) -> None:
+    model = _model(artifact, asked["model"])
+    run = artifact.target.load(artifact.folder, asked["threads"], model)
+    del model
+    with torch.no_grad():
+        if asked["do"] == "run":  # what is timed has the allocator that it will have
+            keep_freed_memory()
+            inputs = load_file(request)["inputs"]
+            logits = torch.cat([run(inputs[i : i + BATCH]).float() for i in range(0, len(inputs), BATCH)])
+            save_file({"logits": logits.contiguous()}, answer, {_KEY: "{}"})
+        else:
+            save_file({}, answer, {_KEY: json.dumps(_bench(artifact, run, asked, before))})
 
 
 def _model(artifact: Artifact, given: Mapping[str, Any] | None) -> nn.Module | None:

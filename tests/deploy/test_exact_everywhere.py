@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from odd_nets import job_of
 from onnx import numpy_helper
 from sklearn.datasets import load_digits
-from test_onnx_forms_of_models import job_of
 from torch import nn
 
 from mpsearch.deploy import quantize_onnx, run_onnx, save_onnx
