@@ -15,7 +15,10 @@ from onnx.reference import ReferenceEvaluator
 
 from mpsearch.errors import MpsearchError
 
-_MOVES = {"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Gather", "Identity", "Pad", "Split", "Dropout"}
+_MOVES = {
+    *("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Gather", "Identity", "Pad"),
+    *("Split", "Dropout"),
+}
 
 
 def unit_of(node: NodeProto) -> str:
@@ -106,11 +109,12 @@ def keep_pads(model: ModelProto) -> None:
 
 
 def keep_arithmetic(model: ModelProto) -> None:
-    """Keep ONNX Runtime (1.31) from computing products otherwise than the graph says, in place: in integers or in float.
+    """Keep ONNX Runtime (1.31) from computing products in another arithmetic than the graph's, in place.
 
-    It turns a Conv, ConvTranspose or Gemm of float weights into an integer one, with one scale for the whole weight, where it reads a DequantizeLinear
-    and a QuantizeLinear reads it, or the Relu or Clip behind it. And it merges the MatMul of two dimensions with an Add behind it into a Gemm, which
-    then runs in float. A Max of one tensor in between, which copies it, keeps it from both.
+    It turns a Conv, ConvTranspose or Gemm of float weights into an integer one, with one scale for the whole weight, where it
+    reads a DequantizeLinear and a QuantizeLinear reads it, or the Relu or Clip behind it. And it merges the MatMul of two
+    dimensions with an Add behind it into a Gemm, which then runs in float. A Max of one tensor in between, which copies it,
+    keeps it from both.
     """
     readers, makers = readers_of(model.graph.node), {output: node for node in model.graph.node for output in node.output}
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*model.graph.value_info, *model.graph.output)}

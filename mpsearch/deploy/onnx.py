@@ -157,7 +157,10 @@ def _opened(path: Path, threads: int, *, fused: bool = True) -> Any:
 
 
 def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[str, list[str | None]]:
-    """Replace the node of each unit in place. Returns unit -> output of each call's new convolution node, in order; None where none is to be quantised."""
+    """Replace the node of each unit in place.
+
+    Returns: Unit -> for each call, in order, the output of its new convolution; None where it is not to be quantised.
+    """
     writer = QdqWriter()
     placed: dict[str, list[str | None]] = {}
     for node in model.graph.node:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mpsearch.errors import UserError
 
 ZERO_SCALE = 1e-8
-"""Scale of what is zero throughout, which any scale represents exactly. There is no other floor: how small a scale may be depends on the tensor's unit."""
+"""Scale of what is zero throughout. There is no other floor: how small a scale is depends on the tensor's unit."""
 _LEAST = torch.finfo(torch.float32).tiny
 
 

@@ -25,7 +25,7 @@ class Calibration:
         weights: Unit -> float32 weight, [C_out, ...]; not a copy.
         inputs: Unit -> sample of the values it reads, 1-D, with the extremes of all images in it.
         outputs: The same of what it gives, for targets that must quantise it.
-        call_outputs: For a unit that a pass calls more than once, the same of each call, in their order: a shared head may give other ranges at each level.
+        call_outputs: For a unit that a pass calls more than once, the same of each call, in order: the ranges may differ.
         weight_observer: Registered observer for weights, symmetric, one scale for each output channel.
         input_observer: Registered observer for inputs, one scale; or `opt_m`, which may choose two steps or logarithmic levels for a unit.
         products: Product of two activations -> what is known of its left and right operand.

@@ -26,8 +26,9 @@ class OpenVino(Target):
 
     Args:
         precision: What float layers compute in; bf16 needs a processor that has it.
-        overflow_fix: `on` stores 8-bit weights of integer layers with 7 bits, because their products overflow 16 bits on processors without VNNI (but those
-            of depthwise convolutions, which are added in 32); `off` keeps the eighth bit, for processors with VNNI alone.
+        overflow_fix: `on` stores 8-bit weights of integer layers with 7 bits, because their products overflow 16 bits on
+            processors without VNNI (but those of depthwise convolutions, which are added in 32); `off` keeps the eighth bit,
+            for processors with VNNI alone.
     """
 
     precision: Literal["f32", "bf16"] = "f32"

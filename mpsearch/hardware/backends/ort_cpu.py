@@ -42,9 +42,9 @@ def arithmetic_of(candidate: Candidate) -> str:
 
 
 def session(model: bytes | Path, threads: int = 1, optimized: Path | None = None, *, arena: bool = True, fused: bool = True) -> ort.InferenceSession:
-    """The one place where sessions are made, for timing cells and for the exported model alike: ONNX Runtime's default but for the threads.
+    """The one place where sessions are made, for timing cells and for the exported model alike.
 
-    Nothing that changes a result is set, because options do not travel with a file.
+    It is ONNX Runtime's default session but for the threads: options that change a result do not travel with a file.
 
     Args:
         model: Serialised ONNX, or its file.
