@@ -11,7 +11,7 @@ import typer
 from mpsearch.cli._app import app
 from mpsearch.cli._options import Output, require_file
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
-from mpsearch.errors import OptionError
+from mpsearch.errors import MpsearchError, OptionError
 from mpsearch.units import format_bytes
 
 StudyFolder = Annotated[Path, typer.Argument(help="Folder of a finished study.")]
@@ -92,8 +92,15 @@ def _export(folder: Path, targets: list[str], points: Any, output: Format) -> No
     config = study.config()
     with study.busy():
         workshop = open_workshop(config, study, ProgressBars())
-        rows = export_points(Deployer(workshop, folder / "export"), points(workshop), targets)
-    _print(rows, output)
+        rows, failed = export_points(Deployer(workshop, folder / "export"), points(workshop), targets)
+    if rows or not failed:
+        _print(rows, output)
+    if len(failed) == 1:
+        raise failed[0]
+    if failed:
+        for error in failed:
+            say(str(error))
+        raise MpsearchError(f"{len(failed)} of {len(rows) + len(failed)} exports failed for the reasons above{'; the others are written' if rows else ''}.")
 
 
 def _print(rows: list[dict[str, Any]], output: Format) -> None:

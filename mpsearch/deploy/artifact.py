@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mpsearch import files
+from mpsearch.deploy.foreign import one_message
 from mpsearch.deploy.targets import TARGETS, Job, Target
 from mpsearch.errors import CheckpointError, MpsearchError, UserError
 from mpsearch.models import ModelSource
@@ -23,6 +24,7 @@ from mpsearch.problem import Assignment
 MANIFEST, FORMAT, SCHEMA = "artifact.json", "mpsearch-artifact", 1
 _PACKAGES = ("mpsearch", "torch", "onnx", "onnxruntime", "openvino", "torchao", "nvidia-modelopt", "nncf")
 _LARGEST_MANIFEST = 64 * 2**20
+_ELSEWHERE = "Export with --target packed, which takes every model, or for another runtime."
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,14 @@ def write_artifact(folder: Path, target_text: str, job: Job, about: Mapping[str,
 
     Raises:
         UserError: The target cannot express the job.
-        MpsearchError: Writing failed; says why, and leaves the earlier artifact as it was.
+        MpsearchError: Writing failed, or the target's package did; says why, and leaves the earlier artifact as it was.
     """
     target = TARGETS.create(target_text)
     assignment = Assignment(tuple((unit, state.candidate) for unit, state in job.states.items()))
     try:
         with replacing_folder(folder) as beside:
-            notes = target.write(job, beside)
+            with one_message(f"The target {target_text} cannot write this model", _ELSEWHERE):
+                notes = target.write(job, beside)
             manifest = {
                 "format": FORMAT,
                 "schema": SCHEMA,

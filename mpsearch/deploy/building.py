@@ -1,4 +1,4 @@
-"""A bound on what is built for a file: a checkpoint that names a model of a terabyte must not have it allocated before it is refused."""
+"""The float model that a checkpoint names, and a bound on it: one of a terabyte must not be allocated before it is refused."""
 
 from __future__ import annotations
 
@@ -10,9 +10,40 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from mpsearch.errors import CheckpointError
+from mpsearch.errors import CheckpointError, UserError
+from mpsearch.models import ModelSource, build_model
 
 _SPARE_ELEMENTS, _SPARE_TENSORS = 2**16, 64
+_NO_ARGUMENTS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit"}
+"""Arguments of timm that reach for files, the network or global switches: a checkpoint must not."""
+
+
+def architecture(path: Path, source: ModelSource, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The float model that a checkpoint names.
+
+    Args:
+        path: For messages.
+        source: What it names.
+        tensors: All that the file holds.
+    Raises: CheckpointError: It is not timm's, has an argument that a checkpoint may not give, or cannot be built.
+    """
+    if source.kind != "timm":
+        raise CheckpointError(
+            f"{path} holds a model that was built by {source.name!r}, and a checkpoint never runs code. "
+            f"Build the float model yourself and pass it: mpsearch.load({str(path)!r}, model=...)."
+        )
+    odd = sorted(key for key in source.kwargs if key in _NO_ARGUMENTS or not isinstance(source.kwargs[key], bool | int | float | str | list | None))
+    if odd:
+        raise CheckpointError(
+            f"{path} asks for the model argument {odd[0]!r}, which a checkpoint may not. Pass the float model: mpsearch.load(..., model=...)."
+        )
+    try:
+        with within(path, tensors):
+            return build_model(source)
+    except CheckpointError:
+        raise
+    except UserError as error:
+        raise CheckpointError(f"{path} names a model that cannot be built: {error}") from error
 
 
 @contextlib.contextmanager

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, numpy_helper
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from mpsearch.errors import MpsearchError
+
+_MOVES = {
+    *("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Gather", "Identity", "Pad"),
+    *("Split", "Dropout"),
+}
 
 
 def unit_of(node: NodeProto) -> str:
@@ -18,6 +26,33 @@ def unit_of(node: NodeProto) -> str:
     scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
     found = ast.literal_eval(scopes)
     return str(found[-2]) if len(found) > 1 else ""
+
+
+def constant_value(model: ModelProto, name: str) -> NDArray[Any] | None:
+    """Value of a tensor that is computed from constants alone; None where it depends on what the model reads."""
+    held = {i.name: i for i in model.graph.initializer}
+    if name in held:
+        return numpy_helper.to_array(held[name])
+    makers = {output: node for node in model.graph.node for output in node.output}
+    needed: dict[int, NodeProto] = {}
+    todo = [name]
+    while todo:
+        tensor = todo.pop()
+        if tensor in held or not tensor:
+            continue
+        if tensor not in makers:
+            return None
+        node = makers[tensor]
+        if id(node) not in needed:
+            needed[id(node)] = node
+            todo.extend(node.input)
+    nodes = [node for node in model.graph.node if id(node) in needed]
+    read = {tensor for node in nodes for tensor in node.input}
+    output = helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
+    graph = helper.make_graph(nodes, "constant", [], [output], [held[tensor] for tensor in sorted(read & set(held))])
+    part = helper.make_model(graph, opset_imports=model.opset_import)
+    (found,) = ReferenceEvaluator(part).run(None, {})
+    return np.asarray(found)
 
 
 def readers_of(nodes: Iterable[NodeProto]) -> dict[str, list[NodeProto]]:
@@ -71,6 +106,40 @@ def keep_pads(model: ModelProto) -> None:
         axes = f"{node.output[0]}/axes"
         node.input.extend([""] * (3 - len(node.input)) + [axes])
         model.graph.initializer.append(numpy_helper.from_array(np.arange(rank, dtype=np.int64), axes))
+
+
+def keep_arithmetic(model: ModelProto) -> None:
+    """Keep ONNX Runtime (1.31) from computing products in another arithmetic than the graph's, in place.
+
+    It turns a Conv, ConvTranspose or Gemm of float weights into an integer one, with one scale for the whole weight, where it
+    reads a DequantizeLinear and a QuantizeLinear reads it, or the Relu or Clip behind it. And it merges the MatMul of two
+    dimensions with an Add behind it into a Gemm, which then runs in float. A Max of one tensor in between, which copies it,
+    keeps it from both.
+    """
+    readers, makers = readers_of(model.graph.node), {output: node for node in model.graph.node for output in node.output}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*model.graph.value_info, *model.graph.output)}
+    nodes = list(model.graph.node)
+    for node in model.graph.node:
+        end, behind = node.output[0], ""
+        weighted = len(node.input) > 1 and _is_dequantized(node.input[1], makers)
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and not weighted and _is_dequantized(node.input[0], makers):
+            while len(readers[end]) == 1 and readers[end][0].op_type in ("Relu", "Clip"):
+                end = readers[end][0].output[0]
+            behind = "QuantizeLinear"
+        elif node.op_type == "MatMul" and weighted and ranks.get(end, 2) == 2:
+            behind = "Add"
+        if readers[end] and all(reader.op_type == behind for reader in readers[end]):
+            nodes.append(helper.make_node("Max", [end], [f"{end}/kept"], name=f"{end}/kept_node"))
+            for reader in readers[end]:
+                reader.input[list(reader.input).index(end)] = f"{end}/kept"
+    replace_nodes(model, nodes, ())
+
+
+def _is_dequantized(name: str, makers: Mapping[str, NodeProto]) -> bool:
+    """Whether a tensor comes from a DequantizeLinear, by way of operators at most that only move numbers."""
+    while name in makers and makers[name].op_type in _MOVES:
+        name = makers[name].input[0]
+    return name in makers and makers[name].op_type == "DequantizeLinear"
 
 
 def drop_unused(model: ModelProto) -> None:

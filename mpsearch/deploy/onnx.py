@@ -1,15 +1,16 @@
 """The ONNX file with Q/DQ nodes: torch exports the float graph once; each assignment rewrites the nodes of its units.
 
 A unit is found by the module scope that the exporter writes on every node. Weights are int8 (fewer bits keep their narrower range in an int8
-container), activations uint8. A convolution runs in integers only if its output is quantised too; where the next thing that reads it is
-not a quantised unit (a residual sum), its own calibrated 8-bit grid is put there: an error that the fake-quantised model does not have.
+container; rows of 8 bits whose products would overflow on some processors lose a part of one, see `hardware.overflow`), activations uint8.
+A convolution runs in integers only if its output is quantised too; where the next thing that reads it is not a quantised unit (a residual
+sum), its own calibrated 8-bit grid is put there, one for each call of the unit: an error that the fake-quantised model does not have.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch import files
-from mpsearch.deploy.graph import drop_unused, keep_pads, readers_of, replace_nodes, unit_of
+from mpsearch.deploy.foreign import one_message
+from mpsearch.deploy.graph import constant_value, drop_unused, keep_arithmetic, keep_pads, readers_of, replace_nodes, unit_of
 from mpsearch.errors import ModelError
 from mpsearch.hardware.backends.ort_cpu import executed, kernels_of, session
 from mpsearch.hardware.bench import time_apart
 from mpsearch.hardware.measure import Timing
+from mpsearch.hardware.overflow import is_depthwise, without_overflow
 from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight, opset_imports
 from mpsearch.problem import Candidate
-from mpsearch.quant import OBSERVERS, AffineParams, UnitState, affine_input
+from mpsearch.quant import OBSERVERS, AffineParams, QuantizedTensor, UnitState, affine_input
 from mpsearch.reconstruct import Calibration
 
 _INTEGER = {"QLinearConv", "MatMulIntegerToFloat"}
@@ -48,7 +51,10 @@ def export_float(module: nn.Module, example: Tensor, opset: int = OPSET) -> Mode
         # fused attention with a mask is traced with the strides of one kernel and decomposed with those of another, which the exporter refuses
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")  # the exporter's advice to itself
-            program = torch.onnx.export(module, (two,), dynamo=True, opset_version=opset, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False)
+            dynamic = ({0: torch.export.Dim.DYNAMIC},)
+            program = torch.onnx.export(module, (two,), dynamo=True, opset_version=opset, dynamic_shapes=dynamic, verbose=False, optimize=False)
+            if program is not None:
+                _optimize(program)
     except Exception as error:  # torch's exporter has no common base class for its errors
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"The model cannot be exported to ONNX: {first} Run with --target packed for the packed checkpoint alone.") from error
@@ -57,6 +63,16 @@ def export_float(module: nn.Module, example: Tensor, opset: int = OPSET) -> Mode
     proto: ModelProto = program.model_proto
     keep_pads(proto)
     return proto
+
+
+def _optimize(program: torch.onnx.ONNXProgram) -> None:
+    """The exporter's own optimiser, which must not merge the batch norms that are left into units: a unit's weight stays its own."""
+    norms = [node for node in program.model.graph.all_nodes() if node.op_type == "BatchNormalization"]
+    for node in norms:
+        node.domain = "mpsearch"  # which no rule of the optimiser knows
+    program.optimize()
+    for node in norms:
+        node.domain = ""
 
 
 def quantize_onnx(float_model: ModelProto, states: Mapping[str, UnitState], calibration: Calibration) -> ModelProto:
@@ -76,8 +92,10 @@ def quantize_onnx(float_model: ModelProto, states: Mapping[str, UnitState], cali
     if missing:
         raise ModelError(f"The exported graph has no node for the units {missing[:5]}. Run with --target packed for the packed checkpoint alone.")
     _quantize_outputs(model, placed, calibration)
+    keep_arithmetic(model)
     drop_unused(model)
-    onnx.checker.check_model(model)
+    with one_message("The graph would be no valid ONNX", "Run with --target packed for the packed checkpoint alone."):
+        onnx.checker.check_model(model)
     return model
 
 
@@ -117,14 +135,14 @@ def measure_onnx(path: Path, image: Tensor, threads: int = 1, rounds: int = 1, s
 
 
 def _one_image(path: Path, image: Tensor, threads: int) -> Callable[[], object]:
-    live = session(path, threads)
+    live = _opened(path, threads)
     feeds = {live.get_inputs()[0].name: image[:1].numpy()}
     return lambda: live.run(None, feeds)
 
 
-def run_onnx(path: Path, threads: int = 1) -> Any:
-    """A function from N x C x H x W to N x K logits, computed by ONNX Runtime."""
-    live = session(path, threads)
+def run_onnx(path: Path, threads: int = 1, *, fused: bool = True) -> Any:
+    """A function from N x C x H x W to N x K logits, computed by ONNX Runtime; `fused` as in `session`."""
+    live = _opened(path, threads, fused=fused)
     name = live.get_inputs()[0].name
 
     def run(inputs: Tensor) -> Tensor:
@@ -133,28 +151,41 @@ def run_onnx(path: Path, threads: int = 1) -> Any:
     return run
 
 
-def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[str, list[str]]:
-    """Replace the node of each unit in place. Returns unit -> outputs of its new convolution nodes (empty for linear layers)."""
-    constants = {i.name: i for i in model.graph.initializer}
+def _opened(path: Path, threads: int, *, fused: bool = True) -> Any:
+    with one_message(f"ONNX Runtime cannot open {path}", "Run with --target packed for the packed checkpoint alone."):
+        return session(path, threads, fused=fused)
+
+
+def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[str, list[str | None]]:
+    """Replace the node of each unit in place.
+
+    Returns: Unit -> for each call, in order, the output of its new convolution; None where it is not to be quantised.
+    """
     writer = QdqWriter()
-    placed: dict[str, list[str]] = {}
+    placed: dict[str, list[str | None]] = {}
     for node in model.graph.node:
         unit = unit_of(node)
         state = states.get(unit) if node.op_type in ("Conv", "Gemm", "MatMul") else None
         if state is None or state.weight is None:
             writer.nodes.append(node)
             continue
-        given = QuantizedWeight(state.weight.codes.to(torch.int8).numpy(), state.weight.params.scale.expand(len(state.weight.codes)).numpy())
-        bias = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 and node.input[2] else None
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        given = held_weight(state if state.activation is None else exact(state, groups))
+        named = node.input[2] if len(node.input) > 2 else ""
+        bias = constant_value(model, named) if named else None
+        output = node.output[0]
+        if named and bias is None:  # it is computed from what the model reads: added apart, in float
+            output = writer.added(named, output, given.codes.ndim - 2)
         if state.activation is None:
-            _rewrite_stored(writer, node, given, bias, state.candidate)
-            placed.setdefault(unit, [])
+            _rewrite_stored(writer, node, given, bias, state.candidate, output)
+            kept = None
         elif node.op_type == "Conv":
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            placed.setdefault(unit, []).append(writer.conv(node.input[0], given, bias, _grid(affine_input(unit, state)), attributes, node.output[0]))
+            kept = writer.conv(node.input[0], given, bias, _grid(affine_input(unit, state)), attributes, output)
         else:
-            writer.linear(node.input[0], given, bias, _grid(affine_input(unit, state)), node.output[0])
-            placed.setdefault(unit, [])
+            writer.linear(node.input[0], given, bias, _grid(affine_input(unit, state)), output)
+            kept = None
+        placed.setdefault(unit, []).append(kept if output == node.output[0] else None)
     replace_nodes(model, writer.nodes, writer.initializers)
     imports = opset_imports(max(o.version for o in model.opset_import if not o.domain))
     del model.opset_import[:]
@@ -162,16 +193,41 @@ def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[s
     return placed
 
 
-def _rewrite_stored(writer: QdqWriter, node: NodeProto, weight: QuantizedWeight, bias: Any, candidate: Candidate) -> None:
+def held_weight(state: UnitState) -> QuantizedWeight:
+    """Codes and a scale for each output channel of a unit whose weight is quantised."""
+    assert state.weight is not None
+    codes = state.weight.codes
+    return QuantizedWeight(codes.to(torch.int8).numpy(), state.weight.params.scale.expand(len(codes)).numpy())
+
+
+def exact(state: UnitState, groups: int) -> UnitState:
+    """The state of an integer unit as the file has it: rows whose products would overflow without VNNI on coarser scales.
+
+    Args:
+        state: With a uniform input.
+        groups: Of its convolution; 1 for a linear layer.
+    """
+    if state.weight is None or state.activation is None or is_depthwise(tuple(state.weight.codes.shape), groups):
+        return state
+    weight = held_weight(state)
+    found = without_overflow(weight, state.activation.bits)
+    if np.array_equal(found.codes, weight.codes):
+        return state
+    scale = torch.from_numpy(found.scale)
+    params = replace(state.weight.params, scale=scale, zero_point=torch.zeros_like(scale, dtype=torch.int32), axis=0)
+    return replace(state, weight=QuantizedTensor(torch.from_numpy(found.codes).to(torch.int16), params))
+
+
+def _rewrite_stored(writer: QdqWriter, node: NodeProto, weight: QuantizedWeight, bias: Any, candidate: Candidate, output: str) -> None:
     """A unit whose weight alone is quantised. Raises ModelError for a convolution, which this runtime has no such kernel for."""
     if node.op_type == "Conv":
         raise ModelError(
             f"The convolution {unit_of(node)!r} is at {candidate}; ONNX Runtime stores weights alone for linear layers only. Give it 2 to 8 input bits."
         )
-    writer.stored_linear(node.input[0], weight, bias, 4 if (candidate.w_bits or 8) <= 4 else 8, node.output[0])
+    writer.stored_linear(node.input[0], weight, bias, 4 if (candidate.w_bits or 8) <= 4 else 8, output)
 
 
-def _quantize_outputs(model: ModelProto, placed: Mapping[str, list[str]], calibration: Calibration) -> None:
+def _quantize_outputs(model: ModelProto, placed: Mapping[str, list[str | None]], calibration: Calibration) -> None:
     """Put a Q/DQ pair behind each quantised convolution (and the ReLU behind it) whose readers are not all one QuantizeLinear that fits."""
     readers = readers_of(model.graph.node)
     values = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if not i.name.endswith("weight") and len(i.dims) == 0}
@@ -180,12 +236,17 @@ def _quantize_outputs(model: ModelProto, placed: Mapping[str, list[str]], calibr
     writer = QdqWriter("mpsearch/out")
     rename: dict[str, str] = {}
     for unit, outputs in placed.items():
-        for output in outputs:
+        samples = calibration.call_outputs.get(unit, ())
+        if len(samples) != len(outputs):  # the exporter merged calls that read one tensor, or dropped some: one grid for what is left
+            samples = (calibration.outputs[unit],) * len(outputs)
+        for output, sample in zip(outputs, samples, strict=True):
+            if output is None:
+                continue
             point, low, high = _behind_activation(output, readers, values)
             behind = readers[point]
             if point in graph_outputs or (len(behind) == 1 and _fits(behind[0], values, low, high)):
                 continue  # what the model returns stays as exact as it can be
-            writer.quantized(point, _output_grid(calibration, unit, low, high))
+            writer.quantized(point, _output_grid(calibration, sample.clamp(low, high)))
             rename[point] = writer.nodes[-1].output[0]
     nodes = list(model.graph.node)
     for node in nodes:
@@ -215,8 +276,7 @@ def _fits(node: NodeProto, values: Mapping[str, Any], low: float, high: float) -
     return (low == -np.inf or zero == 0) and (255 - zero) * scale <= high * (1 + 1e-6)
 
 
-def _output_grid(calibration: Calibration, unit: str, low: float, high: float) -> Grid:
-    values = calibration.outputs[unit].clamp(low, high)
+def _output_grid(calibration: Calibration, values: Tensor) -> Grid:
     return _grid(OBSERVERS.create(calibration.input_observer).observe(values, 8, symmetric=False))
 
 

@@ -17,18 +17,21 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from mpsearch.deploy.foreign import one_message
 from mpsearch.deploy.graph import unit_of
 from mpsearch.errors import ModelError
 from mpsearch.hardware.bench import time_apart
 from mpsearch.hardware.ir import PREFIX, fallbacks, read_ir, write_ir
 from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.openvino_nodes import OpenVinoWriter, arithmetic_of, compiled, openvino, ran_nodes
+from mpsearch.hardware.overflow import is_depthwise
 from mpsearch.hardware.qdq import Grid, QuantizedWeight
 from mpsearch.problem import ConvAttributes
 from mpsearch.quant import OBSERVERS, QuantizedTensor, UnitState, affine_input, quantize
 
 _UNITS = ("Convolution", "GroupConvolution", "MatMul")
 _KEPT = 4
+_ELSEWHERE = "Run with --target packed for the packed checkpoint alone, or for another runtime."
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,12 @@ def quantize_openvino(float_model: ModelProto, states: Mapping[str, UnitState]) 
     Raises:
         ModelError: A unit has no node of its own in the graph.
         MissingExtraError: OpenVINO is not installed.
+        MpsearchError: OpenVINO cannot read the model.
     """
     runtime = openvino()
     named, units = _named(float_model, set(states))
-    model = runtime.Core().read_model(named.SerializeToString())
+    with one_message("OpenVINO cannot read the model", _ELSEWHERE):
+        model = runtime.Core().read_model(named.SerializeToString())
     writer, placed = OpenVinoWriter(), Counter[str]()
     for node in model.get_ordered_ops():
         unit = units.get(node.get_friendly_name().removesuffix("/WithoutBiases"))
@@ -104,12 +109,14 @@ def overflowing(states: Mapping[str, UnitState], module: nn.Module) -> tuple[str
 
     Depthwise convolutions are none of them: OpenVINO adds theirs in 32 bits.
     """
-    wide = (u for u, s in states.items() if s.weight is not None and s.activation is not None and s.weight.params.bits > 7)
-    return tuple(unit for unit in wide if not _is_depthwise(module.get_submodule(unit)))
+    wide = (unit for unit, state in states.items() if state.weight is not None)
+    return tuple(unit for unit in wide if _overflows(states[unit], getattr(module.get_submodule(unit), "groups", 1)))
 
 
-def _is_depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == layer.out_channels
+def _overflows(state: UnitState, groups: int) -> bool:
+    if state.weight is None or state.activation is None or state.weight.params.bits <= 7:
+        return False
+    return not is_depthwise(tuple(state.weight.codes.shape), groups)
 
 
 def narrowed(state: UnitState, observer: str) -> UnitState:
@@ -127,8 +134,7 @@ def narrowed(state: UnitState, observer: str) -> UnitState:
 
 def load_openvino(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable[[], object], int]:
     """A file ready to run one image, by the compiled model that a deployment would use, and how many calls of its units run quantised."""
-    ir = read_ir(path, batch=1)
-    live = compiled(ir.model, threads, ir.precision)
+    live = _live(path, 1, threads)
     request, feed = live.create_infer_request(), np.ascontiguousarray(image[:1].numpy())
     quantized = sum(node.computes and (node.arithmetic == "integer" or node.arithmetic.startswith("stored")) for node in ran_nodes(live))
     return lambda: request.infer([feed]), quantized
@@ -155,11 +161,16 @@ def run_openvino(path: Path, threads: int = 1) -> Callable[[Tensor], Tensor]:
         if size not in requests:
             while len(requests) >= _KEPT:
                 requests.pop(next(iter(requests)))
-            ir = read_ir(path, batch=size)
-            requests[size] = compiled(ir.model, threads, ir.precision).create_infer_request()
+            requests[size] = _live(path, size, threads).create_infer_request()
         return torch.from_numpy(np.array(requests[size].infer([np.ascontiguousarray(inputs.numpy())])[0]))
 
     return run
+
+
+def _live(path: Path, batch: int, threads: int) -> Any:
+    ir = read_ir(path, batch=batch)
+    with one_message(f"OpenVINO cannot compile {path}", _ELSEWHERE):
+        return compiled(ir.model, threads, ir.precision)
 
 
 def _named(float_model: ModelProto, units: set[str]) -> tuple[ModelProto, dict[str, str]]:

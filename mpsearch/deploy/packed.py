@@ -23,20 +23,19 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import mpsearch.files as files
-from mpsearch.deploy.building import within
+from mpsearch.deploy.building import architecture
 from mpsearch.deploy.input_codes import decode, encode
+from mpsearch.deploy.payload import DTYPES, OPEN_SEAL, check_seal, nbytes, put_stored, require_dense, seal, stored_form, to_stored
 from mpsearch.errors import CheckpointError, MpsearchError, UserError
-from mpsearch.models import ModelSource, as_float, build_model, fold_batch_norm
+from mpsearch.models import ModelSource, as_float, fold_batch_norm
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, install, pack, packed_nbytes, unpack
 from mpsearch.quant.products import product_names
 
 SCHEMA = 1
 _KEY = "mpsearch"
+_ENTRIES = {"schema", "source", "folded", "data_config", "sha256", "assignment"}
 _OPERANDS = ("left", "right")
-_NO_ARGUMENTS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit"}
-"""Arguments of timm that reach for files, the network or global switches: a checkpoint must not."""
-_DTYPES = {torch.float32: "F32", torch.uint8: "U8", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL", torch.float16: "F16", torch.float64: "F64"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class PackedLayout:
 
     Args:
         weights: Unit -> shape of its weight.
-        leftovers: Tensors that are stored as they are -> (type, shape).
+        leftovers: Tensors that are stored as they are -> (type, shape) in the file.
         description: JSON of the metadata but for the assignment.
         header_bytes: Length of the header in every file of this model, its 8-byte length field included.
         products: Products of two activations that may be quantised.
@@ -66,7 +65,10 @@ class PackedLayout:
         products = tuple(product_names(module, named))
         held = {unit: tuple(module.get_submodule(unit).get_parameter("weight").shape) for unit in named if unit not in products}
         skip = {f"{unit}.weight" for unit in held}
-        leftovers = {name: (value.dtype, tuple(value.shape)) for name, value in module.state_dict().items() if name not in skip}
+        kept = {name: value for name, value in module.state_dict().items() if name not in skip}
+        for name, value in kept.items():
+            require_dense(name, value)
+        leftovers = {name: stored_form(value.dtype, tuple(value.shape)) for name, value in kept.items()}
         description = {"schema": SCHEMA, "source": source.to_json(), "folded": [list(pair) for pair in folded], "data_config": dict(data_config)}
         layout = cls(held, leftovers, description, 0, products)
         return cls(held, leftovers, description, 8 + layout._longest_header(), products)
@@ -78,12 +80,12 @@ class PackedLayout:
 
     def unit_bytes(self, unit: str, candidate: Candidate) -> int:
         """Bytes of one unit's tensors; its bias is a leftover."""
-        return sum(_nbytes(dtype, shape) for dtype, shape in self._unit_tensors(unit, candidate).values())
+        return sum(nbytes(dtype, shape) for dtype, shape in self._unit_tensors(unit, candidate).values())
 
     @property
     def constant_bytes(self) -> int:
         """Bytes of the header and of all that is not a unit's weight."""
-        return self.header_bytes + sum(_nbytes(dtype, shape) for dtype, shape in self.leftovers.values())
+        return self.header_bytes + sum(nbytes(dtype, shape) for dtype, shape in self.leftovers.values())
 
     def size_bytes(self, assignment: Assignment) -> int:
         """Size of the file of an assignment, to the byte."""
@@ -91,11 +93,12 @@ class PackedLayout:
 
     def leftover_bytes(self) -> dict[str, int]:
         """What is not quantised, by name."""
-        return {name: _nbytes(dtype, shape) for name, (dtype, shape) in self.leftovers.items()}
+        return {name: nbytes(dtype, shape) for name, (dtype, shape) in self.leftovers.items()}
 
     def metadata(self, assignment: Mapping[str, str]) -> str:
-        """The JSON text of the metadata."""
-        return json.dumps({**self.description, "assignment": dict(assignment)}, separators=(",", ":"), default=list)
+        """The JSON text of the metadata, its digest still open."""
+        about = {**self.description, "sha256": OPEN_SEAL, "assignment": dict(assignment)}
+        return json.dumps(about, separators=(",", ":"), default=list)
 
     def _unit_tensors(self, unit: str, candidate: Candidate) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         if unit in self.products:
@@ -114,8 +117,8 @@ class PackedLayout:
         tensors = dict(self.leftovers)
         for unit in self.units:
             tensors.update(self._unit_tensors(unit, widest))
-        end = sum(_nbytes(*t) for t in self.leftovers.values()) + sum(4 * math.prod(s) + 64 for s in self.weights.values()) + 16 * len(self.products)
-        entries = {name: {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [end, end]} for name, (dtype, shape) in tensors.items()}
+        end = sum(nbytes(*t) for t in self.leftovers.values()) + sum(4 * math.prod(s) + 64 for s in self.weights.values()) + 16 * len(self.products)
+        entries = {name: {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [end, end]} for name, (dtype, shape) in tensors.items()}
         longest = dict.fromkeys(self.units, "W8A8/tensor")
         header = {"__metadata__": {_KEY: self.metadata(longest)}, **entries}
         length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
@@ -138,7 +141,7 @@ def save_packed(path: Path, layout: PackedLayout, module: nn.Module, states: Map
     for unit in layout.units:
         tensors.update(_unit_tensors(unit, states[unit], module))
     held = module.state_dict()
-    tensors.update({name: held[name].detach().clone().contiguous() for name in layout.leftovers})
+    tensors.update({name: to_stored(name, held[name]) for name in layout.leftovers})
     text = layout.metadata(assignment.to_json())
     short = save(tensors, {_KEY: text})
     missing = layout.header_bytes - 8 - int.from_bytes(short[:8], "little")
@@ -146,7 +149,7 @@ def save_packed(path: Path, layout: PackedLayout, module: nn.Module, states: Map
     if len(data) != layout.size_bytes(assignment):
         raise MpsearchError(f"{path} would have {len(data)} bytes, not the predicted {layout.size_bytes(assignment)}. Nothing was written; please report this.")
     with files.replacing(path) as beside:
-        beside.write_bytes(data)
+        beside.write_bytes(seal(data))
     return path.stat().st_size
 
 
@@ -173,7 +176,7 @@ def open_packed(path: str | Path, model: nn.Module | None = None, *, folded: boo
     path = Path(path)
     header, tensors = _read(path)
     source, pairs, assignment = _parsed(path, header)
-    given = _architecture(path, source, tensors) if model is None else as_float(model)
+    given = architecture(path, source, tensors) if model is None else as_float(model)
     try:
         module = fold_batch_norm(given, [] if folded and model is not None else pairs)
         products = set(product_names(module, assignment))
@@ -181,6 +184,7 @@ def open_packed(path: str | Path, model: nn.Module | None = None, *, folded: boo
         _load_leftovers(module, set(assignment) - products, tensors)
     except UserError as error:
         raise CheckpointError(f"{path} does not fit its model: {error}") from None
+    check_seal(path, header.get("sha256"))  # last: what is wrong with a tensor says more than that something is
     return module, states
 
 
@@ -233,7 +237,7 @@ def _load_leftovers(module: nn.Module, units: Iterable[str], tensors: dict[str, 
     held = {name: value for name, value in module.state_dict().items() if name not in {f"{unit}.weight" for unit in units}}
     with torch.no_grad():
         for name, value in held.items():
-            value.copy_(_take(tensors, name, value.dtype, tuple(value.shape)))
+            put_stored(value, _take(tensors, name, *stored_form(value.dtype, tuple(value.shape))))
     if tensors:
         raise CheckpointError(f"it holds {len(tensors)} tensors that the model has no place for, such as {next(iter(tensors))!r}.")
 
@@ -272,26 +276,6 @@ def _parsed(path: Path, header: Mapping[str, Any]) -> tuple[ModelSource, list[tu
     return source, folded, assignment
 
 
-def _architecture(path: Path, source: ModelSource, tensors: Mapping[str, Tensor]) -> nn.Module:
-    if source.kind != "timm":
-        raise CheckpointError(
-            f"{path} holds a model that was built by {source.name!r}, and a checkpoint never runs code. "
-            f"Build the float model yourself and pass it: mpsearch.load({str(path)!r}, model=...)."
-        )
-    odd = sorted(key for key in source.kwargs if key in _NO_ARGUMENTS or not isinstance(source.kwargs[key], bool | int | float | str | list | None))
-    if odd:
-        raise CheckpointError(
-            f"{path} asks for the model argument {odd[0]!r}, which a checkpoint may not. Pass the float model: mpsearch.load(..., model=...)."
-        )
-    try:
-        with within(path, tensors):
-            return build_model(source)
-    except CheckpointError:
-        raise
-    except UserError as error:
-        raise CheckpointError(f"{path} names a model that cannot be built: {error}") from error
-
-
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint {path}.")
@@ -309,8 +293,6 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str
         raise CheckpointError(f"{path} has schema {found!r}; this version of mpsearch reads {SCHEMA}.")
     if not {"source", "folded", "assignment"} <= set(header):
         raise CheckpointError(f"{path} is damaged: its metadata lacks the source, the folded norms or the assignment.")
+    if not set(header) <= _ENTRIES:  # a digest under a damaged name would not be looked for
+        raise CheckpointError(f"{path} is damaged: its metadata has the unknown entry {min(set(header) - _ENTRIES)!r}.")
     return header, held
-
-
-def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    return dtype.itemsize * math.prod(shape)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.deploy.artifact import Artifact, open_artifact
+from mpsearch.deploy.foreign import one_message
 from mpsearch.errors import CheckpointError
 from mpsearch.hardware.fresh import Loaded, bench_of, outputs_of
 from mpsearch.hardware.qdq import Array
@@ -56,10 +57,13 @@ def load(folder: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
     """
     artifact = open_artifact(folder)
     target = artifact.target
-    run = target.load(artifact.folder, threads, _model(artifact, options["model"]))
+    model, failed = _model(artifact, options["model"]), f"{target.runs_with.partition(',')[0]} cannot run it"
+    with one_message(failed):
+        run = target.load(artifact.folder, threads, model)
+    del model
 
     def computed(inputs: Array) -> Array:
-        with torch.no_grad():
+        with torch.no_grad(), one_message(failed):
             found: Array = run(torch.from_numpy(inputs)).float().numpy()
         return found
 

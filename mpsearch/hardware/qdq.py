@@ -1,7 +1,8 @@
 """How a quantised unit looks in ONNX: the nodes that are timed are the nodes that ship, because both come from here.
 
-Facts of ONNX Runtime on x86 that shape this file (measured by `benchmarks/ort_forms.py`): activations must be uint8; a convolution becomes an integer
-kernel only with an int32 bias and a QuantizeLinear behind it; a linear layer only as MatMul with the bias added apart (Gemm stays float).
+Facts of ONNX Runtime on x86 that shape this file (measured by `benchmarks/ort_forms.py`): activations must be uint8; a convolution becomes
+an integer kernel only with an int32 bias and a QuantizeLinear behind it; a linear layer only as MatMul with the bias subtracted apart (Gemm
+stays float, and an Add would be merged into one).
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class QdqWriter:
         inputs = [self.quantized(x, grid), self._weight(transposed, axis=1)]
         if bias is None:
             return self.node("MatMul", inputs, output)
-        return self.node("Add", [self.node("MatMul", inputs), self.constant(np.asarray(bias, np.float32), "bias")], output)
+        # MatMul and Add behind it would be merged into a Gemm, which runs in float
+        return self.node("Sub", [self.node("MatMul", inputs), self.constant(-np.asarray(bias, np.float32), "bias")], output)
 
     def stored_linear(self, x: str, weight: QuantizedWeight, bias: Array | None, bits: int, output: str | None = None) -> str:
         """A linear layer on float `x` (..., K) whose weight [N, K] stays at 4 or 8 bits: MatMulNBits with float arithmetic (accuracy level 1)."""
@@ -105,6 +107,20 @@ class QdqWriter:
         if bias is None:
             return self.node("MatMulNBits", inputs, output, **options)
         return self.node("Add", [self.node("MatMulNBits", inputs, **options), self.constant(np.asarray(bias, np.float32), "bias")], output)
+
+    def added(self, bias: str, output: str, spatial: int) -> str:
+        """Add a bias that is no constant; the name that the unit's own result must have.
+
+        Args:
+            bias: Tensor [C_out].
+            output: Name of the sum.
+            spatial: Axes behind the channels.
+        """
+        shaped = bias if spatial <= 0 else self.node("Unsqueeze", [bias, self.constant(np.arange(1, 1 + spatial), "axes")])
+        self._count += 1
+        unbiased = f"{self.prefix}/unbiased_{self._count}"
+        self.node("Add", [unbiased, shaped], output)
+        return unbiased
 
     def node(self, op: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
         """Add a node with one output; its name."""

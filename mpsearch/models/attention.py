@@ -18,14 +18,17 @@ SEPARATE = "qkv_bias_separate"
 
 
 def is_self_attention(trace: Trace, op: Op, module: nn.Module) -> bool:
-    """Whether an operation is the joint projection of queries, keys and values in an `nn.MultiheadAttention` that can be written out."""
+    """Whether an operation is the joint projection of queries, keys and values in an `nn.MultiheadAttention` that can be written out.
+
+    That takes one tensor as all three at every call: an attention that is called as a cross-attention too is left as it is, in float.
+    """
     if op.kind != "linear" or not op.path:
         return False
     attention, weight = module.get_submodule(op.path), trace.constant.get(op.operands[1])
     if type(attention) is not nn.MultiheadAttention or weight is None or weight.name != f"{op.path}.{MARK}":
         return False
     plain = attention.bias_k is None and not attention.add_zero_attn
-    return plain and len(holders(module, attention)) == 1 and all(len(holders(module, p)) == 1 for p in attention.parameters())
+    return plain and _at_every_call(trace, op) and len(holders(module, attention)) == 1 and all(len(holders(module, p)) == 1 for p in attention.parameters())
 
 
 def borrows_weight(trace: Trace, op: Op, module: nn.Module) -> bool:
@@ -34,7 +37,14 @@ def borrows_weight(trace: Trace, op: Op, module: nn.Module) -> bool:
         return False
     attention, weight = module.get_submodule(op.path), trace.constant.get(op.operands[1])
     layer, switch = attention._modules.get("qkv"), getattr(attention, SEPARATE, None)
-    return switch is False and isinstance(layer, nn.Linear) and weight is not None and weight.name == f"{op.path}.qkv.weight"
+    borrowed = weight is not None and weight.name == f"{op.path}.qkv.weight"
+    return switch is False and isinstance(layer, nn.Linear) and borrowed and _at_every_call(trace, op)
+
+
+def _at_every_call(trace: Trace, op: Op) -> bool:
+    """Whether each call of the operation's module multiplies by the same constant, once."""
+    calls = trace.calls[op.path].values()
+    return all(sum(o.kind == "linear" and o.path == op.path and o.operands[1] == op.operands[1] for o in ops) == 1 for ops in calls)
 
 
 def write_out(attention: nn.MultiheadAttention) -> None:

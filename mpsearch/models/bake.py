@@ -39,8 +39,12 @@ def is_bakeable(trace: Trace, op: Op, module: nn.Module) -> bool:
 
 
 def _is_alone(trace: Trace, op: Op) -> bool:
-    """Whether no call of the layer multiplies its input by anything else."""
-    return all(sum(o.kind in PRODUCTS and not trace.dynamic.isdisjoint(o.operands) for o in ops) == 1 for ops in trace.calls[op.path].values())
+    """Whether every call of the layer multiplies its input once, by a weight that is computed from the same parameters."""
+    calls = [[o for o in ops if o.kind in PRODUCTS and not trace.dynamic.isdisjoint(o.operands)] for ops in trace.calls[op.path].values()]
+    if any(len(products) != 1 for products in calls):
+        return False
+    behind = {frozenset(c.name for c in trace.constants_behind(products[0].operands[1])) for products in calls}
+    return len(behind) == 1
 
 
 def _is_held(layer: Layer) -> bool:

@@ -41,9 +41,16 @@ def check_finite(module: nn.Module) -> None:
     empty = [name for name, value in module.state_dict(keep_vars=True).items() if is_lazy(value)]
     if empty:
         raise ModelError(f"The weights of {_few(map(repr, empty))} have no shape yet. Run the model once on an input before it is given.")
-    bad = [name for name, value in module.state_dict().items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    bad = [name for name, value in module.state_dict().items() if isinstance(value, Tensor) and not _is_finite(value)]
     if bad:
         raise ModelError(f"The weights hold NaN or infinity in {_few(map(repr, bad))}. Such a model computes nothing; load weights that are finite.")
+
+
+def _is_finite(value: Tensor) -> bool:
+    """False where a number is NaN or infinite; types that hold neither are always finite."""
+    if not (value.is_floating_point() or value.is_complex()) or value.dtype == torch.float4_e2m1fn_x2:
+        return True
+    return bool(torch.isfinite(value).all())
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -51,7 +58,8 @@ def weights_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        plain = value.detach().cpu().contiguous().resolve_conj().resolve_neg()
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from mpsearch.errors import UserError
 
-MIN_SCALE = 1e-8
-"""Smallest scale: a constant zero tensor gets this, and is represented exactly."""
+ZERO_SCALE = 1e-8
+"""Scale of what is zero throughout. There is no other floor: how small a scale is depends on the tensor's unit."""
+_LEAST = torch.finfo(torch.float32).tiny
 
 
 class ActivationQuantizer(Protocol):
@@ -116,11 +117,16 @@ def affine_params(low: Tensor, high: Tensor, bits: int, *, symmetric: bool, axis
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
     steps = 2**bits - 1
     if symmetric:
-        scale = torch.maximum(-low, high).div(steps / 2).clamp(min=MIN_SCALE)
+        scale = step_of(torch.maximum(-low, high), steps / 2)
         return AffineParams(scale, torch.zeros_like(scale, dtype=torch.int32), bits, True, axis)
-    scale = (high - low).div(steps).clamp(min=MIN_SCALE)
+    scale = step_of(high - low, steps)
     zero_point = torch.round(-low / scale).clamp(0, steps).to(torch.int32)
     return AffineParams(scale, zero_point, bits, False, axis)
+
+
+def step_of(reach: Tensor, steps: float) -> Tensor:
+    """`reach` / `steps`, a positive normal number; `ZERO_SCALE` where the reach is zero."""
+    return torch.where(reach > 0, reach.div(steps).clamp(min=_LEAST), ZERO_SCALE)
 
 
 def quantize(x: Tensor, params: AffineParams) -> Tensor:

@@ -15,7 +15,6 @@ from mpsearch.quant.regions import TwoRegionParams
 
 _REDUCED = (torch.bfloat16, torch.float16)
 _HALF = 0.50005  # of a step, and what float32 rounds at 8 bits
-_TINY = 1e-30
 
 
 def learned_step(
@@ -89,7 +88,7 @@ class LearnedStep(torch.autograd.Function):
             if quantized.dtype in _REDUCED:  # the error is not as exact as the range: ask that, of what was not dropped
                 torch.div(v, s, out=outside).sub_(m)
                 _where_beyond(error, outside, ctx.half, outside)
-                _where_beyond(g, outside, _TINY, outside)
+                _where_beyond(g, outside, 0.0, outside)
             else:
                 _where_beyond(g, torch.div(error, s, out=outside), _HALF, outside)  # further than half a step from its level: clipped
             if ctx.needs_input_grad[1]:  # rounding error inside the range, grid value outside, 0 where dropped, each times its gradient

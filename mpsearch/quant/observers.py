@@ -107,12 +107,12 @@ class Mse(Observer):
 
     def _range(self, rows: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         low, high = rows.amin(1), rows.amax(1)
+        unit = _power_of_two(torch.maximum(-low, high))  # squared errors of small values would be zero
         sample = _subset(rows, self.values)
-        sample = sample if sample is rows else torch.cat([sample, low[:, None], high[:, None]], 1)
+        sample = (sample if sample is rows else torch.cat([sample, low[:, None], high[:, None]], 1)) / unit[:, None]
         chunk = max(1, _CHUNK_VALUES // sample.shape[1])
-        shrink = torch.cat(
-            [self._best_shrink(part, a, b, bits, symmetric) for part, a, b in zip(*(torch.split(t, chunk) for t in (sample, low, high)), strict=True)]
-        )
+        parts = zip(*(torch.split(t, chunk) for t in (sample, low / unit, high / unit)), strict=True)
+        shrink = torch.cat([self._best_shrink(part, a, b, bits, symmetric) for part, a, b in parts])
         return low * shrink, high * shrink
 
     def _best_shrink(self, rows: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:
@@ -132,6 +132,12 @@ def _subset(rows: Tensor, count: int) -> Tensor:
         return rows
     picked = torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(0))[:count]
     return rows[:, picked.sort().values.to(rows.device)]
+
+
+def _power_of_two(reach: Tensor) -> Tensor:
+    """The power of two at or below each number, which divides without a rounding; 1 for zero."""
+    exponent = torch.frexp(reach).exponent - 1
+    return torch.where(reach > 0, torch.ldexp(torch.ones_like(reach), exponent.clamp(min=-126)), 1.0)
 
 
 def _quantile(ordered: Tensor, p: float) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mpsearch.errors import DataError, OptionError
-from mpsearch.quant.affine import MIN_SCALE, ActivationQuantizer, AffineParams
+from mpsearch.quant.affine import ZERO_SCALE, ActivationQuantizer, AffineParams, step_of
 from mpsearch.quant.observers import OBSERVERS
 
 Split = Literal["sign", "magnitude", "signed_magnitude", "unsigned"]
@@ -199,7 +199,7 @@ class _Sample:
 def _best_two_region(sample: _Sample, bits: int, split: Split) -> tuple[TwoRegionParams, float]:
     shifts = torch.arange(MAX_SHIFT + 1)
     coarse = _span(sample, bits, split) * torch.exp2(torch.arange(_COARSE_STEPS) / -12)
-    steps = (coarse[:, None] / 2.0 ** shifts[None]).clamp(min=MIN_SCALE).flatten()
+    steps = step_of(coarse[:, None] / 2.0 ** shifts[None], 1).flatten()
     shifts = shifts.repeat(_COARSE_STEPS)
     chunk = max(1, _CHUNK_LEVELS >> bits)
     pairs = zip(torch.split(steps, chunk), torch.split(shifts, chunk), strict=True)
@@ -211,7 +211,8 @@ def _best_two_region(sample: _Sample, bits: int, split: Split) -> tuple[TwoRegio
 def _best_log(sample: _Sample, bits: int, root: int) -> tuple[LogParams, float]:
     tried = []
     for fraction in torch.arange(8) / 8:
-        params = LogParams((torch.tensor(max(sample.high, MIN_SCALE)) * torch.exp2(-fraction)).float(), bits, root)
+        top = sample.high if sample.high > 0 else ZERO_SCALE
+        params = LogParams((torch.tensor(top) * torch.exp2(-fraction)).float(), bits, root)
         levels = params.levels().double()[None]
         borders = levels[:, 1:] * 2 ** (-0.5 / root)  # half-way in the exponent, but half-way in the value next to 0
         borders[:, 0] = levels[:, 1] / 2
@@ -223,7 +224,7 @@ def _span(sample: _Sample, bits: int, split: Split) -> Tensor:
     """The coarse step, 0-d, with which the coarse region just reaches the data."""
     _, (low, high) = _regions(split, bits)
     reach = max(sample.high / high if high else 0.0, sample.low / low if low else 0.0)
-    return torch.tensor(max(reach, MIN_SCALE), dtype=torch.float32)
+    return torch.tensor(reach if reach > 0 else ZERO_SCALE, dtype=torch.float32)
 
 
 def _regions(split: Split, bits: int) -> tuple[tuple[int, int], tuple[int, int]]:

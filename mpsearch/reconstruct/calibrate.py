@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,7 @@ class Calibration:
         weights: Unit -> float32 weight, [C_out, ...]; not a copy.
         inputs: Unit -> sample of the values it reads, 1-D, with the extremes of all images in it.
         outputs: The same of what it gives, for targets that must quantise it.
+        call_outputs: For a unit that a pass calls more than once, the same of each call, in order: the ranges may differ.
         weight_observer: Registered observer for weights, symmetric, one scale for each output channel.
         input_observer: Registered observer for inputs, one scale; or `opt_m`, which may choose two steps or logarithmic levels for a unit.
         products: Product of two activations -> what is known of its left and right operand.
@@ -48,6 +49,7 @@ class Calibration:
     means: Mapping[str, Tensor] = field(default_factory=dict)
     biases: Mapping[str, Tensor] = field(default_factory=dict)
     rounded: Mapping[tuple[str, int, str], Tensor] = field(default_factory=dict)
+    call_outputs: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     _weight_params: dict[tuple[str, int, str], AffineParams] = field(default_factory=dict, repr=False)
     _input_params: dict[tuple[str, int, int], ActivationQuantizer] = field(default_factory=dict, repr=False)
 
@@ -163,7 +165,7 @@ def calibrate(
         raise ModelError(f"The model has no units {unknown[:5]}. Give names of its modules, as `analyze` finds them.")
     modules = {unit: there[unit] for unit in units if unit not in products}
     samples = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
-    given = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
+    given = {unit: _Given(seed + i) for i, unit in enumerate(modules)}
     operands = {unit: (RunningSample(seed + 2 * i), RunningSample(seed + 2 * i + 1)) for i, unit in enumerate(products, len(modules))}
     means = {unit: RunningMean() for unit in modules}
     wrapped = wrap_products(module, products)
@@ -174,18 +176,55 @@ def calibrate(
             for operand, sample in zip(product.inputs(), operands[unit], strict=True):
                 operand.register_forward_pre_hook(_reads(sample.take_operand))
         with Reads({unit: m.get_parameter("weight") for unit, m in modules.items()}, lambda unit, read: means[unit].add(read)):
-            _pass_by(module, batches, on_batch)
+            _pass_by(module, _each_begun(batches, given.values()), on_batch)
     finally:
         unwrap_products(module, wrapped)
         for handle in handles:
             handle.remove()
     inputs = {unit: sample.values(unit) for unit, sample in samples.items()}
-    outputs = {unit: sample.values(unit) for unit, sample in given.items()}
+    outputs = {unit: sample.whole.values(unit) for unit, sample in given.items()}
+    calls = {unit: sample.of_calls(unit) for unit, sample in given.items() if len(sample.calls) > 1}
     weights = {unit: m.get_parameter("weight").detach() for unit, m in modules.items()}
     seen = {unit: (left.operand(unit), right.operand(unit)) for unit, (left, right) in operands.items()}
     biases = {unit: m._parameters["bias"].detach() for unit, m in modules.items() if m._parameters.get("bias") is not None}
     found = {unit: mean.value for unit, mean in means.items() if bias_correction and mean.value is not None}
-    return Calibration(weights, inputs, outputs, weight_observer, input_observer, seen, symmetric_inputs, {}, found, biases)
+    return Calibration(weights, inputs, outputs, weight_observer, input_observer, seen, symmetric_inputs, {}, found, biases, call_outputs=calls)
+
+
+class _Given:
+    """What a unit gives, over all of its calls and, where a pass calls it more than once, at each.
+
+    Args:
+        seed: Of the samples.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.whole, self.calls = RunningSample(seed), list[RunningSample]()
+        self._seed, self._call, self._passes = seed, 0, 0
+
+    def begin(self) -> None:
+        """A pass begins: the next call is the first."""
+        self._call, self._passes = 0, self._passes + 1
+
+    def take(self, values: Tensor) -> None:
+        """The output of the next call."""
+        self.whole.take(values)
+        if self._passes == 1 and self._call == len(self.calls):
+            self.calls.append(RunningSample(self._seed))
+        if self._passes == 1 or len(self.calls) > 1:
+            self.calls[self._call].take(values)
+        self._call += 1
+
+    def of_calls(self, unit: str) -> tuple[Tensor, ...]:
+        """The sample of each call, 1-D."""
+        return tuple(sample.values(unit) for sample in self.calls)
+
+
+def _each_begun(batches: Iterable[Tensor], given: Collection[_Given]) -> Iterator[Tensor]:
+    for batch in batches:
+        for sample in given:
+            sample.begin()
+        yield batch
 
 
 def _pass_by(module: nn.Module, batches: Iterable[Tensor], on_batch: Callable[[int], None] | None) -> None:

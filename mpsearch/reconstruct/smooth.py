@@ -23,7 +23,7 @@ from mpsearch.models.trace import Op, Trace
 from mpsearch.models.tree import holders, is_own_weight
 
 LEAST = 1e-5
-"""Smallest reach of a channel and of a weight column that a scale is computed from."""
+"""Smallest reach of a channel, and of a weight column, that a scale is computed from: as a share of the greatest."""
 
 _MOVES = {
     *("view", "reshape", "_unsafe_view", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "select", "slice", "split"),
@@ -109,7 +109,8 @@ def _is_affine(module: nn.Module, name: str) -> bool:
         given = norm(probe)
     except (RuntimeError, TypeError):  # alpha and beta of something else
         return False
-    return isinstance(given, Tensor) and torch.allclose(given, probe * gain.flatten() + offset.flatten(), rtol=1e-4, atol=1e-6)
+    wanted = (probe * gain.flatten() + offset.flatten()).detach()
+    return isinstance(given, Tensor) and torch.allclose(given, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().amax()))
 
 
 def _is_alone(module: nn.Module, part: nn.Module) -> bool:
@@ -209,8 +210,8 @@ def _apply(module: nn.Module, fold: Fold, low: Tensor, high: Tensor, alpha: floa
     linears = [module.get_submodule(name) for name in fold.linears]
     low, high = low.double(), high.double()
     shift = (low + high) / 2 if bias else torch.zeros_like(low)
-    reach = torch.maximum(high - shift, shift - low).clamp(min=LEAST)
-    columns = torch.stack([linear.get_parameter("weight").double().abs().amax(0) for linear in linears]).amax(0).clamp(min=LEAST)
+    reach = _floored(torch.maximum(high - shift, shift - low))
+    columns = _floored(torch.stack([linear.get_parameter("weight").double().abs().amax(0) for linear in linears]).amax(0))
     scale = reach**alpha / columns ** (1 - alpha)
     _rescale(module.get_submodule(fold.norm), scale, shift)
     for linear in linears:
@@ -220,6 +221,12 @@ def _apply(module: nn.Module, fold: Fold, low: Tensor, high: Tensor, alpha: floa
             moved = weight.double() @ shift + (0 if held is None else held.double())
             linear.register_parameter("bias", nn.Parameter(moved.to(weight.dtype)))
         weight.copy_(weight.double() * scale)
+
+
+def _floored(reach: Tensor) -> Tensor:
+    """No less than `LEAST` of the greatest; 1 where all are zero."""
+    most = reach.amax()
+    return torch.where(most > 0, reach.clamp(min=LEAST * most), 1.0)
 
 
 def _rescale(norm: nn.Module, scale: Tensor, shift: Tensor) -> None:

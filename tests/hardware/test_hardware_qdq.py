@@ -5,7 +5,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from mpsearch.deploy.graph import keep_arithmetic
 from mpsearch.hardware.backends.ort_cpu import executed, session
+from mpsearch.hardware.overflow import without_overflow
 from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight
 
 CONVS = [
@@ -25,7 +27,9 @@ def run(writer, x, name="y"):
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
         writer.initializers,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10).SerializeToString()
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    keep_arithmetic(made)
+    model = made.SerializeToString()
     return session(model).run(None, {"x": x})[0], executed(model)
 
 
@@ -41,8 +45,8 @@ def spanning(x, bits=8):
 
 
 def weight_of(rng, *shape):
-    """Codes over the whole int8 range, scales that differ by a factor of 10 between channels."""
-    return QuantizedWeight(rng.integers(-128, 128, shape, dtype=np.int8), (10 ** rng.uniform(-3, -2, shape[0])).astype(np.float32))
+    """Codes over the range that is exact on every processor, scales that differ by a factor of 10 between channels."""
+    return without_overflow(QuantizedWeight(rng.integers(-128, 128, shape, dtype=np.int8), (10 ** rng.uniform(-3, -2, shape[0])).astype(np.float32)))
 
 
 def values_of(weight):

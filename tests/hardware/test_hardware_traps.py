@@ -12,10 +12,10 @@ import pytest
 from hardware_units import FLOAT, POINTWISE, W4A16, W7A8, W8A8, conv, linear
 from onnx import TensorProto, helper, numpy_helper
 
+from mpsearch.deploy.graph import keep_arithmetic
 from mpsearch.errors import TableError
 from mpsearch.hardware import BACKENDS, LatencyTable, Support, identity, latency_costs, profile
 from mpsearch.hardware.backends import ort_cpu
-from mpsearch.hardware.device import DeviceIdentity
 from mpsearch.hardware.qdq import Grid, QdqWriter, QuantizedWeight, opset_imports
 from mpsearch.problem import Candidate
 
@@ -56,8 +56,10 @@ def test_1_a_float_convolution_between_integer_ones_stays_float():
     writer.node("Identity", [writer.quantized(writer.conv(middle, weight, None, grid, attributes), grid)], "y")
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 16, 8, 8]) for name in ("x", "y")]
     graph = helper.make_graph(writer.nodes, "trap", ends[:1], ends[1:], writer.initializers)
-    model = helper.make_model(graph, opset_imports=opset_imports(), ir_version=10).SerializeToString()
-    assert ort_cpu.kernels_of(ort_cpu.executed(model)) == ["integer", "float", "integer"]
+    model = helper.make_model(graph, opset_imports=opset_imports(), ir_version=10)
+    assert ort_cpu.kernels_of(ort_cpu.executed(model.SerializeToString())) == ["integer", "integer", "integer"]  # the trap
+    keep_arithmetic(model)
+    assert ort_cpu.kernels_of(ort_cpu.executed(model.SerializeToString())) == ["integer", "float", "integer"]
 
 
 @pytest.mark.skipif(not X86, reason="ARM has kernels for signed inputs")
@@ -146,7 +148,7 @@ def test_7_a_kernel_that_raises_is_no_silent_row(monkeypatch, tmp_path):
 def test_sums_that_overflow_16_bits_are_wrong_and_no_latency_on_onnx_runtime(monkeypatch, tmp_path):
     wide = linear(1, 7, inputs=64)
     assert _profiled("ort-cpu", wide, W8A8, tmp_path / "exact")[0].usable
-    monkeypatch.setattr(DeviceIdentity, "saturates", property(lambda _: False))
+    monkeypatch.setattr(ort_cpu, "without_overflow", lambda weight: weight)
     _is_no_latency(*_profiled("ort-cpu", wide, W8A8, tmp_path / "fast"), "wrong")
 
 

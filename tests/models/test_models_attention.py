@@ -110,3 +110,48 @@ def test_attentions_that_borrow_the_weight_of_their_projection_are_switched_to_c
     torch.testing.assert_close(folded(x), module(x), atol=1e-5, rtol=1e-5)
     assert {f"{path}.qkv" for path in switched} <= {layer.name for layer in analyze(folded, x).layers}
     assert not any(m.qkv_bias_separate for n, m in module.named_modules() if n in switched), "the model that was given is left as it was"
+
+
+class Shared(nn.Module):
+    """One attention, called on a sequence itself and on two sequences, in either order."""
+
+    def __init__(self, itself_first: bool, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attn, self.itself_first, self.head = nn.MultiheadAttention(8, 2, **options), itself_first, nn.Linear(8, 5)
+        for parameter in self.attn.parameters():
+            nn.init.normal_(parameter, std=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = x.flip(1) * 0.5
+        if self.itself_first:
+            found = self.attn(self.attn(x, x, x)[0], other, other)[0]
+        else:
+            held = self.attn(x, other, other)[0]
+            found = self.attn(held, held, held)[0]
+        return self.head(found)
+
+
+@pytest.mark.parametrize("itself_first", [True, False])
+@pytest.mark.parametrize("options", [{"batch_first": True}, {"bias": False, "batch_first": True}])
+def test_an_attention_that_is_called_as_a_cross_attention_too_is_left_in_float(options: dict[str, Any], itself_first: bool):
+    module, x = Shared(itself_first, **options).eval(), torch.randn(4, 6, 8)
+    assert find_foldable(trace_model(module, x), module) == ()
+    graph = analyze(module, x)
+    assert "head" in {layer.name for layer in graph.layers}
+    assert {"attn.in_proj_weight", "attn.out_proj.weight"} <= set(graph.leftovers)
+    with torch.no_grad():
+        torch.testing.assert_close(fold_batch_norm(module, ())(x), module(x))
+
+
+def test_an_attention_called_twice_on_a_sequence_itself_is_written_out():
+    class Twice(Shared):
+        def forward(self, x: Tensor) -> Tensor:
+            held = self.attn(x, x, x)[0]
+            return self.head(self.attn(held, held, held)[0])
+
+    module, x = Twice(True, batch_first=True).eval(), torch.randn(4, 6, 8)
+    pairs = find_foldable(trace_model(module, x), module)
+    assert pairs == (("attn", "attn.in_proj_weight"),)
+    with torch.no_grad():
+        torch.testing.assert_close(fold_batch_norm(module, pairs)(x), module(x), atol=1e-5, rtol=1e-5)

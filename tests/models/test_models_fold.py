@@ -256,3 +256,26 @@ def test_a_weight_that_others_have_a_part_in_is_left_alone():
 
     module = Scaled().eval()
     assert find_foldable(trace_model(module, torch.randn(1, 4)), module) == ()
+
+
+def test_a_weight_that_differs_between_calls_is_not_computed_once():
+    class Alternating(nn.Linear):
+        def __init__(self):
+            super().__init__(6, 6)
+            self.register_buffer("one", torch.randn(6, 6))
+            self.register_buffer("two", torch.randn(6, 6))
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight * (self.one if x.shape[1] == 4 else self.two), self.bias)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = Alternating()
+
+        def forward(self, x):
+            return self.layer(self.layer(x)[:, :2])
+
+    torch.manual_seed(0)
+    module, x = Net().eval(), torch.randn(1, 4, 6)
+    assert find_foldable(trace_model(module, x), module) == ()

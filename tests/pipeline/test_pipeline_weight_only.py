@@ -38,7 +38,8 @@ def test_a_run_on_weights_alone_keeps_its_promise(tmp_path, settings, monkeypatc
 
     monkeypatch.setattr("mpsearch.pipeline.jobs.export.run_apart", here)
     points = points_of(workshop, ["best", "W4A16"], reconstruct=False)
-    rows = export_points(Deployer(workshop, tmp_path / "export"), points, ["packed", "packed:integer_arithmetic=true"])
+    rows, failed = export_points(Deployer(workshop, tmp_path / "export"), points, ["packed", "packed:integer_arithmetic=true"])
+    assert not failed
     for row in rows:
         assert row["predicted_bytes"] + 0 == row["artifact_bytes"] and row["runtime"]["cosine_least"] == pytest.approx(1, abs=1e-4)
 

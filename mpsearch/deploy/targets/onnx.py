@@ -11,7 +11,7 @@ import onnx
 from onnx import ModelProto
 from torch import nn
 
-from mpsearch.deploy.onnx import load_onnx, measure_onnx, quantize_onnx, run_onnx, save_onnx
+from mpsearch.deploy.onnx import exact, load_onnx, measure_onnx, quantize_onnx, run_onnx, save_onnx
 from mpsearch.deploy.onnx_forms import OPSET_4BIT, FourBit, fits_four_bits, four_bit_onnx
 from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, TargetRun, refuse_products
 from mpsearch.hardware.backends.ort_cpu import OrtCpu, executed
@@ -48,11 +48,22 @@ class Onnx(Target):
         """ONNX Runtime."""
         return OrtCpu(threads)
 
+    def states(self, job: Job) -> dict[str, UnitState]:
+        """Weights whose products are exact on every x86 processor."""
+        return {
+            unit: exact(state, getattr(job.module.get_submodule(unit), "groups", 1)) if state.weight is not None else state
+            for unit, state in job.states.items()
+        }
+
     def write(self, job: Job, folder: Path) -> list[str]:
         """One file."""
         refuse_products(job, self.name)
         save_onnx(folder / self.file, self.model(job))
-        return [f"{sum(fits_four_bits(s) for s in job.states.values())} linear layers are stored in 4 bits."] if self.four_bit != "no" else []
+        states = self.states(job)
+        moved = sum(states[unit] is not state for unit, state in job.states.items())
+        about = f"{moved} units have 8-bit weights of which some rows are on coarser scales: their products would overflow 16 bits on processors without VNNI."
+        small = f"{sum(fits_four_bits(s) for s in job.states.values())} linear layers are stored in 4 bits."
+        return [*([small] if self.four_bit != "no" else []), *([about] if moved else [])]
 
     def model(self, job: Job) -> ModelProto:
         """The graph."""

@@ -65,5 +65,5 @@ class OnnxTensorRt(Target):
 
     def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
         """A session of ONNX Runtime, for the numbers alone."""
-        run: Run = run_onnx(folder / self.file, threads)
+        run: Run = run_onnx(folder / self.file, threads, fused=False)
         return run

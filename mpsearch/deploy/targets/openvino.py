@@ -27,12 +27,13 @@ class OpenVino(Target):
 
     Args:
         precision: What float layers compute in; bf16 needs a processor that has it.
-        overflow_fix: `on` stores 8-bit weights of integer layers with 7 bits, for processors without VNNI, where their products overflow 16 bits (but those
-            of depthwise convolutions, which are added in 32); `auto` does so where this processor is one.
+        overflow_fix: `on` stores 8-bit weights of integer layers with 7 bits, because their products overflow 16 bits on
+            processors without VNNI (but those of depthwise convolutions, which are added in 32); `off` keeps the eighth bit,
+            for processors with VNNI alone.
     """
 
     precision: Literal["f32", "bf16"] = "f32"
-    overflow_fix: Literal["auto", "on", "off"] = "auto"
+    overflow_fix: Literal["on", "off"] = "on"
     file: ClassVar[str] = "model.xml"
     runs_with: ClassVar[str] = "OpenVINO, CPU"
     integer: ClassVar[bool] = True
@@ -42,8 +43,8 @@ class OpenVino(Target):
 
     @property
     def in_run(self) -> bool:
-        """A run gives no unit weights that overflow here, so there is nothing to fix, and nothing else to write."""
-        return self.overflow_fix == "auto"
+        """A run writes what is exact on every processor."""
+        return self.overflow_fix == "on"
 
     def backend(self, threads: int = 1) -> OpenVinoCpu:
         """OpenVINO at this precision."""
@@ -51,7 +52,7 @@ class OpenVino(Target):
 
     def states(self, job: Job) -> dict[str, UnitState]:
         """Weights of 7 bits where those of 8 would overflow."""
-        wide = overflowing(job.states, job.module) if self._fixes else ()
+        wide = overflowing(job.states, job.module) if self.overflow_fix == "on" else ()
         return {unit: narrowed(state, job.calibration.weight_observer) if unit in wide else state for unit, state in job.states.items()}
 
     def write(self, job: Job, folder: Path) -> list[str]:
@@ -59,15 +60,12 @@ class OpenVino(Target):
         refuse_products(job, self.name)
         write_openvino(folder / self.file, job.float_onnx(OPSET), self.states(job), self.precision)
         wide = overflowing(job.states, job.module)
-        if not wide or not (self._fixes or identity().saturates):
+        if not wide:
             return []
-        which = "such as this one" if identity().saturates else "which this one is not"
-        about = f"{len(wide)} units, such as {wide[0]!r}, have 8-bit weights, whose products overflow 16 bits on processors without VNNI, {which}"
-        return [f"{about}; they are stored with 7 bits." if self._fixes else f"{about}; overflow_fix=on stores them with 7 bits."]
-
-    @property
-    def _fixes(self) -> bool:
-        return self.overflow_fix == "on" or (self.overflow_fix == "auto" and identity().saturates)
+        about = f"{len(wide)} units, such as {wide[0]!r}, have 8-bit weights, whose products overflow 16 bits on processors without VNNI"
+        if self.overflow_fix == "on":
+            return [f"{about}; they are stored with 7 bits."]
+        return [f"{about}, {'such as this one' if identity().saturates else 'which this one is not'}; overflow_fix=on stores them with 7 bits."]
 
     def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
         """Compiled models, one for each size of batch."""

@@ -16,14 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.bench import CpuBench
-from mpsearch.hardware.device import identity
 from mpsearch.hardware.draws import Draw, draw, grid_of, on_grid, quantized, reference, relative_error, values_of
+from mpsearch.hardware.overflow import is_depthwise, without_overflow
 from mpsearch.hardware.qdq import QdqWriter, opset_imports, stored_bytes
 from mpsearch.problem import FLOAT, Candidate, ConvAttributes, Layer
 
 W8A8 = Candidate(8, 8)
-DISABLED = ("WeightBiasQuantization", "MatMulAddFusion")
-"""The first turns float layers between quantised ones into integer ones, unasked; the second makes of MatMul + Add a Gemm, which then runs in float."""
 _ARITHMETIC = {
     "QLinearConv": "integer",
     "MatMulIntegerToFloat": "integer",
@@ -44,25 +42,28 @@ def arithmetic_of(candidate: Candidate) -> str:
     return "float" if candidate.is_float else "stored" if candidate.weight_only else "integer"
 
 
-def session(model: bytes | Path, threads: int = 1, optimized: Path | None = None, *, arena: bool = True) -> ort.InferenceSession:
-    """The one place where session options are set, for timing cells and for the exported model alike.
+def session(model: bytes | Path, threads: int = 1, optimized: Path | None = None, *, arena: bool = True, fused: bool = True) -> ort.InferenceSession:
+    """The one place where sessions are made, for timing cells and for the exported model alike.
+
+    It is ONNX Runtime's default session but for the threads: options that change a result do not travel with a file.
 
     Args:
         model: Serialised ONNX, or its file.
         threads: Of the runtime's pool.
         optimized: Where to write the graph that really runs.
         arena: Whether memory is kept for the next call; without it, what a call takes can be read from the process.
+        fused: Whether Q/DQ pairs may become integer kernels; else what stands between them computes in float.
     """
     options = ort.SessionOptions()
     options.enable_cpu_mem_arena = arena
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    if identity().saturates:  # the exact kernel is only asked for there: where VNNI is, the same option makes it 2 to 2.5 times slower
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    if not fused:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     source = model if isinstance(model, bytes) else str(model)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED))
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def executed(model: bytes | Path, threads: int = 1) -> tuple[str, ...]:
@@ -179,6 +180,8 @@ def _stored_unit(writer: QdqWriter, layer: Layer, candidate: Candidate, data: Dr
 
 def _integer_unit(writer: QdqWriter, layer: Layer, candidate: Candidate, data: Draw) -> _Unit:
     weight, grid = quantized(np.asarray(data.weight), 8), grid_of(data.feeds["x0"])
+    if layer.conv is None or not is_depthwise(layer.weight_shape, layer.conv.groups):
+        weight = without_overflow(weight)  # as it ships
     wanted = reference(layer, {"x0": on_grid(data.feeds["x0"], grid)}, values_of(weight), data.bias)
     if layer.op == "linear":
         writer.linear("x0", weight, data.bias, grid, "y")
@@ -202,7 +205,9 @@ def conv_attributes(layer: Layer) -> dict[str, Any]:
 
 
 def _finish(writer: QdqWriter, feeds: dict[str, Any], wanted: NDArray[np.float64], tolerance: float) -> _Unit:
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape) for name, value in feeds.items()]
+    # a free batch, as what ships has: sizes that are known to the runtime let it choose other operators
+    free = {name: [f"{name}_batch", *value.shape[1:]] for name, value in feeds.items()}
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in free.items()]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     graph = helper.make_graph(writer.nodes, "unit", inputs, outputs, writer.initializers)
     model = helper.make_model(graph, opset_imports=opset_imports(), ir_version=10)

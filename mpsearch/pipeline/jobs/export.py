@@ -59,7 +59,7 @@ class Deployer:
     def export(self, point: Point, target_text: str) -> dict[str, Any]:
         """One artifact, written, run apart, and compared; its row of `exports.json`."""
         subject, target = self.workshop.subject, TARGETS.create(target_text)
-        states = self._states_of(point)
+        states = self.states_of(point)
         job = self.workshop.deployment.job(states)
         predicted = subject.layout.size_bytes(Assignment(tuple((unit, states[unit].candidate) for unit in subject.layout.units)))
         about = {"label": point.label, "study": self.workshop.study.name, "predicted": {"size_bytes": predicted}, "reconstructed": point.reconstruct}
@@ -75,7 +75,8 @@ class Deployer:
             advance(1, 1)
         return row
 
-    def _states_of(self, point: Point) -> States:
+    def states_of(self, point: Point) -> States:
+        """Every unit of a point, reconstructed once for all targets."""
         if point.label not in self._states:
             learned = point.reconstruct and any(not c.is_float for c in point.assignment.values())
             make = self.workshop.reconstructed if learned else lambda assignment, _: self.workshop.calibration.states(assignment)
@@ -114,18 +115,29 @@ def agreement(task: Task, outputs: Tensor, expected: Tensor, floats: Tensor, lab
     return {**task.compare(outputs, floats, labels).to_json(), **likeness}
 
 
-def export_points(deployer: Deployer, points: Sequence[Point], targets: Sequence[str]) -> list[dict[str, Any]]:
-    """Every point for every target; rows are added to `exports.json` as they are done, an earlier row of the same point and target replaced."""
+def export_points(deployer: Deployer, points: Sequence[Point], targets: Sequence[str]) -> tuple[list[dict[str, Any]], list[MpsearchError]]:
+    """Every point for every target; rows are added to `exports.json` as they are done, an earlier row of the same point and target replaced.
+
+    Returns: The rows, and an error for each export that failed: one target's does not keep the others from theirs.
+    """
     for text in targets:
         TARGETS.create(text)
-    rows = []
+    rows, failed = list[dict[str, Any]](), list[MpsearchError]()
     for point in points:
+        row = None
+        deployer.states_of(point)  # what fails here would fail for every target
         for text in targets:
-            rows.append(deployer.export(point, text))
-            _keep(deployer.folder / "exports.json", rows[-1])
-        about = {"predicted": {"size_bytes": rows[-1]["predicted_bytes"]}, "metrics": rows[-1]["fake_quantized"]}
-        write_assignment(deployer.workshop.subject, deployer.folder / "assignments" / point.label, point.assignment, about)
-    return rows
+            try:
+                row = deployer.export(point, text)
+            except MpsearchError as error:
+                failed.append(error)
+                continue
+            rows.append(row)
+            _keep(deployer.folder / "exports.json", row)
+        if row is not None:
+            about = {"predicted": {"size_bytes": row["predicted_bytes"]}, "metrics": row["fake_quantized"]}
+            write_assignment(deployer.workshop.subject, deployer.folder / "assignments" / point.label, point.assignment, about)
+    return rows, failed
 
 
 def points_of(workshop: Workshop, texts: Sequence[str], *, reconstruct: bool = True) -> list[Point]:
