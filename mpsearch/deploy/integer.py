@@ -34,12 +34,13 @@ class IntegerLayer(nn.Module):
         inner: The float layer; its forward, with whatever padding it has, is used on codes.
         weight: Codes and scales.
         params: Quantiser of the input.
+        bias: What is added in place of the layer's own; None for that.
     """
 
-    def __init__(self, inner: nn.Module, weight: QuantizedTensor, params: Uniform) -> None:
+    def __init__(self, inner: nn.Module, weight: QuantizedTensor, params: Uniform, bias: Tensor | None = None) -> None:
         super().__init__()
         self.params, self.limit = params, _INT32 if isinstance(params, AffineParams) else _EXACT
-        held = inner._parameters["bias"]
+        held = inner._parameters["bias"] if bias is None else bias
         self.bias = None if held is None else held.detach().clone()
         self.inner = copy.deepcopy(inner).double()
         self.inner._parameters["bias"] = None
@@ -93,7 +94,7 @@ def integer_module(module: nn.Module, states: Mapping[str, UnitState]) -> nn.Mod
     for unit, state in ready.items():
         parent, _, child = unit.rpartition(".")
         assert state.weight is not None and isinstance(state.activation, AffineParams | TwoRegionParams)
-        setattr(copied.get_submodule(parent), child, IntegerLayer(copied.get_submodule(unit), state.weight, state.activation))
+        setattr(copied.get_submodule(parent), child, IntegerLayer(copied.get_submodule(unit), state.weight, state.activation, state.bias))
     return copied.eval()
 
 

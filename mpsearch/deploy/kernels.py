@@ -203,7 +203,7 @@ def _layer(unit: str, inner: nn.Module, state: UnitState, device: torch.device, 
     assert state.weight is not None
     layer, pad = _described(unit, inner)
     grid = None if state.activation is None else _grid(state.activation)
-    bias = inner._parameters["bias"]
+    bias = state.bias if state.bias is not None else inner._parameters["bias"]
     held = None if bias is None else bias.detach().to(device)
     return KernelLayer(inner, KernelUnit.make(layer, _weight(state.weight, device), held, grid, dtype, tile), pad)
 

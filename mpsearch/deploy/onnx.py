@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch import files
 from mpsearch.deploy.foreign import one_message
-from mpsearch.deploy.graph import constant_value, drop_unused, keep_arithmetic, keep_pads, readers_of, replace_nodes, unit_of
+from mpsearch.deploy.graph import constant_value, drop_unused, keep_arithmetic, keep_pads, readers_of, replace_nodes, unit_of, with_biases
 from mpsearch.errors import ModelError
 from mpsearch.hardware.backends.ort_cpu import executed, kernels_of, session
 from mpsearch.hardware.bench import time_apart
@@ -84,8 +84,7 @@ def quantize_onnx(float_model: ModelProto, states: Mapping[str, UnitState], cali
         calibration: For the output ranges of convolutions.
     Raises: ModelError: A quantised unit has no node of its own in the graph.
     """
-    model = ModelProto()
-    model.CopyFrom(float_model)
+    model = with_biases(float_model, states)
     quantized = {unit: state for unit, state in states.items() if state.weight is not None}
     placed = _rewrite_units(model, quantized)
     missing = sorted(set(quantized) - set(placed))

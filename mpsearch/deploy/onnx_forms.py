@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from mpsearch.deploy.graph import drop_unused, replace_nodes, unit_of
+from mpsearch.deploy.graph import drop_unused, replace_nodes, unit_of, with_biases
 from mpsearch.errors import ModelError, UserError
 from mpsearch.hardware.qdq import Grid, QdqWriter
 from mpsearch.quant import AffineParams, UnitState, affine_input
@@ -101,8 +101,7 @@ def block_size(columns: int) -> int:
 
 
 def _rewritten(float_model: ModelProto, states: Mapping[str, UnitState], writer: QdqWriter, unit: Any) -> ModelProto:
-    model = ModelProto()
-    model.CopyFrom(float_model)
+    model = with_biases(float_model, states)
     quantized = {name: state for name, state in states.items() if state.weight is not None}
     placed = set()
     for node in model.graph.node:

@@ -18,7 +18,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from mpsearch.deploy.foreign import one_message
-from mpsearch.deploy.graph import unit_of
+from mpsearch.deploy.graph import unit_of, with_biases
 from mpsearch.errors import ModelError
 from mpsearch.hardware.bench import time_apart
 from mpsearch.hardware.ir import PREFIX, fallbacks, read_ir, write_ir
@@ -64,7 +64,7 @@ def quantize_openvino(float_model: ModelProto, states: Mapping[str, UnitState]) 
         MpsearchError: OpenVINO cannot read the model.
     """
     runtime = openvino()
-    named, units = _named(float_model, set(states))
+    named, units = _named(float_model, states)
     with one_message("OpenVINO cannot read the model", _ELSEWHERE):
         model = runtime.Core().read_model(named.SerializeToString())
     writer, placed = OpenVinoWriter(), Counter[str]()
@@ -173,13 +173,12 @@ def _live(path: Path, batch: int, threads: int) -> Any:
         return compiled(ir.model, threads, ir.precision)
 
 
-def _named(float_model: ModelProto, units: set[str]) -> tuple[ModelProto, dict[str, str]]:
-    """A copy in which the nodes that may be units have names of their own, which OpenVINO keeps; name -> unit."""
-    copy, found = ModelProto(), {}
-    copy.CopyFrom(float_model)
+def _named(float_model: ModelProto, states: Mapping[str, UnitState]) -> tuple[ModelProto, dict[str, str]]:
+    """A copy with the biases of the states, in which the nodes that may be units have names of their own, which OpenVINO keeps; name -> unit."""
+    copy, found = with_biases(float_model, states), {}
     for at, node in enumerate(copy.graph.node):
         unit = unit_of(node)
-        if unit in units and node.op_type in ("Conv", "Gemm", "MatMul"):
+        if unit in states and node.op_type in ("Conv", "Gemm", "MatMul"):
             node.name = f"mpsearch-{at}"
             found[node.name] = unit
     return copy, found

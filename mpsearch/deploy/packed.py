@@ -140,7 +140,7 @@ def save_packed(path: Path, layout: PackedLayout, module: nn.Module, states: Map
     tensors: dict[str, Tensor] = {}
     for unit in layout.units:
         tensors.update(_unit_tensors(unit, states[unit], module))
-    held = module.state_dict()
+    held = {**module.state_dict(), **{f"{unit}.bias": state.bias for unit, state in states.items() if state.bias is not None}}
     tensors.update({name: to_stored(name, held[name]) for name in layout.leftovers})
     text = layout.metadata(assignment.to_json())
     short = save(tensors, {_KEY: text})

@@ -17,7 +17,7 @@ LAYERS = {
     "grouped": nn.Conv2d(4, 6, 3, padding=1, groups=2),
     "depthwise": nn.Conv2d(4, 4, (3, 5), padding=(1, 2), groups=4, stride=(1, 2)),
     "pointwise": nn.Conv2d(4, 6, 1),
-    "same": nn.Conv2d(4, 6, 4, padding="same"),
+    "same": nn.Conv2d(4, 6, (3, 5), padding="same", dilation=2),
     "valid": nn.Conv2d(4, 6, 3, padding="valid"),
     "circular": nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
     "timm's same": Conv2dSame(4, 6, 3, stride=2),

@@ -105,18 +105,18 @@ def test_it_is_the_direct_error_along_each_direction(context, unit):
 
 
 def test_the_table_is_half_its_mean_square_and_the_second_order_kl(context):
-    """With many directions, half <g, e>^2 in the mean is e^T J^T (diag p - p p^T) J e / 2, which small errors have as their KL."""
+    """With many directions, half <g, e>^2 in the mean is e^T J^T (diag p - p p^T) J e / 2, which small errors of the output have as their KL."""
     report = score(OBJECTIVES.create("sketch:probes=400"), context)
     floats = context.module(context.unseen.inputs()).detach()
     task = Classification()
     for layer, row in zip(context.layers, report.rows, strict=True):
-        if layer.name == "dead":
+        if layer.name in ("dead", "twice"):  # the second call of a unit rounds another input than in the float model
             continue
         at = CANDIDATES.index(Candidate.parse("W8A8"))
         state = context.calibration.state(layer.name, CANDIDATES[at])
         with torch.no_grad():
             kl = task.loss(install(context.module, {layer.name: state})(context.unseen.inputs()), floats)
-        assert row[at] == pytest.approx(kl, rel=0.15)
+        assert row[at] == pytest.approx(kl, rel=0.1)
 
 
 def test_a_dead_unit_has_no_damage_and_is_told(context):

@@ -219,12 +219,14 @@ def save_on_grid(job: Job, path: Path) -> None:
 
 
 def bare(module: nn.Module, states: Mapping[str, UnitState]) -> nn.Module:
-    """A copy of the float module with dequantised weights and float inputs, its layers not wrapped."""
+    """A copy of the float module with dequantised weights, the biases beside them, and float inputs, its layers not wrapped."""
     copied = install(module, {})
     with torch.no_grad():
         for unit, state in states.items():
             if state.weight is not None:
                 copied.get_submodule(unit).get_parameter("weight").copy_(state.weight.dequantize())
+            if state.bias is not None:
+                copied.get_submodule(unit).get_parameter("bias").copy_(state.bias)
     return copied
 
 

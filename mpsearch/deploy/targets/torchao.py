@@ -34,7 +34,7 @@ class TorchAo(Target):
 
     def states(self, job: Job) -> dict[str, UnitState]:
         """Linear layers and convolutions with float inputs: an input that is quantised as it comes has no fixed grid to compare with."""
-        return {unit: UnitState(state.candidate, state.weight, None, None) for unit, state in job.states.items()}
+        return {unit: UnitState(state.candidate, state.weight, bias=state.bias) for unit, state in job.states.items()}
 
     def reference(self, job: Job) -> nn.Module:
         """Quantised weights, float inputs."""
