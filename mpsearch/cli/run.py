@@ -66,11 +66,11 @@ def run(  # long for its options alone
     a_bits: InputBits = 8,
     objective: Annotated[
         list[str] | None,
-        typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated. sketch, output_mse and weight_mse without it."),
+        typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated. sketch and weight_mse without it."),
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Assignments whose loss is measured. 32, or 10 on the embedded default.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Assignments whose loss is measured. 12, or 6 on the embedded default.")] = None,
     sampler: Annotated[str, typer.Option(help="Who proposes them: mpsearch, or a baseline, tpe, nsga2 or random.")] = "mpsearch",
-    polish: Annotated[int | None, typer.Option(help="Exchanges around the best whose loss is measured afterwards. 32, or 10 on the embedded default.")] = None,
+    polish: Annotated[int | None, typer.Option(help="Exchanges around the best that are measured afterwards. 4, or 2 on the embedded default.")] = None,
     first_last_bits: FirstLastBits = None,
     method: Annotated[str, typer.Option(help="Finish: gptq (closed form), qdrop, brecq, adaround, attention_round or nearest, with :option=value.")] = "gptq",
     reconstruction_memory: Annotated[str, typer.Option(help="Bound on the memory that the reconstruction takes; it uses fewer images to keep it.")] = "8GiB",
@@ -106,7 +106,7 @@ def run(  # long for its options alone
     """Search, quantise, write the artifact, and report: all seven steps."""
     for text in budget or ():
         Budget.parse(text)  # before torch is imported: a slip is told at once
-    from mpsearch.pipeline import DEFAULT_OBJECTIVES, EMBEDDED_OBJECTIVES, RunConfig
+    from mpsearch.pipeline import DEFAULT_OBJECTIVES, RunConfig
     from mpsearch.pipeline import run as run_study
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.workers.crew import Crew
@@ -122,7 +122,7 @@ def run(  # long for its options alone
             config = replace(config, budgets=tuple(budget))
     else:
         widths, rules = split_bits(bits)
-        usual = 10 if model is None else 32
+        usual, refined = (6, 2) if model is None else (12, 4)
         config = RunConfig(
             budgets=tuple(budget or ()),
             model=model,
@@ -139,10 +139,10 @@ def run(  # long for its options alone
             layer_bits=rules,
             fix=tuple(fix or ()),
             a_bits=a_bits,
-            objectives=tuple(objective or (EMBEDDED_OBJECTIVES if model is None else DEFAULT_OBJECTIVES)),
+            objectives=tuple(objective or DEFAULT_OBJECTIVES),
             trials=usual if trials is None else trials,
             sampler=sampler,
-            polish=usual if polish is None else polish,
+            polish=refined if polish is None else polish,
             first_last_bits=first_last_bits,
             method=method,
             iterations=iterations,

@@ -99,8 +99,14 @@ def kl_by_image(logits: Tensor, reference: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(1)
 
 
-def clearly_lower(loss: Tensor, other: Tensor) -> bool:
-    """Whether the mean of `loss` is below that of `other` by more than two standard errors of their difference; N losses each, of the same images."""
+def clearly_lower(loss: Tensor, other: Tensor, errors: float = 2.0) -> bool:
+    """Whether the mean of a loss is below another's by more than some standard errors of their difference.
+
+    Args:
+        loss: Of N images, or other samples.
+        other: Of the same N.
+        errors: Standard errors.
+    """
     difference = (other - loss).double()
     error = difference.std(correction=0) / math.sqrt(len(difference))
-    return bool(difference.mean() > 2 * error)
+    return bool(difference.mean() > errors * error)

@@ -24,9 +24,7 @@ _LEAST = {
 }
 USUAL_IMAGES = (512, 256, 256)
 """For calibration and search, and for evaluation at least, where nothing is said and there are as many."""
-DEFAULT_OBJECTIVES = ("sketch", "output_mse", "weight_mse")
-EMBEDDED_OBJECTIVES = ("sketch", "weight_mse")
-"""Of the embedded default, which is to be done in minutes."""
+DEFAULT_OBJECTIVES = ("sketch", "weight_mse")
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,9 @@ class RunConfig:
     fix: tuple[str, ...] = ()
     first_last_bits: int | None = None
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
-    trials: int = 32
+    trials: int = 12
     sampler: str = "mpsearch"
-    polish: int = 32
+    polish: int = 4
     method: str = "gptq"
     iterations: int | None = None
     search_states: str = "gptq"

@@ -33,7 +33,7 @@ from mpsearch.pipeline.steps.costs import sized_problem
 from mpsearch.pipeline.steps.subject import load_subject
 from mpsearch.problem import Candidate, bytes_at, float_bytes
 
-QUICK = {"trials": 2, "polish": 0, "iterations": 0, "search_iterations": 0, "target": "packed", "objectives": ("weight_mse",)}
+QUICK = {"trials": 2, "polish": 0, "iterations": 0, "target": "packed", "objectives": ("weight_mse",)}
 
 
 class Net(nn.Module):
@@ -307,7 +307,7 @@ def seconds():
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 start = seconds()
-result = search(net, images, budgets=["5bits"], trials=2, polish=0, iterations=0, search_iterations=0)
+result = search(net, images, budgets=["5bits"], trials=2, polish=0, iterations=0)
 print("took", seconds() - start)
 print("measured", result["best"]["measured"]["latency_us"])
 """

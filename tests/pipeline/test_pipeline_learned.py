@@ -1,15 +1,17 @@
-"""The search sees states that a reconstruction has left, not those of rounding to nearest."""
+"""The search sees states in closed form, or those that a reconstruction has left, not those of rounding to nearest."""
 
 import json
 
 import pytest
 import torch
 
-from mpsearch.errors import OptionError
+from mpsearch.errors import OptionError, UnknownNameError
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.pipeline import run
+from mpsearch.pipeline.config import SearchStates
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
+from mpsearch.pipeline.steps import learned
 from mpsearch.pipeline.steps.costs import sized_problem
 from mpsearch.pipeline.steps.learned import searched_calibration
 from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
@@ -28,7 +30,7 @@ def uniform(shop, bits):
 
 
 def test_every_candidate_is_learned_and_a_uniform_assignment_is_what_its_reconstruction_gave(settings, tmp_path):
-    shop, problem = prepared(settings(bits=(3, 5), search_iterations=10), tmp_path)
+    shop, problem = prepared(settings(bits=(3, 5), search_states="reconstructed:steps=10", method="qdrop"), tmp_path)
     searched = searched_calibration(problem, shop)
     assert set(searched.learned) == {(unit, Candidate(b, 8)) for unit in shop.subject.units for b in (3, 5)}
     again = shop.reconstructed(uniform(shop, 3), "again", 10)
@@ -42,27 +44,59 @@ def test_every_candidate_is_learned_and_a_uniform_assignment_is_what_its_reconst
 
 
 def test_fixed_ends_are_learned_at_their_own_candidate(settings, tmp_path):
-    shop, problem = prepared(settings(bits=(3,), first_last_bits=8, search_iterations=4), tmp_path)
-    learned = searched_calibration(problem, shop).learned
+    shop, problem = prepared(settings(bits=(3,), first_last_bits=8, search_states="reconstructed:steps=4", method="qdrop"), tmp_path)
+    states = searched_calibration(problem, shop).learned
     first, last = shop.subject.units[0], shop.subject.units[-1]
-    assert {(u, str(c)) for u, c in learned} == {(u, "W8A8" if u in (first, last) else "W3A8") for u in shop.subject.units}
+    assert {(u, str(c)) for u, c in states} == {(u, "W8A8" if u in (first, last) else "W3A8") for u in shop.subject.units}
 
 
-def test_no_steps_leave_rounding_to_nearest(settings, tmp_path):
-    shop, problem = prepared(settings(search_iterations=0), tmp_path)
+def test_states_in_closed_form_are_the_default_and_are_kept_unit_by_unit(settings, tmp_path, monkeypatch):
+    shop, problem = prepared(settings(bits=(3, 5)), tmp_path)
+    searched = searched_calibration(problem, shop)
+    assert set(searched.rounded) == {(unit, b, "channel") for unit in shop.subject.units for b in (3, 5)}
+    images = shop.subject.splits.search
+    losses = [FastEvaluator(shop.subject.module, c, images).measure(uniform(shop, 3)) for c in (searched, shop.calibration)]
+    assert losses[0] < losses[1]
+    kept = sorted((tmp_path / "steps").glob("codes-*/*.safetensors"))
+    assert len(kept) == len(shop.subject.units)
+    kept[0].unlink()  # as if the run had ended before it
+    asked = []
+    real = learned.round_units
+    monkeypatch.setattr(learned, "round_units", lambda *given, **rest: real(*_told(asked, given), **rest))
+    again = searched_calibration(problem, shop)
+    assert len(asked) == 1 and all(torch.equal(again.rounded[key], codes) for key, codes in searched.rounded.items())
+    assert learned.states_digest(again) == learned.states_digest(searched) != learned.states_digest(shop.calibration)
+
+
+def _told(asked, given):
+    asked.extend(given[2])
+    return given
+
+
+def test_what_the_search_sees_is_asked_for_by_name(settings, tmp_path):
+    shop, problem = prepared(settings(search_states="nearest"), tmp_path)
     assert searched_calibration(problem, shop) is shop.calibration
-    with pytest.raises(OptionError, match="search_iterations is -1; it must be 0 or more"):
-        settings(search_iterations=-1)
+    assert SearchStates.parse("reconstructed") == SearchStates("reconstructed", 20)
+    with pytest.raises(UnknownNameError, match="'gptk'"):
+        settings(search_states="gptk")
+    for text in ("gptq:steps=3", "reconstructed:steps=0", "reconstructed:step=3"):
+        with pytest.raises(OptionError, match="reconstructed:steps=20 with at least 1 step"):
+            settings(search_states=text)
 
 
-def test_the_default_is_a_quarter_of_the_steps_and_tables_of_both_kinds_are_kept_apart(settings, tmp_path):
-    assert (settings(iterations=20).search_steps, settings(model=None, data=None).search_steps) == (5, 0)
-    run(settings(), Study(tmp_path))
-    before = set((tmp_path / "steps").glob("score-output_mse*"))
-    assert settings().learning and before
-    run(settings(search_iterations=0), Study(tmp_path / "other"))
-    others = {p.name for p in (tmp_path / "other" / "steps").glob("score-output_mse*")}
-    assert others and not others & {p.name for p in before}
+def test_biases_are_corrected_unless_it_is_left_out(settings, tmp_path):
+    shop, _ = prepared(settings(), tmp_path)
+    plain, _ = prepared(settings(bias_correction=False), tmp_path)
+    unit, candidate = shop.subject.units[0], Candidate(3, 8)
+    assert shop.calibration.state(unit, candidate).bias is not None and plain.calibration.state(unit, candidate).bias is None
+
+
+def test_tables_of_all_states_are_kept_apart(settings, tmp_path):
+    names = []
+    for states in ("gptq", "nearest", "reconstructed:steps=2"):
+        run(settings(search_states=states, method="qdrop", iterations=2), Study(tmp_path / states[:5]))
+        names.append({p.name for p in (tmp_path / states[:5] / "steps").glob("score-output_mse*")})
+    assert all(names) and len(set.union(*names)) == sum(map(len, names))
 
 
 @pytest.mark.parametrize("objectives", [("pairwise:images=8,scope=full", "weight_mse"), ("pairwise:images=8,scope=full",)])

@@ -90,7 +90,7 @@ def test_only_finalists_and_the_artifact_are_evaluated_on_all_evaluation_images(
 
 
 def test_what_each_block_gained_is_in_the_results_and_survives_an_interruption(settings, tmp_path):
-    config = settings(trials=2, polish=0, iterations=3, search_iterations=0)
+    config = settings(trials=2, polish=0, method="qdrop:start=nearest", iterations=3, search_states="nearest")
     result = run(config, Study(tmp_path))
     done = [row for row in result["rows"] if "reconstructed" in row]
     assert done and all("gained" not in row for row in result["rows"] if row not in done)

@@ -18,7 +18,14 @@ from mpsearch.pipeline.progress import Silent
 
 def test_a_run_on_weights_alone_keeps_its_promise(tmp_path, settings, monkeypatch):
     config = settings(
-        a_bits=16, bits=(2, 4, 8), fix=("head=W8A8",), iterations=4, search_iterations=2, trials=4, objectives=("output_mse:images=8", "kl:images=4")
+        a_bits=16,
+        bits=(2, 4, 8),
+        fix=("head=W8A8",),
+        method="qdrop",
+        iterations=4,
+        search_states="reconstructed:steps=2",
+        trials=4,
+        objectives=("output_mse:images=8", "kl:images=4"),
     )
     study = Study(tmp_path / "study")
     result = run(config, study)

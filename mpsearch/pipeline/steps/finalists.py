@@ -15,6 +15,9 @@ from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Budget, Problem, mean_bits
 from mpsearch.reconstruct import Calibration
 
+TIE = 1.0
+"""Standard errors of the paired difference on the search images up to which the uniform assignment, being the simpler one, wins."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -88,9 +91,10 @@ def _best_of(done: Sequence[Row], uniform: Indices | None, learned: Mapping[Indi
     plain = next((row for row in done if row.indices == uniform), None)
     if plain is None or plain is best:
         return best, "least loss on the search images"
-    if clearly_lower(*(workshop.evaluation.search_losses(learned[row.indices]) for row in (best, plain))):
-        return best, f"least loss on the search images, by more than two standard errors below {plain.label}"
-    return plain, f"{best.label} is better on the search images by less than two standard errors"
+    ours, theirs = (workshop.evaluation.search_losses(learned[row.indices]) for row in (best, plain))
+    if clearly_lower(ours, theirs, TIE):
+        return best, f"least loss on the search images, by more than {TIE:g} standard error below {plain.label}"
+    return plain, f"a tie with {best.label}, which is better on the search images by less than {TIE:g} standard error"
 
 
 def _row(label: str, problem: Problem, indices: Indices, budgets: Sequence[Budget], searched: Calibration, workshop: Workshop) -> Row:
