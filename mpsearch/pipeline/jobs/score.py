@@ -14,8 +14,10 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.steps.costs import sized_problem
+from mpsearch.pipeline.steps.learned import searched_calibration
 from mpsearch.pipeline.steps.scores import Scorer, interacts
 from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
+from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Problem
 from mpsearch.reconstruct import Calibration
 
@@ -33,7 +35,8 @@ class Scored:
     Args:
         config: Settings; `objectives` as typed, options included.
         subject: Model and images.
-        calibration: Quantisers.
+        calibration: The states that the search would see.
+        workshop: Finishes assignments.
         problem: Sizes, and a table for each objective under its name as typed, with its interactions where it has some.
         about: Objective as typed -> seconds, violations, unit.
     """
@@ -41,6 +44,7 @@ class Scored:
     config: RunConfig
     subject: Subject
     calibration: Calibration
+    workshop: Workshop
     problem: Problem
     about: dict[str, dict[str, Any]]
 
@@ -70,12 +74,14 @@ def score_held(config: RunConfig, study: Study, progress: Progress) -> Scored:
     """The same for a caller that holds the folder."""
     claim(study, config)
     subject = load_subject(config, progress)
-    problem, calibration = sized_problem(subject, config), calibrate_subject(subject, config, progress)
+    workshop = Workshop(subject, calibrate_subject(subject, config, progress), config, study, progress)
+    problem = sized_problem(subject, config)
+    calibration = searched_calibration(problem, workshop)
     about: dict[str, dict[str, Any]] = {}
     scorer = Scorer(subject, calibration, config, study, progress)
     for text in dict.fromkeys(config.objectives):
         problem, about[text] = scorer.add(problem, text, text)
-    scored = Scored(config, subject, calibration, problem, about)
+    scored = Scored(config, subject, calibration, workshop, problem, about)
     files.write_json(study.path / "scores.json", scored.to_json())
     return scored
 

@@ -18,6 +18,10 @@ UNSEEN = (
     "The best known is the least of all that was measured on the search images, so it is too good for these; here it and the optima are measured on "
     "{images} evaluation images, by which nothing was chosen. regret: mean loss above that of the best known, as a share, with its standard error."
 )
+FINISHED = (
+    "What is delivered: the optima finished by {method}, on the same {images} images; mean loss, and in brackets how far it is above the best "
+    "of the row's budget, as a share, with its standard error."
+)
 
 
 def card(result: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -35,13 +39,24 @@ def unseen_card(result: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str
     return header, [*rows, ("(uniform bits)", *map(_with_error, uniform), "")]
 
 
+def finished_card(result: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Losses of the finished optima on the same images, and how far they are above the best of them at each budget."""
+    header = ("objective", *(f"finished {budget['bits']:g}b" for budget in result["budgets"]))
+
+    def cells(measured: list[dict[str, float | None] | None]) -> list[str]:
+        return ["-" if m is None or m["loss"] is None else f"{m['loss']:.4g} ({_with_error(m)})" for m in measured]
+
+    rows = [(o["objective"], *cells([optimum["finished"] for optimum in o["optima"]])) for o in _ranked(result, "worst_unseen")]
+    return header, [*rows, ("(uniform bits)", *cells([budget["uniform_finished"] for budget in result["budgets"]]))]
+
+
 def _ranked(result: dict[str, Any], by: str) -> list[dict[str, Any]]:
     return sorted(result["objectives"], key=lambda o: (o[by] is None, o[by] or 0.0, o["seconds"]))
 
 
 def markdown(result: dict[str, Any]) -> str:
     """A section: settings, the table, the best known at each budget, and who keeps within 10% of it."""
-    (header, rows), (unseen_header, unseen_rows) = card(result), unseen_card(result)
+    (header, rows), (unseen_header, unseen_rows), (done_header, done_rows) = card(result), unseen_card(result), finished_card(result)
     lines = [
         f"## {result['model'].rpartition('/')[2]}",
         "",
@@ -56,6 +71,12 @@ def markdown(result: dict[str, Any]) -> str:
         _line(unseen_header),
         "|---" * len(unseen_header) + "|",
         *map(_line, unseen_rows),
+        "",
+        FINISHED.format(images=result["images"]["unseen"], method=result["method"]),
+        "",
+        _line(done_header),
+        "|---" * len(done_header) + "|",
+        *map(_line, done_rows),
         "",
         _verdict(result),
         "",
@@ -100,7 +121,7 @@ def _settings(result: dict[str, Any]) -> str:
     low = next((o["low_bits"]["count"] for o in result["objectives"]), 0)
     return (
         f"Weight bits {bits}, input bits {result['a_bits']}; {images['calibration']} calibration images, {images['search']} search images, "
-        f"seed {result['seed']}. True loss: {result.get('measure', 'KL')} to the float model on the search images, weights rounded to nearest; "
+        f"seed {result['seed']}. True loss: {result.get('measure', 'KL')} to the float model on the search images, states {result['states']}; "
         f"{each}{result['measured']} assignments measured, {len(result['samples'])} of them samples "
         f"spread over the sizes ({low} of at most 4 bits a weight), {local} steps of local search at each budget. "
         f"{LEGEND}"

@@ -18,6 +18,7 @@ from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.jobs.score import Scored, score_held
 from mpsearch.pipeline.progress import Advance, Progress, Silent
 from mpsearch.pipeline.steps.costs import resolve_budgets
+from mpsearch.pipeline.steps.learned import states_digest
 from mpsearch.pipeline.steps.uniforms import Uniform, uniforms
 from mpsearch.pipeline.validation.agreement import agreement, regret
 from mpsearch.pipeline.validation.losses import Indices, LossBook
@@ -72,11 +73,12 @@ class Effort:
 def validate_objectives(config: RunConfig, study: Study, effort: Effort | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """Score, sample, measure and compare; write `validation.json` and `validation.md`.
 
-    The true loss is the KL divergence from the float model on the search images, weights rounded to nearest. At each budget the best
+    The true loss is the damage on the search images, with the states that a search would see. At each budget the best
     known is the least loss of all that is measured here and fits: samples, every objective's exact optimum, uniform
     bits, and a short local search that starts from the best of these and follows each objective in turn and chance.
     Being the least of many on these images, it is too good for them: the best known, the optima and uniform bits are therefore
-    measured once more on evaluation images, which nothing was chosen by, and the regrets there have a standard error.
+    measured once more on evaluation images, which nothing was chosen by, and the regrets there have a standard error. There
+    the optima and uniform bits are also finished by the method of the settings, and compared with the best of them.
     Every loss is kept when it is measured, so an interrupted call goes on where it stopped.
 
     Args:
@@ -120,7 +122,7 @@ def _budgets(scored: Scored, levels: Sequence[float], progress: Progress) -> tup
 def _key(scored: Scored) -> list[Any]:
     """What a loss depends on but for its images and the assignment."""
     calibration, hashes = scored.calibration, scored.subject.hashes
-    key: list[Any] = [hashes["weights"], hashes["calibration"], calibration.weight_observer, calibration.input_observer]
+    key: list[Any] = [hashes["weights"], hashes["calibration"], calibration.weight_observer, calibration.input_observer, states_digest(calibration)]
     key += [[[str(c) for c in row] for row in scored.problem.candidates], scored.config.seed]
     return key if scored.config.task == "classification" else [*key, scored.config.task]
 
@@ -218,6 +220,7 @@ def _result(scored: Scored, effort: Effort, samples: list[Indices], found: list[
     sizes = {indices: problem.cost(indices).size_bytes or 0.0 for indices in book.asked}
     best = [min((i for i in book.asked if sizes[i] <= one.budget.limit), key=lambda i: book.asked[i].value) for one in found]
     unseen.measure([i for one, known in zip(found, best, strict=True) for i in (known, *one.measured)], progress)
+    unseen.finish([indices for one in found for indices in one.measured], progress)
     budgets = [_budget_json(problem, one, known, book, unseen) for one, known in zip(found, best, strict=True)]
     return {
         "schema": SCHEMA,
@@ -225,6 +228,8 @@ def _result(scored: Scored, effort: Effort, samples: list[Indices], found: list[
         "model": config.model or "the embedded default",
         "bits": list(config.bits),
         "a_bits": config.a_bits,
+        "states": config.search_states,
+        "method": config.method,
         "seed": config.seed,
         "samples_asked": effort.samples,
         "local_steps": effort.local_steps,
@@ -254,6 +259,7 @@ def _budget_json(problem: Problem, found: _Found, best: Indices, book: LossBook,
         "uniform_loss": None if uniform is None else _plain(uniform),
         "uniform_regret": None if uniform is None else _plain(regret(uniform, loss.value)),
         "uniform_unseen": None if found.uniform is None else unseen.compare(found.uniform, best),
+        "uniform_finished": None if found.uniform is None else unseen.compare_finished(found.uniform, found.measured),
     }
 
 
@@ -295,6 +301,7 @@ def _optimum_json(problem: Problem, text: str, found: _Found, best: Indices, boo
         "loss": _plain(loss),
         "regret": _plain(regret(loss, book.asked[best].value)),
         "unseen": unseen.compare(indices, best),
+        "finished": unseen.compare_finished(indices, found.measured),
         "assignment": problem.assignment(indices).to_json(),
     }
 
