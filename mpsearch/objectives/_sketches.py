@@ -100,8 +100,8 @@ class _Walk:
     def run(self) -> Sketches:
         """All images."""
         self._prepare()
-        done = 0
-        for inputs, _ in self._images.batches(self._batch):
+        done, batches = 0, -(-len(self._images) // self._batch)
+        for number, (inputs, _) in enumerate(self._images.batches(self._batch), start=1):
             with (
                 only_these(self._context.module),
                 recorded(self._context.module, self._others, "output") as calls,
@@ -110,7 +110,7 @@ class _Walk:
                 outputs = logits_of(self._context.module, inputs, any_shape=True)
             self._add(outputs, taps.met, calls, slice(done, done + len(inputs)))
             done += len(inputs)
-            self._context.on_step(done, len(self._images))
+            self._context.on_step(number, batches)
         return self._found
 
     def _weight(self, unit: str) -> Tensor:
