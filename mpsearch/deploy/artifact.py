@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mpsearch import files
-from mpsearch.deploy.foreign import one_message
 from mpsearch.deploy.targets import TARGETS, Job, Target
 from mpsearch.errors import CheckpointError, MpsearchError, UserError
+from mpsearch.foreign import one_message
 from mpsearch.models import ModelSource
 from mpsearch.problem import Assignment
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from mpsearch.errors import ModelError, MpsearchError
+from mpsearch.errors import MpsearchError
 from mpsearch.quant import UnitState
 
 _MOVES = {
@@ -59,30 +59,43 @@ def constant_value(model: ModelProto, name: str) -> NDArray[Any] | None:
 def with_biases(model: ModelProto, states: Mapping[str, UnitState]) -> ModelProto:
     """A copy of a float graph in which the units of these states add the biases that these name.
 
-    Raises: ModelError: The graph does not add a constant behind the unit's product.
+    A bias of zeros may have been left out of the graph; then it is put there.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
     readers = readers_of(copy.graph.node)
     held = {i.name for i in copy.graph.initializer}
+    added: list[NodeProto] = []
     for node in list(copy.graph.node):
         unit = unit_of(node)
         bias = states[unit].bias if unit in states and node.op_type in ("Conv", "Gemm", "MatMul") else None
         if bias is None:
             continue
         name = f"{unit}.corrected_bias"
-        if len(node.input) > 2 and node.input[2]:
-            node.input[2] = name
-        else:
-            adding = [r for r in readers[node.output[0]] if r.op_type == "Add" and unit_of(r) == unit]
-            if len(adding) != 1:
-                raise ModelError(f"The exported graph adds no bias of its own for the unit {unit!r}. Run with --no-bias-correction.")
+        adding = [r for r in readers[node.output[0]] if r.op_type == "Add" and unit_of(r) == unit]
+        if node.op_type != "MatMul":
+            del node.input[2:]
+            node.input.append(name)
+        elif adding:
             (at,) = (i for i, given in enumerate(adding[0].input) if given != node.output[0])
             adding[0].input[at] = name
+        else:
+            added.append(_behind(node, name))
         if name not in held:
             held.add(name)
             copy.graph.initializer.append(numpy_helper.from_array(bias.detach().cpu().numpy(), name))
+    if added:
+        replace_nodes(copy, [*copy.graph.node, *added], [])
     return copy
+
+
+def _behind(node: NodeProto, bias: str) -> NodeProto:
+    """An addition of the same scope that takes the output of a node, which is renamed."""
+    output = node.output[0]
+    node.output[0] = f"{output}_product"
+    adding = helper.make_node("Add", [node.output[0], bias], [output])
+    adding.metadata_props.extend(node.metadata_props)
+    return adding
 
 
 def readers_of(nodes: Iterable[NodeProto]) -> dict[str, list[NodeProto]]:

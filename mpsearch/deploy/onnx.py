@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch import files
-from mpsearch.deploy.foreign import one_message
 from mpsearch.deploy.graph import constant_value, drop_unused, keep_arithmetic, keep_pads, readers_of, replace_nodes, unit_of, with_biases
 from mpsearch.errors import ModelError
+from mpsearch.foreign import one_message
 from mpsearch.hardware.backends.ort_cpu import executed, kernels_of, session
 from mpsearch.hardware.bench import time_apart
 from mpsearch.hardware.measure import Timing

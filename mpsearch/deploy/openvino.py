@@ -17,9 +17,9 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from mpsearch.deploy.foreign import one_message
 from mpsearch.deploy.graph import unit_of, with_biases
 from mpsearch.errors import ModelError
+from mpsearch.foreign import one_message
 from mpsearch.hardware.bench import time_apart
 from mpsearch.hardware.ir import PREFIX, fallbacks, read_ir, write_ir
 from mpsearch.hardware.measure import Timing

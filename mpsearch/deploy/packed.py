@@ -27,7 +27,7 @@ from mpsearch.deploy.building import architecture
 from mpsearch.deploy.input_codes import decode, encode
 from mpsearch.deploy.payload import DTYPES, OPEN_SEAL, check_seal, nbytes, put_stored, require_dense, seal, stored_form, to_stored
 from mpsearch.errors import CheckpointError, MpsearchError, UserError
-from mpsearch.models import ModelSource, as_float, fold_batch_norm
+from mpsearch.models import ModelSource, as_stored, fold_batch_norm
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, install, pack, packed_nbytes, unpack
 from mpsearch.quant.products import product_names
@@ -176,7 +176,7 @@ def open_packed(path: str | Path, model: nn.Module | None = None, *, folded: boo
     path = Path(path)
     header, tensors = _read(path)
     source, pairs, assignment = _parsed(path, header)
-    given = architecture(path, source, tensors) if model is None else as_float(model)
+    given = architecture(path, source, tensors) if model is None else as_stored(model, {name: tensor.dtype for name, tensor in tensors.items()})
     try:
         module = fold_batch_norm(given, [] if folded and model is not None else pairs)
         products = set(product_names(module, assignment))

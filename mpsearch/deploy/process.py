@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.deploy.artifact import Artifact, open_artifact
-from mpsearch.deploy.foreign import one_message
 from mpsearch.errors import CheckpointError
+from mpsearch.foreign import one_message
 from mpsearch.hardware.fresh import Loaded, bench_of, outputs_of
 from mpsearch.hardware.qdq import Array
 from mpsearch.models import ModelSource, build_model
@@ -60,7 +60,6 @@ def load(folder: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
     model, failed = _model(artifact, options["model"]), f"{target.runs_with.partition(',')[0]} cannot run it"
     with one_message(failed):
         run = target.load(artifact.folder, threads, model)
-    del model
 
     def computed(inputs: Array) -> Array:
         with torch.no_grad(), one_message(failed):

@@ -24,6 +24,7 @@ import numpy as np
 
 from mpsearch.allocator import keep_freed_memory
 from mpsearch.errors import MpsearchError, UserError
+from mpsearch.foreign import one_message
 from mpsearch.hardware.backends.ort_cpu import executed, session
 from mpsearch.hardware.bench import TRIES, time_apart
 from mpsearch.hardware.device import identity
@@ -164,7 +165,8 @@ def _ask(program: Program | Path, asked: Mapping[str, Any], inputs: Array, threa
 
 def load_onnx(path: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
     """A file for ONNX Runtime."""
-    live = session(path, threads)
+    with one_message(f"ONNX Runtime cannot open {path}"):
+        live = session(path, threads)
     name = live.get_inputs()[0].name
     about = lambda: {"executed": executed(path, threads), "fallbacks": {}, "bytes": path.stat().st_size}  # noqa: E731
     return Loaded(lambda x: np.asarray(live.run(None, {name: x})[0]), about, str(identity()))
@@ -200,8 +202,9 @@ def _main(text: str) -> int:
         before = _peak_bytes()
         if job["do"] == "run":  # what is timed has the allocator that it will have
             keep_freed_memory()
-        loaded = load(Path(job["path"]), int(job["threads"]), job["options"])
-        outputs, answer = _DO[job["do"]](loaded, job, before)
+        with one_message(f"{job['path']} cannot be run"):
+            loaded = load(Path(job["path"]), int(job["threads"]), job["options"])
+            outputs, answer = _DO[job["do"]](loaded, job, before)
     except MpsearchError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code

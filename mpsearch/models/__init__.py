@@ -5,7 +5,7 @@ from mpsearch.models.blocks import Block
 from mpsearch.models.fold import find_foldable, fold_batch_norm
 from mpsearch.models.function import require_function
 from mpsearch.models.graph import ModelGraph, analyze
-from mpsearch.models.load import LoadedModel, ModelSource, as_float, build_model, from_module, load_model, unwrapped
+from mpsearch.models.load import LoadedModel, ModelSource, as_float, as_stored, build_model, from_module, load_model, unwrapped
 from mpsearch.models.record import trace_model
 from mpsearch.models.text import SpanHead, TextModel
 from mpsearch.models.trace import Trace
@@ -21,6 +21,7 @@ __all__ = [
     "Trace",
     "analyze",
     "as_float",
+    "as_stored",
     "build_model",
     "check_finite",
     "find_foldable",

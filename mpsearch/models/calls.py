@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mpsearch.errors import ModelError
-from mpsearch.models.reason import first_line
+from mpsearch.foreign import first_line
 from mpsearch.models.tree import prepared
 
 _Sizes = list[tuple[int, int] | None]

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mpsearch.errors import ModelError, UnknownNameError
-from mpsearch.models.reason import first_line
+from mpsearch.foreign import first_line
 from mpsearch.models.tree import copied
 from mpsearch.models.weights import check_finite, load_weights
 
@@ -180,6 +180,16 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def as_float(module: nn.Module) -> nn.Module:
     """A copy in float32 and eval mode: what a module that was given as an object is taken for, whenever it is given."""
     return copied(unwrapped(module)).float().eval()
+
+
+def as_stored(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> nn.Module:
+    """A copy in eval mode whose numbers have the types of a file: float32, but where the file has a tensor of another type."""
+    copy = copied(unwrapped(module)).eval()
+    for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
+        dtype = dtypes.get(name, torch.float32)
+        if tensor.is_floating_point() and dtype.is_floating_point:
+            tensor.data = tensor.data.to(dtype)
+    return copy
 
 
 def _import_file(path: Path) -> ModuleType:

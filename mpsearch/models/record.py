@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from mpsearch.errors import ModelError
-from mpsearch.models.reason import first_line
+from mpsearch.foreign import first_line
 from mpsearch.models.trace import PRODUCTS, Constant, Frame, Op, Trace
 from mpsearch.models.tree import canonical_names, prepared
 from mpsearch.problem import ConvAttributes

@@ -12,11 +12,11 @@ from torch import nn
 from mpsearch.cli import export as cli
 from mpsearch.cli._show import Format
 from mpsearch.deploy.artifact import MANIFEST, open_artifact, write_artifact
-from mpsearch.deploy.foreign import one_message, reason_of
 from mpsearch.deploy.openvino import quantize_openvino
 from mpsearch.deploy.process import run_apart
 from mpsearch.deploy.targets import TARGETS
 from mpsearch.errors import MpsearchError, UserError
+from mpsearch.foreign import one_message, reason_of
 from mpsearch.hardware.qdq import OPSET
 from mpsearch.pipeline.jobs.export import Point, export_points
 from mpsearch.problem import Assignment
@@ -125,13 +125,10 @@ class FakeDeployer:
     """Exports to every target but those that fail."""
 
     def __init__(self, folder, failing):
-        self.folder, self.failing, self.written, self.workshop = folder, failing, [], self
+        self.folder, self.failing, self.written, self.workshop, self.subject = folder, failing, [], self, None
 
     def states_of(self, point):
         return {}
-
-    def write_assignment(self, path, assignment, about):
-        self.written.append(path.name)
 
     def export(self, point, text):
         if text in self.failing:
@@ -140,8 +137,9 @@ class FakeDeployer:
         return row | {"notes": [], "mean_bits": 8.0, "folder": "f", "measure": "kl"}
 
 
-def test_one_target_that_fails_does_not_keep_the_others(tmp_path):
+def test_one_target_that_fails_does_not_keep_the_others(tmp_path, monkeypatch):
     deployer = FakeDeployer(tmp_path, {"openvino": MpsearchError("one"), "torchao": UserError("two")})
+    monkeypatch.setattr("mpsearch.pipeline.jobs.export.write_assignment", lambda _, folder, *rest: deployer.written.append(folder.name))
     points = [Point(label, Assignment(()), False) for label in ("best", "float")]
     rows, failed = export_points(deployer, points, ["openvino", "onnx", "torchao", "packed"])
     wanted = [(label, text) for label in ("best", "float") for text in ("onnx", "packed")]

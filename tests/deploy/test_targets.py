@@ -254,7 +254,7 @@ def test_options_are_added_to_those_of_an_alias():
     assert TARGETS.create("openvino-cpu-bf16:overflow_fix=on") == TARGETS.create("openvino:precision=bf16,overflow_fix=on")
 
 
-@pytest.mark.parametrize("text", ["onnx:four_bit=matmulnbits", "openvino:overflow_fix=on", "onnx-tensorrt", "torchao", "modelopt", "nncf"])
+@pytest.mark.parametrize("text", ["onnx:four_bit=matmulnbits", "openvino:overflow_fix=off", "onnx-tensorrt", "torchao", "modelopt", "nncf"])
 def test_what_no_backend_times_is_for_export_alone(text, tmp_path):
     target = TARGETS.create(text)
     assert not target.in_run

@@ -338,7 +338,7 @@ class TestOddUnits:
                 state = context.calibration.state("twice", c)
                 w = state.weight.dequantize()
                 for read, out, grad in zip(reads[:2], outs, grads[:2], strict=True):
-                    moved = F.linear(state.activation.fake_quantize(read.detach()), w, net.twice.bias) - out
+                    moved = F.linear(state.activation.fake_quantize(read.detach()), w, state.bias) - out
                     expected["gradient"][i] += (grad**2 * moved**2).sum().item() / len(images)
                 expected["fisher"][i] += (grads[2] ** 2 * (w - weight) ** 2).sum().item() / len(images)
         assert np.allclose(rows_of("gradient:target=labels", context)[at, :-1], expected["gradient"], rtol=1e-3)

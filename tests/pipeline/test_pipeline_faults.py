@@ -81,7 +81,7 @@ def test_what_search_takes_load_gives_back_bit_for_bit(make, tmp_path):
     before = {name: (value.dtype, value.clone()) for name, value in model.state_dict().items()}
     best = search(model, tmp_path)["best"]
     assert best["artifact"]["reloaded_bit_for_bit"]
-    back = mpsearch.load(tmp_path / "study" / "artifact" / "best.safetensors", model=model)
+    back = mpsearch.load(tmp_path / "study" / "artifact" / "model.safetensors", model=model)
     with torch.no_grad():
         output = back(images().inputs([0, 1]))
     assert output.shape == (2, 4) and output.dtype == torch.float32
@@ -165,7 +165,7 @@ class Heard(Silent):
 def test_few_images_are_shared_with_a_warning(tmp_path):
     heard = Heard()
     result = search(net(), tmp_path, progress=heard)
-    assert result["rows"][0]["nearest"]["metrics"]["images"] == 24
+    assert result["rows"][0]["searched"]["metrics"]["images"] == 24
     assert any(line.startswith("Warning: pictures has few images: 48 calibrate, 24 judge") for line in heard.lines)
 
 
@@ -260,17 +260,17 @@ def test_a_failure_leaves_no_empty_study_and_nothing_of_others(tmp_path):
 def test_another_budget_replaces_no_artifact(tmp_path, settings):
     study, asked = Study(tmp_path / "study"), {"trials": 2, "polish": 0, "iterations": 0}
     run(settings(**asked), study)
-    (study.path / "report.html").write_text(f"see {study.artifact}/best.safetensors")
+    (study.path / "report.html").write_text(f"see {study.artifact}/model.safetensors")
     first = {p.name: p.read_bytes() for p in study.artifact.iterdir()}
     run(settings(budgets=("4bits",), **asked), study)
     earlier = study.path / "earlier" / "5bits"
     assert {p.name: p.read_bytes() for p in (earlier / "artifact").iterdir()} == first
-    assert json.loads((earlier / "best.json").read_text())["artifact"]["packed"] == str(earlier / "artifact" / "best.safetensors")
-    assert (earlier / "report.html").read_text() == f"see {earlier}/artifact/best.safetensors"
+    assert json.loads((earlier / "best.json").read_text())["artifact"]["packed"] == str(earlier / "artifact" / "model.safetensors")
+    assert (earlier / "report.html").read_text() == f"see {earlier}/artifact/model.safetensors"
     assert json.loads((study.path / "best.json").read_text())["budgets"][0]["text"] == "4bits"
     again = run(settings(**asked), study)
     assert {p.name: p.read_bytes() for p in study.artifact.iterdir()} == first and again["best"]["budgets"][0]["text"] == "5bits"
-    assert (study.path / "earlier" / "4bits" / "artifact" / "best.safetensors").is_file()
+    assert (study.path / "earlier" / "4bits" / "artifact" / "model.safetensors").is_file()
     run(settings(**asked), study)
     assert (study.path / "earlier" / "5bits" / "artifact").is_dir() and study.artifact.is_dir()
 

@@ -7,13 +7,19 @@ import re
 from collections.abc import Iterator
 
 from mpsearch.errors import MpsearchError
-from mpsearch.models.reason import first_line
 
 _LONGEST = 300
 _FRAME = re.compile(r"Exception from |Check '|FrontEnd API failed|Model wasn't fully|While validating|-- |.*\.[ch]pp:\d+")
 """Lines that say where in OpenVINO's sources something was noticed, not what."""
 _SIGNATURE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ .*\) (?=\S)")
 """Where in its sources ONNX Runtime noticed something: file, line and C++ function."""
+
+
+def first_line(error: Exception) -> str:
+    """First line with text of an error's message, or its class where it has none; ends with a full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def reason_of(error: Exception) -> str:
