@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from mpsearch.deploy import export_float, measure_onnx, quantize_onnx, run_onnx, save_onnx
 from mpsearch.deploy.onnx import exact
-from mpsearch.errors import ModelError
+from mpsearch.errors import ModelError, MpsearchError
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import OBSERVERS, fake_quantize, install
 
@@ -189,7 +189,7 @@ def test_a_write_that_fails_leaves_the_old_file(exported, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(path), "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(MpsearchError, match="No space left"):
         save_onnx(path, quantize_onnx(graph, net.calibration.states(net.uniform("W4A8")), net.calibration))
     monkeypatch.undo()
     assert path.read_bytes() == held and [p.name for p in tmp_path.iterdir()] == ["best.onnx"]

@@ -75,7 +75,7 @@ def test_a_memory_that_one_image_exceeds_is_refused_with_what_it_takes(settings,
         shop.reconstructed(uniform(shop), "small")
 
 
-@pytest.mark.parametrize("changes", [{"method": "nearest"}, {"iterations": 0}])
+@pytest.mark.parametrize("changes", [{"method": "nearest"}, {"method": "qdrop:start=nearest", "iterations": 0}])
 def test_what_is_not_learned_is_not_rehearsed(settings, tmp_path, changes):
     heard = Listening()
     shop = workshop(settings(reconstruction_memory="60kB", **changes), tmp_path, heard)

@@ -95,7 +95,7 @@ def test_install_computes_by_definition_and_leaves_the_float_model_alone(tiny, l
     with torch.no_grad():
         quantized(net.images.inputs())
     state, conv = states[first], net.module.get_submodule(first)
-    by_hand = F.conv2d(fake_quantize(seen["x"], state.activation), state.weight.dequantize(), conv.bias, conv.stride, conv.padding)
+    by_hand = F.conv2d(fake_quantize(seen["x"], state.activation), state.weight.dequantize(), state.bias, conv.stride, conv.padding)
     assert torch.equal(seen["y"], by_hand)
     assert not quantized.training
     for unit in net.units:

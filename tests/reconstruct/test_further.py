@@ -59,7 +59,7 @@ def quantized(model, tokens, bits="W3A8", iterations=20):
     calibration = calibrate(model, units, [tokens.inputs()])
     start = calibration.states(Assignment(tuple((unit, Candidate.parse(bits)) for unit in units)))
     results = {}
-    config = ReconstructionConfig(iterations=iterations, batch_size=16)
+    config = ReconstructionConfig(iterations=iterations, batch_size=16, method="qdrop:start=nearest")
     learned = reconstruct(model, blocks, start, tokens.inputs(), config, on_block=lambda name, _, result: results.update({name: result}))
     return start, learned, results, blocks
 
