@@ -26,8 +26,7 @@ from mpsearch.cli._options import (
     Seed,
     TaskName,
     Weights,
-    model_arguments,
-    split_bits,
+    config_of,
     study_folder,
     study_name,
 )
@@ -35,7 +34,8 @@ from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 
 
 @app.command()
-def score(  # long for its options alone
+def score(
+    context: typer.Context,
     model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
@@ -58,39 +58,16 @@ def score(  # long for its options alone
     unseen_images: Annotated[int, typer.Option(help="With --validate: evaluation images at most, on which the regrets are measured again.")] = 1000,
     seed: Seed = 0,
     task: TaskName = "classification",
-    name: Annotated[str | None, typer.Option(help="Of the study's folder below studies/; MODEL-score without it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study's folder below studies/; MODEL-score without it.")] = None,
     output: Output = Format.table,
 ) -> None:
     """Score every bit-width of every layer with each objective; with --validate, say which of them to trust."""
     from mpsearch.objectives import OBJECTIVES
-    from mpsearch.pipeline import RunConfig
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.jobs.score import score_model
     from mpsearch.pipeline.validation.validate import Effort, validate_objectives
 
-    widths, rules = split_bits(bits)
-    config = RunConfig(
-        budgets=("8bits",),
-        model=model,
-        model_args=model_arguments(model_arg or []),
-        weights=weights,
-        pretrained=not random_weights,
-        data=data,
-        calibration_data=calibration_data,
-        class_map=class_map,
-        calibration_images=calibration_images,
-        search_images=search_images,
-        evaluation_images=evaluation_images,
-        bits=widths,
-        layer_bits=rules,
-        fix=tuple(fix or ()),
-        a_bits=a_bits,
-        first_last_bits=first_last_bits,
-        objectives=tuple(objective or OBJECTIVES.names()),
-        target="packed",
-        seed=seed,
-        task=task,
-    )
+    config = config_of(context, budgets=("8bits",), objectives=tuple(objective or OBJECTIVES.names()), target="packed")
     study = Study(study_folder(name or study_name(model, ("score",))))
     try:
         if validate:

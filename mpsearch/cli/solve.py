@@ -31,12 +31,14 @@ def solve(  # long for its options alone
     ranges: Annotated[bool, typer.Option("--ranges", help="Instead: what is reachable of each resource, and within the budgets.")] = False,
     prices: Annotated[bool, typer.Option("--prices", help="Instead: what each step up in a resource buys.")] = False,
     front: Annotated[bool, typer.Option("--front", help="Instead: the exact front over --resource; over two resources, one as fine as --points.")] = False,
-    resource: Annotated[list[str] | None, typer.Option(help="Of --prices and --front: size, latency, energy or bops. Twice for three objectives.")] = None,
+    resource: Annotated[
+        list[str] | None, typer.Option(help="What --prices and --front weigh: size, latency, energy or bops. Twice for three objectives.")
+    ] = None,
     points: Annotated[int | None, typer.Option(help="Steps of --prices (20), points of --front (all), or limits on each of two resources (12).")] = None,
     max_drop: Annotated[
         str | None, typer.Option(help="Instead: the least --minimize whose measured top-1 is at most this below the float model's, as 1%.")
     ] = None,
-    minimize: Annotated[Literal["size", "latency"], typer.Option(help="Of --max-drop.")] = "size",
+    minimize: Annotated[Literal["size", "latency"], typer.Option(help="What --max-drop makes least.")] = "size",
     output: Output = Format.table,
 ) -> None:
     """The exact optimum of a saved problem for any budgets, in milliseconds and without torch; and what one asks next."""

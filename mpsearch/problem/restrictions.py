@@ -162,7 +162,7 @@ def _bounding(text: str) -> Rule:
     name, value = _split("--bits", text, right)
     match = _BITS.fullmatch(value)
     if match is None:
-        raise OptionError(f"--bits {text!r} cannot be read: {value!r} are no bits. Write {right}.")
+        raise OptionError(f"Cannot read --bits {text!r}: {value!r} is no range of bit-widths. Write {right}.")
     ends = [int(part) for part in ((match[3], match[4]) if match[3] else match[2].split(","))]
     bits = range(ends[0], ends[1] + 1) if match[3] else ends
     if not bits or not 2 <= min(ends) <= max(ends) <= 8:

@@ -14,7 +14,9 @@ from mpsearch.errors import CheckpointError, DataError, MpsearchError, OptionErr
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import QuantizedTensor, UnitState, install, quantize
 from mpsearch.quant.affine import affine_params
-from mpsearch.reconstruct.finetune import FinetuneConfig, finetune, mixed_states, rate, sensitive_units, start_weight
+from mpsearch.reconstruct.finetune import FinetuneConfig, finetune, rate
+from mpsearch.reconstruct.sensitivity import mixed_states, sensitive_units
+from mpsearch.reconstruct.student import start_weight
 
 FLOAT = Candidate(None, None, "float")
 package = importlib.import_module("mpsearch.reconstruct.finetune")
