@@ -128,11 +128,11 @@ def tokenize(
     """Texts, or pairs of texts, through a Hugging Face tokenizer, padded and cut to one length.
 
     Args:
-        tokenizer: As `transformers.AutoTokenizer` gives it. Of a pair the second text is cut first.
+        tokenizer: Tokenizer, as `transformers.AutoTokenizer` gives it. Of a pair the second text is cut first.
         texts: N.
         pairs: The second text of each, such as the passage behind a question; its tokens have type 1.
         length: T, special tokens included.
-        labels: As `TokenSet`.
+        labels: Labels, as in `TokenSet`.
         name: Where the texts came from.
     Raises: DataError: No texts, or the tokenizer gives no mask.
     """

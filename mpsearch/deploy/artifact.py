@@ -69,7 +69,7 @@ def write_artifact(folder: Path, target_text: str, job: Job, about: Mapping[str,
     """Write the files of a target and their manifest; what was in the folder is replaced only when all is written.
 
     Args:
-        folder: Of the artifact.
+        folder: Folder of the artifact.
         target_text: Registered target with its options, such as `onnx:four_bit=blockwise`.
         job: What to write.
         about: Further entries of the manifest, such as `label`, `predicted`, `metrics`.

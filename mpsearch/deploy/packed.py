@@ -130,7 +130,7 @@ def save_packed(path: Path, layout: PackedLayout, module: nn.Module, states: Map
 
     Args:
         path: File to write.
-        layout: Of `module`.
+        layout: Layout of `module`.
         module: Folded float model.
         states: Every unit's codes and quantisers, products included.
     Returns: Bytes on disk.

@@ -19,7 +19,7 @@ def require_read_back(layout: PackedLayout, module: nn.Module, source: ModelSour
     """Write the float model, read it back as a user will, and compare to the last bit.
 
     Args:
-        layout: Of `module`.
+        layout: Layout of `module`.
         module: Folded float model.
         source: How it is built anew.
         given: The model as the user gave it, where it cannot be built anew.

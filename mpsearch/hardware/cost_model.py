@@ -113,7 +113,7 @@ class CostModel:
         names: What each coefficient is of.
         values: The coefficients.
         error: By cross-validation; None where there were too few runs.
-        width: Of the ridge: for what all units have in common, and for each by itself.
+        width: Width of the ridge: for what all units have in common, and for each by itself.
     """
 
     units: tuple[Unit, ...]

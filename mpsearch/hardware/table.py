@@ -31,8 +31,8 @@ class LatencyTable:
     Args:
         device: Who was measured.
         backend: Its name.
-        version: Of the runtime library.
-        threads: Of the runtime's pool.
+        version: Version of the runtime library.
+        threads: Threads of the runtime's pool.
         rows: By (key, kernel).
         estimated: Whether the rows are another device's or another version's, taken as an estimate because the user said so.
         models: Whole-model runs, by their key.

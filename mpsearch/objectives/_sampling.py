@@ -18,7 +18,7 @@ from mpsearch.problem import Assignment
 _POOL = 4
 """Images that a sample is drawn from, as a multiple of its size: what the float passes over them cost is little beside a table's."""
 _EVEN = 0.1
-"""Of the mean size, added to that of every image, so that none has a weight without bound."""
+"""Share of the mean size, added to that of every image, so that none has a weight without bound."""
 
 
 @dataclass(frozen=True)

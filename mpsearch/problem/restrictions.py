@@ -21,7 +21,7 @@ class Rule:
     """What the layers that a pattern matches may have.
 
     Args:
-        text: As typed, with its option.
+        text: Text as typed, with its option.
         pattern: A layer's name, or one with `*`, `?` and `[...]`.
         fixed: The only candidate; None for a rule about bits.
         of_inputs: Whether `bits` are those of the unit's input, not of its weight.

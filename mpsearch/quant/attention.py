@@ -38,7 +38,7 @@ def attention(
         attn_mask: Broadcast to ... x H x L x S; boolean (True takes part) or added to the scores.
         dropout_p: Share of the probabilities that is dropped.
         is_causal: Whether a query sees no later key; not together with a mask.
-        scale: Of the scores; 1 / sqrt(E) where None.
+        scale: Scale of the scores; 1 / sqrt(E) where None.
         enable_gqa: Whether fewer heads of keys and values are shared by the heads of queries.
         first: Quantisers of query and key.
         second: Quantisers of probabilities and value.

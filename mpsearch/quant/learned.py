@@ -31,7 +31,7 @@ def learned_step(
         factor: Positive, shape of `params.scale`.
         keep: 1.0 where an element is quantised, 0.0 where it passes; all where None.
         workspace: Where the result lies; it is overwritten by the next step.
-        dtype: Of the result; that of `x` where None.
+        dtype: Type of the result; that of `x` where None.
     """
     scale, zero_point = params.expanded(x.ndim)
     factor = factor if params.axis is None else factor.view(scale.shape)

@@ -44,8 +44,8 @@ class QuantProduct(nn.Module):
     """The quantisers of the operands of one product.
 
     Attributes:
-        left: Of the left operand: queries, probabilities.
-        right: Of the right operand: keys, values.
+        left: Quantiser of the left operand: queries, probabilities.
+        right: Quantiser of the right operand: keys, values.
     """
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ class CudaGraphs:
     """Records CUDA graphs, all in one pool of memory: what one of them leaves there is no longer needed when another is replayed.
 
     Args:
-        generator: Of all random numbers in the functions; a replay goes on in its sequence.
+        generator: Random generator of all random numbers in the functions; a replay goes on in its sequence.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -62,7 +62,7 @@ class Repeated(Generic[F]):
     Args:
         step: Reads nothing but its form and tensors.
         recorder: None takes every step as it stands.
-        name: Of the step, for messages.
+        name: Name of the step, for messages.
     """
 
     def __init__(self, step: Callable[[F], None], recorder: Recorder | None, name: str) -> None:

@@ -43,13 +43,13 @@ class FinetuneConfig:
         epochs: Passes over the images.
         batch_size: Images of a step; an epoch leaves out what does not fill a last batch.
         chunk: Images of one forward and backward pass; gradients of a batch are added up over its chunks, so this bounds the memory.
-        learning_rate: Of AdamW on all parameters of the model, at the top of a cosine.
-        step_learning_rate: Of the logarithms of the step sizes, likewise.
-        weight_decay: Of parameters with two axes or more.
+        learning_rate: Learning rate of AdamW on all parameters of the model, at the top of a cosine.
+        step_learning_rate: Learning rate of the logarithms of the step sizes, likewise.
+        weight_decay: Weight decay of parameters with two axes or more.
         warmup: Share of the steps over which the rates rise linearly.
-        temperature: Of the distillation.
+        temperature: Temperature of the distillation.
         label_weight: Share of the labels' cross entropy in the loss, 0 to 1; the rest is distillation. 0 needs no labels.
-        seed: Of the order of the images and their augmentation.
+        seed: Random seed of the order of the images and their augmentation.
     """
 
     epochs: int = 3

@@ -55,7 +55,7 @@ class RunningSample:
     """A random sample of the values that pass by, of bounded size, with the extremes always in it.
 
     Args:
-        seed: Of the sample.
+        seed: Random seed of the sample.
     """
 
     def __init__(self, seed: int) -> None:

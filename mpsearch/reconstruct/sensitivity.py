@@ -25,7 +25,7 @@ def sensitive_units(module: nn.Module, calibration: Calibration, assignment: Ass
 
     Args:
         module: Float model in eval mode; left as found.
-        calibration: Of its units.
+        calibration: Calibration of its units.
         assignment: Bits of each unit's input; float units are left out.
         inputs: N x C x H x W normalised images.
     Returns: Unit -> KL.

@@ -78,7 +78,7 @@ def settled(state: UnitState, layer: Any) -> UnitState:
 def float_module(module: nn.Module, student: nn.Module, states: Mapping[str, UnitState]) -> nn.Module:
     """A copy of the module with the student's parameters."""
     result = copy.deepcopy(module)
-    learned = dict(student.named_parameters())
+    learned = dict(student.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, parameter in result.named_parameters():
             parameter.copy_(learned[_student_name(name, states)])

@@ -30,7 +30,7 @@ from mpsearch.study.sharing.storage import Place
 
 SAMPLERS = ("mpsearch", "tpe", "nsga2", "random")
 POPULATION = 16
-"""Of NSGA-II: at the few hundred trials that are usual here, Optuna's own 50 would leave it three generations."""
+"""Population of NSGA-II: at the few hundred trials that are usual here, Optuna's own 50 would leave it three generations."""
 _MOST_REPEATS = 100  # proposals in a row that were measured already; told to the sampler again, measured never
 _METHOD, _REPEAT_OF = 2, "repeat_of"
 
@@ -52,17 +52,17 @@ def explore_by(
     Args:
         sampler: `mpsearch` for `explore` itself; `tpe` or `nsga2` for Optuna's samplers over one index for
             each super-layer; `random` for random choices that keep the budgets.
-        problem: As for `explore`.
-        objective: As for `explore`; a baseline measures its exact optimum first, so that something keeps the
+        problem: Layers, candidates and tables, as for `explore`.
+        objective: Name of the proxy, as for `explore`; a baseline measures its exact optimum first, so that something keeps the
             budgets, and looks at it no more.
-        budgets: As for `explore`.
-        measure: As for `explore`.
+        budgets: Budgets, as for `explore`.
+        measure: Loss of an assignment, as for `explore`.
         path: Optuna's journal file.
         trials: Assignments that are measured, in all. What a sampler proposes again is told its known loss,
             and does not count.
         seed: Random seed.
         warm: Assignments to be measured first.
-        on_trial: As for `explore`.
+        on_trial: Callback, as for `explore`.
 
     Returns:
         Trials in the order of their proposal; fewer once a sampler proposes only what it knows.
@@ -97,7 +97,7 @@ class _Baseline:
     """A sampler by name on a study; no other state, so that it may be interrupted anywhere.
 
     Args:
-        name: Of the sampler.
+        name: Name of the sampler.
         study: What is done so far.
         own: Parameters and attributes of a trial, and the budgets.
     """

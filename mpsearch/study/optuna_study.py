@@ -35,8 +35,8 @@ class Trial:
     Args:
         number: Its place in the sequence of proposals, from 0; the `ordinal` of Optuna's trial.
         indices: `L` choices.
-        loss: As measured.
-        cost: As predicted by the problem.
+        loss: Measured loss.
+        cost: Cost that the problem predicts.
         feasible: Whether it keeps every budget.
         proposed_by: `warm`, `exact front`, `other proxy`, `corrected table`, `thompson`, `neighbour`, `front`
             or `random`.
@@ -79,7 +79,7 @@ def explore(
         measure: Loss of an assignment of `L` choices, lower is better.
         path: Optuna's journal file, or where else the study lies.
         trials: In all, those of earlier runs included.
-        seed: Of everything random.
+        seed: Random seed; the same one gives the same result.
         warm: Assignments to be measured first.
         on_trial: Called after each trial with how many are done, and `trials`.
         batch: Proposals that are made from the same knowledge; more workers than that wait for each other.

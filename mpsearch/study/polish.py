@@ -28,10 +28,10 @@ def polish(
     measured is measured again.
 
     Args:
-        problem: As for `explore`.
-        objective: As for `explore`.
-        budgets: As for `explore`.
-        measure: As for `explore`.
+        problem: Layers, candidates and tables, as for `explore`.
+        objective: Name of the proxy, as for `explore`.
+        budgets: Budgets, as for `explore`.
+        measure: Loss of an assignment, as for `explore`.
         trials: What a study measured.
         evaluations: At most; 0 for none.
         losses: Remembers what was measured here; a `LossFile` outlives the process, and a run that was interrupted goes on from it.

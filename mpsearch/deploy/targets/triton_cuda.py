@@ -40,7 +40,7 @@ class TritonCuda(Target):
     """The packed checkpoint on kernels.
 
     Args:
-        dtype: Of tensors between units, and of layers that stay float.
+        dtype: Type of tensors between units, and of layers that stay float.
     """
 
     dtype: Literal["fp16", "bf16"] = "fp16"

@@ -26,8 +26,8 @@ def trtexec_command(model: Path, log: Path, *, shapes: dict[str, tuple[int, ...]
     Args:
         model: ONNX.
         log: Without suffix: `<log>.times.json` and `<log>.layers.json` are written.
-        shapes: Of inputs whose batch is not fixed.
-        seconds: Of timing.
+        shapes: Shapes of inputs whose batch is not fixed.
+        seconds: Seconds of timing.
     """
     command = ["trtexec", f"--onnx={model}", "--stronglyTyped", "--useCudaGraph", "--noDataTransfers", "--useSpinWait", f"--duration={seconds}", "--warmUp=500"]
     command += [f"--exportTimes={log}.times.json", f"--exportLayerInfo={log}.layers.json", "--profilingVerbosity=detailed"]

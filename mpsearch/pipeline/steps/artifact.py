@@ -39,7 +39,7 @@ class ArtifactWriter:
     """Writes what a run ships, and checks it.
 
     Args:
-        measurement: Of the model; its target says which files there are.
+        measurement: Measurement of the model; its target says which files there are.
         folder: Where they go.
     """
 
@@ -50,7 +50,7 @@ class ArtifactWriter:
         """Write the files, read them back, and compare: the checkpoint bit for bit, ONNX by its top class on the evaluation images.
 
         Args:
-            states: Of every unit.
+            states: States of every unit.
             description: For `assignment.json`: the assignment, budgets, predicted and measured costs, metrics.
         Returns: Paths, bytes, and how what was read back agrees.
         Raises: MpsearchError: What was read back does not compute what was written.

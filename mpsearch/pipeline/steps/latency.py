@@ -157,7 +157,7 @@ def whole_runs(
         problem: For ties.
         units: Whose kernels are mixed.
         table: Where runs are kept; an estimate has none that count here.
-        folder: Of the table; None where it is not to be written.
+        folder: Folder of the table; None where it is not to be written.
         architecture: What is measured.
         config: Settings.
         progress: Where progress goes.

@@ -43,7 +43,7 @@ class Sharing:
         takes_part: Whether the leading process measures too; False leaves everything to workers.
         job: Plain data that workers make their `measure` from.
         watch: Called again and again while trials are waited for; may raise.
-        pace: Of all processes.
+        pace: Intervals and patience of all processes.
         say: For what people should know.
     """
 
@@ -218,7 +218,7 @@ class Worker:
     Args:
         found: The run's studies that are there by now.
         prepare: Makes a `measure` from a study's job; raises where this process cannot do it.
-        pace: Of all processes.
+        pace: Intervals and patience of all processes.
         say: For what people should know.
     """
 
