@@ -13,9 +13,7 @@ Budgets = Annotated[
 ]
 RunObjectives = Annotated[
     list[str] | None,
-    typer.Option(
-        help="NAME[:option=value,...]; the first is solved exactly. May be repeated. sketch and weight_mse without it."
-    ),
+    typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated. sketch and weight_mse without it."),
 ]
 Trials = Annotated[int | None, typer.Option(help="Assignments whose loss is measured. 12, or 6 on the embedded default.")]
 Sampler = Annotated[

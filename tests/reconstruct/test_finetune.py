@@ -23,8 +23,13 @@ package = importlib.import_module("mpsearch.reconstruct.finetune")
 SHORT = FinetuneConfig(epochs=3, batch_size=8, chunk=8, learning_rate=2e-3, step_learning_rate=1e-2)
 
 
-def run(net, config=SHORT, text="W3A4", **more):
-    return finetune(net.module, net.calibration.states(net.uniform(text)), net.images, config, **more)
+def rounded(net, text="W3A4"):
+    """States without corrected biases."""
+    return {unit: replace(state, bias=None) for unit, state in net.calibration.states(net.uniform(text)).items()}
+
+
+def run(net, config=SHORT, states=None, **more):
+    return finetune(net.module, rounded(net) if states is None else states, net.images, config, **more)
 
 
 def outputs(module, net):
@@ -56,8 +61,17 @@ def test_it_learns_and_the_float_model_is_left_as_found(tiny, left_as_found, nam
     def kl(module):
         return float((wanted.exp() * (wanted - outputs(module, net).log_softmax(1))).sum(1).mean())
 
-    before = kl(install(net.module, net.calibration.states(net.uniform("W3A4"))))
-    assert kl(install(done.module, done.states)) < 0.5 * before
+    assert kl(install(done.module, done.states)) < 0.5 * kl(install(net.module, rounded(net)))
+
+
+def test_a_corrected_bias_is_where_learning_starts_and_learns_too(tiny):
+    net = tiny("conv")
+    states = net.calibration.states(net.uniform("W3A4"))
+    assert any(state.bias is not None for state in states.values())
+    still, done = (run(net, replace(SHORT, epochs=epochs), states) for epochs in (0, 3))
+    assert torch.allclose(outputs(install(still.module, still.states), net), outputs(install(net.module, states), net), atol=1e-6)
+    assert all(state.bias is None for state in done.states.values())
+    assert not torch.equal(done.module.get_submodule("head").bias, still.module.get_submodule("head").bias)
 
 
 @pytest.mark.parametrize("name", ["conv", "vit"])

@@ -63,9 +63,12 @@ class Outcome:
         return [min((i for i in self.book.asked if self._size(i) <= one.budget.limit), key=self._loss) for one in self.found]
 
     def to_json(self, progress: Progress) -> dict[str, Any]:
-        """What is saved; measures the best known, optima and uniform bits on the evaluation images first."""
+        """What is saved. Measures the best known, optima and uniform bits on the evaluation images first, and
+        the last two once more as they are when they are finished.
+        """
         pairs = list(zip(self.found, self.best, strict=True))
         self.unseen.measure([i for one, known in pairs for i in (known, *one.measured)], progress)
+        self.unseen.finish([indices for one in self.found for indices in one.measured], progress)
         config, subject = self.scored.config, self.scored.subject
         images = {name: len(getattr(subject.splits, name)) for name in ("calibration", "search")}
         return {
@@ -74,6 +77,8 @@ class Outcome:
             "model": config.model or "the embedded default",
             "bits": list(config.bits),
             "a_bits": config.a_bits,
+            "states": config.search_states,
+            "method": config.method,
             "seed": config.seed,
             "images": {**images, "unseen": len(self.unseen)},
             "hashes": subject.hashes,
@@ -97,6 +102,7 @@ class Outcome:
             "uniform_loss": None if uniform is None else _plain(uniform),
             "uniform_regret": None if uniform is None else _plain(regret(uniform, loss.value)),
             "uniform_unseen": None if found.uniform is None else self.unseen.compare(found.uniform, best),
+            "uniform_finished": None if found.uniform is None else self.unseen.compare_finished(found.uniform, found.measured),
         }
 
     def _objective(self, text: str) -> dict[str, Any]:
@@ -127,6 +133,7 @@ class Outcome:
             "loss": _plain(self._loss(indices)),
             "regret": _plain(regret(self._loss(indices), self._loss(best))),
             "unseen": self.unseen.compare(indices, best),
+            "finished": self.unseen.compare_finished(indices, found.measured),
             "assignment": self.problem.assignment(indices).to_json(),
         }
 
