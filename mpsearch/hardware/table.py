@@ -58,10 +58,6 @@ class LatencyTable:
         """The row of a cell, whatever its status; None where it was not measured."""
         return self.rows.get((row_key(layer, batch), str(kernel)))
 
-    def runs_of(self, model: str, batch: int = 1) -> list[ModelRun]:
-        """The usable whole-model runs of a model, in a fixed order."""
-        return [run for _, run in sorted(self.models.items()) if (run.model, run.batch) == (model, batch) and run.status in ("ok", "unstable")]
-
     def save(self, folder: Path) -> Path:
         """Write the table, together with what another writer saved there meanwhile (ours wins). Raises TableError on an estimate."""
         if self.estimated:
