@@ -21,7 +21,7 @@ from timm.layers.linear import Linear
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
-from mpsearch.deploy.packed import open_packed
+from mpsearch.deploy.packed_reading import open_packed
 from mpsearch.errors import DeviceMismatchError, OptionError, UserError
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.kernels import device_code

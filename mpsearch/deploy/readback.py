@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mpsearch.deploy.packed import PackedLayout, load_packed, save_packed
+from mpsearch.deploy.packed import PackedLayout, save_packed
+from mpsearch.deploy.packed_reading import load_packed
 from mpsearch.errors import CheckpointError, ModelError
 from mpsearch.models import ModelSource, as_float, build_model
 from mpsearch.problem import Candidate

@@ -11,7 +11,7 @@ from torch import Tensor
 from mpsearch.errors import ModelError
 from mpsearch.models.reads import Read
 from mpsearch.quant import OBSERVERS, ActivationQuantizer
-from mpsearch.quant.regions import opt_m, post_softmax_params
+from mpsearch.quant.region_search import opt_m, post_softmax_params
 
 MAX_INPUT_VALUES = 2**18
 """Values of one tensor that are kept for its range: 1 MiB for each, whatever the number of images."""

@@ -21,7 +21,8 @@ from mpsearch.solvers.constraints import Constraints
 from mpsearch.solvers.reach import reachable
 from mpsearch.study.proposals import Planner, Proposal
 from mpsearch.study.sampler import INDICES, ORDINAL, PROPOSED_BY, CorrectedTableSampler, Trials, finished, pending
-from mpsearch.study.sharing.queue import COST, JOB, Leader, Sharing
+from mpsearch.study.sharing.leader import Leader
+from mpsearch.study.sharing.queue import COST, JOB, Sharing
 from mpsearch.study.sharing.storage import FINISHED, STUDY_NAME, Place, lead, quiet
 
 _METHOD = 3  # raised when the same inputs would lead to other proposals

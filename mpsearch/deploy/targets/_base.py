@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.deploy.onnx import export_float
-from mpsearch.deploy.packed import PackedLayout, load_packed, save_packed
+from mpsearch.deploy.packed import PackedLayout, save_packed
+from mpsearch.deploy.packed_reading import load_packed
 from mpsearch.errors import UserError
 from mpsearch.hardware import Backend, Timing
 from mpsearch.hardware.device import identity

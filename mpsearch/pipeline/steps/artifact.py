@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mpsearch import files
 from mpsearch.deploy.artifact import write_artifact
-from mpsearch.deploy.packed import load_packed, save_packed
+from mpsearch.deploy.packed import save_packed
+from mpsearch.deploy.packed_reading import load_packed
 from mpsearch.deploy.targets import Job
 from mpsearch.errors import MpsearchError
 from mpsearch.evaluate import Metrics, predict
