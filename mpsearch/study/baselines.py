@@ -52,20 +52,19 @@ def explore_by(
     Args:
         sampler: `mpsearch` for `explore` itself; `tpe` or `nsga2` for Optuna's samplers over one index for
             each super-layer; `random` for random choices that keep the budgets.
-        problem: Layers, candidates and tables, as for `explore`.
+        problem: Layers, candidates and tables.
         objective: Name of the proxy, as for `explore`; a baseline measures its exact optimum first, so that something keeps the
             budgets, and looks at it no more.
-        budgets: Budgets, as for `explore`.
-        measure: Loss of an assignment, as for `explore`.
+        budgets: Absolute limits.
+        measure: Loss of an assignment of `L` choices, lower is better.
         path: Optuna's journal file.
         trials: Assignments that are measured, in all. What a sampler proposes again is told its known loss,
             and does not count.
         seed: Random seed.
         warm: Assignments to be measured first.
-        on_trial: Callback, as for `explore`.
+        on_trial: Called after each trial with how many are done, and `trials`.
 
-    Returns:
-        Trials in the order of their proposal; fewer once a sampler proposes only what it knows.
+    Returns: Trials in the order of their proposal; fewer once a sampler proposes only what it knows.
 
     Raises:
         UnknownNameError: There is no such sampler.
