@@ -168,7 +168,10 @@ def load_onnx(path: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
     with one_message(f"ONNX Runtime cannot open {path}"):
         live = session(path, threads)
     name = live.get_inputs()[0].name
-    about = lambda: {"executed": executed(path, threads), "fallbacks": {}, "bytes": path.stat().st_size}  # noqa: E731
+
+    def about() -> dict[str, Any]:
+        return {"executed": executed(path, threads), "fallbacks": {}, "bytes": path.stat().st_size}
+
     return Loaded(lambda x: np.asarray(live.run(None, {name: x})[0]), about, str(identity()))
 
 

@@ -134,7 +134,9 @@ def learned_regions(x: Tensor, params: TwoRegionParams, factor: Tensor) -> Tenso
         params: The quantiser at factor 1.
         factor: Positive, 0-d.
     """
-    return LearnedRegions.apply(x, factor, params, 1 / math.sqrt(max(1, x.numel()) * (2**params.bits - 1)))  # type: ignore[no-any-return]
+    share = 1 / math.sqrt(max(1, x.numel()) * (2**params.bits - 1))
+    quantized: Tensor = LearnedRegions.apply(x, factor, params, share)
+    return quantized
 
 
 class LearnedRegions(torch.autograd.Function):

@@ -90,7 +90,8 @@ class _Judge:
         """Metrics on a part of the images, and the drop against the float model."""
         assignment = self.problem.assignment(indices)
         key = [self._subject.hashes, part, assignment.to_json(), self._calibration.weight_observer, self._calibration.input_observer]
-        return self._study.cached("accuracy", key, lambda: self._measure(assignment, part))  # type: ignore[no-any-return]
+        found: dict[str, Any] = self._study.cached("accuracy", key, lambda: self._measure(assignment, part))
+        return found
 
     def _measure(self, assignment: Assignment, part: str) -> dict[str, Any]:
         images: ImageSet = getattr(self._subject.splits, part)
