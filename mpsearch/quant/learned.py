@@ -36,7 +36,9 @@ def learned_step(
     scale, zero_point = params.expanded(x.ndim)
     factor = factor if params.axis is None else factor.view(scale.shape)
     damping = 1 / math.sqrt(max(1, x.numel() // scale.numel()) * max(params.qmax, 1))
-    return LearnedStep.apply(x, scale * factor, zero_point, params.qmin, params.qmax, keep, damping, workspace, dtype)  # type: ignore[no-any-return]
+    asked = (params.qmin, params.qmax, keep, damping, workspace, dtype)
+    quantized: Tensor = LearnedStep.apply(x, scale * factor, zero_point, *asked)
+    return quantized
 
 
 class LearnedStep(torch.autograd.Function):

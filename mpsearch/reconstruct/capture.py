@@ -37,7 +37,8 @@ class CudaGraphs:
     """
 
     def __init__(self, generator: torch.Generator) -> None:
-        self._generator, self._stream, self._pool = generator, torch.cuda.Stream(generator.device), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        self._generator, self._pool = generator, torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(generator.device)  # type: ignore[no-untyped-call]
 
     def warm(self, function: Callable[[], None]) -> None:
         """On the stream that will capture."""

@@ -101,7 +101,8 @@ class _Graph:
     def model(self, shape: tuple[int, ...]) -> bytes:
         ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT16, shape)], [helper.make_tensor_value_info("y", TensorProto.FLOAT16, None)]
         graph = helper.make_graph(self.nodes, "unit", *ends, self.constants)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10).SerializeToString()  # type: ignore[no-any-return]
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+        return bytes(made.SerializeToString())
 
 
 def _half(scale: Tensor) -> Tensor:
