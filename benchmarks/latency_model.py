@@ -24,7 +24,8 @@ from mpsearch.deploy.targets import TARGETS, Job
 from mpsearch.deploy.wiring import find_wires
 from mpsearch.hardware import BACKENDS, Backend, LatencyTable, identity, profile
 from mpsearch.hardware.bench import CpuBench
-from mpsearch.hardware.cost_model import Unit, fit_cost_model, fit_error
+from mpsearch.hardware.cost_fit import fit_cost_model
+from mpsearch.hardware.cost_model import Unit, fit_error
 from mpsearch.hardware.qdq import OPSET
 from mpsearch.hardware.whole import WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import model_key

@@ -27,7 +27,8 @@ from mpsearch.models import load_model
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import UnitState, install
 from mpsearch.reconstruct import calibrate
-from mpsearch.reconstruct.finetune import FinetuneConfig, Finetuned, finetune, mixed_states, sensitive_units
+from mpsearch.reconstruct.finetune import FinetuneConfig, Finetuned, finetune
+from mpsearch.reconstruct.sensitivity import mixed_states, sensitive_units
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))

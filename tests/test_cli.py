@@ -145,7 +145,7 @@ def test_solve_imports_no_torch(place):
         (["--budget", "5bits", *QUICK, "--sampler", "tpe", "--workers", "2"], ["--sampler tpe", "--workers"]),
         (["--budget", "5bits", *QUICK, "--target", "torchao"], ["--target torchao is written but not measured", "--target ort-cpu", "mpsearch export"]),
         (["--budget", "5bits", *QUICK, "--seed", "99999999999999999999999"], ["seed is 99999999999999999999999", "at most"]),
-        (["--budget", "5bits", *QUICK, "--name", "../x"], ["--name '../x' is no folder below studies/"]),
+        (["--budget", "5bits", *QUICK, "--name", "../x"], ["--name '../x' leads out of studies/"]),
         (["--budget", "5bits", *QUICK, "--name", "file"], ["studies/file cannot be a study's folder"]),
         (["--resume", "net.py"], ["There is no study in net.py"]),
         (["--resume", "studies/none"], ["There is no study in studies/none"]),
@@ -224,7 +224,7 @@ def test_a_table_of_another_device_is_refused(place, call):
         (["solve", "x", "--budget", "5kB", "--resource", "bops"], "--resource goes with"),
         (["solve", "x", "--budget", "5kB", "--distance", "2"], "--distance goes with --k-best"),
         (["solve", "x", "--budget", "5kB", "--minimize", "latency"], "--minimize goes with --max-drop"),
-        (["score", *SETTINGS, "--name", "/x"], "--name '/x' is no folder below studies/"),
+        (["score", *SETTINGS, "--name", "/x"], "--name '/x' leads out of studies/"),
         (["materialize", "net.py", "--study", "x", "--label", "../x"], "--label '../x' is no name"),
     ],
 )

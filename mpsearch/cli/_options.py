@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mpsearch.cli._show import Format
 from mpsearch.errors import OptionError, UserError
+
+if TYPE_CHECKING:
+    from mpsearch.pipeline import RunConfig
 
 Model = Annotated[str | None, typer.Option(help="timm name, or file.py:function (which is run). Without it: resnet34 fitted on digits.")]
 ModelArguments = Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the model's constructor; VALUE is JSON. May be repeated.")]
@@ -23,7 +27,7 @@ ClassMap = Annotated[
 ]
 CalibrationImages = Annotated[int | None, typer.Option(help="Images for ranges, objectives and reconstruction. 512, or a share where there are fewer images.")]
 SearchImages = Annotated[int | None, typer.Option(help="Images for the loss that the search measures. 256, or a share where there are fewer.")]
-EvaluationImages = Annotated[int | None, typer.Option(help="For what is reported; all that are left without it.")]
+EvaluationImages = Annotated[int | None, typer.Option(help="Images for the accuracy that is reported; all that are left without it.")]
 Bits = Annotated[
     list[str] | None,
     typer.Option(
@@ -36,13 +40,35 @@ FirstLastBits = Annotated[int | None, typer.Option(help="Fix the first and the l
 Objectives = Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated.")]
 TaskName = Annotated[str, typer.Option("--task", help="How outputs are compared: classification, embedding or span, with :option=value.")]
 Tables = Annotated[str, typer.Option(help="Folder of latency tables.")]
-Threads = Annotated[int, typer.Option(help="Of the runtime whose latency is measured.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
-Name = Annotated[str | None, typer.Option(help="Of the study's folder below studies/.")]
+Threads = Annotated[int, typer.Option(help="CPU threads of the runtime that is timed.")]
+Seed = Annotated[int, typer.Option(help="Random seed of splits, sampler and reconstruction.")]
+Name = Annotated[str | None, typer.Option(help="Name of the study's folder below studies/.")]
 Storage = Annotated[
     str | None, typer.Option(help="Where trials are kept: postgresql://USER@HOST/DATABASE for several hosts. Without it, a journal in the study's folder.")
 ]
-Output = Annotated[Format, typer.Option("--format", help="Of the results on stdout.")]
+Output = Annotated[Format, typer.Option("--format", help="Format of the results on stdout.")]
+
+
+def config_of(context: typer.Context, **settings: Any) -> RunConfig:
+    """What the options of a command ask for.
+
+    Args:
+        context: Its options by name; those that are no fields of `RunConfig` are left out.
+        settings: Fields that the command decides itself.
+    """
+    from mpsearch.pipeline import RunConfig
+
+    given = context.params
+    widths, rules = split_bits(given.get("bits"))
+    same = {field.name: given[field.name] for field in fields(RunConfig) if field.name in given}
+    renamed = {
+        "model_args": model_arguments(given.get("model_arg") or []),
+        "pretrained": not given.get("random_weights"),
+        "bits": widths,
+        "layer_bits": rules,
+        "fix": tuple(given.get("fix") or ()),
+    }
+    return RunConfig(**{**same, **renamed, **settings})
 
 
 def model_arguments(pairs: list[str]) -> dict[str, Any]:
@@ -50,7 +76,7 @@ def model_arguments(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise OptionError(f"{pair!r} is no model argument. Write KEY=VALUE, such as --model-arg num_classes=10.")
+            raise OptionError(f"Cannot read the model argument {pair!r}. Write KEY=VALUE, such as --model-arg num_classes=10.")
         try:
             found[key] = json.loads(value)
         except json.JSONDecodeError:
@@ -68,13 +94,13 @@ def bit_widths(text: str) -> tuple[int, ...]:
     try:
         if match := re.fullmatch(r"(\d+)(?:-|\.\.)(\d+)", text):
             if int(match[1]) > int(match[2]):
-                raise OptionError(f"{text!r} are no bits: the lower comes first. Write {match[2]}-{match[1]}.")
+                raise OptionError(f"Cannot read the bit-widths {text!r}: the lower comes first. Write {match[2]}-{match[1]}.")
             if int(match[2]) > 8:
-                raise OptionError(f"{text!r} are no bits: each must be 2 to 8. Write 2-8 or 2,4,8.")
+                raise OptionError(f"Cannot read the bit-widths {text!r}: each must be 2 to 8. Write 2-8 or 2,4,8.")
             return tuple(range(int(match[1]), int(match[2]) + 1))
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        raise OptionError(f"{text!r} are no bits. Write 2-8 or 2,4,8.") from None
+        raise OptionError(f"Cannot read the bit-widths {text!r}. Write 2-8 or 2,4,8.") from None
 
 
 def require_file(path: Path) -> None:
@@ -86,7 +112,7 @@ def require_file(path: Path) -> None:
 def study_folder(name: str) -> Path:
     """Below `studies/`. Raises OptionError where a name leads out of it."""
     if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
-        raise OptionError(f"--name {name!r} is no folder below studies/. Write a name such as mine, or leave it out.")
+        raise OptionError(f"--name {name!r} leads out of studies/. Write a name such as mine, or leave it out.")
     return Path("studies") / name
 
 

@@ -56,7 +56,7 @@ def materialize(
     assignment: Annotated[Path, typer.Argument(help="assignment.json, CSV, or the file of another tool (--from).")],
     study: Annotated[Path, typer.Option(help="Study whose model, images and settings are used.")],
     importer: Annotated[str, typer.Option("--from", help="Form of the file; `mpsearch list importers` names them.")] = "mpsearch",
-    label: Annotated[str | None, typer.Option(help="Of the artifact; the file's name without it.")] = None,
+    label: Annotated[str | None, typer.Option(help="Name of the artifact; the file's name without it.")] = None,
     target: Targets = None,
     nearest: Nearest = False,
     output: Output = Format.table,

@@ -26,9 +26,8 @@ from mpsearch.cli._options import (
     Seed,
     TaskName,
     Weights,
-    model_arguments,
+    config_of,
     require_file,
-    split_bits,
     study_folder,
     study_name,
 )
@@ -36,7 +35,8 @@ from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 
 
 @app.command(name="import")
-def import_assignment(  # long for its options alone
+def import_assignment(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="The other tool's file. It is read as data, never run.")],
     importer: Annotated[str, typer.Option("--from", help="mpsearch, hawq[:config=NAME], mct or modelopt; `mpsearch list importers` names them.")],
     model: Model = None,
@@ -58,32 +58,13 @@ def import_assignment(  # long for its options alone
 ) -> None:
     """Score, weigh and measure an assignment from elsewhere, beside uniform ones and the optimum of the same bytes."""
     from mpsearch.deploy.imports import IMPORTERS
-    from mpsearch.pipeline import DEFAULT_OBJECTIVES, RunConfig
+    from mpsearch.pipeline import DEFAULT_OBJECTIVES
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.jobs.imported import compare_import, open_workshop
 
     IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
     require_file(file)
-    widths, rules = split_bits(bits)
-    config = RunConfig(
-        budgets=("8bits",),
-        model=model,
-        model_args=model_arguments(model_arg or []),
-        weights=weights,
-        pretrained=not random_weights,
-        data=data,
-        calibration_data=calibration_data,
-        calibration_images=calibration_images,
-        search_images=search_images,
-        evaluation_images=evaluation_images,
-        bits=widths,
-        layer_bits=rules,
-        a_bits=a_bits,
-        objectives=tuple(objective or DEFAULT_OBJECTIVES),
-        target="packed",
-        seed=seed,
-        task=task,
-    )
+    config = config_of(context, budgets=("8bits",), objectives=tuple(objective or DEFAULT_OBJECTIVES), target="packed")
     study = Study(study_folder(name or study_name(model, ("import", file.stem))))
     with study.busy():
         study.claim(config)

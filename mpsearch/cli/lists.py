@@ -39,7 +39,7 @@ def list_members(
         str,
         typer.Argument(help=f"{', '.join(WHAT[:-1])} or {WHAT[-1]}; interacting are objectives with interactions, targets the --target of run and export."),
     ],
-    pattern: Annotated[str, typer.Argument(help="Of the models, such as 'resnet*'.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Names of the models, such as 'resnet*'.")] = "*",
 ) -> None:
     """What can be named on the command line."""
     print("\n".join(_members(what, pattern)))

@@ -8,15 +8,16 @@ from typing import Annotated
 import typer
 
 from mpsearch.cli._app import app
-from mpsearch.cli._options import ModelArguments, Output, Tables, Threads, model_arguments
+from mpsearch.cli._options import ModelArguments, Output, Tables, Threads, config_of
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 from mpsearch.errors import DeviceMismatchError, OptionError, TableError
 
 
 @app.command()
 def profile(
-    model: Annotated[str | None, typer.Option(help="As in run.")] = None,
-    data: Annotated[str | None, typer.Option(help="As in run: gives the input's size.")] = None,
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="Model, as in run.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data, as in run: gives the input's size.")] = None,
     model_arg: ModelArguments = None,
     target: Annotated[str, typer.Option(help="ort-cpu, openvino-cpu, openvino-cpu-bf16 or triton-cuda: whose kernels are measured.")] = "ort-cpu",
     tables: Tables = "latency_tables",
@@ -40,21 +41,10 @@ def profile(
         raise OptionError(f"--at-most is {at_most}; it must be 0 or more.")
     if models < 0:
         raise OptionError(f"--models is {models}; it must be 0 or more.")
-    from mpsearch.pipeline import RunConfig, profile_model
+    from mpsearch.pipeline import profile_model
 
-    config = RunConfig(
-        budgets=("8bits",),
-        model=model,
-        model_args=model_arguments(model_arg or []),
-        pretrained=False,
-        data=data,
-        target=target,
-        tables=tables,
-        threads=threads,
-        calibration_images=1,
-        search_images=1,
-        evaluation_images=1,
-    )
+    one = dict.fromkeys(("calibration_images", "search_images", "evaluation_images"), 1)
+    config = config_of(context, budgets=("8bits",), pretrained=False, **one)
     table, path = profile_model(config, ProgressBars(), at_most, models)
     rows = [(r.key, r.kernel, r.status, f"{r.median_us:.1f}", f"{r.iqr_us:.1f}", r.executed) for _, r in sorted(table.rows.items())]
     print_rows(("unit", "kernel", "status", "median_us", "iqr_us", "executed"), rows, output)

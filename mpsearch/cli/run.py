@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mpsearch.cli import _run_options as options
 from mpsearch.cli._app import app
 from mpsearch.cli._options import (
     Bits,
@@ -32,8 +33,7 @@ from mpsearch.cli._options import (
     TaskName,
     Threads,
     Weights,
-    model_arguments,
-    split_bits,
+    config_of,
     study_folder,
     study_name,
 )
@@ -42,15 +42,18 @@ from mpsearch.errors import OptionError
 from mpsearch.problem import Budget
 from mpsearch.units import format_bytes, format_pair, format_quantity
 
+if TYPE_CHECKING:
+    from mpsearch.pipeline import RunConfig
+    from mpsearch.pipeline.folder import Study
+    from mpsearch.pipeline.workers.crew import Crew
+
 _WITH_RESUME = {"resume", "budget", "allow_estimate", "storage", "workers", "output"}
 
 
 @app.command()
-def run(  # long for its options alone
+def run(
     context: typer.Context,
-    budget: Annotated[
-        list[str] | None, typer.Option(help="Hard limit: 15MB, 15MiB, 40%, 5bits (a weight, on average), 2.5ms, '512MiB peak', 20GBOPs. May be repeated.")
-    ] = None,
+    budget: options.Budgets = None,
     model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
@@ -64,100 +67,75 @@ def run(  # long for its options alone
     bits: Bits = None,
     fix: Fix = None,
     a_bits: InputBits = 8,
-    objective: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated. sketch and weight_mse without it."),
-    ] = None,
-    trials: Annotated[int | None, typer.Option(help="Assignments whose loss is measured. 12, or 6 on the embedded default.")] = None,
-    sampler: Annotated[str, typer.Option(help="Who proposes them: mpsearch, or a baseline, tpe, nsga2 or random.")] = "mpsearch",
-    polish: Annotated[int | None, typer.Option(help="Exchanges around the best that are measured afterwards. 4, or 2 on the embedded default.")] = None,
+    objective: options.RunObjectives = None,
+    trials: options.Trials = None,
+    sampler: options.Sampler = "mpsearch",
+    polish: options.Polish = None,
     first_last_bits: FirstLastBits = None,
-    method: Annotated[str, typer.Option(help="Finish: gptq (closed form), qdrop, brecq, adaround, attention_round or nearest, with :option=value.")] = "gptq",
-    reconstruction_memory: Annotated[str, typer.Option(help="Bound on the memory that the reconstruction takes; it uses fewer images to keep it.")] = "8GiB",
-    iterations: Annotated[int | None, typer.Option(help="Gradient steps for each block, of methods that learn. 200 without it.")] = None,
-    search_states: Annotated[
-        str, typer.Option(help="What the search measures: weights rounded in closed form (gptq), to nearest, or reconstructed:steps=20.")
-    ] = "gptq",
-    bias_correction: Annotated[
-        bool, typer.Option("--bias-correction/--no-bias-correction", help="Let biases make up for the mean error of quantised weights.")
-    ] = True,
-    target: Annotated[
-        str,
-        typer.Option(help="What the search is for: onnx or ort-cpu (latency), openvino-cpu[-bf16] (latency), triton-cuda (latency, energy) or packed (size)."),
-    ] = "ort-cpu",
+    method: options.Method = "gptq",
+    reconstruction_memory: options.ReconstructionMemory = "8GiB",
+    iterations: options.Iterations = None,
+    search_states: options.SearchStates = "gptq",
+    bias_correction: options.BiasCorrection = True,
+    target: options.Target = "ort-cpu",
     tables: Tables = "latency_tables",
-    table: Annotated[str | None, typer.Option(help="Read this latency table instead of measuring.")] = None,
-    allow_estimate: Annotated[
-        bool, typer.Option("--allow-estimate", help="Go on with a table of another device or version, and with latencies that are predicted badly.")
-    ] = False,
+    table: options.Table = None,
+    allow_estimate: options.AllowEstimate = False,
     threads: Threads = 1,
     seed: Seed = 0,
     task: TaskName = "classification",
     name: Name = None,
     storage: Storage = None,
-    workers: Annotated[
-        int, typer.Option(help="Processes of this machine that measure: 1 is this one, more are started, 0 leaves all to `mpsearch worker`.")
-    ] = 1,
-    resume: Annotated[
-        Path | None, typer.Option(help="Finish the study in this folder, with its settings; --budget and --allow-estimate may be given anew.")
-    ] = None,
+    workers: options.Workers = 1,
+    resume: options.Resume = None,
     output: Output = Format.table,
 ) -> None:
     """Search, quantise, write the artifact, and report: all seven steps."""
     for text in budget or ():
         Budget.parse(text)  # before torch is imported: a slip is told at once
-    from mpsearch.pipeline import DEFAULT_OBJECTIVES, RunConfig
-    from mpsearch.pipeline import run as run_study
-    from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.workers.crew import Crew
 
     crew = Crew(storage, workers)
-    if resume is not None:
-        study = Study(resume)
-        config = study.config()
-        _require_unchanged(context)
-        if allow_estimate:
-            config = replace(config, allow_estimate=True)
-        if budget:
-            config = replace(config, budgets=tuple(budget))
-    else:
-        widths, rules = split_bits(bits)
-        usual, refined = (6, 2) if model is None else (12, 4)
-        config = RunConfig(
-            budgets=tuple(budget or ()),
-            model=model,
-            model_args=model_arguments(model_arg or []),
-            weights=weights,
-            pretrained=not random_weights,
-            data=data,
-            calibration_data=calibration_data,
-            class_map=class_map,
-            calibration_images=calibration_images,
-            search_images=search_images,
-            evaluation_images=evaluation_images,
-            bits=widths,
-            layer_bits=rules,
-            fix=tuple(fix or ()),
-            a_bits=a_bits,
-            objectives=tuple(objective or DEFAULT_OBJECTIVES),
-            trials=usual if trials is None else trials,
-            sampler=sampler,
-            polish=refined if polish is None else polish,
-            first_last_bits=first_last_bits,
-            method=method,
-            iterations=iterations,
-            search_states=search_states,
-            bias_correction=bias_correction,
-            reconstruction_memory=reconstruction_memory,
-            target=target,
-            tables=tables,
-            table=table,
-            allow_estimate=allow_estimate,
-            threads=threads,
-            seed=seed,
-            task=task,
-        )
-        study = Study(study_folder(name or study_name(config.model, config.budgets)))
+    config, study = _started(context) if resume is None else _resumed(context, resume)
+    _finish(config, study, crew, output)
+
+
+def _started(context: typer.Context) -> tuple[RunConfig, Study]:
+    """Settings and folder of a new study."""
+    from mpsearch.pipeline import DEFAULT_OBJECTIVES
+    from mpsearch.pipeline.folder import Study
+
+    given = context.params
+    usual, refined = (6, 2) if given["model"] is None else (12, 4)
+    config = config_of(
+        context,
+        budgets=tuple(given["budget"] or ()),
+        objectives=tuple(given["objective"] or DEFAULT_OBJECTIVES),
+        trials=usual if given["trials"] is None else given["trials"],
+        polish=refined if given["polish"] is None else given["polish"],
+    )
+    return config, Study(study_folder(given["name"] or study_name(config.model, config.budgets)))
+
+
+def _resumed(context: typer.Context, folder: Path) -> tuple[RunConfig, Study]:
+    """Settings and folder of a study that goes on, with another budget where one is given."""
+    from mpsearch.pipeline.folder import Study
+
+    study = Study(folder)
+    config = study.config()
+    _require_unchanged(context)
+    if context.params["allow_estimate"]:
+        config = replace(config, allow_estimate=True)
+    if context.params["budget"]:
+        config = replace(config, budgets=tuple(context.params["budget"]))
+    return config, study
+
+
+def _finish(config: RunConfig, study: Study, crew: Crew, output: Format) -> None:
+    """All steps, and what is told of them."""
+    from mpsearch.pipeline import run as run_study
+    from mpsearch.report import write_report
+
     if study.holds(config):
         say(f"Continuing the study in {study.path}: what it holds already is used.")
     try:
@@ -165,8 +143,6 @@ def run(  # long for its options alone
     except KeyboardInterrupt:
         say(f"\nInterrupted. Finish it with: mpsearch run --resume {study.path}")
         raise
-    from mpsearch.report import write_report
-
     report = write_report(study.path)
     _print_result(result, output)
     _tell(result, report)
@@ -221,26 +197,37 @@ def _tell(result: dict[str, Any], report: Path) -> None:
         kept = "predicted" if got is None else "measured"
         value = best["predicted"][budget.resource] if got is None else got
         used, limit = format_pair(value, budget.limit, budget.resource)
-        said = f"Budget {budget.text}: {kept} {used} of {limit}"
-        say(f"{said}{_in_new_processes(budget, best)}.")
+        say(f"Budget {budget.text}: {kept} {used} of {limit}{_in_new_processes(budget, best)}.")
     for r in best.get("repairs", []):
         got, limit = format_pair(r["measured"], r["limit"], r["resource"])
-        say(f"Repaired: an earlier choice broke {limit} (measured {got}, predicted {format_quantity(r['predicted'], r['resource'])}).")
-    artifact, metrics = best["artifact"], best["metrics"]
-    say(f"Chosen: {best['label']} ({best['reason']}); the proxy's optimum is {best['proxy']['status']} ({best['proxy']['found_by']}).")
+        predicted = format_quantity(r["predicted"], r["resource"])
+        say(f"Repaired: an earlier choice broke {limit} (measured {got}, predicted {predicted}).")
+    proxy = best["proxy"]
+    optimum = f"the proxy's optimum is {proxy['status']} ({proxy['found_by']})"
+    say(f"Chosen: {best['label']} ({best['reason']}); {optimum}.")
+    _tell_files(best["artifact"], best["metrics"]["images"])
+    left = result["not_quantized"]
+    say(f"Not quantised: {format_bytes(sum(left.values()))} in {len(left)} tensors, named in {report}.")
+    say(f"Report: {report}")
+
+
+def _tell_files(artifact: dict[str, Any], images: int) -> None:
+    """What was written, and how it agrees with the checkpoint on so many images."""
     say(f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with mpsearch.load.")
     for key, title in (("onnx", "ONNX"), ("openvino", "OpenVINO")):
-        if key in artifact:
-            units = f"8-bit containers, {format_bytes(artifact[f'{key}_bytes'])}"
-            agreement = f"it decides as the checkpoint on {artifact[f'{key}_agreement']:.2%} of {metrics['images']} images"
-            fresh = "" if "latency" in artifact else f"; {artifact[f'{key}_fresh_latency_us'] / 1e3:.3f} ms in a process of its own"
-            say(f"{title}: {artifact[key]} ({units}); {agreement}{fresh}.")
-            if artifact[f"{key}_fallbacks"]:
-                say(f"Not in the kernel they were written for: {', '.join(f'{unit} ({ran})' for unit, ran in artifact[f'{key}_fallbacks'].items())}.")
+        if key not in artifact:
+            continue
+        units = f"8-bit containers, {format_bytes(artifact[f'{key}_bytes'])}"
+        agreement = f"it decides as the checkpoint on {artifact[f'{key}_agreement']:.2%} of {images} images"
+        if "latency" not in artifact:
+            agreement += f"; {artifact[f'{key}_fresh_latency_us'] / 1e3:.3f} ms in a process of its own"
+        say(f"{title}: {artifact[key]} ({units}); {agreement}.")
+        fallbacks = ", ".join(f"{unit} ({ran})" for unit, ran in artifact[f"{key}_fallbacks"].items())
+        if fallbacks:
+            say(f"Not in the kernel they were written for: {fallbacks}.")
     if "triton" in artifact:
-        say(f"On the kernels of triton-cuda it decides as the fake-quantised model on {artifact['triton_agreement']:.2%} of {metrics['images']} images.")
-    say(f"Not quantised: {format_bytes(sum(result['not_quantized'].values()))} in {len(result['not_quantized'])} tensors, named in {report}.")
-    say(f"Report: {report}")
+        agreement = f"{artifact['triton_agreement']:.2%} of {images} images"
+        say(f"On the kernels of triton-cuda it decides as the fake-quantised model on {agreement}.")
 
 
 def _in_new_processes(budget: Budget, best: dict[str, Any]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from mpsearch.cli import _score_options as options
 from mpsearch.cli._app import app
 from mpsearch.cli._options import (
     Bits,
@@ -26,8 +27,7 @@ from mpsearch.cli._options import (
     Seed,
     TaskName,
     Weights,
-    model_arguments,
-    split_bits,
+    config_of,
     study_folder,
     study_name,
 )
@@ -35,7 +35,8 @@ from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 
 
 @app.command()
-def score(  # long for its options alone
+def score(
+    context: typer.Context,
     model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
@@ -45,52 +46,29 @@ def score(  # long for its options alone
     class_map: ClassMap = None,
     calibration_images: CalibrationImages = None,
     search_images: SearchImages = None,
-    evaluation_images: Annotated[int | None, typer.Option(help="Kept apart; --validate measures regrets again on them.")] = None,
+    evaluation_images: options.EvaluationImages = None,
     bits: Bits = None,
     fix: Fix = None,
     a_bits: InputBits = 8,
     first_last_bits: FirstLastBits = None,
-    objective: Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated; every additive one without it.")] = None,
-    validate: Annotated[bool, typer.Option("--validate", help="Compare each objective with the true loss, and its exact optimum with the best known.")] = False,
-    samples: Annotated[int, typer.Option(help="With --validate: assignments spread over the range of sizes.")] = 60,
-    budgets: Annotated[str, typer.Option(help="With --validate: how many, or bits a weight such as 7,6,4.")] = "5",
-    local_steps: Annotated[int, typer.Option(help="With --validate: measurements of the local search at each budget.")] = 24,
-    unseen_images: Annotated[int, typer.Option(help="With --validate: evaluation images at most, on which the regrets are measured again.")] = 1000,
+    objective: options.Objectives = None,
+    validate: options.Validate = False,
+    samples: options.Samples = 60,
+    budgets: options.Levels = "5",
+    local_steps: options.LocalSteps = 24,
+    unseen_images: options.UnseenImages = 1000,
     seed: Seed = 0,
     task: TaskName = "classification",
-    name: Annotated[str | None, typer.Option(help="Of the study's folder below studies/; MODEL-score without it.")] = None,
+    name: options.Name = None,
     output: Output = Format.table,
 ) -> None:
     """Score every bit-width of every layer with each objective; with --validate, say which of them to trust."""
     from mpsearch.objectives import OBJECTIVES
-    from mpsearch.pipeline import RunConfig
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.jobs.score import score_model
     from mpsearch.pipeline.validation.validate import Effort, validate_objectives
 
-    widths, rules = split_bits(bits)
-    config = RunConfig(
-        budgets=("8bits",),
-        model=model,
-        model_args=model_arguments(model_arg or []),
-        weights=weights,
-        pretrained=not random_weights,
-        data=data,
-        calibration_data=calibration_data,
-        class_map=class_map,
-        calibration_images=calibration_images,
-        search_images=search_images,
-        evaluation_images=evaluation_images,
-        bits=widths,
-        layer_bits=rules,
-        fix=tuple(fix or ()),
-        a_bits=a_bits,
-        first_last_bits=first_last_bits,
-        objectives=tuple(objective or OBJECTIVES.names()),
-        target="packed",
-        seed=seed,
-        task=task,
-    )
+    config = config_of(context, budgets=("8bits",), objectives=tuple(objective or OBJECTIVES.names()), target="packed")
     study = Study(study_folder(name or study_name(model, ("score",))))
     try:
         if validate:

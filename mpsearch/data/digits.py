@@ -15,7 +15,7 @@ from mpsearch.errors import DataError
 TEST_FRACTION = 0.3
 
 HOLDOUT_SEED = 0
-"""Of the split that `--data digits` means, whatever the seed of a study: a model fitted on its train part has never seen its test part."""
+"""Seed of the split that `--data digits` means, whatever the seed of a study: a model fitted on its train part has never seen its test part."""
 
 
 class DigitsSource(ArraySource):

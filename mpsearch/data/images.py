@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from mpsearch.data.samples import Indices
+from mpsearch.data.samples import HeldSamples, Indices, at
 from mpsearch.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(HeldSamples):
     """N images after the model's resize and crop, before its normalisation.
 
     Kept as uint8, a quarter of the memory of what a model reads: `N * C * H * W` bytes, 150,528 for one 3 x 224 x 224 image
@@ -35,6 +35,9 @@ class ImageSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     name: str = "images"
+    held: ClassVar[str] = "images"
+    one: ClassVar[str] = "image"
+    unlabelled: ClassVar[str] = "Put the images in class folders, or add a labels.csv with the header file,label."
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -48,15 +51,6 @@ class ImageSet:
         if min(self.std, default=1.0) <= 0:
             raise DataError(f"{self.name}: std {tuple(self.std)} is not positive in every channel.")
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held by images and labels."""
-        return self.images.nbytes + (0 if self.labels is None else self.labels.nbytes)
-
     @property
     def form(self) -> tuple[object, ...]:
         """C, H, W and the normalisation."""
@@ -64,47 +58,9 @@ class ImageSet:
 
     def inputs(self, indices: Indices | None = None) -> Tensor:
         """`N x C x H x W` float32, `(x / 255 - mean) / std`, in the order of operations of timm's transform, so equal to the last bit."""
-        chosen = self.images if indices is None else self.images[indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.long)]
+        chosen = self.images if indices is None else self.images[at(indices)]
         mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return chosen.to(torch.float32).div_(255).sub_(mean).div_(std)
-
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """`(inputs, labels)` of `size` images at a time, the last batch shorter."""
-        if size < 1:
-            raise DataError(f"Batch size {size} is not positive.")
-        for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            yield self.inputs(part), None if self.labels is None else self.labels[part]
-
-    def subset(self, indices: Indices) -> ImageSet:
-        """The images at `indices`, in that order: a copy, or, of a slice, a view."""
-        at = indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.long)
-        return replace(self, images=self.images[at], labels=None if self.labels is None else self.labels[at])
-
-    def joined(self, others: Sequence[ImageSet]) -> ImageSet:
-        """These images, then those of the other sets; the set itself where there is no other."""
-        if not others:
-            return self
-        labels = [s.labels for s in (self, *others) if s.labels is not None]
-        return replace(self, images=torch.cat([s.images for s in (self, *others)]), labels=torch.cat(labels) if labels else None)
-
-    def require_labels(self, classes: int | None = None) -> Tensor:
-        """`N` labels. Raises DataError where there are none, or one is not below `classes`."""
-        if self.labels is None:
-            raise DataError(f"{self.name} has no labels. Put the images in class folders, or add a labels.csv with the header file,label.")
-        if classes is not None and len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < classes:
-            low, high = int(self.labels.min()), int(self.labels.max())
-            odd = int(((self.labels < 0) | (self.labels >= classes)).flatten().nonzero()[0])
-            raise DataError(
-                f"{self.name} has labels {low} to {high}; the model has {classes} classes, 0 to {classes - 1}. The first that is none "
-                f"of them is {int(self.labels[odd])}, of image {odd}. Give the data it was trained for."
-            )
-        return self.labels
-
-    @cached_property
-    def sample_hashes(self) -> tuple[str, ...]:
-        """SHA-256 of the pixels of each image; equal only for exact duplicates."""
-        return tuple(hashlib.sha256(image.contiguous().numpy().data).hexdigest() for image in self.images)
 
     @cached_property
     def content_hash(self) -> str:

@@ -43,7 +43,7 @@ def load_images(
         data_config: The model's, from `timm.data.resolve_data_config`.
         split: `train` or `test`, where the source has parts; None takes the held-out part there, and everything elsewhere.
         limit: At most so many images: a stratified random subset in random order. None takes all, in the order of the source.
-        seed: Of that subset.
+        seed: Random seed of that subset.
         classes: What is known of the model's classes; labels beyond them are refused before an image is decoded.
         on_image: Progress.
 

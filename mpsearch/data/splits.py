@@ -36,7 +36,7 @@ class Splits:
         calibration: Ranges and reconstruction.
         search: The loss that the search minimises.
         evaluation: What is reported; neither of the others has seen it.
-        seed: Of the draw.
+        seed: Random seed of the draw.
         duplicates_removed: Exact duplicates, by pixels, that were met and left out of the draw.
         warning: What few images mean for the results; empty where there are enough.
     """

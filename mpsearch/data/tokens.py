@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mpsearch.data.samples import Indices
+from mpsearch.data.samples import HeldSamples, Indices, at
 from mpsearch.errors import DataError
 
 FIELDS = ("input_ids", "attention_mask", "token_type_ids")
@@ -21,7 +21,7 @@ FIELDS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True, eq=False)
-class TokenSet:
+class TokenSet(HeldSamples):
     """N texts as token numbers.
 
     A model that reads them takes one tensor, `N x F x T` int64, and unstacks it (`mpsearch.models.TextModel` does).
@@ -35,6 +35,9 @@ class TokenSet:
     tokens: Tensor
     labels: Tensor | None = None
     name: str = "texts"
+    held: ClassVar[str] = "tokens"
+    one: ClassVar[str] = "text"
+    unlabelled: ClassVar[str] = "Give them to TokenSet or tokenize."
 
     def __post_init__(self) -> None:
         shape = tuple(self.tokens.shape)
@@ -47,15 +50,6 @@ class TokenSet:
         if len(mask) and not (((mask == 0) | (mask == 1)).all() and (mask.sum(1) > 0).all()):
             raise DataError(f"{self.name}: a mask holds something else than 0 and 1, or a text has no token that counts. Leave empty texts out.")
 
-    def __len__(self) -> int:
-        """Number of texts."""
-        return len(self.tokens)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held by tokens and labels."""
-        return self.tokens.nbytes + (0 if self.labels is None else self.labels.nbytes)
-
     @property
     def form(self) -> tuple[int, ...]:
         """F and T."""
@@ -63,45 +57,7 @@ class TokenSet:
 
     def inputs(self, indices: Indices | None = None) -> Tensor:
         """`N x F x T` int64."""
-        return (self.tokens if indices is None else self.tokens[_index(indices)]).to(torch.int64)
-
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """`(inputs, labels)` of `size` texts at a time, the last batch shorter."""
-        if size < 1:
-            raise DataError(f"Batch size {size} is not positive.")
-        for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            yield self.inputs(part), None if self.labels is None else self.labels[part]
-
-    def subset(self, indices: Indices) -> TokenSet:
-        """The texts at `indices`, in that order."""
-        at = _index(indices)
-        return replace(self, tokens=self.tokens[at], labels=None if self.labels is None else self.labels[at])
-
-    def joined(self, others: Sequence[TokenSet]) -> TokenSet:
-        """These texts, then those of the other sets; the set itself where there is no other."""
-        if not others:
-            return self
-        labels = [s.labels for s in (self, *others) if s.labels is not None]
-        return replace(self, tokens=torch.cat([s.tokens for s in (self, *others)]), labels=torch.cat(labels) if labels else None)
-
-    def require_labels(self, classes: int | None = None) -> Tensor:
-        """The labels. Raises DataError where there are none, or a class is not below `classes`."""
-        if self.labels is None:
-            raise DataError(f"{self.name} has no labels. Give them to TokenSet or tokenize.")
-        if classes is not None and len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < classes:
-            low, high = int(self.labels.min()), int(self.labels.max())
-            odd = int(((self.labels < 0) | (self.labels >= classes)).flatten().nonzero()[0])
-            raise DataError(
-                f"{self.name} has labels {low} to {high}; the model has {classes} classes, 0 to {classes - 1}. The first that is none "
-                f"of them is {int(self.labels[odd])}, of text {odd}. Give the texts it was trained for."
-            )
-        return self.labels
-
-    @cached_property
-    def sample_hashes(self) -> tuple[str, ...]:
-        """SHA-256 of the tokens of each text; equal only for exact duplicates."""
-        return tuple(hashlib.sha256(text.contiguous().numpy().data).hexdigest() for text in self.tokens)
+        return (self.tokens if indices is None else self.tokens[at(indices)]).to(torch.int64)
 
     @cached_property
     def content_hash(self) -> str:
@@ -110,10 +66,6 @@ class TokenSet:
         digest = hashlib.sha256(head.encode())
         digest.update(self.tokens.contiguous().numpy().data)
         return digest.hexdigest()
-
-
-def _index(indices: Indices) -> Any:
-    return indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.long)
 
 
 def tokenize(
@@ -128,11 +80,11 @@ def tokenize(
     """Texts, or pairs of texts, through a Hugging Face tokenizer, padded and cut to one length.
 
     Args:
-        tokenizer: As `transformers.AutoTokenizer` gives it. Of a pair the second text is cut first.
+        tokenizer: Tokenizer, as `transformers.AutoTokenizer` gives it. Of a pair the second text is cut first.
         texts: N.
         pairs: The second text of each, such as the passage behind a question; its tokens have type 1.
         length: T, special tokens included.
-        labels: As `TokenSet`.
+        labels: Labels, as in `TokenSet`.
         name: Where the texts came from.
     Raises: DataError: No texts, or the tokenizer gives no mask.
     """

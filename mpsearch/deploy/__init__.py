@@ -2,7 +2,8 @@
 
 from mpsearch.deploy.loading import load
 from mpsearch.deploy.onnx import export_float, measure_onnx, quantize_onnx, run_onnx, save_onnx
-from mpsearch.deploy.packed import PackedLayout, load_packed, open_packed, read_description, save_packed
+from mpsearch.deploy.packed import PackedLayout, save_packed
+from mpsearch.deploy.packed_reading import load_packed, open_packed, read_description
 
 __all__ = [
     "PackedLayout",

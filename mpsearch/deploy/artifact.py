@@ -61,7 +61,7 @@ class Artifact:
 
     @property
     def label(self) -> str:
-        """Of the point it was exported from."""
+        """Label of the point it was exported from."""
         return str(self.manifest.get("label", self.folder.name))
 
 
@@ -69,7 +69,7 @@ def write_artifact(folder: Path, target_text: str, job: Job, about: Mapping[str,
     """Write the files of a target and their manifest; what was in the folder is replaced only when all is written.
 
     Args:
-        folder: Of the artifact.
+        folder: Folder of the artifact.
         target_text: Registered target with its options, such as `onnx:four_bit=blockwise`.
         job: What to write.
         about: Further entries of the manifest, such as `label`, `predicted`, `metrics`.
@@ -80,25 +80,11 @@ def write_artifact(folder: Path, target_text: str, job: Job, about: Mapping[str,
         MpsearchError: Writing failed, or the target's package did; says why, and leaves the earlier artifact as it was.
     """
     target = TARGETS.create(target_text)
-    assignment = Assignment(tuple((unit, state.candidate) for unit, state in job.states.items()))
     try:
         with replacing_folder(folder) as beside:
             with one_message(f"The target {target_text} cannot write this model", _ELSEWHERE):
                 notes = target.write(job, beside)
-            manifest = {
-                "format": FORMAT,
-                "schema": SCHEMA,
-                "target": target_text,
-                "runs_with": target.runs_with,
-                "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(beside.iterdir())},
-                "notes": notes,
-                "assignment": assignment.to_json(),
-                "source": dict(job.layout.description["source"]),
-                "data_config": _plain(job.layout.description["data_config"]),
-                "input_shape": list(job.example.shape[1:]),
-                "versions": _versions(),
-                **about,
-            }
+            manifest = {**_manifest(beside, target_text, job), "notes": notes, **about}
             if further is not None:
                 further(beside)
             files.write_json(beside / MANIFEST, manifest)
@@ -188,3 +174,20 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def _manifest(folder: Path, target_text: str, job: Job) -> dict[str, Any]:
+    """What is true of the files in a folder: target, sums, versions, and what they were made from."""
+    description = job.layout.description
+    return {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "target": target_text,
+        "runs_with": TARGETS.create(target_text).runs_with,
+        "files": {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.iterdir())},
+        "assignment": Assignment(tuple((unit, state.candidate) for unit, state in job.states.items())).to_json(),
+        "source": dict(description["source"]),
+        "data_config": _plain(description["data_config"]),
+        "input_shape": list(job.example.shape[1:]),
+        "versions": _versions(),
+    }

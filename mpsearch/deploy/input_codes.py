@@ -39,7 +39,7 @@ def decode(given: Tensor, bits: int, unit: str) -> ActivationQuantizer:
 
     Args:
         given: float32 [2].
-        bits: Of the grid.
+        bits: Bits of the grid.
         unit: For messages.
     Raises: CheckpointError: The step is not positive and finite, or the second number is none of the table's.
     """

@@ -21,7 +21,7 @@ from timm.layers.linear import Linear
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
-from mpsearch.deploy.packed import open_packed
+from mpsearch.deploy.packed_reading import open_packed
 from mpsearch.errors import DeviceMismatchError, OptionError, UserError
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.kernels import device_code
@@ -93,7 +93,7 @@ def load_kernels(path: str | Path, model: nn.Module | None = None, *, device: st
 
     Args:
         path: Written by `save_packed`.
-        model: As in `load_packed`.
+        model: Float model, as in `load_packed`.
         device: A CUDA device; `cpu` where Triton interprets (TRITON_INTERPRET=1), for tests.
         dtype: `fp16` or `bf16`: of tensors between units, and of float layers.
 

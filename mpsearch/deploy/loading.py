@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from mpsearch.deploy.packed import load_packed
+from mpsearch.deploy.packed_reading import load_packed
 from mpsearch.errors import MissingExtraError, OptionError, UnknownNameError
 
 KERNELS = ("triton-cuda",)

@@ -198,7 +198,7 @@ def measured_peak(path: Path, shape: Sequence[int]) -> int:
 
     Args:
         path: The ONNX file.
-        shape: Of its input, batch included.
+        shape: Shape of its input, batch included.
     Raises: MpsearchError: The system does not tell (it must be Linux with glibc), or the file does not run.
     """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "0"}

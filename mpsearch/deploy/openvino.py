@@ -39,7 +39,7 @@ class OpenVinoRun:
     """What OpenVINO makes of a file.
 
     Args:
-        timing: Of one image.
+        timing: Time of one image.
         executed: Nodes that run, as kind, precision and kernel.
         fallbacks: Unit -> kernel that runs, where it is not the one the unit was written for.
         integer_kernels: How many nodes run in integers.
@@ -123,7 +123,7 @@ def narrowed(state: UnitState, observer: str) -> UnitState:
     """The unit with its weight, as it is, on a grid of 7 bits: of those no pair of products with 8-bit inputs leaves 16 bits.
 
     Args:
-        state: Of an integer unit.
+        state: State of an integer unit.
         observer: Registered observer, which finds the range.
     """
     assert state.weight is not None

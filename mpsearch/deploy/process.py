@@ -49,7 +49,7 @@ def load(folder: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
     """An artifact, in the process that runs it.
 
     Args:
-        folder: Of the artifact.
+        folder: Folder of the artifact.
         threads: Threads of the runtime.
         options: `model`: how the float model is built, as `ModelSource.to_json` writes it, or None.
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mpsearch.deploy.packed import PackedLayout, load_packed, save_packed
+from mpsearch.deploy.packed import PackedLayout, save_packed
+from mpsearch.deploy.packed_reading import load_packed
 from mpsearch.errors import CheckpointError, ModelError
 from mpsearch.models import ModelSource, as_float, build_model
 from mpsearch.problem import Candidate
@@ -19,7 +20,7 @@ def require_read_back(layout: PackedLayout, module: nn.Module, source: ModelSour
     """Write the float model, read it back as a user will, and compare to the last bit.
 
     Args:
-        layout: Of `module`.
+        layout: Layout of `module`.
         module: Folded float model.
         source: How it is built anew.
         given: The model as the user gave it, where it cannot be built anew.

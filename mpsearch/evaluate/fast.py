@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mpsearch.data import SampleSet
 from mpsearch.evaluate.metrics import predict
 from mpsearch.evaluate.prefixes import PrefixRunner, prefix_key
+from mpsearch.evaluate.scratch import Scratch, ScratchGrid
 from mpsearch.evaluate.tasks import Classification, Task
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import ActivationQuantizer, AffineParams, QuantLayer, UnitState, wrap_units
@@ -47,7 +48,6 @@ class Quantizers(Protocol):
 
 _BATCH = 32
 _ANY = 16  # input bits in the key of a weight that does not depend on them
-_PIECE = 2**17  # elements that the four steps of a fake quantisation go over in turn: half a megabyte, which stays in the cache of a core
 _PREFIX_SHARE = 4  # the outputs that one assignment leaves take at most this part of the memory
 
 
@@ -187,55 +187,3 @@ def _clearly_worse(seen: Tensor, rival: Tensor, errors: float, factor: float) ->
     difference = seen - rival
     error = float(difference.std()) / len(seen) ** 0.5
     return float(seen.mean()) > factor * float(rival.mean()) and float(difference.mean()) > errors * error
-
-
-class Scratch:
-    """One piece of memory for what a layer reads and nobody else: quantised inputs live no longer than the layer's call."""
-
-    def __init__(self) -> None:
-        self._held = torch.empty(0)
-
-    def like(self, x: Tensor) -> Tensor:
-        """Uninitialised, with the shape and strides of `x`."""
-        if self._held.numel() < x.numel():
-            self._held = torch.empty(x.numel())
-        return self._held.as_strided(x.shape, x.stride())
-
-
-@dataclass(frozen=True)
-class ScratchGrid:
-    """A per-tensor affine quantiser of inputs that computes what its own does, in fewer passes and in memory that is in the cache already."""
-
-    params: AffineParams
-    scratch: Scratch
-
-    @property
-    def bits(self) -> int:
-        """2 to 8."""
-        return self.params.bits
-
-    def fake_quantize(self, x: Tensor) -> Tensor:
-        """`x` on the grid, in scratch memory."""
-        if x.dtype != torch.float32 or x.numel() == 0 or not _dense(x):
-            return self.params.fake_quantize(x)
-        zero_point = int(self.params.zero_point)
-        low, high = self.params.qmin - zero_point, self.params.qmax - zero_point
-        quantized = self.scratch.like(x)
-        for piece, out in zip(torch.split(_flat(x), _PIECE), torch.split(_flat(quantized), _PIECE), strict=True):
-            torch.div(piece, self.params.scale, out=out).round_().clamp_(low, high).mul_(self.params.scale)
-        return quantized
-
-
-def _flat(x: Tensor) -> Tensor:
-    """The elements of a dense tensor in the order in which they lie."""
-    return x.as_strided((x.numel(),), (1,))
-
-
-def _dense(x: Tensor) -> bool:
-    """Whether the elements lie in one piece without gaps or overlaps, in whatever order of axes."""
-    expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True

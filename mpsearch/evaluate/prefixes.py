@@ -29,7 +29,7 @@ class Cut:
     Args:
         place: Its number among the watched modules.
         units: Those that ran before its end, in order.
-        bytes_for_image: Of its output.
+        bytes_for_image: Bytes of its output.
         overwritten: Whether a later operation writes into its output, so that a copy must be kept.
     """
 

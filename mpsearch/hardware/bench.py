@@ -147,9 +147,9 @@ def time_apart(run: Callable[[], object], *, threads: int = 1, seconds: float = 
 
     Args:
         run: Does the work once.
-        threads: As in `time_callable`.
-        seconds: Of measuring, over the passes of a round.
-        rounds: Of three passes each: another one follows where the quartiles of the passes so far are further apart than they should be.
+        threads: Threads, as in `time_callable`.
+        seconds: Seconds of measuring, over the passes of a round.
+        rounds: Rounds of three passes each: another one follows where the quartiles of the passes so far are further apart than they should be.
     """
     passes: list[Timing] = []
     for _ in range(rounds):

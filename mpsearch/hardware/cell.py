@@ -28,7 +28,7 @@ class CellTimer:
     Args:
         backend: The runtime.
         batch: Images in a call.
-        seconds: Of measuring for each cell.
+        seconds: Seconds of measuring for each cell.
     """
 
     def __init__(self, backend: Backend, batch: int = 1, seconds: float = 0.25) -> None:

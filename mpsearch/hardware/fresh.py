@@ -110,7 +110,8 @@ def run_fresh(program: Program | Path, inputs: Array, *, threads: int = 1, secon
         MpsearchError: The process failed, died or took too long; with what it said.
     """
     outputs, about = _ask(program, {"do": "time", "seconds": seconds}, inputs, threads, patience)
-    timing = Timing(**{key: tuple(value) if isinstance(value, list) else value for key, value in about["timing"].items()})  # type: ignore[arg-type]
+    held: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["timing"].items()}
+    timing = Timing(**held)
     return FreshRun(outputs, timing, tuple(about["executed"]), about["fallbacks"], int(about["bytes"]))
 
 
@@ -168,7 +169,10 @@ def load_onnx(path: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
     with one_message(f"ONNX Runtime cannot open {path}"):
         live = session(path, threads)
     name = live.get_inputs()[0].name
-    about = lambda: {"executed": executed(path, threads), "fallbacks": {}, "bytes": path.stat().st_size}  # noqa: E731
+
+    def about() -> dict[str, Any]:
+        return {"executed": executed(path, threads), "fallbacks": {}, "bytes": path.stat().st_size}
+
     return Loaded(lambda x: np.asarray(live.run(None, {name: x})[0]), about, str(identity()))
 
 

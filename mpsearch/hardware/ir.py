@@ -16,7 +16,7 @@ from mpsearch.errors import CheckpointError
 from mpsearch.hardware.openvino_nodes import RanNode, openvino, ran_nodes
 
 PREFIX = "unit:"
-"""Of the names of the nodes that compute a unit."""
+"""Prefix of the names of the nodes that compute a unit."""
 _KEY = "mpsearch"
 _OPEN_SEAL = "0" * 64
 _AGAIN = "Write it again with mpsearch."

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one call, from `repeats` samples.
+    """Time of one call, from `repeats` samples.
 
     Args:
         median_us: Median.
@@ -41,7 +41,7 @@ def time_callable(run: Callable[[], object], *, threads: int = 1, seconds: float
     Args:
         run: Does the work once.
         threads: 1 takes process CPU time, more take the wall clock.
-        seconds: Of measuring; warm-up not included.
+        seconds: Seconds of measuring; warm-up not included.
         least_repeats: Samples taken even if that takes longer.
     """
     return summary([_samples(run, threads, seconds, least_repeats)], threads)
@@ -63,10 +63,10 @@ def time_interleaved(
     Args:
         runs: Each does its work once.
         threads: 1 takes process CPU time, more take the wall clock.
-        seconds: Of measuring for each of them, over all rounds.
+        seconds: Seconds of measuring for each of them, over all rounds.
         rounds: Even, at least 2.
         between: Called before each round, such as a reading of the anchor.
-        seed: Of the orders.
+        seed: Random seed of the orders.
     """
     if rounds < 2 or rounds % 2:
         raise ValueError(f"rounds is {rounds}; it must be even and at least 2.")

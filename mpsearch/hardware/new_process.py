@@ -15,7 +15,7 @@ from mpsearch.hardware.qdq import Array
 PROCESSES = 6
 """That are asked: readings of one file differ by 3 to 5 % (standard deviation) from process to process, where a process repeats itself to 1 %."""
 SHARE = 0.95
-"""Of new processes that stay below what is promised."""
+"""Share of new processes that stay below what is promised."""
 _DISTURBED = 1.25
 """Times the median: a reading beyond it is taken once more, as a neighbour's burst is more likely than such a layout; the lesser counts."""
 
@@ -66,10 +66,10 @@ def time_in_new_processes(
     """Time a file in new processes, one after the other.
 
     Args:
-        program: As in `run_fresh`.
+        program: Command, as in `run_fresh`.
         image: 1 x ..., as there.
-        threads: Of the runtime's pool.
-        seconds: Of measuring in each process.
+        threads: Threads of the runtime's pool.
+        seconds: Seconds of measuring in each process.
         processes: At least 2.
         on_process: Called with how many are done, and of how many.
 

@@ -18,7 +18,7 @@ from mpsearch.hardware.qdq import Array, Grid, QuantizedWeight
 from mpsearch.problem import Candidate, ConvAttributes
 
 CONFIG = {"NUM_STREAMS": "1", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-"""Of every compiled model, timed or shipped: one stream; inputs of weight-only layers are not quantised behind the user's back."""
+"""Settings of every compiled model, timed or shipped: one stream; inputs of weight-only layers are not quantised behind the user's back."""
 _COMPUTES = ("Convolution", "FullyConnected", "MatMul", "Deconvolution", "RNNSeq")
 _STORED = ("i8", "u8", "i4", "u4", "i2", "u2")
 
@@ -37,7 +37,7 @@ def compiled(model: Any, threads: int = 1, precision: str = "f32") -> Any:
 
     Args:
         model: openvino.Model, or the path of its XML.
-        threads: Of the runtime's pool.
+        threads: Threads of the runtime's pool.
         precision: What float layers compute in, `f32` or `bf16`. Named in any case: a CPU with bf16 takes it unasked.
     """
     config = {**CONFIG, "INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": precision}
@@ -54,7 +54,7 @@ class RanNode:
     """A node of the runtime graph.
 
     Args:
-        kind: Of layer, such as `Convolution`.
+        kind: Kind of layer, such as `Convolution`.
         precision: Type of what it reads: for a layer of compressed weights, of the weight.
         primitive: Kernel, such as `jit_avx2_I8`.
         name: Its own, after one of the nodes of the given graph that are in it.
@@ -104,8 +104,8 @@ def arithmetic_of(candidate: Candidate, precision: str = "f32", columns: int = 2
     """What `RanNode.arithmetic` must say of a unit at a candidate.
 
     Args:
-        candidate: Of the unit.
-        precision: Of float layers.
+        candidate: Candidate of the unit.
+        precision: Precision of float layers.
         columns: Inputs of a linear layer.
     """
     if candidate.is_float or candidate.w_bits is None:

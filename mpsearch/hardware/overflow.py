@@ -36,7 +36,7 @@ def without_overflow(weight: QuantizedWeight, input_bits: int = 8) -> QuantizedW
 
     Args:
         weight: [C_out, C_in, ...].
-        input_bits: Of the unsigned codes that it is multiplied by.
+        input_bits: Bits of the unsigned codes that it is multiplied by.
     """
     limit = _SUM_LIMIT // (2**input_bits - 1)
     widest = widest_pairs(weight.codes)

@@ -28,7 +28,7 @@ from mpsearch.problem import Candidate, ConvAttributes, Layer
 Array = NDArray[np.float64]
 Cell = tuple[Layer, Candidate]
 LEAST_ROWS = 6
-"""Of a family, below which nothing is predicted."""
+"""Rows of a family, below which nothing is predicted."""
 _KEY = re.compile(r"(\w+) (\S+)(?: w(\S+))?(?: s(\d+),(\d+) p(\d+),(\d+) d(\d+),(\d+) g(\d+))? (bias|no bias)")
 
 

@@ -42,10 +42,10 @@ def profile(
         layers: L units.
         candidates: For each its choices; what is timed is the kernel that each runs.
         backend: The runtime.
-        table: Of this device and backend; rows are added to it.
+        table: Latency table of this device and backend; rows are added to it.
         folder: Where it is saved.
         batch: Images in a call.
-        seconds: Of measuring for each row.
+        seconds: Seconds of measuring for each row.
         isolate: Build and time in a process of its own, so that a kernel that crashes costs its row and nothing else.
         at_most: Rows to measure, those from which the others can be predicted best; None measures all, which is always better.
         on_row: Progress: rows done, rows to measure, which.
@@ -163,7 +163,7 @@ def latency_costs(
         layers: L units.
         candidates: For each its choices.
         backend: The runtime.
-        table: Of this device and backend.
+        table: Latency table of this device and backend.
         batch: Images in a call.
         predictor: For cells that were never measured; None leaves them unusable.
     """

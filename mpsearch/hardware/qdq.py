@@ -47,7 +47,7 @@ class QdqWriter:
     """Collects nodes and initialisers, and shares the Q/DQ pair of a tensor between all units that read it alike.
 
     Args:
-        prefix: Of every name it makes, so that none meets a name of the float graph.
+        prefix: Prefix of every name it makes, so that none meets a name of the float graph.
     """
 
     prefix: str = "mpsearch"
@@ -73,8 +73,8 @@ class QdqWriter:
             x: Float tensor, N x C x H x W.
             weight: [C_out, C_in / groups, k, k].
             bias: Float [C_out]; put on the grid of the accumulator, scale_x * scale_w, as int32.
-            grid: Of `x`.
-            attributes: Of the ONNX Conv.
+            grid: Grid of `x`.
+            attributes: Attributes of the ONNX Conv.
             output: Name of the result, made where None.
         """
         weight = weight if bias is None else _widened(weight, grid, bias)

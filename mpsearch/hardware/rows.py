@@ -28,7 +28,7 @@ class Row:
         median_us: For one call.
         iqr_us: Distance of the quartiles.
         repeats: Samples.
-        weight_bytes: Of the weight as this kernel holds it.
+        weight_bytes: Bytes of the weight as this kernel holds it.
         executed: Operators that ran.
         relative_error: Against float64 arithmetic.
         date: UTC, ISO 8601.
@@ -79,9 +79,9 @@ class ModelRun:
         kernels: For each layer, in order, the candidate whose kernel was asked for.
         passes_us: Medians of interleaved passes, in order.
         iqr_us: Distance of the quartiles, the greatest of the passes.
-        anchor_us: Of the machine meanwhile.
+        anchor_us: Time of the anchor, which shows the state of the machine meanwhile.
         status: `ok`, `unstable` (its spread stayed too wide), or `fallback` where other kernels ran than were asked; such a run teaches nothing.
-        clock: As of a row.
+        clock: Kind of clock, as of a row.
         date: UTC, ISO 8601.
         energies_mj: Energy of a call in each pass, where the device counts it; else empty.
     """

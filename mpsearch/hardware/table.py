@@ -31,8 +31,8 @@ class LatencyTable:
     Args:
         device: Who was measured.
         backend: Its name.
-        version: Of the runtime library.
-        threads: Of the runtime's pool.
+        version: Version of the runtime library.
+        threads: Threads of the runtime's pool.
         rows: By (key, kernel).
         estimated: Whether the rows are another device's or another version's, taken as an estimate because the user said so.
         models: Whole-model runs, by their key.
@@ -57,10 +57,6 @@ class LatencyTable:
     def get(self, layer: Layer, kernel: Candidate, batch: int = 1) -> Row | None:
         """The row of a cell, whatever its status; None where it was not measured."""
         return self.rows.get((row_key(layer, batch), str(kernel)))
-
-    def runs_of(self, model: str, batch: int = 1) -> list[ModelRun]:
-        """The usable whole-model runs of a model, in a fixed order."""
-        return [run for _, run in sorted(self.models.items()) if (run.model, run.batch) == (model, batch) and run.status in ("ok", "unstable")]
 
     def save(self, folder: Path) -> Path:
         """Write the table, together with what another writer saved there meanwhile (ours wins). Raises TableError on an estimate."""

@@ -38,7 +38,7 @@ def mixed_kernels(choices: Sequence[Sequence[str]], ties: Sequence[Sequence[int]
         choices: For each of L layers the kernels that it has.
         ties: Groups of layers that share a choice; every layer is in one.
         count: How many, the uniform ones included; fewer where no more differ.
-        seed: Of the draws.
+        seed: Random seed of the draws.
     """
     draw = np.random.default_rng(seed)
     names = sorted({kernel for row in choices for kernel in row})

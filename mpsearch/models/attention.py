@@ -66,12 +66,12 @@ class SelfAttention(nn.MultiheadAttention):
 
     @property
     def in_proj_weight(self) -> Any:  # type: ignore[override]
-        """As the class that it was; `nn.TransformerEncoderLayer` asks for it."""
+        """The input projection's weight; `nn.TransformerEncoderLayer` asks for it."""
         return self.in_proj.weight
 
     @property
     def in_proj_bias(self) -> Any:  # type: ignore[override]
-        """As `in_proj_weight`."""
+        """The input projection's bias, for the same reason."""
         return self.in_proj.bias
 
     def forward(

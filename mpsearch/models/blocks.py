@@ -39,7 +39,7 @@ def find_blocks(trace: Trace, module: nn.Module, units: Sequence[str], calls: Ca
     such as an attention mask. What is left are blocks of one unit.
 
     Args:
-        trace: Of `module`.
+        trace: Trace of `module`.
         module: The model.
         units: Names of all units in order of execution.
         calls: How the modules around the units are called. A block of several units is called with one tensor first, and gives one, both with the

@@ -30,7 +30,7 @@ def find_foldable(trace: Trace, module: nn.Module) -> tuple[tuple[str, str], ...
     without running statistics or with a forward of its own.
 
     Args:
-        trace: Of `module`.
+        trace: Trace of `module`.
         module: Model with its batch norms.
     Returns: Names in order of execution.
     """

@@ -52,7 +52,7 @@ class TokenMixing(nn.Module):
     Args:
         tokens: N.
         ratios: Hidden units of each branch as a multiple of N.
-        act_layer: Of the branches that have hidden units.
+        act_layer: Activation of the branches that have hidden units.
     """
 
     def __init__(self, tokens: int, ratios: Sequence[float], act_layer: type[nn.Module]) -> None:
@@ -88,7 +88,7 @@ class QMlpBlock(nn.Module):
         init_values: Start of both layer scales.
         drop: Dropout probability in the channel MLP.
         drop_path: Probability that a residual branch is left out of an image in training.
-        mlp_layer: Of the channel MLP.
+        mlp_layer: Class of the channel MLP.
     """
 
     def __init__(

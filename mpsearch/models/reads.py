@@ -21,9 +21,9 @@ class Read:
     Args:
         x: N x C x H x W, padded, of a convolution; N x ... x n, or n, of a linear layer.
         kernel: Height and width of a convolution's kernel; None for a linear layer.
-        stride: Of the convolution.
-        dilation: Of the convolution.
-        groups: Of the convolution; 1 for a linear layer.
+        stride: Stride of the convolution.
+        dilation: Dilation of the convolution.
+        groups: Groups of the convolution; 1 for a linear layer.
     """
 
     x: Tensor
@@ -109,7 +109,7 @@ class Reads(Products):
     """Tells what each unit multiplies.
 
     Args:
-        weights: As `Products`.
+        weights: Products of weights, as in `Products`.
         on_read: Called with the unit and its input, without a graph.
     """
 

@@ -69,9 +69,9 @@ class Op:
         stack: Modules it ran in, outermost first.
         inputs: Numbers of the tensors it read.
         operands: For one of `PRODUCTS`, the tensors that it multiplies.
-        shape: Of its output; empty where that is a list.
+        shape: Shape of its output; empty where that is a list.
         conv: Attributes of a `conv2d`; `input_pad` is added to its input's height and width before.
-        equation: Of an `einsum`.
+        equation: Equation of an `einsum`.
     """
 
     id: int

@@ -32,7 +32,7 @@ def find_units(trace: Trace, module: nn.Module) -> tuple[Unit, ...]:
     its own `weight` parameter as it stands; a product is a unit, `<module>.matmul<i>`, where both operands are computed from the input.
 
     Args:
-        trace: Of `module`.
+        trace: Trace of `module`.
         module: Model with its batch norms folded.
     """
     found = [*_weight_units(trace, module), *_matmul_units(trace)]

@@ -35,7 +35,7 @@ class ScoringContext:
         candidates: For each its C_l choices.
         calibration: Quantisers of each unit and candidate.
         images: Calibration images.
-        seed: Of everything random.
+        seed: Random seed; the same one gives the same result.
         on_step: Progress: steps done, steps in all.
         task: What the model's outputs are.
         held_out: Images that no state was made from; None where there are none beside `images`.
@@ -125,10 +125,10 @@ class ScoreReport:
         rows: `L x C_l`, finite, not negative, and not falling when bits fall.
         violations: Entries that isotonic regression had to move.
         seconds: Time of the scoring.
-        weights: As `Parts`, before any repair.
-        activations: As `Parts`, before any repair.
+        weights: Damage of the weights, as in `Parts`, before any repair.
+        activations: Damage of the inputs, as in `Parts`, before any repair.
         passes: Work at most; None where not stated.
-        notes: As `Parts`.
+        notes: Notes, as in `Parts`.
     """
 
     rows: Table

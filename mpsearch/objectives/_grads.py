@@ -53,7 +53,7 @@ class Cotangents:
         kind: `rademacher`: entries of +-1. `model`: p - e_y, the gradient of the cross entropy, with y drawn from the model's own softmax p, whose
             second moment is the Fisher information of the logits. `labels`: the same with the true label.
         images: Whose labels are used.
-        seed: Of the draws.
+        seed: Random seed of the draws.
         draws: For each image.
     """
 

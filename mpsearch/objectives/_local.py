@@ -24,8 +24,8 @@ class UnitRun:
 
     Args:
         module: The float layer.
-        args: Of the call; the first is what the layer reads.
-        kwargs: Of the call.
+        args: Positional arguments of the call; the first is what the layer reads.
+        kwargs: Keyword arguments of the call.
     """
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from mpsearch.problem import Candidate
 from mpsearch.reconstruct import Calibration
 
 REFERENCE_BITS = 16
-"""Of the grid that `distortion` takes for lossless."""
+"""Bits of the grid that `distortion` takes for lossless."""
 
 
 def coding_length(vectors: Tensor, eps2: float) -> float:

@@ -70,7 +70,7 @@ class HessianTrace(Objective):
     the reference code stops when the running mean no longer moves; the floor.
 
     Args:
-        target: Of the cross entropy: `labels`, `model` (the model's own softmax, held fixed: H is then its Fisher information, never negative), or
+        target: Labels of the cross entropy: `labels`, `model` (the model's own softmax, held fixed: H is then its Fisher information, never negative), or
             `auto`: labels where the images have them.
         probes: Draws for each image at most; more images serve as well as more draws.
         tolerance: Stops after a round of all images when the standard error of every trace is at most this share of it.

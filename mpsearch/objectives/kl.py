@@ -9,7 +9,7 @@ from mpsearch.evaluate import FastEvaluator
 from mpsearch.evaluate.prefixes import MOST_PROBES
 from mpsearch.objectives._base import OBJECTIVES, Objective, Passes, Rows, ScoringContext, require_positive
 from mpsearch.objectives._grads import calibrated_units
-from mpsearch.objectives._sampling import SampledEvaluator, pool_size, sample
+from mpsearch.objectives._local import first_images
 from mpsearch.problem import Assignment
 from mpsearch.problem.assignment import FLOAT
 
@@ -26,7 +26,7 @@ class Kl(Objective):
 
     The truth for one unit, weight and input together; that the whole is the sum of its units is assumed. The dearest of the additive
     objectives: a forward pass from the unit on for every unit and candidate. Few images make much of the KL of a network that is sure of most of them,
-    so as many are used as `WORK` allows, and where there are more they are drawn by how unsure the model is of them, and weighted (`_sampling.sample`).
+    so as many are used as `WORK` allows.
 
     References: Cai et al., ZeroQ, CVPR 2020, arXiv:2001.00281 (sensitivity of one layer); the KL score of NVIDIA ModelOpt's `auto_quantize`, which
     minimises the largest such score where this table is summed.
@@ -46,24 +46,15 @@ class Kl(Objective):
         require_positive("kl", images=LEAST if self.images is None else self.images, memory_mb=self.memory_mb)
 
     def passes(self, context: ScoringContext) -> Passes:
-        """One forward pass of the float model, one for every integer candidate of every calibrated unit, those of two images that tell where passes can
-        start, at most, and those that the sample is drawn from.
+        """One forward pass of the float model, one for every integer candidate of every calibrated unit, and those of two images that tell where passes
+        can start, at most.
         """
-        count = self.count(context)
-        return Passes(2 * MOST_PROBES + count * (1 + _choices(context)) + pool_size(context, count))
+        return Passes(2 * MOST_PROBES + self.count(context) * (1 + _choices(context)))
 
     def score(self, context: ScoringContext) -> Rows:
-        """`L x C_l`."""
-        return self.rows(context, self.evaluator(context))
-
-    def evaluator(self, context: ScoringContext) -> SampledEvaluator:
-        """What measures on the images that are used."""
-        images, weights = sample(context, self.count(context))
-        evaluator = FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=self.memory_mb * 10**6, task=context.task)
-        return SampledEvaluator(evaluator, weights)
-
-    def rows(self, context: ScoringContext, evaluator: SampledEvaluator) -> Rows:
         """`L x C_l`: each unit alone at each candidate."""
+        images, room = first_images(context, self.count(context)), self.memory_mb * 10**6
+        evaluator = FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=room, task=context.task)
         everything = [*context.calibration.weights, *context.calibration.products]
         rows: Rows = []
         for done, (layer, candidates) in enumerate(zip(context.layers, context.candidates, strict=True)):

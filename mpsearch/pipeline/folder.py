@@ -33,7 +33,7 @@ class Study:
 
     @property
     def name(self) -> str:
-        """Of the folder."""
+        """Name of the folder."""
         return self.path.name
 
     def config(self) -> RunConfig:
@@ -108,7 +108,7 @@ class Study:
         """Move the artifact, the results and the report of other budgets to `earlier/<budgets>/`, so that nothing is replaced without a word.
 
         Args:
-            budgets: Of what is to be written now, as typed; results of the same budgets are left to be replaced.
+            budgets: Budgets of what is to be written now, as typed; results of the same budgets are left to be replaced.
 
         Returns: Where they are now; None where there are none of other budgets.
         """

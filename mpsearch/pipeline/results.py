@@ -24,7 +24,7 @@ class Row:
 
     Args:
         label: For people.
-        mean_bits: Of a weight.
+        mean_bits: Mean bits of a weight.
         searched: Measured with the states that the search saw; its metrics are on some of the evaluation images alone.
         fits: Whether it is predicted to keep the budgets.
         indices: `L` choices; none for the float model.
@@ -103,8 +103,8 @@ class Repair:
     """A budget that was broken when it was measured, whose limit was therefore tightened.
 
     Args:
-        resource: Of the budget.
-        limit: Of the budget.
+        resource: Resource of the budget.
+        limit: Limit of the budget.
         predicted: For what was measured.
         measured: What it takes.
     """
@@ -120,7 +120,7 @@ class Choice:
     """The finalist that is shipped: `best.json`.
 
     Args:
-        label: Of its row.
+        label: Label of its row.
         reason: Why it and no other.
         assignment: A candidate for each layer.
         indices: The same as `L` choices.

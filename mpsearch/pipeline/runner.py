@@ -85,7 +85,7 @@ def search(
     Args:
         model: Float, one tensor in, logits (or what the `task` compares) out; not changed.
         calibration: Images, or texts as a `TokenSet`, for ranges, reconstruction and the searched loss (and evaluation, where none is given).
-        budgets: As on the command line, such as `["15MB"]`.
+        budgets: Limits as on the command line, such as `["15MB"]`.
         evaluation: Images for what is reported.
         study: Folder for the results; the artifact is in `artifact/` below it.
         progress: Where progress goes.

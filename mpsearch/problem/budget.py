@@ -22,7 +22,7 @@ class Budget:
     Args:
         resource: A field of `Cost`.
         limit: In the unit of the resource, or as `scale` says.
-        text: As the user wrote it.
+        text: Text as the user wrote it.
         scale: What `limit` is: `absolute`; `float`, a share of what the float model uses; or `bits`, bits for each weight on average.
     """
 

@@ -17,9 +17,9 @@ from mpsearch.problem.layer import Layer
 
 SCHEMA = 1
 SCHEMA_INTERACTIONS = 2
-"""Of a problem with interactions; one without is written as before."""
+"""Schema of a problem with interactions; one without is written as before."""
 SCHEMA_CONVERSIONS = 3
-"""Of a problem with conversions; likewise."""
+"""Schema of a problem with conversions; likewise."""
 Table = tuple[tuple[float, ...], ...]
 
 

@@ -21,7 +21,7 @@ class Rule:
     """What the layers that a pattern matches may have.
 
     Args:
-        text: As typed, with its option.
+        text: Text as typed, with its option.
         pattern: A layer's name, or one with `*`, `?` and `[...]`.
         fixed: The only candidate; None for a rule about bits.
         of_inputs: Whether `bits` are those of the unit's input, not of its weight.
@@ -162,7 +162,7 @@ def _bounding(text: str) -> Rule:
     name, value = _split("--bits", text, right)
     match = _BITS.fullmatch(value)
     if match is None:
-        raise OptionError(f"--bits {text!r} cannot be read: {value!r} are no bits. Write {right}.")
+        raise OptionError(f"Cannot read --bits {text!r}: {value!r} is no range of bit-widths. Write {right}.")
     ends = [int(part) for part in ((match[3], match[4]) if match[3] else match[2].split(","))]
     bits = range(ends[0], ends[1] + 1) if match[3] else ends
     if not bits or not 2 <= min(ends) <= max(ends) <= 8:

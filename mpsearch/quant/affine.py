@@ -148,7 +148,8 @@ def fake_quantize(x: Tensor, params: AffineParams) -> Tensor:
     """
     scale, zero_point = params.expanded(x.ndim)
     if x.requires_grad and torch.is_grad_enabled():
-        return StraightThrough.apply(x, scale, zero_point, params.qmin, params.qmax)  # type: ignore[no-any-return]
+        rounded: Tensor = StraightThrough.apply(x, scale, zero_point, params.qmin, params.qmax)
+        return rounded
     return round_to_grid(x.float() / scale, scale, zero_point, params.qmin, params.qmax).to(x.dtype)
 
 

@@ -54,7 +54,8 @@ class _AttentionRounding(Rounding):
 
     def soft(self, progress: float | Tensor = 0.0) -> Tensor:
         low, high = self._params.qmin - self._zero_point, self._params.qmax - self._zero_point
-        return RoundWithAttention.apply(self.alpha, self._scaled, self._scale, low, high, self._tau)  # type: ignore[no-any-return]
+        rounded: Tensor = RoundWithAttention.apply(self.alpha, self._scaled, self._scale, low, high, self._tau)
+        return rounded
 
     def hard(self) -> QuantizedTensor:
         codes = ((self._scaled + self.alpha).round() + self._zero_point).clamp(self._params.qmin, self._params.qmax)

@@ -21,8 +21,8 @@ class InputQuantizer(nn.Module):
     Attributes:
         params: The quantiser; None passes the tensor on in float.
         keep_prob: Probability that an element is quantised (QDrop's dropping); 1 but while a block is reconstructed.
-        generator: Of the dropping; must be set where `keep_prob` is below 1.
-        dtype: Of what is quantised while its step is learned; that of what comes where None.
+        generator: Random generator of the dropping; must be set where `keep_prob` is below 1.
+        dtype: Type that is computed in while the step is learned; that of the input where None.
         workspace: Where what is quantised lies while a block is reconstructed: it holds until the workspace begins anew.
         log_step: Logarithm of the factor on the scale, or on both steps of two regions, that is being learned; None where nothing is learned.
     """

@@ -31,12 +31,14 @@ def learned_step(
         factor: Positive, shape of `params.scale`.
         keep: 1.0 where an element is quantised, 0.0 where it passes; all where None.
         workspace: Where the result lies; it is overwritten by the next step.
-        dtype: Of the result; that of `x` where None.
+        dtype: Type of the result; that of `x` where None.
     """
     scale, zero_point = params.expanded(x.ndim)
     factor = factor if params.axis is None else factor.view(scale.shape)
     damping = 1 / math.sqrt(max(1, x.numel() // scale.numel()) * max(params.qmax, 1))
-    return LearnedStep.apply(x, scale * factor, zero_point, params.qmin, params.qmax, keep, damping, workspace, dtype)  # type: ignore[no-any-return]
+    asked = (params.qmin, params.qmax, keep, damping, workspace, dtype)
+    quantized: Tensor = LearnedStep.apply(x, scale * factor, zero_point, *asked)
+    return quantized
 
 
 class LearnedStep(torch.autograd.Function):
@@ -134,7 +136,9 @@ def learned_regions(x: Tensor, params: TwoRegionParams, factor: Tensor) -> Tenso
         params: The quantiser at factor 1.
         factor: Positive, 0-d.
     """
-    return LearnedRegions.apply(x, factor, params, 1 / math.sqrt(max(1, x.numel()) * (2**params.bits - 1)))  # type: ignore[no-any-return]
+    share = 1 / math.sqrt(max(1, x.numel()) * (2**params.bits - 1))
+    quantized: Tensor = LearnedRegions.apply(x, factor, params, share)
+    return quantized
 
 
 class LearnedRegions(torch.autograd.Function):

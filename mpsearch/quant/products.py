@@ -11,7 +11,6 @@ than parameters, buffers and literals. Tensors that a caller computes from param
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -23,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from mpsearch.errors import ModelError, UnknownNameError
+from mpsearch.quant.attention import attention
 from mpsearch.quant.inputs import InputQuantizer
 from mpsearch.quant.states import UnitState
 
@@ -44,8 +44,8 @@ class QuantProduct(nn.Module):
     """The quantisers of the operands of one product.
 
     Attributes:
-        left: Of the left operand: queries, probabilities.
-        right: Of the right operand: keys, values.
+        left: Quantiser of the left operand: queries, probabilities.
+        right: Quantiser of the right operand: keys, values.
     """
 
     def __init__(self) -> None:
@@ -246,60 +246,6 @@ class _Products(TorchFunctionMode):
                 self._constants[id(tensor)] = tensor
             elif id(tensor) in self._constants and not isinstance(tensor, nn.Parameter):
                 del self._constants[id(tensor)]
-
-
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-    *,
-    first: QuantProduct | None = None,
-    second: QuantProduct | None = None,
-) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention` step by step, with quantised operands.
-
-    The left operand of the first product is the query as it is given; the scale is applied to the scores.
-
-    Args:
-        query: ... x H x L x E.
-        key: ... x H x S x E.
-        value: ... x H x S x V.
-        attn_mask: Broadcast to ... x H x L x S; boolean (True takes part) or added to the scores.
-        dropout_p: Share of the probabilities that is dropped.
-        is_causal: Whether a query sees no later key; not together with a mask.
-        scale: Of the scores; 1 / sqrt(E) where None.
-        enable_gqa: Whether fewer heads of keys and values are shared by the heads of queries.
-        first: Quantisers of query and key.
-        second: Quantisers of probabilities and value.
-    Raises: ModelError: Both a mask and `is_causal` are given.
-    """
-    if is_causal and attn_mask is not None:
-        raise ModelError("Attention got both a mask and is_causal, of which torch takes one. Pass the mask alone.")
-    q, k = (query, key) if first is None else first(query, key)
-    if enable_gqa:
-        groups = query.shape[-3] // key.shape[-3]
-        k = k.repeat_interleave(groups, -3)
-    scores = (q @ k.transpose(-2, -1)) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    probabilities = nn.functional.dropout(_softmax(scores, masked=attn_mask is not None), dropout_p)
-    p, v = (probabilities, value) if second is None else second(probabilities, value)
-    return p @ (v.repeat_interleave(groups, -3) if enable_gqa else v)
-
-
-def _softmax(scores: Tensor, masked: bool) -> Tensor:
-    """Over the last axis; a row whose every score is masked gives zeros, as in torch's attention."""
-    if not masked:
-        return scores.softmax(-1)
-    empty = scores.isneginf().all(-1, keepdim=True)
-    return scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

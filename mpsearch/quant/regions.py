@@ -17,9 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mpsearch.errors import DataError, OptionError
-from mpsearch.quant.affine import ZERO_SCALE, ActivationQuantizer, AffineParams, step_of
-from mpsearch.quant.observers import OBSERVERS
+from mpsearch.errors import OptionError
 
 Split = Literal["sign", "magnitude", "signed_magnitude", "unsigned"]
 SPLITS: tuple[Split, ...] = ("sign", "magnitude", "signed_magnitude")
@@ -27,8 +25,8 @@ SPLITS: tuple[Split, ...] = ("sign", "magnitude", "signed_magnitude")
 
 MAX_SHIFT = 15
 _OCTAVES = 100  # float32 reaches 126 below 1
-_COARSE_STEPS = 48  # a twelfth of an octave apart
-_CHUNK_LEVELS = 2**17  # levels whose errors are computed at once: a few MiB
+COARSE_STEPS = 48  # a twelfth of an octave apart
+CHUNK_LEVELS = 2**17  # levels whose errors are computed at once: a few MiB
 
 
 @dataclass(frozen=True)
@@ -51,18 +49,18 @@ class TwoRegionParams:
     def __post_init__(self) -> None:
         if not 0 <= self.shift <= MAX_SHIFT:
             raise OptionError(f"The steps of two regions are 2^{self.shift} apart; the exponent must be 0 to {MAX_SHIFT}.")
-        _regions(self.split, self.bits)
+        regions_of(self.split, self.bits)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """Each value on the nearest level of both regions; the gradient is straight-through inside the range."""
-        fine, coarse = _regions(self.split, self.bits)
+        fine, coarse = regions_of(self.split, self.bits)
         step = self.step.to(x.device)
         return _TwoRegion.apply(x, step, step * 2**self.shift, fine, coarse)  # type: ignore[no-any-return]
 
     def inside(self, x: Tensor) -> Tensor:
         """Where straight-through gradients pass: between the lowest and the highest level, half a step beyond them included."""
         step = self.step.to(x.device)
-        return _between(x, step, step * 2**self.shift, *_regions(self.split, self.bits))
+        return _between(x, step, step * 2**self.shift, *regions_of(self.split, self.bits))
 
     def scaled(self, factor: Tensor) -> TwoRegionParams:
         """The same with both steps times `factor`; they stay 2^m apart."""
@@ -70,7 +68,7 @@ class TwoRegionParams:
 
     def levels(self) -> Tensor:
         """All values that it can give, ascending, at most 2^bits."""
-        levels = _two_region_levels(self.step.view(1), torch.tensor([self.shift]), self.split, self.bits)[0]
+        levels = two_region_levels(self.step.view(1), torch.tensor([self.shift]), self.split, self.bits)[0]
         return levels[torch.cat([torch.ones(1, dtype=torch.bool), (levels[1:] > levels[:-1]).cpu()])]
 
 
@@ -114,120 +112,7 @@ class LogParams:
         return torch.cat([torch.zeros(1), self.scale.cpu() * torch.exp2(exponents)])
 
 
-def two_region_params(x: Tensor, bits: int, split: Split, weights: Tensor | None = None) -> TwoRegionParams:
-    """The two steps of a split with the least mean squared error on `x`.
-
-    All pairs are tried: 48 coarse steps, from the one that just spans the data down to a fifteenth of it, with every m in 0 to 15.
-
-    Args:
-        x: Values, any shape.
-        bits: 2 to 8.
-        split: Which region holds what.
-        weights: Non-negative factors of the squared errors, shape of `x`, such as squared gradients; all 1 where None.
-    Raises: DataError: No values, or some are NaN or infinite, or the weights do not fit.
-    """
-    return _best_two_region(_Sample(x, weights), bits, split)[0]
-
-
-def log_params(x: Tensor, bits: int, root: int = 1, weights: Tensor | None = None) -> LogParams:
-    """The logarithmic quantiser with the least mean squared error on `x`, its largest level at the greatest value or up to one octave below.
-
-    Args and Raises: As `two_region_params`; values below 0 count as errors.
-    """
-    return _best_log(_Sample(x, weights), bits, root)[0]
-
-
-def opt_m(x: Tensor, bits: int, weights: Tensor | None = None, *, symmetric: bool = False) -> ActivationQuantizer:
-    """The best on `x` of one uniform grid (the `mse` observer's) and of the sign and magnitude splits: never worse than the uniform grid.
-
-    Args and Raises: As `two_region_params`.
-        symmetric: Whether the uniform grid is signed around zero.
-    """
-    sample = _Sample(x, weights)
-    uniform = OBSERVERS.create("mse").observe(x, bits, symmetric=symmetric)
-    return _least([(uniform, sample.error(uniform)), *(_best_two_region(sample, bits, split) for split in SPLITS)])
-
-
-def post_softmax_params(x: Tensor, bits: int, weights: Tensor | None = None, *, symmetric: bool = False) -> ActivationQuantizer:
-    """The best on `x` of one uniform grid, log2, log sqrt 2, and two unsigned regions whose border is a power of two below the top.
-
-    Args and Raises: As `opt_m`.
-    """
-    sample = _Sample(x, weights)
-    uniform = OBSERVERS.create("mse").observe(x, bits, symmetric=symmetric)
-    logs = (_best_log(sample, bits, root) for root in (1, 2))
-    return _least([(uniform, sample.error(uniform)), *logs, _best_two_region(sample, bits, "unsigned")])
-
-
-def _least(found: list[tuple[ActivationQuantizer, float]]) -> ActivationQuantizer:
-    """The quantiser with the least error; the first of equals, which is the uniform grid."""
-    return min(found, key=lambda pair: pair[1])[0]
-
-
-class _Sample:
-    """A sorted sample with running sums, so that the error of a set of levels costs a look-up for each level, not a pass over the values."""
-
-    def __init__(self, x: Tensor, weights: Tensor | None) -> None:
-        if x.numel() == 0 or not torch.isfinite(x).all():
-            raise DataError(f"Steps cannot be searched on {'no values' if x.numel() == 0 else 'values that are NaN or infinite'} (shape {tuple(x.shape)}).")
-        if weights is not None and (weights.shape != x.shape or not torch.isfinite(weights).all() or bool((weights < 0).any())):
-            raise DataError(
-                f"The weights of the errors (shape {tuple(weights.shape)}) must be finite, not negative, and of the values' shape {tuple(x.shape)}."
-            )
-        self._x, order = x.detach().double().flatten().sort()
-        w = torch.ones_like(self._x) if weights is None else weights.detach().double().flatten()[order]
-        wx = w * self._x
-        self._sums = torch.cat([torch.zeros(1, 3).to(w), torch.stack([w, wx, wx * self._x], 1).cumsum(0)])  # (n + 1) x 3
-        self.low, self.high = float(self._x[0]), float(self._x[-1])
-
-    def errors(self, levels: Tensor, borders: Tensor | None = None) -> Tensor:
-        """Sum of squared errors [C] of quantising to `levels` [C, n], ascending; a value changes level at `borders` [C, n - 1], else half-way."""
-        levels = levels.to(self._x)
-        borders = (levels[:, 1:] + levels[:, :-1]) / 2 if borders is None else borders.to(self._x)
-        ends = torch.searchsorted(self._x, borders.contiguous())
-        edge = torch.zeros(len(levels), 1, dtype=ends.dtype, device=ends.device)
-        ends = torch.cat([edge, ends, edge + len(self._x)], 1)
-        w, wx, wxx = (self._sums[ends[:, 1:]] - self._sums[ends[:, :-1]]).unbind(-1)
-        return (wxx - 2 * levels * wx + levels.square() * w).sum(1)
-
-    def error(self, params: AffineParams) -> float:
-        """Sum of squared errors of one uniform grid."""
-        codes = torch.arange(params.qmin, params.qmax + 1, device=params.scale.device)
-        return float(self.errors(((codes - params.zero_point) * params.scale)[None]))
-
-
-def _best_two_region(sample: _Sample, bits: int, split: Split) -> tuple[TwoRegionParams, float]:
-    shifts = torch.arange(MAX_SHIFT + 1)
-    coarse = _span(sample, bits, split) * torch.exp2(torch.arange(_COARSE_STEPS) / -12)
-    steps = step_of(coarse[:, None] / 2.0 ** shifts[None], 1).flatten()
-    shifts = shifts.repeat(_COARSE_STEPS)
-    chunk = max(1, _CHUNK_LEVELS >> bits)
-    pairs = zip(torch.split(steps, chunk), torch.split(shifts, chunk), strict=True)
-    errors = torch.cat([sample.errors(_two_region_levels(a, m, split, bits)) for a, m in pairs])
-    best = int(errors.argmin())
-    return TwoRegionParams(steps[best].clone(), int(shifts[best]), bits, split), float(errors[best])
-
-
-def _best_log(sample: _Sample, bits: int, root: int) -> tuple[LogParams, float]:
-    tried = []
-    for fraction in torch.arange(8) / 8:
-        top = sample.high if sample.high > 0 else ZERO_SCALE
-        params = LogParams((torch.tensor(top) * torch.exp2(-fraction)).float(), bits, root)
-        levels = params.levels().double()[None]
-        borders = levels[:, 1:] * 2 ** (-0.5 / root)  # half-way in the exponent, but half-way in the value next to 0
-        borders[:, 0] = levels[:, 1] / 2
-        tried.append((params, float(sample.errors(levels, borders))))
-    return min(tried, key=lambda pair: pair[1])
-
-
-def _span(sample: _Sample, bits: int, split: Split) -> Tensor:
-    """The coarse step, 0-d, with which the coarse region just reaches the data."""
-    _, (low, high) = _regions(split, bits)
-    reach = max(sample.high / high if high else 0.0, sample.low / low if low else 0.0)
-    return torch.tensor(reach if reach > 0 else ZERO_SCALE, dtype=torch.float32)
-
-
-def _regions(split: Split, bits: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def regions_of(split: Split, bits: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """(lowest, highest) code of the fine and of the coarse region."""
     codes = 2 ** (bits - 1)
     known = {
@@ -241,9 +126,9 @@ def _regions(split: Split, bits: int) -> tuple[tuple[int, int], tuple[int, int]]
     return known[split]
 
 
-def _two_region_levels(steps: Tensor, shifts: Tensor, split: Split, bits: int) -> Tensor:
+def two_region_levels(steps: Tensor, shifts: Tensor, split: Split, bits: int) -> Tensor:
     """Levels [C, 2^bits], ascending, of quantisers with fine steps [C] and shifts [C]; zero may be there twice."""
-    fine, coarse = (torch.arange(low, high + 1, device=steps.device) for low, high in _regions(split, bits))
+    fine, coarse = (torch.arange(low, high + 1, device=steps.device) for low, high in regions_of(split, bits))
     wide = steps * 2.0 ** shifts.to(steps.device)
     return torch.cat([steps[:, None] * fine, wide[:, None] * coarse], 1).sort(1).values
 

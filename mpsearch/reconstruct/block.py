@@ -26,9 +26,9 @@ class ReconstructionConfig:
         iterations: Steps for each block; 0 keeps nearest rounding everywhere.
         batch_size: Images of a step; all where there are fewer.
         chunk_size: Images of a forward pass outside the steps.
-        learning_rate: Of Adam on the rounding variables; None for 20 / iterations, at most 0.1: a variable must be able to cross its range in the
+        learning_rate: Learning rate of Adam on the rounding variables; None for 20 / iterations, at most 0.1: a variable must be able to cross its range in the
             steps there are. At QDrop's 20,000 steps this is its 1e-3.
-        step_learning_rate: Of Adam on the logarithms of the step sizes, falling to 0 along a cosine.
+        step_learning_rate: Learning rate of Adam on the logarithms of the step sizes, falling to 0 along a cosine.
         tolerance: A block stops early when its loss has fallen by less than this share for three windows (a twentieth of its steps each, at least 50), and its
             rounding is decided; 0 never stops early.
         crops: Each step learns on a quarter of the output of a block that is exact on crops (`reconstruct.crops`): a third faster and, at equal steps, a
@@ -37,7 +37,7 @@ class ReconstructionConfig:
             has learned is judged in float32 in any case.
         capture: Whether steps are captured once as CUDA graphs and replayed; None where the device has them.
         method: Registered reconstruction method.
-        seed: Of the batches and the dropping.
+        seed: Random seed of the batches and the dropping.
     """
 
     iterations: int = 500

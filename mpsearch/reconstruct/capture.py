@@ -33,11 +33,12 @@ class CudaGraphs:
     """Records CUDA graphs, all in one pool of memory: what one of them leaves there is no longer needed when another is replayed.
 
     Args:
-        generator: Of all random numbers in the functions; a replay goes on in its sequence.
+        generator: Random generator of all random numbers in the functions; a replay goes on in its sequence.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
-        self._generator, self._stream, self._pool = generator, torch.cuda.Stream(generator.device), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        self._generator, self._pool = generator, torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(generator.device)  # type: ignore[no-untyped-call]
 
     def warm(self, function: Callable[[], None]) -> None:
         """On the stream that will capture."""
@@ -62,7 +63,7 @@ class Repeated(Generic[F]):
     Args:
         step: Reads nothing but its form and tensors.
         recorder: None takes every step as it stands.
-        name: Of the step, for messages.
+        name: Name of the step, for messages.
     """
 
     def __init__(self, step: Callable[[F], None], recorder: Recorder | None, name: str) -> None:

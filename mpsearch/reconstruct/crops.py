@@ -23,8 +23,8 @@ class Crop:
     """A quarter of the output of a block, and what of its input it is computed from. Height and width each.
 
     Args:
-        read: Of the input.
-        own: Of the block's output on that input.
+        read: Region of the input.
+        own: Region of the block's output on that input.
         whole: The same positions in the block's output on the whole input.
     """
 

@@ -9,10 +9,9 @@ LSQ in: the logarithm of a factor on the calibrated scale is learned, not the sc
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,14 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from mpsearch.data import ImageSet
 from mpsearch.errors import CheckpointError, MpsearchError, OptionError
 from mpsearch.files import digest, replacing
 from mpsearch.models import weights_hash
-from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import OBSERVERS, AffineParams, QuantizedTensor, UnitState, quantize, wrap
-from mpsearch.quant.inputs import learned_step
-from mpsearch.reconstruct.calibrate import Calibration
+from mpsearch.quant import AffineParams, UnitState
+from mpsearch.reconstruct.student import float_module, settled, student_of
 
-INSIDE = 0.499  # of a step: how far from a code's value its weight may start, so that it still rounds to the code
-CHUNK = 64  # images of a forward pass that learns nothing
 _FORMAT = "mpsearch fine-tuning 1"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -49,13 +43,13 @@ class FinetuneConfig:
         epochs: Passes over the images.
         batch_size: Images of a step; an epoch leaves out what does not fill a last batch.
         chunk: Images of one forward and backward pass; gradients of a batch are added up over its chunks, so this bounds the memory.
-        learning_rate: Of AdamW on all parameters of the model, at the top of a cosine.
-        step_learning_rate: Of the logarithms of the step sizes, likewise.
-        weight_decay: Of parameters with two axes or more.
+        learning_rate: Learning rate of AdamW on all parameters of the model, at the top of a cosine.
+        step_learning_rate: Learning rate of the logarithms of the step sizes, likewise.
+        weight_decay: Weight decay of parameters with two axes or more.
         warmup: Share of the steps over which the rates rise linearly.
-        temperature: Of the distillation.
+        temperature: Temperature of the distillation.
         label_weight: Share of the labels' cross entropy in the loss, 0 to 1; the rest is distillation. 0 needs no labels.
-        seed: Of the order of the images and their augmentation.
+        seed: Random seed of the order of the images and their augmentation.
     """
 
     epochs: int = 3
@@ -122,7 +116,7 @@ def finetune(
         CheckpointError: The checkpoint is damaged, or of another call.
         MpsearchError: The loss became NaN or infinite; names the step.
     """
-    student, layers = _student(module, states)
+    student, layers = student_of(module, states)
     run = _Run(student, module if teacher is None else teacher, images, config, augment)
     name = "" if checkpoint is None else _fingerprint(student, states, images, config)
     done = _load(checkpoint, name, run) if checkpoint is not None and checkpoint.exists() else 0
@@ -130,25 +124,7 @@ def finetune(
         run.epoch(epoch, on_step)
         if checkpoint is not None:
             _save(checkpoint, name, run, epoch + 1)
-    return Finetuned(_float_module(module, student, states), {unit: _settled(states[unit], layers[unit]) for unit in states})
-
-
-class LearnedWeight(nn.Module):
-    """A parametrisation of `weight`: its fake-quantised form, with a learned factor on each scale."""
-
-    def __init__(self, params: AffineParams) -> None:
-        super().__init__()
-        self.params = params
-        self.log_step = nn.Parameter(torch.zeros_like(params.scale))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Same shape as `weight`."""
-        return learned_step(weight, self.params, self.log_step.exp())
-
-    def settle(self, weight: Tensor) -> QuantizedTensor:
-        """Codes of the weight on the learned grid."""
-        params = replace(self.params, scale=(self.params.scale * self.log_step.exp()).detach())
-        return QuantizedTensor(quantize(weight.detach(), params), params)
+    return Finetuned(float_module(module, student, states), {unit: settled(states[unit], layers[unit]) for unit in states})
 
 
 class _Run:
@@ -223,58 +199,6 @@ def _groups(parameters: Mapping[str, nn.Parameter], config: FinetuneConfig) -> l
     return [group for group in groups if group["params"]]
 
 
-def _student(module: nn.Module, states: Mapping[str, UnitState]) -> tuple[nn.Module, Mapping[str, Any]]:
-    """A copy that computes with the states, and in which all that may learn is a parameter; its quantised layers by unit."""
-    student = copy.deepcopy(module).eval()
-    layers: Mapping[str, Any] = wrap(student, states)
-    for unit, layer in layers.items():
-        state = states[unit]
-        layer.set_state(state)
-        for quantizer in layer.inputs():
-            quantizer.learn()
-        if state.weight is not None:
-            layer.set_weight(start_weight(module.get_submodule(unit).get_parameter("weight").detach(), state.weight))
-            parametrize.register_parametrization(layer.inner, "weight", LearnedWeight(state.weight.params))
-    return student, layers
-
-
-def start_weight(weight: Tensor, tensor: QuantizedTensor) -> Tensor:
-    """The weight nearest to the float one that rounds to the codes of `tensor`; outside the grid's range the float one stays."""
-    scale, _ = tensor.params.expanded(weight.ndim)
-    middle = tensor.dequantize()
-    low = torch.where(tensor.codes == tensor.params.qmin, -torch.inf, middle - INSIDE * scale)
-    high = torch.where(tensor.codes == tensor.params.qmax, torch.inf, middle + INSIDE * scale)
-    return torch.clamp(weight, low, high)
-
-
-def _settled(state: UnitState, layer: Any) -> UnitState:
-    found = [quantizer.settle() for quantizer in layer.inputs()]
-    state = replace(state, **dict(zip(("activation", "second"), found, strict=False)))
-    if state.weight is None:
-        return state
-    behind = layer.inner.parametrizations.weight
-    return replace(state, weight=behind[0].settle(behind.original))
-
-
-def _float_module(module: nn.Module, student: nn.Module, states: Mapping[str, UnitState]) -> nn.Module:
-    """A copy of the module with the student's parameters."""
-    result = copy.deepcopy(module)
-    learned = dict(student.named_parameters())
-    with torch.no_grad():
-        for name, parameter in result.named_parameters():
-            parameter.copy_(learned[_student_name(name, states)])
-    return result
-
-
-def _student_name(name: str, states: Mapping[str, UnitState]) -> str:
-    """What the student calls a parameter of the module."""
-    unit, _, leaf = name.rpartition(".")
-    if unit not in states:
-        return name
-    behind = "parametrizations.weight.original" if leaf == "weight" and states[unit].weight is not None else leaf
-    return f"{unit}.inner.{behind}"
-
-
 def _fingerprint(student: nn.Module, states: Mapping[str, UnitState], images: ImageSet, config: FinetuneConfig) -> str:
     """Of the arguments that a checkpoint belongs to; teacher and augmentation are functions, and cannot be told apart."""
     grids = [(unit, str(s.candidate), *(_grid(q) for q in (s.weight and s.weight.params, s.activation, s.second))) for unit, s in states.items()]
@@ -320,50 +244,3 @@ def _load(path: Path, name: str, run: _Run) -> int:
             if f"step.{key}" in found:
                 run.optimizer.state[parameter] = {m: found[f"{m}.{key}"].to(parameter.device) for m in _MOMENTS}
     return int(about["epochs"])
-
-
-@torch.no_grad()
-def sensitive_units(module: nn.Module, calibration: Calibration, assignment: Assignment, inputs: Tensor) -> dict[str, float]:
-    """How much a symmetric grid on each unit's input alone costs: KL(float || that), in nats, most sensitive first.
-
-    References: after Zhao, Dong, Keutzer, Q-MLP, arXiv:2209.06383 ("asymmetric quantiser for sensitive operations"); the measure is chosen here.
-
-    Args:
-        module: Float model in eval mode; left as found.
-        calibration: Of its units.
-        assignment: Bits of each unit's input; float units are left out.
-        inputs: N x C x H x W normalised images.
-    Returns: Unit -> KL.
-    """
-    student = copy.deepcopy(module)
-    layers = wrap(student, calibration.weights)
-    logits = _log_probabilities(student, inputs)
-    found: dict[str, float] = {}
-    for unit, layer in layers.items():
-        if not assignment[unit].is_float:
-            layer.input.params = symmetric_input(calibration, unit, assignment[unit])
-            found[unit] = float(F.kl_div(_log_probabilities(student, inputs), logits, reduction="batchmean", log_target=True))
-            layer.input.params = None
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def mixed_states(calibration: Calibration, assignment: Assignment, sensitivity: Mapping[str, float], threshold: float) -> dict[str, UnitState]:
-    """Every unit at its candidate, with an asymmetric grid on its input where `sensitivity` is above `threshold`, else a symmetric one."""
-    states = calibration.states(assignment)
-    return {
-        unit: replace(state, activation=symmetric_input(calibration, unit, state.candidate))
-        if not state.candidate.is_float and sensitivity[unit] <= threshold
-        else state
-        for unit, state in states.items()
-    }
-
-
-def symmetric_input(calibration: Calibration, unit: str, candidate: Candidate) -> AffineParams:
-    """The symmetric quantiser of a unit's input, by the calibration's observer."""
-    if candidate.a_bits is None:
-        raise ValueError("A float candidate has no quantiser.")
-    return OBSERVERS.create(calibration.input_observer).observe(calibration.inputs[unit], candidate.a_bits, symmetric=True)
-
-
-def _log_probabilities(module: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.cat([F.log_softmax(module(part).double(), 1) for part in torch.split(inputs, CHUNK)])

@@ -26,7 +26,7 @@ def fisher_weights(module: nn.Module, blocks: Sequence[str], images: Tensor, see
         module: Float, in eval mode, N x K logits out; left as found.
         blocks: Module names.
         images: N x C x H x W.
-        seed: Of the labels.
+        seed: Random seed of the labels.
         chunk: Images of a pass.
     """
     totals: dict[str, Tensor] = {}

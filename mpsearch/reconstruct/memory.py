@@ -141,7 +141,7 @@ def rehearsed(call: Callable[[Tensor, int], object], inputs: Tensor, most: Mappi
     Args:
         call: Is given images, and how many of them it is to work on at once; called as `REHEARSED` says.
         inputs: Images, at least one; they are repeated where there are too few.
-        most: As in `Footprint`.
+        most: Limit, as in `Footprint`.
     """
     found = []
     for images, at_once in REHEARSED:

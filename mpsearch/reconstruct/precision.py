@@ -19,8 +19,8 @@ def in_bfloat16(wanted: bool | None, states: Iterable[UnitState], device: torch.
     """Whether the steps of a block are taken in bfloat16.
 
     Args:
-        wanted: As in `ReconstructionConfig.bfloat16`.
-        states: Of the block's units.
+        wanted: What was asked for, as in `ReconstructionConfig.bfloat16`.
+        states: States of the block's units.
         device: Where it computes.
     """
     if wanted is not None:

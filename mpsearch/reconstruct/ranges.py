@@ -11,7 +11,7 @@ from torch import Tensor
 from mpsearch.errors import ModelError
 from mpsearch.models.reads import Read
 from mpsearch.quant import OBSERVERS, ActivationQuantizer
-from mpsearch.quant.regions import opt_m, post_softmax_params
+from mpsearch.quant.region_search import opt_m, post_softmax_params
 
 MAX_INPUT_VALUES = 2**18
 """Values of one tensor that are kept for its range: 1 MiB for each, whatever the number of images."""
@@ -55,7 +55,7 @@ class RunningSample:
     """A random sample of the values that pass by, of bounded size, with the extremes always in it.
 
     Args:
-        seed: Of the sample.
+        seed: Random seed of the sample.
     """
 
     def __init__(self, seed: int) -> None:

@@ -38,7 +38,7 @@ class Step:
 
     Attributes:
         device: Where it computes.
-        generator: Of all its random numbers.
+        generator: Random generator of all its random numbers.
         losses: Sum of the losses since it was last set to 0.
     """
 

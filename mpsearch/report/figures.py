@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
 from mpsearch.problem import Budget
-from mpsearch.report.markup import text
 from mpsearch.report.saved import Saved
 
 MAX_POINTS = 2000
@@ -32,12 +32,12 @@ def front_figure(saved: Saved) -> str:
             y=[p[2] for p in points],
             mode="markers",
             name=name,
-            text=[text(p[0]) for p in points],
+            text=[escape(p[0]) for p in points],
             hovertemplate="%{text}<br>%{x:.4f} MB<br>%{y:.4g}<extra></extra>",
             marker={"color": colour, "size": 11, "symbol": symbol},
         )
     _budget_lines(figure, saved.budgets)
-    return _html(figure, "front", "size of the packed file (MB, 10⁶ bytes)", f"predicted damage: {text(objective)}", log=True)
+    return _html(figure, "front", "size of the packed file (MB, 10⁶ bytes)", f"predicted damage: {escape(objective)}", log=True)
 
 
 def trials_figure(saved: Saved) -> str:
@@ -60,9 +60,9 @@ def trials_figure(saved: Saved) -> str:
             x=[t["predicted"]["size_bytes"] / 1e6 for t in mine],
             y=[t["loss"] for t in mine],
             mode="markers",
-            name=text(proposer),
-            text=[f"trial {t['number']}, {text(proposer)}, {'within' if t['fits'] else 'over'} the budget" for t in mine],
-            hovertemplate="%{text}<br>%{x:.4f} MB<br>" + text(saved.measure) + " %{y:.5g}<extra></extra>",
+            name=escape(proposer),
+            text=[f"trial {t['number']}, {escape(proposer)}, {'within' if t['fits'] else 'over'} the budget" for t in mine],
+            hovertemplate="%{text}<br>%{x:.4f} MB<br>" + escape(saved.measure) + " %{y:.5g}<extra></extra>",
             marker={"color": _PROPOSERS[place % len(_PROPOSERS)], "size": 9, "symbol": ["circle" if t["fits"] else "x" for t in mine]},
         )
     _budget_lines(figure, saved.budgets)
@@ -74,11 +74,11 @@ def bits_figure(saved: Saved) -> str:
     """Weight bits of each layer that has a weight, under the chosen assignment."""
     problem, indices = saved.problem, saved.best["indices"]
     picked = [(layer, c[i], i, at) for at, (layer, c, i) in enumerate(zip(problem.layers, problem.candidates, indices, strict=True)) if layer.weight_shape]
-    names = [text(layer.name) for layer, *_ in picked]
+    names = [escape(layer.name) for layer, *_ in picked]
     bits = [c.w_bits or _FLOAT_BITS for _, c, *_ in picked]
     hover = [
         f"<b>{name}</b><br>{c}<br>{layer.macs:,} MACs<br>{problem.costs['size_bytes'][at][i]:,.0f} bytes"
-        f"<br>weight {' × '.join(map(str, layer.weight_shape))}<br>block {text(layer.block)}"
+        f"<br>weight {' × '.join(map(str, layer.weight_shape))}<br>block {escape(layer.block)}"
         for name, (layer, c, i, at) in zip(names, picked, strict=True)
     ]
     figure = go.Figure()
@@ -118,7 +118,7 @@ def _marked(saved: Saved, objective: str) -> list[tuple[str, list[tuple[str, flo
 def _budget_lines(figure: go.Figure, budgets: Sequence[Budget]) -> None:
     for budget in budgets:
         if budget.resource == "size_bytes":
-            figure.add_vline(x=budget.limit / 1e6, line={"color": _LIMIT, "width": 1.5, "dash": "dash"}, annotation_text=f"budget {text(budget.text)}")
+            figure.add_vline(x=budget.limit / 1e6, line={"color": _LIMIT, "width": 1.5, "dash": "dash"}, annotation_text=f"budget {escape(budget.text)}")
             figure.update_annotations(font={"color": _LIMIT})
 
 

@@ -55,7 +55,7 @@ def best_choices(
     Args:
         constraints: On the super-layers of `coupled`.
         coupled: Rows and pairs.
-        time_limit_s: As in `solve`.
+        time_limit_s: Time limit, as in `solve`.
         gap: Above 0 the proof may be given up.
         node_limit: The same, at the same point on every run.
         cuts: Assignments that are not allowed.

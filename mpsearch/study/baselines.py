@@ -30,7 +30,7 @@ from mpsearch.study.sharing.storage import Place
 
 SAMPLERS = ("mpsearch", "tpe", "nsga2", "random")
 POPULATION = 16
-"""Of NSGA-II: at the few hundred trials that are usual here, Optuna's own 50 would leave it three generations."""
+"""Population of NSGA-II: at the few hundred trials that are usual here, Optuna's own 50 would leave it three generations."""
 _MOST_REPEATS = 100  # proposals in a row that were measured already; told to the sampler again, measured never
 _METHOD, _REPEAT_OF = 2, "repeat_of"
 
@@ -52,20 +52,19 @@ def explore_by(
     Args:
         sampler: `mpsearch` for `explore` itself; `tpe` or `nsga2` for Optuna's samplers over one index for
             each super-layer; `random` for random choices that keep the budgets.
-        problem: As for `explore`.
-        objective: As for `explore`; a baseline measures its exact optimum first, so that something keeps the
+        problem: Layers, candidates and tables.
+        objective: Name of the proxy, as for `explore`; a baseline measures its exact optimum first, so that something keeps the
             budgets, and looks at it no more.
-        budgets: As for `explore`.
-        measure: As for `explore`.
+        budgets: Absolute limits.
+        measure: Loss of an assignment of `L` choices, lower is better.
         path: Optuna's journal file.
         trials: Assignments that are measured, in all. What a sampler proposes again is told its known loss,
             and does not count.
         seed: Random seed.
         warm: Assignments to be measured first.
-        on_trial: As for `explore`.
+        on_trial: Called after each trial with how many are done, and `trials`.
 
-    Returns:
-        Trials in the order of their proposal; fewer once a sampler proposes only what it knows.
+    Returns: Trials in the order of their proposal; fewer once a sampler proposes only what it knows.
 
     Raises:
         UnknownNameError: There is no such sampler.
@@ -97,7 +96,7 @@ class _Baseline:
     """A sampler by name on a study; no other state, so that it may be interrupted anywhere.
 
     Args:
-        name: Of the sampler.
+        name: Name of the sampler.
         study: What is done so far.
         own: Parameters and attributes of a trial, and the budgets.
     """

@@ -30,8 +30,8 @@ class Step:
 
     Args:
         indices: `L` choices.
-        loss: As measured.
-        cost: As predicted by the problem.
+        loss: Measured loss.
+        cost: Cost that the problem predicts.
     """
 
     indices: tuple[int, ...]
@@ -70,7 +70,7 @@ class GreedyMP:
             scores each notch once with all others at the start, right where damages add up.
         direction: `down` from the top until the budgets are kept, `up` from the bottom while they are, or the better of `both`.
         resource: What a notch saves; None for that of the first budget, or the size.
-        power: Of the saving in the score; 0 looks at the damage alone.
+        power: Exponent of the saving in the score; 0 looks at the damage alone.
         repairs: Exchanges of one notch up and one down that are measured in a round of the repair; 0 for no repair.
         epsilon: Least damage of a notch, in units of the loss.
     """

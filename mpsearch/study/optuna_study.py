@@ -21,7 +21,8 @@ from mpsearch.solvers.constraints import Constraints
 from mpsearch.solvers.reach import reachable
 from mpsearch.study.proposals import Planner, Proposal
 from mpsearch.study.sampler import INDICES, ORDINAL, PROPOSED_BY, CorrectedTableSampler, Trials, finished, pending
-from mpsearch.study.sharing.queue import COST, JOB, Leader, Sharing
+from mpsearch.study.sharing.leader import Leader
+from mpsearch.study.sharing.queue import COST, JOB, Sharing
 from mpsearch.study.sharing.storage import FINISHED, STUDY_NAME, Place, lead, quiet
 
 _METHOD = 3  # raised when the same inputs would lead to other proposals
@@ -35,8 +36,8 @@ class Trial:
     Args:
         number: Its place in the sequence of proposals, from 0; the `ordinal` of Optuna's trial.
         indices: `L` choices.
-        loss: As measured.
-        cost: As predicted by the problem.
+        loss: Measured loss.
+        cost: Cost that the problem predicts.
         feasible: Whether it keeps every budget.
         proposed_by: `warm`, `exact front`, `other proxy`, `corrected table`, `thompson`, `neighbour`, `front`
             or `random`.
@@ -79,7 +80,7 @@ def explore(
         measure: Loss of an assignment of `L` choices, lower is better.
         path: Optuna's journal file, or where else the study lies.
         trials: In all, those of earlier runs included.
-        seed: Of everything random.
+        seed: Random seed; the same one gives the same result.
         warm: Assignments to be measured first.
         on_trial: Called after each trial with how many are done, and `trials`.
         batch: Proposals that are made from the same knowledge; more workers than that wait for each other.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from mpsearch.errors import MpsearchError, OptionError
 from mpsearch.problem import Budget, Choices, Problem
+from mpsearch.solvers.constraints import Constraints
 from mpsearch.study.losses import Losses
 from mpsearch.study.optuna_study import Trial, make_planner
 
@@ -23,35 +24,30 @@ def polish(
 ) -> list[Trial]:
     """Measure up to `evaluations` exchanges around the best trials, one after the other, and around what is found better.
 
-    An exchange changes one choice, or two: one raised and another lowered; optima of the corrected table are looked at beside them. The next is that of
-    greatest expected improvement, under the table that was corrected by every loss known so far and what neighbours share (`LocalModel`); nothing that was
-    measured is measured again.
+    An exchange changes one choice, or raises one and lowers another; optima of the corrected table are looked at
+    beside them. The next has the greatest expected improvement under the table as corrected by every known loss and
+    what neighbours share (`LocalModel`); nothing is measured twice.
 
     Args:
-        problem: As for `explore`.
-        objective: As for `explore`.
-        budgets: As for `explore`.
-        measure: As for `explore`.
+        problem: Layers, candidates and tables, as for `explore`.
+        objective: Name of the proxy.
+        budgets: Absolute limits.
+        measure: Loss of an assignment of `L` choices, lower is better.
         trials: What a study measured.
-        evaluations: At most; 0 for none.
-        losses: Remembers what was measured here; a `LossFile` outlives the process, and a run that was interrupted goes on from it.
+        evaluations: Measurements at most; 0 for none.
+        losses: Remembers what is measured; with a `LossFile` an interrupted run goes on.
         on_trial: Called after each with how many are done, and `evaluations`.
 
-    Returns:
-        The exchanges in the order in which they were tried, those without a finite loss left out; `proposed_by` `polish`, numbered on from the
-        study's.
+    Returns: The exchanges with a finite loss in the order of trial, numbered on from the study's.
 
     Raises:
         OptionError: `evaluations` is negative.
         MpsearchError: No trial keeps the budgets.
     """
-    if evaluations < 0:
-        raise OptionError(f"A polish of {evaluations} evaluations cannot be done; give 0 or more.")
     planner = make_planner(problem, objective, budgets, 0, batch=1)
     constraints = planner.constraints
+    _require(constraints, trials, evaluations)
     known: dict[Choices, float] = {constraints.layers.contract(t.indices): t.loss for t in trials}
-    if not any(constraints.fits(t.indices) for t in trials):
-        raise MpsearchError(f"None of {len(trials)} trials keeps the budgets, so there is nothing to polish. Measure more, or raise the budget.")
     held: Losses = {} if losses is None else losses
     found: list[Trial] = []
     first = 1 + max(t.number for t in trials)
@@ -70,3 +66,10 @@ def polish(
         if on_trial is not None:
             on_trial(done, evaluations)
     return found
+
+
+def _require(constraints: Constraints, trials: Sequence[Trial], evaluations: int) -> None:
+    if evaluations < 0:
+        raise OptionError(f"A polish of {evaluations} evaluations cannot be done; give 0 or more.")
+    if not any(constraints.fits(t.indices) for t in trials):
+        raise MpsearchError(f"None of {len(trials)} trials keeps the budgets, so there is nothing to polish. Measure more, or raise the budget.")

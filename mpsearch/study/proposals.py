@@ -59,7 +59,7 @@ class Planner:
     Args:
         constraints: The budgets; the first that is no peak limits the resource that the front is drawn over.
         rows: M proxy rows.
-        seed: Of everything random.
+        seed: Random seed; the same one gives the same result.
         batch: Proposals in each batch but the first.
         warm: Assignments that are measured first, whether they keep the budgets or not.
         others: Rows of other proxies. The optimum of each at the budget is measured.
@@ -87,8 +87,8 @@ class Planner:
         """Batch `number` (from 1), given the results of those before; shorter than `batch` once nothing is left to propose.
 
         Args:
-            number: Of the batch.
-            results: Of the earlier batches, in the order of their proposal.
+            number: Number of the batch.
+            results: Results of the earlier batches, in the order of their proposal.
             pending: Assignments that are being measured elsewhere; not proposed again.
         """
         rng = np.random.default_rng([self.seed, number])
@@ -132,7 +132,7 @@ class Planner:
         Looked for within two changes of the best that fit and of others far from them, and among optima of the corrected table and of tables drawn.
 
         Args:
-            losses: Of everything seen, at least one of it finite and within the budgets; not finite where there is no loss.
+            losses: Losses of everything seen, at least one of it finite and within the budgets; not finite where there is no loss.
         """
         finite = [choices for choices, loss in losses.items() if math.isfinite(loss)]
         fitting = sorted((losses[c], c) for c in finite if self.constraints.fits(self.constraints.layers.expand(c)))

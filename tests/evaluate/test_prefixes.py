@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from mpsearch.evaluate import FastEvaluator
-from mpsearch.evaluate.fast import Scratch, ScratchGrid
 from mpsearch.evaluate.prefixes import PrefixRunner
+from mpsearch.evaluate.scratch import Scratch, ScratchGrid
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import wrap_units
 from mpsearch.quant.affine import affine_params

@@ -9,7 +9,8 @@ import pytest
 from mpsearch.errors import UserError
 from mpsearch.hardware import ModelRun
 from mpsearch.hardware.bench import CpuBench
-from mpsearch.hardware.cost_model import FitError, Unit, fit_cost_model, fit_error
+from mpsearch.hardware.cost_fit import fit_cost_model
+from mpsearch.hardware.cost_model import FitError, Unit, fit_error
 from mpsearch.hardware.whole import WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import Wire, model_key
 from mpsearch.problem import Layer

@@ -260,7 +260,7 @@ def test_whole_model_runs_come_back(tmp_path):
     table = table_of(ROW)
     table.models = {RUN.key: RUN}
     back = LatencyTable.load(table.save(tmp_path), HERE)
-    assert back.models == {RUN.key: RUN} and back.runs_of("net-1") == [RUN] and back.runs_of("net-1", 2) == []
+    assert back.models == {RUN.key: RUN}
     assert RUN.latency_us == 1010.0
 
 

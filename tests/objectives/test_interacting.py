@@ -16,8 +16,7 @@ from mpsearch.evaluate import FastEvaluator
 from mpsearch.objectives import ScoringContext
 from mpsearch.objectives.interacting import INTERACTING, Couplings, couple
 from mpsearch.objectives.interacting._groups import raised
-from mpsearch.objectives.interacting._projection import nearest_convex
-from mpsearch.objectives.interacting.pairwise import Pairwise, project
+from mpsearch.objectives.interacting.pairwise import Pairwise
 from mpsearch.problem import Assignment, Candidate, Layer, Problem
 from mpsearch.solvers import solve
 
@@ -153,44 +152,6 @@ def test_a_fall_from_noise_cannot_win_without_a_budget(tiny):
         indices = [1] * 4 + [0]
         indices[i] = indices[j] = 0
         assert p.score("coupled", indices) == pytest.approx(1.0)
-
-
-def test_projection_is_the_nearest_convex_form_and_says_what_it_changes():
-    rng = np.random.default_rng(0)
-    raw = rng.normal(size=(9, 9))
-    gram = (raw + raw.T) / 2
-    found, values = nearest_convex(gram)
-    assert np.linalg.eigvalsh(found)[0] > -1e-12 and values[0] < 0
-    best = np.linalg.norm(found - gram)
-    assert best == pytest.approx(np.linalg.norm(values[values < 0]))
-    for _ in range(200):
-        other = rng.normal(size=(9, 9)) * 0.1
-        step = found + 0.05 * (other @ other.T)
-        assert np.linalg.norm(step - gram) >= best
-    assert nearest_convex(found @ found)[0] is not None and nearest_convex(np.eye(3))[0].tolist() == np.eye(3).tolist()
-
-
-def test_projection_of_singles_and_pairs_by_hand():
-    """G = [[2, 4], [4, 2]] has the eigenvalues 6 and -2; its nearest convex form is 3 everywhere."""
-    singles = {0: np.array([1.0]), 1: np.array([1.0]), 2: np.array([5.0])}
-    tables = {(0, 1): np.array([[4.0]])}
-    found = project(singles, tables)
-    assert singles[0][0] == pytest.approx(1.5) and singles[1][0] == pytest.approx(1.5) and singles[2][0] == 5
-    assert tables[0, 1][0, 0] == pytest.approx(3.0)
-    assert (found.clipped, found.least) == (1, pytest.approx(-2.0))
-    assert found.most == pytest.approx(0.5) and found.change == pytest.approx(2 / np.sqrt(4 + 16 + 16 + 4 + 100))
-
-
-def test_a_convex_table_reports_its_change(tiny):
-    context = context_of(tiny("conv"))
-    raw, convex = (couple(Pairwise(scope="full", convex=on), context) for on in (False, True))
-    assert raw.projection is None
-    p, q = problem_of(context, raw), problem_of(context, convex)
-    measured = [x for x in itertools.product(range(4), repeat=4) if sum(c != 3 for c in x) in (1, 2)]
-    change = max(abs(p.score("coupled", (*x, 0)) - q.score("coupled", (*x, 0))) for x in measured)
-    assert convex.projection.most == pytest.approx(change, rel=1e-6, abs=1e-12)
-    assert convex.projection.clipped > 0 and convex.projection.change > 0
-    assert Couplings.from_json(json.loads(json.dumps(convex.to_json()))) == convex
 
 
 def test_wrong_options_are_refused():

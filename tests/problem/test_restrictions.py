@@ -64,7 +64,7 @@ def test_rules_pick_from_what_is_possible_and_leave_the_other_side_as_it_is_by_d
         (["=W8A8"], [], "cannot be read"),
         (["fc=8"], [], "'8' is not a candidate"),
         ([], ["fc"], "--bits 'fc' cannot be read. Write NAME=2..6"),
-        ([], ["fc=2..x"], "'2..x' are no bits"),
+        ([], ["fc=2..x"], "'2..x' is no range of bit-widths"),
         ([], ["fc=6..2"], "bits are 2 to 8, the lower first"),
         ([], ["fc=1..4"], "bits are 2 to 8"),
         ([], ["fc=2,9"], "bits are 2 to 8"),

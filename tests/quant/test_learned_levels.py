@@ -7,7 +7,8 @@ import torch
 
 from mpsearch.quant import InputQuantizer, LogParams, TwoRegionParams
 from mpsearch.quant.inputs import learned_regions
-from mpsearch.quant.regions import SPLITS, two_region_params
+from mpsearch.quant.region_search import two_region_params
+from mpsearch.quant.regions import SPLITS
 
 QUANTIZERS = [TwoRegionParams(torch.tensor(0.07), 3, 4, split) for split in (*SPLITS, "unsigned")]
 

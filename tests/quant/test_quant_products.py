@@ -16,8 +16,9 @@ from mpsearch.errors import ModelError, UnknownNameError
 from mpsearch.models import analyze
 from mpsearch.problem import Candidate
 from mpsearch.quant import UnitState, affine_params, fake_quantize
+from mpsearch.quant.attention import attention
 from mpsearch.quant.layers import wrap
-from mpsearch.quant.products import QuantProduct, attention, product_names, unwrap_products, wrap_products
+from mpsearch.quant.products import QuantProduct, product_names, unwrap_products, wrap_products
 
 
 @pytest.fixture(autouse=True)

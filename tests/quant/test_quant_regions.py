@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from mpsearch.errors import DataError, OptionError
 from mpsearch.quant import OBSERVERS, AffineParams
-from mpsearch.quant.regions import SPLITS, LogParams, TwoRegionParams, log_params, opt_m, post_softmax_params, two_region_params
+from mpsearch.quant.region_search import log_params, opt_m, post_softmax_params, two_region_params
+from mpsearch.quant.regions import SPLITS, LogParams, TwoRegionParams
 
 
 def draw(kind: str, count: int = 4096) -> torch.Tensor:

@@ -9,7 +9,7 @@ from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import OBSERVERS, install, quantize
 from mpsearch.quant.learned import learned_step
 from mpsearch.quant.observers import Mse
-from mpsearch.quant.regions import log_params, opt_m, post_softmax_params, two_region_params
+from mpsearch.quant.region_search import log_params, opt_m, post_softmax_params, two_region_params
 from mpsearch.reconstruct import calibrate, smooth
 
 EXPONENTS = (-100, -60, -30, 20)

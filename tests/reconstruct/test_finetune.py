@@ -14,15 +14,22 @@ from mpsearch.errors import CheckpointError, DataError, MpsearchError, OptionErr
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import QuantizedTensor, UnitState, install, quantize
 from mpsearch.quant.affine import affine_params
-from mpsearch.reconstruct.finetune import FinetuneConfig, finetune, mixed_states, rate, sensitive_units, start_weight
+from mpsearch.reconstruct.finetune import FinetuneConfig, finetune, rate
+from mpsearch.reconstruct.sensitivity import mixed_states, sensitive_units
+from mpsearch.reconstruct.student import start_weight
 
 FLOAT = Candidate(None, None, "float")
 package = importlib.import_module("mpsearch.reconstruct.finetune")
 SHORT = FinetuneConfig(epochs=3, batch_size=8, chunk=8, learning_rate=2e-3, step_learning_rate=1e-2)
 
 
-def run(net, config=SHORT, text="W3A4", **more):
-    return finetune(net.module, net.calibration.states(net.uniform(text)), net.images, config, **more)
+def rounded(net, text="W3A4"):
+    """States without corrected biases."""
+    return {unit: replace(state, bias=None) for unit, state in net.calibration.states(net.uniform(text)).items()}
+
+
+def run(net, config=SHORT, text="W3A4", states=None, **more):
+    return finetune(net.module, states or rounded(net, text), net.images, config, **more)
 
 
 def outputs(module, net):
@@ -54,18 +61,27 @@ def test_it_learns_and_the_float_model_is_left_as_found(tiny, left_as_found, nam
     def kl(module):
         return float((wanted.exp() * (wanted - outputs(module, net).log_softmax(1))).sum(1).mean())
 
-    before = kl(install(net.module, net.calibration.states(net.uniform("W3A4"))))
-    assert kl(install(done.module, done.states)) < 0.5 * before
+    assert kl(install(done.module, done.states)) < 0.5 * kl(install(net.module, rounded(net)))
+
+
+def test_a_corrected_bias_is_where_learning_starts_and_learns_too(tiny):
+    net = tiny("conv")
+    states = net.calibration.states(net.uniform("W3A4"))
+    assert any(state.bias is not None for state in states.values())
+    still, done = (run(net, replace(SHORT, epochs=epochs), states=states) for epochs in (0, 3))
+    assert torch.allclose(outputs(install(still.module, still.states), net), outputs(install(net.module, states), net), atol=1e-6)
+    assert all(state.bias is None for state in done.states.values())
+    assert not torch.equal(done.module.get_submodule("head").bias, still.module.get_submodule("head").bias)
 
 
 @pytest.mark.parametrize("name", ["conv", "vit"])
 @pytest.mark.parametrize("text", ["W2A8", "W8A2", "W4A4/tensor"])
 def test_what_comes_out_computes_what_was_trained(tiny, monkeypatch, name, text):
     net, made = tiny(name), []
-    student = package._student
-    monkeypatch.setattr(package, "_student", lambda *args: made.append(student(*args)) or made[-1])
-    settle, trained = package._float_module, []
-    monkeypatch.setattr(package, "_float_module", lambda *args: trained.append(outputs(made[0][0], net)) or settle(*args))
+    student = package.student_of
+    monkeypatch.setattr(package, "student_of", lambda *args: made.append(student(*args)) or made[-1])
+    settle, trained = package.float_module, []
+    monkeypatch.setattr(package, "float_module", lambda *args: trained.append(outputs(made[0][0], net)) or settle(*args))
     done = run(net, text=text)
     torch.testing.assert_close(outputs(install(done.module, done.states), net), trained[0], rtol=0, atol=1e-5)
     moved = []
@@ -243,7 +259,7 @@ def test_sensitive_units_are_those_a_symmetric_grid_hurts(tiny, left_as_found):
     wanted = outputs(net.module, net).double().log_softmax(1)
     symmetric = mixed_states(net.calibration, assignment, found, float("inf"))
     for unit, kl in found.items():
-        alone = install(net.module, {unit: replace(symmetric[unit], weight=None)})
+        alone = install(net.module, {unit: replace(symmetric[unit], weight=None, bias=None)})
         assert float((wanted.exp() * (wanted - outputs(alone, net).double().log_softmax(1))).sum(1).mean()) == pytest.approx(kl, rel=1e-6)
     middle = sorted(found.values())[1]
     grids = {unit: state.activation.symmetric for unit, state in mixed_states(net.calibration, assignment, found, middle).items() if unit != "head"}

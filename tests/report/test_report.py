@@ -50,7 +50,7 @@ def row(table: Problem, label: str, indices: list[int], timed: bool, labelled: b
         "predicted": cost,
         "mean_bits": 5.5,
         "fits": cost["size_bytes"] <= LIMIT,
-        "nearest": {"metrics": metrics(0.8875 if labelled else None, 0.01234), **written},
+        "searched": {"metrics": metrics(0.8875 if labelled else None, 0.01234), **written},
         "reconstructed": {"metrics": metrics(0.9025 if labelled else None, 0.00567), **written},
     }
 
@@ -74,7 +74,7 @@ def study_files(timed: bool, labelled: bool) -> dict[str, object]:
         "artifact": artifact,
     }
     base = {"metrics": metrics(0.91 if labelled else None, 0.0), "size_bytes": 4321} | ({"latency_us": 3333.0} if timed else {})
-    whole = {"label": "float", "mean_bits": 32.0, "fits": False, "predicted": {}, "nearest": base}
+    whole = {"label": "float", "mean_bits": 32.0, "fits": False, "predicted": {}, "searched": base}
     results = {
         "rows": [whole, uniform, chosen],
         "best": best,
@@ -212,7 +212,7 @@ def test_what_blocks_gained_is_folded(study: Path, tmp_path: Path) -> None:
     gain = {"block": "stem", "phase": 0, "start_mse": 0.5, "learned_mse": 0.125, "steps": 1200, "calibrated": [], "kept": True}
     chosen["gained"] = [gain, {**gain, "block": EVIL, "learned_mse": 0.75, "kept": False}]
     page = parsed(save(tmp_path / "gained", contents))
-    assert "1 of 2 blocks are better than rounded to nearest, and keep what they learned" in page.text
+    assert "1 of 2 blocks are better than where they started, and keep what they learned" in page.text
     for expected in ("stem0.50.12525.0%kept1,200", f"{EVIL}0.50.75150.0%reverted1,200"):
         assert expected in page.text
     assert sum(tag == "details" for tag, _ in page.tags) == 2

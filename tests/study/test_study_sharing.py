@@ -172,7 +172,7 @@ def test_a_result_that_comes_too_late_is_dropped(studies, tmp_path, alone):
         if not taken:  # what another process would do that thinks this one dead
             (study,) = held.found()
             (mine,) = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-            queue._give_back(study, mine, "its process died")
+            queue.give_back(study, mine, "its process died")
             taken.append(mine.number)
         return setting()[1](indices)
 

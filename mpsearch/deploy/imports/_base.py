@@ -13,7 +13,7 @@ from mpsearch.problem import FLOAT, FLOAT_INPUT, Assignment, Candidate, Layer
 from mpsearch.registry import Registry
 
 Bits = tuple[int | None, int | None]
-"""Of the weight and of the input; None where the tool leaves it in float."""
+"""Bits of the weight and of the input; None where the tool leaves it in float."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Importer(ABC):
 
         Args:
             path: File.
-            layers: Of the model that it is for.
+            layers: Layers of the model that it is for.
         Raises: UserError: The file is not of this form, or does not fit the model.
         """
 

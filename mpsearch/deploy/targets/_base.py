@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.deploy.onnx import export_float
-from mpsearch.deploy.packed import PackedLayout, load_packed, save_packed
+from mpsearch.deploy.packed import PackedLayout, save_packed
+from mpsearch.deploy.packed_reading import load_packed
 from mpsearch.errors import UserError
 from mpsearch.hardware import Backend, Timing
 from mpsearch.hardware.device import identity
@@ -35,7 +36,7 @@ class Job:
 
     Args:
         module: Float model, batch norms folded.
-        layout: Of its packed checkpoint.
+        layout: Layout of its packed checkpoint.
         states: Every unit's codes and quantisers.
         calibration: Where a target needs other ranges than `states` has.
         example: 1 x C x H x W.
@@ -147,8 +148,8 @@ class Target(ABC):
         """What was written, ready to run on this machine.
 
         Args:
-            folder: Of the artifact.
-            threads: Of the runtime.
+            folder: Folder of the artifact.
+            threads: Threads of the runtime.
             model: Float architecture, batch norms not folded; its weights do not matter. Needed where `needs_model`, unless timm has it.
         """
 
@@ -179,7 +180,7 @@ class Target(ABC):
         """What a process of its own loads.
 
         Args:
-            folder: Of the artifact.
+            folder: Folder of the artifact.
             model: How the float model is built, as `ModelSource.to_json` says it; for targets that need it.
         """
         return Program("mpsearch.deploy.process:load", folder, {"model": model})

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from mpsearch.deploy.integer import integer_module
-from mpsearch.deploy.packed import load_packed, open_packed, save_packed
+from mpsearch.deploy.packed import save_packed
+from mpsearch.deploy.packed_reading import load_packed, open_packed
 from mpsearch.deploy.targets._base import MODEL_FILE, TARGETS, Job, Run, Target
 
 

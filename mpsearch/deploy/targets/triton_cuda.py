@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.deploy.loading import load
-from mpsearch.deploy.packed import open_packed, save_packed
+from mpsearch.deploy.packed import save_packed
+from mpsearch.deploy.packed_reading import open_packed
 from mpsearch.deploy.targets._base import MODEL_FILE, TARGETS, Job, Run, Target, TargetRun
 from mpsearch.hardware import Backend
 from mpsearch.hardware.backends import triton_cuda as backends
@@ -40,7 +41,7 @@ class TritonCuda(Target):
     """The packed checkpoint on kernels.
 
     Args:
-        dtype: Of tensors between units, and of layers that stay float.
+        dtype: Type of tensors between units, and of layers that stay float.
     """
 
     dtype: Literal["fp16", "bf16"] = "fp16"

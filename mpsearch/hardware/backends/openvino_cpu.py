@@ -23,7 +23,7 @@ class OpenVinoCpu(Backend):
     """OpenVINO, CPU plugin, float layers in float32.
 
     Args:
-        threads: Of the runtime's pool; 1 is measured by process CPU time.
+        threads: Threads of the runtime's pool; 1 is measured by process CPU time.
     """
 
     threads: int = 1
@@ -32,7 +32,7 @@ class OpenVinoCpu(Backend):
 
     @property
     def version(self) -> str:
-        """Of the package openvino. Raises MissingExtraError where it is not installed."""
+        """Version of the package openvino. Raises MissingExtraError where it is not installed."""
         return str(openvino().__version__).partition("-")[0]
 
     def supports(self, layer: Layer, candidate: Candidate) -> Support:

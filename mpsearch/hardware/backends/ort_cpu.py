@@ -49,7 +49,7 @@ def session(model: bytes | Path, threads: int = 1, optimized: Path | None = None
 
     Args:
         model: Serialised ONNX, or its file.
-        threads: Of the runtime's pool.
+        threads: Threads of the runtime's pool.
         optimized: Where to write the graph that really runs.
         arena: Whether memory is kept for the next call; without it, what a call takes can be read from the process.
         fused: Whether Q/DQ pairs may become integer kernels; else what stands between them computes in float.
@@ -80,7 +80,7 @@ class OrtCpu(Backend):
     """ONNX Runtime, CPU execution provider.
 
     Args:
-        threads: Of the runtime's pool; 1 is measured by process CPU time.
+        threads: Threads of the runtime's pool; 1 is measured by process CPU time.
     """
 
     threads: int = 1
@@ -88,7 +88,7 @@ class OrtCpu(Backend):
 
     @property
     def version(self) -> str:
-        """Of the package onnxruntime."""
+        """Version of the package onnxruntime."""
         return str(ort.__version__)
 
     def supports(self, layer: Layer, candidate: Candidate) -> Support:

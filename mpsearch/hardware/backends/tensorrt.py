@@ -29,7 +29,7 @@ class TensorRt(Backend):
 
     @property
     def version(self) -> str:
-        """Of TensorRT."""
+        """Version of the package tensorrt; `none` where it is not installed."""
         try:
             return importlib.metadata.version("tensorrt")
         except importlib.metadata.PackageNotFoundError:

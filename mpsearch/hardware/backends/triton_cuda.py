@@ -31,7 +31,7 @@ class TritonCuda(Backend):
 
     @property
     def version(self) -> str:
-        """Of mpsearch's kernels as Triton compiles them, and what changes them."""
+        """Version of mpsearch's kernels as Triton compiles them, and what changes them."""
         import importlib.metadata
 
         try:

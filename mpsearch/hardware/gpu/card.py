@@ -13,7 +13,7 @@ from mpsearch.hardware.gpu.reading import GpuSettings, GraphTimer, Monitor
 from mpsearch.problem import Layer
 
 _SIDE = 4096
-"""Of the matrices of the anchor."""
+"""Side of the square matrices of the anchor."""
 
 
 @dataclass(frozen=True)

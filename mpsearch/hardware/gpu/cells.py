@@ -97,7 +97,7 @@ def finished(draw: Draw, make: Callable[[], Run], expected: Tensor, executed: tu
         executed: Kernels that ran.
         as_asked: Whether they are those of the candidate.
         tolerance: What the error may be.
-        weight_bytes: Of the weight as the kernel holds it.
+        weight_bytes: Bytes of the weight as the kernel holds it.
     """
     run = make()
     y = run()

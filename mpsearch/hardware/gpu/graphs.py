@@ -18,7 +18,7 @@ class CudaGraphTimer:
 
     @property
     def l2_bytes(self) -> int:
-        """Of the level-2 cache."""
+        """Bytes of the level-2 cache."""
         return self._l2
 
     def capture(self, runs: Sequence[Callable[[], object]]) -> Callable[[], None]:

@@ -24,7 +24,7 @@ class NvmlMonitor:
     """The instruments of one card.
 
     Args:
-        uuid: Of the card, as torch or `nvidia-smi -L` gives it; an index counts cards that torch may not see.
+        uuid: Identifier of the card, as torch or `nvidia-smi -L` gives it; an index counts cards that torch may not see.
         library: The module `pynvml`, or a fake in a test.
         processes: Ids of further processes of this run that hold the card.
 

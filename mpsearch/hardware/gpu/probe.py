@@ -22,8 +22,8 @@ class Gpu:
         name: Such as `NVIDIA H200`.
         capability: Compute capability.
         processors: Streaming multiprocessors.
-        memory_bytes: Of the device.
-        l2_bytes: Of its level-2 cache.
+        memory_bytes: Memory of the device.
+        l2_bytes: Bytes of its level-2 cache.
         shared_bytes: Shared memory that a program may have.
     """
 

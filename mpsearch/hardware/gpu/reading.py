@@ -67,7 +67,7 @@ class GraphTimer(Protocol):
 
     @property
     def l2_bytes(self) -> int:
-        """Of the level-2 cache."""
+        """Bytes of the level-2 cache."""
 
     def capture(self, runs: Sequence[Callable[[], object]]) -> Callable[[], None]:
         """Warm up, then one graph of all `runs`, in order; calling it launches the graph."""
@@ -112,12 +112,12 @@ class Reading:
     """One cell, measured once.
 
     Args:
-        median_us: Of a call with cold caches, over `repeats` launches.
+        median_us: Median time of a call with cold caches, over `repeats` launches.
         iqr_us: Distance of the quartiles. min_us: Least.
         repeats: Launches. copies: Calls in a launch.
         rotated_bytes: What the copies hold together; below twice the L2 the caches were not cold.
         hot_us: Median of a call that finds its data in the cache. hot_iqr_us: Its spread.
-        energy_mj: Of a call, cold; None where the card has no counter or it was left out.
+        energy_mj: Energy of a call, cold; None where the card has no counter or it was left out.
         before: State of the card. after: State behind it.
         trouble: Why the reading is no good; empty if it is.
     """

@@ -26,8 +26,8 @@ def trtexec_command(model: Path, log: Path, *, shapes: dict[str, tuple[int, ...]
     Args:
         model: ONNX.
         log: Without suffix: `<log>.times.json` and `<log>.layers.json` are written.
-        shapes: Of inputs whose batch is not fixed.
-        seconds: Of timing.
+        shapes: Shapes of inputs whose batch is not fixed.
+        seconds: Seconds of timing.
     """
     command = ["trtexec", f"--onnx={model}", "--stronglyTyped", "--useCudaGraph", "--noDataTransfers", "--useSpinWait", f"--duration={seconds}", "--warmUp=500"]
     command += [f"--exportTimes={log}.times.json", f"--exportLayerInfo={log}.layers.json", "--profilingVerbosity=detailed"]
@@ -101,7 +101,8 @@ class _Graph:
     def model(self, shape: tuple[int, ...]) -> bytes:
         ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT16, shape)], [helper.make_tensor_value_info("y", TensorProto.FLOAT16, None)]
         graph = helper.make_graph(self.nodes, "unit", *ends, self.constants)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10).SerializeToString()  # type: ignore[no-any-return]
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+        return bytes(made.SerializeToString())
 
 
 def _half(scale: Tensor) -> Tensor:

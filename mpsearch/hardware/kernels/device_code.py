@@ -102,10 +102,12 @@ def product_kernel(
     a, w, y, partial, scale, bias, corr, zero,
     M, N, K, units, all_rows,
     H, WIDE, CHANNELS, OUT_H, OUT_W,
-    BITS: tl.constexpr, INTEGER: tl.constexpr, ZERO: tl.constexpr, BIAS: tl.constexpr, CONV: tl.constexpr, EVEN: tl.constexpr,
+    BITS: tl.constexpr, INTEGER: tl.constexpr, ZERO: tl.constexpr, BIAS: tl.constexpr,
+    CONV: tl.constexpr, EVEN: tl.constexpr,
     GROUP_CHANNELS: tl.constexpr, TAPS_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr, GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """y[M, groups * N] = a W^T for each group of a convolution; program (tile of y, part of K, group).
 
@@ -182,7 +184,8 @@ def product_kernel(
 @triton.jit
 def sum_kernel(
     partial, y, scale, bias, corr, M, N,
-    INTEGER: tl.constexpr, BIAS: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    INTEGER: tl.constexpr, BIAS: tl.constexpr, SPLIT_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts of a product in a fixed order and finishes it: y[M, N] from partial[SPLIT_K, M, N]."""
     rows, columns = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -200,8 +203,9 @@ def sum_kernel(
 def depthwise_kernel(
     a, w, y, scale, bias, corr, zero,
     PIXELS, CHANNELS, units, H, WIDE, OUT_H, OUT_W,
-    BITS: tl.constexpr, INTEGER: tl.constexpr, ZERO: tl.constexpr, BIAS: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    BITS: tl.constexpr, INTEGER: tl.constexpr, ZERO: tl.constexpr, BIAS: tl.constexpr,
+    TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """A convolution whose output channels each read the one input channel of the same number; no matrix product, so no matrix unit.

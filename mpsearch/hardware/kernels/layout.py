@@ -49,7 +49,7 @@ class PlaneMatrix:
         data: uint8 [plane_nbytes]; the planes one behind the other, each row-major.
         rows: R.
         columns: Columns that hold codes; the stored ones are more.
-        bits: Of a code.
+        bits: Bits of a code.
     """
 
     data: Tensor

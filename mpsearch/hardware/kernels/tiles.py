@@ -14,7 +14,7 @@ class Tile:
         block_m: Rows of A in a program.
         block_n: Rows of W.
         block_k: Columns of both in a step.
-        warps: Of a program.
+        warps: Warps of a program.
         stages: Steps whose loads are in flight.
         split_k: Programs that share the columns of one tile; their sums are added by a second kernel.
         group_m: Rows of tiles that run next to each other.

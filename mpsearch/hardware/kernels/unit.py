@@ -83,8 +83,8 @@ class KernelUnit:
             layer: Its shapes and attributes.
             weight: [N, K] or [C_out, C_in / groups, kh, kw], on the device.
             bias: Float [N], or None.
-            grid: Of the input; None leaves the input in float (weight-only).
-            dtype: Of input and output: float16, bfloat16 or float32 (float32 only with a grid).
+            grid: Grid of the input; None leaves the input in float (weight-only).
+            dtype: Type of input and output: float16, bfloat16 or float32 (float32 only with a grid).
             tile: Chooses the tile of a shape.
         """
         if grid is None and dtype == torch.float32:
@@ -160,7 +160,7 @@ class KernelUnit:
         return self.layer.conv or ConvAttributes()
 
     def shape(self, m: int) -> Shape:
-        """Of the product over `m` rows."""
+        """Shape of the product over `m` rows."""
         groups = self._attributes.groups if self.layer.op == "conv2d" else 1
         return Shape(m, self.weight.rows // groups, self.weight.columns, 2 if self.grid is None else 1, groups)
 

@@ -4,6 +4,5 @@ Write one by copying `pairwise.py`: a frozen dataclass whose fields are its opti
 """
 
 from mpsearch.objectives.interacting._base import INTERACTING, Couplings, Interacting, couple
-from mpsearch.objectives.interacting._projection import Projection
 
-__all__ = ["INTERACTING", "Couplings", "Interacting", "Projection", "couple"]
+__all__ = ["INTERACTING", "Couplings", "Interacting", "couple"]

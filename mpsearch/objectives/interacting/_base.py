@@ -12,7 +12,6 @@ import torch
 
 from mpsearch.errors import MpsearchError
 from mpsearch.objectives._base import Passes, ScoringContext, Table
-from mpsearch.objectives.interacting._projection import Projection
 from mpsearch.problem import Interaction, Problem
 from mpsearch.registry import Registry
 
@@ -27,7 +26,6 @@ class Couplings:
         rows: `L x C_l`.
         interactions: Between layers of the same problem.
         violations: Measured entries that were raised, since fewer bits seemed to do less damage.
-        projection: What the projection to a convex form changed; None where there was none.
         seconds: Time of the scoring.
         passes: Work at most, counted in images; a pass through one block counts as one of a unit.
     """
@@ -35,7 +33,6 @@ class Couplings:
     rows: Table
     interactions: tuple[Interaction, ...]
     violations: int
-    projection: Projection | None = None
     seconds: float = 0.0
     passes: Passes | None = None
 
@@ -51,9 +48,8 @@ class Couplings:
     def from_json(cls, data: dict[str, Any]) -> Couplings:
         """Inverse of `to_json`."""
         rows, terms = tuple(tuple(row) for row in data["rows"]), tuple(Interaction.from_json(d) for d in data["interactions"])
-        projection = None if data["projection"] is None else Projection(**data["projection"])
         passes = None if data["passes"] is None else Passes(**data["passes"])
-        return cls(rows, terms, data["violations"], projection, data["seconds"], passes)
+        return cls(rows, terms, data["violations"], data["seconds"], passes)
 
 
 class Interacting(ABC):

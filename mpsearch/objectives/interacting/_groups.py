@@ -20,8 +20,8 @@ class Group:
 
     Args:
         layers: Positions in the context; the first stands for all.
-        names: Of the units.
-        candidates: Of each.
+        names: Names of the units.
+        candidates: Candidates of each.
         blocks: That they are in.
     """
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.objectives._base import Passes, ScoringContext, require_positive
 from mpsearch.objectives._local import first_images
 from mpsearch.objectives.interacting._base import INTERACTING, Couplings, Interacting
 from mpsearch.objectives.interacting._groups import Group, assignment, groups_of, raised, table_of
-from mpsearch.objectives.interacting._projection import Matrix, Projection, nearest_convex
 from mpsearch.problem import Assignment, Interaction
-from mpsearch.solvers.tables.pair_tables import connected
 
+Matrix = NDArray[np.float64]
 Measure = Callable[[Assignment], float]
 
 
@@ -27,15 +27,14 @@ class Pairwise(Interacting):
     """G of CLADO: d_i = KL of one choice alone, d_ij of two together, all else float; damage = sum of d_i + sum of (d_ij - d_i - d_j).
 
     After CLADO, where G_ii = 2 d_i and half of x^T G x is the damage. Measured here against the float model instead of the loss at the labels, and by default
-    only within blocks. Exact for one and two choices where nothing is repaired or projected.
+    only within blocks. Exact for one and two choices where nothing is repaired. CLADO also projects G to the nearest positive semidefinite matrix, which its
+    solver needs; the solvers here take G as it is.
 
     References: Deng et al., CLADO, DAC 2025, arXiv:2307.05657.
 
     Args:
         scope: `blocks`: pairs of units of one block; `full`: all pairs, K^2 L (L - 1) / 2 measurements.
         images: Calibration images used.
-        convex: Whether G is projected to the nearest positive semidefinite matrix, as CLADO's solver needs. The solvers here do not, and what it changes
-            is reported.
         most_bits: Pairs of which a side has more weight bits than this are not measured and taken as 0: they hardly interact.
         memory_mb: Bound on the quantised weights that are kept at a time, in 10^6 bytes.
     """
@@ -43,7 +42,6 @@ class Pairwise(Interacting):
     unit: ClassVar[str] = "nats"
     scope: Literal["blocks", "full"] = "blocks"
     images: int = 32
-    convex: bool = False
     most_bits: int = 8
     memory_mb: int = 256
 
@@ -85,9 +83,8 @@ class Pairwise(Interacting):
             tables[a.first, b.first] = table
             moved += count
             context.on_step(done, steps)
-        projection = project(singles, tables) if self.convex else None
         terms = tuple(Interaction(key, (len(table), table.shape[1]), tuple(table.ravel().tolist())) for key, table in tables.items())
-        return Couplings(table_of(context, {i: row.tolist() for i, row in singles.items()}), terms, moved, projection)
+        return Couplings(table_of(context, {i: row.tolist() for i, row in singles.items()}), terms, moved)
 
     def _pairs(self, groups: Sequence[Group]) -> list[tuple[Group, Group]]:
         low = [group for group in groups if self._low(group)]
@@ -107,40 +104,3 @@ class Pairwise(Interacting):
         beyond = np.zeros_like(apart)
         beyond[low] = lifted - apart[low]
         return beyond, int((lifted > joint * (1 + 1e-9)).sum())
-
-
-def project(singles: dict[int, Matrix], tables: dict[tuple[int, int], Matrix]) -> Projection:
-    """Replace rows and tables, in place, by those of the nearest convex form; G is taken apart where nothing links its parts.
-
-    Args:
-        singles: Layer -> [C_i] damage.
-        tables: Two layers -> `C_i x C_j`.
-    """
-    clipped, least, change, norm, most = 0, 0.0, 0.0, 0.0, 0.0
-    layers = sorted(singles)
-    for positions in connected(len(layers), [(layers.index(i), layers.index(j)) for i, j in tables]):
-        part = [layers[k] for k in positions]
-        ends = np.cumsum([0, *(len(singles[i]) for i in part)])
-        at = {i: slice(low, high) for i, low, high in zip(part, ends, ends[1:], strict=False)}
-        gram = np.diag(2 * np.concatenate([singles[i] for i in part]))
-        inside = [key for key in tables if key[0] in at]
-        for i, j in inside:
-            gram[at[i], at[j]], gram[at[j], at[i]] = tables[i, j], tables[i, j].T
-        found, values = nearest_convex(gram)
-        before = _damages(singles, tables, part, inside)
-        for i in part:
-            singles[i] = np.diag(found)[at[i]] / 2
-        for i, j in inside:
-            tables[i, j] = found[at[i], at[j]].copy()
-        most = max(most, *(float(np.abs(x - y).max()) for x, y in zip(before, _damages(singles, tables, part, inside), strict=True)))
-        changed = found is not gram
-        clipped += int((values < 0).sum()) if changed else 0
-        least = min(least, float(values[0]))
-        change += float(np.square(found - gram).sum())
-        norm += float(np.square(gram).sum())
-    return Projection(clipped, least, float(np.sqrt(change / norm)) if norm else 0.0, most)
-
-
-def _damages(singles: dict[int, Matrix], tables: dict[tuple[int, int], Matrix], part: Sequence[int], inside: Sequence[tuple[int, int]]) -> list[Matrix]:
-    """Of every single choice and of every pair."""
-    return [*(singles[i].copy() for i in part), *(singles[i][:, None] + singles[j][None, :] + tables[i, j] for i, j in inside)]

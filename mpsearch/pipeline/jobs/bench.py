@@ -38,7 +38,7 @@ def evaluate_artifact(
         artifact: To evaluate.
         data: Source of the images.
         limit: At most so many; None for all.
-        seed: Of the draw.
+        seed: Random seed of the draw.
         threads: CPU threads of the runtime.
         model: How the float model is built, where the artifact needs it.
         class_map: File that says which class a folder stands for.

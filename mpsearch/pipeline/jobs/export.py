@@ -144,7 +144,7 @@ def points_of(workshop: Workshop, texts: Sequence[str], *, reconstruct: bool = T
     """The points that a user named.
 
     Args:
-        workshop: Of the study.
+        workshop: Workshop of the study.
         texts: `best`; the number of a measured trial, such as `7`; `front:12` for the 12th point of the exact front in `front.json`; `float`; or
             a uniform candidate such as `W4A8`.
         reconstruct: Whether weights are learned.

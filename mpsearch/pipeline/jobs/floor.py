@@ -45,11 +45,11 @@ def within_floor(folder: Path, problem: Problem, objective: str, budgets: Sequen
     nearest; reconstruction comes on top. Without labels the share of images whose top class changes stands for the drop, which it is never below.
 
     Args:
-        folder: Of a study; what is measured is kept in it.
+        folder: Folder of a study; what is measured is kept in it.
         problem: Its problem, or that with fewer candidates.
         objective: Name of the score table.
         budgets: Absolute limits that are kept besides.
-        drop: Of top-1 on the search images, as a share.
+        drop: Allowed loss of top-1 on the search images, as a share.
         resource: What is to be least.
         progress: Where progress goes.
     Returns: The assignment, its predicted costs, what was measured on search and evaluation images, every step, and a line for people.
@@ -90,7 +90,8 @@ class _Judge:
         """Metrics on a part of the images, and the drop against the float model."""
         assignment = self.problem.assignment(indices)
         key = [self._subject.hashes, part, assignment.to_json(), self._calibration.weight_observer, self._calibration.input_observer]
-        return self._study.cached("accuracy", key, lambda: self._measure(assignment, part))  # type: ignore[no-any-return]
+        found: dict[str, Any] = self._study.cached("accuracy", key, lambda: self._measure(assignment, part))
+        return found
 
     def _measure(self, assignment: Assignment, part: str) -> dict[str, Any]:
         images: ImageSet = getattr(self._subject.splits, part)

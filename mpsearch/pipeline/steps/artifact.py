@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mpsearch import files
 from mpsearch.deploy.artifact import write_artifact
-from mpsearch.deploy.packed import load_packed, save_packed
+from mpsearch.deploy.packed import save_packed
+from mpsearch.deploy.packed_reading import load_packed
 from mpsearch.deploy.targets import Job
 from mpsearch.errors import MpsearchError
 from mpsearch.evaluate import Metrics, predict
@@ -39,7 +40,7 @@ class ArtifactWriter:
     """Writes what a run ships, and checks it.
 
     Args:
-        measurement: Of the model; its target says which files there are.
+        measurement: Measurement of the model; its target says which files there are.
         folder: Where they go.
     """
 
@@ -50,7 +51,7 @@ class ArtifactWriter:
         """Write the files, read them back, and compare: the checkpoint bit for bit, ONNX by its top class on the evaluation images.
 
         Args:
-            states: Of every unit.
+            states: States of every unit.
             description: For `assignment.json`: the assignment, budgets, predicted and measured costs, metrics.
         Returns: Paths, bytes, and how what was read back agrees.
         Raises: MpsearchError: What was read back does not compute what was written.

@@ -11,7 +11,8 @@ from typing import Any
 from mpsearch.deploy.targets import TargetRun
 from mpsearch.errors import BudgetError, MpsearchError, TableError
 from mpsearch.hardware import Backend, LatencyTable, ModelRun, energy_costs
-from mpsearch.hardware.cost_model import Unit, fit_cost_model
+from mpsearch.hardware.cost_fit import fit_cost_model
+from mpsearch.hardware.cost_model import Unit
 from mpsearch.hardware.wires import Wire
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.progress import Progress

@@ -20,7 +20,7 @@ def with_costs(problem: Problem, resource: str, model: CostModel, kernels: Seque
     Args:
         problem: L layers.
         resource: `latency_us` or `energy_mj`; the model's rows are in its unit.
-        model: Of the L units.
+        model: Model of the L units.
         kernels: For each layer, the kernel of each of its candidates.
         estimated: Whether the rows are another device's, or predicted.
     """

@@ -11,7 +11,8 @@ from typing import Any
 from mpsearch.errors import InfeasibleError, OptionError, TableError
 from mpsearch.hardware import Backend, LatencyTable, ModelRun, latency_costs, profile
 from mpsearch.hardware.bench import TRIES
-from mpsearch.hardware.cost_model import Unit, fit_cost_model
+from mpsearch.hardware.cost_fit import fit_cost_model
+from mpsearch.hardware.cost_model import Unit
 from mpsearch.hardware.predict import RowPredictor
 from mpsearch.hardware.table import require_writable
 from mpsearch.hardware.whole import Kernels, WholeModel, measure_models, mixed_kernels
@@ -157,7 +158,7 @@ def whole_runs(
         problem: For ties.
         units: Whose kernels are mixed.
         table: Where runs are kept; an estimate has none that count here.
-        folder: Of the table; None where it is not to be written.
+        folder: Folder of the table; None where it is not to be written.
         architecture: What is measured.
         config: Settings.
         progress: Where progress goes.

@@ -49,7 +49,7 @@ class Measurement:
         """Written, weighed, timed and evaluated; the files are thrown away. Cached by the states and the device-independent inputs.
 
         Args:
-            states: Of every unit.
+            states: States of every unit.
             whole: Whether metrics are on all evaluation images, else on the first `FEW`.
         Returns: `metrics`, `search_kl`, `size_bytes`, and what the runtime takes: `latency_us` and others.
         """

@@ -24,12 +24,12 @@ Gains = dict[tuple[int, str], BlockResult]
 
 
 def digest_of_states(states: Mapping[str, UnitState]) -> str:
-    """Of all that decides what the units compute: codes, steps and zero points of weights, inputs and both operands, biases."""
+    """Digest of all that decides what the units compute: codes, steps and zero points of weights, inputs and both operands, biases."""
     return digest_of(states)
 
 
 def digest_of(value: object) -> str:
-    """Of tensors, dataclasses, mappings and plain values, by what they hold."""
+    """Digest of tensors, dataclasses, mappings and plain values, by what they hold."""
     digest = hashlib.sha256()
     _feed(digest, value)
     return digest.hexdigest()

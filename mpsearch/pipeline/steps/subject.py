@@ -45,9 +45,9 @@ class Subject:
         source: How the float model is built.
         module: Float, batch norms folded.
         graph: Its units, blocks and ties.
-        layout: Of its packed checkpoint.
+        layout: Layout of its packed checkpoint.
         splits: Images.
-        hashes: Of weights and images.
+        hashes: Hashes of weights and images.
         given: The module that the user gave as an object, as it was; None where the source builds the model.
     """
 
@@ -175,7 +175,7 @@ def make_subject(loaded: LoadedModel, splits: Splits, config: RunConfig, progres
         splits: Its images.
         config: Settings.
         progress: Where a warning goes.
-        given: As `Subject`.
+        given: What was asked for, as in `Subject`.
 
     Raises:
         ModelError: It is not a function of its input, cannot be traced, or cannot be stored and read back.

@@ -31,7 +31,7 @@ def scouted(problem: Problem, budgets: tuple[Budget, ...], least: Mapping[str, f
     Args:
         problem: Predicts costs.
         budgets: That count when it is measured.
-        least: Of each resource, as predicted.
+        least: Least reachable amount of each resource, as predicted.
         workshop: Measures.
     Returns: The limits, and the budgets that were broken on the way.
     Raises: InfeasibleError: As `lowered`.

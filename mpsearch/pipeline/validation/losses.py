@@ -48,7 +48,7 @@ class LossBook:
 
     @property
     def seconds_for_each(self) -> float | None:
-        """Of those measured in this process; None if all were held."""
+        """Mean seconds of those measured in this process; None if all were held."""
         return sum(self._seconds) / len(self._seconds) if self._seconds else None
 
     def _measured(self, indices: Indices) -> float:

@@ -60,7 +60,7 @@ def nudged(problem: Problem, layers: SuperLayers, start: Indices, limit: float, 
         problem: Has a `size_bytes` table.
         layers: Its ties, merged.
         start: L choices.
-        limit: Of the size in bytes.
+        limit: Limit of the size in bytes.
         rng: Draws.
     Returns: L choices.
     """

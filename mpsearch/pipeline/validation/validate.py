@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,18 +19,16 @@ from mpsearch.pipeline.progress import Advance, Progress, Silent
 from mpsearch.pipeline.steps.costs import resolve_budgets
 from mpsearch.pipeline.steps.learned import states_digest
 from mpsearch.pipeline.steps.uniforms import Uniform, uniforms
-from mpsearch.pipeline.validation.agreement import agreement, regret
 from mpsearch.pipeline.validation.losses import Indices, LossBook
+from mpsearch.pipeline.validation.outcome import Found, Outcome
 from mpsearch.pipeline.validation.sampling import nudged, spread_assignments
-from mpsearch.pipeline.validation.scorecard import LOW_BITS, markdown
+from mpsearch.pipeline.validation.scorecard import markdown
 from mpsearch.pipeline.validation.unseen import Unseen
-from mpsearch.problem import Budget, Problem, mean_bits
+from mpsearch.problem import Budget, Problem
 from mpsearch.solvers import solve
 from mpsearch.solvers.budgeted.neighbours import best_neighbour
 from mpsearch.solvers.constraints import Constraints
 from mpsearch.study.losses import LossFile
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,8 @@ def validate_objectives(config: RunConfig, study: Study, effort: Effort | None =
         samples = _measured_samples(scored.problem, effort, config.seed, book, progress)
         found = [_Search(scored.problem, level, budget, book, progress).run(effort, config.seed) for level, budget in budgets]
         unseen = Unseen(scored, study, _key(scored), effort.unseen_images)
-        result = _result(scored, effort, samples, found, book, unseen, progress) | {"unreachable": skipped}
+        asked = {"samples_asked": effort.samples, "local_steps": effort.local_steps, "unreachable": skipped}
+        result = Outcome(scored, samples, found, book, unseen).to_json(progress) | asked
         files.write_json(study.path / "validation.json", result)
         files.write_text(study.path / "validation.md", markdown(result))
     return result
@@ -150,21 +148,6 @@ def _measured_samples(problem: Problem, effort: Effort, seed: int, book: LossBoo
 
 
 @dataclass(frozen=True)
-class _Found:
-    """At one budget: L choices of each objective's optimum, whether it was proven, and of the widest uniform bits."""
-
-    level: float
-    budget: Budget
-    optima: dict[str, tuple[Indices, str]]
-    uniform: Indices | None
-
-    @property
-    def measured(self) -> list[Indices]:
-        """Optima and uniform bits."""
-        return [*(indices for indices, _ in self.optima.values()), *([] if self.uniform is None else [self.uniform])]
-
-
-@dataclass(frozen=True)
 class _Search:
     """Everything that is measured at one budget."""
 
@@ -174,7 +157,7 @@ class _Search:
     book: LossBook
     progress: Progress
 
-    def run(self, effort: Effort, seed: int) -> _Found:
+    def run(self, effort: Effort, seed: int) -> Found:
         """Optima of all objectives, uniform bits, and the local search."""
         solved = {text: solve(self.problem, text, [self.budget]) for text in self.problem.scores}
         uniform = self._uniform()
@@ -187,7 +170,7 @@ class _Search:
                 self.book.loss(uniform.indices, uniform.label)
             self._improve(effort.local_steps, seed, advance, total)
         optima = {text: (s.indices, s.status) for text, s in solved.items()}
-        return _Found(self.level, self.budget, optima, None if uniform is None else uniform.indices)
+        return Found(self.level, self.budget, optima, None if uniform is None else uniform.indices)
 
     def _uniform(self) -> Uniform | None:
         choices = sorted({c for row in self.problem.candidates for c in row if not c.is_float}, key=lambda c: -(c.w_bits or 0))
@@ -213,99 +196,3 @@ class _Search:
             if found is not None and self.book.loss(found, "local search") < self.book.asked[best].value:
                 best = found
             advance(total - steps + step + 1, total)
-
-
-def _result(scored: Scored, effort: Effort, samples: list[Indices], found: list[_Found], book: LossBook, unseen: Unseen, progress: Progress) -> dict[str, Any]:
-    problem, config = scored.problem, scored.config
-    sizes = {indices: problem.cost(indices).size_bytes or 0.0 for indices in book.asked}
-    best = [min((i for i in book.asked if sizes[i] <= one.budget.limit), key=lambda i: book.asked[i].value) for one in found]
-    unseen.measure([i for one, known in zip(found, best, strict=True) for i in (known, *one.measured)], progress)
-    unseen.finish([indices for one in found for indices in one.measured], progress)
-    budgets = [_budget_json(problem, one, known, book, unseen) for one, known in zip(found, best, strict=True)]
-    return {
-        "schema": SCHEMA,
-        "measure": TASKS.create(config.task).measure,
-        "model": config.model or "the embedded default",
-        "bits": list(config.bits),
-        "a_bits": config.a_bits,
-        "states": config.search_states,
-        "method": config.method,
-        "seed": config.seed,
-        "samples_asked": effort.samples,
-        "local_steps": effort.local_steps,
-        "images": {**{name: len(getattr(scored.subject.splits, name)) for name in ("calibration", "search")}, "unseen": len(unseen)},
-        "hashes": scored.subject.hashes,
-        "budgets": budgets,
-        "objectives": [_objective_json(scored, text, samples, sizes, found, best, book, unseen) for text in problem.scores],
-        "samples": [
-            {"indices": list(i), "size_bytes": sizes[i], "bits": mean_bits(problem.layers, problem.assignment(i)), "loss": _plain(book.asked[i].value)}
-            for i in samples
-        ],
-        "measured": len(book.asked),
-        "seconds_for_each_loss": book.seconds_for_each,
-    }
-
-
-def _budget_json(problem: Problem, found: _Found, best: Indices, book: LossBook, unseen: Unseen) -> dict[str, Any]:
-    """The best known at a budget, and what uniform bits give."""
-    loss, uniform = book.asked[best], None if found.uniform is None else book.asked[found.uniform].value
-    return {
-        "bits": found.level,
-        "limit_bytes": found.budget.limit,
-        "best_loss": _plain(loss.value),
-        "best_found_by": loss.found_by,
-        "best": problem.assignment(best).to_json(),
-        "best_unseen_loss": unseen.compare(best, best)["loss"],
-        "uniform_loss": None if uniform is None else _plain(uniform),
-        "uniform_regret": None if uniform is None else _plain(regret(uniform, loss.value)),
-        "uniform_unseen": None if found.uniform is None else unseen.compare(found.uniform, best),
-        "uniform_finished": None if found.uniform is None else unseen.compare_finished(found.uniform, found.measured),
-    }
-
-
-def _objective_json(
-    scored: Scored, text: str, samples: list[Indices], sizes: dict[Indices, float], found: list[_Found], best: list[Indices], book: LossBook, unseen: Unseen
-) -> dict[str, Any]:
-    """Agreement over all samples and over those of few bits, the optimum at each budget, seconds and violations."""
-    problem = scored.problem
-    low = [i for i in samples if mean_bits(problem.layers, problem.assignment(i)) <= LOW_BITS]
-    ranks = {
-        name: agreement([problem.score(text, i) for i in chosen], [book.asked[i].value for i in chosen], [sizes[i] for i in chosen]).to_json()
-        for name, chosen in (("overall", samples), ("low_bits", low))
-    }
-    optima = [_optimum_json(problem, text, one, known, book, unseen) for one, known in zip(found, best, strict=True)]
-    asked = [optimum for optimum in optima if optimum["bits"] >= LOW_BITS]
-    return {
-        "objective": text,
-        **ranks,
-        "optima": optima,
-        "worst_regret": _worst([optimum["regret"] for optimum in asked]),
-        "worst_unseen": _worst([optimum["unseen"]["regret"] for optimum in asked]),
-        **scored.about[text],
-    }
-
-
-def _worst(regrets: list[float | None]) -> float | None:
-    """None where there are none, or one is not finite."""
-    finite = [value for value in regrets if value is not None]
-    return max(finite) if finite and len(finite) == len(regrets) else None
-
-
-def _optimum_json(problem: Problem, text: str, found: _Found, best: Indices, book: LossBook, unseen: Unseen) -> dict[str, Any]:
-    indices, status = found.optima[text]
-    loss = book.asked[indices].value
-    return {
-        "bits": found.level,
-        "status": status,
-        "size_bytes": problem.cost(indices).size_bytes,
-        "loss": _plain(loss),
-        "regret": _plain(regret(loss, book.asked[best].value)),
-        "unseen": unseen.compare(indices, best),
-        "finished": unseen.compare_finished(indices, found.measured),
-        "assignment": problem.assignment(indices).to_json(),
-    }
-
-
-def _plain(value: float) -> float | None:
-    """None for infinity, which JSON lacks."""
-    return value if math.isfinite(value) else None

@@ -32,7 +32,7 @@ class Crew:
     Args:
         storage: `postgresql://...`, which workers on other hosts reach too, or `sqlite:///FILE`; None for a journal in the study's folder.
         workers: Processes of this machine that measure. 1: the run's own; more: so many that it starts; 0: it leaves all to `mpsearch worker`.
-        pace: Of all of them.
+        pace: Intervals and patience of all of them.
     """
 
     storage: str | None = None
@@ -87,7 +87,7 @@ class Team:
 
     Args:
         crew: How many, and where they find the trials.
-        study: Of the run; `workers/` below it keeps what they say.
+        study: Study of the run; `workers/` below it keeps what they say.
         progress: Where progress goes.
     """
 

@@ -52,7 +52,7 @@ def work(
         run: Name of the run.
         locations: Settings of `LOCATIONS` that differ on this host.
         progress: Where progress goes.
-        pace: As the run's.
+        pace: Intervals and patience, the same as the run's.
         wait_s: Seconds in which the run must have begun to search; None for ever.
         on_trial: Called with how many were measured.
     Returns: How many trials it measured.
@@ -84,7 +84,7 @@ class _Bench:
 
     Args:
         locations: See `work`.
-        folder: Of the run, whose learned states are read from it; None: they are learned here again, which must give the same.
+        folder: Folder of the run, whose learned states are read from it; None: they are learned here again, which must give the same.
         progress: Where progress goes.
     """
 

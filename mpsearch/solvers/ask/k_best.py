@@ -23,7 +23,7 @@ def solve_best(problem: Problem, objective: str, budgets: Sequence[Budget], coun
     these are the `count` best there are.
 
     Args:
-        problem: As for `solve`.
+        problem: Layers, candidates and tables, as for `solve`.
         objective: Name of the score table.
         budgets: Absolute limits.
         count: At least 1.

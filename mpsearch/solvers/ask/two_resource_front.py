@@ -30,7 +30,7 @@ def front_of_three(
     answer. The whole front may have millions of points; this is as fine as its steps.
 
     Args:
-        problem: As for `solve`.
+        problem: Layers, candidates and tables, as for `solve`.
         objective: Name of the score table.
         resources: Two.
         budgets: Absolute limits that every point keeps, on any resources.

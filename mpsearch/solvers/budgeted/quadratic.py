@@ -48,9 +48,9 @@ def solve_pairs(
     Args:
         constraints: On the super-layers of `coupled`.
         coupled: Rows and pairs.
-        time_limit_s: Of HiGHS; the rest takes what its size makes it take.
+        time_limit_s: Time limit of HiGHS; the rest takes what its size makes it take.
         most_entries: HiGHS is left out above this many entries of pair tables, where something is known without it.
-        node_limit: Of HiGHS, which stops at the same point on every run.
+        node_limit: Limit on the nodes of HiGHS, which stops at the same point on every run.
         cuts: Assignments that are not allowed.
 
     Raises:

@@ -101,7 +101,7 @@ def tabu_search(constraints: Constraints, coupled: Coupled, start: Choices, seed
         constraints: On the super-layers of `coupled`.
         coupled: Rows and pairs.
         start: M choices that keep the budgets.
-        seed: Of how long a candidate is forbidden.
+        seed: Random seed of how long a candidate is forbidden.
     """
     matrix, rng = _Matrix.of(constraints, coupled), np.random.default_rng(seed)
     on = matrix.start + np.array(start, dtype=np.intp)

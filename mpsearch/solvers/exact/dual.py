@@ -49,7 +49,7 @@ def maximise(oracle: Oracle, spare: Row, scale: float) -> Dual:
     Args:
         oracle: See `Oracle`; its costs and `spare` are measured from the same point.
         spare: [B] limits.
-        scale: Of the damage.
+        scale: Scale of the damage.
     """
     room, unit = np.where(spare > 0, spare, 1.0), scale or 1.0
     cuts, values, met = [], [], []

@@ -86,7 +86,7 @@ class _Open:
     """The layers of which the bound leaves more than one candidate, and what the others cost.
 
     Args:
-        ceiling: Of the damage.
+        ceiling: Upper bound of the damage.
         best: [M] positions of the columns that the bound's prices lead to; damage and costs below are measured from there.
         base: Their damage.
         room: [B] what they leave of the limits, negative where they do not fit, and a rounding.

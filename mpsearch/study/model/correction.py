@@ -70,7 +70,7 @@ class CorrectedTable:
 
     Args:
         base: Loss of no damage.
-        width: Of the prior and of the noise.
+        width: Width of the prior and of the noise.
         data: What was measured.
         prior_sd: [D + M + 2], of `v`, `u`, slope and level.
         prior_mean: The same.

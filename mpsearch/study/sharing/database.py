@@ -34,7 +34,7 @@ class DatabaseStorage(RDBStorage):
         self.engine.dispose()
 
     def names(self) -> list[str]:
-        """Of all studies, oldest first; Optuna's own listing reads every attribute of every study."""
+        """Names of all studies, oldest first; Optuna's own listing reads every attribute of every study."""
         try:
             with self.engine.connect() as connection:
                 return list(connection.execute(text("SELECT study_name FROM studies ORDER BY study_id")).scalars())
@@ -83,8 +83,8 @@ class ServerHold:
     A server that is restarted forgets it; `check` takes it again on a new connection, unless another process was faster.
 
     Args:
-        url: Of the server.
-        name: Of the study.
+        url: Address of the server.
+        name: Name of the study.
 
     Raises:
         StudyError: On entry, where another process holds it or the server cannot be reached.

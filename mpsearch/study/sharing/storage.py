@@ -30,7 +30,7 @@ class Place:
 
     Args:
         url: `postgresql://...`, `sqlite:///FILE`, or the path of a journal file.
-        name: Of the study.
+        name: Name of the study.
     """
 
     url: str
@@ -49,7 +49,7 @@ class Listed(Protocol):
     """A storage that lists names without reading what they name."""
 
     def names(self) -> list[str]:
-        """Of all studies, oldest first."""
+        """Names of all studies, oldest first."""
 
 
 class FileHold:
@@ -105,7 +105,7 @@ class Studies:
     Args:
         where: Folder, or URL of a database.
         run: Name of the run.
-        pace: Of its processes.
+        pace: Intervals and patience of its processes.
     """
 
     def __init__(self, where: str, run: str, pace: Pace) -> None:
