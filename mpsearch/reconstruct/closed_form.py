@@ -111,7 +111,9 @@ def round_on_prefix(unit: str, layer: QuantLayer, original: nn.Module, state: Un
     if state.weight is None or own is None:
         return state
     if rehearsing():  # the memory of what follows, not its work
-        torch.empty((4, *own.second.shape), dtype=torch.float64, device=own.second.device)
+        like = own.second.double()
+        held = [torch.empty_like(like) for _ in range(5)] + [weight.new_empty((8, weight.numel()), dtype=torch.float64)]
+        del held
         return state
     rounded = compensated(weight, [state.weight.params], *seen.problem(weight))[0]
     return replace(state, weight=rounded, bias=None if bias is None else seen.bias(weight, bias, rounded))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from mpsearch.reconstruct.precision import in_bfloat16
 from mpsearch.reconstruct.step import Step
 
 __all__ = ["BlockData", "BlockResult", "ReconstructionConfig", "Run", "channel_axis", "install", "learn_block", "start_rounding"]
+
+Match = Callable[[dict[str, UnitState], float], tuple[dict[str, UnitState], float]]
 
 WINDOWS = 20  # parts of a block's steps whose mean losses are compared,
 LEAST_WINDOW = 50  # of at least so many steps: the mean of fewer is noise
@@ -41,6 +43,7 @@ def learn_block(
     phase: Phase,
     config: ReconstructionConfig,
     seed: int,
+    match: Match,
 ) -> tuple[dict[str, UnitState], float, float, int]:
     """The better of a block's start and what it learns; the layers are left computing it.
 
@@ -52,7 +55,8 @@ def learn_block(
         data: Inputs and outputs.
         phase: What is learned.
         config: How long.
-        seed: Of batches and dropping.
+        seed: Random seed for batches and dropping.
+        match: From states and their error to the better of them and the same with biases that match the means, installed.
     Returns: States, error at the start, error of what was learned, steps taken.
     """
     device = data.y.read(0, 1).device
@@ -65,6 +69,7 @@ def learn_block(
         if phase.rounding is not None and tensor is not None:
             roundings[unit] = start_rounding(phase.rounding, weights[unit], tensor, data.y.read(0, 1))
             del layers[unit].inner._parameters["weight"]
+            layers[unit].set_bias(None)  # what the soft weight needs: it starts near the float one
     for quantizer in inputs:
         quantizer.place(device)
     steps = [p for p in (q.learn() for q in inputs if phase.steps) if p is not None]
@@ -78,7 +83,7 @@ def learn_block(
         roundings.clear()  # and with them the buffers of the steps
         install(layers, learned)
     section("chunk")
-    after = data.error(run)
+    learned, after = match(learned, data.error(run))
     if after < before:
         return learned, before, after, taken
     install(layers, states)
@@ -107,7 +112,9 @@ def install(layers: Mapping[str, Any], states: Mapping[str, UnitState]) -> None:
 def _settled(state: UnitState, layer: Any, rounding: Rounding | None) -> UnitState:
     found = [q.settle() for q in layer.inputs()]
     named = dict(zip(("activation", "second"), found, strict=False))
-    return replace(state, weight=state.weight if rounding is None else _plain(rounding.hard()), **named)
+    if rounding is None:
+        return replace(state, **named)
+    return replace(state, weight=_plain(rounding.hard()), bias=None, **named)
 
 
 def _plain(tensor: QuantizedTensor) -> QuantizedTensor:

@@ -211,8 +211,11 @@ class _Walker:
                 steps = 0
             else:
                 originals = {unit: self._module.get_submodule(unit) for unit in weights}
-                found, before, after, steps = learn_block(run, layers, weights, start, data, self._phase, self._config, seed)
-                found, after = match_means(layers, originals, found, run, float_run, data, min(before, after))
+
+                def match(states: dict[str, UnitState], error: float) -> tuple[dict[str, UnitState], float]:
+                    return match_means(layers, originals, states, run, float_run, data, error)
+
+                found, before, after, steps = learn_block(run, layers, weights, start, data, self._phase, self._config, seed, match)
             for unit, state in found.items():
                 self._states[unit] = state if self._phase.activations else replace(self._states[unit], weight=state.weight, bias=state.bias)
             logs = [u for u, s in start.items() if self._phase.steps and (isinstance(s.activation, LogParams) or isinstance(s.second, LogParams))]

@@ -62,7 +62,8 @@ def passes(module: nn.Module, iterations: int = 2) -> tuple[list[str], list[str]
     assert torch.equal(FastEvaluator(module, calibration, data).logits(assignment), quantized)
     learned: list[str] = []
     blocks = [(b.name, [u for u in b.units if u in units]) for b in graph.blocks if b.learns]
-    reconstruct(module, blocks, states, data.inputs(), ReconstructionConfig(iterations=iterations, method="qdrop:start=nearest"), on_block=lambda _, found, __: learned.extend(found))
+    config = ReconstructionConfig(iterations=iterations, method="qdrop:start=nearest")
+    reconstruct(module, blocks, states, data.inputs(), config, on_block=lambda _, found, __: learned.extend(found))
     return units, learned
 
 

@@ -33,7 +33,7 @@ def rounds(monkeypatch):
         limits, lasts, waiting, shipped = [], [], list(measured), list(artifacts)
         monkeypatch.setattr(runner, "search_assignments", lambda problem, given, *_: limits.append([b.limit for b in given]))
 
-        def choose(problem, budgets, found, workshop, hardware, last):
+        def choose(problem, budgets, found, searched, workshop, hardware, last):
             lasts.append(last)
             took = {"latency_us": waiting.pop(0), "size_bytes": 4000.0}
             cost, proxy = Cost(latency_us=predicted, size_bytes=4000.0), Proxy("coding", "optimal", "a fake")

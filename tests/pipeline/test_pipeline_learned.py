@@ -51,11 +51,11 @@ def test_fixed_ends_are_learned_at_their_own_candidate(settings, tmp_path):
 
 
 def test_states_in_closed_form_are_the_default_and_are_kept_unit_by_unit(settings, tmp_path, monkeypatch):
-    shop, problem = prepared(settings(bits=(3, 5)), tmp_path)
+    shop, problem = prepared(settings(bits=(2, 5)), tmp_path)
     searched = searched_calibration(problem, shop)
-    assert set(searched.rounded) == {(unit, b, "channel") for unit in shop.subject.units for b in (3, 5)}
-    images = shop.subject.splits.search
-    losses = [FastEvaluator(shop.subject.module, c, images).measure(uniform(shop, 3)) for c in (searched, shop.calibration)]
+    assert set(searched.rounded) == {(unit, b, "channel") for unit in shop.subject.units for b in (2, 5)}
+    images = shop.subject.splits.calibration
+    losses = [FastEvaluator(shop.subject.module, c, images).measure(uniform(shop, 2)) for c in (searched, shop.calibration)]
     assert losses[0] < losses[1]
     kept = sorted((tmp_path / "steps").glob("codes-*/*.safetensors"))
     assert len(kept) == len(shop.subject.units)

@@ -273,7 +273,7 @@ class TestValidate:
         folder = validated["study"].path
         assert json.loads((folder / "validation.json").read_text()) == json.loads(json.dumps(result))
         assert (folder / "validation.md").read_text() == markdown(result)
-        assert {p.name.partition("-")[0] for p in (folder / "steps").iterdir()} == {"losses", "score", "unseen"}
+        assert {p.name.partition("-")[0] for p in (folder / "steps").iterdir()} == {"blocks", "codes", "finished", "losses", "score", "unseen"}
 
     def test_losses_regrets_and_ranks_are_what_they_are_said_to_be(self, result, settings, tmp_path):
         scored = score_model(settings(objectives=THREE), Study(tmp_path / "other"))

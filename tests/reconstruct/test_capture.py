@@ -118,8 +118,8 @@ def test_the_recorder_would_see_a_number_that_python_reads(tiny, monkeypatch, fr
         soft = AdaRound.start
         last = {}
 
-        def start(policy, weight, params):
-            rounding = soft(policy, weight, params)
+        def start(policy, weight, params, codes):
+            rounding = soft(policy, weight, params, codes)
             real = rounding.soft
             rounding.soft = lambda progress: real(max(last["share"], 0.2) if isinstance(progress, torch.Tensor) else progress)
             return rounding

@@ -15,9 +15,10 @@ from mpsearch.evaluate import predict
 from mpsearch.evaluate.metrics import kl_divergence
 from mpsearch.problem import Candidate
 from mpsearch.quant import QuantizedTensor, install
-from mpsearch.reconstruct import ReconstructionConfig, calibrate, reconstruct
+from mpsearch.reconstruct import ReconstructionConfig, calibrate, footprint, reconstruct
 from mpsearch.reconstruct.calibrate import mean_matched
 from mpsearch.reconstruct.closed_form import about, round_units
+from mpsearch.reconstruct.memory import ALLOWANCE, counting
 from mpsearch.reconstruct.moments import ROWS_PER_COLUMN, gather_moments
 
 WIDTHS = tuple(Candidate(bits, 8) for bits in (2, 3, 4, 8))
@@ -223,3 +224,17 @@ def test_learning_may_start_from_the_closed_form(tiny, monkeypatch):
     monkeypatch.setattr("mpsearch.reconstruct.learn.PATIENCE", 10**6)
     learned = run("qdrop", 60)
     assert any(not torch.equal(learned[unit].weight.codes, closed_form[unit].weight.codes) for unit in net.units)
+
+
+@pytest.mark.parametrize("name", ["conv", "vit"])
+def test_its_memory_is_foreseen(tiny, name):
+    """By a rehearsal that rounds nothing; what tensors then hold is within a tenth of it."""
+    net = tiny(name)
+    states = net.calibration.states(net.uniform("W4A8"))
+    config = ReconstructionConfig(method="gptq", chunk_size=8)
+    images = net.images.inputs()
+    foreseen = footprint(net.module, net.blocks, states, images[:4], config)
+    with counting() as count:
+        reconstruct(net.module, net.blocks, states, images, config)
+    held = max(peak for _, peak in count.peaks)
+    assert held <= foreseen.bytes_with(len(images)) <= 2 * ALLOWANCE * held

@@ -56,7 +56,7 @@ def quantized(model, tokens, bits="W3A8", iterations=20):
     graph = analyze(model, tokens.inputs([0]))
     units = [layer.name for layer in graph.layers]
     blocks = [(block.name, block.units) for block in graph.blocks]
-    calibration = calibrate(model, units, [tokens.inputs()])
+    calibration = calibrate(model, units, [tokens.inputs()], bias_correction=False)
     start = calibration.states(Assignment(tuple((unit, Candidate.parse(bits)) for unit in units)))
     results = {}
     config = ReconstructionConfig(iterations=iterations, batch_size=16, method="qdrop:start=nearest")

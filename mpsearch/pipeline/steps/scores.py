@@ -81,7 +81,7 @@ class Scorer:
     def _coupled(self, problem: Problem, objective: Interacting, name: str) -> tuple[Problem, dict[str, Any]]:
         held = self._held(problem, objective, lambda context: couple(objective, context).to_json())
         found = Couplings.from_json(held)
-        said = {k: held[k] for k in ("violations", "seconds", "projection", "passes")}
+        said = {k: held[k] for k in ("violations", "seconds", "passes")}
         return found.put_into(problem, name), {**said, "unit": objective.unit, "interactions": len(found.interactions)}
 
     def _held(self, problem: Problem, objective: Objective | Interacting, work: Callable[[ScoringContext], dict[str, Any]]) -> dict[str, Any]:
