@@ -24,6 +24,7 @@ class Read:
         stride: Stride of the convolution.
         dilation: Dilation of the convolution.
         groups: Groups of the convolution; 1 for a linear layer.
+        bias: What is added to the product: the layer's own parameter, unless it computes another; None for nothing.
     """
 
     x: Tensor
@@ -31,6 +32,7 @@ class Read:
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    bias: Tensor | None = None
 
     @property
     def columns(self) -> int:
@@ -129,7 +131,7 @@ def read_of(given: Mapping[str, Any]) -> Read:
     """The input of a call of `conv2d` or `linear`, from its arguments by name; padded."""
     x, weight = given["input"].detach(), given["weight"]
     if weight.ndim == 2:
-        return Read(x)
+        return Read(x, bias=given.get("bias"))
     stride, dilation = _pair(given.get("stride", 1)), _pair(given.get("dilation", 1))
     kernel, padding = (weight.shape[2], weight.shape[3]), given.get("padding", 0)
     if padding == "same":
@@ -139,7 +141,7 @@ def read_of(given: Mapping[str, Any]) -> Read:
         height, width = (0, 0) if padding == "valid" else _pair(padding)
         pads = (width, width, height, height)
     x = x.unsqueeze(0) if x.ndim == 3 else x
-    return Read(F.pad(x, pads) if any(pads) else x, kernel, stride, dilation, given.get("groups", 1))
+    return Read(F.pad(x, pads) if any(pads) else x, kernel, stride, dilation, given.get("groups", 1), given.get("bias"))
 
 
 def _pair(value: Any) -> tuple[int, int]:

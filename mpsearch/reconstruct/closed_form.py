@@ -116,7 +116,7 @@ def round_on_prefix(unit: str, layer: QuantLayer, original: nn.Module, state: Un
         del held
         return state
     rounded = compensated(weight, [state.weight.params], *seen.problem(weight))[0]
-    return replace(state, weight=rounded, bias=None if bias is None else seen.bias(weight, bias, rounded))
+    return replace(state, weight=rounded, bias=seen.bias(weight, bias, rounded))
 
 
 class _Seen:
@@ -153,8 +153,10 @@ class _Seen:
         shift = torch.cholesky_solve((flat @ (between - second)).transpose(1, 2), factor).transpose(1, 2)
         return second.float(), (flat + shift).float().reshape(weight.shape)
 
-    def bias(self, weight: Tensor, bias: Tensor, quantized: QuantizedTensor) -> Tensor:
+    def bias(self, weight: Tensor, bias: Tensor | None, quantized: QuantizedTensor) -> Tensor | None:
         """[C_out]: the output has the mean that it has in the float network."""
+        if bias is None or not self._float_mean.adds(bias):  # there is none, or another is computed from it
+            return None
         ours, theirs = self.means()
         return mean_matched(bias, weight, theirs, quantized, ours)
 
@@ -222,7 +224,7 @@ def match_means(
     found = dict(states)
     for unit, original in held.items():
         weight, mean, float_mean = states[unit].weight, ours[unit].value, theirs[unit].value
-        if weight is not None and mean is not None and float_mean is not None:
+        if weight is not None and mean is not None and float_mean is not None and theirs[unit].adds(original._parameters.get("bias")):
             bias = mean_matched(original.get_parameter("bias"), original.get_parameter("weight"), float_mean, weight, mean)
             found[unit] = replace(states[unit], bias=bias)
             layers[unit].set_bias(bias)

@@ -103,9 +103,15 @@ class RunningMean:
     def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._rows = 0
+        self._biases: list[Tensor | None] = []
+
+    def adds(self, bias: Tensor | None) -> bool:
+        """Whether this very bias was added at every call, which a layer that computes another does not do."""
+        return bias is not None and bool(self._biases) and all(seen is bias for seen in self._biases)
 
     def add(self, read: Read) -> None:
         """One call."""
+        self._biases.append(read.bias)
         rows = len(read.x) * read.places
         total = read.mean().double() * rows
         self._sum = total if self._sum is None else self._sum.add_(total)
