@@ -101,7 +101,8 @@ def table_of(width: int, place: int, signed: bool) -> NDArray[np.int8]:
     values = np.arange(256)[:, None] >> starts & 2**width - 1
     if signed:
         values = np.where(values >> (width - 1), values - 2**width, values)
-    return (values << place).astype(np.int8).reshape(256, *[2] * int(math.log2(8 // width)))
+    table: NDArray[np.int8] = (values << place).astype(np.int8)
+    return table.reshape(256, *[2] * int(math.log2(8 // width)))
 
 
 @dataclass
