@@ -13,17 +13,19 @@ Functions need IR version 8, BitwiseOr opset 18.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, helper, numpy_helper
 
 DOMAIN = "mpsearch"
 _PREFIX = "mpsearch/"
 """Of the tensors and nodes that `QdqWriter` makes."""
+_KEPT = "/kept"
+"""End of the tensors that `keep_arithmetic` makes."""
 _FIELDS = (4, 2, 1)
 
 
@@ -45,8 +47,10 @@ def pack_weights(model: ModelProto) -> None:
     kept = [i for name, i in held.items() if name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    _add_functions(model)
-    _shorten(model)
+    opset = next(o for o in model.opset_import if not o.domain)
+    model.functions.extend(called_functions({node.op_type for node in graph.node if node.domain == DOMAIN}, opset))
+    model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    shorten(model)
 
 
 def fields_of(bits: int) -> tuple[int, ...]:
@@ -155,16 +159,14 @@ def _share_scales(conv: NodeProto, held: Mapping[str, TensorProto], makers: Mapp
         bias.CopyFrom(helper.make_node("Bias", inputs, bias.output, domain=DOMAIN))
 
 
-def _add_functions(model: ModelProto) -> None:
-    """The functions that the graph calls."""
-    opset = next(o for o in model.opset_import if not o.domain)
-    called = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    for name in sorted(called):
+def called_functions(names: Iterable[str], opset: OperatorSetIdProto) -> list[FunctionProto]:
+    """The functions of these names, of `Bias` and `Weight2` to `Weight8` (`Weight5Cut` where groups of codes are not full)."""
+    found = []
+    for name in sorted(names):
         made = _bias_function() if name == "Bias" else _weight_function(int(name[6]), name.endswith("Cut"))
         made.opset_import.append(opset)
-        model.functions.append(made)
-    if called:
-        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+        found.append(made)
+    return found
 
 
 def _weight_function(bits: int, cut: bool) -> FunctionProto:
@@ -225,7 +227,7 @@ def _bias_function() -> FunctionProto:
     return helper.make_function(DOMAIN, "Bias", ["codes", "input_scale", "weight_scale"], ["y"], nodes, [])
 
 
-def _shorten(model: ModelProto) -> None:
+def shorten(model: ModelProto) -> None:
     """Drop what the exporter noted and the names of nodes that mpsearch added; number the tensors that it added."""
     graph, names = model.graph, dict[str, str]()
     for noted in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
@@ -234,13 +236,13 @@ def _shorten(model: ModelProto) -> None:
     for initializer in graph.initializer:
         initializer.name = _short(initializer.name, names)
     for node in graph.node:
-        if node.name.startswith(_PREFIX):
+        if node.name.startswith(_PREFIX) or node.name.endswith(f"{_KEPT}_node"):
             node.ClearField("name")
         node.input[:] = [_short(name, names) for name in node.input]
         node.output[:] = [_short(name, names) for name in node.output]
 
 
 def _short(name: str, names: dict[str, str]) -> str:
-    if not name.startswith(_PREFIX):
+    if not name.startswith(_PREFIX) and not name.endswith(_KEPT):
         return name
     return names.setdefault(name, f"q/{np.base_repr(len(names), 36).lower()}")
