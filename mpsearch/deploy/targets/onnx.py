@@ -15,7 +15,7 @@ from mpsearch.deploy.onnx import exact, load_onnx, measure_onnx, quantize_onnx, 
 from mpsearch.deploy.onnx_forms import OPSET_4BIT, FourBit, fits_four_bits, four_bit_onnx
 from mpsearch.deploy.onnx_layout import OnnxLayout, pad_to
 from mpsearch.deploy.onnx_packing import pack_weights
-from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, TargetRun, refuse_products
+from mpsearch.deploy.targets._base import TARGETS, Job, Layout, Run, Target, TargetRun, refuse_products
 from mpsearch.hardware.backends.ort_cpu import OrtCpu, executed
 from mpsearch.hardware.fresh import Program, file_program
 from mpsearch.hardware.qdq import OPSET
@@ -76,13 +76,17 @@ class Onnx(Target):
         model = self._plain(job)
         if self.weights == "packed":
             pack_weights(model)
-            if self.four_bit == "no":
-                pad_to(model, self.layout(job).size_bytes(Assignment(tuple((u, s.candidate) for u, s in job.states.items()))))
+        if self._predicted:
+            pad_to(model, self.layout(job).size_bytes(Assignment(tuple((u, s.candidate) for u, s in job.states.items()))))
         return model
 
-    def layout(self, job: Job) -> OnnxLayout:
-        """Size of the packed file, whatever the states."""
-        return OnnxLayout.of(job.float_onnx(OPSET), job.layout.weights)
+    @property
+    def _predicted(self) -> bool:
+        return self.weights == "packed" and self.four_bit == "no"
+
+    def layout(self, job: Job) -> Layout:
+        """Of the packed file; other forms have the checkpoint's, which is not what they take."""
+        return OnnxLayout.of(job.float_onnx(OPSET), job.layout.weights) if self._predicted else job.layout
 
     def _plain(self, job: Job) -> ModelProto:
         if self.four_bit == "no":
