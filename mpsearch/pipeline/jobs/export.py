@@ -68,7 +68,7 @@ class Deployer:
         with self.workshop.progress.task(f"export {point.label} for {target_text}") as advance:
             artifact = write_artifact(self.folder / slug(target_text) / point.label, target_text, job, about)
             advance(1, 1)
-        row = {"point": point.label, "target": target_text, "folder": str(artifact.folder)}
+        row: dict[str, Any] = {"point": point.label, "target": target_text, "folder": str(artifact.folder)}
         row |= {"predicted_bytes": predicted, "packed_bytes": packed, "artifact_bytes": artifact.size_bytes}
         weighted = [layer for layer in subject.graph.layers if layer.name in subject.layout.weights]
         row |= {"notes": list(artifact.manifest["notes"]), "mean_bits": mean_bits(weighted, point.assignment)}
