@@ -83,6 +83,7 @@ def test_two_points_are_exported_at_once_and_timed_side_by_side(call, folder):
     rows = json.loads(done.out)
     assert [(r["point"], r["target"]) for r in rows] == [("best", "onnx"), ("2", "onnx")]
     for row in rows:
+        assert (folder / row["folder"] / "model.onnx").stat().st_size == row["predicted_bytes"]
         assert row["runtime"]["top1"] == pytest.approx(row["fake_quantized"]["top1"], abs=0.1) and row["runtime"]["cosine_mean"] > 0.999
     held = json.loads((folder / "studies/s/export/exports.json").read_text())["exports"]
     assert held == rows

@@ -96,7 +96,7 @@ def test_no_pair_of_products_overflows_16_bits(order):
     job, _, _ = digits()
     raw = [held_weight(state).codes for state in job.states.values()]
     assert sum(overflows(codes, order) for codes in raw) >= 4  # what the states hold would
-    found = list(integer_weights(TARGETS.create("onnx").model(job)))
+    found = list(integer_weights(TARGETS.create("onnx:weights=plain").model(job)))
     assert len(found) == 5
     assert not any(overflows(codes, order) for codes in found)
 

@@ -133,7 +133,8 @@ class FakeDeployer:
     def export(self, point, text):
         if text in self.failing:
             raise self.failing[text]
-        row = {"point": point.label, "target": text, "predicted_bytes": 5, "artifact_bytes": 5, "fake_quantized": {"top1": 0.5}, "runtime": {}}
+        row = {"point": point.label, "target": text, "predicted_bytes": 5, "packed_bytes": 5, "artifact_bytes": 5}
+        row |= {"fake_quantized": {"top1": 0.5}, "runtime": {}}
         return row | {"notes": [], "mean_bits": 8.0, "folder": "f", "measure": "kl"}
 
 

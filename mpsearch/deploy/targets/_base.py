@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from mpsearch.errors import UserError
 from mpsearch.hardware import Backend, Timing
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.fresh import Program
-from mpsearch.problem import FLOAT, Candidate
+from mpsearch.problem import FLOAT, Assignment, Candidate
 from mpsearch.quant import UnitState, affine_input, install
 from mpsearch.reconstruct import Calibration
 from mpsearch.registry import Registry
@@ -62,6 +62,20 @@ class Job:
     def quantized(self) -> dict[str, UnitState]:
         """The units whose weight is quantised."""
         return {unit: state for unit, state in self.states.items() if state.weight is not None}
+
+
+class Layout(Protocol):
+    """What the file of a model takes, known to the byte before it is written: a constant and a sum over units."""
+
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of all that no choice changes."""
+
+    def unit_bytes(self, unit: str, candidate: Candidate) -> int:
+        """Bytes of one unit at a candidate."""
+
+    def size_bytes(self, assignment: Assignment) -> int:
+        """Size of the file of an assignment."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,14 @@ class Target(ABC):
     def states(self, job: Job) -> Mapping[str, UnitState]:
         """The states that the target computes with; they differ from the job's where it cannot express these."""
         return job.states
+
+    def layout(self, job: Job) -> Layout:
+        """What its file takes; that of the packed checkpoint where the target does not tell its own.
+
+        Args:
+            job: Its states do not matter.
+        """
+        return job.layout
 
     def reference(self, job: Job) -> nn.Module:
         """The fake-quantised module that the artifact stands for."""

@@ -13,10 +13,13 @@ from torch import nn
 
 from mpsearch.deploy.onnx import exact, load_onnx, measure_onnx, quantize_onnx, run_onnx, save_onnx
 from mpsearch.deploy.onnx_forms import OPSET_4BIT, FourBit, fits_four_bits, four_bit_onnx
-from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, TargetRun, refuse_products
+from mpsearch.deploy.onnx_layout import OnnxLayout, pad_to
+from mpsearch.deploy.onnx_packing import pack_weights
+from mpsearch.deploy.targets._base import TARGETS, Job, Layout, Run, Target, TargetRun, refuse_products
 from mpsearch.hardware.backends.ort_cpu import OrtCpu, executed
 from mpsearch.hardware.fresh import Program, file_program
 from mpsearch.hardware.qdq import OPSET
+from mpsearch.problem import Assignment
 from mpsearch.quant import UnitState
 
 
@@ -28,9 +31,12 @@ class Onnx(Target):
     Args:
         four_bit: How linear layers of at most 4 bits are stored: `no` (int8 containers, integer kernels), `matmulnbits` (ONNX Runtime's
             operator) or `blockwise` (DequantizeLinear of opset 21); the latter two halve the bytes and multiply in float.
+        weights: How weights of integer units are stored: `packed` (as many bits as they have, unpacked when a session is
+            made) or `plain` (8-bit containers). Both run in the same kernels and give the same results.
     """
 
     four_bit: Literal["no", "matmulnbits", "blockwise"] = "no"
+    weights: Literal["packed", "plain"] = "packed"
     file: ClassVar[str] = "model.onnx"
     runs_with: ClassVar[str] = "ONNX Runtime, CPU"
     integer: ClassVar[bool] = True
@@ -67,6 +73,22 @@ class Onnx(Target):
 
     def model(self, job: Job) -> ModelProto:
         """The graph."""
+        model = self._plain(job)
+        if self.weights == "packed":
+            pack_weights(model)
+        if self._predicted:
+            pad_to(model, self.layout(job).size_bytes(Assignment(tuple((u, s.candidate) for u, s in job.states.items()))))
+        return model
+
+    @property
+    def _predicted(self) -> bool:
+        return self.weights == "packed" and self.four_bit == "no"
+
+    def layout(self, job: Job) -> Layout:
+        """Of the packed file; other forms have the checkpoint's, which is not what they take."""
+        return OnnxLayout.of(job.float_onnx(OPSET), job.layout.weights) if self._predicted else job.layout
+
+    def _plain(self, job: Job) -> ModelProto:
         if self.four_bit == "no":
             return quantize_onnx(job.float_onnx(OPSET), job.states, job.calibration)
         form: FourBit = self.four_bit

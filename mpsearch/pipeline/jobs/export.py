@@ -61,13 +61,15 @@ class Deployer:
         subject, target = self.workshop.subject, TARGETS.create(target_text)
         states = self.states_of(point)
         job = self.workshop.deployment.job(states)
-        predicted = subject.layout.size_bytes(Assignment(tuple((unit, states[unit].candidate) for unit in subject.layout.units)))
+        assignment = Assignment(tuple((unit, states[unit].candidate) for unit in subject.layout.units))
+        predicted, packed = (layout.size_bytes(assignment) for layout in (target.layout(job), subject.layout))
         about = {"label": point.label, "study": self.workshop.study.name, "predicted": {"size_bytes": predicted}, "reconstructed": point.reconstruct}
         about["task"] = self.workshop.config.task
         with self.workshop.progress.task(f"export {point.label} for {target_text}") as advance:
             artifact = write_artifact(self.folder / slug(target_text) / point.label, target_text, job, about)
             advance(1, 1)
-        row = {"point": point.label, "target": target_text, "folder": str(artifact.folder), "predicted_bytes": predicted, "artifact_bytes": artifact.size_bytes}
+        row: dict[str, Any] = {"point": point.label, "target": target_text, "folder": str(artifact.folder)}
+        row |= {"predicted_bytes": predicted, "packed_bytes": packed, "artifact_bytes": artifact.size_bytes}
         weighted = [layer for layer in subject.graph.layers if layer.name in subject.layout.weights]
         row |= {"notes": list(artifact.manifest["notes"]), "mean_bits": mean_bits(weighted, point.assignment)}
         with self.workshop.progress.task(f"run {point.label} for {target_text} in a process of its own") as advance:
@@ -135,7 +137,7 @@ def export_points(deployer: Deployer, points: Sequence[Point], targets: Sequence
             rows.append(row)
             _keep(deployer.folder / "exports.json", row)
         if row is not None:
-            about = {"predicted": {"size_bytes": row["predicted_bytes"]}, "metrics": row["fake_quantized"]}
+            about = {"predicted": {"size_bytes": row["packed_bytes"]}, "metrics": row["fake_quantized"]}
             write_assignment(deployer.workshop.subject, deployer.folder / "assignments" / point.label, point.assignment, about)
     return rows, failed
 
