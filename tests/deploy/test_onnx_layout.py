@@ -18,7 +18,7 @@ MIXED = (*(f"W{b}A8" for b in range(2, 9)), "W8A6", "W5A4", "W4A8/tensor", "floa
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_files_have_the_predicted_size(name, tmp_path):
-    target = TARGETS.create("onnx")
+    target = TARGETS.create("onnx:weights=packed")
     for seed in range(12):
         job, assignment, _ = job_of(name, seed, MIXED)
         target.write(job, tmp_path)

@@ -15,7 +15,7 @@ from mpsearch.deploy.targets import TARGETS
 from mpsearch.hardware.backends.ort_cpu import session
 from mpsearch.problem import Assignment, Candidate
 
-PLAIN, PACKED = TARGETS.create("onnx:weights=plain"), TARGETS.create("onnx")
+PLAIN, PACKED = TARGETS.create("onnx:weights=plain"), TARGETS.create("onnx:weights=packed")
 MIXED = (*(f"W{b}A8" for b in range(2, 9)), "W8A6", "W4A8/tensor", "float")
 
 

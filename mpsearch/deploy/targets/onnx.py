@@ -36,7 +36,7 @@ class Onnx(Target):
     """
 
     four_bit: Literal["no", "matmulnbits", "blockwise"] = "no"
-    weights: Literal["packed", "plain"] = "packed"
+    weights: Literal["packed", "plain"] = "plain"
     file: ClassVar[str] = "model.onnx"
     runs_with: ClassVar[str] = "ONNX Runtime, CPU"
     integer: ClassVar[bool] = True
