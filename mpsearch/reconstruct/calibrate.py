@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -157,13 +157,7 @@ def calibrate(
         DataError: No images.
         ModelError: There is no such unit, or it was never reached, or read NaN or infinity; names it.
     """
-    units = list(units)
-    products = product_names(module, units)
-    there = dict(module.named_modules())
-    unknown = [unit for unit in units if unit not in products and unit not in there]
-    if unknown:
-        raise ModelError(f"The model has no units {unknown[:5]}. Give names of its modules, as `analyze` finds them.")
-    modules = {unit: there[unit] for unit in units if unit not in products}
+    modules, products = _found(module, list(units))
     samples = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
     given = {unit: _Given(seed + i) for i, unit in enumerate(modules)}
     operands = {unit: (RunningSample(seed + 2 * i), RunningSample(seed + 2 * i + 1)) for i, unit in enumerate(products, len(modules))}
@@ -189,6 +183,16 @@ def calibrate(
     biases = {unit: m._parameters["bias"].detach() for unit, m in modules.items() if means[unit].adds(m._parameters.get("bias"))}
     found = {unit: mean.value for unit, mean in means.items() if bias_correction and mean.value is not None}
     return Calibration(weights, inputs, outputs, weight_observer, input_observer, seen, symmetric_inputs, {}, found, biases, call_outputs=calls)
+
+
+def _found(module: nn.Module, units: Sequence[str]) -> tuple[dict[str, nn.Module], list[str]]:
+    """The layers by name, and the products of activations. Raises ModelError where there is no such unit."""
+    products = product_names(module, units)
+    there = dict(module.named_modules())
+    unknown = [unit for unit in units if unit not in products and unit not in there]
+    if unknown:
+        raise ModelError(f"The model has no units {unknown[:5]}. Give names of its modules, as `analyze` finds them.")
+    return {unit: there[unit] for unit in units if unit not in products}, products
 
 
 class _Given:

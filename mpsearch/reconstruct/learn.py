@@ -64,12 +64,7 @@ def learn_block(
     section("chunk")
     before = data.error(run)
     inputs = [q for layer in layers.values() for q in layer.inputs()]
-    roundings: dict[str, Rounding] = {}
-    for unit, tensor in ((u, s.weight) for u, s in states.items()):
-        if phase.rounding is not None and tensor is not None:
-            roundings[unit] = start_rounding(phase.rounding, weights[unit], tensor, data.y.read(0, 1))
-            del layers[unit].inner._parameters["weight"]
-            layers[unit].set_bias(None)  # what the soft weight needs: it starts near the float one
+    roundings = {} if phase.rounding is None else _started(phase.rounding, layers, weights, states, data.y.read(0, 1))
     for quantizer in inputs:
         quantizer.place(device)
     steps = [p for p in (q.learn() for q in inputs if phase.steps) if p is not None]
@@ -88,6 +83,19 @@ def learn_block(
         return learned, before, after, taken
     install(layers, states)
     return dict(states), before, after, taken
+
+
+def _started(
+    policy: RoundingPolicy, layers: Mapping[str, Any], weights: Mapping[str, Tensor], states: Mapping[str, UnitState], like: Tensor
+) -> dict[str, Rounding]:
+    """The roundings of those units that have a weight, which their layers are given up for, and the bias that goes with it."""
+    found: dict[str, Rounding] = {}
+    for unit, state in states.items():
+        if state.weight is not None:
+            found[unit] = start_rounding(policy, weights[unit], state.weight, like)
+            del layers[unit].inner._parameters["weight"]
+            layers[unit].set_bias(None)  # what the soft weight needs: it starts near the float one
+    return found
 
 
 def start_rounding(policy: RoundingPolicy, weight: Tensor, tensor: QuantizedTensor, like: Tensor) -> Rounding:
