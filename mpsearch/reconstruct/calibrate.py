@@ -180,7 +180,7 @@ def calibrate(
     calls = {unit: sample.of_calls(unit) for unit, sample in given.items() if len(sample.calls) > 1}
     weights = {unit: m.get_parameter("weight").detach() for unit, m in modules.items()}
     seen = {unit: (left.operand(unit), right.operand(unit)) for unit, (left, right) in operands.items()}
-    biases = {unit: m._parameters["bias"].detach() for unit, m in modules.items() if means[unit].adds(m._parameters.get("bias"))}
+    biases = {unit: m.get_parameter("bias").detach() for unit, m in modules.items() if means[unit].adds(m._parameters.get("bias"))}
     found = {unit: mean.value for unit, mean in means.items() if bias_correction and mean.value is not None}
     return Calibration(weights, inputs, outputs, weight_observer, input_observer, seen, symmetric_inputs, {}, found, biases, call_outputs=calls)
 
