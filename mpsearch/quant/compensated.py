@@ -87,7 +87,7 @@ def _factor(moments: Tensor, order: Tensor) -> Tensor:
     held = held.gather(1, order[:, :, None].expand_as(held)).gather(2, order[:, None, :].expand_as(held))
     diagonal = torch.diagonal(held, dim1=1, dim2=2)
     power = diagonal.mean(1, keepdim=True)
-    diagonal += torch.where(power > 0, DAMPING * power, 1.0)  # a unit that reads nothing but zeros
+    diagonal += torch.where(power > 0, DAMPING * power, 1.0)  # a unit that reads nothing but zeros, or always the same
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(held))
     factor: Tensor = torch.linalg.cholesky((inverse + inverse.transpose(1, 2)) / 2, upper=True)
     return factor.float()

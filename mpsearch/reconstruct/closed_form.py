@@ -70,7 +70,7 @@ def about(moments: Moments, weight: Tensor) -> Tensor:
     Of a linear layer the covariance, because its bias makes up for the mean. A convolution's rows at the border have
     another mean, for the zeros around the image, and there the error of the mean is best kept small too.
     """
-    return moments.about_mean() if weight.ndim == 2 else moments.second
+    return moments.covariance if weight.ndim == 2 else moments.second
 
 
 def _grids(calibration: Calibration, unit: str, row: Iterable[Candidate]) -> dict[tuple[int, str], Any]:
@@ -111,7 +111,7 @@ def round_on_prefix(unit: str, layer: QuantLayer, original: nn.Module, state: Un
     if state.weight is None or own is None:
         return state
     if rehearsing():  # the memory of what follows, not its work
-        like = own.second.double()
+        like = own.covariance.double()
         held = [torch.empty_like(like) for _ in range(5)] + [weight.new_empty((8, weight.numel()), dtype=torch.float64)]
         del held
         return state

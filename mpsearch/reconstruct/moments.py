@@ -22,36 +22,39 @@ class Moments:
     """Of the rows x that meet a unit's weight, G groups of n columns.
 
     Args:
-        second: G x n x n float32: mean of z x^T, where z is x, or the same row in another network.
+        covariance: G x n x n float32, of z and x, where z is x, or the same row in another network.
         mean: G x n float32, of x.
         other: G x n float32, of z.
         rows: Rows that were seen.
     """
 
-    second: Tensor
+    covariance: Tensor
     mean: Tensor
     other: Tensor
     rows: int
 
-    def about_mean(self) -> Tensor:
-        """G x n x n float64: the covariance of z and x, of the rows that were seen."""
-        return self.second.double() - self.other.double()[:, :, None] * self.mean.double()[:, None, :]
+    @property
+    def second(self) -> Tensor:
+        """G x n x n float64: the mean of z x^T."""
+        return self.covariance.double() + self.other.double()[:, :, None] * self.mean.double()[:, None, :]
 
 
 class Sums:
     """Adds up the moments of one unit, or of what two networks give it.
 
+    Rows are taken less the mean of the first call's: else the sum of squares of inputs whose mean is far above their
+    deviation would drown what they do.
+
     Args:
-        images: That are to come; with the columns it decides how many places of each are looked at.
-        seed: Of the places.
+        images: How many images are to come; with the columns it decides how many places of each are looked at.
+        seed: Random seed for the places.
     """
 
     def __init__(self, images: int, seed: int) -> None:
         self._images = images
         self._generator = torch.Generator().manual_seed(seed)
-        self._second: Tensor | None = None
-        self._mean: Tensor | None = None
-        self._other: Tensor | None = None
+        self._pivots: tuple[Tensor, Tensor] | None = None
+        self._sums: list[Tensor] = []
         self._rows = 0
 
     def add(self, read: Read, other: Read | None = None) -> None:
@@ -61,18 +64,21 @@ class Sums:
         if count > wanted:
             places = torch.randperm(count, generator=self._generator)[:wanted].sort().values
         x = read.windows(places).permute(1, 2, 0, 3).flatten(2)
-        left = x if other is None else other.windows(places).permute(1, 2, 0, 3).flatten(2)
-        second, mean, other_mean = left @ x.transpose(1, 2), x.sum(2), left.sum(2)
-        self._second = second if self._second is None else self._second.add_(second)
-        self._mean = mean if self._mean is None else self._mean.add_(mean)
-        self._other = other_mean if self._other is None else self._other.add_(other_mean)
+        z = x if other is None else other.windows(places).permute(1, 2, 0, 3).flatten(2)
+        if self._pivots is None:
+            self._pivots = x.mean(2), z.mean(2)
+        x, z = (rows - pivot[:, :, None] for rows, pivot in zip((x, z), self._pivots, strict=True))
+        found = [z @ x.transpose(1, 2), x.sum(2), z.sum(2)]
+        self._sums = [held.add_(new) for held, new in zip(self._sums, found, strict=True)] if self._sums else found
         self._rows += x.shape[2]
 
     def moments(self) -> Moments | None:
         """What was seen; None where nothing was."""
-        if self._second is None or self._mean is None or self._other is None:
+        if self._pivots is None:
             return None
-        return Moments(self._second / self._rows, self._mean / self._rows, self._other / self._rows, self._rows)
+        second, x, z = (each / self._rows for each in self._sums)
+        covariance = second - z[:, :, None] * x[:, None, :]
+        return Moments(covariance, x + self._pivots[0], z + self._pivots[1], self._rows)
 
 
 def gather_moments(
