@@ -24,7 +24,7 @@ def compensated(weight: Tensor, params: Sequence[AffineParams], moments: Tensor,
     moments H: so the columns behind take on what lowers the error of the output, tr(E H E^T), most. A row in which
     rounding to nearest has less of that error (clipping can bring that about) is rounded to nearest. The factor is
     computed in float64, the rounding in float32; all grids go through one loop. Memory beside the arguments:
-    3 G n^2 float64, and 4 float32 for each weight and grid.
+    4 G n^2 float64, and 5 float32 for each weight and grid.
 
     Args:
         weight: C x ..., float32; G groups of C / G rows, each with n columns.
@@ -43,8 +43,8 @@ def compensated(weight: Tensor, params: Sequence[AffineParams], moments: Tensor,
     repeated = wanted.repeat(1, len(params), 1)
     order = torch.argsort(torch.diagonal(moments, dim1=1, dim2=2), dim=1, descending=True, stable=True)
     across = order[:, None, :].expand_as(repeated)
-    found = _compensate(repeated.gather(2, across), grid, _factor(moments, order))
-    codes = _better(repeated, torch.empty_like(found).scatter_(2, across, found), grid, moments.float())
+    found = _compensate(repeated.gather(2, across), grid, *_factors(moments, order))
+    codes = torch.empty_like(found).scatter_(2, across, found)
     each = codes.view(groups, len(params), rows, columns).transpose(0, 1).to(torch.int16)
     return [QuantizedTensor(c.reshape(weight.shape).contiguous(), p) for c, p in zip(each, params, strict=True)]
 
@@ -81,22 +81,27 @@ def _ends(params: Sequence[AffineParams]) -> tuple[list[float], list[float]]:
     return [float(p.qmin) for p in params], [float(p.qmax) for p in params]
 
 
-def _factor(moments: Tensor, order: Tensor) -> Tensor:
-    """G x n x n, float32: the upper Cholesky factor of the inverse of the damped moments, rows and columns in `order`."""
+def _factors(moments: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper triangular R and U, G x n x n float32: R R^T are the damped moments, U^T U their inverse, rows and columns in `order`."""
     held = moments.double()
     held = held.gather(1, order[:, :, None].expand_as(held)).gather(2, order[:, None, :].expand_as(held))
     diagonal = torch.diagonal(held, dim1=1, dim2=2)
     power = diagonal.mean(1, keepdim=True)
     diagonal += torch.where(power > 0, DAMPING * power, 1.0)  # a unit that reads nothing but zeros, or always the same
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(held))
-    factor: Tensor = torch.linalg.cholesky((inverse + inverse.transpose(1, 2)) / 2, upper=True)
-    return factor.float()
+    root = torch.linalg.cholesky(held.flip(1, 2)).flip(1, 2)  # one factorisation gives both: U is the inverse of R
+    unit = torch.eye(held.shape[1], dtype=held.dtype, device=held.device).expand_as(held)
+    return root.float(), torch.linalg.solve_triangular(root, unit, upper=True).float()
 
 
-def _compensate(wanted: Tensor, grid: _Grid, factor: Tensor) -> Tensor:
-    """Codes, G x R x n; overwrites `wanted`."""
+def _compensate(wanted: Tensor, grid: _Grid, root: Tensor, factor: Tensor) -> Tensor:
+    """Codes, G x R x n, in the order of the columns of `wanted`, which is overwritten.
+
+    The errors of the loop are those of the output: their squares add up to tr(E H E^T) of a row for the damped moments.
+    """
     columns = wanted.shape[2]
-    codes = torch.empty_like(wanted)
+    nearest = grid.codes(wanted)
+    plain = ((grid.values(nearest) - wanted) @ root).square_().sum(2, keepdim=True)
+    codes, ours = torch.empty_like(wanted), torch.zeros_like(plain)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
         block = wanted[:, :, start:stop].contiguous()
@@ -109,12 +114,5 @@ def _compensate(wanted: Tensor, grid: _Grid, factor: Tensor) -> Tensor:
             block[:, :, j + 1 :] -= error * row[:, :, j + 1 :]
             codes[:, :, start + j], errors[:, :, j] = found[:, :, 0], error[:, :, 0]
         wanted[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    return codes
-
-
-def _better(wanted: Tensor, codes: Tensor, grid: _Grid, moments: Tensor) -> Tensor:
-    """Each row as it was rounded, or to nearest where that has less error, G x R x n."""
-    nearest = grid.codes(wanted)
-    shifts = (grid.values(c) - wanted for c in (codes, nearest))
-    ours, plain = (((shift @ moments) * shift).sum(2, keepdim=True) for shift in shifts)
+        ours += errors.square_().sum(2, keepdim=True)
     return torch.where(ours <= plain, codes, nearest)
