@@ -19,7 +19,7 @@ from mpsearch.reconstruct import ReconstructionConfig, calibrate, footprint, rec
 from mpsearch.reconstruct.calibrate import mean_matched
 from mpsearch.reconstruct.closed_form import about, round_units
 from mpsearch.reconstruct.memory import ALLOWANCE, counting
-from mpsearch.reconstruct.moments import ROWS_PER_COLUMN, gather_moments
+from mpsearch.reconstruct.moments import FEWEST_COLUMNS, ROWS_PER_COLUMN, gather_moments
 
 WIDTHS = tuple(Candidate(bits, 8) for bits in (2, 3, 4, 8))
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
@@ -114,7 +114,7 @@ def test_the_moments_are_those_of_the_windows_and_many_places_are_sampled():
         x = nn.functional.unfold(inputs, 3, padding=1).transpose(0, 1).flatten(1)
         second, mean = x @ x.T / x.shape[1], x.mean(1)
         assert found["0"].rows == x.shape[1] if all_seen else found["0"].rows < x.shape[1] / 2
-        assert found["0"].rows >= min(x.shape[1], ROWS_PER_COLUMN * 64)
+        assert found["0"].rows >= min(x.shape[1], ROWS_PER_COLUMN * FEWEST_COLUMNS)
         assert torch.allclose(found["0"].second[0].float(), second, atol=1e-5 if all_seen else 0.2)
         assert torch.allclose(found["0"].mean[0], mean, atol=1e-5 if all_seen else 0.1)
         assert found["2"].second.shape == (4, 9, 9) and found["2"].mean.shape == (4, 9)
