@@ -104,15 +104,15 @@ def _compensate(wanted: Tensor, grid: _Grid, root: Tensor, factor: Tensor) -> Te
     codes, ours = torch.empty_like(wanted), torch.zeros_like(plain)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        block = wanted[:, :, start:stop].contiguous()
-        errors = torch.empty_like(block)
+        block = wanted[:, :, start:stop].transpose(1, 2).contiguous()  # G x n x R: a column is one stretch of memory
+        rounded, errors = torch.empty_like(block), torch.empty_like(block)
         for j in range(stop - start):
-            row = factor[:, None, start + j, start:stop]
-            column = block[:, :, j : j + 1]
+            row, column = factor[:, start + j, start:stop, None], block[:, j, :, None]
             found = grid.codes(column)
-            error = (column - grid.values(found)).div_(row[:, :, j : j + 1])
-            block[:, :, j + 1 :] -= error * row[:, :, j + 1 :]
-            codes[:, :, start + j], errors[:, :, j] = found[:, :, 0], error[:, :, 0]
+            error = (column - grid.values(found))[:, None, :, 0].div_(row[:, j : j + 1])
+            block[:, j + 1 :].addcmul_(row[:, j + 1 :], error, value=-1)
+            rounded[:, j], errors[:, j] = found[:, :, 0], error[:, 0]
+        codes[:, :, start:stop], errors = rounded.transpose(1, 2), errors.transpose(1, 2).contiguous()
         wanted[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
         ours += errors.square_().sum(2, keepdim=True)
     return torch.where(ours <= plain, codes, nearest)
