@@ -88,9 +88,13 @@ class Calibration:
         weight = self._rounded(unit, candidate)
         return UnitState(candidate, weight, activation, bias=self.bias(unit, weight))
 
+    def corrects(self, unit: str) -> bool:
+        """Whether the unit's bias makes up for the mean error of its weight."""
+        return unit in self.means and unit in self.biases
+
     def bias(self, unit: str, weight: QuantizedTensor) -> Tensor | None:
         """The unit's bias beside a quantised weight; None for its own."""
-        if unit not in self.means or unit not in self.biases:
+        if not self.corrects(unit):
             return None
         return mean_matched(self.biases[unit], self.weights[unit], self.means[unit], weight, self.means[unit])
 

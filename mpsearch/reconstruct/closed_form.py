@@ -60,17 +60,17 @@ def round_units(
             continue
         params = grids[unit]
         weight = calibration.weights[unit]
-        rounded = compensated(weight, list(params.values()), about(found, weight))
+        rounded = compensated(weight, list(params.values()), about(found, weight, calibration.corrects(unit)))
         yield unit, {kind: each.codes.to(torch.int8) for kind, each in zip(params, rounded, strict=True)}
 
 
-def about(moments: Moments, weight: Tensor) -> Tensor:
+def about(moments: Moments, weight: Tensor, corrected: bool) -> Tensor:
     """The moments that rounding lowers the error by: G x n x n.
 
-    Of a linear layer the covariance, because its bias makes up for the mean. A convolution's rows at the border have
+    Of a linear layer whose bias is corrected the covariance, because that makes up for the mean. A convolution's rows at the border have
     another mean, for the zeros around the image, and there the error of the mean is best kept small too.
     """
-    return moments.covariance if weight.ndim == 2 else moments.second
+    return moments.covariance if corrected and weight.ndim == 2 else moments.second
 
 
 def _grids(calibration: Calibration, unit: str, row: Iterable[Candidate]) -> dict[tuple[int, str], Any]:
@@ -115,8 +115,8 @@ def round_on_prefix(unit: str, layer: QuantLayer, original: nn.Module, state: Un
         held = [torch.empty_like(like) for _ in range(5)] + [weight.new_empty((8, weight.numel()), dtype=torch.float64)]
         del held
         return state
-    rounded = compensated(weight, [state.weight.params], *seen.problem(weight))[0]
-    return replace(state, weight=rounded, bias=seen.bias(weight, bias, rounded))
+    rounded = compensated(weight, [state.weight.params], *seen.problem(weight, state.bias is not None))[0]
+    return replace(state, weight=rounded, bias=None if state.bias is None else seen.bias(weight, bias, rounded))
 
 
 class _Seen:
@@ -139,11 +139,11 @@ class _Seen:
         assert ours is not None and theirs is not None
         return ours.double(), theirs.double()
 
-    def problem(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def problem(self, weight: Tensor, corrected: bool) -> tuple[Tensor, Tensor]:
         """The moments, G x n x n, and the least-squares weight, shape of `weight`."""
         own, cross = self.own.moments(), self._cross.moments()
         assert own is not None and cross is not None
-        second, between = (about(moments, weight).double() for moments in (own, cross))
+        second, between = (about(moments, weight, corrected).double() for moments in (own, cross))
         held = second.clone()
         diagonal = torch.diagonal(held, dim1=1, dim2=2)
         ridge = (DAMPING + held.shape[1] / own.rows) * diagonal.mean(1, keepdim=True)

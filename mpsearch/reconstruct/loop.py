@@ -71,13 +71,14 @@ def reconstruct(
         return learned
     each = [(unit, [unit]) for _, units in blocks for unit in units if states[unit].weight is not None]  # a product of activations is no module
     weights = fisher_weights(module, [name for name, _ in blocks], inputs, config.seed, config.batch_size) if method.loss == "fisher" else {}
+    corrected = {unit for unit, state in states.items() if state.bias is not None}
     for number, phase in enumerate(phases):
         held, parts = (known or {}).get(number, {}), each if method.layerwise or phase.closed else blocks
         if {u for _, units in parts for u in units if not states[u].candidate.is_float} <= set(held):  # nothing is left to walk for
             learned |= held
             _tell_known(parts, learned, on_block)
             continue
-        learned = _Walker(module, parts, learned, phase, number, config, weights, held, on_block).run(inputs)
+        learned = _Walker(module, parts, learned, phase, number, config, weights, held, on_block, corrected).run(inputs)
     return learned
 
 
@@ -115,7 +116,9 @@ class _Walker:
         weights: Mapping[str, Tensor],
         known: Mapping[str, UnitState],
         on_block: OnBlock | None,
+        corrected: set[str],
     ) -> None:
+        self._corrected = corrected
         self._module, self._blocks, self._phase, self._number, self._config = module, blocks, phase, number, config
         self._weights, self._known, self._on_block = weights, known, on_block
         self._states = {**states, **known}
@@ -210,7 +213,7 @@ class _Walker:
                 found, before, after = round_block(unit, layers[unit], original, start[unit], run, data, seed)
                 steps = 0
             else:
-                originals = {unit: self._module.get_submodule(unit) for unit in weights}
+                originals = {unit: self._module.get_submodule(unit) for unit in weights if unit in self._corrected}
 
                 def match(states: dict[str, UnitState], error: float) -> tuple[dict[str, UnitState], float]:
                     return match_means(layers, originals, states, run, float_run, data, error)

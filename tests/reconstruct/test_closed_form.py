@@ -46,7 +46,7 @@ def no_worse(module, calibration, units, inputs, images, widths):
     codes = dict(round_units(module, calibration, rows, inputs, images))
     for unit, moments in gather_moments(module, units, inputs, images):
         weight = calibration.weights[unit]
-        held = about(moments, weight).double()
+        held = about(moments, weight, calibration.corrects(unit)).double()
         for candidate in widths:
             near = calibration.state(unit, candidate).weight
             ours = QuantizedTensor(codes[unit][candidate.w_bits, "channel"].to(torch.int16), near.params)
@@ -251,3 +251,20 @@ def test_inputs_far_from_zero_that_hardly_vary_are_rounded_too():
     assert torch.allclose(found.covariance[0].double(), exact, atol=1e-3 * float(exact.max()))
     (codes,) = dict(round_units(net, calibration, {"0": WIDTHS}, lambda: [inputs[:20], inputs[20:]], 40)).values()
     assert set(codes) == {(c.w_bits, "channel") for c in WIDTHS}
+
+
+def test_without_a_corrected_bias_the_mean_counts():
+    """A linear layer that has no bias, or keeps it, is rounded for the whole error of its output, and finished so too."""
+    net = nn.Sequential(nn.Linear(32, 16, bias=False)).eval()
+    inputs = 5 + torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
+    calibration = calibrate(net, ["0"], [inputs])
+    candidate = Candidate(3, 8)
+    (codes,) = dict(round_units(net, calibration, {"0": (candidate,)}, lambda: [inputs], 200)).values()
+    near = calibration.state("0", candidate)
+    rounded = replace(near, weight=replace(near.weight, codes=codes[3, "channel"].to(torch.int16)))
+    config = ReconstructionConfig(method="gptq")
+    finished = reconstruct(net, [("0", ["0"])], {"0": near}, inputs, config)["0"]
+    assert not calibration.corrects("0") and finished.bias is None
+    with torch.no_grad():
+        errors = [float((install(net, {"0": s})(inputs) - net(inputs)).square().mean()) for s in (near, rounded, finished)]
+    assert max(errors[1:]) < 0.5 * errors[0]

@@ -41,7 +41,7 @@ def _rounded(problem: Problem, workshop: Workshop) -> Calibration:
     images = subject.splits.calibration
     kinds = {unit: sorted({(c.w_bits, c.w_granularity) for c in row if not c.is_float}) for unit, row in rows.items()}
     hashes = [subject.hashes["weights"], subject.hashes["calibration"]]
-    folder = workshop.study.step_path("codes", [hashes, calibration.weight_observer, workshop.config.seed, kinds], "")
+    folder = workshop.study.step_path("codes", [hashes, calibration.weight_observer, workshop.config.seed, kinds, workshop.config.bias_correction], "")
     paths = {unit: folder / f"{files.digest(unit)}.safetensors" for unit in rows}
     missing = {unit: row for unit, row in rows.items() if not paths[unit].is_file()}
     with workshop.progress.task("round every unit at every width") as advance:
