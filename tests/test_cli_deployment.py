@@ -78,16 +78,16 @@ def test_a_study_writes_its_assignment_for_others(folder, pytestconfig):
 
 
 def test_two_points_are_exported_at_once_and_timed_side_by_side(call, folder):
-    done = call("export", "studies/s", "--point", "best,2", "--target", "onnx", "--no-references", "--format", "json")
+    done = call("export", "studies/s", "--point", "best,2", "--target", "onnx:weights=packed", "--no-references", "--format", "json")
     assert done.code == 0, done.err
     rows = json.loads(done.out)
-    assert [(r["point"], r["target"]) for r in rows] == [("best", "onnx"), ("2", "onnx")]
+    assert [(r["point"], r["target"]) for r in rows] == [("best", "onnx:weights=packed"), ("2", "onnx:weights=packed")]
     for row in rows:
         assert (folder / row["folder"] / "model.onnx").stat().st_size == row["predicted_bytes"]
         assert row["runtime"]["top1"] == pytest.approx(row["fake_quantized"]["top1"], abs=0.1) and row["runtime"]["cosine_mean"] > 0.999
     held = json.loads((folder / "studies/s/export/exports.json").read_text())["exports"]
     assert held == rows
-    timed = call("bench", "studies/s/export/onnx/best", "--beside", "studies/s/export/onnx/2", "--batch", "1", "--seconds", "0.05", "--format", "json")
+    timed = call("bench", rows[0]["folder"], "--beside", rows[1]["folder"], "--batch", "1", "--seconds", "0.05", "--format", "json")
     assert [r["artifact"] for r in json.loads(timed.out)] == ["best", "2"]
 
 
