@@ -1,7 +1,9 @@
-"""Measures the latency tables that are shipped for a CPU: every unit shape of the models of benchmarks/gpu_shapes.json, in every kernel of a backend.
+"""Measures the latency tables that are shipped for a CPU: every unit shape of the models of
+benchmarks/gpu_shapes.json, in every kernel of a backend.
 
-Run: python benchmarks/cpu_tables.py [--backends ort-cpu openvino-cpu] [--batches 1 8] [--models resnet18 ...] on a quiet machine; one thread, process CPU time.
-Rows go to latency_tables/ as they are measured, so the script resumes; `mpsearch profile --check latency_tables` tells whether they fit a machine.
+Run: python benchmarks/cpu_tables.py [--backends ort-cpu openvino-cpu] [--batches 1 8] [--models resnet18 ...]
+on a quiet machine; one thread, process CPU time. Rows go to latency_tables/ as they are measured, so the
+script resumes; `mpsearch profile --check latency_tables` tells whether they fit a machine.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ def kernels(backend: Backend, layer: Layer) -> tuple[Candidate, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backends", nargs="+", default=["ort-cpu", "openvino-cpu"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--models", nargs="+")
@@ -38,9 +42,21 @@ def main() -> None:
             for model in given.models or shapes:
                 layers = [Layer.from_json(layer) for layer in shapes[model]]
                 choices = [kernels(backend, layer) for layer in layers]
-                profile(layers, choices, backend, table, given.folder, batch=batch, seconds=given.seconds, isolate=True)
+                profile(
+                    layers,
+                    choices,
+                    backend,
+                    table,
+                    given.folder,
+                    batch=batch,
+                    seconds=given.seconds,
+                    isolate=True,
+                )
                 usable = sum(row.usable for row in table.rows.values())
-                print(f"{name}, batch {batch}, {model}: {len(table.rows)} rows in all, {usable} of them usable", flush=True)
+                print(
+                    f"{name}, batch {batch}, {model}: {len(table.rows)} rows in all, {usable} of them usable",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

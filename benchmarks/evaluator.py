@@ -1,7 +1,9 @@
-"""What a true evaluation costs: against a float forward pass over the same images, and against quantising the model anew for each trial.
+"""What a true evaluation costs: against a float forward pass over the same images, and against quantising the
+model anew for each trial.
 
-Run: python benchmarks/evaluator.py resnet20 mobilenet vit. Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets). All times of a network
-come from one process with one thread, in processor time and in turns, so that what else the machine does touches all alike; medians are compared.
+Run: python benchmarks/evaluator.py resnet20 mobilenet vit. Needs the assets folder (MPSEARCH_ASSETS, else
+../shared/assets). All times of a network come from one process with one thread, in processor time and in
+turns, so that what else the machine does touches all alike; medians are compared.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ from mpsearch.reconstruct import Calibration, calibrate
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = (
-    "| network | images | float pass, s | nothing shared | one unit changed | ranges anew | calibrated anew | clear losers, raced | kept, MB |\n"
+    (
+        "| network | images | float pass, s | nothing shared | one unit changed | ranges anew | calibrated "
+        "anew | clear losers, raced | kept, MB |\n"
+    )
     + "|---" * 9
     + "|\n"
 )
@@ -54,9 +59,13 @@ def main() -> None:
     lines = []
     for name in arguments.models:
         lines.append(row(name, arguments.images, arguments.turns))
-        versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "timm", "numpy"))
+        versions = ", ".join(
+            f"{package} {importlib.metadata.version(package)}" for package in ("torch", "timm", "numpy")
+        )
         method = f"one thread, processor time, seed 0, medians of {arguments.turns} turns"
-        about = f"`python benchmarks/evaluator.py {' '.join(sys.argv[1:])}`, {method}, {versions}. {identity()}."
+        about = (
+            f"`python benchmarks/evaluator.py {' '.join(sys.argv[1:])}`, {method}, {versions}. {identity()}."
+        )
         arguments.output.write_text(f"# The fast evaluator\n\n{about}\n{TEXT}\n{HEADER}{''.join(lines)}")
         print(lines[-1], end="", flush=True)
 
@@ -69,7 +78,13 @@ def row(name: str, images: int, turns: int) -> str:
     fast = FastEvaluator(subject.module, calibration, subject.splits.search)
     draw = random.Random(0)
     for width in range(len(problem.candidates[0])):  # every weight is quantised once
-        fast.race(problem.assignment([min(width, len(c) - 1) for c in problem.candidates]), torch.ones(images), least=1, factor=0.0, errors=-1e9)
+        fast.race(
+            problem.assignment([min(width, len(c) - 1) for c in problem.candidates]),
+            torch.ones(images),
+            least=1,
+            factor=0.0,
+            errors=-1e9,
+        )
     works = _works(subject, calibration, problem, fast, draw)
     times: dict[str, list[float]] = {what: [] for what in works}
     for _ in range(turns):
@@ -87,7 +102,9 @@ def row(name: str, images: int, turns: int) -> str:
 Work = tuple[Callable[[], Assignment], Callable[[Assignment], object]]
 
 
-def _works(subject: Subject, calibration: Calibration, problem: Problem, fast: FastEvaluator, draw: random.Random) -> dict[str, Work]:
+def _works(
+    subject: Subject, calibration: Calibration, problem: Problem, fast: FastEvaluator, draw: random.Random
+) -> dict[str, Work]:
     search = subject.splits.search
     base = problem.assignment(_random(problem, draw))
     fast.measure(base)
@@ -99,7 +116,9 @@ def _works(subject: Subject, calibration: Calibration, problem: Problem, fast: F
         return predict(install(subject.module, fresh.states(assignment)), search)
 
     def whole(assignment: Assignment) -> object:
-        fresh = calibrate(subject.module, subject.units, (inputs for inputs, _ in subject.splits.calibration.batches(64)))
+        fresh = calibrate(
+            subject.module, subject.units, (inputs for inputs, _ in subject.splits.calibration.batches(64))
+        )
         return predict(install(subject.module, fresh.states(assignment)), search)
 
     def random_assignment() -> Assignment:
@@ -109,7 +128,9 @@ def _works(subject: Subject, calibration: Calibration, problem: Problem, fast: F
         indices = list(problem.indices(base))
         free = [i for i, c in enumerate(problem.candidates) if len(c) > 1]
         changed = draw.choice(free)
-        indices[changed] = draw.choice([c for c in range(len(problem.candidates[changed])) if c != indices[changed]])
+        indices[changed] = draw.choice(
+            [c for c in range(len(problem.candidates[changed])) if c != indices[changed]]
+        )
         return problem.assignment(indices)
 
     return {

@@ -1,9 +1,11 @@
-"""The default run at few bits: searched and uniform assignments with the same finish, beside each other on images that nobody searched on.
+"""The default run at few bits: searched and uniform assignments with the same finish, beside each other on
+images that nobody searched on.
 
-Run: python benchmarks/few_bits.py resnet20 resnet56 vit resmlp mobilenet [--seeds 0,1,2] [--cases 4x8,3x8,2.5x8,4x4,3x4]
-Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets). A case is bits of a weight x bits of an input. Each network and seed has a
-study below studies/, so the script resumes; rows are added to benchmarks/results/few_bits.jsonl and printed as a table with --table.
-Calibration, search and judged images are disjoint, and none was a training image (CIFAR: parts of the JPEG test set; ImageNet: calibration
+Run: python benchmarks/few_bits.py resnet20 resnet56 vit resmlp mobilenet [--seeds 0,1,2] [--cases
+4x8,3x8,2.5x8,4x4,3x4] Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets). A case is bits of a
+weight x bits of an input. Each network and seed has a study below studies/, so the script resumes; rows are
+added to benchmarks/results/few_bits.jsonl and printed as a table with --table. Calibration, search and judged
+images are disjoint, and none was a training image (CIFAR: parts of the JPEG test set; ImageNet: calibration
 on imagenet_calib_1000, search and judgement on imagenet_val_1000).
 """
 
@@ -57,7 +59,9 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", choices=[*MODELS, []])
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--cases", default="4x8,3x8,2.5x8,4x4,3x4")
@@ -79,7 +83,16 @@ def settings(name: str, seed: int, case: str) -> RunConfig:
     model = f"{ROOT / 'examples' / 'assets.py'}:{given.pop('model')}"
     weights = str(ASSETS / "weights" / f"{given.pop('weights')}.safetensors")
     bits, _, a_bits = case.partition("x")
-    return RunConfig(budgets=(f"{bits}bits",), model=model, weights=weights, target="packed", a_bits=int(a_bits), seed=seed, **paths, **given)
+    return RunConfig(
+        budgets=(f"{bits}bits",),
+        model=model,
+        weights=weights,
+        target="packed",
+        a_bits=int(a_bits),
+        seed=seed,
+        **paths,
+        **given,
+    )
 
 
 def measured(name: str, seed: int, case: str) -> dict[str, Any]:
@@ -102,7 +115,9 @@ def measured(name: str, seed: int, case: str) -> dict[str, Any]:
 
 
 def judged(config: RunConfig, study: Study, result: dict[str, Any]) -> dict[str, Any]:
-    """KL and top-1 on the judged images of the choice and of the uniform assignment that fits, finished alike, and their paired difference."""
+    """KL and top-1 on the judged images of the choice and of the uniform assignment that fits, finished
+    alike, and their paired difference.
+    """
     subject = load_subject(config, Silent())
     workshop = Workshop(subject, calibrate_subject(subject, config, Silent()), config, study, Silent())
     images, floats = subject.splits.evaluation, predict(subject.module, subject.splits.evaluation)
@@ -114,7 +129,9 @@ def judged(config: RunConfig, study: Study, result: dict[str, Any]) -> dict[str,
     for role, label in (("chosen", result["best"]["label"]), ("optimum", optimum), ("uniform", plain)):
         if label is None:
             continue
-        states = workshop.reconstructed(Assignment.from_json(rows[label]["assignment"]), label)  # kept block by block: it is read
+        states = workshop.reconstructed(
+            Assignment.from_json(rows[label]["assignment"]), label
+        )  # kept block by block: it is read
         outputs = predict(install(subject.module, states), images)
         losses[role] = kl_by_image(outputs, floats)
         found[role] = {
@@ -130,7 +147,10 @@ def judged(config: RunConfig, study: Study, result: dict[str, Any]) -> dict[str,
     if "uniform" in losses:
         for role in ("chosen", "optimum"):
             difference = losses[role] - losses["uniform"]
-            found[f"{role}_less_uniform"] = [round(float(difference.mean()), 5), round(standard_error(difference), 5)]
+            found[f"{role}_less_uniform"] = [
+                round(float(difference.mean()), 5),
+                round(standard_error(difference), 5),
+            ]
     return found
 
 
@@ -150,7 +170,10 @@ def machine() -> dict[str, Any]:
 def table() -> str:
     """Markdown of all rows."""
     lines = [
-        "| model | bits x inputs | seed | uniform: KL, top-1 | chosen: KL, top-1 | paired difference | chosen | CPU s |",
+        (
+            "| model | bits x inputs | seed | uniform: KL, top-1 | chosen: KL, top-1 | paired difference | "
+            "chosen | CPU s |"
+        ),
         "|---|---|---|---|---|---|---|---|",
     ]
     for line in RESULTS.read_text().splitlines():
@@ -159,7 +182,8 @@ def table() -> str:
         plain = f"{uniform['kl']:.4f}, {uniform['top1']:.1%} ({uniform['bits']:g} bits)" if uniform else ""
         mean, error = row.get("chosen_less_uniform", (0.0, 0.0))
         lines.append(
-            f"| {row['model']} ({row['float_top1']:.1%}) | {row['case']} | {row['seed']} | {plain} | {chosen['kl']:.4f}, {chosen['top1']:.1%} "
+            f"| {row['model']} ({row['float_top1']:.1%}) | {row['case']} | {row['seed']} | {plain} | "
+            f"{chosen['kl']:.4f}, {chosen['top1']:.1%} "
             f"| {mean:+.4f} +- {error:.4f} | {chosen['label']} | {row['cpu_seconds']:.0f} |"
         )
     return "\n".join(lines)

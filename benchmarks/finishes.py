@@ -1,8 +1,10 @@
-"""How an assignment is best finished: seconds against KL of the closed form, of learning behind it, and of learning alone.
+"""How an assignment is best finished: seconds against KL of the closed form, of learning behind it, and of
+learning alone.
 
-Run: python benchmarks/finishes.py resnet20 vit [--cases 3x8,3x4] [--finishes gptq,qdrop/60,qdrop/200,qdrop:start=nearest/200]
-Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets). A case is bits of a weight x bits of an input, the same for every unit; a
-finish is a method and its steps. Rows are added to benchmarks/results/finishes.jsonl. Images as in few_bits.py.
+Run: python benchmarks/finishes.py resnet20 vit [--cases 3x8,3x4] [--finishes
+gptq,qdrop/60,qdrop/200,qdrop:start=nearest/200] Needs the assets folder (MPSEARCH_ASSETS, else
+../shared/assets). A case is bits of a weight x bits of an input, the same for every unit; a finish is a
+method and its steps. Rows are added to benchmarks/results/finishes.jsonl. Images as in few_bits.py.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ FINISHES = "nearest/0,gptq/0,qdrop/60,qdrop/200,qdrop/1000,qdrop:start=nearest/2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="+", choices=MODELS)
     parser.add_argument("--cases", default="4x8,3x8,4x4,3x4")
     parser.add_argument("--finishes", default=FINISHES)
@@ -51,9 +55,23 @@ def main() -> None:
                 seconds = time.process_time() - began
                 outputs = predict(install(subject.module, states), images)
                 losses = kl_by_image(outputs, floats)
-                row = {"model": name, "case": case, "finish": finish, "seed": arguments.seed, "cpu_seconds": round(seconds, 1)}
-                row |= {"kl": round(float(losses.mean()), 5), "kl_error": round(standard_error(losses), 5), "images": len(images)}
-                row |= {"top1": top1(outputs, images.labels), "float_top1": top1(floats, images.labels), **machine()}
+                row = {
+                    "model": name,
+                    "case": case,
+                    "finish": finish,
+                    "seed": arguments.seed,
+                    "cpu_seconds": round(seconds, 1),
+                }
+                row |= {
+                    "kl": round(float(losses.mean()), 5),
+                    "kl_error": round(standard_error(losses), 5),
+                    "images": len(images),
+                }
+                row |= {
+                    "top1": top1(outputs, images.labels),
+                    "float_top1": top1(floats, images.labels),
+                    **machine(),
+                }
                 print(json.dumps(row), flush=True)
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(row) + "\n")

@@ -1,8 +1,9 @@
 """Everything that a GPU is needed for, in steps that resume: what `benchmarks/h200.sh` runs.
 
-Run: python benchmarks/gpu.py STEP [--out FOLDER] [--minutes 9] [--batch N] [--model NAME]. Steps: doctor, check, table. Each ends by itself after
---minutes, keeps what it has in FOLDER, goes on from there when it is run again, and returns 75 while something is left. It imports no model library, and no
-backend of another runtime. Whole models are measured by `mpsearch run --target triton-cuda`.
+Run: python benchmarks/gpu.py STEP [--out FOLDER] [--minutes 9] [--batch N] [--model NAME]. Steps: doctor,
+check, table. Each ends by itself after --minutes, keeps what it has in FOLDER, goes on from there when it is
+run again, and returns 75 while something is left. It imports no model library, and no backend of another
+runtime. Whole models are measured by `mpsearch run --target triton-cuda`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,17 @@ from mpsearch.problem import Candidate, ConvAttributes, Layer
 LEFT = 75  # exit code: run again
 AT_ONCE = 20  # cells of a process
 CANDIDATES = [Candidate.parse(text) for text in ("float", "W8A8", "W4A8", "W4A16", "W2A16", "W8A16", "W2A8")]
-MODELS = ("resnet18", "vit_base", "deit_tiny", "resnet50", "mobilenetv2", "deit_small", "vit_small", "swin_tiny", "resmlp_24")
+MODELS = (
+    "resnet18",
+    "vit_base",
+    "deit_tiny",
+    "resnet50",
+    "mobilenetv2",
+    "deit_small",
+    "vit_small",
+    "swin_tiny",
+    "resmlp_24",
+)
 SHAPES = Path(__file__).with_name("gpu_shapes.json")
 
 
@@ -59,9 +70,22 @@ class Run:
         return [self.arguments.model] if self.arguments.model else list(MODELS)
 
     def about(self) -> dict[str, Any]:
-        found = {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "triton": triton.__version__}
-        found |= {"python": platform.python_version(), **self.monitor.about(), "device": self.gpu.identity.to_json()}
-        return {**found, "command": " ".join(sys.argv), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        found = {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "triton": triton.__version__,
+        }
+        found |= {
+            "python": platform.python_version(),
+            **self.monitor.about(),
+            "device": self.gpu.identity.to_json(),
+        }
+        return {
+            **found,
+            "command": " ".join(sys.argv),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
 
     def write(self, name: str, data: Any) -> None:
         (self.out / name).write_text(json.dumps({"about": self.about(), "results": data}, indent=1) + "\n")
@@ -86,7 +110,10 @@ def conv(out: int, channels: int, side: int, kernel: int = 3, stride: int = 1, g
     pad = kernel // 2
     size = (side + 2 * pad - kernel) // stride + 1
     attributes = ConvAttributes((stride, stride), (pad, pad), (1, 1), groups)
-    shape, macs = (out, channels // groups, kernel, kernel), out * channels // groups * kernel * kernel * size * size
+    shape, macs = (
+        (out, channels // groups, kernel, kernel),
+        out * channels // groups * kernel * kernel * size * size,
+    )
     return Layer(
         f"{kernel}x{kernel}s{stride}g{groups} {channels}x{side}->{out}",
         "conv2d",
@@ -130,7 +157,9 @@ CHECKED = {
 
 
 def check(run: Run) -> int:
-    """Every width x input type x shape on the device, against float64; writes errors and matrix instructions. Fails on any that is off."""
+    """Every width x input type x shape on the device, against float64; writes errors and matrix instructions.
+    Fails on any that is off.
+    """
     done = run.lines("check.jsonl")
     known = {(line["shape"], line["kernel"]) for line in done}
     for shape, kernel, build in _checks():
@@ -140,11 +169,25 @@ def check(run: Run) -> int:
             return LEFT
         cell = build()
         right = cell.relative_error <= cell.tolerance and cell.as_asked
-        done.append({"shape": shape, "kernel": kernel, "error": cell.relative_error, "tolerance": cell.tolerance, "executed": cell.executed, "right": right})
+        done.append(
+            {
+                "shape": shape,
+                "kernel": kernel,
+                "error": cell.relative_error,
+                "tolerance": cell.tolerance,
+                "executed": cell.executed,
+                "right": right,
+            }
+        )
         run.append("check.jsonl", done[-1])
-        run.say(f"{shape} {kernel}: error {cell.relative_error:.2e} {'right' if right else 'WRONG'}, ran {' '.join(cell.executed)}")
+        run.say(
+            f"{shape} {kernel}: error {cell.relative_error:.2e} {'right' if right else 'WRONG'}, ran "
+            f"{' '.join(cell.executed)}"
+        )
     bad = [line for line in done if not line["right"]]
-    run.write("check.json", {"kernels": len(done), "worst": max(line["error"] for line in done), "not right": bad})
+    run.write(
+        "check.json", {"kernels": len(done), "worst": max(line["error"] for line in done), "not right": bad}
+    )
     run.say(f"{len(done)} kernels, {len(bad)} wrong or not in the matrix unit asked for")
     return 1 if bad else 0
 
@@ -154,7 +197,11 @@ def _checks() -> Iterator[tuple[str, str, Callable[[], Cell]]]:
         for bits in range(1, 9):
             for a_bits, dtype in ((8, "fp16"), (16, "fp16"), (16, "bf16")):
                 candidate = Candidate(bits, a_bits) if bits > 1 else _one_bit(a_bits)
-                yield shape, f"w{bits} {dtype if a_bits == 16 else 'int8'}", partial(own_cell, layer, candidate, batch, dtype=dtype)
+                yield (
+                    shape,
+                    f"w{bits} {dtype if a_bits == 16 else 'int8'}",
+                    partial(own_cell, layer, candidate, batch, dtype=dtype),
+                )
     yield "vit-b fc1", "float", partial(float_cell, linear(197, 768, 3072), 2)
 
 
@@ -177,7 +224,15 @@ def table(run: Run) -> int:
         cells = missing_cells(layers, [CANDIDATES] * len(layers), backend, held, batch)
         while cells and not run.late():
             some = dict(itertools.islice(cells.items(), AT_ONCE))
-            measure_cells(some, backend, held, run.out, batch=batch, isolate=True, on_row=lambda done, total, what: run.say(f"{done}/{total} {what}"))
+            measure_cells(
+                some,
+                backend,
+                held,
+                run.out,
+                batch=batch,
+                isolate=True,
+                on_row=lambda done, total, what: run.say(f"{done}/{total} {what}"),
+            )
             cells = {key: cell for key, cell in cells.items() if key not in some}
         run.say(f"{model} b{batch}: {len(cells)} cells left")
         if cells:
@@ -188,7 +243,9 @@ def table(run: Run) -> int:
 STEPS = {step.__name__: step for step in (doctor, check, table)}
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--out", default="benchmarks/results/gpu")
     parser.add_argument("--minutes", type=float, default=9.0)

@@ -1,4 +1,5 @@
-"""Writes benchmarks/gpu_shapes.json: the distinct unit shapes of the models whose GPU tables are shipped; a GPU machine then needs no model library.
+"""Writes benchmarks/gpu_shapes.json: the distinct unit shapes of the models whose GPU tables are shipped; a
+GPU machine then needs no model library.
 
 Run: python benchmarks/gpu_shapes.py. Weights do not matter; the random ones of timm's constructors are used.
 """
@@ -36,11 +37,20 @@ def shapes(name: str) -> list[dict[str, object]]:
     found: dict[str, Layer] = {}
     for layer in analyze(module, image).layers:
         key = row_key(layer, 1)
-        found[key] = layer if key not in found else dataclasses.replace(found[key], calls=found[key].calls + layer.calls)
+        found[key] = (
+            layer
+            if key not in found
+            else dataclasses.replace(found[key], calls=found[key].calls + layer.calls)
+        )
     return [layer.to_json() for layer in found.values()]
 
 
 if __name__ == "__main__":
     path = Path(__file__).with_name("gpu_shapes.json")
-    path.write_text(json.dumps({name: shapes(timm_name) for name, timm_name in MODELS.items()}, indent=None).replace('{"name"', '\n{"name"') + "\n")
+    path.write_text(
+        json.dumps({name: shapes(timm_name) for name, timm_name in MODELS.items()}, indent=None).replace(
+            '{"name"', '\n{"name"'
+        )
+        + "\n"
+    )
     print({name: len(rows) for name, rows in json.loads(path.read_text()).items()})

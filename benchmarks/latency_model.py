@@ -1,9 +1,12 @@
-"""Predicted against measured latency of whole models at random mixed assignments, and isolated sums beside it.
+"""Predicted against measured latency of whole models at random mixed assignments, and isolated sums beside
+it.
 
-    OMP_NUM_THREADS=1 python benchmarks/latency_model.py [--models resnet18 deit_tiny_patch16_224] [--runs 24] [--fit 24] [--folder DIR] [--report FILE]
+    OMP_NUM_THREADS=1 python benchmarks/latency_model.py [--models resnet18 deit_tiny_patch16_224] [--runs 24]
+    [--fit 24] [--folder DIR] [--report FILE]
 
-Two sets of assignments are drawn with different seeds: one fits the coefficients, the other only tests them. Weights are random: they do not decide a latency.
-What is measured is kept in the folder's latency table, so that an interrupted benchmark goes on. One thread, process CPU time.
+Two sets of assignments are drawn with different seeds: one fits the coefficients, the other only tests them.
+Weights are random: they do not decide a latency. What is measured is kept in the folder's latency table, so
+that an interrupted benchmark goes on. One thread, process CPU time.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ FLOAT = Candidate.parse("float")
 
 
 class Subject:
-    """A timm model with random weights, its problem in float and the backend's widest integers, and what builds its whole graphs."""
+    """A timm model with random weights, its problem in float and the backend's widest integers, and what
+    builds its whole graphs.
+    """
 
     def __init__(self, name: str, backend: Backend) -> None:
         torch.manual_seed(0)
@@ -47,7 +52,9 @@ class Subject:
         module = fold_batch_norm(loaded.module, pairs).eval()
         graph = analyze(module, self.example[:1])
         self.name, self.units = name, [layer.name for layer in graph.layers if layer.weight_shape]
-        choices = tuple((FLOAT, widest(backend, layer)) if layer.weight_shape else (FLOAT,) for layer in graph.layers)
+        choices = tuple(
+            (FLOAT, widest(backend, layer)) if layer.weight_shape else (FLOAT,) for layer in graph.layers
+        )
         self.target = TARGETS.create(backend.name)
         self.problem = Problem(graph.layers, choices)
         self.calibration = calibrate(module, self.units, [self.example])
@@ -71,7 +78,9 @@ class Subject:
 
 def widest(backend, layer):
     """The integer candidate of most weight bits that the backend has a kernel for."""
-    return next(c for c in (Candidate(bits, 8) for bits in range(8, 1, -1)) if backend.supports(layer, c).kernel == c)
+    return next(
+        c for c in (Candidate(bits, 8) for bits in range(8, 1, -1)) if backend.supports(layer, c).kernel == c
+    )
 
 
 def gather(subject, backend, table, folder, count, seed):
@@ -83,7 +92,10 @@ def gather(subject, backend, table, folder, count, seed):
         table.models[run.key] = run
         table.save(folder)
         passes = ", ".join(f"{p / 1e3:.2f}" for p in run.passes_us)
-        print(f"{subject.name} seed {seed}: {passes} ms, {run.status}, anchor {run.anchor_us:.0f} us", file=sys.stderr)
+        print(
+            f"{subject.name} seed {seed}: {passes} ms, {run.status}, anchor {run.anchor_us:.0f} us",
+            file=sys.stderr,
+        )
     return [table.models[subject.key, 1, k] for k in wanted]
 
 
@@ -91,15 +103,27 @@ def units_of(subject, table, backend):
     """Rows of the table, as the cost model takes them."""
     found = []
     for layer, row in zip(subject.problem.layers, subject.problem.candidates, strict=True):
-        found.append(Unit({str(c): table.get(layer, c).median_us * layer.calls for c in row}, {str(c): backend.packed_bytes(layer, c) for c in row}))
+        found.append(
+            Unit(
+                {str(c): table.get(layer, c).median_us * layer.calls for c in row},
+                {str(c): backend.packed_bytes(layer, c) for c in row},
+            )
+        )
     return found
 
 
 def compare(subject, table, backend, fitted, tested):
-    """Lines of the report: isolated sums, sums and a constant, and the cost model, on runs that it was not fitted to."""
+    """Lines of the report: isolated sums, sums and a constant, and the cost model, on runs that it was not
+    fitted to.
+    """
     units, known = units_of(subject, table, backend), {run.kernels for run in fitted}
     tested = [run for run in tested if run.kernels not in known and run.status != "fallback"]
-    sums = np.array([math.fsum(u.rows_us[k] for u, k in zip(units, run.kernels, strict=True)) for run in (*fitted, *tested)])
+    sums = np.array(
+        [
+            math.fsum(u.rows_us[k] for u, k in zip(units, run.kernels, strict=True))
+            for run in (*fitted, *tested)
+        ]
+    )
     constant = float(np.median([run.latency_us - s for run, s in zip(fitted, sums, strict=False)]))
     model = fit_cost_model(units, subject.wires, fitted)
     sums = sums[len(fitted) :]
@@ -110,9 +134,13 @@ def compare(subject, table, backend, fitted, tested):
     }
     errors = {label: fit_error(p, tested) for label, p in predictions.items()}
     aa = errors["cost model"]
-    spread = f"{min(r.latency_us for r in tested) / 1e3:.1f} to {max(r.latency_us for r in tested) / 1e3:.1f} ms"
+    spread = (
+        f"{min(r.latency_us for r in tested) / 1e3:.1f} to {max(r.latency_us for r in tested) / 1e3:.1f} ms"
+    )
     head = f"{subject.name}, {len(tested)} assignments, {spread}"
-    lines = [f"| {head} | {label} | {e.mape:.1%} | {e.worst:.1%} | {e.tau:.2f} |" for label, e in errors.items()]
+    lines = [
+        f"| {head} | {label} | {e.mape:.1%} | {e.worst:.1%} | {e.tau:.2f} |" for label, e in errors.items()
+    ]
     lines.append(f"| {head} | the same measured twice (A/A) | {aa.aa_mape:.1%} | | {aa.aa_tau:.2f} |")
     own, what = model.error, f"cost model, cross-validated on the {len(fitted)} runs it is fitted to"
     lines.append(f"| {head} | {what} | {own.mape:.1%} | {own.worst:.1%} | {own.tau:.2f} |")
@@ -127,10 +155,19 @@ def report(path, lines, backend, device):
         "",
         f"`OMP_NUM_THREADS=1 python {' '.join(sys.argv)}` on {device};",
         f"one thread, process CPU time, two interleaved passes; load of the machine at the end {load}.",
-        "Assignments are random mixes of float and the backend's widest integers (W8A8; W7A8 for OpenVINO without VNNI): two thirds independent draws, one",
+        (
+            "Assignments are random mixes of float and the backend's widest integers (W8A8; W7A8 for "
+            "OpenVINO without VNNI): two thirds independent draws, one"
+        ),
         "third contiguous runs. Random weights, batch 1.",
-        "The coefficients were fitted to other assignments (seed 0) than these (seed 1). MAPE: mean of |predicted - measured| / measured, measured being the",
-        "mean of the two passes; A/A: mean of |first - second| / mean; tau: Kendall's. Raw runs are in the table beside this file.",
+        (
+            "The coefficients were fitted to other assignments (seed 0) than these (seed 1). MAPE: mean of "
+            "|predicted - measured| / measured, measured being the"
+        ),
+        (
+            "mean of the two passes; A/A: mean of |first - second| / mean; tau: Kendall's. Raw runs are in "
+            "the table beside this file."
+        ),
         "",
         "| model | prediction | MAPE | worst | tau |",
         "|---|---|---:|---:|---:|",
@@ -141,7 +178,9 @@ def report(path, lines, backend, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=["resnet18", "deit_tiny_patch16_224"])
     parser.add_argument("--backend", default="ort-cpu")
     parser.add_argument("--runs", type=int, default=24)
@@ -156,9 +195,18 @@ def main():
     for name in given.models:
         subject = Subject(name, backend)
         print(name, len(subject.units), "units", subject.wires, file=sys.stderr)
-        profile(subject.problem.layers, subject.problem.candidates, backend, table, given.folder, on_row=lambda *a: print(*a, file=sys.stderr))
+        profile(
+            subject.problem.layers,
+            subject.problem.candidates,
+            backend,
+            table,
+            given.folder,
+            on_row=lambda *a: print(*a, file=sys.stderr),
+        )
         fitted = gather(subject, backend, table, given.folder, given.fit, 0)
-        tested = gather(subject, backend, table, given.folder, given.runs + 2, 1)  # the two uniform ones are in both
+        tested = gather(
+            subject, backend, table, given.folder, given.runs + 2, 1
+        )  # the two uniform ones are in both
         lines += compare(subject, table, backend, [r for r in fitted if r.status != "fallback"], tested)
         report(given.report, lines, backend, device)
 

@@ -1,8 +1,9 @@
 """Seconds and passes of every objective: all units of ResNet56 and MobileNet at six bit-widths.
 
-Run: python benchmarks/objectives.py [resnet56 mobilenet] [--images 128] [--threads 2] [--objective NAME[:option=value,...] ...]. Needs the assets folder
-(MPSEARCH_ASSETS, else ../shared/assets). Passes are counted while the objective runs and compared with what it states; the script ends with
-exit code 1 where one made more than that.
+Run: python benchmarks/objectives.py [resnet56 mobilenet] [--images 128] [--threads 2] [--objective
+NAME[:option=value,...] ...]. Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets). Passes are
+counted while the objective runs and compared with what it states; the script ends with exit code 1 where one
+made more than that.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ COLUMNS = (
 
 
 class Counter:
-    """Images that went forward through the whole model, backward, and through single units beside the passes of the whole model.
+    """Images that went forward through the whole model, backward, and through single units beside the passes
+    of the whole model.
 
     A gradient of gradients, for which several outputs are given at once, counts twice.
     """
@@ -62,9 +64,13 @@ class Counter:
 
     @contextmanager
     def watch(self, context: ScoringContext) -> Iterator[None]:
-        """Counts calls of the classes' own forwards, so that copies of the model and calls past the hooks are counted too."""
+        """Counts calls of the classes' own forwards, so that copies of the model and calls past the hooks are
+        counted too.
+        """
         calls = sum(layer.calls for layer in context.layers if layer.op != "matmul")
-        kinds = {type(context.module.get_submodule(layer.name)) for layer in context.layers if layer.op != "matmul"}
+        kinds = {
+            type(context.module.get_submodule(layer.name)) for layer in context.layers if layer.op != "matmul"
+        }
         kept = {cls: cls.forward for cls in {type(context.module), *kinds}}
         grad = torch.autograd.grad
         torch.autograd.grad = self._counted_grad(grad)
@@ -72,7 +78,9 @@ class Counter:
             cls.forward = self._whole(forward) if cls not in kinds else self._single(forward)
         try:
             yield
-            self.units = max(0, self.units - calls * self.forward)  # passes that start behind a cut leave units out
+            self.units = max(
+                0, self.units - calls * self.forward
+            )  # passes that start behind a cut leave units out
         finally:
             torch.autograd.grad = grad
             for cls, forward in kept.items():
@@ -106,14 +114,25 @@ def prepared(name: str, images: int) -> ScoringContext:
 
     factory, weights, data = MODELS[name]
     module = getattr(assets, factory)().eval()
-    module.load_state_dict({k: v.float() for k, v in load_file(ASSETS / "weights" / f"{weights}.safetensors").items()})
-    splits = make_splits(str(ASSETS / "images" / data), module.pretrained_cfg, calibration_images=images, search_images=1, evaluation_images=1, seed=0)
+    module.load_state_dict(
+        {k: v.float() for k, v in load_file(ASSETS / "weights" / f"{weights}.safetensors").items()}
+    )
+    splits = make_splits(
+        str(ASSETS / "images" / data),
+        module.pretrained_cfg,
+        calibration_images=images,
+        search_images=1,
+        evaluation_images=1,
+        seed=0,
+    )
     inputs = splits.calibration.inputs()
     module = fold_batch_norm(module, find_foldable(trace_model(module, inputs[:1]), module))
     layers = tuple(layer for layer in analyze(module, inputs[:1]).layers if layer.op != "matmul")
     calibration = calibrate(module, [layer.name for layer in layers], torch.split(inputs, 32))
     context = ScoringContext(module, layers, (CANDIDATES,) * len(layers), calibration, splits.calibration)
-    for layer in layers:  # the quantisers of the weights belong to the calibration, which all objectives share
+    for (
+        layer
+    ) in layers:  # the quantisers of the weights belong to the calibration, which all objectives share
         for candidate in CANDIDATES:
             calibration.state(layer.name, candidate)
     return context
@@ -142,22 +161,43 @@ def row(name: str, objective: Objective, context: ScoringContext) -> tuple[str, 
 def with_images(text: str, images: int) -> Objective:
     """The objective on that many images, where it takes any."""
     objective = OBJECTIVES.create(text)
-    return dataclasses.replace(objective, images=images) if any(f.name == "images" for f in dataclasses.fields(objective)) else objective
+    return (
+        dataclasses.replace(objective, images=images)
+        if any(f.name == "images" for f in dataclasses.fields(objective))
+        else objective
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", default=list(MODELS))
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--objective", action="append", help="may be repeated; all registered ones without it, those that measure last")
+    parser.add_argument(
+        "--objective",
+        action="append",
+        help="may be repeated; all registered ones without it, those that measure last",
+    )
     parser.add_argument("--output", type=Path, help="markdown file to write beside what is printed")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     texts = arguments.objective or sorted(OBJECTIVES.names(), key=lambda name: (name in MEASURED, name))
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "timm"))
-    lines = ["# Cost of the objectives", "", f"`python benchmarks/objectives.py {' '.join(sys.argv[1:])}`, {versions}, {identity()}.", ""]
-    lines += [f"All units, weights at 2, 3, 4, 5, 6 and 8 bits, inputs at 8, {arguments.images} images, {arguments.threads} threads. Passes in images.", ""]
+    lines = [
+        "# Cost of the objectives",
+        "",
+        f"`python benchmarks/objectives.py {' '.join(sys.argv[1:])}`, {versions}, {identity()}.",
+        "",
+    ]
+    lines += [
+        (
+            f"All units, weights at 2, 3, 4, 5, 6 and 8 bits, inputs at 8, {arguments.images} images, "
+            f"{arguments.threads} threads. Passes in images."
+        ),
+        "",
+    ]
     lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     print("\n".join(lines), flush=True)
     kept = True

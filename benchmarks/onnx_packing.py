@@ -1,7 +1,8 @@
-"""What a bit-packed ONNX file costs beside the one in 8-bit containers: bytes, time and memory of making a session, time of a call.
+"""What a bit-packed ONNX file costs beside the one in 8-bit containers: bytes, time and memory of making a
+session, time of a call.
 
-Run: python benchmarks/onnx_packing.py [--model resnet50] [--write benchmarks/results/onnx_packing.json]. Random weights; each
-session in a process of its own, one thread.
+Run: python benchmarks/onnx_packing.py [--model resnet50] [--write benchmarks/results/onnx_packing.json].
+Random weights; each session in a process of its own, one thread.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ print(json.dumps({"load_ms": took * 1e3, "peak_mb": high - before, "held_mb": he
 def probed(path: Path, shape: list[int], rounds: int) -> dict[str, object]:
     """The round whose session was made in the median time."""
     command = [sys.executable, "-c", _PROBE, str(path), json.dumps(shape)]
-    found = [json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(rounds)]
+    found = [
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(rounds)
+    ]
     return sorted(found, key=lambda row: row["load_ms"])[rounds // 2]
 
 
@@ -71,11 +75,17 @@ def main() -> None:
             if name.endswith("bias"):
                 value.normal_(0, 0.1)
     units = [layer.name for layer in analyze(module, images[:1]).layers if layer.op != "matmul"]
-    calibration, graph, draw = calibrate(module, units, [images]), export_float(module, images[:1]), random.Random(0)
+    calibration, graph, draw = (
+        calibrate(module, units, [images]),
+        export_float(module, images[:1]),
+        random.Random(0),
+    )
     rows = []
     for bits in ("2", "3", "4", "5", "6", "7", "2 to 8"):
         widths = {unit: draw.randint(2, 8) if bits == "2 to 8" else int(bits) for unit in units}
-        states = calibration.states(Assignment(tuple((unit, Candidate(width, 8)) for unit, width in widths.items())))
+        states = calibration.states(
+            Assignment(tuple((unit, Candidate(width, 8)) for unit, width in widths.items()))
+        )
         model = quantize_onnx(graph, states, calibration)
         for form in ("plain", "packed"):
             if form == "packed":
@@ -84,7 +94,9 @@ def main() -> None:
                 size = save_onnx(Path(folder) / "model.onnx", model)
                 found = probed(Path(folder) / "model.onnx", [1, 3, given.size, given.size], given.rounds)
             rows.append({"model": given.model, "bits": bits, "form": form, "bytes": size, **found})
-            times = "  ".join(f"{name} {rows[-1][name]:.1f}" for name in ("load_ms", "peak_mb", "held_mb", "call_ms"))
+            times = "  ".join(
+                f"{name} {rows[-1][name]:.1f}" for name in ("load_ms", "peak_mb", "held_mb", "call_ms")
+            )
             print(f"{bits:>6} {form:>6} {size:>12,} B  {times}  {found['outputs']}", flush=True)
     if given.write:
         about = {"command": " ".join(["python", *sys.argv]), "device": str(identity()), "rows": rows}

@@ -1,6 +1,8 @@
-"""Which forms of a quantised unit OpenVINO's CPU plugin turns into integer kernels here, how fast they are, and whether their numbers are right.
+"""Which forms of a quantised unit OpenVINO's CPU plugin turns into integer kernels here, how fast they are,
+and whether their numbers are right.
 
-Run: python benchmarks/openvino_forms.py. One thread, process CPU time, random data; the facts that mpsearch/hardware/openvino_nodes.py is built on.
+Run: python benchmarks/openvino_forms.py. One thread, process CPU time, random data; the facts that
+    mpsearch/hardware/openvino_nodes.py is built on.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from mpsearch.problem import ConvAttributes, Layer
 
 
 def main() -> None:
-    print(f"{identity()}; openvino {openvino.__version__}; {CONFIG}; batch 1, one thread, microseconds of CPU time")
+    print(
+        f"{identity()}; openvino {openvino.__version__}; {CONFIG}; batch 1, one thread, microseconds of "
+        "CPU time"
+    )
     for title, layer in LAYERS.items():
         print(title)
         for name, (form, bits) in FORMS.items():
@@ -28,7 +33,9 @@ def report(name, form, bits, layer):
     parameter, grid = writer.parameter(data.feeds["x0"].shape), grid_of(data.feeds["x0"])
     codes, x, feeds = quantized(data.weight, bits or 8), parameter.output(0), data.feeds
     values = values_of(codes) if bits else data.weight.astype(np.float64)
-    weight = writer.weight(codes, conv.groups if conv else 1) if bits else float_weight(writer, data.weight, conv)
+    weight = (
+        writer.weight(codes, conv.groups if conv else 1) if bits else float_weight(writer, data.weight, conv)
+    )
     if form is not None:
         x, feeds = form(writer, x, grid), {"x0": on_grid(data.feeds["x0"], grid)}
     node = writer.linear(x, weight) if conv is None else writer.conv(x, weight, conv)
@@ -52,9 +59,13 @@ def fake_quantize(writer, x, grid):
 def through_u8(writer, x, grid):
     """What OpenVINO's ONNX reader makes of QuantizeLinear and DequantizeLinear."""
     low, high = grid.range()
-    codes = op.convert(op.fake_quantize(x, *(op.constant(np.float32(v)) for v in (low, high, 0, 255)), levels=256), np.uint8)
+    codes = op.convert(
+        op.fake_quantize(x, *(op.constant(np.float32(v)) for v in (low, high, 0, 255)), levels=256), np.uint8
+    )
     zero = op.convert(op.constant(np.uint8(grid.zero_point)), np.float32)
-    return op.multiply(op.subtract(op.convert(codes, np.float32), zero), op.constant(np.float32(grid.scale))).output(0)
+    return op.multiply(
+        op.subtract(op.convert(codes, np.float32), zero), op.constant(np.float32(grid.scale))
+    ).output(0)
 
 
 def sixteen_levels(writer, x, grid):
@@ -63,12 +74,35 @@ def sixteen_levels(writer, x, grid):
 
 
 LAYERS = {
-    "convolution 3x3, 64 x 56 x 56": Layer("c", "conv2d", (64, 64, 3, 3), ((1, 64, 56, 56),), (1, 64, 56, 56), 1, "b", conv=ConvAttributes((1, 1), (1, 1))),
+    "convolution 3x3, 64 x 56 x 56": Layer(
+        "c",
+        "conv2d",
+        (64, 64, 3, 3),
+        ((1, 64, 56, 56),),
+        (1, 64, 56, 56),
+        1,
+        "b",
+        conv=ConvAttributes((1, 1), (1, 1)),
+    ),
     "convolution 1x1 stride 2, 64 x 56 x 56 -> 128": Layer(
-        "c", "conv2d", (128, 64, 1, 1), ((1, 64, 56, 56),), (1, 128, 28, 28), 1, "b", conv=ConvAttributes((2, 2))
+        "c",
+        "conv2d",
+        (128, 64, 1, 1),
+        ((1, 64, 56, 56),),
+        (1, 128, 28, 28),
+        1,
+        "b",
+        conv=ConvAttributes((2, 2)),
     ),
     "convolution 3x3 depthwise, 144 x 56 x 56": Layer(
-        "c", "conv2d", (144, 1, 3, 3), ((1, 144, 56, 56),), (1, 144, 56, 56), 1, "b", conv=ConvAttributes((1, 1), (1, 1), (1, 1), 144)
+        "c",
+        "conv2d",
+        (144, 1, 3, 3),
+        ((1, 144, 56, 56),),
+        (1, 144, 56, 56),
+        1,
+        "b",
+        conv=ConvAttributes((1, 1), (1, 1), (1, 1), 144),
     ),
     "linear 197 x 192 -> 768": Layer("l", "linear", (768, 192), ((1, 197, 192),), (1, 197, 768), 1, "b"),
     "linear 1 x 768 -> 1000": Layer("l", "linear", (1000, 768), ((1, 768),), (1, 1000), 1, "b"),

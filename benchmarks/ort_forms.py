@@ -1,6 +1,8 @@
-"""Which ONNX forms of a quantised unit ONNX Runtime turns into integer kernels on this CPU, and how fast they are.
+"""Which ONNX forms of a quantised unit ONNX Runtime turns into integer kernels on this CPU, and how fast they
+are.
 
-Run: python benchmarks/ort_forms.py. One thread, process CPU time, random data; the facts that mpsearch/hardware/qdq.py is built on.
+Run: python benchmarks/ort_forms.py. One thread, process CPU time, random data; the facts that
+    mpsearch/hardware/qdq.py is built on.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ GENERATOR = np.random.default_rng(0)
 
 
 def main() -> None:
-    print(f"{identity()}; onnxruntime {ort.__version__}; opset {OPSET}; batch 1, one thread, microseconds of CPU time")
+    print(
+        f"{identity()}; onnxruntime {ort.__version__}; opset {OPSET}; batch 1, one thread, microseconds "
+        "of CPU time"
+    )
     for rows, inputs, outputs in ((197, 192, 768), (64, 512, 512)):
         print(f"linear {rows} x {inputs} -> {outputs}")
         for name, build in LINEAR.items():
@@ -35,10 +40,24 @@ def report(name, build, shape, weight_shape, attributes):
     scale = np.abs(weight.reshape(len(weight), -1)).max(1) / 127
     codes = np.round(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
     writer = QdqWriter()
-    build(writer, QuantizedWeight(codes, scale.astype(np.float32)), weight, np.ones(len(weight), np.float32), attributes)
+    build(
+        writer,
+        QuantizedWeight(codes, scale.astype(np.float32)),
+        weight,
+        np.ones(len(weight), np.float32),
+        attributes,
+    )
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)]
-    graph = helper.make_graph(writer.nodes, "form", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], writer.initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10).SerializeToString()
+    graph = helper.make_graph(
+        writer.nodes,
+        "form",
+        inputs,
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        writer.initializers,
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10
+    ).SerializeToString()
     live = session(model)
     timing = time_callable(lambda: live.run(None, {"x": x}))
     print(f"  {name:<38} {timing.median_us:9.0f} +- {timing.iqr_us:6.0f}  {' '.join(executed(model))}")
@@ -62,7 +81,9 @@ def linear(writer, quantized, weight, bias, attributes):
 
 
 def gemm(writer, quantized, weight, bias, attributes):
-    flat = writer.node("Reshape", [writer.quantized("x", GRID), constant(writer, "shape", np.array([-1, weight.shape[1]]))])
+    flat = writer.node(
+        "Reshape", [writer.quantized("x", GRID), constant(writer, "shape", np.array([-1, weight.shape[1]]))]
+    )
     writer.node("Gemm", [flat, writer._weight(quantized, axis=0), constant(writer, "b", bias)], "y", transB=1)
 
 
@@ -75,7 +96,9 @@ def bare_conv(writer, quantized, weight, bias, attributes):
 
 
 def closed_conv(writer, quantized, weight, bias, attributes):
-    writer.node("Identity", [writer.quantized(writer.conv("x", quantized, bias, GRID, attributes), OUTPUT)], "y")
+    writer.node(
+        "Identity", [writer.quantized(writer.conv("x", quantized, bias, GRID, attributes), OUTPUT)], "y"
+    )
 
 
 def relu_conv(grid):

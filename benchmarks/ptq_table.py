@@ -1,8 +1,11 @@
-"""Every reconstruction method on real weights and images: model x bits x method, in top-1 and KL to the float model.
+"""Every reconstruction method on real weights and images: model x bits x method, in top-1 and KL to the float
+model.
 
-Run: python benchmarks/ptq_table.py [--models resnet20 ...] [--iterations 200] [--threads 2] [--hours 6]. Needs the assets folder (MPSEARCH_ASSETS, else
-../shared/assets). Each cell is a line of benchmarks/results/ptq_table.jsonl, so the script resumes; it takes the cells that say most first (seed 0, W4A4) and
-ends after --hours. First and last layer at 8 bits, as in the papers; activations asymmetric per tensor, weights symmetric per channel, ranges by MSE.
+Run: python benchmarks/ptq_table.py [--models resnet20 ...] [--iterations 200] [--threads 2] [--hours 6].
+Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets). Each cell is a line of
+benchmarks/results/ptq_table.jsonl, so the script resumes; it takes the cells that say most first (seed 0,
+W4A4) and ends after --hours. First and last layer at 8 bits, as in the papers; activations asymmetric per
+tensor, weights symmetric per channel, ranges by MSE.
 """
 
 from __future__ import annotations
@@ -33,7 +36,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))
 sys.path.insert(0, str(ROOT / "examples"))
 CIFAR = {"data": "cifar10_png_subset.npz", "calibration_images": 1024}
-JPEG = {"data": "cifar10_jpeg_test_5000.zip", "calibration": "cifar10_jpeg_train_1000.zip", "calibration_images": 992, "evaluation_images": 2000}
+JPEG = {
+    "data": "cifar10_jpeg_test_5000.zip",
+    "calibration": "cifar10_jpeg_train_1000.zip",
+    "calibration_images": 992,
+    "evaluation_images": 2000,
+}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "resnet20": ("cifar_resnet20", "cifar10_resnet20", CIFAR),
     "vit": ("vit_cifar", "cifar10_vit_d128x6", JPEG),
@@ -42,7 +50,11 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mobilenet": (
         "mobilenetv1_075",
         "mobilenetv1_075_in1k",
-        {"data": "imagenet_val_1000.zip", "calibration": "imagenet_calib_1000.zip", "calibration_images": 992},
+        {
+            "data": "imagenet_val_1000.zip",
+            "calibration": "imagenet_calib_1000.zip",
+            "calibration_images": 992,
+        },
     ),
 }
 SEEDS = {"resnet20": 3, "vit": 3}
@@ -59,27 +71,49 @@ class Subject:
 
         factory, weights, sources = MODELS[name]
         module = getattr(assets, factory)().eval()
-        module.load_state_dict({k: v.float() for k, v in load_file(ASSETS / "weights" / f"{weights}.safetensors").items()})
+        module.load_state_dict(
+            {k: v.float() for k, v in load_file(ASSETS / "weights" / f"{weights}.safetensors").items()}
+        )
         options = {k: str(ASSETS / "images" / v) if isinstance(v, str) else v for k, v in sources.items()}
-        self.splits = make_splits(options.pop("data"), module.pretrained_cfg, search_images=8, seed=seed, **options)
+        self.splits = make_splits(
+            options.pop("data"), module.pretrained_cfg, search_images=8, seed=seed, **options
+        )
         example = self.splits.calibration.inputs([0])
         self.module = fold_batch_norm(module, find_foldable(trace_model(module, example), module))
         graph = analyze(self.module, example)
         self.units = [layer.name for layer in graph.layers if layer.weight_shape]
         self.products = [layer.name for layer in graph.layers if not layer.weight_shape]
-        self.blocks = [(block.name, list(block.units)) for block in graph.blocks if not set(block.units) <= set(self.products)]
-        self.calibration = calibrate(self.module, [*self.units, *self.products], (x for x, _ in self.splits.calibration.batches(64)), seed=seed)
+        self.blocks = [
+            (block.name, list(block.units))
+            for block in graph.blocks
+            if not set(block.units) <= set(self.products)
+        ]
+        self.calibration = calibrate(
+            self.module,
+            [*self.units, *self.products],
+            (x for x, _ in self.splits.calibration.batches(64)),
+            seed=seed,
+        )
         self.float_logits = predict(self.module, self.splits.evaluation)
 
     def measure(self, bits: str, method: str, iterations: int, seed: int) -> dict[str, Any]:
         """One cell."""
         ends = {self.units[0], self.units[-1]}
-        assignment = Assignment(tuple((u, Candidate(8, 8) if u in ends else Candidate.parse(bits)) for u in (*self.units, *self.products)))
+        assignment = Assignment(
+            tuple(
+                (u, Candidate(8, 8) if u in ends else Candidate.parse(bits))
+                for u in (*self.units, *self.products)
+            )
+        )
         start, began = self.calibration.states(assignment), time.monotonic()
         config = ReconstructionConfig(iterations=iterations, method=method, seed=seed)
         states = reconstruct(self.module, self.blocks, start, self.splits.calibration.inputs(), config)
         seconds = time.monotonic() - began
-        metrics = compare(predict(install(self.module, states), self.splits.evaluation), self.float_logits, self.splits.evaluation.labels)
+        metrics = compare(
+            predict(install(self.module, states), self.splits.evaluation),
+            self.float_logits,
+            self.splits.evaluation.labels,
+        )
         floats = compare(self.float_logits, self.float_logits, self.splits.evaluation.labels)
         return {
             "top1": metrics.top1,
@@ -115,7 +149,11 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     log = arguments.output.with_suffix(".jsonl")
-    done = {tuple(row["cell"]): row for row in map(json.loads, log.read_text().splitlines())} if log.exists() else {}
+    done = (
+        {tuple(row["cell"]): row for row in map(json.loads, log.read_text().splitlines())}
+        if log.exists()
+        else {}
+    )
     subjects: dict[tuple[str, int], Subject] = {}
     end = time.monotonic() + 3600 * arguments.hours
     wanted = cells(arguments.models)
@@ -125,25 +163,52 @@ def main() -> None:
             continue
         if (model, seed) not in subjects:
             subjects[model, seed] = Subject(model, seed)
-        row = {"cell": cell, "device": str(identity()), **subjects[model, seed].measure(bits, method, arguments.iterations, seed)}
+        row = {
+            "cell": cell,
+            "device": str(identity()),
+            **subjects[model, seed].measure(bits, method, arguments.iterations, seed),
+        }
         done[cell] = row
         with log.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"{model} {bits} {method} seed {seed}: top-1 {row['top1']:.2%}, KL {row['kl']:.4f}, {row['seconds']:.0f} s", flush=True)
+        print(
+            (
+                f"{model} {bits} {method} seed {seed}: top-1 {row['top1']:.2%}, KL {row['kl']:.4f}, "
+                f"{row['seconds']:.0f} s"
+            ),
+            flush=True,
+        )
         write(arguments, done, wanted)
     write(arguments, done, wanted)
 
 
-def write(arguments: argparse.Namespace, done: dict[tuple[Any, ...], dict[str, Any]], wanted: list[tuple[int, str, str, str]]) -> None:
+def write(
+    arguments: argparse.Namespace,
+    done: dict[tuple[Any, ...], dict[str, Any]],
+    wanted: list[tuple[int, str, str, str]],
+) -> None:
     """The table of what is there."""
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "timm"))
-    rows = [(cell, done[(*cell, arguments.iterations)]) for cell in wanted if (*cell, arguments.iterations) in done]
+    rows = [
+        (cell, done[(*cell, arguments.iterations)])
+        for cell in wanted
+        if (*cell, arguments.iterations) in done
+    ]
     lines = [
         "# Reconstruction methods on real weights\n",
-        f"`python benchmarks/ptq_table.py --models {' '.join(arguments.models)} --iterations {arguments.iterations}`, {versions}.",
+        (
+            f"`python benchmarks/ptq_table.py --models {' '.join(arguments.models)} --iterations "
+            f"{arguments.iterations}`, {versions}."
+        ),
         f"Machines: {'; '.join(dict.fromkeys(row['device'] for _, row in rows))}.",
-        f"{len(rows)} of {len(wanted)} runs are done. Top-1 (KL to the float model); mean +- standard deviation (number of seeds).",
-        "First and last layer W8A8; both products of attention at the bits of activations. Seeds decide calibration images, batches, dropping.\n",
+        (
+            f"{len(rows)} of {len(wanted)} runs are done. Top-1 (KL to the float model); mean +- standard "
+            "deviation (number of seeds)."
+        ),
+        (
+            "First and last layer W8A8; both products of attention at the bits of activations. Seeds decide "
+            "calibration images, batches, dropping.\n"
+        ),
         "| model | float | images: calibration, evaluation | bits | " + " | ".join(METHODS) + " |",
         "|---" * (4 + len(METHODS)) + "|",
     ]
@@ -153,7 +218,10 @@ def write(arguments: argparse.Namespace, done: dict[tuple[Any, ...], dict[str, A
             first = next((r for found in here.values() for r in found), None)
             if first is not None:
                 cells_text = " | ".join(_cell(here[m]) for m in METHODS)
-                lines.append(f"| {model} | {first['float_top1']:.2%} | {first['calibration_images']}, {first['images']} | {bits} | {cells_text} |")
+                lines.append(
+                    f"| {model} | {first['float_top1']:.2%} | {first['calibration_images']}, "
+                    f"{first['images']} | {bits} | {cells_text} |"
+                )
     seconds = sum(r["seconds"] for _, r in rows)
     lines.append(f"\nReconstruction took {seconds / 3600:.2f} hours in all.")
     arguments.output.write_text("\n".join(lines) + "\n")

@@ -1,13 +1,18 @@
-"""Speed of the reconstruction loop against a plain textbook version of it, at equal final loss, on the same blocks of the same models.
+"""Speed of the reconstruction loop against a plain textbook version of it, at equal final loss, on the same
+blocks of the same models.
 
-Run: python benchmarks/reconstruct.py [resnet20 mobilenet resnet18] [--iterations 200] [--threads 2] [--precision auto|float32|bfloat16] [--crops].
-The first two need the assets folder (MPSEARCH_ASSETS, else ../shared/assets). Of MobileNet five blocks learn, one of each size of image, in a fifth of the
-steps; the others stay rounded to nearest. ResNet18 has random weights: its time for an epoch of 1,024 images is projected from a few steps of each block.
-A model that the results hold already, with the same settings on the same machine, is not run again; raw numbers lie beside the table in reconstruct.json.
+Run: python benchmarks/reconstruct.py [resnet20 mobilenet resnet18] [--iterations 200] [--threads 2]
+[--precision auto|float32|bfloat16] [--crops]. The first two need the assets folder (MPSEARCH_ASSETS, else
+../shared/assets). Of MobileNet five blocks learn, one of each size of image, in a fifth of the steps; the
+others stay rounded to nearest. ResNet18 has random weights: its time for an epoch of 1,024 images is
+projected from a few steps of each block. A model that the results hold already, with the same settings on the
+same machine, is not run again; raw numbers lie beside the table in reconstruct.json.
 
-The textbook version does the same mathematics (QDrop: soft rounding, dropping, learned steps, input mixing, two Adams, W4A4, batch 32) as one writes
-it down from the papers: caches in N x C x H x W, float32, `torch.rand_like(x) < p` and `torch.where`, straight-through rounding by
-`(round(x) - x).detach() + x`, the regulariser as a term of the loss, all gradients by autograd. On each block both run in turn, and take turns in going first.
+The textbook version does the same mathematics (QDrop: soft rounding, dropping, learned steps, input mixing,
+two Adams, W4A4, batch 32) as one writes it down from the papers: caches in N x C x H x W, float32,
+`torch.rand_like(x) < p` and `torch.where`, straight-through rounding by `(round(x) - x).detach() + x`, the
+regulariser as a term of the loss, all gradients by autograd. On each block both run in turn, and take turns
+in going first.
 """
 
 from __future__ import annotations
@@ -45,11 +50,15 @@ ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets
 sys.path.insert(0, str(ROOT / "examples"))
 REG, WARMUP, BETA = 0.1, 0.2, (20.0, 2.0)
 IMAGES = {"resnet20": 1024, "mobilenet": 128}
-MEMBERS = {"mobilenet": (2, 4, 6, 8, 12)}  # blocks that take part, of which the others are repetitions; all where a model is not named
+MEMBERS = {
+    "mobilenet": (2, 4, 6, 8, 12)
+}  # blocks that take part, of which the others are repetitions; all where a model is not named
 
 
 class TextbookLayer(nn.Module):
-    """A convolution or linear layer whose weight and input are soft- and fake-quantised by plain tensor operations."""
+    """A convolution or linear layer whose weight and input are soft- and fake-quantised by plain tensor
+    operations.
+    """
 
     def __init__(self, inner: nn.Module, state: UnitState) -> None:
         super().__init__()
@@ -82,7 +91,9 @@ class TextbookLayer(nn.Module):
             kept, self.inner.weight.data = self.inner.weight.data, weight.detach()
             x, padding = _same(x, self.inner), 0
             self.inner.weight.data = kept
-        return F.conv2d(x, weight, self.inner.bias, self.inner.stride, padding, self.inner.dilation, self.inner.groups)
+        return F.conv2d(
+            x, weight, self.inner.bias, self.inner.stride, padding, self.inner.dilation, self.inner.groups
+        )
 
 
 def _same(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -91,7 +102,9 @@ def _same(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
 
 
-def textbook(block: nn.Module, data: object, layers: dict[str, TextbookLayer], iterations: int, seed: int) -> None:
+def textbook(
+    block: nn.Module, data: object, layers: dict[str, TextbookLayer], iterations: int, seed: int
+) -> None:
     """The loop as it is written down; `block` already holds `layers`."""
     torch.manual_seed(seed)
     rows = data.rows(torch.device("cpu"))
@@ -121,7 +134,10 @@ def prepared(name: str, images: int) -> tuple[nn.Module, list, dict, Tensor]:
     """Model, blocks, W4A4 states (first and last W8A8) and calibration images."""
     if name == "resnet18":
         torch.manual_seed(0)
-        module, inputs = timm.create_model("resnet18", pretrained=False).eval(), torch.randn(images, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        module, inputs = (
+            timm.create_model("resnet18", pretrained=False).eval(),
+            torch.randn(images, 3, 224, 224, generator=torch.Generator().manual_seed(0)),
+        )
     else:
         import assets
 
@@ -130,8 +146,17 @@ def prepared(name: str, images: int) -> tuple[nn.Module, list, dict, Tensor]:
             "mobilenet": ("mobilenetv1_075", "mobilenetv1_075_in1k", "imagenet_calib_1000.zip"),
         }[name]
         module = getattr(assets, factory)().eval()
-        module.load_state_dict({k: v.float() for k, v in load_file(ASSETS / "weights" / f"{weights}.safetensors").items()})
-        splits = make_splits(str(ASSETS / "images" / data), module.pretrained_cfg, calibration_images=images, search_images=1, evaluation_images=1, seed=0)
+        module.load_state_dict(
+            {k: v.float() for k, v in load_file(ASSETS / "weights" / f"{weights}.safetensors").items()}
+        )
+        splits = make_splits(
+            str(ASSETS / "images" / data),
+            module.pretrained_cfg,
+            calibration_images=images,
+            search_images=1,
+            evaluation_images=1,
+            seed=0,
+        )
         inputs = splits.calibration.inputs()
     module = fold_batch_norm(module, find_foldable(trace_model(module, inputs[:1]), module))
     graph = analyze(module, inputs[:1])
@@ -171,9 +196,19 @@ class Race:
             seconds[label] = time.perf_counter() - began - (results[label][1] if label == "textbook" else 0)
         if not self.profile or self.index == self.taking[len(self.taking) // 2]:
             ours.install(layers, start)
-            self.profile = profiled(lambda: self.learn(run, layers, weights, start, data, phase, replace(config, iterations=10), seed))
+            self.profile = profiled(
+                lambda: self.learn(
+                    run, layers, weights, start, data, phase, replace(config, iterations=10), seed
+                )
+            )
         ours.install(layers, results["ours"][0])
-        self.found.append({"block": self.blocks[self.index][0], "seconds": seconds, "loss": {"ours": results["ours"][2], "textbook": results["textbook"][0]}})
+        self.found.append(
+            {
+                "block": self.blocks[self.index][0],
+                "seconds": seconds,
+                "loss": {"ours": results["ours"][2], "textbook": results["textbook"][0]},
+            }
+        )
         return results["ours"]
 
     def textbook(self, run, layers, start, data, seed) -> tuple[float, float]:
@@ -194,7 +229,11 @@ class Race:
         for unit, layer in plain.items():
             codes = (layer.floor + (layer.alpha >= 0)).clamp(layer.qmin, layer.qmax).detach().to(torch.int16)
             state, scale = start[unit], layer.step.detach().abs()
-            trial[unit] = replace(state, weight=replace(state.weight, codes=codes), activation=replace(state.activation, scale=scale))
+            trial[unit] = replace(
+                state,
+                weight=replace(state.weight, codes=codes),
+                activation=replace(state.activation, scale=scale),
+            )
         ours.install(layers, trial)
         return data.error(run), around
 
@@ -217,19 +256,37 @@ def compare(name: str, arguments: argparse.Namespace) -> dict:
         reconstruct(module, blocks, states, inputs, config_of(arguments, iterations))
     finally:
         ours.learn_block = race.learn
-    peak = subprocess.run([sys.executable, __file__, name, "--peak", *settings(arguments)], capture_output=True, text=True, check=True).stdout
-    return {"images": len(inputs), "iterations": iterations, "blocks": race.found, "profile": race.profile, **json.loads(peak)}
+    peak = subprocess.run(
+        [sys.executable, __file__, name, "--peak", *settings(arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return {
+        "images": len(inputs),
+        "iterations": iterations,
+        "blocks": race.found,
+        "profile": race.profile,
+        **json.loads(peak),
+    }
 
 
 def peak_of(name: str, arguments: argparse.Namespace) -> dict:
-    """Memory that our loop takes above what the process had before, in a process of its own, and the bound that is stated for it."""
+    """Memory that our loop takes above what the process had before, in a process of its own, and the bound
+    that is stated for it.
+    """
     module, blocks, states, inputs = prepared(name, IMAGES[name])
     keep_freed_memory()  # as the command line does: what lies in pieces counts
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     before = memory_bytes("VmRSS")
     reconstruct(module, blocks, states, inputs, config_of(arguments, 2))
     peak = memory_bytes("VmHWM") - before
-    return {"peak_bytes": peak, "bound_bytes": footprint(module, blocks, states, inputs[:8], config_of(arguments, 2)).bytes_with(len(inputs))}
+    return {
+        "peak_bytes": peak,
+        "bound_bytes": footprint(module, blocks, states, inputs[:8], config_of(arguments, 2)).bytes_with(
+            len(inputs)
+        ),
+    }
 
 
 def memory_bytes(field: str) -> int:
@@ -239,21 +296,45 @@ def memory_bytes(field: str) -> int:
 
 def config_of(arguments: argparse.Namespace, iterations: int) -> ReconstructionConfig:
     bfloat16 = {"auto": None, "float32": False, "bfloat16": True}[arguments.precision]
-    return ReconstructionConfig(iterations=iterations, tolerance=0, method="qdrop", crops=arguments.crops, bfloat16=bfloat16)
+    return ReconstructionConfig(
+        iterations=iterations, tolerance=0, method="qdrop", crops=arguments.crops, bfloat16=bfloat16
+    )
 
 
 def settings(arguments: argparse.Namespace) -> list[str]:
-    given = ["--iterations", str(arguments.iterations), "--threads", str(arguments.threads), "--precision", arguments.precision]
+    given = [
+        "--iterations",
+        str(arguments.iterations),
+        "--threads",
+        str(arguments.threads),
+        "--precision",
+        arguments.precision,
+    ]
     return given + (["--crops"] if arguments.crops else [])
 
 
 def row(name: str, result: dict) -> str:
     """Of the table."""
     times = {kind: sum(block["seconds"][kind] for block in result["blocks"]) for kind in ("textbook", "ours")}
-    losses = [block["loss"]["ours"] / block["loss"]["textbook"] for block in result["blocks"] if block["loss"]["textbook"] > 0]
+    losses = [
+        block["loss"]["ours"] / block["loss"]["textbook"]
+        for block in result["blocks"]
+        if block["loss"]["textbook"] > 0
+    ]
     steps = result["iterations"] * len(result["blocks"])
-    cells = [name, result["images"], result["iterations"], len(result["blocks"]), f"{steps / times['textbook']:.1f}", f"{steps / times['ours']:.1f}"]
-    cells += [f"{times['textbook'] / times['ours']:.2f}", f"{math.exp(sum(map(math.log, losses)) / len(losses)):.3f}", f"{max(losses):.3f}"]
+    cells = [
+        name,
+        result["images"],
+        result["iterations"],
+        len(result["blocks"]),
+        f"{steps / times['textbook']:.1f}",
+        f"{steps / times['ours']:.1f}",
+    ]
+    cells += [
+        f"{times['textbook'] / times['ours']:.2f}",
+        f"{math.exp(sum(map(math.log, losses)) / len(losses)):.3f}",
+        f"{max(losses):.3f}",
+    ]
     cells += [f"{result['bound_bytes'] / 2**20:,.0f}", f"{result['peak_bytes'] / 2**20:,.0f}"]
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -271,20 +352,42 @@ def projected(name: str, images: int, steps: int, arguments: argparse.Namespace)
     learning = found[-1] - began
     epoch = learning / steps * (images / 32)
     said = (
-        f"{name}, 224 x 224, random weights: {steps} steps of each of {len(blocks)} blocks took {learning:.0f} s, an epoch of {images:,} images {epoch:.0f} s."
+        f"{name}, 224 x 224, random weights: {steps} steps of each of {len(blocks)} blocks took "
+        f"{learning:.0f} s, an epoch of {images:,} images {epoch:.0f} s."
     )
     return {"said": said}
 
 
 def written(results: dict, about: str) -> str:
-    columns = ["model", "images", "steps", "blocks", "textbook steps/s", "ours steps/s", "ratio", "loss ours / textbook (geometric mean)", "worst block"]
+    columns = [
+        "model",
+        "images",
+        "steps",
+        "blocks",
+        "textbook steps/s",
+        "ours steps/s",
+        "ratio",
+        "loss ours / textbook (geometric mean)",
+        "worst block",
+    ]
     columns += ["stated bound on memory, MiB", "peak above the start, MiB"]
     lines = ["# Speed of reconstruction", "", about]
     lines += [
-        "W4A4, first and last W8A8, batch 32. Ours includes the errors before and after on all images, the textbook's one; a loss ratio below 1 means that ours"
+        (
+            "W4A4, first and last W8A8, batch 32. Ours includes the errors before and after on all images, "
+            "the textbook's one; a loss ratio below 1 means that ours"
+        )
     ]
-    lines += ["ends lower. The peak is the resident memory of our loop alone, in a process of its own; the bound is foreseen from eight images."]
-    lines += ["It holds all that the loop takes: what is stored, a chunk's forward pass and a learning step.", ""]
+    lines += [
+        (
+            "ends lower. The peak is the resident memory of our loop alone, in a process of its own; the "
+            "bound is foreseen from eight images."
+        )
+    ]
+    lines += [
+        "It holds all that the loop takes: what is stored, a chunk's forward pass and a learning step.",
+        "",
+    ]
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [row(name, result) for name, result in results.items() if "blocks" in result] + [""]
     for name, result in results.items():
@@ -292,7 +395,13 @@ def written(results: dict, about: str) -> str:
             lines += [result["said"], ""]
         else:
             block = ", ".join(f"{key} {100 * share:.0f} %" for key, share in result["profile"])
-            lines += [f"What is left on {name} (torch's profiler, ten steps of one block with its errors before and after): {block}.", ""]
+            lines += [
+                (
+                    f"What is left on {name} (torch's profiler, ten steps of one block with its errors "
+                    f"before and after): {block}."
+                ),
+                "",
+            ]
     return "\n".join(lines)
 
 
@@ -303,7 +412,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--crops", action="store_true")
-    parser.add_argument("--peak", action="store_true", help="print the memory of our loop on one model, as JSON, and nothing else")
+    parser.add_argument(
+        "--peak",
+        action="store_true",
+        help="print the memory of our loop on one model, as JSON, and nothing else",
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "reconstruct.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -311,13 +424,18 @@ def main() -> None:
         print(json.dumps(peak_of(arguments.models[0], arguments)))
         return
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "timm"))
-    about = f"`python benchmarks/reconstruct.py {' '.join([*arguments.models, *settings(arguments)])}`, seed 0, {versions}, {identity()}."
+    about = (
+        f"`python benchmarks/reconstruct.py {' '.join([*arguments.models, *settings(arguments)])}`, "
+        f"seed 0, {versions}, {identity()}."
+    )
     raw = arguments.output.with_suffix(".json")
     held = json.loads(raw.read_text()) if raw.exists() else {}
     results = held["results"] if held.get("about") == about else {}
     for name in arguments.models:
         if name not in results:
-            results[name] = projected(name, 1024, 4, arguments) if name == "resnet18" else compare(name, arguments)
+            results[name] = (
+                projected(name, 1024, 4, arguments) if name == "resnet18" else compare(name, arguments)
+            )
         raw.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
         arguments.output.write_text(written(results, about))
         print(results[name].get("said") or row(name, results[name]), flush=True)

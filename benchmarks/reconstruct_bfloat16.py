@@ -1,7 +1,9 @@
-"""Whether blocks that learn in bfloat16 end as low as in float32: every block learns twice from the same inputs, and the float32 result goes on.
+"""Whether blocks that learn in bfloat16 end as low as in float32: every block learns twice from the same
+inputs, and the float32 result goes on.
 
-Run: python benchmarks/reconstruct_bfloat16.py resnet20 W4A4 [--images 256] [--iterations 100] [--first 0]. Needs the assets folder.
-A row is added to benchmarks/results/reconstruct_bfloat16.md. First and last layer are W8A8; by default such blocks learn in float32 (`reconstruct.precision`).
+Run: python benchmarks/reconstruct_bfloat16.py resnet20 W4A4 [--images 256] [--iterations 100] [--first 0].
+Needs the assets folder. A row is added to benchmarks/results/reconstruct_bfloat16.md. First and last layer
+are W8A8; by default such blocks learn in float32 (`reconstruct.precision`).
 """
 
 from __future__ import annotations
@@ -45,11 +47,15 @@ class Twice:
         for low in (True, False):
             ours.install(layers, start)
             began = time.process_time()
-            results[low] = self.learn(run, layers, weights, start, data, phase, replace(config, bfloat16=low), seed)
+            results[low] = self.learn(
+                run, layers, weights, start, data, phase, replace(config, bfloat16=low), seed
+            )
             self.seconds[low] += time.process_time() - began
         fine = any(state.weight.params.bits > 4 for state in start.values())
         self.found.append((fine, results[True][2] / results[False][2]))
-        print(", ".join(layers), f"float32 {results[False][2]:.4g}, ratio {self.found[-1][1]:.4f}", flush=True)
+        print(
+            ", ".join(layers), f"float32 {results[False][2]:.4g}, ratio {self.found[-1][1]:.4f}", flush=True
+        )
         return results[False]
 
 
@@ -63,14 +69,36 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     module, blocks, states, inputs = benchmark.prepared(arguments.model, arguments.images)
-    choice = {u: s.candidate if s.candidate == Candidate(8, 8) else Candidate.parse(arguments.bits) for u, s in states.items()}
-    states = calibrate(module, list(choice), torch.split(inputs[:256], 64)).states(Assignment(tuple(choice.items())))
+    choice = {
+        u: s.candidate if s.candidate == Candidate(8, 8) else Candidate.parse(arguments.bits)
+        for u, s in states.items()
+    }
+    states = calibrate(module, list(choice), torch.split(inputs[:256], 64)).states(
+        Assignment(tuple(choice.items()))
+    )
     twice = ours.learn_block = Twice(arguments.first)
-    reconstruct(module, blocks, states, inputs, ReconstructionConfig(iterations=arguments.iterations, tolerance=0))
-    coarse, fine = ([ratio for is_fine, ratio in twice.found if is_fine == wanted] for wanted in (False, True))
+    reconstruct(
+        module, blocks, states, inputs, ReconstructionConfig(iterations=arguments.iterations, tolerance=0)
+    )
+    coarse, fine = (
+        [ratio for is_fine, ratio in twice.found if is_fine == wanted] for wanted in (False, True)
+    )
     mean = math.exp(sum(map(math.log, coarse)) / len(coarse))
-    cells = [arguments.model, arguments.bits, len(inputs), arguments.iterations, len(coarse), f"{mean:.4f}", f"{max(coarse):.3f}"]
-    cells += [", ".join(f"{r:.3f}" for r in fine), f"{twice.seconds[False]:.0f}", f"{twice.seconds[True]:.0f}", identity()]
+    cells = [
+        arguments.model,
+        arguments.bits,
+        len(inputs),
+        arguments.iterations,
+        len(coarse),
+        f"{mean:.4f}",
+        f"{max(coarse):.3f}",
+    ]
+    cells += [
+        ", ".join(f"{r:.3f}" for r in fine),
+        f"{twice.seconds[False]:.0f}",
+        f"{twice.seconds[True]:.0f}",
+        identity(),
+    ]
     text = OUTPUT.read_text() if OUTPUT.exists() else HEAD
     OUTPUT.write_text(text + f"| {' | '.join(map(str, cells))} |\n")
 

@@ -27,12 +27,24 @@ def table(layers: int, candidates: tuple[Candidate, ...], seed: int = SEED) -> P
     rng = np.random.default_rng(seed)
     numel = np.exp(rng.normal(11, 1.2, (layers, 1)))
     w, a = (np.array([getattr(c, f"{k}_bits") for c in candidates], dtype=float) for k in "wa")
-    damage = np.exp(rng.normal(0, 1, (layers, 1)) + rng.normal(0, 0.4, (layers, len(w)))) * np.sqrt(numel) * (4**-w + 0.3 * 4**-a)
+    damage = (
+        np.exp(rng.normal(0, 1, (layers, 1)) + rng.normal(0, 0.4, (layers, len(w))))
+        * np.sqrt(numel)
+        * (4**-w + 0.3 * 4**-a)
+    )
     latency = numel**0.7 * (np.maximum(w, a) + rng.random(damage.shape)) / 1e3
     size = np.floor(numel * w / 8) + 256
     names = [Layer(f"l{i}", "linear", (1, 1), ((1, 1),), (1, 1), 1, "block") for i in range(layers)]
-    rows = {name: tuple(map(tuple, t.tolist())) for name, t in (("proxy", damage), ("size_bytes", size), ("latency_us", latency))}
-    return Problem(tuple(names), (candidates,) * layers, {"proxy": rows["proxy"]}, {r: rows[r] for r in ("size_bytes", "latency_us")})
+    rows = {
+        name: tuple(map(tuple, t.tolist()))
+        for name, t in (("proxy", damage), ("size_bytes", size), ("latency_us", latency))
+    }
+    return Problem(
+        tuple(names),
+        (candidates,) * layers,
+        {"proxy": rows["proxy"]},
+        {r: rows[r] for r in ("size_bytes", "latency_us")},
+    )
 
 
 def converted(problem: Problem) -> Problem:
@@ -41,7 +53,11 @@ def converted(problem: Problem) -> Problem:
     for i in range(len(rows) - 1):
         price = 0.1 * (float(np.mean(rows[i])) + float(np.mean(rows[i + 1])))
         shape = (len(rows[i]), len(rows[i + 1]))
-        terms.append(Interaction((i, i + 1), shape, tuple(price * (a != b) for a in range(shape[0]) for b in range(shape[1]))))
+        terms.append(
+            Interaction(
+                (i, i + 1), shape, tuple(price * (a != b) for a in range(shape[0]) for b in range(shape[1]))
+            )
+        )
     return replace(problem, conversions={"latency_us": tuple(terms)})
 
 
@@ -63,7 +79,9 @@ def solves(problem: Problem, resources: tuple[str, ...]) -> tuple[list[tuple[flo
     return seconds, f"{proven}/9 optimal"
 
 
-def repeated(task: Callable[[], Any], say: Callable[[Any], str], times: int = 3) -> tuple[list[tuple[float, float]], str]:
+def repeated(
+    task: Callable[[], Any], say: Callable[[Any], str], times: int = 3
+) -> tuple[list[tuple[float, float]], str]:
     found = [timed(task) for _ in range(times)]
     return [(wall, cpu) for wall, cpu, _ in found], say(found[-1][2])
 
@@ -80,10 +98,22 @@ def half(problem: Problem, *resources: str) -> list[Budget]:
 
 
 def main() -> None:
-    print("# Exact solvers on random tables\n\nCommand: `python benchmarks/search.py > benchmarks/results/search.md`, one thread, seed 0. Times in ms.")
-    versions = f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__} (HiGHS), {platform.machine()}"
-    print(f"{versions}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start: where the load is above the cores, read the CPU columns.\n")
-    print("| task | layers x choices | CPU median | CPU most | wall median | wall most | result |\n|---|---|---|---|---|---|---|")
+    print(
+        "# Exact solvers on random tables\n\nCommand: `python benchmarks/search.py > "
+        "benchmarks/results/search.md`, one thread, seed 0. Times in ms."
+    )
+    versions = (
+        f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__} "
+        f"(HiGHS), {platform.machine()}"
+    )
+    print(
+        f"{versions}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start: where the load "
+        "is above the cores, read the CPU columns.\n"
+    )
+    print(
+        "| task | layers x choices | CPU median | CPU most | wall median | wall most | result "
+        "|\n|---|---|---|---|---|---|---|"
+    )
     both = ("size_bytes", "latency_us")
     for layers, candidates in ((54, SIX), (150, SEVEN)):
         p = table(layers, candidates)
@@ -96,12 +126,32 @@ def main() -> None:
     small, linked = table(54, SIX), converted(table(54, SIX))
     report("one budget, latency with conversions", 54, 6, *solves(linked, both[1:]))
     report("two budgets, latency with conversions", 54, 6, *solves(linked, both))
-    report("whole front, latency with conversions", 54, 6, *repeated(lambda: problem_front(linked, "proxy", "latency_us"), lambda f: f"{len(f)} points", 1))
     report(
-        "10 best at distance 3, one budget", 54, 6, *repeated(lambda: solve_best(small, "proxy", half(small, "size_bytes"), 10, 3), lambda f: f"{len(f)}", 1)
+        "whole front, latency with conversions",
+        54,
+        6,
+        *repeated(lambda: problem_front(linked, "proxy", "latency_us"), lambda f: f"{len(f)} points", 1),
     )
-    report("20 prices, size", 54, 6, *repeated(lambda: marginal_prices(problem_front(small, "proxy"), 20), lambda f: f"{len(f)} steps"))
-    report("front of three, 12 x 12 limits", 54, 6, *repeated(lambda: front_of_three(small, "proxy"), lambda f: f"{len(f)} points", 1))
+    report(
+        "10 best at distance 3, one budget",
+        54,
+        6,
+        *repeated(
+            lambda: solve_best(small, "proxy", half(small, "size_bytes"), 10, 3), lambda f: f"{len(f)}", 1
+        ),
+    )
+    report(
+        "20 prices, size",
+        54,
+        6,
+        *repeated(lambda: marginal_prices(problem_front(small, "proxy"), 20), lambda f: f"{len(f)} steps"),
+    )
+    report(
+        "front of three, 12 x 12 limits",
+        54,
+        6,
+        *repeated(lambda: front_of_three(small, "proxy"), lambda f: f"{len(f)} points", 1),
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Post-training quantisation of a vision transformer and of a ResMLP without reconstruction: which input quantiser holds at 8, 6 and 4 bits.
+"""Post-training quantisation of a vision transformer and of a ResMLP without reconstruction: which input
+quantiser holds at 8, 6 and 4 bits.
 
-Run: python benchmarks/vit_ptq.py [--images 1000] [--calibration-images 256] [--seed 0]. Needs the assets folder (MPSEARCH_ASSETS, else ../shared/assets).
-Weights are one scale for each output channel, symmetric, mse observer, in every row. The transformer is quantised fully: every linear layer and
-convolution, and both operands of both products of attention, the probabilities among them.
+Run: python benchmarks/vit_ptq.py [--images 1000] [--calibration-images 256] [--seed 0]. Needs the assets
+folder (MPSEARCH_ASSETS, else ../shared/assets). Weights are one scale for each output channel, symmetric, mse
+observer, in every row. The transformer is quantised fully: every linear layer and convolution, and both
+operands of both products of attention, the probabilities among them.
 """
 
 from __future__ import annotations
@@ -69,9 +71,15 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     bits = [int(b) for b in arguments.bits.split(",")]
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "timm"))
-    command = f"python benchmarks/vit_ptq.py --images {arguments.images} --calibration-images {arguments.calibration_images} --bits {arguments.bits}"
+    command = (
+        f"python benchmarks/vit_ptq.py --images {arguments.images} --calibration-images "
+        f"{arguments.calibration_images} --bits {arguments.bits}"
+    )
     command += f" --seed {arguments.seed} --threads {arguments.threads}"
-    text = f"# Input quantisers for a transformer and an MLP, without reconstruction\n\n`{command}`, {versions}. {identity()}.\n"
+    text = (
+        f"# Input quantisers for a transformer and an MLP, without reconstruction\n\n`{command}`, "
+        f"{versions}. {identity()}.\n"
+    )
     for name in MODELS:
         text += table(name, bits, arguments)
         arguments.output.write_text(text)
@@ -80,17 +88,30 @@ def main() -> None:
 def table(name: str, bits: list[int], arguments: argparse.Namespace) -> str:
     """Top-1 and KL to the float model of every row at every width."""
     factory, weights = MODELS[name]
-    loaded = load_model(f"{ROOT / 'examples' / 'assets.py'}:{factory}", weights=ASSETS / "weights" / f"{weights}.safetensors")
+    loaded = load_model(
+        f"{ROOT / 'examples' / 'assets.py'}:{factory}", weights=ASSETS / "weights" / f"{weights}.safetensors"
+    )
     train, test = (ASSETS / "images" / f"cifar10_jpeg_{part}.zip" for part in ("train_1000", "test_5000"))
-    calibration = load_images(str(train), loaded.data_config, limit=arguments.calibration_images, seed=arguments.seed)
+    calibration = load_images(
+        str(train), loaded.data_config, limit=arguments.calibration_images, seed=arguments.seed
+    )
     images = load_images(str(test), loaded.data_config, limit=arguments.images, seed=arguments.seed)
     reference = predict(loaded.module, images)
     floats = compare(reference, reference, images.labels)
     units = [layer.name for layer in analyze(loaded.module, calibration.inputs([0])).layers]
     products = len(product_names(loaded.module, units))
-    text = f"\n## {name}: {len(units) - products} layers and {products} products, float top-1 {floats.top1:.1%} on {len(images)} images\n\n"
-    text += f"| inputs | {' | '.join(f'W{b}A{b} top-1 | KL' for b in bits)} | two-region and log grids |\n{'|---' * (2 + 2 * len(bits))}|\n"
-    variants = {smoothing: calibrated(loaded.module, units, calibration, smoothing) for smoothing in (None, False, True)}
+    text = (
+        f"\n## {name}: {len(units) - products} layers and {products} products, float top-1 "
+        f"{floats.top1:.1%} on {len(images)} images\n\n"
+    )
+    text += (
+        f"| inputs | {' | '.join(f'W{b}A{b} top-1 | KL' for b in bits)} | two-region and log grids "
+        f"|\n{'|---' * (2 + 2 * len(bits))}|\n"
+    )
+    variants = {
+        smoothing: calibrated(loaded.module, units, calibration, smoothing)
+        for smoothing in (None, False, True)
+    }
     for row in ROWS:
         start = time.monotonic()
         module, found = variants[row.smoothing]
@@ -108,7 +129,9 @@ def table(name: str, bits: list[int], arguments: argparse.Namespace) -> str:
     return text
 
 
-def calibrated(module: nn.Module, units: list[str], images: ImageSet, smoothing: bool | None) -> tuple[nn.Module, Calibration]:
+def calibrated(
+    module: nn.Module, units: list[str], images: ImageSet, smoothing: bool | None
+) -> tuple[nn.Module, Calibration]:
     """The float model, smoothed where asked, and the samples of what its units read."""
     batches = [inputs for inputs, _ in images.batches(64)]
     module = module if smoothing is None else smooth(module, batches, bias=smoothing)

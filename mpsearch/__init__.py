@@ -1,7 +1,8 @@
-"""mpsearch finds how many bits each layer of a trained model should have on a real device, and hands back the model that keeps the promise.
+"""mpsearch finds how many bits each layer of a trained model should have on a real device, and hands back the
+model that keeps the promise.
 
-`search` runs everything on an `nn.Module`; `load` opens a packed checkpoint. Both import torch when they are first used, so
-that the solvers can be used without it.
+`search` runs everything on an `nn.Module`; `load` opens a packed checkpoint. Both import torch when they are
+first used, so that the solvers can be used without it.
 """
 
 from __future__ import annotations

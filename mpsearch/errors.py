@@ -35,7 +35,8 @@ class UserError(MpsearchError):
 
     Args:
         message: What is wrong, what would be right, and what to do.
-        fields: Settings that the message names as Python does; `as_flags` names them as the command line does.
+        fields: Settings that the message names as Python does; `as_flags` names them as the command line
+            does.
     """
 
     exit_code = 2
@@ -64,7 +65,9 @@ class UnknownNameError(UserError):
         close = difflib.get_close_matches(name, known, n=1)
         meant = f" Did you mean {close[0]!r}?" if close else ""
         shown = ", ".join(known[:12]) + (f", ... ({len(known)} in all)" if len(known) > 12 else "")
-        super().__init__(f"No {kind} is called {name!r}.{meant} Known: {shown or 'none'}.{' ' + hint if hint else ''}")
+        super().__init__(
+            f"No {kind} is called {name!r}.{meant} Known: {shown or 'none'}.{' ' + hint if hint else ''}"
+        )
         self.kind, self.name, self.known = kind, name, known
 
 
@@ -97,11 +100,15 @@ class StudyError(UserError):
 
 
 class MissingExtraError(UserError):
-    """An optional dependency that is not installed, or cannot be imported; `cause` is what its import said, for packages that need others."""
+    """An optional dependency that is not installed, or cannot be imported; `cause` is what its import said,
+    for packages that need others.
+    """
 
     def __init__(self, package: str, extra: str, purpose: str, cause: ImportError | None = None) -> None:
         why = "which is not installed" if cause is None else f"which cannot be imported ({cause})"
-        super().__init__(f"{purpose} needs the package {package!r}, {why}. Run: pip install 'mpsearch[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package {package!r}, {why}. Run: pip install 'mpsearch[{extra}]'"
+        )
 
 
 class InfeasibleError(MpsearchError):

@@ -1,4 +1,6 @@
-"""Writing so that nothing is ever half-written: beside the target first, then a rename; and the system's locks."""
+"""Writing so that nothing is ever half-written: beside the target first, then a rename; and the system's
+locks.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,13 @@ from mpsearch.errors import MpsearchError
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room there, or name another folder."),
     errno.EFBIG: "Raise the limit on the size of files (ulimit -f).",
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give the right to write there, or name another folder."),
-    **dict.fromkeys((errno.ENOLCK, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOTDIR), "Name another folder."),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "Give the right to write there, or name another folder."
+    ),
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOTDIR),
+        "Name another folder.",
+    ),
 }
 """What the system says of a disk, a limit or a permission -> what to do about it."""
 
@@ -43,7 +50,8 @@ def refusal(error: OSError, path: Path | None = None) -> str:
 
 
 def lock(file: IO[Any], *, wait: bool = False, by: Callable[[IO[Any], int], Any] = fcntl.flock) -> bool:
-    """Take the system's lock of an open file, of which the system lets go when the process dies, however it dies.
+    """Take the system's lock of an open file, of which the system lets go when the process dies, however it
+    dies.
 
     Args:
         file: Open for writing.
@@ -60,7 +68,8 @@ def lock(file: IO[Any], *, wait: bool = False, by: Callable[[IO[Any], int], Any]
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
             return False
         raise MpsearchError(
-            f"{file.name} cannot be locked ({error.strerror}), and without locks two processes could write the same study or "
+            f"{file.name} cannot be locked ({error.strerror}), and without locks two processes could "
+            "write the same study or "
             "table at once. Use a folder on a file system that has locks, such as a local disk."
         ) from None
     return True

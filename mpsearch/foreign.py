@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from mpsearch.errors import MpsearchError
 
 _LONGEST = 300
-_FRAME = re.compile(r"Exception from |Check '|FrontEnd API failed|Model wasn't fully|While validating|-- |.*\.[ch]pp:\d+")
+_FRAME = re.compile(
+    r"Exception from |Check '|FrontEnd API failed|Model wasn't fully|While validating|-- |.*\.[ch]pp:\d+"
+)
 """Lines that say where in OpenVINO's sources something was noticed, not what."""
 _SIGNATURE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ .*\) (?=\S)")
 """Where in its sources ONNX Runtime noticed something: file, line and C++ function."""
@@ -23,7 +25,9 @@ def first_line(error: Exception) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, on one line: all messages where lines between them name source files, else its first line."""
+    """What an error says, on one line: all messages where lines between them name source files, else its
+    first line.
+    """
     text = _SIGNATURE.sub("", str(error).partition("\nSummary:")[0])
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     kept = [line for line in lines if not _FRAME.match(line)]

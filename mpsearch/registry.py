@@ -1,7 +1,8 @@
 """How extension points find their members: one file each, a decorator, and nothing else to edit.
 
-A member is a frozen dataclass; its fields are its options. `Registry.create("hessian_trace:probes=64")` builds one from what
-a user typed. Packages outside mpsearch add members through the entry-point group of the same name as the package.
+A member is a frozen dataclass; its fields are its options. `Registry.create("hessian_trace:probes=64")`
+builds one from what a user typed. Packages outside mpsearch add members through the entry-point group of the
+same name as the package.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Registry(Generic[T]):
 
         Args:
             name: Name of the member.
-            aliases: Further name -> the options that it stands for, such as `{"openvino-cpu-bf16": "precision=bf16"}`.
+            aliases: Further name -> the options that it stands for, such as `{"openvino-cpu-bf16":
+                "precision=bf16"}`.
         Raises: ValueError: Another class has the name.
         """
 
@@ -47,12 +49,23 @@ class Registry(Generic[T]):
             for alias, options in (aliases or {}).items():
                 text = f"{name}:{options}" if options else name
                 if alias in self._members or self._aliases.setdefault(alias, text) != text:
-                    raise ValueError(f"The name {alias!r} of a {self.kind} is given twice: to {text!r} and to another.")
+                    raise ValueError(
+                        f"The name {alias!r} of a {self.kind} is given twice: to {text!r} and to another."
+                    )
             held = self._members.get(name)
             if name in self._aliases:
-                raise ValueError(f"The name {name!r} of a {self.kind} is given twice: it is short for {self._aliases[name]!r}.")
-            if held is not None and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise ValueError(f"The {self.kind} {name!r} is registered twice: by {held.__module__} and by {cls.__module__}.")
+                raise ValueError(
+                    f"The name {name!r} of a {self.kind} is given twice: it is short for "
+                    f"{self._aliases[name]!r}."
+                )
+            if held is not None and (held.__module__, held.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
+                raise ValueError(
+                    f"The {self.kind} {name!r} is registered twice: by {held.__module__} and by "
+                    f"{cls.__module__}."
+                )
             cls.name = name  # type: ignore[attr-defined]
             self._members[name] = cls
             return cls
@@ -93,7 +106,10 @@ class Registry(Generic[T]):
         for part in filter(None, (p.strip() for p in rest.split(","))):
             key, equals, value = part.partition("=")
             if not equals or key not in fields:
-                raise OptionError(f"The {self.kind} {name!r} has no option {part!r}. Its options: {', '.join(fields) or 'none'}, written name:option=value.")
+                raise OptionError(
+                    f"The {self.kind} {name!r} has no option {part!r}. Its options: "
+                    f"{', '.join(fields) or 'none'}, written name:option=value."
+                )
             options[key] = _convert(value, hints[key], f"{self.kind} {name!r}, option {key!r}")
         return cls(**options)
 

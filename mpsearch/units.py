@@ -1,6 +1,7 @@
 """Quantities as people write them: `15MB` is 15e6 bytes, `15MiB` is 15 * 2**20, `2.5ms` is 2500 microseconds.
 
-Every resource has one unit inside mpsearch, named by the suffix of its field: bytes, microseconds, millijoules, bit operations.
+Every resource has one unit inside mpsearch, named by the suffix of its field: bytes, microseconds,
+millijoules, bit operations.
 """
 
 from __future__ import annotations
@@ -45,10 +46,15 @@ def parse_quantity(text: str) -> tuple[float, str]:
     """
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:
-        raise BudgetError(f"{text!r} is not a quantity. Write a number and a unit, such as 15MB, 2.5ms, 3mJ, 20GBOPs or 40%.")
+        raise BudgetError(
+            f"{text!r} is not a quantity. Write a number and a unit, such as 15MB, 2.5ms, 3mJ, 20GBOPs "
+            "or 40%."
+        )
     number, unit = match.groups()
     if not unit:
-        raise BudgetError(f"{text!r} has no unit. Write {number}MB (10^6 bytes), {number}MiB (2^20 bytes) or {number}ms.")
+        raise BudgetError(
+            f"{text!r} has no unit. Write {number}MB (10^6 bytes), {number}MiB (2^20 bytes) or {number}ms."
+        )
     if unit not in SCALES:
         raise BudgetError(f"{text!r} has the unknown unit {unit!r}. Known units: {', '.join(SCALES)}.")
     dimension, factor = SCALES[unit]
@@ -77,7 +83,9 @@ def format_quantity(value: float, resource: str) -> str:
 
 
 def format_pair(value: float, limit: float, resource: str) -> tuple[str, str]:
-    """Two values of a resource beside each other: with all their digits where they would look alike and are not."""
+    """Two values of a resource beside each other: with all their digits where they would look alike and are
+    not.
+    """
     shown, beside = format_quantity(value, resource), format_quantity(limit, resource)
     if shown != beside or value == limit:
         return shown, beside

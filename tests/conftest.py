@@ -1,4 +1,6 @@
-"""Tiny float nets with seeded weights, their units, blocks and images: what the tests above the arithmetic start from."""
+"""Tiny float nets with seeded weights, their units, blocks and images: what the tests above the arithmetic
+start from.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,11 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-if not Path("/dev/nvidiactl").exists():  # no GPU: the Triton kernels run in Triton's interpreter, which is chosen when Triton is imported (timm does)
+if not Path(
+    "/dev/nvidiactl"
+    # no GPU: the Triton kernels run in Triton's interpreter, which is chosen when Triton is imported (timm
+    # does)
+).exists():
     os.environ["TRITON_INTERPRET"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes that share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -44,7 +50,9 @@ _held: dict[str, Tiny] = {}
 
 @pytest.fixture
 def tiny():
-    """`tiny("conv")` or `tiny("vit")`; made once, so a test must leave it as found. One thread: more only wait for each other on nets this small."""
+    """`tiny("conv")` or `tiny("vit")`; made once, so a test must leave it as found. One thread: more only
+    wait for each other on nets this small.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -59,12 +67,29 @@ def tiny():
 
 @pytest.fixture
 def left_as_found():
-    """`check = left_as_found(module)`; `check()` fails if weights, hooks, forwards, modes or a random state have changed since."""
+    """`check = left_as_found(module)`; `check()` fails if weights, hooks, forwards, modes or a random state
+    have changed since.
+    """
 
     def watch(module: nn.Module):
         def look() -> list[object]:
-            hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in m.__dict__, m.training, type(m)) for m in module.modules()]
-            return [hooks, random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist(), [id(p) for p in module.parameters()]]
+            hooks = [
+                (
+                    len(m._forward_hooks),
+                    len(m._forward_pre_hooks),
+                    "forward" in m.__dict__,
+                    m.training,
+                    type(m),
+                )
+                for m in module.modules()
+            ]
+            return [
+                hooks,
+                random.getstate(),
+                repr(np.random.get_state()),
+                torch.get_rng_state().tolist(),
+                [id(p) for p in module.parameters()],
+            ]
 
         before, weights = look(), copy.deepcopy(module.state_dict())
 

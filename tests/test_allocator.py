@@ -28,8 +28,18 @@ print(held - resident() > 2**26)
 
 
 def _run(asked, **environment):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_") and name != "GLIBC_TUNABLES"}
-    return subprocess.run([sys.executable, "-c", PROGRAM, asked], env={**kept, **environment}, capture_output=True, text=True, check=True).stdout.split()
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("MALLOC_") and name != "GLIBC_TUNABLES"
+    }
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, asked],
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
 
 
 @pytest.mark.skipif(not GLIBC, reason="another C library")

@@ -41,7 +41,13 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "net.py").write_text(textwrap.dedent(FACTORY))
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
-    np.savez(tmp_path / "images.npz", x_train=images[:40], y_train=np.arange(40) % 4, x_test=images[40:], y_test=np.arange(20) % 4)
+    np.savez(
+        tmp_path / "images.npz",
+        x_train=images[:40],
+        y_train=np.arange(40) % 4,
+        x_test=images[40:],
+        y_test=np.arange(20) % 4,
+    )
     scope = {}
     exec(FACTORY, scope)
     torch.manual_seed(0)
@@ -49,7 +55,18 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-SETTINGS = ["--model", "net.py:net", "--weights", "weights.safetensors", "--data", "images.npz", "--calibration-images", "16", "--search-images", "8"]
+SETTINGS = [
+    "--model",
+    "net.py:net",
+    "--weights",
+    "weights.safetensors",
+    "--data",
+    "images.npz",
+    "--calibration-images",
+    "16",
+    "--search-images",
+    "8",
+]
 QUICK = [*SETTINGS, "--trials", "6", "--iterations", "5"]
 
 
@@ -92,13 +109,25 @@ def test_run_keeps_the_budget_and_prints_json_alone_on_stdout(place, call):
     best = json.loads(result.stdout)["best"]
     study = place / "studies" / "net-5bits"
     written = (study / "artifact" / "model.safetensors").stat().st_size
-    assert written == best["predicted"]["size_bytes"] == best["measured"]["size_bytes"] <= best["budgets"][0]["limit"]
+    assert (
+        written
+        == best["predicted"]["size_bytes"]
+        == best["measured"]["size_bytes"]
+        <= best["budgets"][0]["limit"]
+    )
     assert (study / "report.html").stat().st_size > 100_000
-    assert {"front.csv", "front.json", "best.json", "problem.json", "study.json"} <= {p.name for p in study.iterdir()}
+    assert {"front.csv", "front.json", "best.json", "problem.json", "study.json"} <= {
+        p.name for p in study.iterdir()
+    }
     again = call("run", "--resume", str(study), "--format", "json")
     assert again.returncode == 0
     assert json.loads(again.stdout)["best"]["assignment"] == best["assignment"]
-    refused(call("run", "--resume", str(study), "--trials", "9", "--fix", "7=W8A8"), 2, "--resume goes on", "--trials, --fix would change them")
+    refused(
+        call("run", "--resume", str(study), "--trials", "9", "--fix", "7=W8A8"),
+        2,
+        "--resume goes on",
+        "--trials, --fix would change them",
+    )
     solved = call("solve", str(study), "--budget", "2kB", "--format", "json")
     assert solved.returncode == 0, solved.stderr
     assert set(json.loads(solved.stdout)["assignment"]) == set(best["assignment"])
@@ -106,7 +135,10 @@ def test_run_keeps_the_budget_and_prints_json_alone_on_stdout(place, call):
 
 
 def test_solve_imports_no_torch(place):
-    code = "import sys; from mpsearch.cli import main; sys.argv[1:] = ['solve', 'problem.json', '--budget', '1kB']; "
+    code = (
+        "import sys; from mpsearch.cli import main; sys.argv[1:] = ['solve', 'problem.json', "
+        "'--budget', '1kB']; "
+    )
     code += "\ntry: main()\nfinally: print('torch' in sys.modules)"
     problem = {
         "schema": 1,
@@ -128,7 +160,10 @@ def test_solve_imports_no_torch(place):
         (["--budget", "15", *QUICK], ["'15' has no unit", "15MB"]),
         (["--budget", "15XB", *QUICK], ["unknown unit 'XB'"]),
         ([*QUICK], ["no budget"]),
-        (["--budget", "15MB", "--model", "resnet34x", "--random-weights", "--data", "images.npz"], ["resnet34x", "Did you mean 'resnet34'?"]),
+        (
+            ["--budget", "15MB", "--model", "resnet34x", "--random-weights", "--data", "images.npz"],
+            ["resnet34x", "Did you mean 'resnet34'?"],
+        ),
         (["--budget", "15MB", "--model", "net.py:net"], ["--model is given without --data"]),
         (["--budget", "15MB", "--model", "net.py:net", "--data", "empty"], ["empty"]),
         (["--budget", "15MB", *QUICK, "--objective", "hesian"], ["hesian", "Known:"]),
@@ -143,8 +178,14 @@ def test_solve_imports_no_torch(place):
         (["--budget", "2ms", *QUICK, "--target", "packed"], ["2ms", "--target ort-cpu"]),
         (["--budget", "1MiB peak", *QUICK, "--target", "packed"], ["1MiB peak", "--target ort-cpu"]),
         (["--budget", "5bits", *QUICK, "--sampler", "tpe", "--workers", "2"], ["--sampler tpe", "--workers"]),
-        (["--budget", "5bits", *QUICK, "--target", "torchao"], ["--target torchao is written but not measured", "--target ort-cpu", "mpsearch export"]),
-        (["--budget", "5bits", *QUICK, "--seed", "99999999999999999999999"], ["seed is 99999999999999999999999", "at most"]),
+        (
+            ["--budget", "5bits", *QUICK, "--target", "torchao"],
+            ["--target torchao is written but not measured", "--target ort-cpu", "mpsearch export"],
+        ),
+        (
+            ["--budget", "5bits", *QUICK, "--seed", "99999999999999999999999"],
+            ["seed is 99999999999999999999999", "at most"],
+        ),
         (["--budget", "5bits", *QUICK, "--name", "../x"], ["--name '../x' leads out of studies/"]),
         (["--budget", "5bits", *QUICK, "--name", "file"], ["studies/file cannot be a study's folder"]),
         (["--resume", "net.py"], ["There is no study in net.py"]),
@@ -172,21 +213,42 @@ def test_what_cannot_be_used_is_one_clear_error(place, call, arguments, texts):
 def test_a_path_that_is_not_there_is_told_before_a_download(place, call, monkeypatch, arguments, text):
     with zipfile.ZipFile(place / "empty.zip", "w"):
         pass
-    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("the model was built, or its weights downloaded"))
+    monkeypatch.setattr(
+        "timm.create_model", lambda *_, **__: pytest.fail("the model was built, or its weights downloaded")
+    )
     refused(call("run", "--budget", "5bits", "--model", "resnet18", *arguments), 2, text)
 
 
 @pytest.mark.parametrize(
-    ("weights", "text"), [("nothere.safetensors", "There is no weights file"), ("images.npz", "not a safetensors file"), (".", "no weights")]
+    ("weights", "text"),
+    [
+        ("nothere.safetensors", "There is no weights file"),
+        ("images.npz", "not a safetensors file"),
+        (".", "no weights"),
+    ],
 )
-def test_weights_that_cannot_be_read_are_told_before_the_model_is_built(place, call, monkeypatch, weights, text):
+def test_weights_that_cannot_be_read_are_told_before_the_model_is_built(
+    place, call, monkeypatch, weights, text
+):
     monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("the model was built"))
-    refused(call("run", "--budget", "5bits", "--model", "resnet18", "--data", "images.npz", "--weights", weights), 2, text)
+    refused(
+        call("run", "--budget", "5bits", "--model", "resnet18", "--data", "images.npz", "--weights", weights),
+        2,
+        text,
+    )
 
 
 def test_weights_without_a_model_are_not_passed_over(place, call):
-    refused(call("run", "--budget", "15MB", "--weights", "weights.safetensors"), 2, "--weights is given without --model")
-    refused(call("run", "--budget", "15MB", "--model-arg", "num_classes=3"), 2, "--model-arg is given without --model")
+    refused(
+        call("run", "--budget", "15MB", "--weights", "weights.safetensors"),
+        2,
+        "--weights is given without --model",
+    )
+    refused(
+        call("run", "--budget", "15MB", "--model-arg", "num_classes=3"),
+        2,
+        "--model-arg is given without --model",
+    )
 
 
 def test_nan_weights_are_refused_by_name(place, call):
@@ -207,7 +269,12 @@ def test_a_table_of_another_device_is_refused(place, call):
     backend = BACKENDS.create("ort-cpu")
     other = DeviceIdentity("Imaginary 9000", "x86_64", 64, ("avx2",), "Linux")
     path = LatencyTable(other, backend.name, backend.version, 1).save(place / "elsewhere")
-    refused(call("run", "--budget", "5bits", *QUICK, "--table", str(path)), 2, "Imaginary 9000", "--allow-estimate")
+    refused(
+        call("run", "--budget", "5bits", *QUICK, "--table", str(path)),
+        2,
+        "Imaginary 9000",
+        "--allow-estimate",
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,26 +310,60 @@ def test_every_registry_can_be_listed(call):
     known = set()
     for module in pkgutil.walk_packages(mpsearch.__path__, "mpsearch."):
         if module.name.rpartition(".")[2] in ("_base", "methods"):
-            known |= {id(value) for value in vars(importlib.import_module(module.name)).values() if isinstance(value, Registry)}
-    listed = {id(getattr(importlib.import_module(module), name)) for module, name in lists._REGISTRIES.values()}
+            known |= {
+                id(value)
+                for value in vars(importlib.import_module(module.name)).values()
+                if isinstance(value, Registry)
+            }
+    listed = {
+        id(getattr(importlib.import_module(module), name)) for module, name in lists._REGISTRIES.values()
+    }
     assert len(known) == 7 and listed == known
     for what in ("observers", "roundings"):  # no option takes a name of them
         refused(call("list", what), 2, f"There is no list of {what!r}")
     for what in lists.WHAT:
         assert call("list", what).stdout.strip()
-    measured = {line.split()[0] for line in call("list", "targets").stdout.splitlines() if "run, export" in line}
-    assert measured == {"ort-cpu", "onnx", "openvino", "openvino-cpu", "openvino-cpu-bf16", "triton-cuda", "packed"}
+    measured = {
+        line.split()[0] for line in call("list", "targets").stdout.splitlines() if "run, export" in line
+    }
+    assert measured == {
+        "ort-cpu",
+        "onnx",
+        "openvino",
+        "openvino-cpu",
+        "openvino-cpu-bf16",
+        "triton-cuda",
+        "packed",
+    }
     assert set(call("list", "tasks").stdout.split()) >= {"classification", "embedding", "span"}
     assert call("list", "samplers").stdout.split() == ["mpsearch", "nsga2", "random", "tpe"]
 
 
 def test_an_unknown_objective_is_told_before_the_study_is_begun(place, call):
-    refused(call("run", "--budget", "5bits", *QUICK, "--objective", "hesian"), 2, "No objective is called 'hesian'", "pairwise")
+    refused(
+        call("run", "--budget", "5bits", *QUICK, "--objective", "hesian"),
+        2,
+        "No objective is called 'hesian'",
+        "pairwise",
+    )
     assert not (place / "studies").exists()
 
 
 def test_a_task_is_compared_as_it_says(place, call):
-    result = call("run", "--budget", "5bits", *QUICK, "--target", "packed", "--objective", "weight_mse", "--task", "embedding", "--format", "json")
+    result = call(
+        "run",
+        "--budget",
+        "5bits",
+        *QUICK,
+        "--target",
+        "packed",
+        "--objective",
+        "weight_mse",
+        "--task",
+        "embedding",
+        "--format",
+        "json",
+    )
     assert result.returncode == 0, result.stderr
     metrics = json.loads(result.stdout)["best"]["metrics"]
     assert metrics["top1"] is None and 0.5 < metrics["scores"]["cosine"] <= 1
@@ -274,10 +375,17 @@ def test_profile_measures_the_kernels_of_a_target(place, call, monkeypatch):
     def measured(config, progress, at_most, models):
         asked.append((config.target, at_most, models))
         backend = config.deployment.backend()
-        return LatencyTable(DeviceIdentity("Imaginary", "x86_64", 1, (), "Linux"), backend.name, "1", 1), place / "t.csv"
+        return LatencyTable(
+            DeviceIdentity("Imaginary", "x86_64", 1, (), "Linux"), backend.name, "1", 1
+        ), place / "t.csv"
 
     monkeypatch.setattr("mpsearch.pipeline.profile_model", measured)
-    assert call("profile", *SETTINGS[:2], "--data", "images.npz", "--target", "openvino-cpu", "--at-most", "2").returncode == 0
+    assert (
+        call(
+            "profile", *SETTINGS[:2], "--data", "images.npz", "--target", "openvino-cpu", "--at-most", "2"
+        ).returncode
+        == 0
+    )
     assert asked == [("openvino-cpu", 2, 0)]
     refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--models", "-1"), 2, "--models is -1")
     refused(call("profile", *SETTINGS[:2], "--data", "images.npz", "--at-most", "-1"), 2, "--at-most is -1")
@@ -285,10 +393,22 @@ def test_profile_measures_the_kernels_of_a_target(place, call, monkeypatch):
 
 
 def test_what_new_processes_took_is_told():
-    best = {"artifact": {"latency": {"latency_readings_us": [2400.0, 2300.0, 2350.0], "latency_high_us": 2480.0, "latency_high_share": 0.95}}}
+    best = {
+        "artifact": {
+            "latency": {
+                "latency_readings_us": [2400.0, 2300.0, 2350.0],
+                "latency_high_us": 2480.0,
+                "latency_high_share": 0.95,
+            }
+        }
+    }
     said = _in_new_processes(Budget.parse("2.5ms"), best)
     assert said == " in 3 new processes (2.300 ms to 2.400 ms); 95% of further ones stay below 2.480 ms"
-    assert _in_new_processes(Budget.parse("15MB"), best) == _in_new_processes(Budget.parse("2.5ms"), {"artifact": {}}) == ""
+    assert (
+        _in_new_processes(Budget.parse("15MB"), best)
+        == _in_new_processes(Budget.parse("2.5ms"), {"artifact": {}})
+        == ""
+    )
 
 
 def test_class_folders_are_never_shifted(place, call):
@@ -297,36 +417,76 @@ def test_class_folders_are_never_shifted(place, call):
         (place / "folders" / name).mkdir(parents=True)
         for i in range(10):
             Image.fromarray(pixels[10 * k + i]).save(place / "folders" / name / f"{i}.png")
-    asked = ["run", "--budget", "5bits", "--model", "net.py:net", "--data", "folders", "--trials", "2", "--polish", "0"]
+    asked = [
+        "run",
+        "--budget",
+        "5bits",
+        "--model",
+        "net.py:net",
+        "--data",
+        "folders",
+        "--trials",
+        "2",
+        "--polish",
+        "0",
+    ]
     asked += ["--iterations", "0", "--target", "packed", "--objective", "weight_mse"]
     refused(call(*asked), 2, "stand in another order", "--class-map FILE")
     (place / "classes.csv").write_text("k9,0\nk10,1\nk11,2\nk12,3\n")
     result = call(*asked, "--class-map", "classes.csv")
     assert result.returncode == 0, result.stderr
-    assert "folders has few images: 20 calibrate, 10 judge bit-widths, 10 are for what is reported" in " ".join(result.stderr.split())
+    assert (
+        "folders has few images: 20 calibrate, 10 judge bit-widths, 10 are for what is reported"
+        in " ".join(result.stderr.split())
+    )
     shutil.rmtree(place / "folders" / "k9")
-    refused(call(*asked, "--name", "y"), 2, "folders has 3 class folders and the model 4 classes", "--class-map FILE")
+    refused(
+        call(*asked, "--name", "y"),
+        2,
+        "folders has 3 class folders and the model 4 classes",
+        "--class-map FILE",
+    )
     (place / "classes.csv").write_text("k10,1\nk11,2\nk12,7\n")
-    refused(call(*asked, "--class-map", "classes.csv", "--name", "x"), 2, "'k12' has the label 7; the model has 4 classes, 0 to 3")
+    refused(
+        call(*asked, "--class-map", "classes.csv", "--name", "x"),
+        2,
+        "'k12' has the label 7; the model has 4 classes, 0 to 3",
+    )
 
 
 def test_labels_the_model_has_no_output_for_are_told_with_file_label_and_classes(place, call):
     with np.load(place / "images.npz") as arrays:
         np.savez(place / "odd.npz", x=arrays["x_train"], y=np.arange(40) % 9 + 2)
-    refused(call("run", "--budget", "5bits", "--model", "net.py:net", "--data", "odd.npz"), 2, "odd.npz[x], image 2 has the label 4", "4 classes, 0 to 3")
+    refused(
+        call("run", "--budget", "5bits", "--model", "net.py:net", "--data", "odd.npz"),
+        2,
+        "odd.npz[x], image 2 has the label 4",
+        "4 classes, 0 to 3",
+    )
     assert not (place / "studies").exists()
 
 
 def test_flags_are_named_as_they_are_typed(place, call):
-    for flag, value in (("--trials", "-3"), ("--search-images", "0"), ("--first-last-bits", "1"), ("--reconstruction-memory", "3ms"), ("--workers", "-1")):
+    for flag, value in (
+        ("--trials", "-3"),
+        ("--search-images", "0"),
+        ("--first-last-bits", "1"),
+        ("--reconstruction-memory", "3ms"),
+        ("--workers", "-1"),
+    ):
         refused(call("run", "--budget", "5bits", *SETTINGS, f"{flag}={value}"), 2, f"Error: {flag} is ")
     refused(
-        call("run", "--budget", "5bits", *SETTINGS[:6], "--calibration-images", "50"), 2, "Lower --calibration-images, --search-images or --evaluation-images"
+        call("run", "--budget", "5bits", *SETTINGS[:6], "--calibration-images", "50"),
+        2,
+        "Lower --calibration-images, --search-images or --evaluation-images",
     )
 
 
 def test_a_budget_is_read_before_torch_is_imported(place):
-    code = "import sys; from mpsearch.cli import main; sys.argv[1:] = ['run', '--budget', 'small', '--model', 'resnet50', '--data', 'x']"
+    code = (
+        "import sys; from mpsearch.cli import main; sys.argv[1:] = ['run', '--budget', 'small', "
+        "'--model', 'resnet50', '--data', 'x']"
+    )
     code += "\ntry: main()\nfinally: print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "False" and "'small' is not a quantity" in result.stderr, result.stderr

@@ -25,7 +25,17 @@ def net():
     model.pretrained_cfg = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "interpolation": "bilinear"}
     return model
 """
-SETTINGS = ["--model", "net.py:net", "--random-weights", "--data", "images.npz", "--calibration-images", "16", "--search-images", "8"]
+SETTINGS = [
+    "--model",
+    "net.py:net",
+    "--random-weights",
+    "--data",
+    "images.npz",
+    "--calibration-images",
+    "16",
+    "--search-images",
+    "8",
+]
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,20 @@ def folder(tmp_path_factory):
     np.savez(place / "images.npz", x=images, y=np.arange(40) % 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        budget = ["--budget", "5bits", "--trials", "4", "--iterations", "0", "--target", "packed", "--objective", "output_mse:images=8", "--name", "s"]
+        budget = [
+            "--budget",
+            "5bits",
+            "--trials",
+            "4",
+            "--iterations",
+            "0",
+            "--target",
+            "packed",
+            "--objective",
+            "output_mse:images=8",
+            "--name",
+            "s",
+        ]
         patch.setattr(sys, "argv", ["mpsearch", "run", *SETTINGS, *budget])
         main()
     return place
@@ -78,16 +101,43 @@ def test_a_study_writes_its_assignment_for_others(folder, pytestconfig):
 
 
 def test_two_points_are_exported_at_once_and_timed_side_by_side(call, folder):
-    done = call("export", "studies/s", "--point", "best,2", "--target", "onnx:weights=packed", "--no-references", "--format", "json")
+    done = call(
+        "export",
+        "studies/s",
+        "--point",
+        "best,2",
+        "--target",
+        "onnx:weights=packed",
+        "--no-references",
+        "--format",
+        "json",
+    )
     assert done.code == 0, done.err
     rows = json.loads(done.out)
-    assert [(r["point"], r["target"]) for r in rows] == [("best", "onnx:weights=packed"), ("2", "onnx:weights=packed")]
+    assert [(r["point"], r["target"]) for r in rows] == [
+        ("best", "onnx:weights=packed"),
+        ("2", "onnx:weights=packed"),
+    ]
     for row in rows:
         assert (folder / row["folder"] / "model.onnx").stat().st_size == row["predicted_bytes"]
-        assert row["runtime"]["top1"] == pytest.approx(row["fake_quantized"]["top1"], abs=0.1) and row["runtime"]["cosine_mean"] > 0.999
+        assert (
+            row["runtime"]["top1"] == pytest.approx(row["fake_quantized"]["top1"], abs=0.1)
+            and row["runtime"]["cosine_mean"] > 0.999
+        )
     held = json.loads((folder / "studies/s/export/exports.json").read_text())["exports"]
     assert held == rows
-    timed = call("bench", rows[0]["folder"], "--beside", rows[1]["folder"], "--batch", "1", "--seconds", "0.05", "--format", "json")
+    timed = call(
+        "bench",
+        rows[0]["folder"],
+        "--beside",
+        rows[1]["folder"],
+        "--batch",
+        "1",
+        "--seconds",
+        "0.05",
+        "--format",
+        "json",
+    )
     assert [r["artifact"] for r in json.loads(timed.out)] == ["best", "2"]
 
 
@@ -97,25 +147,55 @@ def test_a_given_assignment_is_materialised_and_its_accuracy_is_the_runtimes(cal
     assert done.code == 0, done.err
     (row,) = json.loads(done.out)
     assert row["point"] == "mine" and row["target"] == "packed"
-    assert row["runtime"]["cosine_least"] == pytest.approx(1.0) and row["predicted_bytes"] == row["artifact_bytes"]
+    assert (
+        row["runtime"]["cosine_least"] == pytest.approx(1.0)
+        and row["predicted_bytes"] == row["artifact_bytes"]
+    )
     written = json.loads((folder / "studies/s/export/assignments/mine/assignment.json").read_text())
     assert written["assignment"] == {"0": "W8A8", "3": "W2A8", "7": "float"}
-    found = json.loads(call("eval", row["folder"], "--data", "images.npz", "--model", "net.py:net", "--format", "json").out)
+    found = json.loads(
+        call("eval", row["folder"], "--data", "images.npz", "--model", "net.py:net", "--format", "json").out
+    )
     assert found["images"] == 40 and 0 <= found["top1"] <= 1
 
 
 def test_an_import_is_measured_beside_uniform_and_the_optimum(call, folder):
-    cfg = [{"quantizer_name": "*", "cfg": {"num_bits": 4}}, {"quantizer_name": "0.weight_quantizer", "cfg": {"num_bits": 8}}]
+    cfg = [
+        {"quantizer_name": "*", "cfg": {"num_bits": 4}},
+        {"quantizer_name": "0.weight_quantizer", "cfg": {"num_bits": 8}},
+    ]
     cfg.append({"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8}})
     (folder / "cfg.json").write_text(json.dumps({"quant_cfg": cfg}))
     objective = ["--objective", "output_mse:images=8"]
-    done = call("import", "cfg.json", "--from", "modelopt", *SETTINGS, *objective, "--bits", "4,8", "--name", "i", "--format", "json")
+    done = call(
+        "import",
+        "cfg.json",
+        "--from",
+        "modelopt",
+        *SETTINGS,
+        *objective,
+        "--bits",
+        "4,8",
+        "--name",
+        "i",
+        "--format",
+        "json",
+    )
     assert done.code == 0, done.err
     rows = {row["label"]: row for row in json.loads(done.out)["rows"]}
-    assert set(rows) == {"float", "imported", "uniform W8A8", "uniform W4A8", "exact optimum of output_mse at the same bytes"}
+    assert set(rows) == {
+        "float",
+        "imported",
+        "uniform W8A8",
+        "uniform W4A8",
+        "exact optimum of output_mse at the same bytes",
+    }
     ours, theirs = rows["exact optimum of output_mse at the same bytes"], rows["imported"]
     assert theirs["assignment"] == {"0": "W8A8", "3": "W4A8", "7": "W4A8"}
-    assert ours["scores"]["output_mse"] <= theirs["scores"]["output_mse"] and ours["predicted"]["size_bytes"] <= theirs["predicted"]["size_bytes"]
+    assert (
+        ours["scores"]["output_mse"] <= theirs["scores"]["output_mse"]
+        and ours["predicted"]["size_bytes"] <= theirs["predicted"]["size_bytes"]
+    )
     for row in rows.values():
         if row["predicted"]:
             assert row["predicted"]["size_bytes"] == row["measured"]["size_bytes"]
@@ -124,13 +204,30 @@ def test_an_import_is_measured_beside_uniform_and_the_optimum(call, folder):
 
 def _in_this_process(artifact, inputs, *, model=None, threads=1):
     with torch.no_grad():
-        return artifact.target.load(artifact.folder, torch.get_num_threads(), None if model is None else build_model(model))(inputs).float()
+        return artifact.target.load(
+            artifact.folder, torch.get_num_threads(), None if model is None else build_model(model)
+        )(inputs).float()
 
 
 def test_a_study_of_another_task_is_exported_imported_and_evaluated_by_it(call, folder, monkeypatch):
     for module in ("export", "bench"):
         monkeypatch.setattr(f"mpsearch.pipeline.jobs.{module}.run_apart", _in_this_process)
-    budget = ["--budget", "5bits", "--trials", "2", "--polish", "0", "--iterations", "0", "--target", "packed", "--objective", "weight_mse", "--bits", "3,8"]
+    budget = [
+        "--budget",
+        "5bits",
+        "--trials",
+        "2",
+        "--polish",
+        "0",
+        "--iterations",
+        "0",
+        "--target",
+        "packed",
+        "--objective",
+        "weight_mse",
+        "--bits",
+        "3,8",
+    ]
     done = call("run", *SETTINGS, *budget, "--task", "embedding", "--name", "e")
     assert done.code == 0, done.err
     assert "1 - cosine" in done.out and "top-1" not in done.out
@@ -139,22 +236,49 @@ def test_a_study_of_another_task_is_exported_imported_and_evaluated_by_it(call, 
     best = json.loads(done.out)[0]
     for metrics in (best["fake_quantized"], best["runtime"]):
         assert metrics["top1"] is None and 0 < metrics["kl"] == pytest.approx(1 - metrics["scores"]["cosine"])
-    table = call("materialize", "studies/e/artifact/assignment.csv", "--study", "studies/e", "--nearest", "--label", "again").out
+    table = call(
+        "materialize",
+        "studies/e/artifact/assignment.csv",
+        "--study",
+        "studies/e",
+        "--nearest",
+        "--label",
+        "again",
+    ).out
     assert "1 - cosine runtime" in table and "top-1" not in table
-    found = json.loads(call("eval", best["folder"], "--data", "images.npz", "--model", "net.py:net", "--format", "json").out)
-    assert found["measure"] == "1 - cosine" and 0 < found["damage"] == pytest.approx(1 - found["scores"]["cosine"])
+    found = json.loads(
+        call("eval", best["folder"], "--data", "images.npz", "--model", "net.py:net", "--format", "json").out
+    )
+    assert found["measure"] == "1 - cosine" and 0 < found["damage"] == pytest.approx(
+        1 - found["scores"]["cosine"]
+    )
     text = call("eval", best["folder"], "--data", "images.npz", "--model", "net.py:net").out
     assert "1 - cosine to float" in text and "top-1" not in text
-    imported = ["import", "studies/e/artifact/assignment.json", "--from", "mpsearch", *SETTINGS, "--objective", "weight_mse", "--bits", "3,8"]
+    imported = [
+        "import",
+        "studies/e/artifact/assignment.json",
+        "--from",
+        "mpsearch",
+        *SETTINGS,
+        "--objective",
+        "weight_mse",
+        "--bits",
+        "3,8",
+    ]
     rows = json.loads(call(*imported, "--task", "embedding", "--name", "ie", "--format", "json").out)["rows"]
-    assert all(row["measured"]["metrics"]["top1"] is None and "cosine" in row["measured"]["metrics"]["scores"] for row in rows)
+    assert all(
+        row["measured"]["metrics"]["top1"] is None and "cosine" in row["measured"]["metrics"]["scores"]
+        for row in rows
+    )
     dropped = call("solve", "studies/e", "--max-drop", "1%")
     assert dropped.code == 2 and "has no classes" in dropped.err
 
 
 @pytest.mark.parametrize("point", ["", "nosuch", "999", "front:999", "W9A8"])
 def test_a_point_that_is_not_there_is_told_before_the_model_is_loaded(call, monkeypatch, point):
-    monkeypatch.setattr("mpsearch.pipeline.steps.subject.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "mpsearch.pipeline.steps.subject.load_model", lambda *_, **__: pytest.fail("the model was loaded")
+    )
     done = call("export", "studies/s", "--point", point)
     assert done.code == 2 and done.err.startswith("Error: ")
 
@@ -173,7 +297,10 @@ def test_a_point_that_is_not_there_is_told_before_the_model_is_loaded(call, monk
         (["eval", "nowhere", "--data", "images.npz"], ["nowhere is no artifact"]),
         (["import", "net.py", "--from", "nobody", *SETTINGS], ["No importer is called 'nobody'"]),
         (["import", "net.py", "--from", "mpsearch", *SETTINGS, "--name", "j"], ["is not an assignment"]),
-        (["import", "none.json", "--from", "mpsearch", *SETTINGS, "--name", "k"], ["There is no file none.json"]),
+        (
+            ["import", "none.json", "--from", "mpsearch", *SETTINGS, "--name", "k"],
+            ["There is no file none.json"],
+        ),
         (["materialize", "none.json", "--study", "studies/s"], ["There is no file none.json"]),
         (["materialize", "net.py", "--study", "studies/none", "--from", "hawk"], ["Did you mean 'hawq'?"]),
     ],
@@ -186,5 +313,7 @@ def test_mistakes_are_told_in_one_line(call, arguments, texts):
 
 
 def test_targets_and_importers_are_listed(call):
-    assert {"packed", "onnx", "onnx-tensorrt", "torchao", "modelopt", "nncf"} <= set(call("list", "targets").out.split())
+    assert {"packed", "onnx", "onnx-tensorrt", "torchao", "modelopt", "nncf"} <= set(
+        call("list", "targets").out.split()
+    )
     assert {"hawq", "mct", "modelopt", "mpsearch"} <= set(call("list", "importers").out.split())

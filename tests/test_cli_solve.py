@@ -32,7 +32,9 @@ def saved(tmp_path):
     }
     differ = tuple(float(30 * (a != b)) for a in range(4) for b in range(4))
     p = Problem(layers, (WIDTHS,) * 4, {"proxy": damage}, costs, {"size_bytes": 1e6})
-    p = replace(p, conversions={"latency_us": tuple(Interaction((i, i + 1), (4, 4), differ) for i in range(3))})
+    p = replace(
+        p, conversions={"latency_us": tuple(Interaction((i, i + 1), (4, 4), differ) for i in range(3))}
+    )
     write_json(tmp_path / "problem.json", p.to_json())
     return p, tmp_path / "problem.json"
 
@@ -60,15 +62,36 @@ def solved(result):
 
 
 def test_every_kind_of_budget_alone_and_together(call, saved):
-    for text, resource, limit in (("20MB", "size_bytes", 20e6), ("1.4ms", "latency_us", 1400), ("9mJ", "energy_mj", 9), ("150GBOPs", "bops", 150e9)):
+    for text, resource, limit in (
+        ("20MB", "size_bytes", 20e6),
+        ("1.4ms", "latency_us", 1400),
+        ("9mJ", "energy_mj", 9),
+        ("150GBOPs", "bops", 150e9),
+    ):
         found = solved(call("--budget", text, "--format", "json"))
         assert found["status"] == "optimal" and found["cost"][resource] <= limit
     peak = solved(call("--budget", "0.5MB peak", "--format", "json"))
     assert peak["cost"]["memory_bytes"] == 5e5 and set(peak["assignment"].values()) == {"W4A8"}
-    every = ["--budget", "20MB", "--budget", "1.4ms", "--budget", "9mJ", "--budget", "700kB peak", "--budget", "150GBOPs"]
+    every = [
+        "--budget",
+        "20MB",
+        "--budget",
+        "1.4ms",
+        "--budget",
+        "9mJ",
+        "--budget",
+        "700kB peak",
+        "--budget",
+        "150GBOPs",
+    ]
     found = solved(call(*every, "--format", "json"))
     cost = found["cost"]
-    assert found["status"] == "optimal" and cost["size_bytes"] <= 20e6 and cost["latency_us"] <= 1400 and cost["energy_mj"] <= 9
+    assert (
+        found["status"] == "optimal"
+        and cost["size_bytes"] <= 20e6
+        and cost["latency_us"] <= 1400
+        and cost["energy_mj"] <= 9
+    )
     assert cost["memory_bytes"] <= 7e5 and cost["bops"] <= 150e9
 
 
@@ -82,9 +105,13 @@ def test_budgets_that_depend_on_the_model_are_read_from_the_table(call, saved):
 
 
 def test_layers_are_fixed_and_bounded(call):
-    found = solved(call("--budget", "20MB", "--fix", "fc=W2A8", "--bits", "body.*=4..6", "--format", "json"))["assignment"]
+    found = solved(call("--budget", "20MB", "--fix", "fc=W2A8", "--bits", "body.*=4..6", "--format", "json"))[
+        "assignment"
+    ]
     assert found["fc"] == "W2A8" and {found["body.0"], found["body.1"]} <= {"W6A8", "W4A8"}
-    assert set(solved(call("--budget", "20MB", "--bits", "4", "--format", "json"))["assignment"].values()) == {"W4A8"}
+    assert set(
+        solved(call("--budget", "20MB", "--bits", "4", "--format", "json"))["assignment"].values()
+    ) == {"W4A8"}
     for arguments, words in (
         (["--fix", "head=W8A8"], "No layer is called 'head'"),
         (["--fix", "fc=W8A4"], "nothing is left for the layer 'fc' of its candidates W8A8, W6A8, W4A8, W2A8"),
@@ -127,7 +154,12 @@ def test_budgets_that_contradict_each_other_name_the_least_of_each_resource(call
 def test_the_best_that_differ(call):
     found = solved(call("--budget", "20MB", "--k-best", "3", "--distance", "2", "--format", "json"))
     assert len(found) == 3 and [s["score"] for s in found] == sorted(s["score"] for s in found)
-    assert all(sum(a != b for a, b in zip(x["indices"], y["indices"], strict=True)) >= 2 for x in found for y in found if x is not y)
+    assert all(
+        sum(a != b for a, b in zip(x["indices"], y["indices"], strict=True)) >= 2
+        for x in found
+        for y in found
+        if x is not y
+    )
     code, out, _ = call("--budget", "20MB", "--k-best", "2")
     assert code == 0 and "#1" in out and "#2" in out
 
@@ -140,18 +172,28 @@ def rows(result):
 
 def test_ranges_prices_and_fronts(call, saved):
     ranges = {row["resource"]: row for row in rows(call("--ranges", "--budget", "1.3ms", "--format", "csv"))}
-    assert float(ranges["size"]["least"]) == 9e6 and float(ranges["size"]["greatest"]) == 33e6 and float(ranges["memory"]["least"]) == 3e5
+    assert (
+        float(ranges["size"]["least"]) == 9e6
+        and float(ranges["size"]["greatest"]) == 33e6
+        and float(ranges["memory"]["least"]) == 3e5
+    )
     assert float(ranges["latency"]["least within the budgets"]) == 1180
     prices = rows(call("--prices", "--resource", "latency", "--format", "csv"))
     rates = [float(row["saved for 1 ms"]) for row in prices]
     assert rates == sorted(rates, reverse=True) and all(row["layers"] for row in prices)
     assert float(prices[0]["from"]) == 1180 and float(prices[-1]["from"]) + float(prices[-1]["more"]) == 1600
     front = rows(call("--front", "--budget", "20MB", "--format", "csv"))
-    assert [float(r["size_bytes"]) for r in front] == sorted(float(r["size_bytes"]) for r in front) and float(front[-1]["size_bytes"]) <= 20e6
+    assert [float(r["size_bytes"]) for r in front] == sorted(float(r["size_bytes"]) for r in front) and float(
+        front[-1]["size_bytes"]
+    ) <= 20e6
     assert len(rows(call("--front", "--points", "3", "--format", "csv"))) == 3
-    three = rows(call("--front", "--resource", "size", "--resource", "latency", "--points", "4", "--format", "csv"))
+    three = rows(
+        call("--front", "--resource", "size", "--resource", "latency", "--points", "4", "--format", "csv")
+    )
     assert {"damage", "size_bytes", "latency_us"} == set(three[0]) and len(three) > 3
-    assert json.loads(call("--front", "--points", "2", "--format", "json")[1])[0]["assignment"]["fc"] == "W2A8"
+    assert (
+        json.loads(call("--front", "--points", "2", "--format", "json")[1])[0]["assignment"]["fc"] == "W2A8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +201,10 @@ def test_ranges_prices_and_fronts(call, saved):
     [
         (["--ranges", "--prices"], "--ranges and --prices were asked for at once"),
         (["--prices", "--resource", "colour"], "no costs called 'colour'"),
-        (["--prices", "--budget", "20MB", "--budget", "1.4ms"], "--prices takes budgets on size alone, not 1.4ms"),
+        (
+            ["--prices", "--budget", "20MB", "--budget", "1.4ms"],
+            "--prices takes budgets on size alone, not 1.4ms",
+        ),
         (["--front", "--resource", "memory"], "is a peak"),
         (["--budget", "20MB", "--k-best", "2", "--distance", "9"], "No two assignments differ in 9 layers"),
         (["--max-drop", "2ms"], "is no drop of accuracy"),
@@ -171,7 +216,14 @@ def test_what_cannot_be_asked_is_one_clear_error(call, arguments, words):
 
 
 def test_nothing_of_it_imports_torch(saved):
-    asks = [["--budget", "20MB"], ["--budget", "20MB", "--k-best", "2"], ["--ranges"], ["--prices"], ["--front"], ["--budget", "20MB", "--fix", "fc=W8A8"]]
+    asks = [
+        ["--budget", "20MB"],
+        ["--budget", "20MB", "--k-best", "2"],
+        ["--ranges"],
+        ["--prices"],
+        ["--front"],
+        ["--budget", "20MB", "--fix", "fc=W8A8"],
+    ]
     code = f"""
 import contextlib, io, sys
 from mpsearch.cli import main
@@ -181,5 +233,7 @@ for ask in {asks!r}:
         main()
 print('torch' in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.stdout.strip() == "False", done.stderr

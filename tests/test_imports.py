@@ -11,12 +11,16 @@ import mpsearch
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["mpsearch", "mpsearch.solvers", "mpsearch.study", "mpsearch.problem", "mpsearch.hardware"])
+@pytest.mark.parametrize(
+    "name", ["mpsearch", "mpsearch.solvers", "mpsearch.study", "mpsearch.problem", "mpsearch.hardware"]
+)
 def test_numbers_import_no_torch(name):
     assert run(f"import sys, {name}; print('torch' in sys.modules, {name}.__name__)") == f"False {name}"
 

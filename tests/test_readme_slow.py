@@ -20,8 +20,19 @@ with torch.no_grad():
 @pytest.mark.timeout(1200)
 def test_the_first_command_keeps_its_promise(tmp_path):
     environment = {**os.environ, "MPSEARCH_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", "from mpsearch.cli import main; main()", "run", "--budget", "15MB", "--format", "json"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    command = [
+        sys.executable,
+        "-c",
+        "from mpsearch.cli import main; main()",
+        "run",
+        "--budget",
+        "15MB",
+        "--format",
+        "json",
+    ]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     found = json.loads(result.stdout)
     packed = tmp_path / found["best"]["artifact"]["packed"]
     assert packed.stat().st_size == found["best"]["predicted"]["size_bytes"] <= 15_000_000

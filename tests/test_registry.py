@@ -1,4 +1,6 @@
-"""Extension points: members found in files and entry points, options read from text; and the errors and files that lie as low."""
+"""Extension points: members found in files and entry points, options read from text; and the errors and files
+that lie as low.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from typing import Literal
 import pytest
 
 from mpsearch import errors, files
-from mpsearch.errors import InfeasibleError, MissingExtraError, MpsearchError, OptionError, UnknownNameError, UserError
+from mpsearch.errors import (
+    InfeasibleError,
+    MissingExtraError,
+    MpsearchError,
+    OptionError,
+    UnknownNameError,
+    UserError,
+)
 from mpsearch.registry import Registry
 
 
@@ -32,9 +41,12 @@ def package(tmp_path, monkeypatch):
     """A package of two members and a private module that must not be imported."""
     folder = tmp_path / "thing_members"
     folder.mkdir()
-    (folder / "__init__.py").write_text("from mpsearch.registry import Registry\nTHINGS = Registry('thing', 'thing_members')\n")
+    (folder / "__init__.py").write_text(
+        "from mpsearch.registry import Registry\nTHINGS = Registry('thing', 'thing_members')\n"
+    )
     member = (
-        "from dataclasses import dataclass\nfrom thing_members import THINGS\n\n@THINGS.register('{0}')\n@dataclass(frozen=True)\nclass C:\n    x: int = 1\n"
+        "from dataclasses import dataclass\nfrom thing_members import "
+        "THINGS\n\n@THINGS.register('{0}')\n@dataclass(frozen=True)\nclass C:\n    x: int = 1\n"
     )
     (folder / "first.py").write_text(member.format("first"))
     (folder / "second.py").write_text(member.format("second"))
@@ -64,7 +76,9 @@ def test_members_of_other_packages_come_through_entry_points(package, monkeypatc
             return Plain
 
     asked = []
-    monkeypatch.setattr("mpsearch.registry.importlib.metadata.entry_points", lambda group: asked.append(group) or [Entry])
+    monkeypatch.setattr(
+        "mpsearch.registry.importlib.metadata.entry_points", lambda group: asked.append(group) or [Entry]
+    )
     assert THINGS.names() == ["first", "outside", "second"]
     assert THINGS.create("outside:count=2") == Plain(count=2)
     assert asked == ["thing_members"]
@@ -86,9 +100,15 @@ def test_a_name_that_is_taken_is_an_error(things):
 
 
 def test_an_unknown_name_lists_the_known_and_the_closest(things):
-    with pytest.raises(UnknownNameError, match=r"No thing is called 'plian'\. Did you mean 'plain'\? Known: plain, planet\.") as caught:
+    with pytest.raises(
+        UnknownNameError, match=r"No thing is called 'plian'\. Did you mean 'plain'\? Known: plain, planet\."
+    ) as caught:
         things.get("plian")
-    assert (caught.value.kind, caught.value.name, caught.value.known) == ("thing", "plian", ["plain", "planet"])
+    assert (caught.value.kind, caught.value.name, caught.value.known) == (
+        "thing",
+        "plian",
+        ["plain", "planet"],
+    )
     with pytest.raises(UnknownNameError) as caught:
         things.create("zzz:x=1")
     assert "Did you mean" not in str(caught.value)
@@ -138,7 +158,11 @@ def test_bad_options(things, text, message):
 
 
 def test_every_error_is_in_the_tree_with_its_exit_code():
-    found = {name: cls for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, Exception)}
+    found = {
+        name: cls
+        for name, cls in vars(errors).items()
+        if isinstance(cls, type) and issubclass(cls, Exception)
+    }
     assert all(issubclass(cls, MpsearchError) for cls in found.values())
     assert all(name in (errors.__doc__ or "") for name in found)
     codes = {name: cls.exit_code for name, cls in found.items()}
@@ -156,7 +180,9 @@ def test_errors_carry_what_they_say():
     said = str(MissingExtraError("nvidia-modelopt", "modelopt", "Running it", cause))
     assert "cannot be imported (No module named 'requests')" in said and "not installed" not in said
     many = UnknownNameError("layer", "x", [f"l{i:02d}" for i in range(20)], hint="Look again.")
-    assert "l11, ... (20 in all)" in str(many) and "l12" not in str(many) and str(many).endswith("Look again.")
+    assert (
+        "l11, ... (20 in all)" in str(many) and "l12" not in str(many) and str(many).endswith("Look again.")
+    )
     assert "Known: none." in str(UnknownNameError("layer", "x", []))
 
 
@@ -202,7 +228,11 @@ def test_a_further_name_is_short_for_options():
         x: int = 1
         y: int = 0
 
-    assert registry.create("short") == Plain() and registry.create("two") == Plain(2) and registry.create("two:y=3") == Plain(2, 3)
+    assert (
+        registry.create("short") == Plain()
+        and registry.create("two") == Plain(2)
+        and registry.create("two:y=3") == Plain(2, 3)
+    )
     assert registry.get("two") is Plain and registry.names() == ["plain"]
     assert registry.aliases() == {"short": "plain", "two": "plain:x=2"}
     with pytest.raises(UnknownNameError, match="two"):

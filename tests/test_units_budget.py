@@ -43,8 +43,14 @@ def test_every_form(text, resource, limit, scale, printed):
 
 def test_a_latency_counts_as_new_processes_take_it_where_they_were_asked():
     budget = Budget.parse("10us")
-    assert budget.spent({"latency_us": 9.0}) == 9.0 and budget.kept({"latency_us": 10.0}) and not budget.kept({"latency_us": 10.1})
-    assert budget.spent({"latency_us": 9.0, "latency_high_us": 10.5}) == 10.5 and not budget.kept({"latency_us": 9.0, "latency_high_us": 10.5})
+    assert (
+        budget.spent({"latency_us": 9.0}) == 9.0
+        and budget.kept({"latency_us": 10.0})
+        and not budget.kept({"latency_us": 10.1})
+    )
+    assert budget.spent({"latency_us": 9.0, "latency_high_us": 10.5}) == 10.5 and not budget.kept(
+        {"latency_us": 9.0, "latency_high_us": 10.5}
+    )
     assert budget.spent({"size_bytes": 3}) is None and budget.kept({"size_bytes": 3})
     assert Budget.parse("2B").spent({"size_bytes": 3, "latency_high_us": 1.0}) == 3.0
 
@@ -89,9 +95,25 @@ def test_every_unit_is_a_budget_of_a_known_resource(unit):
 
 def test_the_factors():
     values = {unit: parse_quantity(f"1{unit}")[0] for unit in SCALES}
-    assert [values[u] for u in ("B", "kB", "KB", "MB", "GB", "KiB", "MiB", "GiB")] == [1, 1e3, 1e3, 1e6, 1e9, 1024, 1048576, 1073741824]
+    assert [values[u] for u in ("B", "kB", "KB", "MB", "GB", "KiB", "MiB", "GiB")] == [
+        1,
+        1e3,
+        1e3,
+        1e6,
+        1e9,
+        1024,
+        1048576,
+        1073741824,
+    ]
     assert [values[u] for u in ("us", "ms", "s", "uJ", "mJ", "J")] == [1, 1e3, 1e6, 1e-3, 1, 1e3]
-    assert [values[u] for u in ("BOPs", "MBOPs", "GBOPs", "TBOPs", "%", "bits")] == [1, 1e6, 1e9, 1e12, 0.01, 1]
+    assert [values[u] for u in ("BOPs", "MBOPs", "GBOPs", "TBOPs", "%", "bits")] == [
+        1,
+        1e6,
+        1e9,
+        1e12,
+        0.01,
+        1,
+    ]
 
 
 @given(st.floats(1e-6, 1e9), st.sampled_from(list(SCALES)), st.sampled_from(["", " ", "  "]))
@@ -107,9 +129,19 @@ def test_resources_are_the_fields_of_cost():
 
 def test_quantities_are_printed_in_units_that_people_read():
     assert format_bytes(15e6) == "15.00 MB (14.31 MiB)"
-    assert [format_bytes(n) for n in (0, 1024, 99_999, 100_000)] == ["0 B", "1,024 B", "99,999 B", "0.10 MB (0.10 MiB)"]
+    assert [format_bytes(n) for n in (0, 1024, 99_999, 100_000)] == [
+        "0 B",
+        "1,024 B",
+        "99,999 B",
+        "0.10 MB (0.10 MiB)",
+    ]
     assert format_quantity(15e6, "memory_bytes") == format_bytes(15e6)
-    assert [format_quantity(2500.0, r) for r in ("latency_us", "energy_mj", "bops", "other")] == ["2.500 ms", "2500.000 mJ", "0.000 GBOPs", "2500"]
+    assert [format_quantity(2500.0, r) for r in ("latency_us", "energy_mj", "bops", "other")] == [
+        "2.500 ms",
+        "2500.000 mJ",
+        "0.000 GBOPs",
+        "2500",
+    ]
 
 
 @pytest.mark.parametrize(

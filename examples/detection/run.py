@@ -1,7 +1,8 @@
 """An object detector through search, QDrop and export, with mean average precision before and after.
 
-Run: python examples/detection/run.py [--epochs 6] [--budgets 4bits 3bits] [--threads 1]. The detector is trained on generated scenes for some minutes, its
-weights kept in studies/detection; the study of each budget is kept too, so that the script resumes where it was interrupted.
+Run: python examples/detection/run.py [--epochs 6] [--budgets 4bits 3bits] [--threads 1]. The detector is
+trained on generated scenes for some minutes, its weights kept in studies/detection; the study of each budget
+is kept too, so that the script resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from mpsearch.pipeline import search  # noqa: E402
 
 
 def trained(train: SceneSet, epochs: int, seed: int, path: Path, backbone: str = "test_resnet") -> Detector:
-    """The detector of a weights file; where there is none it is trained and the file written. AdamW, one cycle, batches of 16."""
+    """The detector of a weights file; where there is none it is trained and the file written. AdamW, one
+    cycle, batches of 16.
+    """
     torch.manual_seed(seed)
     model = Detector(backbone)
     if path.is_file():
@@ -46,7 +49,10 @@ def trained(train: SceneSet, epochs: int, seed: int, path: Path, backbone: str =
         optimizer.step()
         schedule.step()
         if step % 25 == 0:
-            print(f"step {step} of {steps}: loss {found.item():.3f}, {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"step {step} of {steps}: loss {found.item():.3f}, {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
     return model.eval()
@@ -83,8 +89,17 @@ def rows(budget: str, result: dict[str, Any]) -> list[str]:
         chosen = row["label"] == result["best"]["label"]
         runtime = _precision(result["best"]["artifact"].get("onnx_scores")) if chosen else "| -"
         latency = f"{(after or near)['latency_us'] / 1e3:.2f}" if "latency_us" in near else "-"
-        cells = [budget, row["label"] + (" (chosen)" if chosen else ""), f"{row['mean_bits']:.2f}", f"{(after or near)['size_bytes']:,.0f}", latency]
-        line = f"| {' | '.join(cells)} {_precision(near['metrics']['scores'])} {_precision(after and after['metrics']['scores'])} {runtime} |"
+        cells = [
+            budget,
+            row["label"] + (" (chosen)" if chosen else ""),
+            f"{row['mean_bits']:.2f}",
+            f"{(after or near)['size_bytes']:,.0f}",
+            latency,
+        ]
+        line = (
+            f"| {' | '.join(cells)} {_precision(near['metrics']['scores'])} "
+            f"{_precision(after and after['metrics']['scores'])} {runtime} |"
+        )
         found.append(line)
     return found
 
@@ -116,7 +131,12 @@ def main() -> None:
     arguments = options().parse_args()
     torch.set_num_threads(arguments.threads)
     train = scenes(arguments.scenes, "train", arguments.seed)
-    model = trained(train, arguments.epochs, arguments.seed, arguments.folder / f"detector-{arguments.scenes}-{arguments.epochs}-{arguments.seed}.safetensors")
+    model = trained(
+        train,
+        arguments.epochs,
+        arguments.seed,
+        arguments.folder / f"detector-{arguments.scenes}-{arguments.epochs}-{arguments.seed}.safetensors",
+    )
     lines = []
     for budget in arguments.budgets:
         lines += rows(budget, searched(model, budget, arguments))
@@ -127,15 +147,38 @@ def main() -> None:
 def text(arguments: argparse.Namespace, lines: list[str]) -> str:
     """The page of results."""
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "timm", "onnxruntime"))
-    names = ("epochs", "scenes", "a_bits", "calibration", "search", "evaluation", "trials", "iterations", "threads", "seed")
+    names = (
+        "epochs",
+        "scenes",
+        "a_bits",
+        "calibration",
+        "search",
+        "evaluation",
+        "trials",
+        "iterations",
+        "threads",
+        "seed",
+    )
     command = " ".join(f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in names)
     return "\n".join(
         [
             "# An object detector: search, QDrop, export\n",
-            f"`python examples/detection/run.py --budgets {' '.join(arguments.budgets)} {command}`, {versions}. {identity()}.\n",
-            f"test_resnet (timm) up to stride 8 and a head of three convolutions, trained on {arguments.scenes} generated 64 x 64 scenes of digits;",
-            f"precision over {arguments.evaluation} scenes of other digits. Inputs at {arguments.a_bits} bits, first and last layer W8A8.",
-            "Each cell: mAP at IoU 0.5, mAP at IoU 0.5 to 0.95. `ONNX` is the exported file, run by ONNX Runtime.\n",
+            (
+                f"`python examples/detection/run.py --budgets {' '.join(arguments.budgets)} {command}`, "
+                f"{versions}. {identity()}.\n"
+            ),
+            (
+                "test_resnet (timm) up to stride 8 and a head of three convolutions, trained on "
+                f"{arguments.scenes} generated 64 x 64 scenes of digits;"
+            ),
+            (
+                f"precision over {arguments.evaluation} scenes of other digits. Inputs at {arguments.a_bits} "
+                "bits, first and last layer W8A8."
+            ),
+            (
+                "Each cell: mAP at IoU 0.5, mAP at IoU 0.5 to 0.95. `ONNX` is the exported file, run by ONNX "
+                "Runtime.\n"
+            ),
             "| budget | assignment | bits | bytes | ms | nearest | QDrop | ONNX |",
             "|---" * 8 + "|",
             *lines,

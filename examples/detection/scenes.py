@@ -1,4 +1,6 @@
-"""Scenes: scikit-learn's digits, stretched and placed on a noisy ground, with their boxes. A `SampleSet` of its own, as any task may bring one."""
+"""Scenes: scikit-learn's digits, stretched and placed on a noisy ground, with their boxes. A `SampleSet` of
+its own, as any task may bring one.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class SceneSet:
 
     Args:
         images: `N x 1 x 64 x 64` uint8.
-        labels: `N x 4 x 5` int64: class, left, top, right, bottom in pixels of each digit; class -1 where there are fewer than four.
+        labels: `N x 4 x 5` int64: class, left, top, right, bottom in pixels of each digit; class -1 where
+            there are fewer than four.
         name: Where they came from.
     """
 
@@ -46,7 +49,9 @@ class SceneSet:
 
     def inputs(self, indices: Any = None) -> Tensor:
         """`N x 1 x 64 x 64` float32, -1 to 1."""
-        return (self.images if indices is None else self.images[_index(indices)]).to(torch.float32) / 127.5 - 1
+        return (self.images if indices is None else self.images[_index(indices)]).to(
+            torch.float32
+        ) / 127.5 - 1
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self), size):
@@ -57,11 +62,20 @@ class SceneSet:
 
     def joined(self, others: Sequence[SceneSet]) -> SceneSet:
         sets = (self, *others)
-        return self if not others else replace(self, images=torch.cat([s.images for s in sets]), labels=torch.cat([s.labels for s in sets]))
+        return (
+            self
+            if not others
+            else replace(
+                self, images=torch.cat([s.images for s in sets]), labels=torch.cat([s.labels for s in sets])
+            )
+        )
 
     def require_labels(self, classes: int | None = None) -> Tensor:
         if classes is not None:
-            raise DataError(f"{self.name} has boxes, not one class for each scene. Use --objective output_mse or another that needs no labels.")
+            raise DataError(
+                f"{self.name} has boxes, not one class for each scene. Use --objective output_mse or "
+                "another that needs no labels."
+            )
         return self.labels
 
     @cached_property
@@ -87,7 +101,10 @@ def scenes(count: int, part: str, seed: int) -> SceneSet:
     """
     pixels, classes = load_digits(return_X_y=True)
     chosen = digits_split()[0 if part == "train" else 1]
-    digits, classes = torch.from_numpy(pixels[chosen]).float().reshape(-1, 1, 1, 8, 8) / 16, torch.from_numpy(classes[chosen])
+    digits, classes = (
+        torch.from_numpy(pixels[chosen]).float().reshape(-1, 1, 1, 8, 8) / 16,
+        torch.from_numpy(classes[chosen]),
+    )
     generator = torch.Generator().manual_seed(seed)
     images = torch.empty(count, 1, SIDE, SIDE, dtype=torch.uint8)
     labels = torch.full((count, MOST, 5), NONE, dtype=torch.int64)
@@ -100,7 +117,9 @@ def scenes(count: int, part: str, seed: int) -> SceneSet:
                 continue
             left, top, right, bottom = box
             which = _between(0, len(digits) - 1, generator)
-            drawn = F.interpolate(digits[which], (bottom - top, right - left), mode="bilinear", align_corners=False)[0, 0]
+            drawn = F.interpolate(
+                digits[which], (bottom - top, right - left), mode="bilinear", align_corners=False
+            )[0, 0]
             ground[top:bottom, left:right] += drawn * _between(90, 165, generator)
             labels[i, placed] = torch.tensor([int(classes[which]), *box])
             placed += 1

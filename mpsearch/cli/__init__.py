@@ -1,6 +1,7 @@
 """The command line: parse, call the pipeline, print, exit code; nothing else. One file for each command.
 
-Data goes to stdout, talk and progress to stderr. Exit codes: 0, 1 (failed), 2 (usage), 3 (infeasible), 130 (interrupted, resumable).
+Data goes to stdout, talk and progress to stderr. Exit codes: 0, 1 (failed), 2 (usage), 3 (infeasible), 130
+(interrupted, resumable).
 """
 
 from __future__ import annotations
@@ -33,14 +34,18 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        talk.print(f"Error: {refusal(error)}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        talk.print(
+            f"Error: {refusal(error)}", style="bold red", highlight=False, markup=False, soft_wrap=True
+        )
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors know how to show themselves
+        if hasattr(error, "show") and hasattr(
+            error, "exit_code"
+        ):  # click's usage errors know how to show themselves
             error.show()
             sys.exit(error.exit_code)
         raise

@@ -16,35 +16,95 @@ from mpsearch.errors import OptionError, UserError
 if TYPE_CHECKING:
     from mpsearch.pipeline import RunConfig
 
-Model = Annotated[str | None, typer.Option(help="timm name, or file.py:function (which is run). Without it: resnet34 fitted on digits.")]
-ModelArguments = Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the model's constructor; VALUE is JSON. May be repeated.")]
-Weights = Annotated[str | None, typer.Option(help="Safetensors file; without it timm's pretrained weights are downloaded.")]
-RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Keep the random weights of timm's constructor.")]
-Data = Annotated[str | None, typer.Option(help="Folder, .zip, .npz, timm dataset name or digits: evaluation images, or all images.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="timm name, or file.py:function (which is run). Without it: resnet34 fitted on digits."
+    ),
+]
+ModelArguments = Annotated[
+    list[str] | None,
+    typer.Option(help="KEY=VALUE for the model's constructor; VALUE is JSON. May be repeated."),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="Safetensors file; without it timm's pretrained weights are downloaded.")
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Keep the random weights of timm's constructor.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Folder, .zip, .npz, timm dataset name or digits: evaluation images, or all images."),
+]
 CalibrationData = Annotated[str | None, typer.Option(help="Source of the calibration and search images.")]
 ClassMap = Annotated[
-    str | None, typer.Option(help="JSON or CSV file, folder to class index, where the order of class folders is not that of the model's outputs.")
+    str | None,
+    typer.Option(
+        help=(
+            "JSON or CSV file, folder to class index, where the order of class folders is not that of "
+            "the model's outputs."
+        )
+    ),
 ]
-CalibrationImages = Annotated[int | None, typer.Option(help="Images for ranges, objectives and reconstruction. 512, or a share where there are fewer images.")]
-SearchImages = Annotated[int | None, typer.Option(help="Images for the loss that the search measures. 256, or a share where there are fewer.")]
-EvaluationImages = Annotated[int | None, typer.Option(help="Images for the accuracy that is reported; all that are left without it.")]
+CalibrationImages = Annotated[
+    int | None,
+    typer.Option(
+        help="Images for ranges, objectives and reconstruction. 512, or a share where there are fewer images."
+    ),
+]
+SearchImages = Annotated[
+    int | None,
+    typer.Option(help="Images for the loss that the search measures. 256, or a share where there are fewer."),
+]
+EvaluationImages = Annotated[
+    int | None, typer.Option(help="Images for the accuracy that is reported; all that are left without it.")
+]
 Bits = Annotated[
     list[str] | None,
     typer.Option(
-        help="Weight bits a unit may have: 2-8 (all of them without it), or 2,4,8. NAME=2..6 for some units, NAME=A4..8 for their inputs. May be repeated."
+        help=(
+            "Weight bits a unit may have: 2-8 (all of them without it), or 2,4,8. NAME=2..6 for some "
+            "units, NAME=A4..8 for their inputs. May be repeated."
+        )
     ),
 ]
-Fix = Annotated[list[str] | None, typer.Option(help="NAME=W8A8 or NAME=float: a unit's only choice; NAME may be a pattern. May be repeated, the last counts.")]
-InputBits = Annotated[int, typer.Option(help="Bits of every unit's input, 2 to 8; 16 leaves inputs float and quantises weights alone.")]
-FirstLastBits = Annotated[int | None, typer.Option(help="Fix the first and the last unit, weights and inputs, at these bits.")]
+Fix = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=(
+            "NAME=W8A8 or NAME=float: a unit's only choice; NAME may be a pattern. May be repeated, the "
+            "last counts."
+        )
+    ),
+]
+InputBits = Annotated[
+    int,
+    typer.Option(
+        help="Bits of every unit's input, 2 to 8; 16 leaves inputs float and quantises weights alone."
+    ),
+]
+FirstLastBits = Annotated[
+    int | None, typer.Option(help="Fix the first and the last unit, weights and inputs, at these bits.")
+]
 Objectives = Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated.")]
-TaskName = Annotated[str, typer.Option("--task", help="How outputs are compared: classification, embedding or span, with :option=value.")]
+TaskName = Annotated[
+    str,
+    typer.Option(
+        "--task", help="How outputs are compared: classification, embedding or span, with :option=value."
+    ),
+]
 Tables = Annotated[str, typer.Option(help="Folder of latency tables.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of the runtime that is timed.")]
 Seed = Annotated[int, typer.Option(help="Random seed of splits, sampler and reconstruction.")]
 Name = Annotated[str | None, typer.Option(help="Name of the study's folder below studies/.")]
 Storage = Annotated[
-    str | None, typer.Option(help="Where trials are kept: postgresql://USER@HOST/DATABASE for several hosts. Without it, a journal in the study's folder.")
+    str | None,
+    typer.Option(
+        help=(
+            "Where trials are kept: postgresql://USER@HOST/DATABASE for several hosts. Without it, a "
+            "journal in the study's folder."
+        )
+    ),
 ]
 Output = Annotated[Format, typer.Option("--format", help="Format of the results on stdout.")]
 
@@ -76,7 +136,10 @@ def model_arguments(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise OptionError(f"Cannot read the model argument {pair!r}. Write KEY=VALUE, such as --model-arg num_classes=10.")
+            raise OptionError(
+                f"Cannot read the model argument {pair!r}. Write KEY=VALUE, such as --model-arg "
+                "num_classes=10."
+            )
         try:
             found[key] = json.loads(value)
         except json.JSONDecodeError:
@@ -94,9 +157,14 @@ def bit_widths(text: str) -> tuple[int, ...]:
     try:
         if match := re.fullmatch(r"(\d+)(?:-|\.\.)(\d+)", text):
             if int(match[1]) > int(match[2]):
-                raise OptionError(f"Cannot read the bit-widths {text!r}: the lower comes first. Write {match[2]}-{match[1]}.")
+                raise OptionError(
+                    f"Cannot read the bit-widths {text!r}: the lower comes first. Write "
+                    f"{match[2]}-{match[1]}."
+                )
             if int(match[2]) > 8:
-                raise OptionError(f"Cannot read the bit-widths {text!r}: each must be 2 to 8. Write 2-8 or 2,4,8.")
+                raise OptionError(
+                    f"Cannot read the bit-widths {text!r}: each must be 2 to 8. Write 2-8 or 2,4,8."
+                )
             return tuple(range(int(match[1]), int(match[2]) + 1))
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
@@ -112,7 +180,9 @@ def require_file(path: Path) -> None:
 def study_folder(name: str) -> Path:
     """Below `studies/`. Raises OptionError where a name leads out of it."""
     if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
-        raise OptionError(f"--name {name!r} leads out of studies/. Write a name such as mine, or leave it out.")
+        raise OptionError(
+            f"--name {name!r} leads out of studies/. Write a name such as mine, or leave it out."
+        )
     return Path("studies") / name
 
 

@@ -9,38 +9,77 @@ import typer
 
 Budgets = Annotated[
     list[str] | None,
-    typer.Option(help="Hard limit: 15MB, 15MiB, 40%, 5bits (a weight, on average), 2.5ms, 3mJ, '512MiB peak', 20GBOPs. May be repeated."),
+    typer.Option(
+        help=(
+            "Hard limit: 15MB, 15MiB, 40%, 5bits (a weight, on average), 2.5ms, 3mJ, '512MiB peak', "
+            "20GBOPs. May be repeated."
+        )
+    ),
 ]
 RunObjectives = Annotated[
     list[str] | None,
-    typer.Option(help="NAME[:option=value,...]; the first is solved exactly. May be repeated. sketch and weight_mse without it."),
+    typer.Option(
+        help=(
+            "NAME[:option=value,...]; the first is solved exactly. May be repeated. sketch and "
+            "weight_mse without it."
+        )
+    ),
 ]
-Trials = Annotated[int | None, typer.Option(help="Assignments whose loss is measured. 12, or 6 on the embedded default.")]
+Trials = Annotated[
+    int | None, typer.Option(help="Assignments whose loss is measured. 12, or 6 on the embedded default.")
+]
 Sampler = Annotated[
     str,
     typer.Option(help="Search method: mpsearch; tpe, nsga2 and random are baselines for comparison."),
 ]
 Polish = Annotated[
     int | None,
-    typer.Option(help="Extra measurements that refine the best assignments after the search. 4, or 2 on the embedded default."),
+    typer.Option(
+        help=(
+            "Extra measurements that refine the best assignments after the search. 4, or 2 on the "
+            "embedded default."
+        )
+    ),
 ]
 Method = Annotated[
     str,
-    typer.Option(help="How the chosen assignments are finished: gptq (closed form), qdrop, brecq, adaround, attention_round or nearest, with :option=value."),
+    typer.Option(
+        help=(
+            "How the chosen assignments are finished: gptq (closed form), qdrop, brecq, adaround, "
+            "attention_round or nearest, with :option=value."
+        )
+    ),
 ]
-ReconstructionMemory = Annotated[str, typer.Option(help="Limit on the memory of the reconstruction, which uses fewer images to keep it.")]
-Iterations = Annotated[int | None, typer.Option(help="Gradient steps for each block, of methods that learn. 200 without it.")]
+ReconstructionMemory = Annotated[
+    str, typer.Option(help="Limit on the memory of the reconstruction, which uses fewer images to keep it.")
+]
+Iterations = Annotated[
+    int | None, typer.Option(help="Gradient steps for each block, of methods that learn. 200 without it.")
+]
 SearchStates = Annotated[
     str,
-    typer.Option(help="What the search measures: weights rounded in closed form (gptq), to nearest, or reconstructed:steps=20."),
+    typer.Option(
+        help=(
+            "What the search measures: weights rounded in closed form (gptq), to nearest, or "
+            "reconstructed:steps=20."
+        )
+    ),
 ]
 BiasCorrection = Annotated[
     bool,
-    typer.Option("--bias-correction/--no-bias-correction", help="Let biases make up for the mean error of quantised weights."),
+    typer.Option(
+        "--bias-correction/--no-bias-correction",
+        help="Let biases make up for the mean error of quantised weights.",
+    ),
 ]
 Target = Annotated[
     str,
-    typer.Option(help="Runtime to search for: onnx or ort-cpu (latency), openvino-cpu[-bf16] (latency), triton-cuda (latency, energy) or packed (size)."),
+    typer.Option(
+        help=(
+            "Runtime to search for: onnx or ort-cpu (latency), openvino-cpu[-bf16] (latency), "
+            "triton-cuda (latency, energy) or packed (size)."
+        )
+    ),
 ]
 Table = Annotated[str | None, typer.Option(help="Read this latency table instead of measuring.")]
 AllowEstimate = Annotated[
@@ -52,9 +91,19 @@ AllowEstimate = Annotated[
 ]
 Workers = Annotated[
     int,
-    typer.Option(help="Processes of this machine that measure: 1 is this one, more are started, 0 leaves all to `mpsearch worker`."),
+    typer.Option(
+        help=(
+            "Processes of this machine that measure: 1 is this one, more are started, 0 leaves all to "
+            "`mpsearch worker`."
+        )
+    ),
 ]
 Resume = Annotated[
     Path | None,
-    typer.Option(help="Finish the study in this folder with its own settings; only --budget and --allow-estimate may change."),
+    typer.Option(
+        help=(
+            "Finish the study in this folder with its own settings; only --budget and --allow-estimate "
+            "may change."
+        )
+    ),
 ]

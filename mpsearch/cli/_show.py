@@ -34,7 +34,13 @@ class ProgressBars:
     @contextlib.contextmanager
     def task(self, label: str) -> Iterator[Any]:
         """A bar while the task runs."""
-        columns = (SpinnerColumn(), TextColumn("{task.description:<52}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description:<52}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         start = time.monotonic()
         with Bars(*columns, console=talk, disable=not talk.is_terminal) as bars:
             bar = bars.add_task(label, total=None)

@@ -15,14 +15,24 @@ from mpsearch.cli._show import Format, print_rows, say
 from mpsearch.errors import OptionError
 from mpsearch.units import format_bytes
 
-ArtifactPath = Annotated[Path, typer.Argument(help="Folder that `mpsearch export` wrote, a study's `artifact`, or a file in it.")]
-FloatModel = Annotated[str | None, typer.Option(help="file.py:function (which is run) that builds the float model, where the artifact needs one.")]
+ArtifactPath = Annotated[
+    Path, typer.Argument(help="Folder that `mpsearch export` wrote, a study's `artifact`, or a file in it.")
+]
+FloatModel = Annotated[
+    str | None,
+    typer.Option(
+        help="file.py:function (which is run) that builds the float model, where the artifact needs one."
+    ),
+]
 
 
 @app.command()
 def bench(
     artifact: ArtifactPath,
-    beside: Annotated[list[str] | None, typer.Option(help="Further artifacts; without it float and W8A8 of the same export.")] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(help="Further artifacts; without it float and W8A8 of the same export."),
+    ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, such as 1,8,32.")] = "1,8",
     seconds: Annotated[float, typer.Option(help="Seconds of measuring for each batch size.")] = 2.0,
     threads: Threads = 1,
@@ -35,15 +45,39 @@ def bench(
 
     sizes = _sizes(batch)
     if not 0 < seconds < math.inf or threads < 1:
-        raise OptionError(f"seconds is {seconds} and threads {threads}; both must be above 0, and finite.", ("seconds", "threads"))
+        raise OptionError(
+            f"seconds is {seconds} and threads {threads}; both must be above 0, and finite.",
+            ("seconds", "threads"),
+        )
     first = open_artifact(artifact)
-    folders = [Path(text) for text in beside] if beside else [first.folder.parent / name for name in ("float", "W8A8")]
-    others = [open_artifact(folder) for folder in folders if beside or (folder.is_dir() and folder.resolve() != first.folder.resolve())]
+    folders = (
+        [Path(text) for text in beside]
+        if beside
+        else [first.folder.parent / name for name in ("float", "W8A8")]
+    )
+    others = [
+        open_artifact(folder)
+        for folder in folders
+        if beside or (folder.is_dir() and folder.resolve() != first.folder.resolve())
+    ]
     rows = bench_artifacts([first, *others], sizes, seconds, threads, model)
     if output is Format.json:
         print(json.dumps(rows, indent=1))
         return
-    header = ("artifact", "target", "bytes", "batch", "p50 us", "p90 us", "p99 us", "iqr us", "calls", "images/s", "peak memory", "memory for the model")
+    header = (
+        "artifact",
+        "target",
+        "bytes",
+        "batch",
+        "p50 us",
+        "p90 us",
+        "p99 us",
+        "iqr us",
+        "calls",
+        "images/s",
+        "peak memory",
+        "memory for the model",
+    )
     print_rows(header, [line for row in rows for line in _lines(row)], output)
     energy = rows[0]["energy"]
     said = energy["reason"] if energy["mj_per_image"] is None else f"{energy['mj_per_image']:.3f} mJ an image"
@@ -61,7 +95,9 @@ def evaluate(
     model: FloatModel = None,
     output: Output = Format.table,
 ) -> None:
-    """Accuracy through the runtime itself, in a fresh process; of a task without classes, the damage to the float artifact of the same export."""
+    """Accuracy through the runtime itself, in a fresh process; of a task without classes, the damage to the
+    float artifact of the same export.
+    """
     from mpsearch.deploy.artifact import open_artifact
     from mpsearch.pipeline.jobs.bench import evaluate_artifact
 
@@ -74,12 +110,38 @@ def evaluate(
     if "damage" in row:
         damage = "" if row["damage"] is None else f"{row['damage']:.5f}"
         scores = tuple(f"{value:.4f}" for value in row["scores"].values())
-        header = ("artifact", "target", "runs with", "images", f"{row['measure']} to float", "agreement", *row["scores"])
-        print_rows(header, [(row["artifact"], row["target"], row["runs_with"], row["images"], damage, f"{row['agreement']:.2%}", *scores)], output)
+        header = (
+            "artifact",
+            "target",
+            "runs with",
+            "images",
+            f"{row['measure']} to float",
+            "agreement",
+            *row["scores"],
+        )
+        print_rows(
+            header,
+            [
+                (
+                    row["artifact"],
+                    row["target"],
+                    row["runs_with"],
+                    row["images"],
+                    damage,
+                    f"{row['agreement']:.2%}",
+                    *scores,
+                )
+            ],
+            output,
+        )
         return
     header = ("artifact", "target", "runs with", "images", "top-1", "standard error", "loss")
     error = "" if row["top1_error"] is None else f"{row['top1_error']:.2%}"
-    shares = ("" if row["top1"] is None else f"{row['top1']:.2%}", error, "" if row["loss"] is None else f"{row['loss']:.4f}")
+    shares = (
+        "" if row["top1"] is None else f"{row['top1']:.2%}",
+        error,
+        "" if row["loss"] is None else f"{row['loss']:.4f}",
+    )
     print_rows(header, [(row["artifact"], row["target"], row["runs_with"], row["images"], *shares)], output)
 
 
@@ -98,8 +160,20 @@ def _lines(row: dict[str, Any]) -> list[tuple[Any, ...]]:
     for measured in row["batches"]:
         t, memory = measured["latency_us"], row["memory"]
         times = [f"{t[key]:,.0f}" for key in ("p50", "p90", "p99", "iqr")]
-        held = (format_bytes(memory["peak_bytes"]), format_bytes(memory["peak_bytes"] - memory["before_load_bytes"]))
+        held = (
+            format_bytes(memory["peak_bytes"]),
+            format_bytes(memory["peak_bytes"] - memory["before_load_bytes"]),
+        )
         lines.append(
-            (row["artifact"], row["target"], f"{row['bytes']:,}", measured["batch"], *times, t["repeats"], f"{measured['images_per_second']:.1f}", *held)
+            (
+                row["artifact"],
+                row["target"],
+                f"{row['bytes']:,}",
+                measured["batch"],
+                *times,
+                t["repeats"],
+                f"{measured['images_per_second']:.1f}",
+                *held,
+            )
         )
     return lines

@@ -18,25 +18,43 @@ StudyFolder = Annotated[Path, typer.Argument(help="Folder of a finished study.")
 Targets = Annotated[
     list[str] | None,
     typer.Option(
-        "--target", help="NAME[:option=value]; `mpsearch list targets` names them. May be repeated.", show_default="onnx for export, packed for materialize"
+        "--target",
+        help="NAME[:option=value]; `mpsearch list targets` names them. May be repeated.",
+        show_default="onnx for export, packed for materialize",
     ),
 ]
-Nearest = Annotated[bool, typer.Option("--nearest", help="Round weights to nearest instead of learning them.")]
-References = Annotated[bool, typer.Option("--references/--no-references", help="Also export float and uniform W8A8, for `bench` to compare with.")]
+Nearest = Annotated[
+    bool, typer.Option("--nearest", help="Round weights to nearest instead of learning them.")
+]
+References = Annotated[
+    bool,
+    typer.Option(
+        "--references/--no-references",
+        help="Also export float and uniform W8A8, for `bench` to compare with.",
+    ),
+]
 
 
 @app.command()
 def export(
     study: StudyFolder,
     point: Annotated[
-        str, typer.Option(help="Comma-separated: best, the number of a measured trial (7), a point of the exact front (front:12), float, or W4A8.")
+        str,
+        typer.Option(
+            help=(
+                "Comma-separated: best, the number of a measured trial (7), a point of the exact front "
+                "(front:12), float, or W4A8."
+            )
+        ),
     ] = "best",
     target: Targets = None,
     nearest: Nearest = False,
     references: References = True,
     output: Output = Format.table,
 ) -> None:
-    """Write points of a study as artifacts; each is run in a fresh process and compared with what it stands for."""
+    """Write points of a study as artifacts; each is run in a fresh process and compared with what it stands
+    for.
+    """
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.jobs.export import REFERENCES, points_of, require_points
 
@@ -46,17 +64,26 @@ def export(
 
     def points(workshop: Any) -> list[Any]:
         beside = [text for text in REFERENCES if references and text not in texts]
-        return [*points_of(workshop, texts, reconstruct=not nearest), *points_of(workshop, beside, reconstruct=False)]
+        return [
+            *points_of(workshop, texts, reconstruct=not nearest),
+            *points_of(workshop, beside, reconstruct=False),
+        ]
 
     _export(study, target or ["onnx"], points, output)
 
 
 @app.command()
 def materialize(
-    assignment: Annotated[Path, typer.Argument(help="assignment.json, CSV, or the file of another tool (--from).")],
+    assignment: Annotated[
+        Path, typer.Argument(help="assignment.json, CSV, or the file of another tool (--from).")
+    ],
     study: Annotated[Path, typer.Option(help="Study whose model, images and settings are used.")],
-    importer: Annotated[str, typer.Option("--from", help="Form of the file; `mpsearch list importers` names them.")] = "mpsearch",
-    label: Annotated[str | None, typer.Option(help="Name of the artifact; the file's name without it.")] = None,
+    importer: Annotated[
+        str, typer.Option("--from", help="Form of the file; `mpsearch list importers` names them.")
+    ] = "mpsearch",
+    label: Annotated[
+        str | None, typer.Option(help="Name of the artifact; the file's name without it.")
+    ] = None,
     target: Targets = None,
     nearest: Nearest = False,
     output: Output = Format.table,
@@ -69,7 +96,9 @@ def materialize(
     IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
     require_file(assignment)
     if label is not None and (Path(label).name != label or label in (".", "..")):
-        raise OptionError(f"--label {label!r} is no name of a folder. Write a name without slashes, such as mine.")
+        raise OptionError(
+            f"--label {label!r} is no name of a folder. Write a name without slashes, such as mine."
+        )
 
     def points(workshop: Any) -> list[Any]:
         found = read_import(assignment, importer, workshop.subject)
@@ -100,7 +129,10 @@ def _export(folder: Path, targets: list[str], points: Any, output: Format) -> No
     if failed:
         for error in failed:
             say(str(error))
-        raise MpsearchError(f"{len(failed)} of {len(rows) + len(failed)} exports failed for the reasons above{'; the others are written' if rows else ''}.")
+        raise MpsearchError(
+            f"{len(failed)} of {len(rows) + len(failed)} exports failed for the reasons "
+            f"above{'; the others are written' if rows else ''}."
+        )
 
 
 def _print(rows: list[dict[str, Any]], output: Format) -> None:
@@ -108,7 +140,17 @@ def _print(rows: list[dict[str, Any]], output: Format) -> None:
         print(json.dumps(rows, indent=1))
         return
     what = rows[0]["measure"] if rows and rows[0]["fake_quantized"]["top1"] is None else "top-1"
-    header = ("point", "target", "bits", "packed predicted", "artifact", f"{what} fake-quantised", f"{what} runtime", "cosine (mean, least)", "folder")
+    header = (
+        "point",
+        "target",
+        "bits",
+        "packed predicted",
+        "artifact",
+        f"{what} fake-quantised",
+        f"{what} runtime",
+        "cosine (mean, least)",
+        "folder",
+    )
     print_rows(header, [_cells(row) for row in rows], output)
     for row in rows:
         for note in row["notes"]:
@@ -122,7 +164,16 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     cosine = "" if ran is None else f"{ran['cosine_mean']:.6f}, {ran['cosine_least']:.6f}"
     through = "" if ran is None else _quality(ran)
     sizes = (format_bytes(row["predicted_bytes"]), format_bytes(row["artifact_bytes"]))
-    return (row["point"], row["target"], f"{row['mean_bits']:.2f}", *sizes, _quality(fake), through, cosine, row["folder"])
+    return (
+        row["point"],
+        row["target"],
+        f"{row['mean_bits']:.2f}",
+        *sizes,
+        _quality(fake),
+        through,
+        cosine,
+        row["folder"],
+    )
 
 
 def _quality(metrics: dict[str, Any]) -> str:

@@ -38,7 +38,13 @@ from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 def import_assignment(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="The other tool's file. It is read as data, never run.")],
-    importer: Annotated[str, typer.Option("--from", help="mpsearch, hawq[:config=NAME], mct or modelopt; `mpsearch list importers` names them.")],
+    importer: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="mpsearch, hawq[:config=NAME], mct or modelopt; `mpsearch list importers` names them.",
+        ),
+    ],
     model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
@@ -56,7 +62,9 @@ def import_assignment(
     name: Name = None,
     output: Output = Format.table,
 ) -> None:
-    """Score, weigh and measure an assignment from elsewhere, beside uniform ones and the optimum of the same bytes."""
+    """Score, weigh and measure an assignment from elsewhere, beside uniform ones and the optimum of the same
+    bytes.
+    """
     from mpsearch.deploy.imports import IMPORTERS
     from mpsearch.pipeline import DEFAULT_OBJECTIVES
     from mpsearch.pipeline.folder import Study
@@ -64,7 +72,9 @@ def import_assignment(
 
     IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
     require_file(file)
-    config = config_of(context, budgets=("8bits",), objectives=tuple(objective or DEFAULT_OBJECTIVES), target="packed")
+    config = config_of(
+        context, budgets=("8bits",), objectives=tuple(objective or DEFAULT_OBJECTIVES), target="packed"
+    )
     study = Study(study_folder(name or study_name(model, ("import", file.stem))))
     with study.busy():
         study.claim(config)
@@ -77,9 +87,22 @@ def import_assignment(
 
 def _print(found: Any, output: Format) -> None:
     if output is Format.json:
-        print(json.dumps({"notes": list(found.imported.notes), "measure": found.measure, "rows": list(found.rows)}, indent=1))
+        print(
+            json.dumps(
+                {"notes": list(found.imported.notes), "measure": found.measure, "rows": list(found.rows)},
+                indent=1,
+            )
+        )
         return
-    header = ("", "size predicted", "size on disk", *(f"damage: {name}" for name in found.objectives), found.measure, "top-1", "agreement")
+    header = (
+        "",
+        "size predicted",
+        "size on disk",
+        *(f"damage: {name}" for name in found.objectives),
+        found.measure,
+        "top-1",
+        "agreement",
+    )
     print_rows(header, [_cells(row, found.objectives) for row in found.rows], output)
 
 
@@ -88,4 +111,12 @@ def _cells(row: dict[str, Any], objectives: tuple[str, ...]) -> tuple[str, ...]:
     damage = [f"{row['scores'][name]:.4g}" if name in row["scores"] else "" for name in objectives]
     top1 = "" if metrics["top1"] is None else f"{metrics['top1']:.2%}"
     predicted = "" if size is None else f"{size:,.0f} B"
-    return (row["label"], predicted, f"{row['measured']['size_bytes']:,.0f} B", *damage, f"{metrics['kl']:.5f}", top1, f"{metrics['agreement']:.2%}")
+    return (
+        row["label"],
+        predicted,
+        f"{row['measured']['size_bytes']:,.0f} B",
+        *damage,
+        f"{metrics['kl']:.5f}",
+        top1,
+        f"{metrics['agreement']:.2%}",
+    )

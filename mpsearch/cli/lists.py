@@ -19,7 +19,9 @@ _REGISTRIES = {
     "targets": ("mpsearch.deploy.targets", "TARGETS"),
     "importers": ("mpsearch.deploy.imports", "IMPORTERS"),
 }
-"""What can be listed -> module and name of its registry; a test holds it against every registry that an option takes names of."""
+"""What can be listed -> module and name of its registry; a test holds it against every registry that an
+option takes names of.
+"""
 _BUDGETS = (
     "15MB   10^6 bytes",
     "15MiB  2^20 bytes",
@@ -37,7 +39,12 @@ WHAT = (*_REGISTRIES, "samplers", "budgets", "models")
 def list_members(
     what: Annotated[
         str,
-        typer.Argument(help=f"{', '.join(WHAT[:-1])} or {WHAT[-1]}; interacting are objectives with interactions, targets the --target of run and export."),
+        typer.Argument(
+            help=(
+                f"{', '.join(WHAT[:-1])} or {WHAT[-1]}; interacting are objectives with interactions, "
+                "targets the --target of run and export."
+            )
+        ),
     ],
     pattern: Annotated[str, typer.Argument(help="Names of the models, such as 'resnet*'.")] = "*",
 ) -> None:
@@ -72,7 +79,8 @@ def _targets() -> list[str]:
     from mpsearch.deploy.targets import TARGETS
 
     names = {**dict.fromkeys(TARGETS.names(), ""), **TARGETS.aliases()}
-    return [
-        f"{name:<18} {'run, export' if TARGETS.create(name).in_run else 'export'}{f' (short for {text})' if text else ''}"
-        for name, text in sorted(names.items())
-    ]
+    rows = []
+    for name, text in sorted(names.items()):
+        use = "run, export" if TARGETS.create(name).in_run else "export"
+        rows.append(f"{name:<18} {use}{f' (short for {text})' if text else ''}")
+    return rows

@@ -19,14 +19,33 @@ def profile(
     model: Annotated[str | None, typer.Option(help="Model, as in run.")] = None,
     data: Annotated[str | None, typer.Option(help="Data, as in run: gives the input's size.")] = None,
     model_arg: ModelArguments = None,
-    target: Annotated[str, typer.Option(help="ort-cpu, openvino-cpu, openvino-cpu-bf16 or triton-cuda: whose kernels are measured.")] = "ort-cpu",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="ort-cpu, openvino-cpu, openvino-cpu-bf16 or triton-cuda: whose kernels are measured."
+        ),
+    ] = "ort-cpu",
     tables: Tables = "latency_tables",
     threads: Threads = 1,
-    at_most: Annotated[int | None, typer.Option(help="Measure no more rows than this, those from which the others are predicted best.")] = None,
+    at_most: Annotated[
+        int | None,
+        typer.Option(help="Measure no more rows than this, those from which the others are predicted best."),
+    ] = None,
     models: Annotated[
-        int, typer.Option(help="Also measure so many whole models at mixed assignments, as run does for a latency budget (24), which then finds them here.")
+        int,
+        typer.Option(
+            help=(
+                "Also measure so many whole models at mixed assignments, as run does for a latency "
+                "budget (24), which then finds them here."
+            )
+        ),
     ] = 0,
-    check: Annotated[Path | None, typer.Option(help="Measure nothing: tell whether this table, or each table of this folder, fits this device.")] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure nothing: tell whether this table, or each table of this folder, fits this device."
+        ),
+    ] = None,
     output: Output = Format.table,
 ) -> None:
     """Measure the rows that this device's latency table lacks for a model's shapes. Weights do not matter."""
@@ -34,9 +53,14 @@ def profile(
         _check(check, output)
         return
     if model is None or data is None:
-        raise OptionError("profile needs --model and --data, whose shapes it measures; or --check TABLE, which measures nothing.")
+        raise OptionError(
+            "profile needs --model and --data, whose shapes it measures; or --check TABLE, which "
+            "measures nothing."
+        )
     if target == "packed":
-        raise OptionError("The target 'packed' has no runtime to measure. Take --target ort-cpu or --target openvino-cpu.")
+        raise OptionError(
+            "The target 'packed' has no runtime to measure. Take --target ort-cpu or --target openvino-cpu."
+        )
     if at_most is not None and at_most < 0:
         raise OptionError(f"--at-most is {at_most}; it must be 0 or more.")
     if models < 0:
@@ -46,7 +70,10 @@ def profile(
     one = dict.fromkeys(("calibration_images", "search_images", "evaluation_images"), 1)
     config = config_of(context, budgets=("8bits",), pretrained=False, **one)
     table, path = profile_model(config, ProgressBars(), at_most, models)
-    rows = [(r.key, r.kernel, r.status, f"{r.median_us:.1f}", f"{r.iqr_us:.1f}", r.executed) for _, r in sorted(table.rows.items())]
+    rows = [
+        (r.key, r.kernel, r.status, f"{r.median_us:.1f}", f"{r.iqr_us:.1f}", r.executed)
+        for _, r in sorted(table.rows.items())
+    ]
     print_rows(("unit", "kernel", "status", "median_us", "iqr_us", "executed"), rows, output)
     say(f"{len(table.rows)} rows and {len(table.models)} runs of whole models in {path} and beside it.")
 
@@ -59,11 +86,28 @@ def _check(place: Path, output: Format) -> None:
     rows = []
     for c in found:
         statuses = ", ".join(f"{n} {status}" for status, n in sorted(c.rows.items()))
-        rows.append((c.path.name, c.verdict, statuses, str(c.models), "" if c.aa_error is None else f"{c.aa_error:.1%}", "; ".join(c.reasons)))
+        rows.append(
+            (
+                c.path.name,
+                c.verdict,
+                statuses,
+                str(c.models),
+                "" if c.aa_error is None else f"{c.aa_error:.1%}",
+                "; ".join(c.reasons),
+            )
+        )
     print_rows(("table", "verdict", "rows", "models", "A/A", "why"), rows, output)
-    damaged, others = ([c.path.name for c in found if c.verdict == verdict] for verdict in ("damaged", "estimate"))
+    damaged, others = (
+        [c.path.name for c in found if c.verdict == verdict] for verdict in ("damaged", "estimate")
+    )
     if damaged:
-        raise TableError(f"Damaged: {', '.join(damaged)}. Restore, or remove and measure again; the table above says where.")
+        raise TableError(
+            f"Damaged: {', '.join(damaged)}. Restore, or remove and measure again; the table above says "
+            "where."
+        )
     if others:
-        raise DeviceMismatchError(f"Not of this device and version: {', '.join(others)}. Measure here, or take one as an estimate with --allow-estimate.")
+        raise DeviceMismatchError(
+            f"Not of this device and version: {', '.join(others)}. Measure here, or take one as an "
+            "estimate with --allow-estimate."
+        )
     say(f"{len(found)} {'table fits' if len(found) == 1 else 'tables fit'} this device and version.")

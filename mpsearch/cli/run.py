@@ -150,10 +150,18 @@ def _finish(config: RunConfig, study: Study, crew: Crew, output: Format) -> None
 
 def _require_unchanged(context: typer.Context) -> None:
     """Raises OptionError where a setting is given that a study which goes on would pass over."""
-    given = [name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE" and name not in _WITH_RESUME]
+    given = [
+        name
+        for name in context.params
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        and name not in _WITH_RESUME
+    ]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise OptionError(f"--resume goes on with the study's own settings, and {flags} would change them. Leave it out, or start another study with --name.")
+        raise OptionError(
+            f"--resume goes on with the study's own settings, and {flags} would change them. Leave it "
+            "out, or start another study with --name."
+        )
 
 
 def _print_result(result: dict[str, Any], output: Format) -> None:
@@ -163,9 +171,27 @@ def _print_result(result: dict[str, Any], output: Format) -> None:
     timed = any("latency_us" in row["searched"] for row in result["rows"])
     labelled = any(row["searched"]["metrics"]["top1"] is not None for row in result["rows"])
     compared = [*(["top-1"] if labelled else []), result["measure"]]
-    times = [*(["ms predicted", "ms measured"] if timed else []), *(["mJ predicted", "mJ measured"] if _has_energy(result) else [])]
-    header = ("", "bits", "size predicted", "size on disk", *times, *compared, *(f"{name} finished" for name in compared))
-    print_rows(header, [_cells(row, timed, _has_energy(result), labelled, result["best"]["label"]) for row in result["rows"]], output)
+    times = [
+        *(["ms predicted", "ms measured"] if timed else []),
+        *(["mJ predicted", "mJ measured"] if _has_energy(result) else []),
+    ]
+    header = (
+        "",
+        "bits",
+        "size predicted",
+        "size on disk",
+        *times,
+        *compared,
+        *(f"{name} finished" for name in compared),
+    )
+    print_rows(
+        header,
+        [
+            _cells(row, timed, _has_energy(result), labelled, result["best"]["label"])
+            for row in result["rows"]
+        ],
+        output,
+    )
 
 
 def _has_energy(result: dict[str, Any]) -> bool:
@@ -177,11 +203,19 @@ def _cells(row: dict[str, Any], timed: bool, energy: bool, labelled: bool, chose
     near, after, said = row["searched"], row.get("reconstructed"), row["predicted"]
     written = after or near
     size = f"{near['size_bytes']:,.0f} B" if row["label"] != "float" else f"({near['size_bytes']:,.0f} B)"
-    cells = [row["label"] + (" [chosen]" if row["label"] == chosen else ""), f"{row['mean_bits']:.2f}", f"{said['size_bytes']:,.0f} B" if said else "", size]
+    cells = [
+        row["label"] + (" [chosen]" if row["label"] == chosen else ""),
+        f"{row['mean_bits']:.2f}",
+        f"{said['size_bytes']:,.0f} B" if said else "",
+        size,
+    ]
     if timed:
         cells += [f"{said['latency_us'] / 1e3:.3f}" if said else "", f"{written['latency_us'] / 1e3:.3f}"]
     if energy:
-        cells += [f"{known['energy_mj']:.3f}" if known.get("energy_mj") is not None else "" for known in (said, written)]
+        cells += [
+            f"{known['energy_mj']:.3f}" if known.get("energy_mj") is not None else ""
+            for known in (said, written)
+        ]
     for measured in (near, after):
         metrics = measured["metrics"] if measured else None
         if labelled:
@@ -213,7 +247,10 @@ def _tell(result: dict[str, Any], report: Path) -> None:
 
 def _tell_files(artifact: dict[str, Any], images: int) -> None:
     """What was written, and how it agrees with the checkpoint on so many images."""
-    say(f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with mpsearch.load.")
+    say(
+        f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with "
+        "mpsearch.load."
+    )
     for key, title in (("onnx", "ONNX"), ("openvino", "OpenVINO")):
         if key not in artifact:
             continue
@@ -236,5 +273,10 @@ def _in_new_processes(budget: Budget, best: dict[str, Any]) -> str:
     if budget.resource != "latency_us" or timing is None:
         return ""
     readings = sorted(timing["latency_readings_us"])
-    least, most, high = (format_quantity(v, budget.resource) for v in (readings[0], readings[-1], timing["latency_high_us"]))
-    return f" in {len(readings)} new processes ({least} to {most}); {timing['latency_high_share']:.0%} of further ones stay below {high}"
+    least, most, high = (
+        format_quantity(v, budget.resource) for v in (readings[0], readings[-1], timing["latency_high_us"])
+    )
+    return (
+        f" in {len(readings)} new processes ({least} to {most}); {timing['latency_high_share']:.0%} "
+        f"of further ones stay below {high}"
+    )

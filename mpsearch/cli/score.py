@@ -62,17 +62,27 @@ def score(
     name: options.Name = None,
     output: Output = Format.table,
 ) -> None:
-    """Score every bit-width of every layer with each objective; with --validate, say which of them to trust."""
+    """Score every bit-width of every layer with each objective; with --validate, say which of them to
+    trust.
+    """
     from mpsearch.objectives import OBJECTIVES
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.jobs.score import score_model
     from mpsearch.pipeline.validation.validate import Effort, validate_objectives
 
-    config = config_of(context, budgets=("8bits",), objectives=tuple(objective or OBJECTIVES.names()), target="packed")
+    config = config_of(
+        context, budgets=("8bits",), objectives=tuple(objective or OBJECTIVES.names()), target="packed"
+    )
     study = Study(study_folder(name or study_name(model, ("score",))))
     try:
         if validate:
-            _print_validation(validate_objectives(config, study, Effort(samples, budgets, local_steps, unseen_images), ProgressBars()), study.path, output)
+            _print_validation(
+                validate_objectives(
+                    config, study, Effort(samples, budgets, local_steps, unseen_images), ProgressBars()
+                ),
+                study.path,
+                output,
+            )
         else:
             _print_scores(score_model(config, study, ProgressBars()), study.path, output)
     except KeyboardInterrupt:
@@ -95,7 +105,11 @@ def _print_scores(scored: Any, folder: Path, output: Format) -> None:
             say(f"  {note}")
         if output is Format.table:
             header, rows = score_rows(scored, text)
-            print_rows(header, [(row[0], *("" if v is None else f"{v:.4g}" for v in row[1:])) for row in rows], output)
+            print_rows(
+                header,
+                [(row[0], *("" if v is None else f"{v:.4g}" for v in row[1:])) for row in rows],
+                output,
+            )
     say(f"Tables: {folder / 'scores.json'}; `mpsearch solve` reads it.")
 
 
@@ -114,4 +128,7 @@ def _print_validation(result: dict[str, Any], folder: Path, output: Format) -> N
             print_rows(unseen_header, list(unseen_rows), output)
         say(LEGEND)
         say(UNSEEN.format(images=result["images"]["unseen"]))
-    say(f"{result['measured']} assignments measured. Everything: {folder / 'validation.json'}; for people: {folder / 'validation.md'}.")
+    say(
+        f"{result['measured']} assignments measured. Everything: {folder / 'validation.json'}; for "
+        f"people: {folder / 'validation.md'}."
+    )

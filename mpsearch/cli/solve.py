@@ -34,38 +34,75 @@ def solve(
     minimize: options.Minimize = "size",
     output: Output = Format.table,
 ) -> None:
-    """The exact optimum of a saved problem for any budgets, in milliseconds and without torch; and what one asks next."""
+    """The exact optimum of a saved problem for any budgets, in milliseconds and without torch; and what one
+    asks next.
+    """
     asked = [
-        name for name, given in (("--ranges", ranges), ("--prices", prices), ("--front", front), ("--max-drop", max_drop), ("--k-best", k_best > 1)) if given
+        name
+        for name, given in (
+            ("--ranges", ranges),
+            ("--prices", prices),
+            ("--front", front),
+            ("--max-drop", max_drop),
+            ("--k-best", k_best > 1),
+        )
+        if given
     ]
     if len(asked) > 1:
-        raise OptionError(f"{' and '.join(asked)} were asked for at once; each prints its own table. Give one of them.")
-    _refuse_unused(prices or front, k_best, max_drop, {"--points": points, "--resource": resource}, distance, minimize)
+        raise OptionError(
+            f"{' and '.join(asked)} were asked for at once; each prints its own table. Give one of them."
+        )
+    _refuse_unused(
+        prices or front, k_best, max_drop, {"--points": points, "--resource": resource}, distance, minimize
+    )
     problem = Problem.load(study if study.suffix == ".json" else study / "problem.json")
-    problem = Restrictions.parse(fix or (), [text if "=" in text else f"*={text}" for text in bits or ()]).apply(problem)
+    problem = Restrictions.parse(
+        fix or (), [text if "=" in text else f"*={text}" for text in bits or ()]
+    ).apply(problem)
     name = objective or next(iter(problem.scores))
     budgets = _budgets(problem, budget or [])
     if ranges:
         print_ranges(problem, budgets, output)
     elif prices:
-        print_prices(problem, name, budgets, _resources(problem, resource, budgets), 20 if points is None else points, output)
+        print_prices(
+            problem,
+            name,
+            budgets,
+            _resources(problem, resource, budgets),
+            20 if points is None else points,
+            output,
+        )
     elif front:
         print_front(problem, name, budgets, _resources(problem, resource, budgets), points, output)
     elif max_drop is not None:
-        print_floor(study.parent if study.suffix == ".json" else study, problem, name, budgets, max_drop, _SHORT[minimize], output)
+        print_floor(
+            study.parent if study.suffix == ".json" else study,
+            problem,
+            name,
+            budgets,
+            max_drop,
+            _SHORT[minimize],
+            output,
+        )
     elif not budgets:
         raise BudgetError(f"There is no budget. Give at least one, such as --budget 15MB. {_least(problem)}")
     else:
         print_best(problem, name, budgets, k_best, distance, output)
 
 
-def _refuse_unused(listing: bool, k_best: int, max_drop: str | None, of_lists: dict[str, Any], distance: int, minimize: str) -> None:
-    """Raises OptionError where an option is given without the one that it belongs to, which would pass over it."""
+def _refuse_unused(
+    listing: bool, k_best: int, max_drop: str | None, of_lists: dict[str, Any], distance: int, minimize: str
+) -> None:
+    """Raises OptionError where an option is given without the one that it belongs to, which would pass over
+    it.
+    """
     lost = [(name, "--prices or --front") for name, value in of_lists.items() if value and not listing]
     lost += [("--distance", "--k-best")] if distance != 1 and k_best == 1 else []
     lost += [("--minimize", "--max-drop")] if minimize != "size" and max_drop is None else []
     if lost:
-        raise OptionError(f"{lost[0][0]} goes with {lost[0][1]}, which was not given. Give both, or leave {lost[0][0]} out.")
+        raise OptionError(
+            f"{lost[0][0]} goes with {lost[0][1]}, which was not given. Give both, or leave {lost[0][0]} out."
+        )
     if listing and of_lists["--points"] is not None and of_lists["--points"] < 1:
         raise OptionError(f"--points is {of_lists['--points']}; it must be 1 or more.")
 

@@ -1,4 +1,6 @@
-"""Calibration, search and evaluation samples: read, prepared as the model's own evaluation does, kept apart, fixed by seed and content hash."""
+"""Calibration, search and evaluation samples: read, prepared as the model's own evaluation does, kept apart,
+fixed by seed and content hash.
+"""
 
 from mpsearch.data.digits import digits_split
 from mpsearch.data.images import ImageSet

@@ -15,22 +15,32 @@ from mpsearch.errors import DataError
 TEST_FRACTION = 0.3
 
 HOLDOUT_SEED = 0
-"""Seed of the split that `--data digits` means, whatever the seed of a study: a model fitted on its train part has never seen its test part."""
+"""Seed of the split that `--data digits` means, whatever the seed of a study: a model fitted on its train
+part has never seen its test part.
+"""
 
 
 class DigitsSource(ArraySource):
     """8 x 8 grey digits, stretched to the model's input size bilinearly: a crop would cut strokes off."""
 
-    changed_config: ClassVar[Mapping[str, Any]] = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+    changed_config: ClassVar[Mapping[str, Any]] = {
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
 
 
 def digits_split(seed: int = HOLDOUT_SEED) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Indices into `sklearn.datasets.load_digits()` of 1257 train and 540 test images (70/30), stratified by label."""
+    """Indices into `sklearn.datasets.load_digits()` of 1257 train and 540 test images (70/30), stratified by
+    label.
+    """
     from sklearn.datasets import load_digits  # a second or two, which every other command would pay
     from sklearn.model_selection import train_test_split
 
     _, labels = load_digits(return_X_y=True)
-    train, test = train_test_split(np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=seed)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=seed
+    )
     return np.sort(train), np.sort(test)
 
 

@@ -19,8 +19,8 @@ from mpsearch.errors import DataError
 class ImageSet(HeldSamples):
     """N images after the model's resize and crop, before its normalisation.
 
-    Kept as uint8, a quarter of the memory of what a model reads: `N * C * H * W` bytes, 150,528 for one 3 x 224 x 224 image
-    (150.5 MB for a thousand). `inputs` normalises what is asked for and no more.
+    Kept as uint8, a quarter of the memory of what a model reads: `N * C * H * W` bytes, 150,528 for one 3 x
+    224 x 224 image (150.5 MB for a thousand). `inputs` normalises what is asked for and no more.
 
     Args:
         images: `N x C x H x W` uint8.
@@ -37,17 +37,28 @@ class ImageSet(HeldSamples):
     name: str = "images"
     held: ClassVar[str] = "images"
     one: ClassVar[str] = "image"
-    unlabelled: ClassVar[str] = "Put the images in class folders, or add a labels.csv with the header file,label."
+    unlabelled: ClassVar[str] = (
+        "Put the images in class folders, or add a labels.csv with the header file,label."
+    )
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise DataError(f"{self.name}: images are {self.images.dtype} of shape {tuple(self.images.shape)}; they must be uint8 N x C x H x W.")
+            raise DataError(
+                f"{self.name}: images are {self.images.dtype} of shape {tuple(self.images.shape)}; they "
+                "must be uint8 N x C x H x W."
+            )
         count, channels = self.images.shape[:2]
         if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != (count,)):
-            raise DataError(f"{self.name}: labels are {self.labels.dtype} of shape {tuple(self.labels.shape)}; they must be int64 of shape ({count},).")
+            raise DataError(
+                f"{self.name}: labels are {self.labels.dtype} of shape {tuple(self.labels.shape)}; they "
+                f"must be int64 of shape ({count},)."
+            )
         for what, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != channels:
-                raise DataError(f"{self.name}: {what} {tuple(values)} has {len(values)} values for images of {channels} channels. Give one for each channel.")
+                raise DataError(
+                    f"{self.name}: {what} {tuple(values)} has {len(values)} values for images of "
+                    f"{channels} channels. Give one for each channel."
+                )
         if min(self.std, default=1.0) <= 0:
             raise DataError(f"{self.name}: std {tuple(self.std)} is not positive in every channel.")
 
@@ -57,7 +68,9 @@ class ImageSet(HeldSamples):
         return (tuple(self.images.shape[1:]), self.mean, self.std)
 
     def inputs(self, indices: Indices | None = None) -> Tensor:
-        """`N x C x H x W` float32, `(x / 255 - mean) / std`, in the order of operations of timm's transform, so equal to the last bit."""
+        """`N x C x H x W` float32, `(x / 255 - mean) / std`, in the order of operations of timm's transform,
+        so equal to the last bit.
+        """
         chosen = self.images if indices is None else self.images[at(indices)]
         mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return chosen.to(torch.float32).div_(255).sub_(mean).div_(std)
@@ -66,7 +79,9 @@ class ImageSet(HeldSamples):
     def content_hash(self) -> str:
         """SHA-256 over shape, pixels, labels, mean and std; the name does not count."""
         labels = None if self.labels is None else self.labels.tolist()
-        head = json.dumps([list(self.images.shape), labels, list(map(float, self.mean)), list(map(float, self.std))])
+        head = json.dumps(
+            [list(self.images.shape), labels, list(map(float, self.mean)), list(map(float, self.std))]
+        )
         digest = hashlib.sha256(head.encode())
         digest.update(self.images.contiguous().numpy().data)
         return digest.hexdigest()

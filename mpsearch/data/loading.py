@@ -39,12 +39,16 @@ def load_images(
     """Decode and preprocess images as the model's own evaluation does; only the chosen ones are decoded.
 
     Args:
-        spec: `digits`; a folder or zip with class folders or a `labels.csv`; an `.npz`; or a dataset's name in timm, such as `torch/cifar10`.
+        spec: `digits`; a folder or zip with class folders or a `labels.csv`; an `.npz`; or a dataset's name
+            in timm, such as `torch/cifar10`.
         data_config: The model's, from `timm.data.resolve_data_config`.
-        split: `train` or `test`, where the source has parts; None takes the held-out part there, and everything elsewhere.
-        limit: At most so many images: a stratified random subset in random order. None takes all, in the order of the source.
+        split: `train` or `test`, where the source has parts; None takes the held-out part there, and
+            everything elsewhere.
+        limit: At most so many images: a stratified random subset in random order. None takes all, in the
+            order of the source.
         seed: Random seed of that subset.
-        classes: What is known of the model's classes; labels beyond them are refused before an image is decoded.
+        classes: What is known of the model's classes; labels beyond them are refused before an image is
+            decoded.
         on_image: Progress.
 
     Raises:
@@ -59,7 +63,9 @@ def load_images(
 
 
 def open_source(spec: str, split: str | None = None, classes: Classes | None = None) -> Source:
-    """List a source without decoding it. Raises DataError where there is none, or the model has no output for a label."""
+    """List a source without decoding it. Raises DataError where there is none, or the model has no output for
+    a label.
+    """
     if spec == "digits":
         source: Source = open_digits(split)
     elif is_timm_name(spec):
@@ -92,7 +98,9 @@ def source_parts(spec: str) -> frozenset[str]:
     return frozenset(tree_parts(place) if isinstance(place, Tree) else npz_parts(place))
 
 
-def load(source: Source, indices: Sequence[int], preprocess: Preprocessor, on_image: Progress | None = None) -> ImageSet:
+def load(
+    source: Source, indices: Sequence[int], preprocess: Preprocessor, on_image: Progress | None = None
+) -> ImageSet:
     """Decode and preprocess the images at `indices`, in that order, with a few threads."""
     preprocess = preprocess.changed(**source.changed_config)
     images = _allocate(source.name, len(indices), preprocess.input_size)
@@ -114,12 +122,16 @@ def _place(spec: str) -> Tree | Path:
         return folder_tree(path)
     if not path.is_file():
         raise DataError(
-            f"There is no {spec}. Give 'digits', a folder or zip of images, an .npz file, or a timm dataset ({', '.join(f'{p}/...' for p in PACKAGES)})."
+            f"There is no {spec}. Give 'digits', a folder or zip of images, an .npz file, or a timm "
+            f"dataset ({', '.join(f'{p}/...' for p in PACKAGES)})."
         )
     if path.suffix.lower() == ".zip":
         return zip_tree(path)
     if path.suffix.lower() != ".npz":
-        raise DataError(f"{spec} is a {path.suffix or 'nameless'} file; images are read from a folder, a .zip or an .npz. Put them in one of these.")
+        raise DataError(
+            f"{spec} is a {path.suffix or 'nameless'} file; images are read from a folder, a .zip or an "
+            ".npz. Put them in one of these."
+        )
     return path
 
 
@@ -128,11 +140,17 @@ def _allocate(name: str, count: int, size: tuple[int, int, int]) -> Tensor:
         return torch.empty((count, *size), dtype=torch.uint8)
     except (RuntimeError, MemoryError):
         need = count * size[0] * size[1] * size[2]
-        raise DataError(f"{name}: {count} images of {size} need {need / 1e9:.1f} GB of memory, more than there is. Set a limit.") from None
+        raise DataError(
+            f"{name}: {count} images of {size} need {need / 1e9:.1f} GB of memory, more than there is. "
+            "Set a limit."
+        ) from None
 
 
 def _labels(name: str, labels: Sequence[int | None]) -> Tensor | None:
     known = [label for label in labels if label is not None]
     if known and len(known) < len(labels):
-        raise DataError(f"{name}: {len(labels) - len(known)} of {len(labels)} images have no label. Label all of them, or none.")
+        raise DataError(
+            f"{name}: {len(labels) - len(known)} of {len(labels)} images have no label. Label all of "
+            "them, or none."
+        )
     return torch.tensor(known, dtype=torch.int64) if known else None

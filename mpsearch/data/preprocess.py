@@ -23,32 +23,56 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 2**27
 """A picture of more pixels (400 MB as RGB) is taken for a decompression bomb."""
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)  # what Pillow raises
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)  # what Pillow raises
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
 _MODES = {1: "L", 3: "RGB"}
 _KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
 def decode(data: bytes, where: str) -> Image.Image:
-    """Decode one picture whole. Raises DataError, which names `where`, if it is damaged, too large or not a picture."""
+    """Decode one picture whole. Raises DataError, which names `where`, if it is damaged, too large or not a
+    picture.
+    """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
         image.load()
     except _BOMB as error:
-        raise DataError(f"{where} unpacks to too many pixels ({error}); at most {MAX_PIXELS} are read. Scale it down or remove it.") from None
+        raise DataError(
+            f"{where} unpacks to too many pixels ({error}); at most {MAX_PIXELS} are read. Scale it down "
+            "or remove it."
+        ) from None
     except _BROKEN as error:
-        raise DataError(f"{where} is not a readable image ({error or type(error).__name__}). Replace or remove it; {', '.join(FORMATS)} are read.") from None
+        raise DataError(
+            f"{where} is not a readable image ({error or type(error).__name__}). Replace or remove it; "
+            f"{', '.join(FORMATS)} are read."
+        ) from None
     return image
 
 
 def as_mode(image: Image.Image, mode: str, where: str) -> Image.Image:
-    """Convert to `L` or `RGB`; transparency is dropped, as timm does. Raises DataError for more than 8 bits a channel."""
+    """Convert to `L` or `RGB`; transparency is dropped, as timm does. Raises DataError for more than 8 bits a
+    channel.
+    """
     if image.mode == mode:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        raise DataError(f"{where} has more than 8 bits a channel (mode {image.mode}), which a conversion would clip to white. Save it with 8 bits.")
+        raise DataError(
+            f"{where} has more than 8 bits a channel (mode {image.mode}), which a conversion would clip "
+            "to white. Save it with 8 bits."
+        )
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours, without Pillow's warning
     return image.convert(mode)
@@ -83,8 +107,13 @@ class Preprocessor:
         """
         missing = [key for key in _KEYS if key not in config]
         if missing:
-            raise DataError(f"The data config has no {', '.join(missing)}. Take it from timm.data.resolve_data_config(model=model).")
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v := config[key], list | tuple) else v for key in _KEYS}
+            raise DataError(
+                f"The data config has no {', '.join(missing)}. Take it from "
+                "timm.data.resolve_data_config(model=model)."
+            )
+        values: dict[str, Any] = {
+            key: tuple(v) if isinstance(v := config[key], list | tuple) else v for key in _KEYS
+        }
         made = cls(**values)
         made._check()
         return made
@@ -97,7 +126,10 @@ class Preprocessor:
         """`C x H x W` uint8. An image that has the input size already, at `crop_pct` 1, stays as it is."""
         pixels = torch.as_tensor(self._transform(as_mode(image, _MODES[self.input_size[0]], where)))
         if pixels.dtype != torch.uint8 or tuple(pixels.shape) != self.input_size:
-            raise DataError(f"{where} became {pixels.dtype} {tuple(pixels.shape)}, not uint8 {self.input_size}. Check the data config {self}.")
+            raise DataError(
+                f"{where} became {pixels.dtype} {tuple(pixels.shape)}, not uint8 {self.input_size}. "
+                f"Check the data config {self}."
+            )
         return pixels
 
     @cached_property
@@ -119,14 +151,21 @@ class Preprocessor:
         if len(size) != 3 or not all(isinstance(v, int) and v > 0 for v in size):
             raise DataError(f"input_size {size} is not (channels, height, width) in positive whole numbers.")
         if size[0] not in _MODES:
-            raise DataError(f"input_size {size} asks for {size[0]} channels; pictures have 1 (grey) or 3 (RGB). Use a model with one of these.")
+            raise DataError(
+                f"input_size {size} asks for {size[0]} channels; pictures have 1 (grey) or 3 (RGB). Use "
+                "a model with one of these."
+            )
         if len(self.mean) != size[0] or len(self.std) != size[0]:
-            raise DataError(f"mean {self.mean} and std {self.std} do not have one value for each of {size[0]} channels. Give {size[0]} values each.")
+            raise DataError(
+                f"mean {self.mean} and std {self.std} do not have one value for each of {size[0]} "
+                f"channels. Give {size[0]} values each."
+            )
         if not 0 < self.crop_pct <= 1:
             raise DataError(f"crop_pct is {self.crop_pct}; it must be above 0 and at most 1.")
         try:
             _ = self._transform
         except (KeyError, ValueError) as error:
             raise DataError(
-                f"timm has no transform for interpolation {self.interpolation!r}, crop_mode {self.crop_mode!r} ({error}). Use bilinear or bicubic."
+                f"timm has no transform for interpolation {self.interpolation!r}, crop_mode "
+                f"{self.crop_mode!r} ({error}). Use bilinear or bicubic."
             ) from None

@@ -1,4 +1,6 @@
-"""`SampleSet`: what the pipeline needs to know of a set of inputs, whatever they are; `ImageSet` and `TokenSet` are two."""
+"""`SampleSet`: what the pipeline needs to know of a set of inputs, whatever they are; `ImageSet` and
+`TokenSet` are two.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ Indices = Sequence[int] | Tensor | slice
 class SampleSet(Protocol):
     """N inputs of one model, kept in memory, and what is true of each.
 
-    A model reads one tensor with the samples on axis 0: what is not an image (token ids and their mask) is stacked into one.
+    A model reads one tensor with the samples on axis 0: what is not an image (token ids and their mask) is
+    stacked into one.
     """
 
     @property
@@ -63,7 +66,9 @@ class SampleSet(Protocol):
         """These samples, then those of other sets of the same form."""
 
     def require_labels(self, classes: int | None = None) -> Tensor:
-        """The labels. Raises DataError where there are none, or, of class labels, one is not below `classes`."""
+        """The labels. Raises DataError where there are none, or, of class labels, one is not below
+        `classes`.
+        """
 
 
 def at(indices: Indices) -> Any:
@@ -123,18 +128,27 @@ class HeldSamples:
             return self
         labels = [s.labels for s in (self, *others) if s.labels is not None]
         samples = torch.cat([s._samples for s in (self, *others)])
-        return cast(Self, replace(cast(Any, self), **{self.held: samples}, labels=torch.cat(labels) if labels else None))
+        return cast(
+            Self,
+            replace(cast(Any, self), **{self.held: samples}, labels=torch.cat(labels) if labels else None),
+        )
 
     def require_labels(self, classes: int | None = None) -> Tensor:
         """The labels. Raises DataError where there are none, or a class is not below `classes`."""
         if self.labels is None:
             raise DataError(f"{self.name} has no labels. {self.unlabelled}")
-        if classes is not None and len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < classes:
+        if (
+            classes is not None
+            and len(self)
+            and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < classes
+        ):
             low, high = int(self.labels.min()), int(self.labels.max())
             odd = int(((self.labels < 0) | (self.labels >= classes)).flatten().nonzero()[0])
             raise DataError(
-                f"{self.name} has labels {low} to {high}; the model has {classes} classes, 0 to {classes - 1}. The first "
-                f"that is none of them is {int(self.labels[odd])}, of {self.one} {odd}. Give the data it was trained for."
+                f"{self.name} has labels {low} to {high}; the model has {classes} classes, 0 to "
+                f"{classes - 1}. The first "
+                f"that is none of them is {int(self.labels[odd])}, of {self.one} {odd}. Give the data it "
+                "was trained for."
             )
         return self.labels
 

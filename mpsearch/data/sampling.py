@@ -7,11 +7,13 @@ import numpy.typing as npt
 
 
 def seeded_order(count: int, labels: npt.NDArray[np.int64] | None, seed: int) -> list[int]:
-    """A random order of `count` images; with labels, every run of consecutive places holds the classes in proportion.
+    """A random order of `count` images; with labels, every run of consecutive places holds the classes in
+    proportion.
 
-    The j-th of a class's n shuffled images gets the key (j + u) / n with u uniform in 0 to 1, and the keys are sorted: each class is
-    spread evenly, so a prefix of any length, or the window after it, is a stratified sample (to about one image a class).
-    Sources are often sorted by class: their first images would hold one class only.
+    The j-th of a class's n shuffled images gets the key (j + u) / n with u uniform in 0 to 1, and the keys
+    are sorted: each class is spread evenly, so a prefix of any length, or the window after it, is a
+    stratified sample (to about one image a class). Sources are often sorted by class: their first images
+    would hold one class only.
     """
     generator = np.random.default_rng(seed)
     if labels is None:

@@ -53,7 +53,10 @@ class Splits:
         for i, (first, one) in enumerate(held):
             for second, other in held[i + 1 :]:
                 if one & other:
-                    raise DataError(f"The {first} and {second} sets share {len(one & other)} images. Draw them with make_splits, which keeps them apart.")
+                    raise DataError(
+                        f"The {first} and {second} sets share {len(one & other)} images. Draw them with "
+                        "make_splits, which keeps them apart."
+                    )
 
     @property
     def parts(self) -> dict[str, SampleSet]:
@@ -62,8 +65,16 @@ class Splits:
 
     def to_json(self) -> dict[str, Any]:
         """Counts, sources and content hashes: enough to tell whether another run saw the same images."""
-        parts = {name: {"source": p.name, "images": len(p), "bytes": p.nbytes, "content_hash": p.content_hash} for name, p in self.parts.items()}
-        return {"schema": SCHEMA, "seed": self.seed, "duplicates_removed": self.duplicates_removed, "parts": parts}
+        parts = {
+            name: {"source": p.name, "images": len(p), "bytes": p.nbytes, "content_hash": p.content_hash}
+            for name, p in self.parts.items()
+        }
+        return {
+            "schema": SCHEMA,
+            "seed": self.seed,
+            "duplicates_removed": self.duplicates_removed,
+            "parts": parts,
+        }
 
 
 @dataclass(frozen=True)
@@ -92,27 +103,36 @@ def make_splits(
 ) -> Splits:
     """Draw calibration, search and evaluation images, stratified by label where labels are known, none twice.
 
-    With a calibration source of its own, or a source with a train and a test part (digits, timm's datasets, an `.npz`, a folder with
-    `train` and `val`), calibration and search images come from that or from the train part, evaluation images from the other. One
-    source without parts is divided in three. An image whose pixels equal those of an image drawn already is left out and replaced by
-    the next of the seeded order; where there is a choice, the evaluation set is the one that keeps it.
+    With a calibration source of its own, or a source with a train and a test part (digits, timm's datasets,
+    an `.npz`, a folder with `train` and `val`), calibration and search images come from that or from the
+    train part, evaluation images from the other. One source without parts is divided in three. An image whose
+    pixels equal those of an image drawn already is left out and replaced by the next of the seeded order;
+    where there is a choice, the evaluation set is the one that keeps it.
 
     Args:
-        data: Evaluation images, or all images: a name as `load_images` takes it, or an `ImageSet`, a `TokenSet` or another `SampleSet`.
+        data: Evaluation images, or all images: a name as `load_images` takes it, or an `ImageSet`, a
+            `TokenSet` or another `SampleSet`.
         data_config: The model's; not needed for a `SampleSet`.
         calibration: Source of the calibration and search images.
-        calibration_images: How many; None takes as many as `usual` says, or a share of what there is, in proportion.
+        calibration_images: How many; None takes as many as `usual` says, or a share of what there is, in
+            proportion.
         search_images: How many; None as there.
         evaluation_images: How many; None takes all that are left, and a share at least.
         usual: Images for calibration, search and evaluation where nothing is said.
         seed: Same seed, same images.
-        classes: What is known of the model's classes; labels beyond them are refused before an image is decoded.
+        classes: What is known of the model's classes; labels beyond them are refused before an image is
+            decoded.
         on_image: Progress, for each source that is read.
 
     Raises:
-        DataError: Too few images, labels that the model has no output for, or two sources that do not go together.
+        DataError: Too few images, labels that the model has no output for, or two sources that do not go
+            together.
     """
-    wanted = {"calibration_images": calibration_images, "search_images": search_images, "evaluation_images": evaluation_images}
+    wanted = {
+        "calibration_images": calibration_images,
+        "search_images": search_images,
+        "evaluation_images": evaluation_images,
+    }
     for name, number in wanted.items():
         if number is not None and number < 1:
             raise DataError(f"{name} is {number}; it must be 1 or more.", fields=wanted)
@@ -126,17 +146,34 @@ def make_splits(
     return _combine(main, opened(calibration, part=TRAIN), counts, seed)
 
 
-def _open(data: str | SampleSet, part: str, data_config: Mapping[str, Any] | None, classes: Classes | None, on_image: Progress | None) -> _Pool:
+def _open(
+    data: str | SampleSet,
+    part: str,
+    data_config: Mapping[str, Any] | None,
+    classes: Classes | None,
+    on_image: Progress | None,
+) -> _Pool:
     if not isinstance(data, str):
-        labels = data.labels if data.labels is not None and data.labels.ndim == 1 else None  # spans and boxes are no classes
+        labels = (
+            data.labels if data.labels is not None and data.labels.ndim == 1 else None
+        )  # spans and boxes are no classes
         return _Pool(data.name, len(data), None if labels is None else labels.numpy(), None, data.subset)
     if data_config is None:
-        raise DataError(f"{data}: without the model's data config images cannot be prepared. Pass timm.data.resolve_data_config(model=model).")
+        raise DataError(
+            f"{data}: without the model's data config images cannot be prepared. Pass "
+            "timm.data.resolve_data_config(model=model)."
+        )
     preprocess = Preprocessor.from_config(data_config)
     # the held-out part goes by several names, and the source knows which it has
     source = open_source(data, TRAIN if part == TRAIN and TRAIN in source_parts(data) else None, classes)
     folders = None if classes is not None and classes.folders is not None else source.classes
-    return _Pool(source.name, len(source), source.labels, folders, lambda indices: load(source, indices, preprocess, on_image))
+    return _Pool(
+        source.name,
+        len(source),
+        source.labels,
+        folders,
+        lambda indices: load(source, indices, preprocess, on_image),
+    )
 
 
 @dataclass(frozen=True)
@@ -154,17 +191,24 @@ class _Wanted:
     @property
     def enough(self) -> int:
         """From which on nothing is scaled down."""
-        return sum(usual if count is None else count for count, usual in zip(self.said, self.usual, strict=True))
+        return sum(
+            usual if count is None else count for count, usual in zip(self.said, self.usual, strict=True)
+        )
 
     def few(self, there: int) -> bool:
         """Whether a share is taken of what there is."""
         return there < self.enough and None in self.said[:2]
 
     def shares(self, there: int) -> tuple[int, int, int]:
-        """As said, as usual, or in proportion where that is too much; the last has what is left, unless it was said."""
+        """As said, as usual, or in proportion where that is too much; the last has what is left, unless it
+        was said.
+        """
         free = [usual for count, usual in zip(self.said, self.usual, strict=True) if count is None]
         part = min(1.0, (there - sum(count or 0 for count in self.said)) / sum(free)) if free else 1.0
-        calibration, search = (max(1, int(usual * part)) if count is None else count for count, usual in zip(self.said[:2], self.usual, strict=False))
+        calibration, search = (
+            max(1, int(usual * part)) if count is None else count
+            for count, usual in zip(self.said[:2], self.usual, strict=False)
+        )
         return calibration, search, there - calibration - search if self.said[2] is None else self.said[2]
 
 
@@ -176,7 +220,11 @@ def _divide(pool: _Pool, wanted: _Wanted, seed: int) -> Splits:
     _require(pool, len(drawn), wanted.least, removed)
     calibration, search, held = wanted.shares(len(drawn))
     # evaluation first, so that it stays the same when the other two are resized
-    parts = _window(drawn, held, calibration), _window(drawn, held + calibration, search), _window(drawn, 0, held)
+    parts = (
+        _window(drawn, held, calibration),
+        _window(drawn, held + calibration, search),
+        _window(drawn, 0, held),
+    )
     return Splits(*parts, seed, removed, _warning(pool, wanted, *map(len, parts)) if few else "")
 
 
@@ -184,7 +232,8 @@ def _combine(main: _Pool, other: _Pool, wanted: _Wanted, seed: int) -> Splits:
     if main.classes is not None and other.classes is not None and main.classes != other.classes:
         odd = sorted(set(main.classes) ^ set(other.classes))
         raise DataError(
-            f"{main.name} and {other.name} do not have the same class folders; they differ in {', '.join(odd[:3])}. Give them the "
+            f"{main.name} and {other.name} do not have the same class folders; they differ in "
+            f"{', '.join(odd[:3])}. Give them the "
             "same classes, or say which folder is which class with --class-map FILE."
         )
     count, two = wanted.said[2], _Wanted((*wanted.said[:2], 0), wanted.usual)
@@ -193,12 +242,15 @@ def _combine(main: _Pool, other: _Pool, wanted: _Wanted, seed: int) -> Splits:
     _require(other, other.count, least, 0)
     held = main.load(seeded_order(main.count, main.labels, seed)[:count])
     most = None if few else sum(two.shares(other.count))
-    drawn, removed = _draw(other, seeded_order(other.count, other.labels, seed), most, set(held.sample_hashes))
+    drawn, removed = _draw(
+        other, seeded_order(other.count, other.labels, seed), most, set(held.sample_hashes)
+    )
     _require(other, len(drawn), least, removed)
     calibration, search, _ = two.shares(len(drawn))
     if drawn.form != held.form:
         raise DataError(
-            f"{main.name} and {other.name} were prepared differently (size, mean, std or length). Load both with the same data config or tokenizer."
+            f"{main.name} and {other.name} were prepared differently (size, mean, std or length). Load "
+            "both with the same data config or tokenizer."
         )
     parts = _window(drawn, 0, calibration), _window(drawn, calibration, search), held
     return Splits(*parts, seed, removed, _warning(other, wanted, *map(len, parts)) if few else "")
@@ -207,14 +259,19 @@ def _combine(main: _Pool, other: _Pool, wanted: _Wanted, seed: int) -> Splits:
 def _warning(pool: _Pool, wanted: _Wanted, calibration: int, search: int, evaluation: int) -> str:
     """What few images mean: the standard errors of what is measured on them."""
     return (
-        f"{pool.name} has few images: {calibration} calibrate, {search} judge bit-widths, {evaluation} are for what is reported. "
-        f"Expect a standard error of up to {math.sqrt(0.25 / evaluation):.1%} in a reported accuracy, and {1 / math.sqrt(search):.0%} "
-        f"of an image's spread in the losses that the search compares; usual are {wanted.usual[0]} and {wanted.usual[1]} images."
+        f"{pool.name} has few images: {calibration} calibrate, {search} judge bit-widths, {evaluation} "
+        "are for what is reported. "
+        f"Expect a standard error of up to {math.sqrt(0.25 / evaluation):.1%} in a reported accuracy, "
+        f"and {1 / math.sqrt(search):.0%} "
+        f"of an image's spread in the losses that the search compares; usual are {wanted.usual[0]} and "
+        f"{wanted.usual[1]} images."
     )
 
 
 def _draw(pool: _Pool, order: Sequence[int], count: int | None, seen: set[str]) -> tuple[SampleSet, int]:
-    """The first `count` images of `order` that are not `seen` and not repeated, or as many as there are; and how many were left out."""
+    """The first `count` images of `order` that are not `seen` and not repeated, or as many as there are; and
+    how many were left out.
+    """
     kept: list[SampleSet] = []
     at = removed = 0
     while at < len(order) and (missing := len(order) if count is None else count - sum(map(len, kept))) > 0:
@@ -238,7 +295,8 @@ def _require(pool: _Pool, there: int, needed: int, removed: int) -> None:
     if there < needed:
         less = f" once {removed} exact duplicates are left out" if removed else ""
         raise DataError(
-            f"{pool.name} has {there} images{less}; {needed} are needed. Lower calibration_images, search_images or "
+            f"{pool.name} has {there} images{less}; {needed} are needed. Lower calibration_images, "
+            "search_images or "
             "evaluation_images where they were given, or give more images.",
             fields=("calibration_images", "search_images", "evaluation_images"),
         )

@@ -1,4 +1,6 @@
-"""`TokenSet`: texts as a text encoder reads them, cut or padded to one length, with their masks and what is true of them."""
+"""`TokenSet`: texts as a text encoder reads them, cut or padded to one length, with their masks and what is
+true of them.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,12 @@ FIELDS = ("input_ids", "attention_mask", "token_type_ids")
 class TokenSet(HeldSamples):
     """N texts as token numbers.
 
-    A model that reads them takes one tensor, `N x F x T` int64, and unstacks it (`mpsearch.models.TextModel` does).
+    A model that reads them takes one tensor, `N x F x T` int64, and unstacks it (`mpsearch.models.TextModel`
+    does).
 
     Args:
-        tokens: `N x F x T` int32: for each text the first F of `FIELDS`, 2 or 3, of T tokens each. The mask is 1 where a token counts.
+        tokens: `N x F x T` int32: for each text the first F of `FIELDS`, 2 or 3, of T tokens each. The mask
+            is 1 where a token counts.
         labels: `N` classes or `N x 2` spans (first and last token), int64; None where nothing is known.
         name: Where the texts came from.
     """
@@ -42,13 +46,24 @@ class TokenSet(HeldSamples):
     def __post_init__(self) -> None:
         shape = tuple(self.tokens.shape)
         if self.tokens.dtype != torch.int32 or self.tokens.ndim != 3 or shape[1] not in (2, 3):
-            raise DataError(f"{self.name}: tokens are {self.tokens.dtype} of shape {shape}; they must be int32 N x F x T with F 2 or 3: {', '.join(FIELDS)}.")
-        if self.labels is not None and (self.labels.dtype != torch.int64 or tuple(self.labels.shape) not in {(shape[0],), (shape[0], 2)}):
+            raise DataError(
+                f"{self.name}: tokens are {self.tokens.dtype} of shape {shape}; they must be int32 N x F "
+                f"x T with F 2 or 3: {', '.join(FIELDS)}."
+            )
+        if self.labels is not None and (
+            self.labels.dtype != torch.int64 or tuple(self.labels.shape) not in {(shape[0],), (shape[0], 2)}
+        ):
             found = f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
-            raise DataError(f"{self.name}: labels are {found}; they must be int64 of shape ({shape[0]},) or ({shape[0]}, 2).")
+            raise DataError(
+                f"{self.name}: labels are {found}; they must be int64 of shape ({shape[0]},) or "
+                f"({shape[0]}, 2)."
+            )
         mask = self.tokens[:, 1]
         if len(mask) and not (((mask == 0) | (mask == 1)).all() and (mask.sum(1) > 0).all()):
-            raise DataError(f"{self.name}: a mask holds something else than 0 and 1, or a text has no token that counts. Leave empty texts out.")
+            raise DataError(
+                f"{self.name}: a mask holds something else than 0 and 1, or a text has no token that "
+                "counts. Leave empty texts out."
+            )
 
     @property
     def form(self) -> tuple[int, ...]:
@@ -80,7 +95,8 @@ def tokenize(
     """Texts, or pairs of texts, through a Hugging Face tokenizer, padded and cut to one length.
 
     Args:
-        tokenizer: Tokenizer, as `transformers.AutoTokenizer` gives it. Of a pair the second text is cut first.
+        tokenizer: Tokenizer, as `transformers.AutoTokenizer` gives it. Of a pair the second text is cut
+            first.
         texts: N.
         pairs: The second text of each, such as the passage behind a question; its tokens have type 1.
         length: T, special tokens included.
@@ -90,10 +106,19 @@ def tokenize(
     """
     if not texts:
         raise DataError(f"{name}: there are no texts. Give at least one.")
-    options: dict[str, Any] = {"padding": "max_length", "truncation": True if pairs is None else "only_second", "max_length": length}
-    found = tokenizer(list(texts), **options) if pairs is None else tokenizer(list(texts), list(pairs), **options)
+    options: dict[str, Any] = {
+        "padding": "max_length",
+        "truncation": True if pairs is None else "only_second",
+        "max_length": length,
+    }
+    found = (
+        tokenizer(list(texts), **options) if pairs is None else tokenizer(list(texts), list(pairs), **options)
+    )
     fields = FIELDS[:2] if pairs is None else FIELDS
     if not set(fields) <= set(found.keys()):
-        raise DataError(f"{name}: the tokenizer gives {', '.join(found.keys())}; {', '.join(fields)} are needed. Use a tokenizer of a BERT-like encoder.")
+        raise DataError(
+            f"{name}: the tokenizer gives {', '.join(found.keys())}; {', '.join(fields)} are needed. Use "
+            "a tokenizer of a BERT-like encoder."
+        )
     stacked = np.stack([np.asarray(found[field], dtype=np.int32) for field in fields], axis=1)
     return TokenSet(torch.from_numpy(stacked), labels, name)

@@ -1,4 +1,6 @@
-"""An exported artifact: a folder of files of one target with a manifest, written whole or not at all, and checked when it is opened."""
+"""An exported artifact: a folder of files of one target with a manifest, written whole or not at all, and
+checked when it is opened.
+"""
 
 from __future__ import annotations
 
@@ -65,8 +67,15 @@ class Artifact:
         return str(self.manifest.get("label", self.folder.name))
 
 
-def write_artifact(folder: Path, target_text: str, job: Job, about: Mapping[str, Any], further: Callable[[Path], object] | None = None) -> Artifact:
-    """Write the files of a target and their manifest; what was in the folder is replaced only when all is written.
+def write_artifact(
+    folder: Path,
+    target_text: str,
+    job: Job,
+    about: Mapping[str, Any],
+    further: Callable[[Path], object] | None = None,
+) -> Artifact:
+    """Write the files of a target and their manifest; what was in the folder is replaced only when all is
+    written.
 
     Args:
         folder: Folder of the artifact.
@@ -77,7 +86,8 @@ def write_artifact(folder: Path, target_text: str, job: Job, about: Mapping[str,
 
     Raises:
         UserError: The target cannot express the job.
-        MpsearchError: Writing failed, or the target's package did; says why, and leaves the earlier artifact as it was.
+        MpsearchError: Writing failed, or the target's package did; says why, and leaves the earlier artifact
+            as it was.
     """
     target = TARGETS.create(target_text)
     try:
@@ -89,9 +99,12 @@ def write_artifact(folder: Path, target_text: str, job: Job, about: Mapping[str,
                 further(beside)
             files.write_json(beside / MANIFEST, manifest)
     except OSError as error:
-        earlier = "The artifact that was there is as it was." if folder.exists() else "Nothing was left behind."
+        earlier = (
+            "The artifact that was there is as it was." if folder.exists() else "Nothing was left behind."
+        )
         raise MpsearchError(
-            f"{folder} could not be written ({error.strerror or error}). {earlier} Make room, or name another folder, and export again."
+            f"{folder} could not be written ({error.strerror or error}). {earlier} Make room, or name "
+            "another folder, and export again."
         ) from None
     return Artifact(folder, manifest)
 
@@ -105,17 +118,36 @@ def open_artifact(path: str | Path) -> Artifact:
     held = folder / MANIFEST
     try:
         if held.stat().st_size > _LARGEST_MANIFEST:
-            raise CheckpointError(f"{held} has {held.stat().st_size} bytes; no manifest has more than {_LARGEST_MANIFEST}. Export again.")
+            raise CheckpointError(
+                f"{held} has {held.stat().st_size} bytes; no manifest has more than {_LARGEST_MANIFEST}. "
+                "Export again."
+            )
         manifest = json.loads(held.read_text())
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("schema") != SCHEMA:
-            raise CheckpointError(f"{held} is not a manifest that this version of mpsearch reads (schema {SCHEMA}). Export again.")
+        if (
+            not isinstance(manifest, dict)
+            or manifest.get("format") != FORMAT
+            or manifest.get("schema") != SCHEMA
+        ):
+            raise CheckpointError(
+                f"{held} is not a manifest that this version of mpsearch reads (schema {SCHEMA}). Export "
+                "again."
+            )
         artifact = Artifact(folder, manifest)
         for name, about in manifest["files"].items():
-            if Path(name).name != name or not (folder / name).is_file() or _sha256(folder / name) != about["sha256"]:
-                raise CheckpointError(f"{folder / name} is missing or is not what was exported. Export again.")
+            if (
+                Path(name).name != name
+                or not (folder / name).is_file()
+                or _sha256(folder / name) != about["sha256"]
+            ):
+                raise CheckpointError(
+                    f"{folder / name} is missing or is not what was exported. Export again."
+                )
         _ = artifact.target, artifact.source, artifact.input_shape, artifact.size_bytes
     except OSError as error:
-        raise CheckpointError(f"{path} is no artifact: {held} cannot be read ({error.strerror}). Name a folder that `mpsearch export` wrote.") from None
+        raise CheckpointError(
+            f"{path} is no artifact: {held} cannot be read ({error.strerror}). Name a folder that "
+            "`mpsearch export` wrote."
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{held} is damaged ({type(error).__name__}: {error}). Export again.") from None
     except CheckpointError:
@@ -129,8 +161,9 @@ def open_artifact(path: str | Path) -> Artifact:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder`; takes its place if the body succeeds, is removed if not.
 
-    A folder cannot be renamed over another: the earlier one steps aside for the moment between two renames. A process that is killed in that
-    moment leaves it as `.<name>.earlier`, from where the next call brings it back.
+    A folder cannot be renamed over another: the earlier one steps aside for the moment between two renames. A
+    process that is killed in that moment leaves it as `.<name>.earlier`, from where the next call brings it
+    back.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     earlier = folder.parent / f".{folder.name}.earlier"
@@ -184,8 +217,12 @@ def _manifest(folder: Path, target_text: str, job: Job) -> dict[str, Any]:
         "schema": SCHEMA,
         "target": target_text,
         "runs_with": TARGETS.create(target_text).runs_with,
-        "files": {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.iterdir())},
-        "assignment": Assignment(tuple((unit, state.candidate) for unit, state in job.states.items())).to_json(),
+        "files": {
+            p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.iterdir())
+        },
+        "assignment": Assignment(
+            tuple((unit, state.candidate) for unit, state in job.states.items())
+        ).to_json(),
         "source": dict(description["source"]),
         "data_config": _plain(description["data_config"]),
         "input_shape": list(job.example.shape[1:]),

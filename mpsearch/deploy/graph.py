@@ -1,4 +1,6 @@
-"""Editing an exported ONNX graph: which module made a node, who reads a tensor, nodes replaced in a valid order."""
+"""Editing an exported ONNX graph: which module made a node, who reads a tensor, nodes replaced in a valid
+order.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,19 @@ from mpsearch.errors import MpsearchError
 from mpsearch.quant import UnitState
 
 _MOVES = {
-    *("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Gather", "Identity", "Pad"),
+    *(
+        "MaxPool",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Slice",
+        "Expand",
+        "Gather",
+        "Identity",
+        "Pad",
+    ),
     *("Split", "Dropout"),
 }
 
@@ -30,7 +44,9 @@ def unit_of(node: NodeProto) -> str:
 
 
 def constant_value(model: ModelProto, name: str) -> NDArray[Any] | None:
-    """Value of a tensor that is computed from constants alone; None where it depends on what the model reads."""
+    """Value of a tensor that is computed from constants alone; None where it depends on what the model
+    reads.
+    """
     held = {i.name: i for i in model.graph.initializer}
     if name in held:
         return numpy_helper.to_array(held[name])
@@ -50,7 +66,9 @@ def constant_value(model: ModelProto, name: str) -> NDArray[Any] | None:
     nodes = [node for node in model.graph.node if id(node) in needed]
     read = {tensor for node in nodes for tensor in node.input}
     output = helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
-    graph = helper.make_graph(nodes, "constant", [], [output], [held[tensor] for tensor in sorted(read & set(held))])
+    graph = helper.make_graph(
+        nodes, "constant", [], [output], [held[tensor] for tensor in sorted(read & set(held))]
+    )
     part = helper.make_model(graph, opset_imports=model.opset_import)
     (found,) = ReferenceEvaluator(part).run(None, {})
     return np.asarray(found)
@@ -107,11 +125,17 @@ def readers_of(nodes: Iterable[NodeProto]) -> dict[str, list[NodeProto]]:
     return readers
 
 
-def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto], initializers: Iterable[onnx.TensorProto]) -> None:
+def replace_nodes(
+    model: ModelProto, nodes: Iterable[NodeProto], initializers: Iterable[onnx.TensorProto]
+) -> None:
     """Set the nodes, in an order in which each comes after what it reads."""
     waiting = list(nodes)
     kept: list[NodeProto] = []
-    ready = {i.name for i in (*model.graph.initializer, *initializers)} | {i.name for i in model.graph.input} | {""}
+    ready = (
+        {i.name for i in (*model.graph.initializer, *initializers)}
+        | {i.name for i in model.graph.input}
+        | {""}
+    )
     while waiting:
         now = [n for n in waiting if all(name in ready for name in n.input)]
         if not now:
@@ -134,18 +158,24 @@ def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto], initializers: I
 def keep_pads(model: ModelProto) -> None:
     """Spell out the axes of each Pad that a MaxPool reads, in place.
 
-    ONNX Runtime (1.31) moves a Pad without axes into the MaxPool behind it, whatever number it pads with; a MaxPool pads with minus infinity, so its
-    windows at the border lose that number.
+    ONNX Runtime (1.31) moves a Pad without axes into the MaxPool behind it, whatever number it pads with; a
+    MaxPool pads with minus infinity, so its windows at the border lose that number.
     """
     names = {name for node in model.graph.node if node.op_type == "MaxPool" for name in node.input}
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*model.graph.value_info, *model.graph.input)}
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*model.graph.value_info, *model.graph.input)
+    }
     sizes = {i.name: i.dims[0] // 2 for i in model.graph.initializer if len(i.dims) == 1}
     for node in model.graph.node:
         if node.op_type != "Pad" or node.output[0] not in names or len(node.input) > 3:
             continue
         rank = sizes.get(node.input[1]) or ranks.get(node.input[0])
         if rank is None:
-            raise MpsearchError(f"The Pad {node.name!r} before a MaxPool has no known rank. Please report this with the model.")
+            raise MpsearchError(
+                f"The Pad {node.name!r} before a MaxPool has no known rank. Please report this with the "
+                "model."
+            )
         axes = f"{node.output[0]}/axes"
         node.input.extend([""] * (3 - len(node.input)) + [axes])
         model.graph.initializer.append(numpy_helper.from_array(np.arange(rank, dtype=np.int64), axes))
@@ -154,18 +184,28 @@ def keep_pads(model: ModelProto) -> None:
 def keep_arithmetic(model: ModelProto) -> None:
     """Keep ONNX Runtime (1.31) from computing products in another arithmetic than the graph's, in place.
 
-    It turns a Conv, ConvTranspose or Gemm of float weights into an integer one, with one scale for the whole weight, where it
-    reads a DequantizeLinear and a QuantizeLinear reads it, or the Relu or Clip behind it. And it merges the MatMul of two
-    dimensions with an Add behind it into a Gemm, which then runs in float. A Max of one tensor in between, which copies it,
-    keeps it from both.
+    It turns a Conv, ConvTranspose or Gemm of float weights into an integer one, with one scale for the whole
+    weight, where it reads a DequantizeLinear and a QuantizeLinear reads it, or the Relu or Clip behind it.
+    And it merges the MatMul of two dimensions with an Add behind it into a Gemm, which then runs in float. A
+    Max of one tensor in between, which copies it, keeps it from both.
     """
-    readers, makers = readers_of(model.graph.node), {output: node for node in model.graph.node for output in node.output}
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*model.graph.value_info, *model.graph.output)}
+    readers, makers = (
+        readers_of(model.graph.node),
+        {output: node for node in model.graph.node for output in node.output},
+    )
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*model.graph.value_info, *model.graph.output)
+    }
     nodes = list(model.graph.node)
     for node in model.graph.node:
         end, behind = node.output[0], ""
         weighted = len(node.input) > 1 and _is_dequantized(node.input[1], makers)
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and not weighted and _is_dequantized(node.input[0], makers):
+        if (
+            node.op_type in ("Conv", "ConvTranspose", "Gemm")
+            and not weighted
+            and _is_dequantized(node.input[0], makers)
+        ):
             while len(readers[end]) == 1 and readers[end][0].op_type in ("Relu", "Clip"):
                 end = readers[end][0].output[0]
             behind = "QuantizeLinear"

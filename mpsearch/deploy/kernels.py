@@ -1,8 +1,10 @@
-"""A packed checkpoint on real low-bit kernels: every quantised convolution and linear layer computes from its packed weight by `KernelUnit`.
+"""A packed checkpoint on real low-bit kernels: every quantised convolution and linear layer computes from its
+packed weight by `KernelUnit`.
 
-Between units tensors have one half-precision type; layers that are not quantised compute in it. Pictures stay N x C x H x W to the model, and lie channels
-last in memory, which is what the kernels read; a forward that only works on contiguous pictures (`x.view(len(x), -1)`) fails as it does under torch's
-`channels_last`. A unit that no kernel computes is an error that names it: nothing is fake-quantised here.
+Between units tensors have one half-precision type; layers that are not quantised compute in it. Pictures stay
+N x C x H x W to the model, and lie channels last in memory, which is what the kernels read; a forward that
+only works on contiguous pictures (`x.view(len(x), -1)`) fails as it does under torch's `channels_last`. A
+unit that no kernel computes is an error that names it: nothing is fake-quantised here.
 """
 
 from __future__ import annotations
@@ -36,13 +38,16 @@ CAPABILITY = (8, 0)
 """Least compute capability of the kernels."""
 _LINEAR = (nn.Linear.forward, Linear.forward)
 _CONV = (nn.Conv2d.forward, Conv2dSame.forward)
-"""Forwards that are the plain product, or the plain convolution behind a pad: what a kernel takes the place of."""
+"""Forwards that are the plain product, or the plain convolution behind a pad: what a kernel takes the place
+of.
+"""
 
 Pad = Callable[[Tensor], Tensor]
 
 
 class KernelLayer(nn.Module):
-    """A convolution or linear layer on packed weights, in the place of the float one. For inference: there is no gradient.
+    """A convolution or linear layer on packed weights, in the place of the float one. For inference: there is
+    no gradient.
 
     Args:
         inner: The float layer, whose sizes are kept as attributes; its weight is not.
@@ -64,9 +69,14 @@ class KernelLayer(nn.Module):
         return self.unit.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x C x H x W or ... x K, taken to the unit's type; the same layout and the unit's type out. Raises UserError where a gradient is wanted."""
+        """N x C x H x W or ... x K, taken to the unit's type; the same layout and the unit's type out. Raises
+        UserError where a gradient is wanted.
+        """
         if x.requires_grad and torch.is_grad_enabled():
-            raise UserError(f"The unit {self.unit.layer.name!r} runs in a kernel, which has no gradient. Load the checkpoint without kernels= to train it.")
+            raise UserError(
+                f"The unit {self.unit.layer.name!r} runs in a kernel, which has no gradient. Load the "
+                "checkpoint without kernels= to train it."
+            )
         x = x.to(self.unit.dtype)
         x = x if self.pad is None else self.pad(x)
         if self.unit.layer.op == "linear":
@@ -83,12 +93,15 @@ class KernelLayer(nn.Module):
         moved = fn(held)
         if (moved.dtype, moved.device) != (held.dtype, held.device):
             raise UserError(
-                f"A module on kernels stays {held.dtype} on {held.device} and cannot become {moved.dtype} on {moved.device}. Load it again for that."
+                f"A module on kernels stays {held.dtype} on {held.device} and cannot become "
+                f"{moved.dtype} on {moved.device}. Load it again for that."
             )
         return self
 
 
-def load_kernels(path: str | Path, model: nn.Module | None = None, *, device: str = "cuda", dtype: str = "fp16") -> nn.Module:
+def load_kernels(
+    path: str | Path, model: nn.Module | None = None, *, device: str = "cuda", dtype: str = "fp16"
+) -> nn.Module:
     """A packed checkpoint as a module in eval mode whose quantised units run on kernels.
 
     Args:
@@ -115,29 +128,48 @@ def require_device(device: str) -> None:
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise OptionError(f"device is {device!r}; the kernels run on a CUDA device, such as cuda or cuda:1.") from None
+        raise OptionError(
+            f"device is {device!r}; the kernels run on a CUDA device, such as cuda or cuda:1."
+        ) from None
     compiled = isinstance(device_code.quantize_kernel, triton.JITFunction)
     if kind == "cuda":
         why = probe.why_not(CAPABILITY, "the Triton kernels", ("triton",))
-        why = "Triton interprets here (TRITON_INTERPRET is set); unset it to compile for the device" if why is None and not compiled else why
+        why = (
+            "Triton interprets here (TRITON_INTERPRET is set); unset it to compile for the device"
+            if why is None and not compiled
+            else why
+        )
         if why is not None:
             raise DeviceMismatchError(
-                f"kernels='triton-cuda' cannot run on {device!r}: {why.rstrip('.')}. Load without kernels= to compute in float32 on any device."
+                f"kernels='triton-cuda' cannot run on {device!r}: {why.rstrip('.')}. Load without "
+                "kernels= to compute in float32 on any device."
             )
     elif kind != "cpu" or compiled:
         raise DeviceMismatchError(
-            f"kernels='triton-cuda' runs on CUDA devices, not on {device!r}. Pass device='cuda', or leave out kernels= to compute in float32. "
-            "(Triton's interpreter runs the kernels on a cpu, slowly: set TRITON_INTERPRET=1 before Python starts.)"
+            f"kernels='triton-cuda' runs on CUDA devices, not on {device!r}. Pass device='cuda', or "
+            "leave out kernels= to compute in float32. "
+            "(Triton's interpreter runs the kernels on a cpu, slowly: set TRITON_INTERPRET=1 before "
+            "Python starts.)"
         )
 
 
 def tile_chooser(device: str) -> TileChooser:
     """What chooses tiles on a device, by its number of processors."""
-    return partial(default_tile, processors=probe.needed().processors) if torch.device(device).type == "cuda" else default_tile
+    return (
+        partial(default_tile, processors=probe.needed().processors)
+        if torch.device(device).type == "cuda"
+        else default_tile
+    )
 
 
 def kernel_module(
-    module: nn.Module, states: Mapping[str, UnitState], *, device: str, dtype: str = "fp16", tile: TileChooser = default_tile, in_place: bool = False
+    module: nn.Module,
+    states: Mapping[str, UnitState],
+    *,
+    device: str,
+    dtype: str = "fp16",
+    tile: TileChooser = default_tile,
+    in_place: bool = False,
 ) -> nn.Module:
     """A float module with its quantised units on kernels, everything else in `dtype`, without gradients.
 
@@ -152,11 +184,17 @@ def kernel_module(
     """
     quantized = {unit: state for unit, state in states.items() if not state.candidate.is_float}
     _refuse(module, quantized)
-    floats = {id(module.get_submodule(unit)): nn.Identity() for unit in quantized}  # a copy need not hold the weights that are replaced
+    floats = {
+        id(module.get_submodule(unit)): nn.Identity() for unit in quantized
+    }  # a copy need not hold the weights that are replaced
     target = module if in_place else copy.deepcopy(module, {**floats})
     for unit, state in quantized.items():
         parent, _, child = unit.rpartition(".")
-        setattr(target.get_submodule(parent), child, _layer(unit, module.get_submodule(unit), state, torch.device(device), TYPES[dtype], tile))
+        setattr(
+            target.get_submodule(parent),
+            child,
+            _layer(unit, module.get_submodule(unit), state, torch.device(device), TYPES[dtype], tile),
+        )
     target.to(device=device, dtype=TYPES[dtype])
     for layer in target.modules():
         if isinstance(layer, nn.Conv2d):  # those that stay float get pictures that lie channels last
@@ -171,41 +209,58 @@ def kernel_layers(module: nn.Module) -> dict[str, KernelLayer]:
 
 
 class _Cast:
-    """Takes float inputs of the whole module to its type, so that it can be called as the fake-quantised one is."""
+    """Takes float inputs of the whole module to its type, so that it can be called as the fake-quantised one
+    is.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
     def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x.to(self.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+        return tuple(
+            x.to(self.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs
+        )
 
 
 def _refuse(module: nn.Module, states: Mapping[str, UnitState]) -> None:
-    found = {unit: why for unit, state in states.items() if (why := _why_not(module, unit, state)) is not None}
+    found = {
+        unit: why for unit, state in states.items() if (why := _why_not(module, unit, state)) is not None
+    }
     if found:
         said = "; ".join(f"{unit!r} {why}" for unit, why in found.items())
-        raise UserError(f"No kernel of triton-cuda computes {said}. Load without kernels=, which fake-quantises in float32, or leave these units in float.")
+        raise UserError(
+            f"No kernel of triton-cuda computes {said}. Load without kernels=, which fake-quantises in "
+            "float32, or leave these units in float."
+        )
 
 
 def _why_not(module: nn.Module, unit: str, state: UnitState) -> str | None:
     """Why a unit has no kernel; None where it has."""
     if state.weight is None:
         return "(a product of two activations)"
-    if state.activation is not None and not (isinstance(state.activation, AffineParams) and state.activation.axis is None):
-        return f"(its input has a {type(state.activation).__name__}; the kernels have affine grids of one step)"
+    if state.activation is not None and not (
+        isinstance(state.activation, AffineParams) and state.activation.axis is None
+    ):
+        return (
+            f"(its input has a {type(state.activation).__name__}; the kernels have affine grids of one step)"
+        )
     layer = module.get_submodule(unit)
     if type(layer).forward not in (*_LINEAR, *_CONV):
         return f"(a {type(layer).__name__} with a forward of its own)"
     return None
 
 
-def _layer(unit: str, inner: nn.Module, state: UnitState, device: torch.device, dtype: torch.dtype, tile: TileChooser) -> KernelLayer:
+def _layer(
+    unit: str, inner: nn.Module, state: UnitState, device: torch.device, dtype: torch.dtype, tile: TileChooser
+) -> KernelLayer:
     assert state.weight is not None
     layer, pad = _described(unit, inner)
     grid = None if state.activation is None else _grid(state.activation)
     bias = state.bias if state.bias is not None else inner._parameters["bias"]
     held = None if bias is None else bias.detach().to(device)
-    return KernelLayer(inner, KernelUnit.make(layer, _weight(state.weight, device), held, grid, dtype, tile), pad)
+    return KernelLayer(
+        inner, KernelUnit.make(layer, _weight(state.weight, device), held, grid, dtype, tile), pad
+    )
 
 
 def _grid(params: Any) -> InputGrid:
@@ -228,14 +283,31 @@ def _described(unit: str, inner: nn.Module) -> tuple[Layer, Pad | None]:
     if not isinstance(inner, nn.Conv2d):
         return Layer(unit, "linear", weight, ((1, weight[1]),), (1, weight[0]), 0, "", bias=bias), None
     padding, pad = _padding(inner)
-    conv = ConvAttributes((inner.stride[0], inner.stride[1]), padding, (inner.dilation[0], inner.dilation[1]), inner.groups)
-    return Layer(unit, "conv2d", weight, ((1, inner.in_channels, 1, 1),), (1, weight[0], 1, 1), 0, "", bias=bias, conv=conv), pad
+    conv = ConvAttributes(
+        (inner.stride[0], inner.stride[1]), padding, (inner.dilation[0], inner.dilation[1]), inner.groups
+    )
+    return Layer(
+        unit,
+        "conv2d",
+        weight,
+        ((1, inner.in_channels, 1, 1),),
+        (1, weight[0], 1, 1),
+        0,
+        "",
+        bias=bias,
+        conv=conv,
+    ), pad
 
 
 def _padding(inner: nn.Conv2d) -> tuple[tuple[int, int], Pad | None]:
     """What the kernel pads by itself, height and width, and an explicit pad where it is of another kind."""
     if type(inner).forward is Conv2dSame.forward:
-        return (0, 0), partial(pad_same, kernel_size=list(inner.kernel_size), stride=list(inner.stride), dilation=list(inner.dilation))
+        return (0, 0), partial(
+            pad_same,
+            kernel_size=list(inner.kernel_size),
+            stride=list(inner.stride),
+            dilation=list(inner.dilation),
+        )
     left, right, top, bottom = inner._reversed_padding_repeated_twice
     if inner.padding_mode == "zeros" and (left, top) == (right, bottom):
         return (top, left), None

@@ -24,12 +24,14 @@ def load(
 ) -> nn.Module:
     """The module of a packed checkpoint, in eval mode.
 
-    Without `kernels` it computes in float32 with dequantised weights and fake-quantised inputs, on any device, as `load_packed` says. With
-    `kernels="triton-cuda"` every quantised convolution and linear layer runs on its packed weight in Triton kernels, and a unit that has none is an error.
+    Without `kernels` it computes in float32 with dequantised weights and fake-quantised inputs, on any
+    device, as `load_packed` says. With `kernels="triton-cuda"` every quantised convolution and linear layer
+    runs on its packed weight in Triton kernels, and a unit that has none is an error.
 
     Args:
         path: Written by mpsearch.
-        model: Float model of the same architecture, batch norms not folded; needed unless the checkpoint names a timm model. It is not changed.
+        model: Float model of the same architecture, batch norms not folded; needed unless the checkpoint
+            names a timm model. It is not changed.
         kernels: `triton-cuda`, or None.
         device: Where it computes; None for the CPU, and for `cuda` with `kernels`.
         dtype: `fp16` (None) or `bf16`: of tensors between units, and of float layers; only with `kernels`.
@@ -42,7 +44,10 @@ def load(
     """
     if kernels is None:
         if dtype is not None:
-            raise OptionError("dtype is given without kernels, and says how these run. Add kernels='triton-cuda', or leave dtype out.")
+            raise OptionError(
+                "dtype is given without kernels, and says how these run. Add kernels='triton-cuda', or "
+                "leave dtype out."
+            )
         return _moved(load_packed(path, model), device)
     if kernels not in KERNELS:
         raise UnknownNameError("set of kernels for a packed checkpoint", kernels, KERNELS)
@@ -58,4 +63,7 @@ def _moved(module: nn.Module, device: str | None) -> nn.Module:
     try:
         return module if device is None else module.to(device)
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
-        raise OptionError(f"device is {device!r}, and torch cannot compute there: {str(error).splitlines()[0]} Give another, or leave device out.") from error
+        raise OptionError(
+            f"device is {device!r}, and torch cannot compute there: {str(error).splitlines()[0]} Give "
+            "another, or leave device out."
+        ) from error

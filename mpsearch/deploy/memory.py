@@ -1,8 +1,11 @@
-"""Memory of activations: which tensors of an exported graph are alive at once, and what a runtime's process really took.
+"""Memory of activations: which tensors of an exported graph are alive at once, and what a runtime's process
+really took.
 
-A tensor is alive from the node that writes it to the last one that reads it. Nodes that a runtime computes as one write no tensor between them: an integer
-convolution reads codes and writes codes, so neither the floats in front of it nor those behind it exist. Weights are not counted; the size budget limits them.
-The result is a lower bound of what a runtime takes (it adds scratch space and rounds its blocks up): `measured_peak` tells by how much.
+A tensor is alive from the node that writes it to the last one that reads it. Nodes that a runtime computes as
+one write no tensor between them: an integer convolution reads codes and writes codes, so neither the floats
+in front of it nor those behind it exist. Weights are not counted; the size budget limits them. The result is
+a lower bound of what a runtime takes (it adds scratch space and rounds its blocks up): `measured_peak` tells
+by how much.
 """
 
 from __future__ import annotations
@@ -23,7 +26,14 @@ from mpsearch.deploy.graph import unit_of
 from mpsearch.errors import ModelError, MpsearchError
 from mpsearch.problem import Layer
 
-_BYTES = {TensorProto.FLOAT: 4, TensorProto.UINT8: 1, TensorProto.INT8: 1, TensorProto.INT32: 4, TensorProto.INT64: 8, TensorProto.BOOL: 1}
+_BYTES = {
+    TensorProto.FLOAT: 4,
+    TensorProto.UINT8: 1,
+    TensorProto.INT8: 1,
+    TensorProto.INT32: 4,
+    TensorProto.INT64: 8,
+    TensorProto.BOOL: 1,
+}
 _VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 _INTO_CODES = {"Relu", "Clip"}
 
@@ -44,7 +54,8 @@ class Peak:
 
 
 def activation_peak(model: ModelProto, batch: int = 1) -> Peak:
-    """Peak of the activations of an exported graph, float or with Q/DQ nodes, by liveness in the order of its nodes.
+    """Peak of the activations of an exported graph, float or with Q/DQ nodes, by liveness in the order of its
+    nodes.
 
     Args:
         model: With a dynamic or fixed batch.
@@ -52,7 +63,11 @@ def activation_peak(model: ModelProto, batch: int = 1) -> Peak:
     Raises: ModelError: The shape of a tensor cannot be inferred.
     """
     sizes, constants = _sizes(model, batch), {i.name for i in model.graph.initializer}
-    nodes = [n for n in model.graph.node if any(name not in constants for name in n.input if name) and n.op_type != "Constant"]
+    nodes = [
+        n
+        for n in model.graph.node
+        if any(name not in constants for name in n.input if name) and n.op_type != "Constant"
+    ]
     nodes = [n for n in nodes if not all(i in constants for i in n.input if i)]
     root = _views(nodes)
     unreal = _fused(nodes)
@@ -64,7 +79,10 @@ def activation_peak(model: ModelProto, batch: int = 1) -> Peak:
         until = max((last.get(name, -1) for name in node.output if name in unreal), default=-1)
         for name in node.input:
             last[root.get(name, name)] = max(last[root.get(name, name)], until)
-    for given in (*model.graph.input, *model.graph.output):  # what is given belongs to the caller, who keeps it
+    for given in (
+        *model.graph.input,
+        *model.graph.output,
+    ):  # what is given belongs to the caller, who keeps it
         last[root.get(given.name, given.name)] = len(nodes)
     alive = {i.name: sizes[i.name] for i in model.graph.input if i.name not in constants}
     by_node: dict[str, int] = {}
@@ -72,7 +90,10 @@ def activation_peak(model: ModelProto, batch: int = 1) -> Peak:
         for name in node.output:
             if name and name not in unreal and name not in root:
                 if name not in sizes:
-                    raise ModelError(f"The shape of {name!r} cannot be inferred from the exported graph, so its memory is not known.")
+                    raise ModelError(
+                        f"The shape of {name!r} cannot be inferred from the exported graph, so its "
+                        "memory is not known."
+                    )
                 alive[name] = sizes[name]
         by_node[node.name or f"{node.op_type} {at}"] = sum(alive.values())
         alive = {name: size for name, size in alive.items() if last.get(name, -1) > at}
@@ -111,26 +132,42 @@ def _views(nodes: Sequence[NodeProto]) -> dict[str, str]:
 def _fused(nodes: Sequence[NodeProto]) -> set[str]:
     """Tensors that are never written, because what makes them and what reads them run as one.
 
-    The floats between DequantizeLinear and the integer kernels that alone read them; those between an integer kernel and the QuantizeLinear behind
-    it, an activation between them included; and the result of a float convolution that an activation alone reads.
+    The floats between DequantizeLinear and the integer kernels that alone read them; those between an integer
+    kernel and the QuantizeLinear behind it, an activation between them included; and the result of a float
+    convolution that an activation alone reads.
     """
     writers = {name: node for node in nodes for name in node.output}
     readers: dict[str, list[NodeProto]] = {}
     for node in nodes:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    integer = {id(n) for n in nodes if n.op_type in ("Conv", "MatMul") and _made_by(writers, n.input[0], "DequantizeLinear")}
+    integer = {
+        id(n)
+        for n in nodes
+        if n.op_type in ("Conv", "MatMul") and _made_by(writers, n.input[0], "DequantizeLinear")
+    }
     unreal = {
         n.output[0]
         for n in nodes
-        if n.op_type == "DequantizeLinear" and all(id(r) in integer for r in readers.get(n.output[0], [])) and readers.get(n.output[0])
+        if n.op_type == "DequantizeLinear"
+        and all(id(r) in integer for r in readers.get(n.output[0], []))
+        and readers.get(n.output[0])
     }
     for node in nodes:
         behind = readers.get(node.output[0], [])
-        if node.op_type == "Conv" and len(behind) == 1 and behind[0].op_type in (*_INTO_CODES, "QuantizeLinear"):
+        if (
+            node.op_type == "Conv"
+            and len(behind) == 1
+            and behind[0].op_type in (*_INTO_CODES, "QuantizeLinear")
+        ):
             unreal.add(node.output[0])
             after = readers.get(behind[0].output[0], [])
-            if behind[0].op_type in _INTO_CODES and id(node) in integer and len(after) == 1 and after[0].op_type == "QuantizeLinear":
+            if (
+                behind[0].op_type in _INTO_CODES
+                and id(node) in integer
+                and len(after) == 1
+                and after[0].op_type == "QuantizeLinear"
+            ):
                 unreal.add(behind[0].output[0])
     return unreal
 
@@ -139,12 +176,18 @@ def _made_by(writers: Mapping[str, NodeProto], name: str, op: str) -> bool:
     return name in writers and writers[name].op_type == op
 
 
-def memory_rows(model: ModelProto, layers: Sequence[Layer], kernels: Sequence[Sequence[str]], unit_nodes: Mapping[str, Sequence[str]]) -> list[list[float]]:
-    """`L x C` bytes that may be alive while a unit runs, each choice by itself: what a peak budget is searched with.
+def memory_rows(
+    model: ModelProto,
+    layers: Sequence[Layer],
+    kernels: Sequence[Sequence[str]],
+    unit_nodes: Mapping[str, Sequence[str]],
+) -> list[list[float]]:
+    """`L x C` bytes that may be alive while a unit runs, each choice by itself: what a peak budget is
+    searched with.
 
-    A unit in integers has the codes of its input and output beside the floats that its neighbours may want: an upper bound where the neighbours
-    are integers too, for then the floats do not exist. The peak of what is no unit is a floor of every row. What is chosen is measured by
-    `activation_peak` of its own graph.
+    A unit in integers has the codes of its input and output beside the floats that its neighbours may want:
+    an upper bound where the neighbours are integers too, for then the floats do not exist. The peak of what
+    is no unit is a floor of every row. What is chosen is measured by `activation_peak` of its own graph.
 
     Args:
         model: The float graph, from `export_float`.
@@ -158,7 +201,9 @@ def memory_rows(model: ModelProto, layers: Sequence[Layer], kernels: Sequence[Se
     rows = []
     for layer, row in zip(layers, kernels, strict=True):
         alive = max((peak.by_node[name] for name in unit_nodes.get(layer.name, ())), default=0)
-        codes = sum(math.prod(s) for s in layer.input_shapes) + (math.prod(layer.output_shape) if layer.op == "conv2d" else 0)
+        codes = sum(math.prod(s) for s in layer.input_shapes) + (
+            math.prod(layer.output_shape) if layer.op == "conv2d" else 0
+        )
         rows.append([float(max(floor, alive + (0 if kernel == "float" else codes))) for kernel in row])
     return rows
 
@@ -191,10 +236,11 @@ print(read("VmHWM") - before + sum(array.nbytes for array in feeds.values()))
 
 
 def measured_peak(path: Path, shape: Sequence[int]) -> int:
-    """Bytes of tensors and scratch space at their highest while ONNX Runtime runs a file: what the resident memory of a new process grows by, and the input.
+    """Bytes of tensors and scratch space at their highest while ONNX Runtime runs a file: what the resident
+    memory of a new process grows by, and the input.
 
-    The runtime is loaded and has run once before; its arena is off and large blocks are given back to the system, so that memory that lies about
-    unused from loading does not hide what a call takes.
+    The runtime is loaded and has run once before; its arena is off and large blocks are given back to the
+    system, so that memory that lies about unused from loading does not hide what a call takes.
 
     Args:
         path: The ONNX file.
@@ -202,8 +248,17 @@ def measured_peak(path: Path, shape: Sequence[int]) -> int:
     Raises: MpsearchError: The system does not tell (it must be Linux with glibc), or the file does not run.
     """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "0"}
-    ran = subprocess.run([sys.executable, "-c", _PROBE, str(path), json.dumps(list(shape))], capture_output=True, text=True, check=False, env=environment)
+    ran = subprocess.run(
+        [sys.executable, "-c", _PROBE, str(path), json.dumps(list(shape))],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
     if ran.returncode:
         last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
-        raise MpsearchError(f"The memory of {path} could not be measured: {last}. It needs Linux, and a file that ONNX Runtime runs.")
+        raise MpsearchError(
+            f"The memory of {path} could not be measured: {last}. It needs Linux, and a file that ONNX "
+            "Runtime runs."
+        )
     return int(ran.stdout)

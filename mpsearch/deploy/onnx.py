@@ -1,9 +1,12 @@
-"""The ONNX file with Q/DQ nodes: torch exports the float graph once; each assignment rewrites the nodes of its units.
+"""The ONNX file with Q/DQ nodes: torch exports the float graph once; each assignment rewrites the nodes of
+its units.
 
-A unit is found by the module scope that the exporter writes on every node. Weights are int8 (fewer bits keep their narrower range in an int8
-container; rows of 8 bits whose products would overflow on some processors lose a part of one, see `hardware.overflow`), activations uint8.
-A convolution runs in integers only if its output is quantised too; where the next thing that reads it is not a quantised unit (a residual
-sum), its own calibrated 8-bit grid is put there, one for each call of the unit: an error that the fake-quantised model does not have.
+A unit is found by the module scope that the exporter writes on every node. Weights are int8 (fewer bits keep
+their narrower range in an int8 container; rows of 8 bits whose products would overflow on some processors
+lose a part of one, see `hardware.overflow`), activations uint8. A convolution runs in integers only if its
+output is quantised too; where the next thing that reads it is not a quantised unit (a residual sum), its own
+calibrated 8-bit grid is put there, one for each call of the unit: an error that the fake-quantised model does
+not have.
 """
 
 from __future__ import annotations
@@ -22,7 +25,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch import files
-from mpsearch.deploy.graph import constant_value, drop_unused, keep_arithmetic, keep_pads, readers_of, replace_nodes, unit_of, with_biases
+from mpsearch.deploy.graph import (
+    constant_value,
+    drop_unused,
+    keep_arithmetic,
+    keep_pads,
+    readers_of,
+    replace_nodes,
+    unit_of,
+    with_biases,
+)
 from mpsearch.errors import ModelError
 from mpsearch.foreign import one_message
 from mpsearch.hardware.backends.ort_cpu import executed, kernels_of, session
@@ -48,25 +60,41 @@ def export_float(module: nn.Module, example: Tensor, opset: int = OPSET) -> Mode
     """
     two = torch.cat([example[:1], example[:1]])  # a batch of one would be fixed by the exporter
     try:
-        # fused attention with a mask is traced with the strides of one kernel and decomposed with those of another, which the exporter refuses
+        # fused attention with a mask is traced with the strides of one kernel and decomposed with those of
+        # another, which the exporter refuses
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")  # the exporter's advice to itself
             dynamic = ({0: torch.export.Dim.DYNAMIC},)
-            program = torch.onnx.export(module, (two,), dynamo=True, opset_version=opset, dynamic_shapes=dynamic, verbose=False, optimize=False)
+            program = torch.onnx.export(
+                module,
+                (two,),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=dynamic,
+                verbose=False,
+                optimize=False,
+            )
             if program is not None:
                 _optimize(program)
     except Exception as error:  # torch's exporter has no common base class for its errors
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"The model cannot be exported to ONNX: {first} Run with --target packed for the packed checkpoint alone.") from error
+        raise ModelError(
+            f"The model cannot be exported to ONNX: {first} Run with --target packed for the packed "
+            "checkpoint alone."
+        ) from error
     if program is None:
-        raise ModelError("torch's exporter returned nothing. Run with --target packed for the packed checkpoint alone.")
+        raise ModelError(
+            "torch's exporter returned nothing. Run with --target packed for the packed checkpoint alone."
+        )
     proto: ModelProto = program.model_proto
     keep_pads(proto)
     return proto
 
 
 def _optimize(program: torch.onnx.ONNXProgram) -> None:
-    """The exporter's own optimiser, which must not merge the batch norms that are left into units: a unit's weight stays its own."""
+    """The exporter's own optimiser, which must not merge the batch norms that are left into units: a unit's
+    weight stays its own.
+    """
     norms = [node for node in program.model.graph.all_nodes() if node.op_type == "BatchNormalization"]
     for node in norms:
         node.domain = "mpsearch"  # which no rule of the optimiser knows
@@ -75,7 +103,9 @@ def _optimize(program: torch.onnx.ONNXProgram) -> None:
         node.domain = ""
 
 
-def quantize_onnx(float_model: ModelProto, states: Mapping[str, UnitState], calibration: Calibration) -> ModelProto:
+def quantize_onnx(
+    float_model: ModelProto, states: Mapping[str, UnitState], calibration: Calibration
+) -> ModelProto:
     """The graph of an assignment.
 
     Args:
@@ -89,11 +119,16 @@ def quantize_onnx(float_model: ModelProto, states: Mapping[str, UnitState], cali
     placed = _rewrite_units(model, quantized)
     missing = sorted(set(quantized) - set(placed))
     if missing:
-        raise ModelError(f"The exported graph has no node for the units {missing[:5]}. Run with --target packed for the packed checkpoint alone.")
+        raise ModelError(
+            f"The exported graph has no node for the units {missing[:5]}. Run with --target packed for "
+            "the packed checkpoint alone."
+        )
     _quantize_outputs(model, placed, calibration)
     keep_arithmetic(model)
     drop_unused(model)
-    with one_message("The graph would be no valid ONNX", "Run with --target packed for the packed checkpoint alone."):
+    with one_message(
+        "The graph would be no valid ONNX", "Run with --target packed for the packed checkpoint alone."
+    ):
         onnx.checker.check_model(model)
     return model
 
@@ -124,13 +159,24 @@ class OnnxRun:
 
 
 def load_onnx(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable[[], object], int]:
-    """A file ready to run one image, by the session that a deployment would use, and how many calls of its units run quantised."""
-    return _one_image(path, image, threads), sum(kernel in ("integer", "stored") for kernel in kernels_of(executed(path, threads)))
+    """A file ready to run one image, by the session that a deployment would use, and how many calls of its
+    units run quantised.
+    """
+    return _one_image(path, image, threads), sum(
+        kernel in ("integer", "stored") for kernel in kernels_of(executed(path, threads))
+    )
 
 
-def measure_onnx(path: Path, image: Tensor, threads: int = 1, rounds: int = 1, seconds: float = 0.5) -> OnnxRun:
-    """Latency of the whole model at batch 1, by the session that a deployment would use, and what it executes; `rounds` as in `time_apart`."""
-    return OnnxRun(time_apart(_one_image(path, image, threads), threads=threads, seconds=seconds, rounds=rounds), executed(path, threads))
+def measure_onnx(
+    path: Path, image: Tensor, threads: int = 1, rounds: int = 1, seconds: float = 0.5
+) -> OnnxRun:
+    """Latency of the whole model at batch 1, by the session that a deployment would use, and what it
+    executes; `rounds` as in `time_apart`.
+    """
+    return OnnxRun(
+        time_apart(_one_image(path, image, threads), threads=threads, seconds=seconds, rounds=rounds),
+        executed(path, threads),
+    )
 
 
 def _one_image(path: Path, image: Tensor, threads: int) -> Callable[[], object]:
@@ -151,14 +197,17 @@ def run_onnx(path: Path, threads: int = 1, *, fused: bool = True) -> Any:
 
 
 def _opened(path: Path, threads: int, *, fused: bool = True) -> Any:
-    with one_message(f"ONNX Runtime cannot open {path}", "Run with --target packed for the packed checkpoint alone."):
+    with one_message(
+        f"ONNX Runtime cannot open {path}", "Run with --target packed for the packed checkpoint alone."
+    ):
         return session(path, threads, fused=fused)
 
 
 def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[str, list[str | None]]:
     """Replace the node of each unit in place.
 
-    Returns: Unit -> for each call, in order, the output of its new convolution; None where it is not to be quantised.
+    Returns: Unit -> for each call, in order, the output of its new convolution; None where it is not to be
+        quantised.
     """
     writer = QdqWriter()
     placed: dict[str, list[str | None]] = {}
@@ -180,7 +229,9 @@ def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[s
             kept = None
         elif node.op_type == "Conv":
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            kept = writer.conv(node.input[0], given, bias, _grid(affine_input(unit, state)), attributes, output)
+            kept = writer.conv(
+                node.input[0], given, bias, _grid(affine_input(unit, state)), attributes, output
+            )
         else:
             writer.linear(node.input[0], given, bias, _grid(affine_input(unit, state)), output)
             kept = None
@@ -200,43 +251,69 @@ def held_weight(state: UnitState) -> QuantizedWeight:
 
 
 def exact(state: UnitState, groups: int) -> UnitState:
-    """The state of an integer unit as the file has it: rows whose products would overflow without VNNI on coarser scales.
+    """The state of an integer unit as the file has it: rows whose products would overflow without VNNI on
+    coarser scales.
 
     Args:
         state: With a uniform input.
         groups: Of its convolution; 1 for a linear layer.
     """
-    if state.weight is None or state.activation is None or is_depthwise(tuple(state.weight.codes.shape), groups):
+    if (
+        state.weight is None
+        or state.activation is None
+        or is_depthwise(tuple(state.weight.codes.shape), groups)
+    ):
         return state
     weight = held_weight(state)
     found = without_overflow(weight, state.activation.bits)
     if np.array_equal(found.codes, weight.codes):
         return state
     scale = torch.from_numpy(found.scale)
-    params = replace(state.weight.params, scale=scale, zero_point=torch.zeros_like(scale, dtype=torch.int32), axis=0)
+    params = replace(
+        state.weight.params, scale=scale, zero_point=torch.zeros_like(scale, dtype=torch.int32), axis=0
+    )
     return replace(state, weight=QuantizedTensor(torch.from_numpy(found.codes).to(torch.int16), params))
 
 
-def _rewrite_stored(writer: QdqWriter, node: NodeProto, weight: QuantizedWeight, bias: Any, candidate: Candidate, output: str) -> None:
-    """A unit whose weight alone is quantised. Raises ModelError for a convolution, which this runtime has no such kernel for."""
+def _rewrite_stored(
+    writer: QdqWriter, node: NodeProto, weight: QuantizedWeight, bias: Any, candidate: Candidate, output: str
+) -> None:
+    """A unit whose weight alone is quantised. Raises ModelError for a convolution, which this runtime has no
+    such kernel for.
+    """
     if node.op_type == "Conv":
         raise ModelError(
-            f"The convolution {unit_of(node)!r} is at {candidate}; ONNX Runtime stores weights alone for linear layers only. Give it 2 to 8 input bits."
+            f"The convolution {unit_of(node)!r} is at {candidate}; ONNX Runtime stores weights alone for "
+            "linear layers only. Give it 2 to 8 input bits."
         )
     writer.stored_linear(node.input[0], weight, bias, 4 if (candidate.w_bits or 8) <= 4 else 8, output)
 
 
-def _quantize_outputs(model: ModelProto, placed: Mapping[str, list[str | None]], calibration: Calibration) -> None:
-    """Put a Q/DQ pair behind each quantised convolution (and the ReLU behind it) whose readers are not all one QuantizeLinear that fits."""
+def _quantize_outputs(
+    model: ModelProto, placed: Mapping[str, list[str | None]], calibration: Calibration
+) -> None:
+    """Put a Q/DQ pair behind each quantised convolution (and the ReLU behind it) whose readers are not all
+    one QuantizeLinear that fits.
+    """
     readers = readers_of(model.graph.node)
-    values = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if not i.name.endswith("weight") and len(i.dims) == 0}
-    values |= {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in model.graph.node if n.op_type == "Constant" and n.attribute[0].name == "value"}
+    values = {
+        i.name: numpy_helper.to_array(i)
+        for i in model.graph.initializer
+        if not i.name.endswith("weight") and len(i.dims) == 0
+    }
+    values |= {
+        n.output[0]: numpy_helper.to_array(n.attribute[0].t)
+        for n in model.graph.node
+        if n.op_type == "Constant" and n.attribute[0].name == "value"
+    }
     graph_outputs = {o.name for o in model.graph.output}
     writer = QdqWriter("mpsearch/out")
     rename: dict[str, str] = {}
     for unit, outputs in placed.items():
         samples = calibration.call_outputs.get(unit, ())
-        if len(samples) != len(outputs):  # the exporter merged calls that read one tensor, or dropped some: one grid for what is left
+        if len(samples) != len(
+            outputs
+        ):  # the exporter merged calls that read one tensor, or dropped some: one grid for what is left
             samples = (calibration.outputs[unit],) * len(outputs)
         for output, sample in zip(outputs, samples, strict=True):
             if output is None:
@@ -255,20 +332,32 @@ def _quantize_outputs(model: ModelProto, placed: Mapping[str, list[str | None]],
     replace_nodes(model, [*nodes, *writer.nodes], writer.initializers)
 
 
-def _behind_activation(output: str, readers: Mapping[str, list[NodeProto]], values: Mapping[str, Any]) -> tuple[str, float, float]:
-    """The tensor that an integer kernel would give, and its bounds: behind a ReLU or ReLU6 that alone reads the convolution, else its output."""
+def _behind_activation(
+    output: str, readers: Mapping[str, list[NodeProto]], values: Mapping[str, Any]
+) -> tuple[str, float, float]:
+    """The tensor that an integer kernel would give, and its bounds: behind a ReLU or ReLU6 that alone reads
+    the convolution, else its output.
+    """
     if len(readers[output]) != 1:
         return output, -np.inf, np.inf
     node = readers[output][0]
     if node.op_type == "Relu":
         return node.output[0], 0.0, np.inf
-    if node.op_type == "Clip" and len(node.input) == 3 and node.input[1] in values and node.input[2] in values and float(values[node.input[1]]) == 0:
+    if (
+        node.op_type == "Clip"
+        and len(node.input) == 3
+        and node.input[1] in values
+        and node.input[2] in values
+        and float(values[node.input[1]]) == 0
+    ):
         return node.output[0], 0.0, float(values[node.input[2]])
     return output, -np.inf, np.inf
 
 
 def _fits(node: NodeProto, values: Mapping[str, Any], low: float, high: float) -> bool:
-    """Whether a QuantizeLinear makes the activation before it redundant, so that the runtime fuses all three."""
+    """Whether a QuantizeLinear makes the activation before it redundant, so that the runtime fuses all
+    three.
+    """
     if node.op_type != "QuantizeLinear":
         return False
     scale, zero = float(values[node.input[1]]), int(values[node.input[2]])

@@ -1,7 +1,8 @@
-"""Two further forms of the ONNX file: strongly typed Q/DQ for TensorRT, and weights of at most 4 bits that take 4 bits in the file.
+"""Two further forms of the ONNX file: strongly typed Q/DQ for TensorRT, and weights of at most 4 bits that
+take 4 bits in the file.
 
-Both keep the nodes of the float graph and put quantised tensors before them, so what they compute is the fake-quantised model up to the
-order of float sums; `onnx.py` is the form that runs in integers on x86.
+Both keep the nodes of the float graph and put quantised tensors before them, so what they compute is the
+fake-quantised model up to the order of float sums; `onnx.py` is the form that runs in integers on x86.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ _OPS = ("Conv", "Gemm", "MatMul")
 
 
 def typed_onnx(float_model: ModelProto, states: Mapping[str, UnitState]) -> ModelProto:
-    """The graph of an assignment for TensorRT: int8 on both sides, zero points 0, one scale for each output channel of a weight.
+    """The graph of an assignment for TensorRT: int8 on both sides, zero points 0, one scale for each output
+    channel of a weight.
 
-    TensorRT has no integers of fewer bits than 8 for activations: codes of fewer bits keep their narrower range through a Clip of the
-    float tensor before QuantizeLinear, which gives the same codes. Biases stay float, as its builder wants them.
+    TensorRT has no integers of fewer bits than 8 for activations: codes of fewer bits keep their narrower
+    range through a Clip of the float tensor before QuantizeLinear, which gives the same codes. Biases stay
+    float, as its builder wants them.
 
     Args:
         float_model: From `export_float`; left as it is.
@@ -49,17 +52,21 @@ def typed_onnx(float_model: ModelProto, states: Mapping[str, UnitState]) -> Mode
         codes, axis = _oriented(node, state)
         scale = writer.constant(_scales(state), "weight_scale")
         zero = writer.constant(np.zeros(len(_scales(state)), np.int8), "weight_zero_point")
-        node.input[1] = writer.node("DequantizeLinear", [writer.constant(codes, "weight"), scale, zero], axis=axis)
+        node.input[1] = writer.node(
+            "DequantizeLinear", [writer.constant(codes, "weight"), scale, zero], axis=axis
+        )
         writer.nodes.append(node)
 
     return _rewritten(float_model, states, writer, unit)
 
 
 def four_bit_onnx(float_model: ModelProto, states: Mapping[str, UnitState], form: FourBit) -> ModelProto:
-    """A model whose linear units of at most 4 bits are stored in 4, everything else as its float graph has it.
+    """A model whose linear units of at most 4 bits are stored in 4, everything else as its float graph has
+    it.
 
-    Inputs pass through QuantizeLinear, Clip and DequantizeLinear and are multiplied in float. A scale of an output channel is repeated for
-    each block of its row. To be joined with the integer form: give it only the units that it should rewrite.
+    Inputs pass through QuantizeLinear, Clip and DequantizeLinear and are multiplied in float. A scale of an
+    output channel is repeated for each block of its row. To be joined with the integer form: give it only the
+    units that it should rewrite.
 
     Args:
         float_model: From `export_float` with opset 21; left as it is.
@@ -70,7 +77,11 @@ def four_bit_onnx(float_model: ModelProto, states: Mapping[str, UnitState], form
     writer = QdqWriter("mpsearch/four")
 
     def unit(node: NodeProto, state: UnitState, name: str) -> None:
-        x = node.input[0] if state.activation is None else writer.quantized(node.input[0], _unsigned(name, state))
+        x = (
+            node.input[0]
+            if state.activation is None
+            else writer.quantized(node.input[0], _unsigned(name, state))
+        )
         product = (_matmulnbits if form == "matmulnbits" else _blockwise)(writer, x, state)
         if len(node.input) > 2 and node.input[2]:
             writer.node("Add", [product, node.input[2]], node.output[0])
@@ -86,7 +97,10 @@ def four_bit_onnx(float_model: ModelProto, states: Mapping[str, UnitState], form
 def _unsigned(unit: str, state: UnitState) -> Grid:
     params = affine_input(unit, state)
     if params.symmetric:
-        raise UserError(f"The input of unit {unit!r} is signed; this form takes unsigned codes. Calibrate without symmetric_inputs.")
+        raise UserError(
+            f"The input of unit {unit!r} is signed; this form takes unsigned codes. Calibrate without "
+            "symmetric_inputs."
+        )
     return Grid(float(params.scale), int(params.zero_point), params.bits)
 
 
@@ -96,11 +110,15 @@ def fits_four_bits(state: UnitState) -> bool:
 
 
 def block_size(columns: int) -> int:
-    """Codes that share a scale: the power of two from 16 to 256 that wastes least of a row, the largest of equals."""
+    """Codes that share a scale: the power of two from 16 to 256 that wastes least of a row, the largest of
+    equals.
+    """
     return min((256, 128, 64, 32, 16), key=lambda size: (-(-columns // size) * size, -size))
 
 
-def _rewritten(float_model: ModelProto, states: Mapping[str, UnitState], writer: QdqWriter, unit: Any) -> ModelProto:
+def _rewritten(
+    float_model: ModelProto, states: Mapping[str, UnitState], writer: QdqWriter, unit: Any
+) -> ModelProto:
     model = with_biases(float_model, states)
     quantized = {name: state for name, state in states.items() if state.weight is not None}
     placed = set()
@@ -113,15 +131,23 @@ def _rewritten(float_model: ModelProto, states: Mapping[str, UnitState], writer:
             writer.nodes.append(node)
     missing = sorted(set(quantized) - placed)
     if missing:
-        raise ModelError(f"The exported graph has no node for the units {missing[:5]}. Export with --target packed, which needs no graph.")
+        raise ModelError(
+            f"The exported graph has no node for the units {missing[:5]}. Export with --target packed, "
+            "which needs no graph."
+        )
     replace_nodes(model, writer.nodes, writer.initializers)
     drop_unused(model)
     return model
 
 
-def _signed_input(writer: QdqWriter, held: dict[tuple[str, float, int], str], x: str, params: AffineParams, unit: str) -> str:
+def _signed_input(
+    writer: QdqWriter, held: dict[tuple[str, float, int], str], x: str, params: AffineParams, unit: str
+) -> str:
     if not params.symmetric:
-        raise UserError(f"The input of unit {unit!r} has a zero point, which TensorRT does not take. Calibrate with symmetric_inputs.")
+        raise UserError(
+            f"The input of unit {unit!r} has a zero point, which TensorRT does not take. Calibrate with "
+            "symmetric_inputs."
+        )
     scale = np.float32(float(params.scale))
     key = (x, float(scale), params.bits)
     if key not in held:
@@ -129,7 +155,9 @@ def _signed_input(writer: QdqWriter, held: dict[tuple[str, float, int], str], x:
             ends = [writer.constant(np.float32(code * scale), "range") for code in (params.qmin, params.qmax)]
             x = writer.node("Clip", [x, *ends])
         step, zero = writer.constant(scale, "scale"), writer.constant(np.int8(0), "zero_point")
-        held[key] = writer.node("DequantizeLinear", [writer.node("QuantizeLinear", [x, step, zero]), step, zero])
+        held[key] = writer.node(
+            "DequantizeLinear", [writer.node("QuantizeLinear", [x, step, zero]), step, zero]
+        )
     return held[key]
 
 
@@ -145,7 +173,9 @@ def _oriented(node: NodeProto, state: UnitState) -> tuple[NDArray[np.int8], int]
 
 def _scales(state: UnitState) -> NDArray[np.float32]:
     assert state.weight is not None
-    found: NDArray[np.float32] = state.weight.params.scale.expand(len(state.weight.codes)).contiguous().numpy()
+    found: NDArray[np.float32] = (
+        state.weight.params.scale.expand(len(state.weight.codes)).contiguous().numpy()
+    )
     return found
 
 
@@ -164,7 +194,16 @@ def _matmulnbits(writer: QdqWriter, x: str, state: UnitState) -> str:
     unsigned = (codes + 8).astype(np.uint8)  # the operator's zero point is 8
     packed = (unsigned[:, ::2] | (unsigned[:, 1::2] << 4)).reshape(rows, -1, size // 2)
     inputs = [x, writer.constant(packed, "weight"), writer.constant(scales.reshape(-1), "weight_scale")]
-    return writer.node("MatMulNBits", inputs, domain="com.microsoft", K=columns, N=rows, bits=4, block_size=size, accuracy_level=1)
+    return writer.node(
+        "MatMulNBits",
+        inputs,
+        domain="com.microsoft",
+        K=columns,
+        N=rows,
+        bits=4,
+        block_size=size,
+        accuracy_level=1,
+    )
 
 
 def _blockwise(writer: QdqWriter, x: str, state: UnitState) -> str:
@@ -172,5 +211,10 @@ def _blockwise(writer: QdqWriter, x: str, state: UnitState) -> str:
     columns = state.weight.codes.shape[1]
     codes, scales, size = _blocks(state)
     name = writer.constant(np.ascontiguousarray(codes[:, :columns].T).astype(ml_dtypes.int4), "weight")
-    weight = writer.node("DequantizeLinear", [name, writer.constant(np.ascontiguousarray(scales.T), "weight_scale")], axis=0, block_size=size)
+    weight = writer.node(
+        "DequantizeLinear",
+        [name, writer.constant(np.ascontiguousarray(scales.T), "weight_scale")],
+        axis=0,
+        block_size=size,
+    )
     return writer.node("MatMul", [x, weight])

@@ -1,8 +1,8 @@
 """Size of a bit-packed ONNX file before it is written: a constant, and a sum over units.
 
-How many Q/DQ pairs a graph has depends on the choices of neighbours, by some hundred bytes a unit. So each quantised unit is
-counted with all nodes and constants that it may bring, at their greatest length, and the file is filled up to the sum by
-spaces in its metadata.
+How many Q/DQ pairs a graph has depends on the choices of neighbours, by some hundred bytes a unit. So each
+quantised unit is counted with all nodes and constants that it may bring, at their greatest length, and the
+file is filled up to the sum by spaces in its metadata.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ _NODES: dict[str, tuple[int, tuple[Any, ...], dict[str, Any]]] = {
     "Weight7Cut": (4, (), {"axis": 1, "shape": [_BIG] * 5, "size": [_BIG]}),
     "MatMulNBits": (3, (), {"K": _BIG, "N": _BIG, "bits": 8, "block_size": 128, "accuracy_level": 1}),
 }
-"""Nodes of mpsearch -> how many tensors they read, the scalars among them, and attributes at their longest."""
+"""Nodes of mpsearch -> how many tensors they read, the scalars among them, and attributes at their
+longest.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,18 @@ class OnnxUnit:
             return self.calls * (stored + _nodes_bytes(("MatMulNBits", "Add")) + 3 * _HEAD) + self.names
         # calls of a convolution on other grids may have other scales, see `qdq._widened`
         copies = self.calls if self.op == "Conv" else 1
-        codes = max(packed_code_bytes(rows * columns, bits) + _HEAD * len(fields_of(bits)) for bits in range(2, candidate.w_bits + 1))
+        codes = max(
+            packed_code_bytes(rows * columns, bits) + _HEAD * len(fields_of(bits))
+            for bits in range(2, candidate.w_bits + 1)
+        )
         brought = [*_PAIR, "Weight7Cut", *(["Clip"] if (candidate.a_bits or 8) < 8 else [])]
         brought += [*_PAIR, "Bias"] if self.op == "Conv" else ["Sub", "Max"]
         brought += ["Unsqueeze", "Add"] if self.adds else []
-        return copies * codes + self.calls * (4 * rows * (1 + self.biased) + 2 * _HEAD + _nodes_bytes(tuple(brought))) + self.names
+        return (
+            copies * codes
+            + self.calls * (4 * rows * (1 + self.biased) + 2 * _HEAD + _nodes_bytes(tuple(brought)))
+            + self.names
+        )
 
 
 @dataclass(frozen=True)
@@ -118,8 +127,13 @@ class OnnxLayout:
         for node in float_model.graph.node:
             if node.op_type in ("Conv", "Gemm", "MatMul") and unit_of(node) in calls:
                 calls[unit_of(node)].append(node)
-        held = {unit: _unit(unit, weights[unit], nodes, constants, readers, longest) for unit, nodes in calls.items()}
-        functions = sum(f.ByteSize() + 4 for f in called_functions(_possible_calls(weights), opset_imports()[0]))
+        held = {
+            unit: _unit(unit, weights[unit], nodes, constants, readers, longest)
+            for unit, nodes in calls.items()
+        }
+        functions = sum(
+            f.ByteSize() + 4 for f in called_functions(_possible_calls(weights), opset_imports()[0])
+        )
         rest = bare.ByteSize() - sum(unit.float_bytes for unit in held.values())
         return cls(held, rest + functions + _SLACK)
 
@@ -129,7 +143,9 @@ class OnnxLayout:
 
     def size_bytes(self, assignment: Assignment) -> int:
         """Size of the file of an assignment, to the byte."""
-        return self.constant_bytes + sum(self.unit_bytes(unit, candidate) for unit, candidate in assignment.items())
+        return self.constant_bytes + sum(
+            self.unit_bytes(unit, candidate) for unit, candidate in assignment.items()
+        )
 
 
 def pad_to(model: ModelProto, size: int) -> None:
@@ -146,10 +162,20 @@ def pad_to(model: ModelProto, size: int) -> None:
             if model.ByteSize() == size:
                 return
         entry.value = " " * 40
-    raise MpsearchError(f"The ONNX file has {before} bytes, not the predicted {size}. Nothing was written; please report this.")
+    raise MpsearchError(
+        f"The ONNX file has {before} bytes, not the predicted {size}. Nothing was written; please report "
+        "this."
+    )
 
 
-def _unit(unit: str, shape: tuple[int, ...], calls: list[NodeProto], constants: Mapping[str, int], readers: Counter[str], longest: int) -> OnnxUnit:
+def _unit(
+    unit: str,
+    shape: tuple[int, ...],
+    calls: list[NodeProto],
+    constants: Mapping[str, int],
+    readers: Counter[str],
+    longest: int,
+) -> OnnxUnit:
     mine = Counter(name for node in calls for name in node.input[1:])
     gone = sum(constants[name] for name in mine if name in constants and mine[name] == readers[name])
     adds = any(name and name not in constants for node in calls for name in node.input[2:])

@@ -1,11 +1,12 @@
 """Weights of an ONNX file bit-packed: b bits for each, unpacked by plain ONNX nodes that ONNX Runtime folds.
 
-A weight of b bits is cut into fields of 4, 2 and 1 bits (5 = 4 + 1). A field of f bits is an initialiser of its own, with
-8 / f codes in each byte. A function in the file (`Weight5` of the domain `mpsearch`) looks each byte up in a table of what
-its codes add, joins the fields by BitwiseOr, and dequantises, with the zero points written out; the function `Bias` makes the
-scale of a bias from those of input and weight. So a unit costs two nodes, its codes, and a scale and a bias for each output
-channel. When a session is made, constant folding leaves the int8 weight of the plain file, hence the same kernels and the same
-results, bit for bit. Folding takes memory until then; tables take less than masks and shifts (`benchmarks/onnx_packing.py`).
+A weight of b bits is cut into fields of 4, 2 and 1 bits (5 = 4 + 1). A field of f bits is an initialiser of
+its own, with 8 / f codes in each byte. A function in the file (`Weight5` of the domain `mpsearch`) looks each
+byte up in a table of what its codes add, joins the fields by BitwiseOr, and dequantises, with the zero points
+written out; the function `Bias` makes the scale of a bias from those of input and weight. So a unit costs two
+nodes, its codes, and a scale and a bias for each output channel. When a session is made, constant folding
+leaves the int8 weight of the plain file, hence the same kernels and the same results, bit for bit. Folding
+takes memory until then; tables take less than masks and shifts (`benchmarks/onnx_packing.py`).
 
 Functions need IR version 8, BitwiseOr opset 18.
 """
@@ -19,7 +20,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    ModelProto,
+    NodeProto,
+    OperatorSetIdProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+)
 
 DOMAIN = "mpsearch"
 _PREFIX = "mpsearch/"
@@ -32,7 +42,8 @@ _FIELDS = (4, 2, 1)
 def pack_weights(model: ModelProto) -> None:
     """Put every int8 weight of a graph of `quantize_onnx` into as many bits as its codes need, in place.
 
-    What the exporter noted of its nodes (stack traces, scopes) is left out, and what mpsearch added gets short names.
+    What the exporter noted of its nodes (stack traces, scopes) is left out, and what mpsearch added gets
+    short names.
     """
     graph, held = model.graph, {i.name: i for i in model.graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
@@ -48,7 +59,9 @@ def pack_weights(model: ModelProto) -> None:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     opset = next(o for o in model.opset_import if not o.domain)
-    model.functions.extend(called_functions({node.op_type for node in graph.node if node.domain == DOMAIN}, opset))
+    model.functions.extend(
+        called_functions({node.op_type for node in graph.node if node.domain == DOMAIN}, opset)
+    )
     model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     shorten(model)
 
@@ -59,7 +72,9 @@ def fields_of(bits: int) -> tuple[int, ...]:
 
 
 def packed_code_bytes(count: int, bits: int) -> int:
-    """Bytes of the codes of a weight: `bits` for each, filled up to whole groups of 8 / (narrowest field) codes."""
+    """Bytes of the codes of a weight: `bits` for each, filled up to whole groups of 8 / (narrowest field)
+    codes.
+    """
     group = 8 // fields_of(bits)[-1]
     return -(-count // group) * group * bits // 8
 
@@ -160,7 +175,9 @@ def _share_scales(conv: NodeProto, held: Mapping[str, TensorProto], makers: Mapp
 
 
 def called_functions(names: Iterable[str], opset: OperatorSetIdProto) -> list[FunctionProto]:
-    """The functions of these names, of `Bias` and `Weight2` to `Weight8` (`Weight5Cut` where groups of codes are not full)."""
+    """The functions of these names, of `Bias` and `Weight2` to `Weight8` (`Weight5Cut` where groups of codes
+    are not full).
+    """
     found = []
     for name in sorted(names):
         made = _bias_function() if name == "Bias" else _weight_function(int(name[6]), name.endswith("Cut"))
@@ -170,12 +187,19 @@ def called_functions(names: Iterable[str], opset: OperatorSetIdProto) -> list[Fu
 
 
 def _weight_function(bits: int, cut: bool) -> FunctionProto:
-    """`WeightB(fields..., scale)` with attributes `axis`, `shape` and, where the last group has codes to spare, `size`."""
+    """`WeightB(fields..., scale)` with attributes `axis`, `shape` and, where the last group has codes to
+    spare, `size`.
+    """
     widths = fields_of(bits)
     names = [f"f{width}" for width in widths]
     nodes = [
         helper.make_node("Shape", ["scale"], ["channels"]),
-        helper.make_node("ConstantOfShape", ["channels"], ["zero"], value=helper.make_tensor("", TensorProto.INT8, [1], [0])),
+        helper.make_node(
+            "ConstantOfShape",
+            ["channels"],
+            ["zero"],
+            value=helper.make_tensor("", TensorProto.INT8, [1], [0]),
+        ),
     ]
     codes, place = names[0], bits
     if bits < 8:
@@ -198,7 +222,9 @@ def _weight_function(bits: int, cut: bool) -> FunctionProto:
     dequantize = helper.make_node("DequantizeLinear", [codes, "scale", "zero"], ["y"])
     dequantize.attribute.append(AttributeProto(name="axis", ref_attr_name="axis", type=AttributeProto.INT))
     attributes = ["axis", *(["shape"] if bits < 8 else []), *(["size"] if cut else [])]
-    return helper.make_function(DOMAIN, _name(bits, cut), [*names, "scale"], ["y"], [*nodes, dequantize], [], attributes)
+    return helper.make_function(
+        DOMAIN, _name(bits, cut), [*names, "scale"], ["y"], [*nodes, dequantize], [], attributes
+    )
 
 
 def _cut(codes: str) -> list[NodeProto]:
@@ -228,7 +254,9 @@ def _bias_function() -> FunctionProto:
 
 
 def shorten(model: ModelProto) -> None:
-    """Drop what the exporter noted and the names of nodes that mpsearch added; number the tensors that it added."""
+    """Drop what the exporter noted and the names of nodes that mpsearch added; number the tensors that it
+    added.
+    """
     graph, names = model.graph, dict[str, str]()
     for noted in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         del noted.metadata_props[:]

@@ -1,7 +1,9 @@
-"""The file for OpenVINO (IR): the float ONNX graph as OpenVINO reads it, with the nodes of each unit rewritten for its candidate.
+"""The file for OpenVINO (IR): the float ONNX graph as OpenVINO reads it, with the nodes of each unit
+rewritten for its candidate.
 
-Integer units are an int8 weight and a FakeQuantize at their input; weight-only units a compressed constant; the output of a unit is float, so that no grid is
-added that the fake-quantised model does not have. The batch stays free. See `mpsearch.hardware.openvino_nodes` for the nodes, which are those that were timed.
+Integer units are an int8 weight and a FakeQuantize at their input; weight-only units a compressed constant;
+the output of a unit is float, so that no grid is added that the fake-quantised model does not have. The batch
+stays free. See `mpsearch.hardware.openvino_nodes` for the nodes, which are those that were timed.
 """
 
 from __future__ import annotations
@@ -77,13 +79,19 @@ def quantize_openvino(float_model: ModelProto, states: Mapping[str, UnitState]) 
         placed[unit] += 1
     missing = sorted(set(states) - set(placed))
     if missing:
-        raise ModelError(f"OpenVINO's graph has no node for the units {missing[:5]}. Run with --target packed for the packed checkpoint alone.")
+        raise ModelError(
+            f"OpenVINO's graph has no node for the units {missing[:5]}. Run with --target packed for the "
+            "packed checkpoint alone."
+        )
     model.validate_nodes_and_infer_types()
     return model
 
 
-def write_openvino(path: Path, float_model: ModelProto, states: Mapping[str, UnitState], precision: str = "f32") -> int:
-    """Write the IR of an assignment whole or not at all: `path` (.xml) and the .bin beside it. Returns the bytes of both.
+def write_openvino(
+    path: Path, float_model: ModelProto, states: Mapping[str, UnitState], precision: str = "f32"
+) -> int:
+    """Write the IR of an assignment whole or not at all: `path` (.xml) and the .bin beside it. Returns the
+    bytes of both.
 
     Args:
         path: The .xml.
@@ -93,11 +101,15 @@ def write_openvino(path: Path, float_model: ModelProto, states: Mapping[str, Uni
     Raises: ModelError: As `quantize_openvino`.
     """
     model = quantize_openvino(float_model, states)
-    return write_ir(path, model, precision, {unit: _asked(state, precision) for unit, state in states.items()})
+    return write_ir(
+        path, model, precision, {unit: _asked(state, precision) for unit, state in states.items()}
+    )
 
 
 def _asked(state: UnitState, precision: str) -> str:
-    """The arithmetic of a unit; a convolution takes a stored weight apart when it is loaded, and computes in float."""
+    """The arithmetic of a unit; a convolution takes a stored weight apart when it is loaded, and computes in
+    float.
+    """
     codes = None if state.weight is None else state.weight.codes
     if codes is not None and codes.ndim > 2 and state.activation is None:
         return precision
@@ -105,12 +117,15 @@ def _asked(state: UnitState, precision: str) -> str:
 
 
 def overflowing(states: Mapping[str, UnitState], module: nn.Module) -> tuple[str, ...]:
-    """Integer units whose products overflow on processors that add pairs of them in 16 bits (no VNNI): weights of more than 7 bits.
+    """Integer units whose products overflow on processors that add pairs of them in 16 bits (no VNNI):
+    weights of more than 7 bits.
 
     Depthwise convolutions are none of them: OpenVINO adds theirs in 32 bits.
     """
     wide = (unit for unit, state in states.items() if state.weight is not None)
-    return tuple(unit for unit in wide if _overflows(states[unit], getattr(module.get_submodule(unit), "groups", 1)))
+    return tuple(
+        unit for unit in wide if _overflows(states[unit], getattr(module.get_submodule(unit), "groups", 1))
+    )
 
 
 def _overflows(state: UnitState, groups: int) -> bool:
@@ -120,7 +135,8 @@ def _overflows(state: UnitState, groups: int) -> bool:
 
 
 def narrowed(state: UnitState, observer: str) -> UnitState:
-    """The unit with its weight, as it is, on a grid of 7 bits: of those no pair of products with 8-bit inputs leaves 16 bits.
+    """The unit with its weight, as it is, on a grid of 7 bits: of those no pair of products with 8-bit inputs
+    leaves 16 bits.
 
     Args:
         state: State of an integer unit.
@@ -133,15 +149,24 @@ def narrowed(state: UnitState, observer: str) -> UnitState:
 
 
 def load_openvino(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable[[], object], int]:
-    """A file ready to run one image, by the compiled model that a deployment would use, and how many calls of its units run quantised."""
+    """A file ready to run one image, by the compiled model that a deployment would use, and how many calls of
+    its units run quantised.
+    """
     live = _live(path, 1, threads)
     request, feed = live.create_infer_request(), np.ascontiguousarray(image[:1].numpy())
-    quantized = sum(node.computes and (node.arithmetic == "integer" or node.arithmetic.startswith("stored")) for node in ran_nodes(live))
+    quantized = sum(
+        node.computes and (node.arithmetic == "integer" or node.arithmetic.startswith("stored"))
+        for node in ran_nodes(live)
+    )
     return lambda: request.infer([feed]), quantized
 
 
-def measure_openvino(path: Path, image: Tensor, threads: int = 1, rounds: int = 1, seconds: float = 0.5) -> OpenVinoRun:
-    """Latency of the whole model at batch 1, by the compiled model that a deployment would use, and what it executes; `rounds` as in `time_apart`."""
+def measure_openvino(
+    path: Path, image: Tensor, threads: int = 1, rounds: int = 1, seconds: float = 0.5
+) -> OpenVinoRun:
+    """Latency of the whole model at batch 1, by the compiled model that a deployment would use, and what it
+    executes; `rounds` as in `time_apart`.
+    """
     ir = read_ir(path, batch=1)
     live = compiled(ir.model, threads, ir.precision)
     request, feed = live.create_infer_request(), np.ascontiguousarray(image[:1].numpy())
@@ -152,7 +177,9 @@ def measure_openvino(path: Path, image: Tensor, threads: int = 1, rounds: int = 
 
 
 def run_openvino(path: Path, threads: int = 1) -> Callable[[Tensor], Tensor]:
-    """A function from N x C x H x W to N x K logits, computed by OpenVINO. Each size of batch is compiled once; the last few are kept."""
+    """A function from N x C x H x W to N x K logits, computed by OpenVINO. Each size of batch is compiled
+    once; the last few are kept.
+    """
     read_ir(path)  # a damaged file is told now, not at the first batch
     requests: dict[int, Any] = {}
 
@@ -174,7 +201,9 @@ def _live(path: Path, batch: int, threads: int) -> Any:
 
 
 def _named(float_model: ModelProto, states: Mapping[str, UnitState]) -> tuple[ModelProto, dict[str, str]]:
-    """A copy with the biases of the states, in which the nodes that may be units have names of their own, which OpenVINO keeps; name -> unit."""
+    """A copy with the biases of the states, in which the nodes that may be units have names of their own,
+    which OpenVINO keeps; name -> unit.
+    """
     copy, found = with_biases(float_model, states), {}
     for at, node in enumerate(copy.graph.node):
         unit = unit_of(node)
@@ -189,13 +218,19 @@ def _rewritten(writer: OpenVinoWriter, node: Any, unit: str, state: UnitState) -
     if state.weight is None:
         return node
     codes = state.weight.codes
-    weight = QuantizedWeight(codes.to(torch.int8).numpy(), state.weight.params.scale.expand(len(codes)).numpy())
+    weight = QuantizedWeight(
+        codes.to(torch.int8).numpy(), state.weight.params.scale.expand(len(codes)).numpy()
+    )
     x = node.input_value(0)
     if state.activation is not None:
         params = affine_input(unit, state)
         x = writer.quantized(x, Grid(float(params.scale), int(params.zero_point), params.bits))
     if node.get_type_name() == "MatMul":
-        held = writer.compressed(weight, state.weight.params.bits) if state.activation is None else writer.weight(weight)
+        held = (
+            writer.compressed(weight, state.weight.params.bits)
+            if state.activation is None
+            else writer.weight(weight)
+        )
         new = writer.linear(x, held)
     else:
         conv, ends = _attributes(node)
@@ -205,7 +240,9 @@ def _rewritten(writer: OpenVinoWriter, node: Any, unit: str, state: UnitState) -
 
 
 def _name(node: Any, name: str) -> None:
-    """Name a unit's node and the bias behind it, either of whose names may be left when OpenVINO has fused the two."""
+    """Name a unit's node and the bias behind it, either of whose names may be left when OpenVINO has fused
+    the two.
+    """
     node.set_friendly_name(name)
     behind = [port.get_node() for port in node.output(0).get_target_inputs()]
     if len(behind) == 1 and behind[0].get_type_name() in ("Add", "Multiply"):
@@ -217,15 +254,24 @@ def _name(node: Any, name: str) -> None:
 def _is_constant(node: Any) -> bool:
     """Whether a node is computed from constants alone."""
     given = node.input_values()
-    return bool(given or node.get_type_name() == "Constant") and all(_is_constant(value.get_node()) for value in given)
+    return bool(given or node.get_type_name() == "Constant") and all(
+        _is_constant(value.get_node()) for value in given
+    )
 
 
 def _attributes(node: Any) -> tuple[ConvAttributes, tuple[int, int]]:
-    """What the convolution is, with its padding above and left, and its padding below and right: a pad before it may be part of it by now."""
+    """What the convolution is, with its padding above and left, and its padding below and right: a pad before
+    it may be part of it by now.
+    """
     about = node.get_attributes()
     if about["auto_pad"] not in ("explicit", "EXPLICIT"):
         how = f"The convolution {node.get_friendly_name()!r} pads by {about['auto_pad']!r}"
         raise ModelError(f"{how}. Run with --target packed for the packed checkpoint alone.")
     groups = node.input_value(1).get_shape()[0] if node.get_type_name() == "GroupConvolution" else 1
-    (sy, sx), (py, px), (dy, dx), (ey, ex) = about["strides"], about["pads_begin"], about["dilations"], about["pads_end"]
+    (sy, sx), (py, px), (dy, dx), (ey, ex) = (
+        about["strides"],
+        about["pads_begin"],
+        about["dilations"],
+        about["pads_end"],
+    )
     return ConvAttributes((sy, sx), (py, px), (dy, dx), groups), (ey, ex)

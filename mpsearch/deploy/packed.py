@@ -1,9 +1,11 @@
-"""The packed checkpoint: one safetensors file with bit-packed weights, whose size is known to the byte before it is written.
+"""The packed checkpoint: one safetensors file with bit-packed weights, whose size is known to the byte before
+it is written.
 
-For each integer unit `<unit>.codes` (uint8, C_out x bytes of a row), `<unit>.scale` (float32, C_out) and, where its input is quantised too,
-`<unit>.input` (float32 [2]: step and grid, see `input_codes.py`); for each quantised product of two activations `<unit>.left` and
-`<unit>.right`, as `.input`; everything else under its own name in float32. The metadata holds one JSON text: schema, how the float model is
-built, which batch norms were folded, and the assignment. The header is padded to its greatest length over all assignments of the
+For each integer unit `<unit>.codes` (uint8, C_out x bytes of a row), `<unit>.scale` (float32, C_out) and,
+where its input is quantised too, `<unit>.input` (float32 [2]: step and grid, see `input_codes.py`); for each
+quantised product of two activations `<unit>.left` and `<unit>.right`, as `.input`; everything else under its
+own name in float32. The metadata holds one JSON text: schema, how the float model is built, which batch norms
+were folded, and the assignment. The header is padded to its greatest length over all assignments of the
 model, so that the size of the file is a sum over units.
 """
 
@@ -55,18 +57,32 @@ class PackedLayout:
 
     @classmethod
     def of(
-        cls, module: nn.Module, units: Iterable[str], source: ModelSource, folded: Iterable[tuple[str, str]], data_config: Mapping[str, Any]
+        cls,
+        module: nn.Module,
+        units: Iterable[str],
+        source: ModelSource,
+        folded: Iterable[tuple[str, str]],
+        data_config: Mapping[str, Any],
     ) -> PackedLayout:
         """The layout of a folded float model whose `units` may be quantised."""
         named = list(units)
         products = tuple(product_names(module, named))
-        held = {unit: tuple(module.get_submodule(unit).get_parameter("weight").shape) for unit in named if unit not in products}
+        held = {
+            unit: tuple(module.get_submodule(unit).get_parameter("weight").shape)
+            for unit in named
+            if unit not in products
+        }
         skip = {f"{unit}.weight" for unit in held}
         kept = {name: value for name, value in module.state_dict().items() if name not in skip}
         for name, value in kept.items():
             require_dense(name, value)
         leftovers = {name: stored_form(value.dtype, tuple(value.shape)) for name, value in kept.items()}
-        description = {"schema": SCHEMA, "source": source.to_json(), "folded": [list(pair) for pair in folded], "data_config": dict(data_config)}
+        description = {
+            "schema": SCHEMA,
+            "source": source.to_json(),
+            "folded": [list(pair) for pair in folded],
+            "data_config": dict(data_config),
+        }
         layout = cls(held, leftovers, description, 0, products)
         return cls(held, leftovers, description, 8 + layout._longest_header(), products)
 
@@ -97,9 +113,15 @@ class PackedLayout:
         about = {**self.description, "sha256": OPEN_SEAL, "assignment": dict(assignment)}
         return json.dumps(about, separators=(",", ":"), default=list)
 
-    def _unit_tensors(self, unit: str, candidate: Candidate) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    def _unit_tensors(
+        self, unit: str, candidate: Candidate
+    ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         if unit in self.products:
-            return {} if candidate.is_float or candidate.weight_only else {f"{unit}.{side}": (torch.float32, (2,)) for side in OPERANDS}
+            return (
+                {}
+                if candidate.is_float or candidate.weight_only
+                else {f"{unit}.{side}": (torch.float32, (2,)) for side in OPERANDS}
+            )
         shape = self.weights[unit]
         if candidate.is_float or candidate.w_bits is None:
             return {f"{unit}.weight": (torch.float32, shape)}
@@ -109,13 +131,22 @@ class PackedLayout:
         return weight if candidate.weight_only else {**weight, f"{unit}.input": (torch.float32, (2,))}
 
     def _longest_header(self) -> int:
-        """Every unit at 8 bits, weights and inputs, which has the most tensors and the longest row; every offset as long as the file of the float model."""
+        """Every unit at 8 bits, weights and inputs, which has the most tensors and the longest row; every
+        offset as long as the file of the float model.
+        """
         widest = Candidate(8, 8)
         tensors = dict(self.leftovers)
         for unit in self.units:
             tensors.update(self._unit_tensors(unit, widest))
-        end = sum(nbytes(*t) for t in self.leftovers.values()) + sum(4 * math.prod(s) + 64 for s in self.weights.values()) + 16 * len(self.products)
-        entries = {name: {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [end, end]} for name, (dtype, shape) in tensors.items()}
+        end = (
+            sum(nbytes(*t) for t in self.leftovers.values())
+            + sum(4 * math.prod(s) + 64 for s in self.weights.values())
+            + 16 * len(self.products)
+        )
+        entries = {
+            name: {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [end, end]}
+            for name, (dtype, shape) in tensors.items()
+        }
         longest = dict.fromkeys(self.units, "W8A8/tensor")
         header = {"__metadata__": {KEY: self.metadata(longest)}, **entries}
         length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
@@ -131,20 +162,27 @@ def save_packed(path: Path, layout: PackedLayout, module: nn.Module, states: Map
         module: Folded float model.
         states: Every unit's codes and quantisers, products included.
     Returns: Bytes on disk.
-    Raises: MpsearchError: The file is not as large as the layout says (a defect: the promise would be broken).
+    Raises: MpsearchError: The file is not as large as the layout says (a defect: the promise would be
+        broken).
     """
     assignment = Assignment(tuple((unit, states[unit].candidate) for unit in layout.units))
     tensors: dict[str, Tensor] = {}
     for unit in layout.units:
         tensors.update(_unit_tensors(unit, states[unit], module))
-    held = {**module.state_dict(), **{f"{unit}.bias": state.bias for unit, state in states.items() if state.bias is not None}}
+    held = {
+        **module.state_dict(),
+        **{f"{unit}.bias": state.bias for unit, state in states.items() if state.bias is not None},
+    }
     tensors.update({name: to_stored(name, held[name]) for name in layout.leftovers})
     text = layout.metadata(assignment.to_json())
     short = save(tensors, {KEY: text})
     missing = layout.header_bytes - 8 - int.from_bytes(short[:8], "little")
     data = save(tensors, {KEY: text + " " * missing}) if missing > 0 else short
     if len(data) != layout.size_bytes(assignment):
-        raise MpsearchError(f"{path} would have {len(data)} bytes, not the predicted {layout.size_bytes(assignment)}. Nothing was written; please report this.")
+        raise MpsearchError(
+            f"{path} would have {len(data)} bytes, not the predicted {layout.size_bytes(assignment)}. "
+            "Nothing was written; please report this."
+        )
     with files.replacing(path) as beside:
         beside.write_bytes(seal(data))
     return path.stat().st_size
@@ -152,11 +190,16 @@ def save_packed(path: Path, layout: PackedLayout, module: nn.Module, states: Map
 
 def _unit_tensors(unit: str, state: UnitState, module: nn.Module) -> dict[str, Tensor]:
     if state.second is not None and state.activation is not None:
-        return {f"{unit}.{side}": encode(q) for side, q in zip(OPERANDS, (state.activation, state.second), strict=True)}
+        return {
+            f"{unit}.{side}": encode(q)
+            for side, q in zip(OPERANDS, (state.activation, state.second), strict=True)
+        }
     if state.weight is None and unit in product_names(module, [unit]):
         return {}
     if state.weight is None:
-        return {f"{unit}.weight": module.get_submodule(unit).get_parameter("weight").detach().clone().contiguous()}
+        return {
+            f"{unit}.weight": module.get_submodule(unit).get_parameter("weight").detach().clone().contiguous()
+        }
     params = state.weight.params
     codes = (state.weight.codes.flatten(1).to(torch.int32) - params.qmin).to(torch.uint8)
     weight = {f"{unit}.codes": pack(codes, params.bits), f"{unit}.scale": params.scale.clone()}

@@ -1,4 +1,6 @@
-"""How tensors lie in a checkpoint: types that the format has no name for as plain bytes, and a digest over the whole file."""
+"""How tensors lie in a checkpoint: types that the format has no name for as plain bytes, and a digest over
+the whole file.
+"""
 
 from __future__ import annotations
 
@@ -68,12 +70,16 @@ def require_dense(name: str, value: object) -> None:
     """Raise ModelError where what a model keeps under a name is not a plain tensor."""
     if not isinstance(value, Tensor):
         raise ModelError(
-            f"The model keeps {name!r} as a {type(value).__name__}, which is no tensor. A checkpoint holds tensors alone; "
+            f"The model keeps {name!r} as a {type(value).__name__}, which is no tensor. A checkpoint "
+            "holds tensors alone; "
             "make it a buffer, or take get_extra_state away."
         )
     if value.layout is not torch.strided or value.is_quantized:
         what = "quantised" if value.is_quantized else "sparse"
-        raise ModelError(f"The tensor {name!r} of the model is {what}. A checkpoint holds dense tensors; give the float model.")
+        raise ModelError(
+            f"The tensor {name!r} of the model is {what}. A checkpoint holds dense tensors; give the "
+            "float model."
+        )
 
 
 def seal(data: bytes) -> bytes:
@@ -103,7 +109,8 @@ def check_seal(path: Path, digest: object) -> None:
             found.update(block)
     if found.hexdigest() != digest:
         raise CheckpointError(
-            f"{path} is damaged: its bytes are not those that were written (SHA-256 {found.hexdigest()[:12]}..., not "
+            f"{path} is damaged: its bytes are not those that were written (SHA-256 "
+            f"{found.hexdigest()[:12]}..., not "
             f"{str(digest)[:12]}...). Copy it again, or write it again with mpsearch."
         )
 

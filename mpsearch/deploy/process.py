@@ -1,4 +1,6 @@
-"""Artifacts in a process of their own (`hardware.fresh`): how one is loaded there, and what can be asked of it."""
+"""Artifacts in a process of their own (`hardware.fresh`): how one is loaded there, and what can be asked of
+it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from mpsearch.hardware.qdq import Array
 from mpsearch.models import ModelSource, build_model
 
 
-def run_apart(artifact: Artifact, inputs: Tensor, *, model: ModelSource | None = None, threads: int = 1) -> Tensor:
+def run_apart(
+    artifact: Artifact, inputs: Tensor, *, model: ModelSource | None = None, threads: int = 1
+) -> Tensor:
     """Logits, N x K, of an artifact on inputs N x C x H x W, by a fresh process.
 
     Raises:
@@ -29,7 +33,12 @@ def run_apart(artifact: Artifact, inputs: Tensor, *, model: ModelSource | None =
 
 
 def bench_apart(
-    artifact: Artifact, *, batches: Sequence[int] = (1,), seconds: float = 2.0, model: ModelSource | None = None, threads: int = 1
+    artifact: Artifact,
+    *,
+    batches: Sequence[int] = (1,),
+    seconds: float = 2.0,
+    model: ModelSource | None = None,
+    threads: int = 1,
 ) -> dict[str, Any]:
     """What a fresh process measures of an artifact, as `bench_of` says.
 
@@ -67,13 +76,19 @@ def load(folder: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
         return found
 
     def about() -> dict[str, Any]:
-        return {"executed": target.executed(artifact.folder, threads), "fallbacks": {}, "bytes": artifact.size_bytes}
+        return {
+            "executed": target.executed(artifact.folder, threads),
+            "fallbacks": {},
+            "bytes": artifact.size_bytes,
+        }
 
     return Loaded(computed, about, target.device(), target.energy_counter())
 
 
 def _model(artifact: Artifact, given: Mapping[str, Any] | None) -> nn.Module | None:
-    """The float architecture where the artifact needs one; a factory only where the caller named it, never because the artifact does."""
+    """The float architecture where the artifact needs one; a factory only where the caller named it, never
+    because the artifact does.
+    """
     if not artifact.target.needs_model:
         return None
     if given is not None:
@@ -81,5 +96,6 @@ def _model(artifact: Artifact, given: Mapping[str, Any] | None) -> nn.Module | N
     if artifact.source.kind == "timm":
         return None  # the checkpoint builds it, within what its file can fill
     raise CheckpointError(
-        f"{artifact.folder} holds a model that was built by {artifact.source.name!r}, and an artifact never runs code. Name it: --model {artifact.source.name}."
+        f"{artifact.folder} holds a model that was built by {artifact.source.name!r}, and an artifact "
+        f"never runs code. Name it: --model {artifact.source.name}."
     )

@@ -1,4 +1,6 @@
-"""A packed checkpoint must give back the model that was written: tried with the float model, before anything is searched."""
+"""A packed checkpoint must give back the model that was written: tried with the float model, before anything
+is searched.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from mpsearch.problem import Candidate
 from mpsearch.quant import UnitState
 
 
-def require_read_back(layout: PackedLayout, module: nn.Module, source: ModelSource, given: nn.Module | None, example: Tensor) -> None:
+def require_read_back(
+    layout: PackedLayout, module: nn.Module, source: ModelSource, given: nn.Module | None, example: Tensor
+) -> None:
     """Write the float model, read it back as a user will, and compare to the last bit.
 
     Args:
@@ -26,7 +30,8 @@ def require_read_back(layout: PackedLayout, module: nn.Module, source: ModelSour
         given: The model as the user gave it, where it cannot be built anew.
         example: One sample.
 
-    Raises: ModelError: It cannot be stored, or gives something else; names what is not stored with it, where that is known.
+    Raises: ModelError: It cannot be stored, or gives something else; names what is not stored with it, where
+        that is known.
     """
     fresh = build_model(source) if given is None else given
     states = {unit: UnitState(Candidate.parse("float")) for unit in layout.units}
@@ -36,12 +41,20 @@ def require_read_back(layout: PackedLayout, module: nn.Module, source: ModelSour
             save_packed(path, layout, module, states)
             back = load_packed(path, fresh)
         except CheckpointError as error:
-            raise ModelError(f"A checkpoint of this model could not be read back: {str(error).replace(str(path), 'its file')}") from None
+            raise ModelError(
+                "A checkpoint of this model could not be read back: "
+                f"{str(error).replace(str(path), 'its file')}"
+            ) from None
         if not torch.equal(back(example), module(example)):
             lost = _unstored(module, as_float(fresh))
-            what = f"the values of {lost} are no part of its state dict, and differ" if lost else "something in it is no part of its state dict"
+            what = (
+                f"the values of {lost} are no part of its state dict, and differ"
+                if lost
+                else "something in it is no part of its state dict"
+            )
             raise ModelError(
-                f"A checkpoint of this model gives back other outputs: {what} each time the model is built. Register what it needs "
+                f"A checkpoint of this model gives back other outputs: {what} each time the model is "
+                "built. Register what it needs "
                 "as parameters or persistent buffers."
             )
 
@@ -49,4 +62,8 @@ def require_read_back(layout: PackedLayout, module: nn.Module, source: ModelSour
 def _unstored(module: nn.Module, fresh: nn.Module) -> str:
     """Buffers outside of the state dict that a newly built model has otherwise."""
     held, other = module.state_dict(), dict(fresh.named_buffers())
-    return ", ".join(repr(name) for name, value in module.named_buffers() if name not in held and name in other and not torch.equal(value, other[name]))
+    return ", ".join(
+        repr(name)
+        for name, value in module.named_buffers()
+        if name not in held and name in other and not torch.equal(value, other[name])
+    )

@@ -20,8 +20,8 @@ _UNITS = ("Conv", "Gemm", "MatMul")
 def find_wires(model: ModelProto, layers: Sequence[Layer]) -> tuple[Wire, ...]:
     """The wires of a float graph.
 
-    From the output of every unit, forward through activations, pooling and changes of shape, and through one residual sum at most. A unit
-    that is called several times has the wires of all its calls.
+    From the output of every unit, forward through activations, pooling and changes of shape, and through one
+    residual sum at most. A unit that is called several times has the wires of all its calls.
 
     Args:
         model: From `export_float`.
@@ -32,10 +32,17 @@ def find_wires(model: ModelProto, layers: Sequence[Layer]) -> tuple[Wire, ...]:
     for node in model.graph.node:
         for name in node.input:
             readers[name].append(node)
-    walk = _Walk({id(n): at[unit_of(n)] for n in model.graph.node if n.op_type in _UNITS and unit_of(n) in at}, readers)
+    walk = _Walk(
+        {id(n): at[unit_of(n)] for n in model.graph.node if n.op_type in _UNITS and unit_of(n) in at}, readers
+    )
     for node in model.graph.node:
         if id(node) in walk.units:
-            walk.forward(walk.units[id(node)], node.output[0], math.prod(layers[walk.units[id(node)]].output_shape), "direct")
+            walk.forward(
+                walk.units[id(node)],
+                node.output[0],
+                math.prod(layers[walk.units[id(node)]].output_shape),
+                "direct",
+            )
     walk.joins(layers)
     return tuple(sorted(walk.found))
 
@@ -44,7 +51,9 @@ class _Walk:
     def __init__(self, units: Mapping[int, int], readers: Mapping[str, list[NodeProto]]) -> None:
         self.units, self.readers = units, readers
         self.found: set[Wire] = set()
-        self._sums: dict[int, dict[int, int]] = defaultdict(dict)  # sum node -> unit that feeds it -> how many sums lie between
+        self._sums: dict[int, dict[int, int]] = defaultdict(
+            dict
+        )  # sum node -> unit that feeds it -> how many sums lie between
 
     def forward(self, source: int, tensor: str, numel: int, kind: str) -> None:
         """Follow a tensor that `source` has written to whoever reads it."""
@@ -65,8 +74,18 @@ class _Walk:
         """Units that feed one sum: the nearest of each of its terms."""
         for feeders in self._sums.values():
             for first, second in _pairs(feeders):
-                if min(feeders[first], feeders[second]) == 0 and layers[first].output_shape == layers[second].output_shape:
-                    self.found.add(Wire(min(first, second), max(first, second), "join", math.prod(layers[first].output_shape)))
+                if (
+                    min(feeders[first], feeders[second]) == 0
+                    and layers[first].output_shape == layers[second].output_shape
+                ):
+                    self.found.add(
+                        Wire(
+                            min(first, second),
+                            max(first, second),
+                            "join",
+                            math.prod(layers[first].output_shape),
+                        )
+                    )
 
 
 def _pairs(feeders: Iterable[int]) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """The fast evaluator: the true loss of an assignment at about the price of a float forward pass, or less.
 
-The weight of each unit at each candidate is quantised once and kept; an assignment is then a swap of pointers. Outputs of the first part of the
-network are kept too, and a pass starts behind what it shares with an earlier one. Clear losers may be left after a part of the images.
+The weight of each unit at each candidate is quantised once and kept; an assignment is then a swap of
+pointers. Outputs of the first part of the network are kept too, and a pass starts behind what it shares with
+an earlier one. Clear losers may be left after a part of the images.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Quantizers(Protocol):
 
     @property
     def learned(self) -> Container[tuple[str, Candidate]]:
-        """Units and candidates whose weight was learned for both bit widths; any other weight depends on its own bits alone."""
+        """Units and candidates whose weight was learned for both bit widths; any other weight depends on its
+        own bits alone.
+        """
 
     def input_params(self, unit: str, candidate: Candidate) -> ActivationQuantizer:
         """Quantiser of a unit's input."""
@@ -52,19 +55,34 @@ _PREFIX_SHARE = 4  # the outputs that one assignment leaves take at most this pa
 
 
 class FastEvaluator:
-    """Measures assignments by the damage of a task, such as KL(float || quantised), on fixed images, with the states that the quantisers give.
+    """Measures assignments by the damage of a task, such as KL(float || quantised), on fixed images, with the
+    states that the quantisers give.
 
     Args:
         module: Float model in eval mode; not changed.
         calibration: Quantisers of its units.
         images: What the loss is measured on.
-        memory_limit_bytes: Bound on the quantised weights and the outputs of shared prefixes that are kept, beside one weight and one batch. Outputs
-            go first, then weights, the least recently used first; both are made again when needed.
+        memory_limit_bytes: Bound on the quantised weights and the outputs of shared prefixes that are kept,
+            beside one weight and one batch. Outputs go first, then weights, the least recently used first;
+            both are made again when needed.
         task: What damage is; classification where None.
     """
 
-    def __init__(self, module: nn.Module, calibration: Quantizers, images: SampleSet, *, memory_limit_bytes: int = 2 * 2**30, task: Task | None = None) -> None:
-        self._calibration, self._images, self._limit, self._task = calibration, images, memory_limit_bytes, task or Classification()
+    def __init__(
+        self,
+        module: nn.Module,
+        calibration: Quantizers,
+        images: SampleSet,
+        *,
+        memory_limit_bytes: int = 2 * 2**30,
+        task: Task | None = None,
+    ) -> None:
+        self._calibration, self._images, self._limit, self._task = (
+            calibration,
+            images,
+            memory_limit_bytes,
+            task or Classification(),
+        )
         self.float_logits = predict(module, images)
         self._module = copy.deepcopy(module)
         self._layers = wrap_units(self._module, [*calibration.weights, *calibration.products])
@@ -74,7 +92,13 @@ class FastEvaluator:
         self._weight_bytes = self._output_bytes = 0
         self._scratch = Scratch()
         products = set(calibration.products)  # they have no module of their own at which a pass could start
-        runs = PrefixRunner(self._module, list(calibration.weights), images.inputs([0, len(images) - 1]), memory_limit_bytes // _PREFIX_SHARE, len(images))
+        runs = PrefixRunner(
+            self._module,
+            list(calibration.weights),
+            images.inputs([0, len(images) - 1]),
+            memory_limit_bytes // _PREFIX_SHARE,
+            len(images),
+        )
         self._runner = runs
         self._cuts = [] if products else runs.cuts
 
@@ -84,7 +108,9 @@ class FastEvaluator:
         return self._weight_bytes + self._output_bytes
 
     def measure(self, assignment: Assignment) -> float:
-        """Mean damage, for classification the KL divergence to the float model in nats; NaN where the quantised model's output is not finite."""
+        """Mean damage, for classification the KL divergence to the float model in nats; NaN where the
+        quantised model's output is not finite.
+        """
         return self._task.loss(self.logits(assignment), self.float_logits)
 
     def losses(self, assignment: Assignment) -> Tensor:
@@ -96,12 +122,21 @@ class FastEvaluator:
         self._load(assignment, self._layers)
         return torch.cat([self._batch(assignment, start) for start in range(0, len(self._images), _BATCH)])
 
-    def race(self, assignment: Assignment, rival: Tensor, *, errors: float = 4.0, factor: float = 1.5, least: int = 64) -> Raced:
+    def race(
+        self,
+        assignment: Assignment,
+        rival: Tensor,
+        *,
+        errors: float = 4.0,
+        factor: float = 1.5,
+        least: int = 64,
+    ) -> Raced:
         """The loss of an assignment, on all images only where it is not clearly worse than a rival's.
 
-        After each batch the images so far are compared in pairs. Once the mean is `factor` times the rival's and above it by more than `errors`
-        standard errors of the difference, the pass ends, and the loss is the rival's on all images times the ratio on those seen: images that are
-        hard for one are hard for the other, so this errs less than the mean of those seen. A pure function of its arguments.
+        After each batch the images so far are compared in pairs. Once the mean is `factor` times the rival's
+        and above it by more than `errors` standard errors of the difference, the pass ends, and the loss is
+        the rival's on all images times the ratio on those seen: images that are hard for one are hard for the
+        other, so this errs less than the mean of those seen. A pure function of its arguments.
 
         Args:
             assignment: To be measured.
@@ -115,7 +150,9 @@ class FastEvaluator:
         for start in range(0, len(self._images), _BATCH):
             logits = self._batch(assignment, start)
             seen = torch.cat([seen, self._task.damage(logits, self.float_logits[start : start + _BATCH])])
-            if least <= len(seen) < len(self._images) and _clearly_worse(seen, rival[: len(seen)], errors, factor):
+            if least <= len(seen) < len(self._images) and _clearly_worse(
+                seen, rival[: len(seen)], errors, factor
+            ):
                 ratio = float(seen.mean() / rival[: len(seen)].mean())
                 return Raced(ratio * float(rival.mean()), len(seen))
         return Raced(max(float(seen.mean()), 0.0), len(seen))
@@ -128,10 +165,17 @@ class FastEvaluator:
             key = (start, prefix_key(cut, choices))
             if key in self._outputs:
                 self._outputs.move_to_end(key)
-                return self._runner.run(inputs, cut, self._outputs[key], lambda c, out: self._keep((start, prefix_key(c, choices)), out))
+                return self._runner.run(
+                    inputs,
+                    cut,
+                    self._outputs[key],
+                    lambda c, out: self._keep((start, prefix_key(c, choices)), out),
+                )
         if not self._cuts:
             return self._runner.run(inputs, None, None)
-        return self._runner.run(inputs, None, None, lambda c, out: self._keep((start, prefix_key(c, choices)), out))
+        return self._runner.run(
+            inputs, None, None, lambda c, out: self._keep((start, prefix_key(c, choices)), out)
+        )
 
     def _keep(self, key: Hashable, output: Tensor) -> None:
         self._outputs[key] = output
@@ -148,17 +192,29 @@ class FastEvaluator:
         for unit in units:
             candidate, layer = assignment[unit], self._layers[unit]
             if isinstance(layer, QuantLayer):
-                layer.input.params = None if candidate.is_float or candidate.weight_only else self._fast(self._calibration.input_params(unit, candidate))
+                layer.input.params = (
+                    None
+                    if candidate.is_float or candidate.weight_only
+                    else self._fast(self._calibration.input_params(unit, candidate))
+                )
                 layer.set_weight(self._weight(unit, candidate))
-                layer.set_bias(None if candidate.is_float else self._biases[self._weight_key(unit, candidate)])
+                layer.set_bias(
+                    None if candidate.is_float else self._biases[self._weight_key(unit, candidate)]
+                )
             else:
                 layer.set_state(self._calibration.state(unit, candidate))
 
     def _fast(self, params: ActivationQuantizer) -> ActivationQuantizer:
-        return ScratchGrid(params, self._scratch) if isinstance(params, AffineParams) and params.axis is None else params
+        return (
+            ScratchGrid(params, self._scratch)
+            if isinstance(params, AffineParams) and params.axis is None
+            else params
+        )
 
     def _weight_key(self, unit: str, candidate: Candidate) -> tuple[str, Candidate]:
-        return unit, candidate if (unit, candidate) in self._calibration.learned else replace(candidate, a_bits=_ANY)
+        return unit, candidate if (unit, candidate) in self._calibration.learned else replace(
+            candidate, a_bits=_ANY
+        )
 
     def _weight(self, unit: str, candidate: Candidate) -> Tensor:
         if candidate.is_float:

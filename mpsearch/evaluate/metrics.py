@@ -23,9 +23,10 @@ class Metrics:
 
     Args:
         images: N.
-        kl: Mean KL divergence from the float model's distribution to this one's, in nats; of a task that has no distribution, its mean damage
-            (`Task.measure` says what that is).
-        agreement: Share of images on which both have the same top class, or decide alike in the sense of the task.
+        kl: Mean KL divergence from the float model's distribution to this one's, in nats; of a task that has
+            no distribution, its mean damage (`Task.measure` says what that is).
+        agreement: Share of images on which both have the same top class, or decide alike in the sense of the
+            task.
         top1: Share of images classified right; None without labels, and for other tasks than classification.
         loss: Mean cross entropy with the labels, in nats; None where `top1` is.
         scores: What else a task measures, by name; higher is better.
@@ -49,7 +50,12 @@ class Metrics:
 
 
 @torch.no_grad()
-def predict(module: Callable[[Tensor], Tensor] | nn.Module, images: SampleSet, *, on_batch: Callable[[int], None] | None = None) -> Tensor:
+def predict(
+    module: Callable[[Tensor], Tensor] | nn.Module,
+    images: SampleSet,
+    *,
+    on_batch: Callable[[int], None] | None = None,
+) -> Tensor:
     """Logits, N x K float32, or what else the model gives, in batches of 64.
 
     Raises: MpsearchError: An output is NaN or infinite.
@@ -64,7 +70,8 @@ def predict(module: Callable[[Tensor], Tensor] | nn.Module, images: SampleSet, *
     if not torch.isfinite(logits).all():
         bad = int((~torch.isfinite(logits)).flatten(1).any(1).sum())
         raise MpsearchError(
-            f"The model's output is NaN or infinite on {bad} of {len(logits)} images of {images.name}. Check the weights and the normalisation."
+            f"The model's output is NaN or infinite on {bad} of {len(logits)} images of {images.name}. "
+            "Check the weights and the normalisation."
         )
     return logits
 
@@ -74,9 +81,14 @@ def compare(logits: Tensor, reference: Tensor, labels: Tensor | None = None) -> 
 
     Raises: DataError: A label is none of the K classes.
     """
-    if labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+    if (
+        labels is not None
+        and len(labels)
+        and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]
+    ):
         raise DataError(
-            f"The labels are {int(labels.min())} to {int(labels.max())}, and the model has {logits.shape[1]} classes, 0 to "
+            f"The labels are {int(labels.min())} to {int(labels.max())}, and the model has "
+            f"{logits.shape[1]} classes, 0 to "
             f"{logits.shape[1] - 1}. Give the data that it was trained for."
         )
     chosen = logits.argmax(1)

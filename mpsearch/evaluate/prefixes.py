@@ -1,8 +1,9 @@
 """Outputs of modules that assignments with the same beginning share: a forward pass that starts behind them.
 
-A cut is a module whose output is all that the rest of the network depends on. Where the outputs of a cut are kept for the choices that were made
-up to it, the pass does not run what lies before: modules there give zeros, and the cut gives what was kept. That the rest really depends on nothing
-else is tried, not assumed: with everything before a cut replaced by NaN, and by noise, the logits must be the same bits.
+A cut is a module whose output is all that the rest of the network depends on. Where the outputs of a cut are
+kept for the choices that were made up to it, the pass does not run what lies before: modules there give
+zeros, and the cut gives what was kept. That the rest really depends on nothing else is tried, not assumed:
+with everything before a cut replaced by NaN, and by noise, the logits must be the same bits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 MOST_CUTS = 8
 """Cuts whose outputs are kept, spread over the network."""
-_TRIES = 12  # modules of one part of the network that are tried, from its end, until one is a cut; a block has fewer
+# modules of one part of the network that are tried, from its end, until one is a cut; a block has fewer
+_TRIES = 12
 MOST_PROBES = 2 + 2 * MOST_CUTS * _TRIES
 """Passes of the example, at most, that finding the cuts takes; all but two of them start behind a cut."""
 
@@ -50,7 +52,9 @@ class PrefixRunner:
         images: Images for which they are kept.
     """
 
-    def __init__(self, module: nn.Module, units: Sequence[str], example: Tensor, bytes_for_images: int, images: int) -> None:
+    def __init__(
+        self, module: nn.Module, units: Sequence[str], example: Tensor, bytes_for_images: int, images: int
+    ) -> None:
         self._module, self._batch = module, len(example)
         self._watched = _around(module, units)
         self._given: dict[int, Tensor | Callable[[Tensor], Tensor]] = {}
@@ -63,7 +67,13 @@ class PrefixRunner:
             watched.__dict__["forward"] = self._door(index, name, set(units))
         self.cuts = _within(self._find(example), bytes_for_images, images)
 
-    def run(self, inputs: Tensor, start: Cut | None, kept: Tensor | None, take: Callable[[Cut, Tensor], None] | None = None) -> Tensor:
+    def run(
+        self,
+        inputs: Tensor,
+        start: Cut | None,
+        kept: Tensor | None,
+        take: Callable[[Cut, Tensor], None] | None = None,
+    ) -> Tensor:
         """Logits of a batch.
 
         Args:
@@ -82,7 +92,9 @@ class PrefixRunner:
 
         return self._pass(inputs, given, taken)
 
-    def _pass(self, inputs: Tensor, given: dict[int, Tensor], taken: Callable[[int, Tensor], None] | None) -> Tensor:
+    def _pass(
+        self, inputs: Tensor, given: dict[int, Tensor], taken: Callable[[int, Tensor], None] | None
+    ) -> Tensor:
         self._given, self._takes, self._ended, self._started = dict(given), taken, [], []
         try:
             with torch.no_grad():
@@ -107,14 +119,23 @@ class PrefixRunner:
 
         return forward
 
-    def _before(self, place: int, kept: Tensor, batch: int, fill: Callable[[torch.Size], Tensor] | None = None) -> dict[int, Tensor]:
-        """What modules give in a pass from behind `place`: an own copy where later operations write into it."""
+    def _before(
+        self, place: int, kept: Tensor, batch: int, fill: Callable[[torch.Size], Tensor] | None = None
+    ) -> dict[int, Tensor]:
+        """What modules give in a pass from behind `place`: an own copy where later operations write into
+        it.
+        """
         fill = fill or self._blank
-        given = {i: fill(torch.Size((self._shapes[i][0] * batch // self._batch, *self._shapes[i][1:]))) for i in self._order[: self._order.index(place)]}
+        given = {
+            i: fill(torch.Size((self._shapes[i][0] * batch // self._batch, *self._shapes[i][1:])))
+            for i in self._order[: self._order.index(place)]
+        }
         return {**given, place: kept.clone() if place in self._overwritten else kept}
 
     def _blank(self, shape: torch.Size) -> Tensor:
-        """A tensor that nobody looks at; all are views of one piece of memory, for filling new ones takes as long as a layer."""
+        """A tensor that nobody looks at; all are views of one piece of memory, for filling new ones takes as
+        long as a layer.
+        """
         if self._nothing.numel() < shape.numel():
             self._nothing = torch.zeros(shape.numel())
         return self._nothing[: shape.numel()].view(shape)
@@ -132,27 +153,48 @@ class PrefixRunner:
 
         logits = self._pass(example, {}, note)
         once = self._ended
-        if not all(isinstance(outputs[i], Tensor) and len(outputs[i]) % len(example) == 0 and once.count(i) == 1 for i in once):
+        if not all(
+            isinstance(outputs[i], Tensor) and len(outputs[i]) % len(example) == 0 and once.count(i) == 1
+            for i in once
+        ):
             return []  # a module that gives no single tensor, or runs twice, cannot be passed by
         self._order, self._shapes = once, {i: outputs[i].shape for i in once}
         self._overwritten = {i for i in once if outputs[i]._version != versions[i]}
         clean: dict[int, Tensor] = {}
         self._pass(example, {}, lambda i, output: clean.update({i: output.clone()}))
-        inner = [i for i in once if began[i] and began[i] != began[once[-1]]]  # behind the first unit, before the last
+        inner = [
+            i for i in once if began[i] and began[i] != began[once[-1]]
+        ]  # behind the first unit, before the last
         last = {began[i]: i for i in inner}  # of those behind the same units the last
         ends = [*last.values()]
         found = []
         for part in np.array_split(np.array(ends, dtype=int), min(MOST_CUTS, max(len(ends), 1))):
-            place = next((i for i in part[::-1][:_TRIES].tolist() if self._cuts(example, logits, i, clean[i])), None)
+            place = next(
+                (i for i in part[::-1][:_TRIES].tolist() if self._cuts(example, logits, i, clean[i])), None
+            )
             if place is not None:
-                found.append(Cut(place, began[place], clean[place].nbytes // len(example), place in self._overwritten))
+                found.append(
+                    Cut(place, began[place], clean[place].nbytes // len(example), place in self._overwritten)
+                )
         return found
 
     def _cuts(self, example: Tensor, logits: Tensor, place: int, output: Tensor) -> bool:
-        fillings: list[Callable[[torch.Size], Tensor]] = [lambda shape: torch.full(shape, float("nan")), lambda shape: torch.full(shape, 37.0)]
+        fillings: list[Callable[[torch.Size], Tensor]] = [
+            lambda shape: torch.full(shape, float("nan")),
+            lambda shape: torch.full(shape, 37.0),
+        ]
         try:
-            return all(torch.equal(logits, self._pass(example, self._before(place, output, len(example), fill), None)) for fill in fillings)
-        except (RuntimeError, ValueError, IndexError):  # what lies before is used in a way that other values do not allow
+            return all(
+                torch.equal(
+                    logits, self._pass(example, self._before(place, output, len(example), fill), None)
+                )
+                for fill in fillings
+            )
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+        ):  # what lies before is used in a way that other values do not allow
             return False
 
 
@@ -167,7 +209,11 @@ def _within(cuts: list[Cut], most_bytes: int, images: int) -> list[Cut]:
 def _around(module: nn.Module, units: Sequence[str]) -> list[tuple[str, nn.Module]]:
     """The units, and the modules that hold one, but the root and containers without a forward."""
     names = {".".join(unit.split(".")[:i]) for unit in units for i in range(1, len(unit.split(".")) + 1)}
-    found = [(name, m) for name, m in module.named_modules() if name in names and not isinstance(m, nn.ModuleList | nn.ModuleDict)]
+    found = [
+        (name, m)
+        for name, m in module.named_modules()
+        if name in names and not isinstance(m, nn.ModuleList | nn.ModuleDict)
+    ]
     return found
 
 

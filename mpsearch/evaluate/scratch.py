@@ -11,7 +11,9 @@ from mpsearch.quant import AffineParams
 
 
 class Scratch:
-    """One piece of memory for what a layer reads and nobody else: quantised inputs live no longer than the layer's call."""
+    """One piece of memory for what a layer reads and nobody else: quantised inputs live no longer than the
+    layer's call.
+    """
 
     def __init__(self) -> None:
         self._held = torch.empty(0)
@@ -25,7 +27,9 @@ class Scratch:
 
 @dataclass(frozen=True)
 class ScratchGrid:
-    """A per-tensor affine quantiser of inputs that computes what its own does, in fewer passes and in memory that is in the cache already."""
+    """A per-tensor affine quantiser of inputs that computes what its own does, in fewer passes and in memory
+    that is in the cache already.
+    """
 
     params: AffineParams
     scratch: Scratch
@@ -42,7 +46,9 @@ class ScratchGrid:
         zero_point = int(self.params.zero_point)
         low, high = self.params.qmin - zero_point, self.params.qmax - zero_point
         quantized = self.scratch.like(x)
-        for piece, out in zip(torch.split(_flat(x), _PIECE), torch.split(_flat(quantized), _PIECE), strict=True):
+        for piece, out in zip(
+            torch.split(_flat(x), _PIECE), torch.split(_flat(quantized), _PIECE), strict=True
+        ):
             torch.div(piece, self.params.scale, out=out).round_().clamp_(low, high).mul_(self.params.scale)
         return quantized
 
@@ -55,11 +61,17 @@ def _flat(x: Tensor) -> Tensor:
 def _dense(x: Tensor) -> bool:
     """Whether the elements lie in one piece without gaps or overlaps, in whatever order of axes."""
     expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1
+    ):
         if stride != expected:
             return False
         expected *= size
     return True
 
 
-_PIECE = 2**17  # elements that the four steps of a fake quantisation go over in turn: half a megabyte, which stays in the cache of a core
+_PIECE = (
+    2**17
+    # elements that the four steps of a fake quantisation go over in turn: half a megabyte, which stays in the
+    # cache of a core
+)

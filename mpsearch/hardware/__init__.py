@@ -1,4 +1,6 @@
-"""Hardware: what a unit costs on a real device, measured through the nodes that the exported model will hold. Knows no model and no torch."""
+"""Hardware: what a unit costs on a real device, measured through the nodes that the exported model will hold.
+Knows no model and no torch.
+"""
 
 from mpsearch.hardware.backends import BACKENDS, Backend, Bench, Cell, Measured, Support
 from mpsearch.hardware.check import TableCheck, check_tables

@@ -1,4 +1,6 @@
-"""The bench that CPU cells are timed on: pinned cores, an anchor that tells of drift, a gate that waits for an idle machine."""
+"""The bench that CPU cells are timed on: pinned cores, an anchor that tells of drift, a gate that waits for
+an idle machine.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,22 @@ from mpsearch.hardware.cost_model import BYTES_PER_US
 from mpsearch.hardware.measure import Timing, summary, time_callable, time_interleaved
 
 SPREAD, APART = 0.20, 0.06
-"""Of a row that is taken at once: quartiles, or the medians of two passes, further apart than this are measured again."""
+"""Of a row that is taken at once: quartiles, or the medians of two passes, further apart than this are
+measured again.
+"""
 DRIFT = 0.10
-"""Of the anchor against the median of the session: beyond it the machine is in another state, and the row is measured again."""
+"""Of the anchor against the median of the session: beyond it the machine is in another state, and the row is
+measured again.
+"""
 TRIES = 3
 _BUSY = 0.10
 _PASSES, _PAUSE_S = 3, 0.1
 
 
 def anchor_work() -> Callable[[], object]:
-    """A fixed piece of work on one core: a float32 product of 96 x 96 matrices in plain loops, and a copy of 2 MiB."""
+    """A fixed piece of work on one core: a float32 product of 96 x 96 matrices in plain loops, and a copy of
+    2 MiB.
+    """
     draw = np.random.default_rng(0)
     a, b = (draw.standard_normal((96, 96)).astype(np.float32) for _ in range(2))
     source = draw.standard_normal(2**19).astype(np.float32)
@@ -42,7 +50,8 @@ def anchor_work() -> Callable[[], object]:
 
 @contextlib.contextmanager
 def pinned(threads: int) -> Iterator[tuple[int, ...]]:
-    """Keep this thread, and the pools that it starts meanwhile, on as many cores as the runtime has threads: the idlest ones.
+    """Keep this thread, and the pools that it starts meanwhile, on as many cores as the runtime has threads:
+    the idlest ones.
 
     Where the system has no affinity (macOS) nothing is pinned, and the cores are empty.
     """
@@ -64,7 +73,9 @@ def busy_shares(seconds: float) -> dict[int, float]:
     return {core: percent / 100 for core, percent in enumerate(psutil.cpu_percent(seconds, percpu=True))}
 
 
-def wait_for_idle(threads: int, patience: float = 30.0, busy: Callable[[float], dict[int, float]] = busy_shares) -> None:
+def wait_for_idle(
+    threads: int, patience: float = 30.0, busy: Callable[[float], dict[int, float]] = busy_shares
+) -> None:
     """More than one thread is timed by the wall clock, which a neighbour stretches: wait until there is none.
 
     Raises: MpsearchError: Cores that are needed stayed busy for `patience` seconds.
@@ -80,7 +91,8 @@ def wait_for_idle(threads: int, patience: float = 30.0, busy: Callable[[float], 
             return
         if time.monotonic() >= until:
             raise MpsearchError(
-                f"Other processes keep {worst:.1f} of {len(shares)} cores busy, so {threads} threads cannot be timed. Wait until they are done, "
+                f"Other processes keep {worst:.1f} of {len(shares)} cores busy, so {threads} threads "
+                "cannot be timed. Wait until they are done, "
                 "or measure one thread (--threads 1), whose CPU time a neighbour does not stretch."
             )
 
@@ -96,8 +108,10 @@ class CpuBench(Bench):
     """
 
     method: ClassVar[str] = (
-        "random data; the anchor (matrix product and copy) before, between and after; two passes of 3 warm-ups and samples of at least 1 ms; median over "
-        "both and interquartile range; on pinned cores; process CPU time at one thread, else wall clock on an idle machine"
+        "random data; the anchor (matrix product and copy) before, between and after; two passes of 3 "
+        "warm-ups and samples of at least 1 ms; median over "
+        "both and interquartile range; on pinned cores; process CPU time at one thread, else wall clock "
+        "on an idle machine"
     )
     bytes_per_us: ClassVar[float] = BYTES_PER_US
     threads: int = 1
@@ -121,7 +135,9 @@ class CpuBench(Bench):
         return max(abs(reading / usual - 1) for reading in self.anchors_us[-3:]) if usual else 0.0
 
     def measure(self, cell: Cell) -> Measured:
-        """Time a cell; it is steady where neither it nor the anchor moved. Raises MpsearchError as `wait_for_idle`."""
+        """Time a cell; it is steady where neither it nor the anchor moved. Raises MpsearchError as
+        `wait_for_idle`.
+        """
         wait_for_idle(self.threads)
         readings = [self.anchor()]
         passes = []
@@ -135,21 +151,27 @@ class CpuBench(Bench):
         """Time whole models in turns, the anchor before each. Raises MpsearchError as `wait_for_idle`."""
         wait_for_idle(self.threads)
         first = len(self.anchors_us)
-        timings = time_interleaved(runs, threads=self.threads, seconds=self.seconds, between=self.anchor, seed=seed)
+        timings = time_interleaved(
+            runs, threads=self.threads, seconds=self.seconds, between=self.anchor, seed=seed
+        )
         anchor_us = float(np.median(self.anchors_us[first:]))
         return [Measured(timing, anchor_us, held_still(timing)) for timing in timings]
 
 
-def time_apart(run: Callable[[], object], *, threads: int = 1, seconds: float = 0.5, rounds: int = 1) -> Timing:
+def time_apart(
+    run: Callable[[], object], *, threads: int = 1, seconds: float = 0.5, rounds: int = 1
+) -> Timing:
     """Time a call in passes that lie apart in time; the median pass counts.
 
-    A neighbour on the same physical core, or a lower clock, slows everything for seconds at a stretch and leaves the spread within a pass small.
+    A neighbour on the same physical core, or a lower clock, slows everything for seconds at a stretch and
+    leaves the spread within a pass small.
 
     Args:
         run: Does the work once.
         threads: Threads, as in `time_callable`.
         seconds: Seconds of measuring, over the passes of a round.
-        rounds: Rounds of three passes each: another one follows where the quartiles of the passes so far are further apart than they should be.
+        rounds: Rounds of three passes each: another one follows where the quartiles of the passes so far are
+            further apart than they should be.
     """
     passes: list[Timing] = []
     for _ in range(rounds):
@@ -161,7 +183,13 @@ def time_apart(run: Callable[[], object], *, threads: int = 1, seconds: float = 
             break
     usual = sorted(passes, key=lambda p: p.median_us)[len(passes) // 2]
     medians, repeats = tuple(p.median_us for p in passes), sum(p.repeats for p in passes)
-    return replace(usual, iqr_us=max(usual.iqr_us, high - low), repeats=repeats, min_us=min(p.min_us for p in passes), passes_us=medians)
+    return replace(
+        usual,
+        iqr_us=max(usual.iqr_us, high - low),
+        repeats=repeats,
+        min_us=min(p.min_us for p in passes),
+        passes_us=medians,
+    )
 
 
 def held_still(timing: Timing) -> bool:
@@ -173,4 +201,11 @@ def _joined(passes: list[Timing], threads: int) -> Timing:
     """Two passes as one: the mean of the medians, the wider of the spreads."""
     medians = [p.median_us for p in passes]
     middle = summary([medians], threads).median_us
-    return Timing(middle, max(p.iqr_us for p in passes), sum(p.repeats for p in passes), passes[0].clock, min(p.min_us for p in passes), tuple(medians))
+    return Timing(
+        middle,
+        max(p.iqr_us for p in passes),
+        sum(p.repeats for p in passes),
+        passes[0].clock,
+        min(p.min_us for p in passes),
+        tuple(medians),
+    )

@@ -38,11 +38,15 @@ class CellTimer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         return None
 
     def measure(self, layer: Layer, kernel: Candidate) -> tuple[Row, bool]:
-        """The row of a unit in a kernel, and whether the machine held still. A kernel that raises is a row of status `crash`."""
+        """The row of a unit in a kernel, and whether the machine held still. A kernel that raises is a row of
+        status `crash`.
+        """
         if self._bench is None:
             self._bench = self.backend.bench(self.seconds)
         try:
@@ -50,7 +54,9 @@ class CellTimer:
             measured = self._bench.measure(cell)
         except MpsearchError:
             raise
-        except Exception as error:  # a runtime has no common base class for what its kernels raise; the row says what it was
+        except (
+            Exception
+        ) as error:  # a runtime has no common base class for what its kernels raise; the row says what it was
             first = (str(error).strip().splitlines() or [""])[0]
             return self.failed(layer, kernel, f"{type(error).__name__}: {first}"[:160]), True
         return self._row(layer, kernel, cell, measured), measured.steady
@@ -60,9 +66,13 @@ class CellTimer:
         none = Cell(lambda: None, (why,), False, math.nan, 0.0)
         return self._row(layer, kernel, none, _NOTHING, "crash")
 
-    def _row(self, layer: Layer, kernel: Candidate, cell: Cell, measured: Measured, status: str | None = None) -> Row:
+    def _row(
+        self, layer: Layer, kernel: Candidate, cell: Cell, measured: Measured, status: str | None = None
+    ) -> Row:
         timing = measured.timing
-        found = "wrong" if not cell.relative_error <= cell.tolerance else "ok" if cell.as_asked else "fallback"
+        found = (
+            "wrong" if not cell.relative_error <= cell.tolerance else "ok" if cell.as_asked else "fallback"
+        )
         return Row(
             row_key(layer, self.batch),
             str(kernel),
@@ -72,7 +82,9 @@ class CellTimer:
             timing.repeats,
             self.backend.packed_bytes(layer, kernel),
             " ".join(cell.executed),
-            cell.relative_error if math.isfinite(cell.relative_error) else sys.float_info.max,  # a table holds finite numbers
+            cell.relative_error
+            if math.isfinite(cell.relative_error)
+            else sys.float_info.max,  # a table holds finite numbers
             datetime.now(UTC).isoformat(timespec="seconds"),
             min_us=timing.min_us,
             rounds=" ".join(f"{p:.6g}" for p in timing.passes_us),
@@ -85,8 +97,8 @@ class CellTimer:
 class IsolatedTimer(CellTimer):
     """Measures cells in a child process.
 
-    A child that dies or fails at a cell leaves a row of status `crash`, and another takes its place: after an illegal
-    access every later call of a CUDA process fails too.
+    A child that dies or fails at a cell leaves a row of status `crash`, and another takes its place: after an
+    illegal access every later call of a CUDA process fails too.
     """
 
     _child: subprocess.Popen[bytes] | None = None
@@ -107,16 +119,22 @@ class IsolatedTimer(CellTimer):
             self._stop()
         return row, steady
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop()
 
     def _start(self) -> Connection:
-        """A module of the package, not a copy of this program: the user's own script is never imported by it."""
+        """A module of the package, not a copy of this program: the user's own script is never imported by
+        it.
+        """
         self._pipe, theirs = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-m", "mpsearch.hardware.cell_process", str(theirs.fileno())]
         with theirs:  # what it prints is not for the standard output of this program
-            self._child = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdout=subprocess.DEVNULL, env=environment)
+            self._child = subprocess.Popen(
+                command, pass_fds=(theirs.fileno(),), stdout=subprocess.DEVNULL, env=environment
+            )
         self._pipe.send((self.backend, self.batch, self.seconds))
         return self._pipe
 
@@ -135,7 +153,9 @@ class IsolatedTimer(CellTimer):
 
 
 def serve(pipe: Connection) -> None:
-    """Answer cells with rows until the pipe closes; what comes first is the backend, the batch and the seconds."""
+    """Answer cells with rows until the pipe closes; what comes first is the backend, the batch and the
+    seconds.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and closes the pipe
     try:
         timer = CellTimer(*pipe.recv())

@@ -1,4 +1,6 @@
-"""The process in which cells are built and timed: `python -m mpsearch.hardware.cell_process FD`, FD being its end of a pipe."""
+"""The process in which cells are built and timed: `python -m mpsearch.hardware.cell_process FD`, FD being its
+end of a pipe.
+"""
 
 from __future__ import annotations
 

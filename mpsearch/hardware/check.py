@@ -25,7 +25,8 @@ class TableCheck:
         reasons: Why it does not fit.
         rows: Status -> how many rows.
         models: Whole-model runs.
-        aa_error: Median over the rows of how far two passes of the same lay apart, a share; None where no row has two.
+        aa_error: Median over the rows of how far two passes of the same lay apart, a share; None where no row
+            has two.
     """
 
     path: Path
@@ -67,7 +68,14 @@ def _check(path: Path, device: DeviceIdentity, threads: int | None) -> TableChec
         reasons.append(f"needs the backend {table.backend}, which is not installed here")
     apart = [row.aa_error for row in table.rows.values() if row.aa_error is not None]
     counts = dict(Counter(row.status for row in table.rows.values()))
-    return TableCheck(path, "estimate" if reasons else "fits", tuple(reasons), counts, len(table.models), float(np.median(apart)) if apart else None)
+    return TableCheck(
+        path,
+        "estimate" if reasons else "fits",
+        tuple(reasons),
+        counts,
+        len(table.models),
+        float(np.median(apart)) if apart else None,
+    )
 
 
 def _installed(table: LatencyTable) -> str | None:

@@ -1,13 +1,17 @@
-"""The latency of a whole model from its rows: what each unit costs, what changes of precision between units cost, and the rest.
+"""The latency of a whole model from its rows: what each unit costs, what changes of precision between units
+cost, and the rest.
 
-A unit alone finds its weight in the cache and pays for float tensors on both sides; in the model it does neither, float neighbours are fused, and what is no
-unit takes time too. So the latency is a sum with coefficients,
+A unit alone finds its weight in the cache and pays for float tensors on both sides; in the model it does
+neither, float neighbours are fused, and what is no unit takes time too. So the latency is a sum with
+coefficients,
 
-    other + sum over units (s[k] * row + b[k] * weight bytes + own correction) + sum over wires c[kind, k, k'] * elements,
+    other + sum over units (s[k] * row + b[k] * weight bytes + own correction) + sum over wires c[kind, k, k']
+    * elements,
 
-k the kernel of a unit. The coefficients are fitted to whole-model runs of mixed assignments: least squares of the relative error, a ridge to what is known
-beforehand (s = 1, and the median of what the runs take beyond their rows), and none of them below zero. The widths of the
-ridge are chosen by cross-validation, and its error, beside the error of measuring the same twice, is the model's own statement of what it is worth.
+k the kernel of a unit. The coefficients are fitted to whole-model runs of mixed assignments: least squares of
+the relative error, a ridge to what is known beforehand (s = 1, and the median of what the runs take beyond
+their rows), and none of them below zero. The widths of the ridge are chosen by cross-validation, and its
+error, beside the error of measuring the same twice, is the model's own statement of what it is worth.
 """
 
 from __future__ import annotations
@@ -30,7 +34,9 @@ FLOAT = "float"
 BYTES_PER_US = 8e3
 """Memory that one core reads in a microsecond, for the prior alone."""
 CONVERSION = 10
-"""Bytes of an element that is read as float and written as a byte, or the other way round, with a change of layout: the unit of a wire's width."""
+"""Bytes of an element that is read as float and written as a byte, or the other way round, with a change of
+layout: the unit of a wire's width.
+"""
 _LEAST_TAU = 0.8
 _MOST_MAPE = 0.10
 
@@ -70,8 +76,12 @@ class FitError:
 
     @property
     def trusted(self) -> bool:
-        """Whether predictions order assignments nearly as well as a second measurement does, and are not far off."""
-        return self.mape <= max(_MOST_MAPE, 2 * self.aa_mape) and (self.tau >= _LEAST_TAU * self.aa_tau or self.mape <= self.aa_mape)
+        """Whether predictions order assignments nearly as well as a second measurement does, and are not far
+        off.
+        """
+        return self.mape <= max(_MOST_MAPE, 2 * self.aa_mape) and (
+            self.tau >= _LEAST_TAU * self.aa_tau or self.mape <= self.aa_mape
+        )
 
     def __str__(self) -> str:
         """`2.1% (worst 5.0%), tau 0.91; the same measured twice 1.1%, tau 0.95; 24 runs`."""
@@ -89,7 +99,14 @@ def fit_error(predicted: Sequence[float], runs: Sequence[ModelRun]) -> FitError:
     off = np.abs(np.asarray(predicted) - measured) / measured
     first, second = (np.array([run.passes_us[i] for run in runs]) for i in (0, -1))
     apart = np.abs(first - second) / ((first + second) / 2)
-    return FitError(float(off.mean()), float(off.max()), _tau(predicted, measured), float(apart.mean()), _tau(first, second), len(runs))
+    return FitError(
+        float(off.mean()),
+        float(off.max()),
+        _tau(predicted, measured),
+        float(apart.mean()),
+        _tau(first, second),
+        len(runs),
+    )
 
 
 def _tau(a: Any, b: Any) -> float:
@@ -118,7 +135,9 @@ class CostModel:
     width: tuple[float, float]
 
     def predict(self, kernels: Sequence[str]) -> float:
-        """Latency of the whole model with unit l in `kernels[l]`, in microseconds. Raises KeyError on a kernel without a row."""
+        """Latency of the whole model with unit l in `kernels[l]`, in microseconds. Raises KeyError on a
+        kernel without a row.
+        """
         return float(features(self.units, self.wires, self.names, kernels) @ np.array(self.values))
 
     @property
@@ -143,9 +162,18 @@ class CostModel:
         tables: dict[tuple[int, int], Array] = {}
         for wire in self.wires:
             a, b = wire.source, wire.target
-            found = np.array([[by_name.get(wire_name(wire.kind, ka, kb), 0.0) * wire.numel for kb in kernels[b]] for ka in kernels[a]])
+            found = np.array(
+                [
+                    [by_name.get(wire_name(wire.kind, ka, kb), 0.0) * wire.numel for kb in kernels[b]]
+                    for ka in kernels[a]
+                ]
+            )
             tables[a, b] = tables.get((a, b), np.zeros_like(found)) + found
-        return tuple(Interaction(pair, table.shape, tuple(map(float, table.ravel()))) for pair, table in sorted(tables.items()) if np.ptp(table) > 0)
+        return tuple(
+            Interaction(pair, table.shape, tuple(map(float, table.ravel())))
+            for pair, table in sorted(tables.items())
+            if np.ptp(table) > 0
+        )
 
 
 def wire_name(kind: str, source: str, target: str) -> str:
@@ -156,17 +184,25 @@ def wire_name(kind: str, source: str, target: str) -> str:
 
 
 def free(kind: str, source: str, target: str) -> bool:
-    """Pairs that cost nothing by definition: what they cost is in the rows, and the other pairs are counted from there."""
+    """Pairs that cost nothing by definition: what they cost is in the rows, and the other pairs are counted
+    from there.
+    """
     return source == target and (kind == "direct" or source == FLOAT)
 
 
-def features(units: Sequence[Unit], wires: Sequence[Wire], names: Sequence[str], kernels: Sequence[str]) -> Array:
+def features(
+    units: Sequence[Unit], wires: Sequence[Wire], names: Sequence[str], kernels: Sequence[str]
+) -> Array:
     """What each coefficient is multiplied with at one assignment."""
     found = dict.fromkeys(names, 0.0)
     found["other"] = 1.0
     for i, (unit, kernel) in enumerate(zip(units, kernels, strict=True)):
         alone = unit.rows_us[kernel]
-        for name, value in ((f"row {kernel}", alone), (f"weight {kernel}", float(unit.weight_bytes[kernel])), (f"unit {i} {kernel}", alone)):
+        for name, value in (
+            (f"row {kernel}", alone),
+            (f"weight {kernel}", float(unit.weight_bytes[kernel])),
+            (f"unit {i} {kernel}", alone),
+        ):
             if name in found:
                 found[name] += value
     for wire in wires:

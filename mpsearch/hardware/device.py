@@ -39,7 +39,11 @@ class DeviceIdentity:
     @property
     def saturates(self) -> bool:
         """Whether the fast u8 x s8 product adds pairs in 16 bits, which overflow: x86 without VNNI or AMX."""
-        return self.architecture.lower() in ("x86_64", "amd64") and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(self.flags)
+        return self.architecture.lower() in ("x86_64", "amd64") and not {
+            "avx512_vnni",
+            "avx_vnni",
+            "amx_int8",
+        } & set(self.flags)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
@@ -48,11 +52,20 @@ class DeviceIdentity:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DeviceIdentity:
         """Inverse of `to_json`."""
-        return cls(str(data["name"]), str(data["architecture"]), int(data["cores"]), tuple(map(str, data["flags"])), str(data["system"]))
+        return cls(
+            str(data["name"]),
+            str(data["architecture"]),
+            int(data["cores"]),
+            tuple(map(str, data["flags"])),
+            str(data["system"]),
+        )
 
     def __str__(self) -> str:
         """For people."""
-        return f"{self.name} ({self.architecture}, {self.cores} cores, {', '.join(self.flags) or 'no known flags'})"
+        return (
+            f"{self.name} ({self.architecture}, {self.cores} cores, "
+            f"{', '.join(self.flags) or 'no known flags'})"
+        )
 
 
 def identity(cpuinfo: Path = Path("/proc/cpuinfo")) -> DeviceIdentity:
@@ -62,7 +75,16 @@ def identity(cpuinfo: Path = Path("/proc/cpuinfo")) -> DeviceIdentity:
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     held = set(flags[1].split()) if flags else set()
     name = model[1].strip() if model else platform.processor() or platform.machine()
-    numbers = [re.search(rf"^{field}\s*:\s*(\S+)", text, re.MULTILINE) for field in ("cpu family", "model", "stepping")]
+    numbers = [
+        re.search(rf"^{field}\s*:\s*(\S+)", text, re.MULTILINE)
+        for field in ("cpu family", "model", "stepping")
+    ]
     if all(numbers):  # virtual machines hide the model's name, not these
         name += " " + "-".join(number[1] for number in numbers if number)
-    return DeviceIdentity(name, platform.machine(), os.cpu_count() or 1, tuple(f for f in _FLAGS if f in held), platform.system())
+    return DeviceIdentity(
+        name,
+        platform.machine(),
+        os.cpu_count() or 1,
+        tuple(f for f in _FLAGS if f in held),
+        platform.system(),
+    )

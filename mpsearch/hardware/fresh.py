@@ -1,7 +1,8 @@
-"""A model in a process of its own: what it computes, how long it takes, which kernels run, what memory it needs.
+"""A model in a process of its own: what it computes, how long it takes, which kernels run, what memory it
+needs.
 
-The other process is `python -m mpsearch.hardware.fresh JOB`. It imports what the job's loader needs and no more: the file of
-a runtime is loaded without torch, and nothing of the process that wrote it can help it.
+The other process is `python -m mpsearch.hardware.fresh JOB`. It imports what the job's loader needs and no
+more: the file of a runtime is loaded without torch, and nothing of the process that wrote it can help it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Program:
     """What another process is to load.
 
     Args:
-        loader: `module:function` of mpsearch; called with the path, the threads and the options, it returns a `Loaded`.
+        loader: `module:function` of mpsearch; called with the path, the threads and the options, it returns a
+            `Loaded`.
         path: A file or a folder.
         options: Plain data for the loader.
     """
@@ -58,8 +60,8 @@ class Loaded:
 
     Args:
         run: From inputs, N x ..., to outputs, N x K, for any N.
-        about: Gives `executed` (operators that run, in order), `fallbacks` (unit -> kernel that runs where it is not what
-            was asked) and `bytes` on disk.
+        about: Gives `executed` (operators that run, in order), `fallbacks` (unit -> kernel that runs where it
+            is not what was asked) and `bytes` on disk.
         device: What it runs on, for people.
         energy: Reads the device's counter of energy in millijoules (None where it has none); None for a CPU.
     """
@@ -94,13 +96,15 @@ def file_program(path: Path) -> Program:
     return Program(f"{__name__}:{'load_openvino' if path.suffix == '.xml' else 'load_onnx'}", path)
 
 
-def run_fresh(program: Program | Path, inputs: Array, *, threads: int = 1, seconds: float = 0.5, patience: float = 600.0) -> FreshRun:
+def run_fresh(
+    program: Program | Path, inputs: Array, *, threads: int = 1, seconds: float = 0.5, patience: float = 600.0
+) -> FreshRun:
     """Start a process that knows nothing but the files, and let it run and time them, one input in a call.
 
     Args:
         program: What it loads; a path is a runtime's file.
-        inputs: N x ..., whole numbers (tokens) as they are and everything else as float32; a call with the first alone
-            is timed.
+        inputs: N x ..., whole numbers (tokens) as they are and everything else as float32; a call with the
+            first alone is timed.
         threads: Threads of the runtime's pool.
         seconds: Time of measuring.
         patience: Seconds after which the process is ended.
@@ -120,7 +124,14 @@ def outputs_of(program: Program, inputs: Array, threads: int = 1) -> Array:
     return _ask(program, {"do": "run"}, inputs, threads, None)[0]
 
 
-def bench_of(program: Program, shape: Sequence[int], *, batches: Sequence[int] = (1,), seconds: float = 2.0, threads: int = 1) -> dict[str, Any]:
+def bench_of(
+    program: Program,
+    shape: Sequence[int],
+    *,
+    batches: Sequence[int] = (1,),
+    seconds: float = 2.0,
+    threads: int = 1,
+) -> dict[str, Any]:
     """What another process measures of a model on random inputs.
 
     Args:
@@ -130,10 +141,10 @@ def bench_of(program: Program, shape: Sequence[int], *, batches: Sequence[int] =
         seconds: Time of measuring for each of them.
         threads: Threads of the runtime.
 
-    Returns: `batches`: for each batch size the latencies of single calls in microseconds (`latency_us`: p50, p90, p99,
-        mean, least, iqr, repeats) and `images_per_second`; `memory`: bytes of resident memory before loading, after it,
-        and at the peak; `energy`: millijoules of one image (`mj_per_image`, at the last batch size), or why there is
-        none; `device`; `threads`.
+    Returns: `batches`: for each batch size the latencies of single calls in microseconds (`latency_us`: p50,
+        p90, p99, mean, least, iqr, repeats) and `images_per_second`; `memory`: bytes of resident memory
+        before loading, after it, and at the peak; `energy`: millijoules of one image (`mj_per_image`, at the
+        last batch size), or why there is none; `device`; `threads`.
 
     Raises: As `run_fresh`.
     """
@@ -141,26 +152,47 @@ def bench_of(program: Program, shape: Sequence[int], *, batches: Sequence[int] =
     return _ask(program, asked, np.zeros(0, np.float32), threads, None)[1]
 
 
-def _ask(program: Program | Path, asked: Mapping[str, Any], inputs: Array, threads: int, patience: float | None) -> tuple[Array, dict[str, Any]]:
+def _ask(
+    program: Program | Path, asked: Mapping[str, Any], inputs: Array, threads: int, patience: float | None
+) -> tuple[Array, dict[str, Any]]:
     """What another process answers: outputs, and plain data."""
     program = program if isinstance(program, Program) else file_program(program)
     path = program.path.resolve()
     with tempfile.TemporaryDirectory(prefix="mpsearch-") as folder:
         given, result = Path(folder) / "inputs.npy", Path(folder) / "outputs.npy"
-        np.save(given, np.ascontiguousarray(inputs, None if np.issubdtype(inputs.dtype, np.integer) else np.float32))
-        job = {"loader": program.loader, "path": str(path), "options": dict(program.options), "threads": threads, **asked}
+        np.save(
+            given,
+            np.ascontiguousarray(inputs, None if np.issubdtype(inputs.dtype, np.integer) else np.float32),
+        )
+        job = {
+            "loader": program.loader,
+            "path": str(path),
+            "options": dict(program.options),
+            "threads": threads,
+            **asked,
+        }
         job |= {"inputs": str(given), "outputs": str(result)}
-        pools = {name: str(threads) for name in ("OMP_NUM_THREADS", "TBB_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        pools = {
+            name: str(threads) for name in ("OMP_NUM_THREADS", "TBB_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        }
         command = [sys.executable, "-m", "mpsearch.hardware.fresh", json.dumps(job)]
         environment = {**os.environ, **pools, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=patience, env=environment, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=patience, env=environment, check=False
+            )
         except subprocess.TimeoutExpired:
-            raise MpsearchError(f"{program.path} was not done in {patience:.0f} s in a process of its own. Give fewer images, or wait longer.") from None
+            raise MpsearchError(
+                f"{program.path} was not done in {patience:.0f} s in a process of its own. Give fewer "
+                "images, or wait longer."
+            ) from None
         if done.returncode != 0 or not result.is_file():
             said = (done.stderr.strip().splitlines() or ["nothing"])[-1].removeprefix("Error: ")
             kind = UserError if done.returncode == UserError.exit_code else MpsearchError
-            raise kind(f"{program.path} failed in a process of its own (exit code {done.returncode}); it said: {said}")
+            raise kind(
+                f"{program.path} failed in a process of its own (exit code {done.returncode}); it said: "
+                f"{said}"
+            )
         return np.load(result), json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -191,7 +223,11 @@ def load_openvino(path: Path, threads: int, options: Mapping[str, Any]) -> Loade
         ir = read_ir(path, batch=1)
         one = compiled(ir.model, threads, ir.precision)
         size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
-        return {"executed": [str(node) for node in ran_nodes(one)], "fallbacks": fallbacks(one, ir.asked), "bytes": size}
+        return {
+            "executed": [str(node) for node in ran_nodes(one)],
+            "fallbacks": fallbacks(one, ir.asked),
+            "bytes": size,
+        }
 
     at(1)
     return Loaded(lambda x: np.asarray(at(len(x)).infer([x])[0]), about, str(identity()))
@@ -226,7 +262,9 @@ def _time(loaded: Loaded, job: Mapping[str, Any], before: int) -> tuple[Array, d
     inputs = np.load(job["inputs"])
     outputs = np.concatenate([loaded.run(inputs[i : i + 1]) for i in range(len(inputs))])
     one = np.ascontiguousarray(inputs[:1])
-    timing = time_apart(lambda: loaded.run(one), threads=int(job["threads"]), seconds=float(job["seconds"]), rounds=TRIES)
+    timing = time_apart(
+        lambda: loaded.run(one), threads=int(job["threads"]), seconds=float(job["seconds"]), rounds=TRIES
+    )
     return outputs, {"timing": asdict(timing), **loaded.about()}
 
 
@@ -238,7 +276,13 @@ def _bench(loaded: Loaded, job: Mapping[str, Any], before: int) -> tuple[Array, 
         rows.append({"batch": batch, **_latencies(loaded.run, inputs, seconds)})
     memory = {"before_load_bytes": before, "after_load_bytes": after, "peak_bytes": _peak_bytes()}
     energy = _energy(loaded, inputs, seconds)
-    return np.zeros(0), {"batches": rows, "memory": memory, "energy": energy, "threads": job["threads"], "device": loaded.device}
+    return np.zeros(0), {
+        "batches": rows,
+        "memory": memory,
+        "energy": energy,
+        "threads": job["threads"],
+        "device": loaded.device,
+    }
 
 
 _DO = {"run": _run, "time": _time, "bench": _bench}
@@ -256,14 +300,27 @@ def _latencies(run: Callable[[Array], Array], inputs: Array, seconds: float) -> 
         samples.append((time.perf_counter_ns() - begun) / 1e3)
     low, p50, high, p90, p99 = (float(v) for v in np.percentile(samples, (25, 50, 75, 90, 99)))
     mean = math.fsum(samples) / len(samples)
-    latency = {"p50": p50, "p90": p90, "p99": p99, "mean": mean, "least": min(samples), "iqr": high - low, "repeats": len(samples)}
+    latency = {
+        "p50": p50,
+        "p90": p90,
+        "p99": p99,
+        "mean": mean,
+        "least": min(samples),
+        "iqr": high - low,
+        "repeats": len(samples),
+    }
     return {"latency_us": latency, "images_per_second": len(inputs) * 1e6 / mean}
 
 
 def _energy(loaded: Loaded, inputs: Array, seconds: float) -> dict[str, Any]:
-    """Energy of an image at the last batch size: what the device's counter moves over about `seconds`, idle power included."""
+    """Energy of an image at the last batch size: what the device's counter moves over about `seconds`, idle
+    power included.
+    """
     if loaded.energy is None:
-        return {"mj_per_image": None, "reason": "the artifact runs on the CPU; NVML measures NVIDIA devices alone"}
+        return {
+            "mj_per_image": None,
+            "reason": "the artifact runs on the CPU; NVML measures NVIDIA devices alone",
+        }
     before, images, start = loaded.energy(), 0, time.perf_counter()
     while time.perf_counter() - start < seconds or not images:
         loaded.run(inputs)
@@ -281,7 +338,9 @@ def _peak_bytes() -> int:
     """
     status = Path("/proc/self/status")
     if status.is_file():
-        found = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        found = next(
+            (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None
+        )
         if found is not None:
             return int(found) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

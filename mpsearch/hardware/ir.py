@@ -1,4 +1,6 @@
-"""OpenVINO's model files (IR: XML and, beside it, a binary of constants) as mpsearch writes them: sealed by a digest, with what was asked of every unit."""
+"""OpenVINO's model files (IR: XML and, beside it, a binary of constants) as mpsearch writes them: sealed by a
+digest, with what was asked of every unit.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +40,17 @@ class Ir:
 
 
 def write_ir(path: Path, model: Any, precision: str, asked: Mapping[str, str]) -> int:
-    """Write `path` (.xml) and the .bin beside it. Both are whole before either takes its name; the bytes of both.
+    """Write `path` (.xml) and the .bin beside it. Both are whole before either takes its name; the bytes of
+    both.
 
     Should the process die between the two renames, the seal does not fit, and reading says so.
     """
-    about = json.dumps({"seal": _OPEN_SEAL, "precision": precision, "asked": dict(asked)}, separators=(",", ":"))
-    model.set_rt_info(about.encode().hex(), _KEY)  # hexadecimal: quotes and angles would be escaped, and the seal could not be set
+    about = json.dumps(
+        {"seal": _OPEN_SEAL, "precision": precision, "asked": dict(asked)}, separators=(",", ":")
+    )
+    model.set_rt_info(
+        about.encode().hex(), _KEY
+    )  # hexadecimal: quotes and angles would be escaped, and the seal could not be set
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -83,7 +90,9 @@ def read_ir(path: Path, batch: int | None = None) -> Ir:
     binary, runtime = path.with_suffix(".bin"), openvino()
     for file in (path, binary):
         if not file.is_file():
-            raise CheckpointError(f"There is no {file}. A model of OpenVINO is an .xml and a .bin of the same name.")
+            raise CheckpointError(
+                f"There is no {file}. A model of OpenVINO is an .xml and a .bin of the same name."
+            )
     about = _about(path, binary)
     try:
         model = runtime.Core().read_model(str(path), str(binary))
@@ -91,7 +100,9 @@ def read_ir(path: Path, batch: int | None = None) -> Ir:
             model.reshape({port: _with_batch(port, batch) for port in model.inputs})
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1]
-        raise CheckpointError(f"{path} is whole, but OpenVINO {runtime.__version__} cannot read it: {first} {_AGAIN}") from None
+        raise CheckpointError(
+            f"{path} is whole, but OpenVINO {runtime.__version__} cannot read it: {first} {_AGAIN}"
+        ) from None
     return Ir(model, about["precision"], about["asked"])
 
 
@@ -110,7 +121,11 @@ def ran_units(live: Any, asked: Mapping[str, str]) -> dict[str, RanNode | None]:
 def fallbacks(live: Any, asked: Mapping[str, str]) -> dict[str, str]:
     """Units that run in another arithmetic than they were written for -> the kernel that runs."""
     ran = ran_units(live, asked)
-    return {unit: str(node or "no node of its own") for unit, node in ran.items() if node is None or node.arithmetic != asked[unit]}
+    return {
+        unit: str(node or "no node of its own")
+        for unit, node in ran.items()
+        if node is None or node.arithmetic != asked[unit]
+    }
 
 
 def _about(path: Path, binary: Path) -> dict[str, Any]:
@@ -126,10 +141,15 @@ def _about(path: Path, binary: Path) -> dict[str, Any]:
         if not isinstance(seal, str) or precision not in ("f32", "bf16") or not isinstance(asked, dict):
             raise ValueError("its seal is not one of mpsearch")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} was not written by mpsearch, or is damaged: {error}. {_AGAIN}") from None
+        raise CheckpointError(
+            f"{path} was not written by mpsearch, or is damaged: {error}. {_AGAIN}"
+        ) from None
     opened = text.replace(seal.encode().hex().encode(), _OPEN_SEAL.encode().hex().encode())
     if _seal(opened, binary) != seal:
-        raise CheckpointError(f"{path} and {binary.name} are damaged, or not of the same model: their contents do not fit the seal. {_AGAIN}")
+        raise CheckpointError(
+            f"{path} and {binary.name} are damaged, or not of the same model: their contents do not fit "
+            f"the seal. {_AGAIN}"
+        )
     return {"precision": precision, "asked": asked}
 
 

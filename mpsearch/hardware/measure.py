@@ -31,11 +31,15 @@ class Timing:
 
     @property
     def apart(self) -> float:
-        """Distance of the passes as a share of the median: what measuring the same twice differs by. 0 for one pass."""
+        """Distance of the passes as a share of the median: what measuring the same twice differs by. 0 for
+        one pass.
+        """
         return (max(self.passes_us) - min(self.passes_us)) / self.median_us if self.passes_us else 0.0
 
 
-def time_callable(run: Callable[[], object], *, threads: int = 1, seconds: float = 0.25, least_repeats: int = 7) -> Timing:
+def time_callable(
+    run: Callable[[], object], *, threads: int = 1, seconds: float = 0.25, least_repeats: int = 7
+) -> Timing:
     """Time `run` after a warm-up, in samples of at least a millisecond, for about `seconds`.
 
     Args:
@@ -56,9 +60,11 @@ def time_interleaved(
     between: Callable[[], object] | None = None,
     seed: int = 0,
 ) -> list[Timing]:
-    """Time several pieces of work in turns, each round in another order, so that a drift of the machine meets all alike.
+    """Time several pieces of work in turns, each round in another order, so that a drift of the machine meets
+    all alike.
 
-    Odd and even rounds are two passes of the same: how far they lie apart is the A/A error of every comparison between the runs.
+    Odd and even rounds are two passes of the same: how far they lie apart is the A/A error of every
+    comparison between the runs.
 
     Args:
         runs: Each does its work once.
@@ -85,10 +91,19 @@ def summary(passes: Sequence[Sequence[float]], threads: int) -> Timing:
     samples = np.concatenate([np.asarray(p, float) for p in passes])
     low, median, high = np.percentile(samples, (25, 50, 75))
     medians = tuple(float(np.median(p)) for p in passes) if len(passes) > 1 else ()
-    return Timing(float(median), float(high - low), len(samples), "cpu" if threads == 1 else "wall", float(samples.min()), medians)
+    return Timing(
+        float(median),
+        float(high - low),
+        len(samples),
+        "cpu" if threads == 1 else "wall",
+        float(samples.min()),
+        medians,
+    )
 
 
-def _samples(run: Callable[[], object], threads: int, seconds: float, least: int, warm: int = 3) -> list[float]:
+def _samples(
+    run: Callable[[], object], threads: int, seconds: float, least: int, warm: int = 3
+) -> list[float]:
     """Microseconds of one call, again and again."""
     clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
     for _ in range(warm):

@@ -1,4 +1,6 @@
-"""How long a model file takes in a new process: several are asked, because no two of them lay out their memory alike."""
+"""How long a model file takes in a new process: several are asked, because no two of them lay out their
+memory alike.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,15 @@ from mpsearch.hardware.fresh import Program, run_fresh
 from mpsearch.hardware.qdq import Array
 
 PROCESSES = 6
-"""That are asked: readings of one file differ by 3 to 5 % (standard deviation) from process to process, where a process repeats itself to 1 %."""
+"""That are asked: readings of one file differ by 3 to 5 % (standard deviation) from process to process, where
+a process repeats itself to 1 %.
+"""
 SHARE = 0.95
 """Share of new processes that stay below what is promised."""
 _DISTURBED = 1.25
-"""Times the median: a reading beyond it is taken once more, as a neighbour's burst is more likely than such a layout; the lesser counts."""
+"""Times the median: a reading beyond it is taken once more, as a neighbour's burst is more likely than such a
+layout; the lesser counts.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,11 @@ class NewProcessTiming:
 
     @property
     def high_us(self) -> float:
-        """What the next process stays below with probability `SHARE`: the one-sided prediction bound of log-normal readings, and no less than the greatest.
+        """What the next process stays below with probability `SHARE`: the one-sided prediction bound of
+        log-normal readings, and no less than the greatest.
 
-        exp(m + t s sqrt(1 + 1 / n)) of the mean m and the standard deviation s of the logarithms of n readings, t of n - 1 degrees of freedom.
+        exp(m + t s sqrt(1 + 1 / n)) of the mean m and the standard deviation s of the logarithms of n
+        readings, t of n - 1 degrees of freedom.
         """
         logs, n = np.log(self.readings_us), len(self.readings_us)
         bound = np.exp(logs.mean() + stdtrit(n - 1, SHARE) * logs.std(ddof=1) * np.sqrt(1 + 1 / n))
@@ -86,5 +94,10 @@ def time_in_new_processes(
             on_process(done, processes)
     readings = [t.median_us for t in timings]
     high = _DISTURBED * float(np.median(readings))
-    kept = [r if r <= high else min(r, run_fresh(program, image, threads=threads, seconds=seconds).timing.median_us) for r in readings]
+    kept = [
+        r
+        if r <= high
+        else min(r, run_fresh(program, image, threads=threads, seconds=seconds).timing.median_us)
+        for r in readings
+    ]
     return NewProcessTiming(tuple(kept), timings[0].clock)

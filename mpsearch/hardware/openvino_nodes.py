@@ -1,9 +1,11 @@
-"""How a quantised unit looks in OpenVINO: the nodes that are timed are the nodes that ship, because both come from here.
+"""How a quantised unit looks in OpenVINO: the nodes that are timed are the nodes that ship, because both come
+from here.
 
-Facts of OpenVINO's CPU plugin that shape this file (seen in its runtime graph by `benchmarks/openvino_forms.py`): an input is quantised by one
-FakeQuantize whose output is float (a chain through u8, as its ONNX reader makes of Q/DQ, lets a pass pull the stride of a 1 x 1 convolution out,
-which then runs in float); it has 256 levels whatever the bits, with a Clamp before it where they are fewer, so that every grid runs the kernel that
-was timed; the weight is an int8 constant, a Convert and a Multiply.
+Facts of OpenVINO's CPU plugin that shape this file (seen in its runtime graph by
+`benchmarks/openvino_forms.py`): an input is quantised by one FakeQuantize whose output is float (a chain
+through u8, as its ONNX reader makes of Q/DQ, lets a pass pull the stride of a 1 x 1 convolution out, which
+then runs in float); it has 256 levels whatever the bits, with a Clamp before it where they are fewer, so that
+every grid runs the kernel that was timed; the weight is an int8 constant, a Convert and a Multiply.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from mpsearch.hardware.qdq import Array, Grid, QuantizedWeight
 from mpsearch.problem import Candidate, ConvAttributes
 
 CONFIG = {"NUM_STREAMS": "1", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-"""Settings of every compiled model, timed or shipped: one stream; inputs of weight-only layers are not quantised behind the user's back."""
+"""Settings of every compiled model, timed or shipped: one stream; inputs of weight-only layers are not
+quantised behind the user's back.
+"""
 _COMPUTES = ("Convolution", "FullyConnected", "MatMul", "Deconvolution", "RNNSeq")
 _STORED = ("i8", "u8", "i4", "u4", "i2", "u2")
 
@@ -38,7 +42,8 @@ def compiled(model: Any, threads: int = 1, precision: str = "f32") -> Any:
     Args:
         model: openvino.Model, or the path of its XML.
         threads: Threads of the runtime's pool.
-        precision: What float layers compute in, `f32` or `bf16`. Named in any case: a CPU with bf16 takes it unasked.
+        precision: What float layers compute in, `f32` or `bf16`. Named in any case: a CPU with bf16 takes it
+            unasked.
     """
     config = {**CONFIG, "INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": precision}
     return openvino().Core().compile_model(model, "CPU", config)
@@ -78,7 +83,9 @@ class RanNode:
 
     @property
     def arithmetic(self) -> str:
-        """`integer`, `stored8` or `stored4` (float arithmetic on weights that stay small), or the float type."""
+        """`integer`, `stored8` or `stored4` (float arithmetic on weights that stay small), or the float
+        type.
+        """
         if self.primitive.lower().endswith("i8"):
             return "integer"
         return f"stored{self.precision[1:]}" if self.precision in _STORED else self.precision
@@ -88,15 +95,28 @@ def ran_nodes(live: Any) -> tuple[RanNode, ...]:
     """Nodes of a compiled model that do something, in order of execution."""
     found = []
     for node in live.get_runtime_model().get_ordered_ops():
-        about = {key: node.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision", "primitiveType", "originalLayersNames")}
+        about = {
+            key: node.get_rt_info()[key].astype(str)
+            for key in ("layerType", "runtimePrecision", "primitiveType", "originalLayersNames")
+        }
         if about["layerType"] not in ("Const", "Input", "Output"):
             origins = tuple(filter(None, about["originalLayersNames"].split(",")))
-            found.append(RanNode(about["layerType"], about["runtimePrecision"], about["primitiveType"], node.get_friendly_name(), origins))
+            found.append(
+                RanNode(
+                    about["layerType"],
+                    about["runtimePrecision"],
+                    about["primitiveType"],
+                    node.get_friendly_name(),
+                    origins,
+                )
+            )
     return tuple(found)
 
 
 def container_bits(bits: int, columns: int) -> int:
-    """Bits in which a stored weight of a linear layer lies: 4 where they suffice and a row ends with a byte (odd rows are read wrongly), else 8."""
+    """Bits in which a stored weight of a linear layer lies: 4 where they suffice and a row ends with a byte
+    (odd rows are read wrongly), else 8.
+    """
     return 4 if bits <= 4 and columns % 2 == 0 else 8
 
 
@@ -115,7 +135,9 @@ def arithmetic_of(candidate: Candidate, precision: str = "f32", columns: int = 2
 
 @dataclass
 class OpenVinoWriter:
-    """Makes the nodes of units, and shares the FakeQuantize of a tensor between all units that read it alike."""
+    """Makes the nodes of units, and shares the FakeQuantize of a tensor between all units that read it
+    alike.
+    """
 
     _quantized: dict[tuple[Any, Grid], Any] = field(default_factory=dict)
 
@@ -137,8 +159,14 @@ class OpenVinoWriter:
         return self._quantized[key]
 
     def weight(self, weight: QuantizedWeight, groups: int = 1) -> Any:
-        """An int8 constant with one scale for each output channel; [G, C_out / G, C_in / G, k, k] where there are groups."""
-        shape = weight.codes.shape if groups == 1 else (groups, weight.codes.shape[0] // groups, *weight.codes.shape[1:])
+        """An int8 constant with one scale for each output channel; [G, C_out / G, C_in / G, k, k] where there
+        are groups.
+        """
+        shape = (
+            weight.codes.shape
+            if groups == 1
+            else (groups, weight.codes.shape[0] // groups, *weight.codes.shape[1:])
+        )
         return self._scaled(self.constant(weight.codes.reshape(shape)), weight.scale, shape, groups)
 
     def compressed(self, weight: QuantizedWeight, bits: int) -> Any:
@@ -147,15 +175,23 @@ class OpenVinoWriter:
             return self.weight(weight)
         runtime, codes = openvino(), (weight.codes.reshape(-1) & 15).astype(np.uint8)
         nibbles = codes[0::2] | (codes[1::2] << 4)
-        tensor = runtime.Tensor(nibbles, list(weight.codes.shape), runtime.Type.i4)  # a view: the constant must be a copy made while `nibbles` lives
-        return self._scaled(self._op.constant(tensor, shared_memory=False), weight.scale, weight.codes.shape, 1)
+        tensor = runtime.Tensor(
+            nibbles, list(weight.codes.shape), runtime.Type.i4
+        )  # a view: the constant must be a copy made while `nibbles` lives
+        return self._scaled(
+            self._op.constant(tensor, shared_memory=False), weight.scale, weight.codes.shape, 1
+        )
 
     def linear(self, x: Any, weight: Any) -> Any:
         """The product with a transposed weight [N, K]."""
         return self._op.matmul(x, weight, False, True)
 
-    def conv(self, x: Any, weight: Any, attributes: ConvAttributes, ends: tuple[int, int] | None = None) -> Any:
-        """A convolution, without its bias; `ends` is the padding below and right, where it is not that above and left."""
+    def conv(
+        self, x: Any, weight: Any, attributes: ConvAttributes, ends: tuple[int, int] | None = None
+    ) -> Any:
+        """A convolution, without its bias; `ends` is the padding below and right, where it is not that above
+        and left.
+        """
         before, after = list(attributes.padding), list(attributes.padding if ends is None else ends)
         node = self._op.convolution if attributes.groups == 1 else self._op.group_convolution
         return node(x, weight, list(attributes.stride), before, after, list(attributes.dilation))

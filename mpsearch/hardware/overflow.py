@@ -1,10 +1,11 @@
 """Weights whose products with 8-bit inputs fit into 16 bits, two at a time.
 
-Without VNNI the fast kernels of x86 multiply unsigned inputs by signed weights, add each pair of neighbours and cut the sum off at
-16 bits (pmaddubsw). ONNX Runtime pairs along the input channels at one place of the kernel, the channels changing fastest; two
-neighbours of one sign whose codes add up to no more than 32767 / 255 = 128 are exact whatever the inputs. Only rows (output
-channels) that have a wider pair are put on a coarser scale, so that a file is right on every processor and most of its eight bits
-stay. Depthwise convolutions are added in 32 bits.
+Without VNNI the fast kernels of x86 multiply unsigned inputs by signed weights, add each pair of neighbours
+and cut the sum off at 16 bits (pmaddubsw). ONNX Runtime pairs along the input channels at one place of the
+kernel, the channels changing fastest; two neighbours of one sign whose codes add up to no more than 32767 /
+255 = 128 are exact whatever the inputs. Only rows (output channels) that have a wider pair are put on a
+coarser scale, so that a file is right on every processor and most of its eight bits stay. Depthwise
+convolutions are added in 32 bits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _SUM_LIMIT = 2**15 - 1
 def widest_pairs(codes: NDArray[np.int8]) -> NDArray[np.int64]:
     """Greatest sum, without its sign, of two neighbours of one sign in each row, [C_out].
 
-    Neighbours in the file's order count as well as those in the kernels', at odd places as well as at even ones.
+    Neighbours in the file's order count as well as those in the kernels', at odd places as well as at even
+    ones.
 
     Args:
         codes: [C_out, C_in, ...].
@@ -32,7 +34,8 @@ def widest_pairs(codes: NDArray[np.int8]) -> NDArray[np.int64]:
 
 
 def without_overflow(weight: QuantizedWeight, input_bits: int = 8) -> QuantizedWeight:
-    """The weight with no pair that overflows: rows that have one are rounded to coarser scales, all others stay.
+    """The weight with no pair that overflows: rows that have one are rounded to coarser scales, all others
+    stay.
 
     Args:
         weight: [C_out, C_in, ...].

@@ -1,12 +1,15 @@
 """Rows that were not measured: a roofline, and a Gaussian process on what it gets wrong.
 
-For each family (operator and kernel) the time is a roofline t0 = a + MACs / P + bytes / B with coefficients of at least zero, times exp of a Gaussian
-process over logarithmic features of the shape (Matern 3/2, one length for each feature). The process gives its own variance, so it says what is worth
-measuring next. A prediction is never a row of a table, is never made across operators or kernels, and carries its standard deviation everywhere.
+For each family (operator and kernel) the time is a roofline t0 = a + MACs / P + bytes / B with coefficients
+of at least zero, times exp of a Gaussian process over logarithmic features of the shape (Matern 3/2, one
+length for each feature). The process gives its own variance, so it says what is worth measuring next. A
+prediction is never a row of a table, is never made across operators or kernels, and carries its standard
+deviation everywhere.
 
-References: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, ch. 2 and 5; the choice of what to measure next is the greatest variance
-(after MacKay, Information-based objective functions for active data selection, 1992). Weighting it with the time at stake was tried and was worse than choosing
-at random: early on it takes the largest shapes alone, and the rest is extrapolated.
+References: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, ch. 2 and 5; the choice of
+what to measure next is the greatest variance (after MacKay, Information-based objective functions for active
+data selection, 1992). Weighting it with the time at stake was tried and was worse than choosing at random:
+early on it takes the largest shapes alone, and the rest is extrapolated.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ Array = NDArray[np.float64]
 Cell = tuple[Layer, Candidate]
 LEAST_ROWS = 6
 """Rows of a family, below which nothing is predicted."""
-_KEY = re.compile(r"(\w+) (\S+)(?: w(\S+))?(?: s(\d+),(\d+) p(\d+),(\d+) d(\d+),(\d+) g(\d+))? (bias|no bias)")
+_KEY = re.compile(
+    r"(\w+) (\S+)(?: w(\S+))?(?: s(\d+),(\d+) p(\d+),(\d+) d(\d+),(\d+) g(\d+))? (bias|no bias)"
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,15 @@ class Predicted:
 
 
 def layer_of_key(key: str) -> Layer:
-    """The unit that a row was measured on, batch included in its shapes: inverse of `row_key`. Raises TableError on another text."""
+    """The unit that a row was measured on, batch included in its shapes: inverse of `row_key`. Raises
+    TableError on another text.
+    """
     match = _KEY.fullmatch(key)
     if match is None:
-        raise TableError(f"{key!r} is not the key of a row, such as 'linear 1x8 w4x8 bias'. Remove its line, or measure again.")
+        raise TableError(
+            f"{key!r} is not the key of a row, such as 'linear 1x8 w4x8 bias'. Remove its line, or "
+            "measure again."
+        )
     op, inputs, weight, *numbers, bias = match.groups()
     shapes = tuple(tuple(map(int, text.split("x"))) for text in inputs.split("+"))
     weight_shape = tuple(map(int, weight.split("x"))) if weight else ()
@@ -58,33 +68,52 @@ def layer_of_key(key: str) -> Layer:
         sy, sx, py, px, dy, dx, groups = map(int, numbers)
         conv = ConvAttributes((sy, sx), (py, px), (dy, dx), groups)
     output = _output_shape(op, shapes, weight_shape, conv)
-    return Layer(key, op, weight_shape, shapes, output, _macs(op, shapes, weight_shape, output), "", bias=bias == "bias", conv=conv)
+    return Layer(
+        key,
+        op,
+        weight_shape,
+        shapes,
+        output,
+        _macs(op, shapes, weight_shape, output),
+        "",
+        bias=bias == "bias",
+        conv=conv,
+    )
 
 
-def _output_shape(op: str, shapes: Sequence[tuple[int, ...]], weight: tuple[int, ...], conv: ConvAttributes | None) -> tuple[int, ...]:
+def _output_shape(
+    op: str, shapes: Sequence[tuple[int, ...]], weight: tuple[int, ...], conv: ConvAttributes | None
+) -> tuple[int, ...]:
     if op == "conv2d":
         c = conv or ConvAttributes()
-        sides = [(s + 2 * p - d * (k - 1) - 1) // t + 1 for s, p, d, k, t in zip(shapes[0][2:], c.padding, c.dilation, weight[2:], c.stride, strict=True)]
+        sides = [
+            (s + 2 * p - d * (k - 1) - 1) // t + 1
+            for s, p, d, k, t in zip(shapes[0][2:], c.padding, c.dilation, weight[2:], c.stride, strict=True)
+        ]
         return shapes[0][0], weight[0], *sides
     return (*shapes[0][:-1], weight[0] if op == "linear" else shapes[1][-1])
 
 
-def _macs(op: str, shapes: Sequence[tuple[int, ...]], weight: tuple[int, ...], output: tuple[int, ...]) -> int:
+def _macs(
+    op: str, shapes: Sequence[tuple[int, ...]], weight: tuple[int, ...], output: tuple[int, ...]
+) -> int:
     return math.prod(output) * (math.prod(weight[1:]) if op != "matmul" else shapes[0][-1])
 
 
 def family(layer: Layer, kernel: str) -> tuple[str, str]:
     """Rows that are predicted from each other: one operator, depthwise convolutions apart, in one kernel."""
-    depthwise = layer.conv is not None and layer.conv.groups > 1 and layer.conv.groups == layer.weight_shape[0]
+    depthwise = (
+        layer.conv is not None and layer.conv.groups > 1 and layer.conv.groups == layer.weight_shape[0]
+    )
     return "depthwise" if depthwise else layer.op, kernel
 
 
 def _traffic(layer: Layer, kernel: str) -> tuple[float, float]:
     """MACs, and bytes read and written: float tensors on both sides, the weight as the kernel holds it."""
     numel = sum(math.prod(s) for s in layer.input_shapes) + math.prod(layer.output_shape)
-    return float(_macs(layer.op, layer.input_shapes, layer.weight_shape, layer.output_shape)), 4.0 * numel + layer.weight_numel * (
-        4 if kernel == "float" else 1
-    )
+    return float(
+        _macs(layer.op, layer.input_shapes, layer.weight_shape, layer.output_shape)
+    ), 4.0 * numel + layer.weight_numel * (4 if kernel == "float" else 1)
 
 
 def _features(layer: Layer, kernel: str) -> list[float]:
@@ -96,7 +125,16 @@ def _features(layer: Layer, kernel: str) -> list[float]:
     ragged = [float(v % 16 != 0) for v in (inner, outer)]
     stride = layer.conv.stride[0] if layer.conv is not None else 1
     window = layer.weight_shape[-1] if layer.conv is not None else 1
-    return [math.log(macs), math.log(moved), math.log(inner), math.log(outer), math.log(places), *ragged, math.log(stride), math.log(window)]
+    return [
+        math.log(macs),
+        math.log(moved),
+        math.log(inner),
+        math.log(outer),
+        math.log(places),
+        *ragged,
+        math.log(stride),
+        math.log(window),
+    ]
 
 
 class _Family:
@@ -108,23 +146,36 @@ class _Family:
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
         traffic = np.array([_traffic(layer, kernel) for layer, kernel in cells])
-        self._roof, _ = nnls(np.column_stack([np.ones(len(times)), traffic]) / times[:, None], np.ones(len(times)))
-        x, y = np.array([_features(layer, kernel) for layer, kernel in cells]), np.log(times / self._roofline(traffic))
+        self._roof, _ = nnls(
+            np.column_stack([np.ones(len(times)), traffic]) / times[:, None], np.ones(len(times))
+        )
+        x, y = (
+            np.array([_features(layer, kernel) for layer, kernel in cells]),
+            np.log(times / self._roofline(traffic)),
+        )
         self._mean, self._width = x.mean(0), np.where(x.std(0) > 1e-9, x.std(0), 1.0)
         scale = max(float(np.var(y)), 1e-4)
-        shape = ConstantKernel(scale, (1e-4, 1e1)) * Matern(np.full(x.shape[1], 3.0), (0.3, 1e2), nu=1.5) + WhiteKernel(scale / 20, (1e-5, 1e-1))
+        shape = ConstantKernel(scale, (1e-4, 1e1)) * Matern(
+            np.full(x.shape[1], 3.0), (0.3, 1e2), nu=1.5
+        ) + WhiteKernel(scale / 20, (1e-5, 1e-1))
         self._process = GaussianProcessRegressor(shape, random_state=0)
         with warnings.catch_warnings():  # a length at its bound means that the feature does not matter
             warnings.simplefilter("ignore", ConvergenceWarning)
             self._process.fit(self._scaled(x), y)
 
     def predict(self, cells: Sequence[tuple[Layer, str]]) -> list[Predicted]:
-        mean, spread = self._process.predict(self._scaled(np.array([_features(*cell) for cell in cells])), return_std=True)
+        mean, spread = self._process.predict(
+            self._scaled(np.array([_features(*cell) for cell in cells])), return_std=True
+        )
         roof = self._roofline(np.array([_traffic(*cell) for cell in cells]))
-        return [Predicted(float(r * math.exp(m)), float(s)) for r, m, s in zip(roof, mean, spread, strict=True)]
+        return [
+            Predicted(float(r * math.exp(m)), float(s)) for r, m, s in zip(roof, mean, spread, strict=True)
+        ]
 
     def gains(self, cells: Sequence[tuple[Layer, str]], seen: Sequence[tuple[Layer, str]]) -> Array:
-        """Standard deviation of each cell once `seen` were measured too: of a Gaussian process it does not depend on what they would give."""
+        """Standard deviation of each cell once `seen` were measured too: of a Gaussian process it does not
+        depend on what they would give.
+        """
         x = self._scaled(np.array([_features(*cell) for cell in cells]))
         known = self._process.X_train_
         if seen:
@@ -169,8 +220,8 @@ class RowPredictor:
     def next_to_measure(self, cells: Iterable[Cell], count: int, batch: int = 1) -> list[Cell]:
         """The cells whose measuring takes most uncertainty away, the first the most urgent.
 
-        A cell that cannot be predicted comes first. Then, again and again, the one with the greatest relative standard deviation, as it is once those
-        before it are known.
+        A cell that cannot be predicted comes first. Then, again and again, the one with the greatest relative
+        standard deviation, as it is once those before it are known.
         """
         waiting = list(cells)
         urgent = [cell for cell in waiting if self.predict(*cell, batch) is None]
@@ -184,4 +235,6 @@ class RowPredictor:
         """Standard deviation of the logarithm of a cell's time once others were measured too."""
         named = [(layer_of_key(row_key(layer, batch)), str(kernel)) for layer, kernel in (cell, *known)]
         name = family(*named[0])
-        return float(self._families[name].gains(named[:1], [other for other in named[1:] if family(*other) == name])[0])
+        return float(
+            self._families[name].gains(named[:1], [other for other in named[1:] if family(*other) == name])[0]
+        )

@@ -36,7 +36,8 @@ def profile(
     at_most: int | None = None,
     on_row: Callable[[int, int, str], None] | None = None,
 ) -> LatencyTable:
-    """Measure what the table lacks; identical shapes are one row. Saved after every row, so an interrupt costs one.
+    """Measure what the table lacks; identical shapes are one row. Saved after every row, so an interrupt
+    costs one.
 
     Args:
         layers: L units.
@@ -46,8 +47,10 @@ def profile(
         folder: Where it is saved.
         batch: Images in a call.
         seconds: Seconds of measuring for each row.
-        isolate: Build and time in a process of its own, so that a kernel that crashes costs its row and nothing else.
-        at_most: Rows to measure, those from which the others can be predicted best; None measures all, which is always better.
+        isolate: Build and time in a process of its own, so that a kernel that crashes costs its row and
+            nothing else.
+        at_most: Rows to measure, those from which the others can be predicted best; None measures all, which
+            is always better.
         on_row: Progress: rows done, rows to measure, which.
     """
     table.method = backend.bench().method
@@ -55,13 +58,19 @@ def profile(
     total = len(left) if at_most is None else min(at_most, len(left))
     done = 0
     while done < total:
-        some = left if total == len(left) and not done else _informative(left, table, min(_AT_ONCE, total - done), batch)
+        some = (
+            left
+            if total == len(left) and not done
+            else _informative(left, table, min(_AT_ONCE, total - done), batch)
+        )
 
         def tell(count: int, _: int, which: str, before: int = done) -> None:
             if on_row is not None:
                 on_row(before + count, total, which)
 
-        measure_cells(some, backend, table, folder, batch=batch, seconds=seconds, isolate=isolate, on_row=tell)
+        measure_cells(
+            some, backend, table, folder, batch=batch, seconds=seconds, isolate=isolate, on_row=tell
+        )
         done, left = done + len(some), {key: cell for key, cell in left.items() if key not in some}
     return table
 
@@ -72,8 +81,16 @@ def _informative(cells: Cells, table: LatencyTable, count: int, batch: int) -> C
     return {key: cell for key, cell in cells.items() if cell in picked}
 
 
-def missing_cells(layers: Sequence[Layer], candidates: Sequence[Sequence[Candidate]], backend: Backend, table: LatencyTable, batch: int = 1) -> Cells:
-    """The cells that a table has no row for, or one that crashed, as it may not again: each shape and kernel once, under its key."""
+def missing_cells(
+    layers: Sequence[Layer],
+    candidates: Sequence[Sequence[Candidate]],
+    backend: Backend,
+    table: LatencyTable,
+    batch: int = 1,
+) -> Cells:
+    """The cells that a table has no row for, or one that crashed, as it may not again: each shape and kernel
+    once, under its key.
+    """
     found: Cells = {}
     for layer, choices in zip(layers, candidates, strict=True):
         for candidate in choices:
@@ -99,7 +116,8 @@ def measure_cells(
 ) -> None:
     """Measure these cells into the table, as `profile` does.
 
-    One that spreads, or beside which the machine's speed has drifted, goes to the end of the queue; after three tries the steadiest is kept as `unstable`.
+    One that spreads, or beside which the machine's speed has drifted, goes to the end of the queue; after
+    three tries the steadiest is kept as `unstable`.
     """
     queue, tries, done = deque(cells), dict.fromkeys(cells, 0), 0
     steadiest: dict[tuple[str, str], Row] = {}
@@ -138,7 +156,8 @@ class LatencyCosts:
         unusable: (layer, candidate, why) of those.
         estimated: Whether the table is another device's or version's, or a row is predicted.
         unstable: (layer, candidate) whose row spread too widely at every try.
-        predicted: (layer, candidate, standard deviation of the logarithm) that were not measured but predicted.
+        predicted: (layer, candidate, standard deviation of the logarithm) that were not measured but
+            predicted.
     """
 
     rows: Rows
@@ -157,7 +176,8 @@ def latency_costs(
     batch: int = 1,
     predictor: RowPredictor | None = None,
 ) -> LatencyCosts:
-    """Latency of every unit at every candidate, over all its calls; a fall-back or a wrong row is never a latency.
+    """Latency of every unit at every candidate, over all its calls; a fall-back or a wrong row is never a
+    latency.
 
     Args:
         layers: L units.
@@ -178,18 +198,37 @@ def latency_costs(
                 if found.status == "unstable":
                     unstable.append((layer.name, str(candidate)))
                 continue
-            if found is None and support.kernel is not None and predictor is not None and (guess := predictor.predict(layer, support.kernel, batch)):
+            if (
+                found is None
+                and support.kernel is not None
+                and predictor is not None
+                and (guess := predictor.predict(layer, support.kernel, batch))
+            ):
                 row.append(guess.median_us * layer.calls)
                 predicted.append((layer.name, str(candidate), guess.spread))
                 continue
-            why = support.reason if support.kernel is None else "not measured" if found is None else f"{found.status}: ran {found.executed}"
+            why = (
+                support.reason
+                if support.kernel is None
+                else "not measured"
+                if found is None
+                else f"{found.status}: ran {found.executed}"
+            )
             unusable.append((layer.name, str(candidate), why))
             row.append(math.inf)
         rows.append(tuple(row))
-    return LatencyCosts(tuple(rows), tuple(unusable), table.estimated or bool(predicted), tuple(unstable), tuple(predicted))
+    return LatencyCosts(
+        tuple(rows), tuple(unusable), table.estimated or bool(predicted), tuple(unstable), tuple(predicted)
+    )
 
 
-def energy_costs(layers: Sequence[Layer], candidates: Sequence[Sequence[Candidate]], backend: Backend, table: LatencyTable, batch: int = 1) -> Rows:
+def energy_costs(
+    layers: Sequence[Layer],
+    candidates: Sequence[Sequence[Candidate]],
+    backend: Backend,
+    table: LatencyTable,
+    batch: int = 1,
+) -> Rows:
     """Energy of every unit at every candidate, over all its calls.
 
     Args:
@@ -204,6 +243,12 @@ def energy_costs(layers: Sequence[Layer], candidates: Sequence[Sequence[Candidat
     def energy(layer: Layer, candidate: Candidate) -> float:
         kernel = backend.supports(layer, candidate).kernel
         row = None if kernel is None else table.get(layer, kernel, batch)
-        return math.inf if row is None or not row.usable or row.energy_mj is None else row.energy_mj * layer.calls
+        return (
+            math.inf
+            if row is None or not row.usable or row.energy_mj is None
+            else row.energy_mj * layer.calls
+        )
 
-    return tuple(tuple(energy(layer, c) for c in choices) for layer, choices in zip(layers, candidates, strict=True))
+    return tuple(
+        tuple(energy(layer, c) for c in choices) for layer, choices in zip(layers, candidates, strict=True)
+    )

@@ -23,7 +23,8 @@ class Row:
 
     Args:
         key: Everything that decides the kernel: operator, shapes, attributes, bias, batch.
-        kernel: Candidate that was timed; of an edge, what the tensor becomes (`quantize`, `dequantize`, `copy`).
+        kernel: Candidate that was timed; of an edge, what the tensor becomes (`quantize`, `dequantize`,
+            `copy`).
         status: One of `STATUSES`.
         median_us: For one call.
         iqr_us: Distance of the quartiles.
@@ -35,7 +36,8 @@ class Row:
         kind: `layer` (a unit), `edge` (a change of precision), `other` (what is not quantised).
         min_us: Least sample.
         rounds: Medians of the passes, in order, separated by blanks: how far two of the same lie apart.
-        anchor_us: The fixed piece of work that was timed beside it; another anchor is another state of the machine.
+        anchor_us: The fixed piece of work that was timed beside it; another anchor is another state of the
+            machine.
         clock: `cpu` (time of the process), `wall`, or `gpu` (events around a CUDA graph).
         energy_mj: Energy of one call; None where the device counts none.
     """
@@ -80,7 +82,8 @@ class ModelRun:
         passes_us: Medians of interleaved passes, in order.
         iqr_us: Distance of the quartiles, the greatest of the passes.
         anchor_us: Time of the anchor, which shows the state of the machine meanwhile.
-        status: `ok`, `unstable` (its spread stayed too wide), or `fallback` where other kernels ran than were asked; such a run teaches nothing.
+        status: `ok`, `unstable` (its spread stayed too wide), or `fallback` where other kernels ran than were
+            asked; such a run teaches nothing.
         clock: Kind of clock, as of a row.
         date: UTC, ISO 8601.
         energies_mj: Energy of a call in each pass, where the device counts it; else empty.
@@ -113,12 +116,16 @@ class ModelRun:
         return self.model, self.batch, self.kernels
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dump`; energies only where there are some, so that lines of devices without are as they ever were."""
+        """Plain data for `json.dump`; energies only where there are some, so that lines of devices without
+        are as they ever were.
+        """
         return {name: value for name, value in asdict(self).items() if name != "energies_mj" or value}
 
 
 ENERGY = "energy_mj"
-"""Column that a table has only where a row has an energy, so that tables of other devices are as they ever were."""
+"""Column that a table has only where a row has an energy, so that tables of other devices are as they ever
+were.
+"""
 COLUMNS = tuple(f.name for f in fields(Row) if f.name != ENERGY)
 _REALS = ("median_us", "iqr_us", "relative_error", "min_us", "anchor_us")
 _WHOLE = ("repeats", "weight_bytes")
@@ -132,14 +139,19 @@ def row_key(layer: Layer, batch: int) -> str:
         parts.append("w" + "x".join(map(str, layer.weight_shape)))
     if layer.conv is not None:
         c = layer.conv
-        parts.append(f"s{c.stride[0]},{c.stride[1]} p{c.padding[0]},{c.padding[1]} d{c.dilation[0]},{c.dilation[1]} g{c.groups}")
+        parts.append(
+            f"s{c.stride[0]},{c.stride[1]} p{c.padding[0]},{c.padding[1]} "
+            f"d{c.dilation[0]},{c.dilation[1]} g{c.groups}"
+        )
     return " ".join([*parts, "bias" if layer.bias else "no bias"])
 
 
 def read_row(where: str, record: Mapping[str | None, str | None]) -> Row:
     """A row from the texts of a CSV line. Raises TableError, naming `where` and the value."""
     if None in record or None in record.values():
-        raise TableError(f"{where}, does not have {len(record)} fields: the file was cut off or edited. {_REMOVE}")
+        raise TableError(
+            f"{where}, does not have {len(record)} fields: the file was cut off or edited. {_REMOVE}"
+        )
     text = {c: str(record[c]) for c in COLUMNS}
     counted = {ENERGY: str(record[ENERGY])} if record.get(ENERGY) else {}
     try:
@@ -149,8 +161,14 @@ def read_row(where: str, record: Mapping[str | None, str | None]) -> Row:
     except ValueError as error:
         raise TableError(f"{where}: {error}. {_REMOVE}") from None
     for column, value in numbers.items():
-        if not math.isfinite(value) or value < 0 or (column == "median_us" and value == 0 and text["status"] in USABLE):
-            raise TableError(f"{where}: {column} is {(text | counted)[column]}; it must be finite and positive. {_REMOVE}")
+        if (
+            not math.isfinite(value)
+            or value < 0
+            or (column == "median_us" and value == 0 and text["status"] in USABLE)
+        ):
+            raise TableError(
+                f"{where}: {column} is {(text | counted)[column]}; it must be finite and positive. {_REMOVE}"
+            )
     for column, known in (("status", STATUSES), ("kind", KINDS), ("clock", CLOCKS)):
         if text[column] not in known:
             raise TableError(f"{where}: {column} {text[column]!r} is none of {', '.join(known)}. {_REMOVE}")
@@ -161,7 +179,9 @@ def read_run(where: str, data: Any) -> ModelRun:
     """A whole-model run from a line of JSON. Raises TableError, naming `where` and what is wrong."""
     names = {f.name for f in fields(ModelRun)} - {"energies_mj"}
     if not isinstance(data, dict) or set(data) - {"energies_mj"} != names:
-        raise TableError(f"{where}, is not a whole-model run with the fields {', '.join(sorted(names))}. {_REMOVE}")
+        raise TableError(
+            f"{where}, is not a whole-model run with the fields {', '.join(sorted(names))}. {_REMOVE}"
+        )
     try:
         passes = {name: tuple(float(v) for v in data.get(name, ())) for name in ("passes_us", "energies_mj")}
         run = ModelRun(**{**data, "kernels": tuple(map(str, data["kernels"])), **passes})
@@ -169,7 +189,9 @@ def read_run(where: str, data: Any) -> ModelRun:
     except (TypeError, ValueError) as error:
         raise TableError(f"{where}: {error}. {_REMOVE}") from None
     if not run.passes_us or not all(math.isfinite(v) and v >= 0 for v in times) or min(run.passes_us) <= 0:
-        raise TableError(f"{where}: the times are {list(data['passes_us'])}; they must be finite and positive. {_REMOVE}")
+        raise TableError(
+            f"{where}: the times are {list(data['passes_us'])}; they must be finite and positive. {_REMOVE}"
+        )
     if run.status not in STATUSES or run.clock not in CLOCKS:
         raise TableError(f"{where}: status {run.status!r} or clock {run.clock!r} is not known. {_REMOVE}")
     return run

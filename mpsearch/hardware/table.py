@@ -1,4 +1,6 @@
-"""Latency tables: measured rows (CSV), whole-model runs (JSON lines) and an identity (JSON) of one device, backend, version and thread count."""
+"""Latency tables: measured rows (CSV), whole-model runs (JSON lines) and an identity (JSON) of one device,
+backend, version and thread count.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class LatencyTable:
         version: Version of the runtime library.
         threads: Threads of the runtime's pool.
         rows: By (key, kernel).
-        estimated: Whether the rows are another device's or another version's, taken as an estimate because the user said so.
+        estimated: Whether the rows are another device's or another version's, taken as an estimate because
+            the user said so.
         models: Whole-model runs, by their key.
         method: How it was measured, for people.
     """
@@ -59,9 +62,14 @@ class LatencyTable:
         return self.rows.get((row_key(layer, batch), str(kernel)))
 
     def save(self, folder: Path) -> Path:
-        """Write the table, together with what another writer saved there meanwhile (ours wins). Raises TableError on an estimate."""
+        """Write the table, together with what another writer saved there meanwhile (ours wins). Raises
+        TableError on an estimate.
+        """
         if self.estimated:
-            raise TableError("A table of another device or version is an estimate here, and is not saved as this one's. Measure here with `mpsearch profile`.")
+            raise TableError(
+                "A table of another device or version is an estimate here, and is not saved as this "
+                "one's. Measure here with `mpsearch profile`."
+            )
         path = folder / self.file_name
         with _locked(folder):
             if path.is_file():
@@ -83,24 +91,42 @@ class LatencyTable:
         return text.getvalue()
 
     def _about(self) -> dict[str, Any]:
-        about = {"schema": SCHEMA, "device": self.device.to_json(), "backend": self.backend, "version": self.version, "threads": self.threads}
+        about = {
+            "schema": SCHEMA,
+            "device": self.device.to_json(),
+            "backend": self.backend,
+            "version": self.version,
+            "threads": self.threads,
+        }
         return {**about, "software": software(), "method": self.method}
 
     @classmethod
-    def open(cls, folder: Path, device: DeviceIdentity, backend: str, version: str, threads: int) -> LatencyTable:
-        """The table of this device in a folder, or an empty one. Raises TableError where there is one that cannot be read."""
+    def open(
+        cls, folder: Path, device: DeviceIdentity, backend: str, version: str, threads: int
+    ) -> LatencyTable:
+        """The table of this device in a folder, or an empty one. Raises TableError where there is one that
+        cannot be read.
+        """
         table = cls(device, backend, version, threads)
         path = folder / table.file_name
         return cls.load(path, device, fits=table) if path.is_file() else table
 
     @classmethod
-    def load(cls, path: Path, device: DeviceIdentity, *, fits: LatencyTable | None = None, allow_estimate: bool = False) -> LatencyTable:
+    def load(
+        cls,
+        path: Path,
+        device: DeviceIdentity,
+        *,
+        fits: LatencyTable | None = None,
+        allow_estimate: bool = False,
+    ) -> LatencyTable:
         """Read and check a table.
 
         Args:
             path: The CSV; its JSON, and its whole-model runs if any, lie beside it.
             device: This device.
-            fits: A table, such as an empty one, whose backend, version and threads it must have; None where they do not matter.
+            fits: A table, such as an empty one, whose backend, version and threads it must have; None where
+                they do not matter.
             allow_estimate: Take the table of another device or version; every row is then an estimate.
 
         Raises:
@@ -108,16 +134,27 @@ class LatencyTable:
             DeviceMismatchError: It was measured on another device, by another version or with other threads.
         """
         if not path.is_file():
-            raise TableError(f"There is no latency table {path}. Name the .csv that `mpsearch profile` wrote.")
+            raise TableError(
+                f"There is no latency table {path}. Name the .csv that `mpsearch profile` wrote."
+            )
         about = _identity(path.with_suffix(".json"))
-        table = cls(DeviceIdentity.from_json(about["device"]), str(about["backend"]), str(about["version"]), int(about["threads"]))
+        table = cls(
+            DeviceIdentity.from_json(about["device"]),
+            str(about["backend"]),
+            str(about["version"]),
+            int(about["threads"]),
+        )
         if fits is not None and fits.backend != table.backend:
             raise TableError(
-                f"{path} is a table of the backend {table.backend}; {fits.backend} was asked for. Give its own table, or --target {table.backend}."
+                f"{path} is a table of the backend {table.backend}; {fits.backend} was asked for. Give "
+                f"its own table, or --target {table.backend}."
             )
         differs = differences(table, device, fits)
         if differs and not allow_estimate:
-            raise DeviceMismatchError(f"{path} {'; it '.join(differs)}. Leave out --table to measure here, or pass --allow-estimate.")
+            raise DeviceMismatchError(
+                f"{path} {'; it '.join(differs)}. Leave out --table to measure here, or pass "
+                "--allow-estimate."
+            )
         table.method = str(about.get("method", ""))
         table.rows = {(row.key, row.kernel): row for row in _rows(path)}
         table.models = {run.key: run for run in _runs(models_path(path))}
@@ -126,7 +163,9 @@ class LatencyTable:
 
 
 def differences(table: LatencyTable, device: DeviceIdentity, fits: LatencyTable | None) -> list[str]:
-    """Why the rows of a table are not what this device and this runtime would measure; empty where they are."""
+    """Why the rows of a table are not what this device and this runtime would measure; empty where they
+    are.
+    """
     found = []
     if table.device != device:
         found.append(f"was measured on {table.device}; this device is {device}")
@@ -146,7 +185,9 @@ def software() -> dict[str, str]:
     """Versions that are noted beside the runtime's own."""
     found = {"python": platform.python_version()}
     for package in _SOFTWARE:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a source tree that is not installed
+        with contextlib.suppress(
+            importlib.metadata.PackageNotFoundError
+        ):  # a source tree that is not installed
             found[package] = importlib.metadata.version(package)
     return found
 
@@ -172,15 +213,25 @@ def _identity(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text())
         if about["schema"] != SCHEMA:
-            raise TableError(f"{path} has schema {about['schema']!r}; this version of mpsearch reads {SCHEMA}. {_AGAIN}")
-        missing = {"name", "architecture", "cores", "flags", "system"} - set(about["device"]) or {"backend", "version", "threads"} - set(about)
+            raise TableError(
+                f"{path} has schema {about['schema']!r}; this version of mpsearch reads {SCHEMA}. {_AGAIN}"
+            )
+        missing = {"name", "architecture", "cores", "flags", "system"} - set(about["device"]) or {
+            "backend",
+            "version",
+            "threads",
+        } - set(about)
         if missing:
             raise TableError(f"{path} lacks {min(missing)!r}. {_AGAIN}")
         DeviceIdentity.from_json(about["device"]), int(about["threads"])
     except FileNotFoundError:
-        raise TableError(f"There is no {path}, which says on what device the table beside it was measured. {_AGAIN}") from None
+        raise TableError(
+            f"There is no {path}, which says on what device the table beside it was measured. {_AGAIN}"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise TableError(f"{path} is not the identity of a latency table ({type(error).__name__}: {error}). {_AGAIN}") from None
+        raise TableError(
+            f"{path} is not the identity of a latency table ({type(error).__name__}: {error}). {_AGAIN}"
+        ) from None
     return about  # type: ignore[no-any-return]
 
 
@@ -188,11 +239,16 @@ def _rows(path: Path) -> list[Row]:
     try:
         text = path.read_text()
         if text and not text.endswith("\n"):  # a number may have lost its last digits, and would still be one
-            raise TableError(f"{path}, line {text.count(chr(10)) + 1}, has no end: the file was cut off. Remove the line, or measure again.")
+            raise TableError(
+                f"{path}, line {text.count(chr(10)) + 1}, has no end: the file was cut off. Remove the "
+                "line, or measure again."
+            )
         reader = csv.DictReader(io.StringIO(text, newline=""))
         missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
         if missing:
-            raise TableError(f"{path} lacks the column {missing[0]!r}. A latency table has {', '.join(COLUMNS)}. {_AGAIN}")
+            raise TableError(
+                f"{path} lacks the column {missing[0]!r}. A latency table has {', '.join(COLUMNS)}. {_AGAIN}"
+            )
         return [read_row(f"{path}, line {number}", record) for number, record in enumerate(reader, start=2)]
     except FileNotFoundError:
         raise TableError(f"There is no latency table {path}. Measure one with `mpsearch profile`.") from None
@@ -208,5 +264,8 @@ def _runs(path: Path) -> list[ModelRun]:
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             found.append(read_run(f"{path}, line {number}", json.loads(line)))
     except (ValueError, UnicodeDecodeError) as error:
-        raise TableError(f"{path}, line {len(found) + 1}, is not JSON ({error}): the file was cut off or edited. Remove the line, or measure again.") from None
+        raise TableError(
+            f"{path}, line {len(found) + 1}, is not JSON ({error}): the file was cut off or edited. "
+            "Remove the line, or measure again."
+        ) from None
     return found

@@ -29,10 +29,14 @@ class WholeModel:
     as_asked: bool = True
 
 
-def mixed_kernels(choices: Sequence[Sequence[str]], ties: Sequence[Sequence[int]], count: int, seed: int) -> list[Kernels]:
-    """Assignments of kernels to measure: each uniform one, then random ones, two thirds of independent draws and one third of contiguous runs.
+def mixed_kernels(
+    choices: Sequence[Sequence[str]], ties: Sequence[Sequence[int]], count: int, seed: int
+) -> list[Kernels]:
+    """Assignments of kernels to measure: each uniform one, then random ones, two thirds of independent draws
+    and one third of contiguous runs.
 
-    Each random one draws first how often it takes each kernel, so that almost uniform and thoroughly mixed ones both occur.
+    Each random one draws first how often it takes each kernel, so that almost uniform and thoroughly mixed
+    ones both occur.
 
     Args:
         choices: For each of L layers the kernels that it has.
@@ -63,7 +67,9 @@ def _blocky(draw: np.random.Generator, names: Sequence[str], length: int) -> lis
     return picked
 
 
-def _spread(choices: Sequence[Sequence[str]], ties: Sequence[Sequence[int]], picked: Sequence[str]) -> Kernels:
+def _spread(
+    choices: Sequence[Sequence[str]], ties: Sequence[Sequence[int]], picked: Sequence[str]
+) -> Kernels:
     """One kernel for each layer from one for each tie; a layer that lacks it has its first."""
     kernels = [row[0] for row in choices]
     for group, name in zip(ties, picked, strict=True):
@@ -83,7 +89,8 @@ def measure_models(
     group: int = GROUP,
     seed: int = 0,
 ) -> Iterator[ModelRun]:
-    """Measure whole models, each in two passes that lie apart in time; a group that is done is yielded at once.
+    """Measure whole models, each in two passes that lie apart in time; a group that is done is yielded at
+    once.
 
     Args:
         model: `model_key` of the architecture.

@@ -19,9 +19,10 @@ class Wire:
 
     Args:
         source: Position of the unit that writes it.
-        target: Position of the unit that reads it; of a `join`, of the other unit that the sum takes its terms from.
-        kind: `direct` (only activations, pooling or a change of shape lie between), `sum` (a residual sum lies between) or `join` (both feed one sum,
-            which a runtime may compute inside one of them).
+        target: Position of the unit that reads it; of a `join`, of the other unit that the sum takes its
+            terms from.
+        kind: `direct` (only activations, pooling or a change of shape lie between), `sum` (a residual sum
+            lies between) or `join` (both feed one sum, which a runtime may compute inside one of them).
         numel: Elements of the tensor for one image.
     """
 
@@ -34,7 +35,10 @@ class Wire:
         if self.kind not in WIRE_KINDS:
             raise UserError(f"A wire is {', '.join(WIRE_KINDS)}, not {self.kind!r}.")
         if self.source == self.target or self.numel < 1:
-            raise UserError(f"A wire joins two different units and holds something, not {self.source}, {self.target} with {self.numel} elements.")
+            raise UserError(
+                f"A wire joins two different units and holds something, not {self.source}, {self.target} "
+                f"with {self.numel} elements."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
@@ -42,6 +46,8 @@ class Wire:
 
 
 def model_key(name: str, layers: Sequence[Layer], wires: Sequence[Wire]) -> str:
-    """What whole-model runs of one architecture have in common, whatever its weights: its name for people, and a digest."""
+    """What whole-model runs of one architecture have in common, whatever its weights: its name for people,
+    and a digest.
+    """
     shapes = [{k: v for k, v in layer.to_json().items() if k not in ("macs", "block")} for layer in layers]
     return f"{name}-{files.digest([shapes, [w.to_json() for w in sorted(wires)]])}"

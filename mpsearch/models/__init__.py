@@ -1,11 +1,22 @@
-"""Models: loading them, folding their batch norms, and finding their units, blocks and ties. Knows no hardware and no search."""
+"""Models: loading them, folding their batch norms, and finding their units, blocks and ties. Knows no
+hardware and no search.
+"""
 
 from mpsearch.models import qmlp as qmlp  # timm finds the models that are registered there
 from mpsearch.models.blocks import Block
 from mpsearch.models.fold import find_foldable, fold_batch_norm
 from mpsearch.models.function import require_function
 from mpsearch.models.graph import ModelGraph, analyze
-from mpsearch.models.load import LoadedModel, ModelSource, as_float, as_stored, build_model, from_module, load_model, unwrapped
+from mpsearch.models.load import (
+    LoadedModel,
+    ModelSource,
+    as_float,
+    as_stored,
+    build_model,
+    from_module,
+    load_model,
+    unwrapped,
+)
 from mpsearch.models.record import trace_model
 from mpsearch.models.text import SpanHead, TextModel
 from mpsearch.models.trace import Trace

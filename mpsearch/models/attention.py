@@ -1,4 +1,6 @@
-"""Attentions with their projections as layers of their own, which they hand to one function as bare weights otherwise."""
+"""Attentions with their projections as layers of their own, which they hand to one function as bare weights
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,17 @@ from mpsearch.models.tree import holders
 
 MARK = "in_proj_weight"
 SEPARATE = "qkv_bias_separate"
-"""timm's own switch on the attentions of BEiT, EVA and Swin V2: the projection is called as a layer, and its bias, which is put together from parts, added."""
+"""timm's own switch on the attentions of BEiT, EVA and Swin V2: the projection is called as a layer, and its
+bias, which is put together from parts, added.
+"""
 
 
 def is_self_attention(trace: Trace, op: Op, module: nn.Module) -> bool:
-    """Whether an operation is the joint projection of queries, keys and values in an `nn.MultiheadAttention` that can be written out.
+    """Whether an operation is the joint projection of queries, keys and values in an `nn.MultiheadAttention`
+    that can be written out.
 
-    That takes one tensor as all three at every call: an attention that is called as a cross-attention too is left as it is, in float.
+    That takes one tensor as all three at every call: an attention that is called as a cross-attention too is
+    left as it is, in float.
     """
     if op.kind != "linear" or not op.path:
         return False
@@ -28,11 +34,18 @@ def is_self_attention(trace: Trace, op: Op, module: nn.Module) -> bool:
     if type(attention) is not nn.MultiheadAttention or weight is None or weight.name != f"{op.path}.{MARK}":
         return False
     plain = attention.bias_k is None and not attention.add_zero_attn
-    return plain and _at_every_call(trace, op) and len(holders(module, attention)) == 1 and all(len(holders(module, p)) == 1 for p in attention.parameters())
+    return (
+        plain
+        and _at_every_call(trace, op)
+        and len(holders(module, attention)) == 1
+        and all(len(holders(module, p)) == 1 for p in attention.parameters())
+    )
 
 
 def borrows_weight(trace: Trace, op: Op, module: nn.Module) -> bool:
-    """Whether an operation is the projection of an attention that multiplies by the weight of its `qkv` without calling it, and can be switched to call it."""
+    """Whether an operation is the projection of an attention that multiplies by the weight of its `qkv`
+    without calling it, and can be switched to call it.
+    """
     if op.kind != "linear" or not op.path:
         return False
     attention, weight = module.get_submodule(op.path), trace.constant.get(op.operands[1])
@@ -44,14 +57,22 @@ def borrows_weight(trace: Trace, op: Op, module: nn.Module) -> bool:
 def _at_every_call(trace: Trace, op: Op) -> bool:
     """Whether each call of the operation's module multiplies by the same constant, once."""
     calls = trace.calls[op.path].values()
-    return all(sum(o.kind == "linear" and o.path == op.path and o.operands[1] == op.operands[1] for o in ops) == 1 for ops in calls)
+    return all(
+        sum(o.kind == "linear" and o.path == op.path and o.operands[1] == op.operands[1] for o in ops) == 1
+        for ops in calls
+    )
 
 
 def write_out(attention: nn.MultiheadAttention) -> None:
-    """Give an attention, in place, a child `in_proj` for its joint projection, and a forward that calls this and `out_proj`."""
+    """Give an attention, in place, a child `in_proj` for its joint projection, and a forward that calls this
+    and `out_proj`.
+    """
     weight, bias = attention._parameters.pop(MARK), attention._parameters.pop("in_proj_bias")
     if weight is None:
-        raise ModelError("The attention has no joint projection of queries, keys and values. The pairs belong to another model.")
+        raise ModelError(
+            "The attention has no joint projection of queries, keys and values. The pairs belong to "
+            "another model."
+        )
     projection = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     projection.weight, projection.bias = weight, bias  # type: ignore[assignment]
     attention.__class__ = SelfAttention
@@ -60,7 +81,9 @@ def write_out(attention: nn.MultiheadAttention) -> None:
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """What an `nn.MultiheadAttention` becomes; it takes one tensor as query, key and value, without dropout, and computes the same."""
+    """What an `nn.MultiheadAttention` becomes; it takes one tensor as query, key and value, without dropout,
+    and computes the same.
+    """
 
     in_proj: nn.Linear
 
@@ -90,9 +113,14 @@ class SelfAttention(nn.MultiheadAttention):
         Raises: ModelError: Query, key and value are not one tensor, or the model is in training mode.
         """
         if key is not query or value is not query or (self.training and self.dropout > 0):
-            raise ModelError("This attention was written out for one tensor as query, key and value, without dropout. Call it as when it was analysed.")
+            raise ModelError(
+                "This attention was written out for one tensor as query, key and value, without dropout. "
+                "Call it as when it was analysed."
+            )
         x = query.unsqueeze(0) if query.ndim == 2 else query if self.batch_first else query.transpose(0, 1)
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.in_proj(x).chunk(3, -1))
+        q, k, v = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.in_proj(x).chunk(3, -1)
+        )
         mask = self._mask(attn_mask, key_padding_mask, x)
         weights = None
         if need_weights:
@@ -111,7 +139,11 @@ class SelfAttention(nn.MultiheadAttention):
         """The sum of both masks, broadcast to N x heads x L x S."""
         masks = []
         if attn_mask is not None:
-            masks.append(_added(attn_mask, x) if attn_mask.ndim == 2 else _added(attn_mask, x).view(-1, self.num_heads, *attn_mask.shape[1:]))
+            masks.append(
+                _added(attn_mask, x)
+                if attn_mask.ndim == 2
+                else _added(attn_mask, x).view(-1, self.num_heads, *attn_mask.shape[1:])
+            )
         if key_padding_mask is not None:
             masks.append(_added(key_padding_mask, x).reshape(len(x), 1, 1, -1))
         return None if not masks else masks[0] if len(masks) == 1 else masks[0] + masks[1]
@@ -119,4 +151,8 @@ class SelfAttention(nn.MultiheadAttention):
 
 def _added(mask: Tensor, x: Tensor) -> Tensor:
     """A mask as numbers to be added to scores; True of a boolean one hides, as in `nn.MultiheadAttention`."""
-    return torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask.to(x.dtype)
+    return (
+        torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(mask, -torch.inf)
+        if mask.dtype == torch.bool
+        else mask.to(x.dtype)
+    )

@@ -1,9 +1,11 @@
-"""Layers that compute their weight from parameters alone: the weight that they compute is put in the place of the one that they hold.
+"""Layers that compute their weight from parameters alone: the weight that they compute is put in the place of
+the one that they hold.
 
-Weight-standardised convolutions do so in their forward, weight and spectral norms in a parametrisation or a hook. What is quantised must be the weight
-that runs, and it is the same at every call.
+Weight-standardised convolutions do so in their forward, weight and spectral norms in a parametrisation or a
+hook. What is quantised must be the weight that runs, and it is the same at every call.
 
-References: Qiao et al., Micro-Batch Training with Batch-Channel Normalization and Weight Standardization, arXiv:1903.10520.
+References: Qiao et al., Micro-Batch Training with Batch-Channel Normalization and Weight Standardization,
+    arXiv:1903.10520.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ Layer = nn.Conv2d | nn.Linear
 
 
 def is_bakeable(trace: Trace, op: Op, module: nn.Module) -> bool:
-    """Whether an operation is the one product of a layer with a weight that it computes from its own parameters alone."""
+    """Whether an operation is the one product of a layer with a weight that it computes from its own
+    parameters alone.
+    """
     if op.kind not in ("conv2d", "linear") or not op.path:
         return False
     layer, weight = module.get_submodule(op.path), trace.constant.get(op.operands[1])
@@ -35,15 +39,27 @@ def is_bakeable(trace: Trace, op: Op, module: nn.Module) -> bool:
         return False
     behind = list(trace.constants_behind(op.operands[1]))
     inside = bool(behind) and all(c.name is None or c.name.startswith(f"{op.path}.") for c in behind)
-    return inside and trace.shape(op.operands[1]) == tuple(layer.weight.shape) and _is_alone(trace, op) and _is_held(layer)
+    return (
+        inside
+        and trace.shape(op.operands[1]) == tuple(layer.weight.shape)
+        and _is_alone(trace, op)
+        and _is_held(layer)
+    )
 
 
 def _is_alone(trace: Trace, op: Op) -> bool:
-    """Whether every call of the layer multiplies its input once, by a weight that is computed from the same parameters."""
-    calls = [[o for o in ops if o.kind in PRODUCTS and not trace.dynamic.isdisjoint(o.operands)] for ops in trace.calls[op.path].values()]
+    """Whether every call of the layer multiplies its input once, by a weight that is computed from the same
+    parameters.
+    """
+    calls = [
+        [o for o in ops if o.kind in PRODUCTS and not trace.dynamic.isdisjoint(o.operands)]
+        for ops in trace.calls[op.path].values()
+    ]
     if any(len(products) != 1 for products in calls):
         return False
-    behind = {frozenset(c.name for c in trace.constants_behind(products[0].operands[1])) for products in calls}
+    behind = {
+        frozenset(c.name for c in trace.constants_behind(products[0].operands[1])) for products in calls
+    }
     return len(behind) == 1
 
 
@@ -61,15 +77,21 @@ def _norm_hooks(layer: Layer) -> list[WeightNorm | SpectralNorm]:
 
 @torch.no_grad()
 def bake(layer: Layer) -> None:
-    """Give a layer, in place, the weight that it computes as its own parameter; from then on it multiplies by that parameter as it stands."""
+    """Give a layer, in place, the weight that it computes as its own parameter; from then on it multiplies by
+    that parameter as it stands.
+    """
     weight = computed_weight(layer)
     needed = any(parameter.requires_grad for parameter in layer.parameters())
-    if parametrize.is_parametrized(layer):  # torch's own way off changes the class, and with it every copy of the layer
+    if parametrize.is_parametrized(
+        layer
+    ):  # torch's own way off changes the class, and with it every copy of the layer
         layer.__class__ = parametrize.type_before_parametrizations(layer)
         del layer.parametrizations
     for hook in _norm_hooks(layer):
         (remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm)(layer, "weight")
-    ramp = torch.linspace(-1, 2, weight.numel()).reshape(weight.shape)  # not a weight that any norm gives: computing it anew would change it
+    ramp = torch.linspace(-1, 2, weight.numel()).reshape(
+        weight.shape
+    )  # not a weight that any norm gives: computing it anew would change it
     layer.register_parameter("weight", nn.Parameter(ramp, requires_grad=False))
     if not torch.equal(computed_weight(layer), ramp):
         layer.__class__ = _baked(type(layer))  # type: ignore[assignment]
@@ -87,19 +109,29 @@ def computed_weight(layer: Layer) -> Tensor:
 def _input(layer: Layer) -> Tensor:
     if isinstance(layer, nn.Linear):
         return torch.zeros(1, layer.in_features)
-    size = [2 * dilation * kernel + 1 for kernel, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
+    size = [
+        2 * dilation * kernel + 1 for kernel, dilation in zip(layer.kernel_size, layer.dilation, strict=True)
+    ]
     return torch.zeros(1, layer.in_channels, *size)
 
 
 class _Weights(TorchFunctionMode):
-    """Keeps the weights that convolutions and linear maps are called with, and puts another in their place where there is one."""
+    """Keeps the weights that convolutions and linear maps are called with, and puts another in their place
+    where there is one.
+    """
 
     def __init__(self, instead: Tensor | None = None) -> None:
         super().__init__()
         self.weights: list[Tensor] = []
         self._instead = instead
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") not in ("conv2d", "linear"):
             return func(*args, **kwargs)
@@ -112,7 +144,9 @@ class _Weights(TorchFunctionMode):
 
 
 class _Baked(nn.Module):
-    """What a layer's class is mixed with when its forward would compute the weight anew from the one that it computed."""
+    """What a layer's class is mixed with when its forward would compute the weight anew from the one that it
+    computed.
+    """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own forward, padding and all, with the parameter in the place of what it computes."""
@@ -128,7 +162,9 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 def _baked(cls: type[nn.Module]) -> type[nn.Module]:
     if cls not in _CLASSES:
-        _CLASSES[cls] = type(cls.__name__, (_Baked, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+        _CLASSES[cls] = type(
+            cls.__name__, (_Baked, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__}
+        )
     return _CLASSES[cls]
 
 

@@ -24,8 +24,10 @@ class Calls:
     """What two passes saw.
 
     Args:
-        one_tensor: Modules whose every call was given a tensor as its first positional argument, and gave one.
-        by_image: Those of them whose two tensors have the images on axis 0: as many rows in as out, and twice as many for two images.
+        one_tensor: Modules whose every call was given a tensor as its first positional argument, and gave
+            one.
+        by_image: Those of them whose two tensors have the images on axis 0: as many rows in as out, and twice
+            as many for two images.
         given: Module -> most tensors that a call of it was given, read or not, in whatever sequences.
     """
 
@@ -47,15 +49,21 @@ def observe_calls(module: nn.Module, image: Tensor, names: Iterable[str]) -> Cal
     given: Counter[str] = Counter()
     one, two = (_pass(module, images, watched, given) for images in (image, torch.cat([image, image])))
     tensors = {name for name in watched if one[name] and two[name] and None not in one[name] + two[name]}
-    return Calls(frozenset(tensors), frozenset(name for name in tensors if _doubles(one[name], two[name])), given)
+    return Calls(
+        frozenset(tensors), frozenset(name for name in tensors if _doubles(one[name], two[name])), given
+    )
 
 
-def _pass(module: nn.Module, images: Tensor, watched: dict[str, nn.Module], given: Counter[str]) -> dict[str, _Sizes]:
+def _pass(
+    module: nn.Module, images: Tensor, watched: dict[str, nn.Module], given: Counter[str]
+) -> dict[str, _Sizes]:
     found: dict[str, _Sizes] = {name: [] for name in watched}
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given[name] = max(given[name], sum(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))))
+            given[name] = max(
+                given[name], sum(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs)))
+            )
             rows = [len(t) for t in (*args[:1], output) if isinstance(t, Tensor) and t.ndim > 1]
             found[name].append((rows[0], rows[1]) if len(rows) == 2 else None)
 
@@ -67,7 +75,8 @@ def _pass(module: nn.Module, images: Tensor, watched: dict[str, nn.Module], give
             module(images)
     except Exception as error:  # a model may raise anything on a batch that it does not take
         raise ModelError(
-            f"The model does not take {len(images)} images at once, shape {tuple(images.shape)}: {first_line(error)} Let its forward take any number."
+            f"The model does not take {len(images)} images at once, shape {tuple(images.shape)}: "
+            f"{first_line(error)} Let its forward take any number."
         ) from error
     finally:
         for handle in handles:
@@ -78,4 +87,6 @@ def _pass(module: nn.Module, images: Tensor, watched: dict[str, nn.Module], give
 def _doubles(one: _Sizes, two: _Sizes) -> bool:
     """Whether every call has as many rows out as in, and twice as many for two images as for one."""
     pairs = zip(one, two, strict=False)
-    return len(one) == len(two) and all(a is not None and b is not None and a[0] == a[1] and b[0] == b[1] == 2 * a[0] for a, b in pairs)
+    return len(one) == len(two) and all(
+        a is not None and b is not None and a[0] == a[1] and b[0] == b[1] == 2 * a[0] for a, b in pairs
+    )

@@ -1,4 +1,5 @@
-"""Batch norms folded into the convolution or linear layer before them, and weights that layers compute put into their place.
+"""Batch norms folded into the convolution or linear layer before them, and weights that layers compute put
+into their place.
 
 After both, the weight that is quantised is the weight that runs.
 """
@@ -21,13 +22,15 @@ _AFTER_NORM = ("drop", "act")  # children of timm's BatchNormAct2d that run afte
 
 
 def find_foldable(trace: Trace, module: nn.Module) -> tuple[tuple[str, str], ...]:
-    """(layer, batch norm) for each batch norm that reads what one convolution or linear layer alone gives to it alone, and before it (layer, its weight).
+    """(layer, batch norm) for each batch norm that reads what one convolution or linear layer alone gives to
+    it alone, and before it (layer, its weight).
 
-    The latter, such as `("stem", "stem.weight")`, is for layers that compute the weight that they multiply by: `mpsearch.models.bake`; and
-    `("attn", "attn.in_proj_weight")` for attentions that can be written out, `("attn", "attn.qkv_bias_separate")` for those that can be switched to call
-    their projection: `mpsearch.models.attention`.
-    A layer or a norm that is called more than once, shares its weight, or is registered under two names is left alone, and so is a norm
-    without running statistics or with a forward of its own.
+    The latter, such as `("stem", "stem.weight")`, is for layers that compute the weight that they multiply
+    by: `mpsearch.models.bake`; and `("attn", "attn.in_proj_weight")` for attentions that can be written out,
+    `("attn", "attn.qkv_bias_separate")` for those that can be switched to call their projection:
+    `mpsearch.models.attention`. A layer or a norm that is called more than once, shares its weight, or is
+    registered under two names is left alone, and so is a norm without running statistics or with a forward of
+    its own.
 
     Args:
         trace: Trace of `module`.
@@ -47,16 +50,21 @@ def find_foldable(trace: Trace, module: nn.Module) -> tuple[tuple[str, str], ...
         layer = trace.producer.get(norm.inputs[0]) if norm.kind == "batch_norm" else None
         if layer is None or len(trace.calls[norm.path]) != 1 or len(trace.calls[layer.path]) != 1:
             continue
-        if _feeds_only(trace, layer, norm) and _is_layer(trace, layer, module) and _is_norm(trace, norm, module):
+        if (
+            _feeds_only(trace, layer, norm)
+            and _is_layer(trace, layer, module)
+            and _is_norm(trace, norm, module)
+        ):
             pairs.append((layer.path, norm.path))
     return tuple(pairs)
 
 
 def fold_batch_norm(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
-    """A copy of the model in eval mode whose named batch norms are folded into their layers, in float64 arithmetic, and whose named weights are computed.
+    """A copy of the model in eval mode whose named batch norms are folded into their layers, in float64
+    arithmetic, and whose named weights are computed.
 
-    A folded norm becomes `Identity`, or the activation that it holds (timm's BatchNormAct2d). Only names and shapes are read, so that
-    recorded pairs fold a freshly built model into the form of a checkpoint.
+    A folded norm becomes `Identity`, or the activation that it holds (timm's BatchNormAct2d). Only names and
+    shapes are read, so that recorded pairs fold a freshly built model into the form of a checkpoint.
 
     Args:
         module: Left as it is.
@@ -78,7 +86,8 @@ def fold_batch_norm(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.M
         norm = _get(folded, norm_name)
         if not isinstance(layer, nn.Conv2d | nn.Linear) or not isinstance(norm, _Norm):
             raise ModelError(
-                f"{norm_name!r} ({type(norm).__name__}) cannot be folded into {layer_name!r} ({type(layer).__name__}): "
+                f"{norm_name!r} ({type(norm).__name__}) cannot be folded into {layer_name!r} "
+                f"({type(layer).__name__}): "
                 "it takes a batch norm and a convolution or linear layer. The pairs belong to another model."
             )
         _fold_one(layer, norm, layer_name, norm_name)
@@ -92,7 +101,9 @@ def _feeds_only(trace: Trace, layer: Op, norm: Op) -> bool:
 
 
 def _is_layer(trace: Trace, op: Op, module: nn.Module) -> bool:
-    """Whether the op is a layer that uses its own weight and gives channels on axis 1, where a batch norm has them."""
+    """Whether the op is a layer that uses its own weight and gives channels on axis 1, where a batch norm has
+    them.
+    """
     if op.kind not in ("conv2d", "linear") or len(op.shape) != (4 if op.kind == "conv2d" else 2):
         return False
     layer, weight = module.get_submodule(op.path), trace.constant.get(op.operands[1])
@@ -119,11 +130,16 @@ def _is_single(module: nn.Module, layer: nn.Module) -> bool:
 def _fold_one(layer: nn.Conv2d | nn.Linear, norm: _Norm, layer_name: str, norm_name: str) -> None:
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None or len(mean) != len(layer.weight):
-        raise ModelError(f"Batch norm {norm_name!r} does not fit the {len(layer.weight)} outputs of {layer_name!r}. The pairs belong to another model.")
+        raise ModelError(
+            f"Batch norm {norm_name!r} does not fit the {len(layer.weight)} outputs of {layer_name!r}. "
+            "The pairs belong to another model."
+        )
     with torch.no_grad():
         weight, bias = layer.weight, layer.bias
         factor = torch.rsqrt(var.double() + norm.eps) * (1.0 if norm.weight is None else norm.weight.double())
-        shift = ((0.0 if bias is None else bias.double()) - mean.double()) * factor + (0.0 if norm.bias is None else norm.bias.double())
+        shift = ((0.0 if bias is None else bias.double()) - mean.double()) * factor + (
+            0.0 if norm.bias is None else norm.bias.double()
+        )
         scaled = weight.double() * factor.reshape(-1, *[1] * (weight.ndim - 1))
         layer.weight = nn.Parameter(scaled.to(weight.dtype), requires_grad=weight.requires_grad)
         layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
@@ -140,4 +156,6 @@ def _get(module: nn.Module, name: str) -> nn.Module:
     try:
         return module.get_submodule(name)
     except AttributeError:
-        raise ModelError(f"The model has no module {name!r} to fold. The pairs belong to another model.") from None
+        raise ModelError(
+            f"The model has no module {name!r} to fold. The pairs belong to another model."
+        ) from None

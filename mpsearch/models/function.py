@@ -1,4 +1,6 @@
-"""Whether a model is a function of its input: what is random, keeps a state or mixes the images of a batch cannot be quantised."""
+"""Whether a model is a function of its input: what is random, keeps a state or mixes the images of a batch
+cannot be quantised.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from mpsearch.models.record import try_forward
 from mpsearch.models.tree import prepared
 
 _SAME, _BESIDE = 1e-4, 1e-2
-"""Relative distance of two passes, and of a pass with another sample beside: sums in another order differ by less, and what is
-computed in half precision; what is random by far more."""
+"""Relative distance of two passes, and of a pass with another sample beside: sums in another order differ by
+less, and what is computed in half precision; what is random by far more."""
 _Passes = dict[tuple[str, int], tuple[Tensor | None, Tensor | None]]
 """(module, call) -> its input and output."""
 
@@ -23,7 +25,8 @@ def require_function(module: nn.Module, example: Tensor) -> Tensor:
     """Two passes must agree, and what a sample gives must not depend on the others of its batch.
 
     Args:
-        module: Model of one tensor in, one tensor out; in eval mode during the check, its modes as found afterwards.
+        module: Model of one tensor in, one tensor out; in eval mode during the check, its modes as found
+            afterwards.
         example: N x ..., of which the first sample is used, and an altered copy of it beside it.
 
     Returns: Output of the first sample, 1 x ...
@@ -36,7 +39,8 @@ def require_function(module: nn.Module, example: Tensor) -> Tensor:
         output = try_forward(module, one)
         if not _same(output, module(one), _SAME):
             raise ModelError(
-                f"The model gives two outputs for one input: {_first_odd(module, one, one, _SAME)} is random or keeps a state in "
+                f"The model gives two outputs for one input: {_first_odd(module, one, one, _SAME)} is "
+                "random or keeps a state in "
                 "eval mode. Switch that off there, as F.dropout(x, p, training=self.training) does."
             )
         try:
@@ -45,8 +49,10 @@ def require_function(module: nn.Module, example: Tensor) -> Tensor:
             return output
         if len(beside) == 2 and not _same(output, beside[:1], _BESIDE):
             raise ModelError(
-                f"What the model gives for an image depends on the others of its batch: {_first_odd(module, one, two, _BESIDE)} "
-                "mixes them, as a batch norm without running statistics does. Give it statistics (track_running_stats=True)."
+                "What the model gives for an image depends on the others of its batch: "
+                f"{_first_odd(module, one, two, _BESIDE)} "
+                "mixes them, as a batch norm without running statistics does. Give it statistics "
+                "(track_running_stats=True)."
             )
     return output
 
@@ -55,7 +61,9 @@ def _same(one: Tensor, other: Tensor, tolerance: float) -> bool:
     if one.shape != other.shape:
         return False
     distance = (one.double() - other.double()).norm()
-    return bool(distance <= tolerance * one.double().norm()) or not bool(torch.isfinite(distance))  # NaN is told elsewhere
+    return bool(distance <= tolerance * one.double().norm()) or not bool(
+        torch.isfinite(distance)
+    )  # NaN is told elsewhere
 
 
 def _first_odd(module: nn.Module, one: Tensor, other: Tensor, tolerance: float) -> str:
@@ -65,7 +73,9 @@ def _first_odd(module: nn.Module, one: Tensor, other: Tensor, tolerance: float) 
         given_again, again = second.get((path, call), (None, None))
         if given is None or given_again is None or output is None or again is None:
             continue
-        if _same(given, given_again[: len(given)], tolerance) and not _same(output, again[: len(output)], tolerance):
+        if _same(given, given_again[: len(given)], tolerance) and not _same(
+            output, again[: len(output)], tolerance
+        ):
             kind = type(module.get_submodule(path)).__name__
             return f"{path} ({kind})" if path else kind
     return type(module).__name__
@@ -84,7 +94,10 @@ def _pass(module: nn.Module, inputs: Tensor) -> _Passes:
 
     with ExitStack() as stack:
         for path, m in module.named_modules():
-            for handle in (m.register_forward_pre_hook(partial(enter, path)), m.register_forward_hook(partial(leave, path))):
+            for handle in (
+                m.register_forward_pre_hook(partial(enter, path)),
+                m.register_forward_hook(partial(leave, path)),
+            ):
                 stack.callback(handle.remove)
         module(inputs)
     return found

@@ -1,4 +1,6 @@
-"""Models from timm, from a factory in a Python file, or from an `nn.Module`: in eval mode, float32, weights checked."""
+"""Models from timm, from a factory in a Python file, or from an `nn.Module`: in eval mode, float32, weights
+checked.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class ModelSource:
     """How a model is built anew.
 
     Args:
-        kind: `timm`, `factory` (`path/to/file.py:function`) or `module` (given as an object, so it cannot be built from this).
+        kind: `timm`, `factory` (`path/to/file.py:function`) or `module` (given as an object, so it cannot be
+            built from this).
         name: Name in timm, the factory as it was typed, or the class of the module.
         kwargs: Arguments of the model; plain JSON values.
     """
@@ -57,7 +60,8 @@ class LoadedModel:
     Args:
         module: In eval mode, float32, all weights finite.
         source: How it was built.
-        data_config: What its images must look like, in timm's words: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode.
+        data_config: What its images must look like, in timm's words: input_size (C, H, W), mean, std,
+            interpolation, crop_pct, crop_mode.
     """
 
     module: nn.Module
@@ -65,11 +69,14 @@ class LoadedModel:
     data_config: DataConfig
 
 
-def load_model(spec: str, *, weights: Path | None = None, pretrained: bool = False, kwargs: dict[str, Any] | None = None) -> LoadedModel:
+def load_model(
+    spec: str, *, weights: Path | None = None, pretrained: bool = False, kwargs: dict[str, Any] | None = None
+) -> LoadedModel:
     """Build a model and load its weights.
 
-    Without `weights` and `pretrained` the weights are whatever the constructor leaves: random for timm, the factory's own for a factory.
-    A factory says what its images look like by setting `model.pretrained_cfg`; where it does not, timm's ImageNet defaults hold.
+    Without `weights` and `pretrained` the weights are whatever the constructor leaves: random for timm, the
+    factory's own for a factory. A factory says what its images look like by setting `model.pretrained_cfg`;
+    where it does not, timm's ImageNet defaults hold.
 
     Args:
         spec: Name in timm, or `path/to/file.py:function`.
@@ -96,14 +103,22 @@ def from_module(module: nn.Module, data_config: DataConfig | None = None) -> Loa
 
     Args:
         module: One tensor in, one tensor out.
-        data_config: What its images look like, over what `module.pretrained_cfg` or timm's ImageNet defaults say.
+        data_config: What its images look like, over what `module.pretrained_cfg` or timm's ImageNet defaults
+            say.
     Raises: ModelError: It is not a module, or its weights are not finite.
     """
     if not isinstance(module, nn.Module):
-        raise ModelError(f"The model is a {type(module).__name__}. Give an nn.Module, a timm name or path/to/file.py:function.")
+        raise ModelError(
+            f"The model is a {type(module).__name__}. Give an nn.Module, a timm name or "
+            "path/to/file.py:function."
+        )
     module = unwrapped(module)
     check_finite(module)
-    return LoadedModel(as_float(module), ModelSource("module", type(module).__name__), {**_data_config(module, {}), **(data_config or {})})
+    return LoadedModel(
+        as_float(module),
+        ModelSource("module", type(module).__name__),
+        {**_data_config(module, {}), **(data_config or {})},
+    )
 
 
 def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
@@ -116,13 +131,19 @@ def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
     try:
         json.dumps(source.kwargs, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ModelError(f"The model arguments {source.kwargs} are not plain values ({error}). Use numbers, texts, lists and true/false.") from None
+        raise ModelError(
+            f"The model arguments {source.kwargs} are not plain values ({error}). Use numbers, texts, "
+            "lists and true/false."
+        ) from None
     if source.kind == "timm":
         module = _build_timm(source, pretrained)
     elif source.kind == "factory":
         module = _build_factory(source, pretrained)
     else:
-        raise ModelError(f"The model {source.name!r} was given as an object and cannot be built from its name. Pass the module again, or write a factory.")
+        raise ModelError(
+            f"The model {source.name!r} was given as an object and cannot be built from its name. Pass "
+            "the module again, or write a factory."
+        )
     return module.float().eval()
 
 
@@ -134,35 +155,50 @@ def _build_timm(source: ModelSource, pretrained: bool) -> nn.Module:
     name = source.name
     if not timm.is_model(name):
         known = timm.list_models()
-        raise UnknownNameError("timm model", name, known, "A model of your own is written path/to/file.py:function.")
+        raise UnknownNameError(
+            "timm model", name, known, "A model of your own is written path/to/file.py:function."
+        )
     try:
         module: nn.Module = timm.create_model(name, pretrained=False, **source.kwargs)
     except Exception as error:  # a constructor may raise anything on arguments that it does not take
-        raise ModelError(f"timm cannot build {name!r} with {source.kwargs}: {first_line(error)} Check the arguments of the model.") from error
+        raise ModelError(
+            f"timm cannot build {name!r} with {source.kwargs}: {first_line(error)} Check the arguments "
+            "of the model."
+        ) from error
     if not pretrained:
         return module
     try:
         return timm.create_model(name, pretrained=True, **source.kwargs)
     except Exception as error:  # the hub raises errors of several libraries
         raise ModelError(
-            f"The pretrained weights of {name!r} cannot be had: {first_line(error)} Download them elsewhere and pass them with --weights FILE.safetensors."
+            f"The pretrained weights of {name!r} cannot be had: {first_line(error)} Download them "
+            "elsewhere and pass them with --weights FILE.safetensors."
         ) from error
 
 
 def _build_factory(source: ModelSource, pretrained: bool) -> nn.Module:
-    file, _, function = source.name.rpartition(":") if not source.name.endswith(".py") else (source.name, "", "")
+    file, _, function = (
+        source.name.rpartition(":") if not source.name.endswith(".py") else (source.name, "", "")
+    )
     if not function:
         raise ModelError(f"{source.name!r} names no function. Write path/to/file.py:function.")
     if pretrained:
-        raise ModelError(f"The factory {source.name!r} has no pretrained weights to download. Pass them with --weights FILE.safetensors.")
+        raise ModelError(
+            f"The factory {source.name!r} has no pretrained weights to download. Pass them with "
+            "--weights FILE.safetensors."
+        )
     factory = getattr(_import_file(Path(file)), function, None)
     if not callable(factory):
-        raise ModelError(f"{file} has no function {function!r}. Write path/to/file.py:function with a function that returns an nn.Module.")
+        raise ModelError(
+            f"{file} has no function {function!r}. Write path/to/file.py:function with a function that "
+            "returns an nn.Module."
+        )
     try:
         module = factory(**source.kwargs)
     except Exception as error:  # the user's own code may raise anything
         raise ModelError(
-            f"{source.name} failed with {source.kwargs}: {type(error).__name__}: {first_line(error)} Mend the factory or its arguments."
+            f"{source.name} failed with {source.kwargs}: {type(error).__name__}: {first_line(error)} "
+            "Mend the factory or its arguments."
         ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{source.name} returned a {type(module).__name__}. It must return an nn.Module.")
@@ -170,20 +206,31 @@ def _build_factory(source: ModelSource, pretrained: bool) -> nn.Module:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The model inside `torch.compile` and `nn.DataParallel`, whose copies could not be traced. Raises ModelError on TorchScript."""
+    """The model inside `torch.compile` and `nn.DataParallel`, whose copies could not be traced. Raises
+    ModelError on TorchScript.
+    """
     if isinstance(module, torch.jit.ScriptModule):
-        raise ModelError(f"The model is TorchScript ({type(module).__name__}), whose layers cannot be exchanged. Give the nn.Module that it was made from.")
-    inner = getattr(module, "_orig_mod", None) or (module.module if isinstance(module, nn.DataParallel | DistributedDataParallel) else None)
+        raise ModelError(
+            f"The model is TorchScript ({type(module).__name__}), whose layers cannot be exchanged. Give "
+            "the nn.Module that it was made from."
+        )
+    inner = getattr(module, "_orig_mod", None) or (
+        module.module if isinstance(module, nn.DataParallel | DistributedDataParallel) else None
+    )
     return unwrapped(inner) if isinstance(inner, nn.Module) else module
 
 
 def as_float(module: nn.Module) -> nn.Module:
-    """A copy in float32 and eval mode: what a module that was given as an object is taken for, whenever it is given."""
+    """A copy in float32 and eval mode: what a module that was given as an object is taken for, whenever it is
+    given.
+    """
     return copied(unwrapped(module)).float().eval()
 
 
 def as_stored(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> nn.Module:
-    """A copy in eval mode whose numbers have the types of a file: float32, but where the file has a tensor of another type."""
+    """A copy in eval mode whose numbers have the types of a file: float32, but where the file has a tensor of
+    another type.
+    """
     copy = copied(unwrapped(module)).eval()
     for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
         dtype = dtypes.get(name, torch.float32)
@@ -193,7 +240,9 @@ def as_stored(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> nn.Module
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file under a name of its own, so that two files of one name, or of an installed package's name, do not meet."""
+    """Import a file under a name of its own, so that two files of one name, or of an installed package's
+    name, do not meet.
+    """
     if not path.is_file():
         raise ModelError(f"There is no file {path}. Write path/to/file.py:function.")
     name = f"_mpsearch_factory_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
@@ -206,7 +255,9 @@ def _import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's own code may raise anything
         del sys.modules[name]
-        raise ModelError(f"{path} cannot be imported: {type(error).__name__}: {first_line(error)} Mend the file.") from error
+        raise ModelError(
+            f"{path} cannot be imported: {type(error).__name__}: {first_line(error)} Mend the file."
+        ) from error
     return module
 
 

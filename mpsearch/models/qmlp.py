@@ -1,10 +1,13 @@
-"""Q-MLP: ResMLP with what makes its activations fit a few bits. Models to be trained, or fine-tuned with quantisation; no post-training method.
+"""Q-MLP: ResMLP with what makes its activations fit a few bits. Models to be trained, or fine-tuned with
+quantisation; no post-training method.
 
-Of the five techniques three are here: layer norm in place of the affine "norm", bounded activation functions, and several token-mixing
-MLPs side by side. The other two are choices of quantiser: percentile ranges (`percentile:percent=99.99`) and asymmetric grids for
-sensitive units (`reconstruct.finetune.sensitive_units`).
+Of the five techniques three are here: layer norm in place of the affine "norm", bounded activation functions,
+and several token-mixing MLPs side by side. The other two are choices of quantiser: percentile ranges
+(`percentile:percent=99.99`) and asymmetric grids for sensitive units
+(`reconstruct.finetune.sensitive_units`).
 
-References: after Zhao, Dong, Keutzer, Q-MLP, arXiv:2209.06383, of which the abstract was read; what it leaves open is chosen here.
+References: after Zhao, Dong, Keutzer, Q-MLP, arXiv:2209.06383, of which the abstract was read; what it leaves
+    open is chosen here.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ BOUND = 6.0
 
 
 class ClippedGELU(nn.Module):
-    """min(GELU(x), 6): between -0.17 and 6, so that the range of its quantiser is known before any image is seen."""
+    """min(GELU(x), 6): between -0.17 and 6, so that the range of its quantiser is known before any image is
+    seen.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as `x`."""
@@ -44,10 +49,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"clipped_gelu": ClippedGELU, "relu6":
 class TokenMixing(nn.Module):
     """K maps over the token axis, side by side, summed: sum over k of T_k(X). Experimental.
 
-    A branch is one linear layer (ratio 0, ResMLP's own) or an MLP with `ratio` * N hidden units. Linear branches alone are one
-    linear map in float; what they add is a finer grid once their weights are quantised.
+    A branch is one linear layer (ratio 0, ResMLP's own) or an MLP with `ratio` * N hidden units. Linear
+    branches alone are one linear map in float; what they add is a finer grid once their weights are
+    quantised.
 
-    References: after Zhao, Dong, Keutzer, Q-MLP, arXiv:2209.06383 ("multiple token-mixing MLPs"; their form was not seen, this one is chosen here).
+    References: after Zhao, Dong, Keutzer, Q-MLP, arXiv:2209.06383 ("multiple token-mixing MLPs"; their form
+        was not seen, this one is chosen here).
 
     Args:
         tokens: N.
@@ -58,9 +65,15 @@ class TokenMixing(nn.Module):
     def __init__(self, tokens: int, ratios: Sequence[float], act_layer: type[nn.Module]) -> None:
         super().__init__()
         if not ratios or min(ratios) < 0:
-            raise OptionError(f"token_ratios is {list(ratios)}; it needs one number for each token-mixing branch, 0 or positive, such as [0, 0.5].")
+            raise OptionError(
+                f"token_ratios is {list(ratios)}; it needs one number for each token-mixing branch, 0 or "
+                "positive, such as [0, 0.5]."
+            )
         self.branches = nn.ModuleList(
-            Mlp(tokens, max(1, round(ratio * tokens)), act_layer=act_layer) if ratio else nn.Linear(tokens, tokens) for ratio in ratios
+            Mlp(tokens, max(1, round(ratio * tokens)), act_layer=act_layer)
+            if ratio
+            else nn.Linear(tokens, tokens)
+            for ratio in ratios
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,9 +87,11 @@ class TokenMixing(nn.Module):
 
 
 class QMlpBlock(nn.Module):
-    """X + ls1 * sum over k of T_k(LN(X)), then X + ls2 * MLP(LN(X)); layer norm over channels in place of ResMLP's affine "norm".
+    """X + ls1 * sum over k of T_k(LN(X)), then X + ls2 * MLP(LN(X)); layer norm over channels in place of
+    ResMLP's affine "norm".
 
-    References: Touvron et al., ResMLP, arXiv:2105.03404 (the block); after Zhao, Dong, Keutzer, Q-MLP, arXiv:2209.06383 (what differs).
+    References: Touvron et al., ResMLP, arXiv:2105.03404 (the block); after Zhao, Dong, Keutzer, Q-MLP,
+        arXiv:2209.06383 (what differs).
 
     Args:
         dim: C, channels.
@@ -151,14 +166,26 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def qmlp_s24_224(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
-    """Q-MLP of the size of ResMLP-S24: 196 tokens of 16 x 16 pixels, width 384, 24 blocks. There are no trained weights."""
-    return _create("qmlp_s24_224", pretrained, {"patch_size": 16, "num_blocks": 24, "embed_dim": 384, "init_values": 1e-5, **kwargs})
+    """Q-MLP of the size of ResMLP-S24: 196 tokens of 16 x 16 pixels, width 384, 24 blocks. There are no
+    trained weights.
+    """
+    return _create(
+        "qmlp_s24_224",
+        pretrained,
+        {"patch_size": 16, "num_blocks": 24, "embed_dim": 384, "init_values": 1e-5, **kwargs},
+    )
 
 
 @register_model
 def qmlp_cifar(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
-    """Q-MLP for 32 x 32 images: 64 tokens of 4 x 4 pixels, width 160, 6 blocks. There are no trained weights."""
-    return _create("qmlp_cifar", pretrained, {"img_size": 32, "patch_size": 4, "num_blocks": 6, "embed_dim": 160, "num_classes": 10, **kwargs})
+    """Q-MLP for 32 x 32 images: 64 tokens of 4 x 4 pixels, width 160, 6 blocks. There are no trained
+    weights.
+    """
+    return _create(
+        "qmlp_cifar",
+        pretrained,
+        {"img_size": 32, "patch_size": 4, "num_blocks": 6, "embed_dim": 160, "num_classes": 10, **kwargs},
+    )
 
 
 def _create(variant: str, pretrained: bool, options: dict[str, Any]) -> MlpMixer:
@@ -166,8 +193,18 @@ def _create(variant: str, pretrained: bool, options: dict[str, Any]) -> MlpMixer
     activation = options.pop("activation", "clipped_gelu")
     if activation not in ACTIVATIONS:
         raise UnknownNameError("activation of a Q-MLP", activation, ACTIVATIONS)
-    block = partial(QMlpBlock, token_ratios=options.pop("token_ratios", (0.0, 0.5)), init_values=options.pop("init_values", 0.1))
+    block = partial(
+        QMlpBlock,
+        token_ratios=options.pop("token_ratios", (0.0, 0.5)),
+        init_values=options.pop("init_values", 0.1),
+    )
     norm = partial(nn.LayerNorm, eps=1e-6)
-    options = {"mlp_ratio": 4, "block_layer": block, "norm_layer": norm, "act_layer": ACTIVATIONS[activation], **options}
+    options = {
+        "mlp_ratio": 4,
+        "block_layer": block,
+        "norm_layer": norm,
+        "act_layer": ACTIVATIONS[activation],
+        **options,
+    }
     model: MlpMixer = build_model_with_cfg(MlpMixer, variant, pretrained, **options)
     return model

@@ -1,4 +1,6 @@
-"""What convolutions and linear layers multiply their weights with, whatever a module does before, such as padding of its own."""
+"""What convolutions and linear layers multiply their weights with, whatever a module does before, such as
+padding of its own.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class Read:
         stride: Stride of the convolution.
         dilation: Dilation of the convolution.
         groups: Groups of the convolution; 1 for a linear layer.
-        bias: What is added to the product: the layer's own parameter, unless it computes another; None for nothing.
+        bias: What is added to the product: the layer's own parameter, unless it computes another; None for
+            nothing.
     """
 
     x: Tensor
@@ -50,9 +53,15 @@ class Read:
         return down * across
 
     def windows(self, places: Tensor | None = None) -> Tensor:
-        """N x G x n x P: what meets a row of the weight, G groups of n values at each place, or at the given ones (int64, P') alone."""
+        """N x G x n x P: what meets a row of the weight, G groups of n values at each place, or at the given
+        ones (int64, P') alone.
+        """
         if self.kernel is None:
-            x = self.x.reshape(len(self.x), -1, self.x.shape[-1]) if self.x.ndim > 1 else self.x.view(1, 1, -1)
+            x = (
+                self.x.reshape(len(self.x), -1, self.x.shape[-1])
+                if self.x.ndim > 1
+                else self.x.view(1, 1, -1)
+            )
             found = x.transpose(1, 2).unsqueeze(1)
             return found if places is None else found[..., places]
         count, channels = self.x.shape[:2]
@@ -71,7 +80,11 @@ class Read:
         """G x n: mean over all places of all images."""
         if self.kernel is None:
             return self.x.reshape(-1, self.x.shape[-1]).mean(0, keepdim=True)
-        return Read(self.x.mean(0, keepdim=True), self.kernel, self.stride, self.dilation, self.groups).windows()[0].mean(2)
+        return (
+            Read(self.x.mean(0, keepdim=True), self.kernel, self.stride, self.dilation, self.groups)
+            .windows()[0]
+            .mean(2)
+        )
 
     def _extent(self) -> tuple[int, int]:
         (kh, kw), (sh, sw), (dh, dw) = self.kernel or (1, 1), self.stride, self.dilation
@@ -92,7 +105,13 @@ class Products(TorchFunctionMode):
         for unit, weight in weights.items():
             self._units.setdefault(id(weight), []).append(unit)
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """The function's result, or what `meet` makes of it."""
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in ("linear", "conv2d"):
@@ -141,7 +160,14 @@ def read_of(given: Mapping[str, Any]) -> Read:
         height, width = (0, 0) if padding == "valid" else _pair(padding)
         pads = (width, width, height, height)
     x = x.unsqueeze(0) if x.ndim == 3 else x
-    return Read(F.pad(x, pads) if any(pads) else x, kernel, stride, dilation, given.get("groups", 1), given.get("bias"))
+    return Read(
+        F.pad(x, pads) if any(pads) else x,
+        kernel,
+        stride,
+        dilation,
+        given.get("groups", 1),
+        given.get("bias"),
+    )
 
 
 def _pair(value: Any) -> tuple[int, int]:

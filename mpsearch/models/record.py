@@ -23,16 +23,26 @@ _DROPOUTS = {"dropout", "dropout_", "feature_dropout", "alpha_dropout", "feature
 def trace_model(module: nn.Module, example: Tensor) -> Trace:
     """Record one forward pass in eval mode, without gradients, on the first sample of `example`.
 
-    Attention runs unfused where the module has timm's `fused_attn` switch, so that its two activation products are visible. The module's
-    modes and switches are as found afterwards.
+    Attention runs unfused where the module has timm's `fused_attn` switch, so that its two activation
+    products are visible. The module's modes and switches are as found afterwards.
 
     Args:
         module: Model of one tensor in, one tensor out.
         example: N x C x H x W float, or N x ... int64 where the model reads token numbers.
-    Raises: ModelError: The model does not take the example, does not return one tensor, or cannot be exported.
+    Raises: ModelError: The model does not take the example, does not return one tensor, or cannot be
+        exported.
     """
-    if not isinstance(example, Tensor) or example.ndim < 2 or len(example) < 1 or not (example.is_floating_point() or example.dtype == torch.int64):
-        found = f"{example.dtype} of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+    if (
+        not isinstance(example, Tensor)
+        or example.ndim < 2
+        or len(example) < 1
+        or not (example.is_floating_point() or example.dtype == torch.int64)
+    ):
+        found = (
+            f"{example.dtype} of shape {tuple(example.shape)}"
+            if isinstance(example, Tensor)
+            else type(example).__name__
+        )
         raise ModelError(f"The example input is {found}. Give float images, N x C x H x W, or int64 tokens.")
     image = example[:1].detach()
     with prepared(module), torch.no_grad():
@@ -42,20 +52,29 @@ def trace_model(module: nn.Module, example: Tensor) -> Trace:
                 warnings.simplefilter("ignore")  # the exporter's advice to those who keep the program
                 exported = torch.export.export(module, (image,), strict=False)
         except Exception as error:  # torch.export has no common base class for its errors
-            raise ModelError(f"The model cannot be traced by torch.export: {first_line(error)} Remove data-dependent control flow from its forward.") from error
+            raise ModelError(
+                f"The model cannot be traced by torch.export: {first_line(error)} Remove data-dependent "
+                "control flow from its forward."
+            ) from error
         return _Recorder(module, exported).record(tuple(image.shape))
 
 
 def try_forward(module: nn.Module, image: Tensor) -> Tensor:
-    """The output of a forward pass. Raises ModelError where the model takes no such input, or does not return one tensor."""
+    """The output of a forward pass. Raises ModelError where the model takes no such input, or does not return
+    one tensor.
+    """
     try:
         output = module(image)
     except Exception as error:  # a model may raise anything on an input that it does not take
         raise ModelError(
-            f"The model does not take an input of shape {tuple(image.shape)}: {first_line(error)} Give inputs of the size it was built for."
+            f"The model does not take an input of shape {tuple(image.shape)}: {first_line(error)} Give "
+            "inputs of the size it was built for."
         ) from error
     if not isinstance(output, Tensor):
-        raise ModelError(f"The model returns a {type(output).__name__}, not one tensor. Wrap it in a module that returns the logits alone.")
+        raise ModelError(
+            f"The model returns a {type(output).__name__}, not one tensor. Wrap it in a module that "
+            "returns the logits alone."
+        )
     return output
 
 
@@ -83,7 +102,9 @@ class _Recorder:
                     source = number
                 else:
                     target = specs[node.name].target or ""
-                    self._constants.append(Constant(number, self._tensor_names.get(target), tuple(node.meta["val"].shape)))
+                    self._constants.append(
+                        Constant(number, self._tensor_names.get(target), tuple(node.meta["val"].shape))
+                    )
             elif node.op == "output":
                 output = self._numbers(node)[0]
             else:
@@ -105,7 +126,9 @@ class _Recorder:
             return
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             self._inline(node)
-        elif node.all_input_nodes and node.all_input_nodes[0] in self._results:  # picks one result of a subgraph
+        elif (
+            node.all_input_nodes and node.all_input_nodes[0] in self._results
+        ):  # picks one result of a subgraph
             self._cell[node] = self._results[node.all_input_nodes[0]][int(str(node.args[1]))]
         elif node.meta.get("val") is not None:  # assertions on shapes and types have none
             self._operate(node)
@@ -116,7 +139,9 @@ class _Recorder:
         subgraphs = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
         if not name.startswith("wrap_with_") or len(subgraphs) != 1 or node.graph.owning_module is None:
             where = self._stack(node)[-1].path or "the model"
-            raise ModelError(f"The forward of {where} branches or loops on data ({name}). Remove this from its forward.")
+            raise ModelError(
+                f"The forward of {where} branches or loops on data ({name}). Remove this from its forward."
+            )
         given = iter(node.args[node.args.index(subgraphs[0]) + 1 :])
         body = node.graph.owning_module.get_submodule(str(subgraphs[0].target))
         for inner in body.graph.nodes:  # type: ignore[union-attr]
@@ -128,7 +153,12 @@ class _Recorder:
                 self._call(inner)
 
     def _operate(self, node: fx.Node) -> None:
-        kind, arguments, sources, value = _kind(node), _arguments(node), node.all_input_nodes, node.meta["val"]
+        kind, arguments, sources, value = (
+            _kind(node),
+            _arguments(node),
+            node.all_input_nodes,
+            node.meta["val"],
+        )
         if _is_handed_on(kind, arguments, node):
             self._hand_on(node, copied=kind == "clone")
             return
@@ -150,7 +180,9 @@ class _Recorder:
         found: list[int] = []
         for name in PRODUCTS.get(kind, ()):
             value = arguments.get(name, ())  # an overload for packed sequences names its input otherwise
-            found.extend(self._value[self._cell[n]] for n in (value if isinstance(value, Sequence) else [value]))
+            found.extend(
+                self._value[self._cell[n]] for n in (value if isinstance(value, Sequence) else [value])
+            )
         return tuple(found)
 
     def _stack(self, node: fx.Node) -> tuple[Frame, ...]:
@@ -160,7 +192,11 @@ class _Recorder:
 
 def _kind(node: fx.Node) -> str:
     schema = getattr(node.target, "_schema", None)
-    return str(schema.name).rpartition("::")[2] if schema is not None else str(getattr(node.target, "__name__", node.target))
+    return (
+        str(schema.name).rpartition("::")[2]
+        if schema is not None
+        else str(getattr(node.target, "__name__", node.target))
+    )
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
@@ -183,16 +219,25 @@ def _is_handed_on(kind: str, arguments: dict[str, Any], node: fx.Node) -> bool:
 
 def _writes_in_place(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return bool(schema and schema.arguments and schema.arguments[0].alias_info and schema.arguments[0].alias_info.is_write)
+    return bool(
+        schema
+        and schema.arguments
+        and schema.arguments[0].alias_info
+        and schema.arguments[0].alias_info.is_write
+    )
 
 
 def _conv(arguments: dict[str, Any]) -> tuple[ConvAttributes, tuple[int, int]]:
-    """Attributes of a conv2d, and what `padding="same"` adds to its input where that is not the same on both sides."""
+    """Attributes of a conv2d, and what `padding="same"` adds to its input where that is not the same on both
+    sides.
+    """
     stride, dilation, padding = _pair(arguments["stride"]), _pair(arguments["dilation"]), arguments["padding"]
     extra = (0, 0)
     if isinstance(padding, str):
         kernel = arguments["weight"].meta["val"].shape[2:]
-        total = (0, 0) if padding == "valid" else (dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1))
+        total = (
+            (0, 0) if padding == "valid" else (dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1))
+        )
         if total[0] % 2 or total[1] % 2:
             padding, extra = (0, 0), total
         else:

@@ -1,4 +1,5 @@
-"""Text encoders as modules of one tensor in, one tensor out, which is what tracing, calibration, reconstruction and export take.
+"""Text encoders as modules of one tensor in, one tensor out, which is what tracing, calibration,
+reconstruction and export take.
 
 Nothing of transformers is imported: any module serves that is called as Hugging Face's encoders are.
 """
@@ -15,17 +16,25 @@ from torch import Tensor, nn
 class TextModel(nn.Module):
     """An encoder, a pooling, and perhaps a head, on stacked tokens.
 
-    The mask is handed to the encoder as what is added to the attention scores, `N x 1 x 1 x T`, 0 or the least float: in this form
-    transformers takes it as it is. From the plain mask it would make `N x 1 x T x T`, or none where a batch has no padding, so that
-    chunks of one calibration set would take different ways.
+    The mask is handed to the encoder as what is added to the attention scores, `N x 1 x 1 x T`, 0 or the
+    least float: in this form transformers takes it as it is. From the plain mask it would make `N x 1 x T x
+    T`, or none where a batch has no padding, so that chunks of one calibration set would take different ways.
 
     Args:
-        encoder: Called with `input_ids`, `attention_mask` and, if the tokens have three rows, `token_type_ids`; gives `last_hidden_state`, `N x T x D`.
-        head: From what the pooling gives to the output; None for the pooled states themselves, normalised: an embedding.
-        pooling: `mean` of the states of the tokens that count, `N x D`; `first` state, `N x D`; or `none`, `N x T x D`.
+        encoder: Called with `input_ids`, `attention_mask` and, if the tokens have three rows,
+            `token_type_ids`; gives `last_hidden_state`, `N x T x D`.
+        head: From what the pooling gives to the output; None for the pooled states themselves, normalised: an
+            embedding.
+        pooling: `mean` of the states of the tokens that count, `N x D`; `first` state, `N x D`; or `none`, `N
+            x T x D`.
     """
 
-    def __init__(self, encoder: nn.Module, head: nn.Module | None = None, pooling: Literal["mean", "first", "none"] = "mean") -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module | None = None,
+        pooling: Literal["mean", "first", "none"] = "mean",
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
@@ -34,7 +43,9 @@ class TextModel(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """`N x F x T` int64 (ids, mask, perhaps types) -> `N x D` of length 1, or what the head gives."""
         types = {"token_type_ids": tokens[:, 2]} if tokens.shape[1] == 3 else {}
-        states = self.encoder(input_ids=tokens[:, 0], attention_mask=added_mask(tokens[:, 1]), **types).last_hidden_state
+        states = self.encoder(
+            input_ids=tokens[:, 0], attention_mask=added_mask(tokens[:, 1]), **types
+        ).last_hidden_state
         pooled = self._pool(states, tokens[:, 1])
         result: Tensor = F.normalize(pooled, dim=-1) if self.head is None else self.head(pooled)
         return result
@@ -47,7 +58,8 @@ class TextModel(nn.Module):
 
 
 class SpanHead(nn.Module):
-    """Where an answer starts and ends: two logits for each token. The one linear layer is a unit as any other.
+    """Where an answer starts and ends: two logits for each token. The one linear layer is a unit as any
+    other.
 
     Args:
         width: D.

@@ -1,8 +1,9 @@
 """One forward pass as plain data: operations, who ran them, and which tensor each one read.
 
-Everything that `models` knows of a network comes from this record and the module tree; no list of layer names or model families exists.
-Tensors are numbered: in-place operations give their target a new number, and operations that hand on their input unchanged (dropout
-in eval mode, contiguous) give none. An in-place write through a view (`x[:, 0] += 1`) is not followed back to its base.
+Everything that `models` knows of a network comes from this record and the module tree; no list of layer names
+or model families exists. Tensors are numbered: in-place operations give their target a new number, and
+operations that hand on their input unchanged (dropout in eval mode, contiguous) give none. An in-place write
+through a view (`x[:, 0] += 1`) is not followed back to its base.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class Constant:
-    """A parameter or buffer (`name` as in `state_dict`, the first where it has several) or a tensor made while tracing (`name` None)."""
+    """A parameter or buffer (`name` as in `state_dict`, the first where it has several) or a tensor made
+    while tracing (`name` None).
+    """
 
     id: int
     name: str | None
@@ -163,6 +166,8 @@ class Trace:
             tensor = todo.pop()
             if tensor in self.constant:
                 yield self.constant[tensor]
-            new = [i for i in (self.producer[tensor].inputs if tensor in self.producer else ()) if i not in seen]
+            new = [
+                i for i in (self.producer[tensor].inputs if tensor in self.producer else ()) if i not in seen
+            ]
             seen.update(new)
             todo.extend(new)

@@ -1,4 +1,6 @@
-"""What a trace needs of a module while it runs, and the one name that each of its modules and tensors goes by."""
+"""What a trace needs of a module while it runs, and the one name that each of its modules and tensors goes
+by.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def prepared(module: nn.Module) -> Iterator[None]:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy. Tensors that `torch.nn.utils.weight_norm` has computed, which torch does not copy, are cut off from what they came from first."""
+    """A deep copy. Tensors that `torch.nn.utils.weight_norm` has computed, which torch does not copy, are cut
+    off from what they came from first.
+    """
     for m in module.modules():
         for name, value in m.__dict__.items():
             if isinstance(value, Tensor) and not value.is_leaf:
@@ -53,10 +57,19 @@ def _first(named: object) -> dict[str, str]:
 
 def holders(module: nn.Module, held: nn.Module | nn.Parameter) -> list[tuple[nn.Module, str]]:
     """Every (module, attribute) that holds a child module or a parameter; one for an ordinary tree."""
-    return [(m, name) for m in module.modules() for name, value in (*m._modules.items(), *m._parameters.items()) if value is held]
+    return [
+        (m, name)
+        for m in module.modules()
+        for name, value in (*m._modules.items(), *m._parameters.items())
+        if value is held
+    ]
 
 
 def is_own_weight(module: nn.Module, path: str, constant_name: str | None) -> bool:
     """Whether a parameter of the model, by its first name, is the `weight` of the module at `path`."""
     weight = module.get_submodule(path)._parameters.get("weight")
-    return weight is not None and constant_name is not None and dict(module.named_parameters()).get(constant_name) is weight
+    return (
+        weight is not None
+        and constant_name is not None
+        and dict(module.named_parameters()).get(constant_name) is weight
+    )

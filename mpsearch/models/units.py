@@ -19,7 +19,9 @@ _MATMULS = {"matmul", "mm", "bmm", "addmm", "baddbmm", "linear", "einsum", "scal
 
 @dataclass(frozen=True)
 class Unit:
-    """A layer, its block and tie still open, and the operations that compute it, one or more for each call."""
+    """A layer, its block and tie still open, and the operations that compute it, one or more for each
+    call.
+    """
 
     layer: Layer
     ops: tuple[Op, ...]
@@ -28,8 +30,9 @@ class Unit:
 def find_units(trace: Trace, module: nn.Module) -> tuple[Unit, ...]:
     """All units in order of first execution.
 
-    A convolution or linear layer below the root is a unit where its module is called and multiplies what comes from the input by
-    its own `weight` parameter as it stands; a product is a unit, `<module>.matmul<i>`, where both operands are computed from the input.
+    A convolution or linear layer below the root is a unit where its module is called and multiplies what
+    comes from the input by its own `weight` parameter as it stands; a product is a unit,
+    `<module>.matmul<i>`, where both operands are computed from the input.
 
     Args:
         trace: Trace of `module`.
@@ -42,7 +45,8 @@ def find_units(trace: Trace, module: nn.Module) -> tuple[Unit, ...]:
 def find_ties(trace: Trace, units: Sequence[Unit]) -> dict[str, str]:
     """Unit -> the first of the units that read the same tensor, for units that are not alone in reading it.
 
-    What counts is the tensor that enters the module: an explicit pad inside it (timm's Conv2dSame) comes after the quantiser.
+    What counts is the tensor that enters the module: an explicit pad inside it (timm's Conv2dSame) comes
+    after the quantiser.
     """
     order = {unit.layer.name: i for i, unit in enumerate(units)}
     head = {name: name for name in order}
@@ -66,10 +70,18 @@ def _entering(trace: Trace, op: Op) -> int:
 def _weight_units(trace: Trace, module: nn.Module) -> Iterable[Unit]:
     uses: dict[str, list[Op]] = {}
     for op in trace.ops:
-        if op.kind not in ("conv2d", "linear") or not op.path or not isinstance(module.get_submodule(op.path), nn.Conv2d | nn.Linear):
+        if (
+            op.kind not in ("conv2d", "linear")
+            or not op.path
+            or not isinstance(module.get_submodule(op.path), nn.Conv2d | nn.Linear)
+        ):
             continue
         weight = trace.constant.get(op.operands[1])
-        if op.operands[0] in trace.dynamic and weight is not None and is_own_weight(module, op.path, weight.name):
+        if (
+            op.operands[0] in trace.dynamic
+            and weight is not None
+            and is_own_weight(module, op.path, weight.name)
+        ):
             uses.setdefault(op.path, []).append(op)
     for name, ops in uses.items():
         weight_shape = trace.shape(ops[0].operands[1])
@@ -103,14 +115,19 @@ def _matmul_units(trace: Trace) -> Iterable[Unit]:
             macs = math.prod(out) * left[-1]
             if name in units:
                 seen = units[name]
-                units[name] = Unit(replace(seen.layer, macs=seen.layer.macs + macs, calls=seen.layer.calls + 1), (*seen.ops, op))
+                units[name] = Unit(
+                    replace(seen.layer, macs=seen.layer.macs + macs, calls=seen.layer.calls + 1),
+                    (*seen.ops, op),
+                )
             else:
                 units[name] = Unit(Layer(name, "matmul", (), (left, right), out, macs, block=""), (op,))
     return units.values()
 
 
 def _products(trace: Trace, op: Op) -> Iterable[tuple[Shape, Shape, Shape]]:
-    """(left, right, output) shapes, ... x M x K times ... x K x N, of the products in an operation whose operands both come from the input."""
+    """(left, right, output) shapes, ... x M x K times ... x K x N, of the products in an operation whose
+    operands both come from the input.
+    """
     shapes = [trace.shape(i) for i in op.operands]
     live = [i in trace.dynamic for i in op.operands]
     if op.kind == "scaled_dot_product_attention":
@@ -140,7 +157,11 @@ def _einsum_shapes(equation: str, left: Shape, right: Shape) -> tuple[Shape, Sha
     if not result:  # implicit form: the letters that occur once
         out = {x for x in size if (a + b).count(x) == 1}
     else:
-        out = set(_letters(result, len(result) - 3 + len(set(size) & set(_DOTS)))) if "..." in result else set(result)
+        out = (
+            set(_letters(result, len(result) - 3 + len(set(size) & set(_DOTS))))
+            if "..." in result
+            else set(result)
+        )
     batch = math.prod(size[x] for x in size if x in a and x in b and x in out)
     inner = math.prod(size[x] for x in size if x in a and x in b and x not in out)
     m, n = math.prod(size[x] for x in size if x not in b), math.prod(size[x] for x in size if x not in a)
@@ -151,5 +172,7 @@ _DOTS = "0123456789"
 
 
 def _letters(term: str, ndim: int) -> str:
-    """The term with `...` written out; its last axis is `0`, the one before `1`, so that operands line up from the right."""
+    """The term with `...` written out; its last axis is `0`, the one before `1`, so that operands line up
+    from the right.
+    """
     return term.replace("...", _DOTS[: ndim - len(term) + 3][::-1]) if "..." in term else term

@@ -1,4 +1,6 @@
-"""Weights from a safetensors file, checked before anything is computed with them. Pickles are refused: loading one runs code."""
+"""Weights from a safetensors file, checked before anything is computed with them. Pickles are refused:
+loading one runs code.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,17 @@ _SHOWN = 5
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a model, in place; floating-point values become those of the model's dtype.
+    """Load a safetensors file into a model, in place; floating-point values become those of the model's
+    dtype.
 
     Raises: ModelError: The file is missing, a pickle or damaged, or its names or shapes are not the model's.
     """
     found, wanted = _read(path), module.state_dict()
-    problems = [f"missing {name!r}" for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
+    problems = [
+        f"missing {name!r}"
+        for name in wanted
+        if name not in found and not name.endswith("num_batches_tracked")
+    ]
     problems += [f"unexpected {name!r}" for name in found if name not in wanted]
     problems += [
         f"{name!r} has shape {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}"
@@ -32,18 +39,35 @@ def load_weights(module: nn.Module, path: Path) -> None:
         if name in found and found[name].shape != wanted[name].shape
     ]
     if problems:
-        raise ModelError(f"{path} does not fit the model in {len(problems)} places: {_few(problems)}. Name the model and the options that it was saved from.")
-    module.load_state_dict({name: value.to(wanted[name].dtype) for name, value in found.items()}, strict=False)
+        raise ModelError(
+            f"{path} does not fit the model in {len(problems)} places: {_few(problems)}. Name the model "
+            "and the options that it was saved from."
+        )
+    module.load_state_dict(
+        {name: value.to(wanted[name].dtype) for name, value in found.items()}, strict=False
+    )
 
 
 def check_finite(module: nn.Module) -> None:
-    """Raise ModelError, naming the tensors, where a parameter or buffer holds NaN or infinity, or nothing yet (`nn.LazyLinear` before its first call)."""
+    """Raise ModelError, naming the tensors, where a parameter or buffer holds NaN or infinity, or nothing yet
+    (`nn.LazyLinear` before its first call).
+    """
     empty = [name for name, value in module.state_dict(keep_vars=True).items() if is_lazy(value)]
     if empty:
-        raise ModelError(f"The weights of {_few(map(repr, empty))} have no shape yet. Run the model once on an input before it is given.")
-    bad = [name for name, value in module.state_dict().items() if isinstance(value, Tensor) and not _is_finite(value)]
+        raise ModelError(
+            f"The weights of {_few(map(repr, empty))} have no shape yet. Run the model once on an input "
+            "before it is given."
+        )
+    bad = [
+        name
+        for name, value in module.state_dict().items()
+        if isinstance(value, Tensor) and not _is_finite(value)
+    ]
     if bad:
-        raise ModelError(f"The weights hold NaN or infinity in {_few(map(repr, bad))}. Such a model computes nothing; load weights that are finite.")
+        raise ModelError(
+            f"The weights hold NaN or infinity in {_few(map(repr, bad))}. Such a model computes nothing; "
+            "load weights that are finite."
+        )
 
 
 def _is_finite(value: Tensor) -> bool:
@@ -85,14 +109,18 @@ def _require_readable(path: Path) -> None:
     if path.suffix.lower() in _PICKLES:
         raise ModelError(
             f"{path} is a pickle, and reading one can run any code. Convert it where you trust it: "
-            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors') with the state dict of the model."
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors') "
+            "with the state dict of the model."
         )
     if not path.is_file():
         raise ModelError(f"There is no weights file {path}. Give a .safetensors file.")
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
-    return ModelError(f"{path} is not a safetensors file, or is damaged: {error}. Save the weights with safetensors.torch.save_file.")
+    return ModelError(
+        f"{path} is not a safetensors file, or is damaged: {error}. Save the weights with "
+        "safetensors.torch.save_file."
+    )
 
 
 def _few(texts: Iterable[str]) -> str:

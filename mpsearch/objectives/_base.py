@@ -59,7 +59,8 @@ class ScoringContext:
 
 @dataclass(frozen=True)
 class Passes:
-    """The work of one scoring, counted in images: 128 images that go once through the model are 128 passes, whatever the batch.
+    """The work of one scoring, counted in images: 128 images that go once through the model are 128 passes,
+    whatever the batch.
 
     Args:
         forward: Through the whole model.
@@ -79,7 +80,8 @@ class Parts:
     Args:
         total: `L x C_l` damage.
         weights: `L x C_l`: what the quantised weight alone does; None where the objective does not tell.
-        activations: The same of the quantised input, or operands. The two add up to the total where the objective is a sum of both.
+        activations: The same of the quantised input, or operands. The two add up to the total where the
+            objective is a sum of both.
         notes: What a user should know of this very table, such as a trace that was negative.
     """
 
@@ -92,9 +94,10 @@ class Parts:
 class Objective(ABC):
     """Scores every unit at every candidate; lower is better, 0 is what the float unit has.
 
-    Class flags say what it is: `additive` (its `L x C` table is solved exactly), `needs_data` (whether it looks at images),
-    `needs_classes` (whether it takes the outputs for logits of classes), `unit` (of one score). `revision` is raised when the same inputs give another
-    table, so that none that a study has kept is taken for it.
+    Class flags say what it is: `additive` (its `L x C` table is solved exactly), `needs_data` (whether it
+    looks at images), `needs_classes` (whether it takes the outputs for logits of classes), `unit` (of one
+    score). `revision` is raised when the same inputs give another table, so that none that a study has kept
+    is taken for it.
     """
 
     name: ClassVar[str]
@@ -109,7 +112,9 @@ class Objective(ABC):
         """`L x C_l` damage; a float candidate and a unit that was not calibrated have 0."""
 
     def parts(self, context: ScoringContext) -> Parts:
-        """The table with what weights and inputs contribute, for objectives that can tell; these define `score` by it."""
+        """The table with what weights and inputs contribute, for objectives that can tell; these define
+        `score` by it.
+        """
         return Parts(self.score(context))
 
     def passes(self, context: ScoringContext) -> Passes | None:
@@ -152,7 +157,8 @@ def score(objective: Objective, context: ScoringContext) -> ScoreReport:
     """
     if objective.needs_classes and not context.task.classes:
         raise OptionError(
-            f"The objective {objective.name!r} takes the outputs for logits of classes; the task is {context.task.name!r}. Use output_mse, kl or weight_mse."
+            f"The objective {objective.name!r} takes the outputs for logits of classes; the task is "
+            f"{context.task.name!r}. Use output_mse, kl or weight_mse."
         )
     start = time.perf_counter()
     with torch.no_grad():
@@ -160,7 +166,10 @@ def score(objective: Objective, context: ScoringContext) -> ScoreReport:
     for layer, candidates, row in zip(context.layers, context.candidates, parts.total, strict=True):
         for candidate, value in zip(candidates, row, strict=True):
             if not math.isfinite(value) or value < 0:
-                raise MpsearchError(f"The objective {objective.name!r} gives {value} for {layer.name!r} at {candidate}. Check the unit's weight and inputs.")
+                raise MpsearchError(
+                    f"The objective {objective.name!r} gives {value} for {layer.name!r} at {candidate}. "
+                    "Check the unit's weight and inputs."
+                )
     repaired = [monotone(c, row) for c, row in zip(context.candidates, parts.total, strict=True)]
     return ScoreReport(
         tuple(tuple(row) for row, _ in repaired),
@@ -185,7 +194,9 @@ def require_positive(objective: str, **options: int) -> None:
 
 
 def monotone(candidates: Sequence[Candidate], row: Sequence[float]) -> tuple[list[float], int]:
-    """The row made not to rise with weight bits among candidates of equal input bits and granularity, and how many entries moved."""
+    """The row made not to rise with weight bits among candidates of equal input bits and granularity, and how
+    many entries moved.
+    """
     fixed, moved = list(row), 0
     for kind in {(c.a_bits, c.w_granularity) for c in candidates if not c.is_float}:
         at = [i for i, c in enumerate(candidates) if not c.is_float and (c.a_bits, c.w_granularity) == kind]

@@ -1,6 +1,8 @@
-"""Gradients of the float model at the weights, inputs and outputs of its units: what the objectives of curvature share.
+"""Gradients of the float model at the weights, inputs and outputs of its units: what the objectives of
+curvature share.
 
-Nothing here accumulates into `.grad`; hooks, wrapped products and `requires_grad` are put back whatever happens.
+Nothing here accumulates into `.grad`; hooks, wrapped products and `requires_grad` are put back whatever
+happens.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Call:
     """One call of a unit in a forward pass.
 
     Args:
-        nodes: Tensors of the graph that belong to this call alone: the output of a layer, or what a unit reads.
+        nodes: Tensors of the graph that belong to this call alone: the output of a layer, or what a unit
+            reads.
         shifts: By how much a state of the unit moves each of them; new tensors, which may be written over.
     """
 
@@ -40,7 +43,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Scored:
-    """A call with the squared gradients at its nodes, each the mean over the draws; None where the logits do not depend on the node."""
+    """A call with the squared gradients at its nodes, each the mean over the draws; None where the logits do
+    not depend on the node.
+    """
 
     call: Call
     powers: tuple[Tensor | None, ...]
@@ -50,14 +55,17 @@ class Cotangents:
     """What is put in front of the logits' Jacobian: `draws` rows for each image, the same whatever the batch.
 
     Args:
-        kind: `rademacher`: entries of +-1. `model`: p - e_y, the gradient of the cross entropy, with y drawn from the model's own softmax p, whose
-            second moment is the Fisher information of the logits. `labels`: the same with the true label.
+        kind: `rademacher`: entries of +-1. `model`: p - e_y, the gradient of the cross entropy, with y drawn
+            from the model's own softmax p, whose second moment is the Fisher information of the logits.
+            `labels`: the same with the true label.
         images: Whose labels are used.
         seed: Random seed of the draws.
         draws: For each image.
     """
 
-    def __init__(self, kind: Literal["rademacher", "model", "labels"], images: SampleSet, seed: int, draws: int = 1) -> None:
+    def __init__(
+        self, kind: Literal["rademacher", "model", "labels"], images: SampleSet, seed: int, draws: int = 1
+    ) -> None:
         self._kind, self._images, self._draws = kind, images, draws
         self._generator = torch.Generator().manual_seed(seed)
         self._done = 0
@@ -79,30 +87,52 @@ class Cotangents:
         return self._images.require_labels(classes)[self._done : self._done + count].expand(self._draws, -1)
 
     def _drawn(self, chance: Tensor) -> Tensor:
-        """D x B labels by inversion of the cumulative distribution: a batch needs no more random numbers than its images."""
-        points = torch.stack([torch.rand(self._draws, generator=self._generator, dtype=torch.float64) for _ in range(len(chance))]).to(chance.device)
+        """D x B labels by inversion of the cumulative distribution: a batch needs no more random numbers than
+        its images.
+        """
+        points = torch.stack(
+            [
+                torch.rand(self._draws, generator=self._generator, dtype=torch.float64)
+                for _ in range(len(chance))
+            ]
+        ).to(chance.device)
         edges = chance.cumsum(1)
         return torch.searchsorted(edges, points * edges[:, -1:], right=True).clamp(max=chance.shape[1] - 1).T
 
 
 def calibrated_units(context: ScoringContext) -> list[str]:
-    """Units that have quantisers, sorted by name, so that the order of layers does not reach the arithmetic."""
+    """Units that have quantisers, sorted by name, so that the order of layers does not reach the
+    arithmetic.
+    """
     calibration = context.calibration
-    return sorted(layer.name for layer in context.layers if layer.name in calibration.weights or layer.name in calibration.products)
+    return sorted(
+        layer.name
+        for layer in context.layers
+        if layer.name in calibration.weights or layer.name in calibration.products
+    )
 
 
 def parameters_of(context: ScoringContext, units: Iterable[str]) -> dict[str, nn.Parameter]:
     """The weights of those units that have one."""
-    return {unit: context.module.get_submodule(unit).get_parameter("weight") for unit in units if unit in context.calibration.weights}
+    return {
+        unit: context.module.get_submodule(unit).get_parameter("weight")
+        for unit in units
+        if unit in context.calibration.weights
+    }
 
 
 def logits_of(module: nn.Module, inputs: Tensor, *, any_shape: bool = False) -> Tensor:
-    """N x K, or N x ... in `any_shape`, with a graph. Raises ModelError where the model gives something else."""
+    """N x K, or N x ... in `any_shape`, with a graph. Raises ModelError where the model gives something
+    else.
+    """
     with torch.enable_grad():
         logits = module(inputs)
     if not isinstance(logits, Tensor) or (logits.ndim != 2 and not any_shape):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"The model gives {found} for {len(inputs)} images; gradients are taken of N x K logits. Use an objective without gradients.")
+        raise ModelError(
+            f"The model gives {found} for {len(inputs)} images; gradients are taken of N x K logits. Use "
+            "an objective without gradients."
+        )
     return logits
 
 
@@ -121,11 +151,14 @@ def only_these(module: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Itera
 
 
 @contextmanager
-def recorded(module: nn.Module, units: Iterable[str], at: Literal["input", "output"]) -> Iterator[dict[str, list[Call]]]:
+def recorded(
+    module: nn.Module, units: Iterable[str], at: Literal["input", "output"]
+) -> Iterator[dict[str, list[Call]]]:
     """The calls of each unit in the forward pass that is made inside, with nodes at their input or output.
 
-    A product of two activations has its nodes at both operands in either case: its output has no module of its own.
-    Layers read a copy and give away a copy of what is kept, so that functions that write in place do not reach it.
+    A product of two activations has its nodes at both operands in either case: its output has no module of
+    its own. Layers read a copy and give away a copy of what is kept, so that functions that write in place do
+    not reach it.
 
     Raises: ModelError: A unit was not called.
     """
@@ -137,12 +170,22 @@ def recorded(module: nn.Module, units: Iterable[str], at: Literal["input", "outp
     try:
         for unit in units:
             if unit in wrapped:
-                handles.append(wrapped[unit].register_forward_pre_hook(partial(_keep_operands, calls[unit], 2)))
+                handles.append(
+                    wrapped[unit].register_forward_pre_hook(partial(_keep_operands, calls[unit], 2))
+                )
             elif at == "input":
-                handles.append(module.get_submodule(unit).register_forward_pre_hook(partial(_keep_operands, calls[unit], 1)))
+                handles.append(
+                    module.get_submodule(unit).register_forward_pre_hook(
+                        partial(_keep_operands, calls[unit], 1)
+                    )
+                )
             else:
                 handles.append(module.get_submodule(unit).register_forward_pre_hook(_copy_input))
-                handles.append(module.get_submodule(unit).register_forward_hook(partial(_keep_output, calls[unit]), with_kwargs=True))
+                handles.append(
+                    module.get_submodule(unit).register_forward_hook(
+                        partial(_keep_output, calls[unit]), with_kwargs=True
+                    )
+                )
         yield calls
     finally:
         for handle in handles:
@@ -150,7 +193,10 @@ def recorded(module: nn.Module, units: Iterable[str], at: Literal["input", "outp
         unwrap_products(module, wrapped)
     for unit, found in calls.items():
         if not found:
-            raise ModelError(f"Unit {unit!r} was never called in a forward pass. Leave it out, or give images that reach it.")
+            raise ModelError(
+                f"Unit {unit!r} was never called in a forward pass. Leave it out, or give images that "
+                "reach it."
+            )
 
 
 def _keep_operands(calls: list[Call], count: int, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -166,7 +212,9 @@ def _copy_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0].clone(), *args[1:])
 
 
-def _keep_output(calls: list[Call], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+def _keep_output(
+    calls: list[Call], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+) -> Tensor:
     node = _node(output)
     held, run = node.detach(), UnitRun(module, (args[0].detach(), *args[1:]), kwargs)
     calls.append(Call((node,), lambda state: (run.output(state) - held,)))
@@ -180,7 +228,8 @@ def _node(x: Tensor) -> Tensor:
 
 
 def mean_squares(logits: Tensor, tensors: Sequence[Tensor], cotangents: Tensor) -> list[Tensor | None]:
-    """The squared gradient of cotangent times logits at each tensor, its mean over D draws; None where the logits do not depend on it.
+    """The squared gradient of cotangent times logits at each tensor, its mean over D draws; None where the
+    logits do not depend on it.
 
     Args:
         logits: B x K.
@@ -189,7 +238,9 @@ def mean_squares(logits: Tensor, tensors: Sequence[Tensor], cotangents: Tensor) 
     """
     squares: list[Tensor | None] = [None] * len(tensors)
     for i, cotangent in enumerate(cotangents):
-        grads = torch.autograd.grad(logits, tensors, cotangent, retain_graph=i + 1 < len(cotangents), allow_unused=True)
+        grads = torch.autograd.grad(
+            logits, tensors, cotangent, retain_graph=i + 1 < len(cotangents), allow_unused=True
+        )
         for at, grad in enumerate(grads):
             if grad is not None:
                 square = grad.square_().div_(len(cotangents))
@@ -206,10 +257,15 @@ def nodes_of(calls: Mapping[str, list[Call]]) -> list[Tensor]:
 def by_call(calls: Mapping[str, list[Call]], squares: Iterable[Tensor | None]) -> dict[str, list[Scored]]:
     """Each call with what belongs to its nodes."""
     left = iter(squares)
-    return {unit: [Scored(call, tuple(next(left) for _ in call.nodes)) for call in found] for unit, found in calls.items()}
+    return {
+        unit: [Scored(call, tuple(next(left) for _ in call.nodes)) for call in found]
+        for unit, found in calls.items()
+    }
 
 
-def walk(context: ScoringContext, images: SampleSet, batch_size: int, cotangents: Cotangents) -> Iterator[dict[str, list[Scored]]]:
+def walk(
+    context: ScoringContext, images: SampleSet, batch_size: int, cotangents: Cotangents
+) -> Iterator[dict[str, list[Scored]]]:
     """For each batch the calls of every calibrated unit, nodes at outputs, with squared gradients there.
 
     Memory: inputs, outputs and gradients of all units for one batch.

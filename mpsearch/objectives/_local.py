@@ -20,7 +20,8 @@ def first_images(context: ScoringContext, count: int) -> SampleSet:
 
 
 class UnitRun:
-    """One call of a convolution or linear layer, to be run again at other states. Hooks do not run, and the layer is left as found.
+    """One call of a convolution or linear layer, to be run again at other states. Hooks do not run, and the
+    layer is left as found.
 
     Args:
         module: The float layer.
@@ -37,7 +38,9 @@ class UnitRun:
         read, held = self._read(state.activation), dict(self._module._parameters)
         try:
             if state.weight is not None:
-                self._module._parameters["weight"] = nn.Parameter(state.weight.dequantize(), requires_grad=False)
+                self._module._parameters["weight"] = nn.Parameter(
+                    state.weight.dequantize(), requires_grad=False
+                )
             if state.bias is not None:
                 self._module._parameters["bias"] = nn.Parameter(state.bias, requires_grad=False)
             return self._module.forward(read, *self._args[1:], **self._kwargs)  # type: ignore[no-any-return]  # not __call__: that would run the hooks
@@ -86,7 +89,9 @@ def weight_kind(candidate: Candidate) -> tuple[int | None, str]:
     return candidate.w_bits, candidate.w_granularity
 
 
-def by_kind(candidates: Iterable[Candidate], kind: Callable[[Candidate], Any], value: Callable[[Candidate], float]) -> list[float]:
+def by_kind(
+    candidates: Iterable[Candidate], kind: Callable[[Candidate], Any], value: Callable[[Candidate], float]
+) -> list[float]:
     """`value` of each candidate, computed once for all of one kind; 0 for float."""
     known: dict[Any, float] = {}
     row = []
@@ -98,8 +103,12 @@ def by_kind(candidates: Iterable[Candidate], kind: Callable[[Candidate], Any], v
 
 
 @torch.no_grad()
-def weight_errors(context: ScoringContext, layer: Layer, candidates: Iterable[Candidate], importance: Tensor | None = None) -> list[float]:
-    """Sum of (W_hat - W)^2 at each candidate, each term times its `importance` (shape of W); 0 for float and for a unit without a weight."""
+def weight_errors(
+    context: ScoringContext, layer: Layer, candidates: Iterable[Candidate], importance: Tensor | None = None
+) -> list[float]:
+    """Sum of (W_hat - W)^2 at each candidate, each term times its `importance` (shape of W); 0 for float and
+    for a unit without a weight.
+    """
     if layer.name not in context.calibration.weights:
         return [0.0 for _ in candidates]
     weight = context.calibration.weights[layer.name]
@@ -113,7 +122,8 @@ def weight_errors(context: ScoringContext, layer: Layer, candidates: Iterable[Ca
 
 
 def unit_passes(context: ScoringContext, contributions: bool = False) -> int:
-    """Passes of single units that one image costs: for each unit with a weight its calls times its integer candidates.
+    """Passes of single units that one image costs: for each unit with a weight its calls times its integer
+    candidates.
 
     Args:
         context: What is scored.
@@ -122,6 +132,8 @@ def unit_passes(context: ScoringContext, contributions: bool = False) -> int:
     total = 0
     for layer, candidates in zip(context.layers, context.candidates, strict=True):
         integer = [c for c in candidates if not c.is_float]
-        more = len({weight_kind(c) for c in integer}) + len({c.a_bits for c in integer}) if contributions else 0
+        more = (
+            len({weight_kind(c) for c in integer}) + len({c.a_bits for c in integer}) if contributions else 0
+        )
         total += layer.calls * (len(integer) + more) if layer.name in context.calibration.weights else 0
     return total

@@ -1,4 +1,6 @@
-"""How far each candidate moves a unit's output, weighed call by call: the part that `gradient` and `jacobian` share."""
+"""How far each candidate moves a unit's output, weighed call by call: the part that `gradient` and `jacobian`
+share.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,15 @@ class Moves:
     activations: Sums
 
 
-def add_moves(context: ScoringContext, batches: Iterable[Mapping[str, Sequence[Scored]]], weigh: Weigh, contributions: bool) -> Moves:
-    """Run every unit at each of its candidates on what it read in each batch, and sum what `weigh` makes of the errors."""
+def add_moves(
+    context: ScoringContext,
+    batches: Iterable[Mapping[str, Sequence[Scored]]],
+    weigh: Weigh,
+    contributions: bool,
+) -> Moves:
+    """Run every unit at each of its candidates on what it read in each batch, and sum what `weigh` makes of
+    the errors.
+    """
     whole, weight, given = (empty_sums(context) for _ in range(3))
     for scored in batches:
         _add(whole, context, scored, weigh, str, context.calibration.state)
@@ -51,7 +60,9 @@ def add_moves(context: ScoringContext, batches: Iterable[Mapping[str, Sequence[S
     return Moves(whole, weight, given)
 
 
-def add_input_moves(context: ScoringContext, batches: Iterable[Mapping[str, Sequence[Scored]]], weigh: Weigh) -> Sums:
+def add_input_moves(
+    context: ScoringContext, batches: Iterable[Mapping[str, Sequence[Scored]]], weigh: Weigh
+) -> Sums:
     """`add_moves` of the inputs alone."""
     given = empty_sums(context)
     for scored in batches:
@@ -69,8 +80,12 @@ def weighed(shift: Tensor, power: Tensor | None) -> float:
     return 0.0 if power is None else float(shift.square_().mul_(power).sum())
 
 
-def watch_slopes(batches: Iterable[dict[str, list[Scored]]], slopes: dict[str, NDArray[np.float64]]) -> Iterator[dict[str, list[Scored]]]:
-    """The same batches; adds to each unit's `2 x 2` the squared gradients (row 0) and the elements (row 1) of its nodes, a column each."""
+def watch_slopes(
+    batches: Iterable[dict[str, list[Scored]]], slopes: dict[str, NDArray[np.float64]]
+) -> Iterator[dict[str, list[Scored]]]:
+    """The same batches; adds to each unit's `2 x 2` the squared gradients (row 0) and the elements (row 1) of
+    its nodes, a column each.
+    """
     for scored in batches:
         for unit, calls in scored.items():
             for found in calls:
@@ -83,9 +98,15 @@ def parts_of(moves: Moves, factors: Sequence[NDArray[np.float64]], contributions
     """Tables of `C_l x 2` sums times the factors (2) of each unit."""
 
     def table(sums: Sums) -> list[list[float]]:
-        return [[float(value) for value in found @ factor] for found, factor in zip(sums, factors, strict=True)]
+        return [
+            [float(value) for value in found @ factor] for found, factor in zip(sums, factors, strict=True)
+        ]
 
-    return Parts(table(moves.total), table(moves.weights), table(moves.activations)) if contributions else Parts(table(moves.total))
+    return (
+        Parts(table(moves.total), table(moves.weights), table(moves.activations))
+        if contributions
+        else Parts(table(moves.total))
+    )
 
 
 @torch.no_grad()

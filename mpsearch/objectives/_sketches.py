@@ -74,22 +74,29 @@ class Sketches:
         return self.weights[unit][weight_kind(candidate)] + self.inputs[unit][candidate.a_bits]
 
 
-def sketches(context: ScoringContext, images: SampleSet, probes: int, batch_size: int, memory_bytes: int) -> Sketches:
+def sketches(
+    context: ScoringContext, images: SampleSet, probes: int, batch_size: int, memory_bytes: int
+) -> Sketches:
     """One forward pass over the images and a backward pass for each of `probes` directions.
 
-    Memory: N x K float32 for each unit and width; for a batch of images, whose size is lowered to keep `memory_bytes`,
-    inputs and outputs of all units with their gradients; `MOST_GRADIENTS` numbers; the weight errors of all widths.
+    Memory: N x K float32 for each unit and width; for a batch of images, whose size is lowered to keep
+    `memory_bytes`, inputs and outputs of all units with their gradients; `MOST_GRADIENTS` numbers; the weight
+    errors of all widths.
     """
     return _Walk(context, images, probes, batch_size, memory_bytes).run()
 
 
 class _Walk:
-    def __init__(self, context: ScoringContext, images: SampleSet, probes: int, batch_size: int, memory_bytes: int) -> None:
+    def __init__(
+        self, context: ScoringContext, images: SampleSet, probes: int, batch_size: int, memory_bytes: int
+    ) -> None:
         self._context, self._images, self._probes = context, images, probes
         self._generator = torch.Generator().manual_seed(context.seed)
         self._found = Sketches(context)
         rows = dict(zip((layer.name for layer in context.layers), context.candidates, strict=True))
-        self._choices = {unit: [c for c in rows[unit] if not c.is_float] for unit in calibrated_units(context)}
+        self._choices = {
+            unit: [c for c in rows[unit] if not c.is_float] for unit in calibrated_units(context)
+        }
         weights = {u: self._weight(u) for u in self._choices if u in context.calibration.weights}
         met, numbers = self._try(weights)
         self._weights = {u: w for u, w in weights.items() if u in met}
@@ -131,7 +138,9 @@ class _Walk:
         shifts, biases = [], []
         for candidate in first.values():
             state = weight_state(self._context, unit, candidate)
-            shifts.append(torch.zeros_like(weight) if state.weight is None else state.weight.dequantize() - weight)
+            shifts.append(
+                torch.zeros_like(weight) if state.weight is None else state.weight.dequantize() - weight
+            )
             if bias is not None:
                 biases.append(torch.zeros_like(bias) if state.bias is None else state.bias - bias)
         moved = torch.stack([b.detach() for b in biases]) if biases else None
@@ -146,7 +155,13 @@ class _Walk:
             else:
                 self._found.whole[unit] = {c: torch.zeros(shape) for c in choices}
 
-    def _add(self, outputs: Tensor, met: Mapping[str, Sequence[Met]], calls: Mapping[str, Sequence[Call]], at: slice) -> None:
+    def _add(
+        self,
+        outputs: Tensor,
+        met: Mapping[str, Sequence[Met]],
+        calls: Mapping[str, Sequence[Call]],
+        at: slice,
+    ) -> None:
         nodes = [node for found in met.values() for m in found for node in (m.given, m.result)]
         nodes += [node for found in calls.values() for call in found for node in call.nodes]
         directions = self._context.task.directions(outputs.detach(), self._probes, self._generator)
@@ -161,7 +176,9 @@ class _Walk:
                     for call in recorded_calls:
                         self._whole(unit, call, [next(grads) for _ in call.nodes], at, probe)
 
-    def _tapped(self, unit: str, met: Met, before: Tensor | None, behind: Tensor | None, at: slice, probe: int) -> None:
+    def _tapped(
+        self, unit: str, met: Met, before: Tensor | None, behind: Tensor | None, at: slice, probe: int
+    ) -> None:
         if behind is None or before is None:
             self._found.unreached.add(unit)
             return
@@ -200,16 +217,23 @@ def _along(read: Read, behind: Tensor, shifts: Tensor, images: int) -> Tensor:
     else:
         x, grad = read.windows(), behind.reshape(len(behind), read.groups, behind.shape[1] // read.groups, -1)
     step = max(1, MOST_GRADIENTS // shifts.shape[1])
-    found = [(g @ w.transpose(2, 3)).flatten(1) @ shifts.T for g, w in zip(torch.split(grad, step), torch.split(x, step), strict=True)]
+    found = [
+        (g @ w.transpose(2, 3)).flatten(1) @ shifts.T
+        for g, w in zip(torch.split(grad, step), torch.split(x, step), strict=True)
+    ]
     along = torch.cat(found)
-    return along if len(along) == images else torch.cat([along.sum(0, keepdim=True), along.new_zeros(images - 1, along.shape[1])])
+    return (
+        along
+        if len(along) == images
+        else torch.cat([along.sum(0, keepdim=True), along.new_zeros(images - 1, along.shape[1])])
+    )
 
 
 def _by_image(x: Tensor, images: int, last: int) -> Tensor:
     """B x T x `last`, the numbers of each image together.
 
-    Where they cannot be told apart, all count as the first image's: the square of the sum over a batch is the sum of
-    the squares in the mean over directions, which are drawn for each image by itself.
+    Where they cannot be told apart, all count as the first image's: the square of the sum over a batch is the
+    sum of the squares in the mean over directions, which are drawn for each image by itself.
     """
     if x.ndim and len(x) % images == 0:
         return x.reshape(images, -1, last)

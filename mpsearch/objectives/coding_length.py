@@ -23,9 +23,11 @@ REFERENCE_BITS = 16
 
 
 def coding_length(vectors: Tensor, eps2: float) -> float:
-    """Bits to code the columns of V up to a mean squared error `eps2`: (m + n) / 2 * log2 det(I + n / (eps2 m) V V^T).
+    """Bits to code the columns of V up to a mean squared error `eps2`: (m + n) / 2 * log2 det(I + n / (eps2
+    m) V V^T).
 
-    The determinant is taken of the smaller Gram matrix (Sylvester's identity); the factor n / m keeps the orientation of V.
+    The determinant is taken of the smaller Gram matrix (Sylvester's identity); the factor n / m keeps the
+    orientation of V.
 
     Args:
         vectors: n x m, m vectors of dimension n as columns; their mean is subtracted here.
@@ -38,17 +40,24 @@ def coding_length(vectors: Tensor, eps2: float) -> float:
     n, m = v.shape
     gram = v.T @ v if m < n else v @ v.T
     identity = torch.eye(len(gram), dtype=gram.dtype)
-    bits = 0.5 * (m + n) * float(torch.linalg.slogdet(identity + (n / (eps2 * m)) * gram).logabsdet) / math.log(2)
+    bits = (
+        0.5
+        * (m + n)
+        * float(torch.linalg.slogdet(identity + (n / (eps2 * m)) * gram).logabsdet)
+        / math.log(2)
+    )
     return max(bits, 0.0)  # in this order: max(0.0, nan) is 0.0
 
 
 def cluster_bits(scores: Sequence[float], bits: Sequence[int]) -> list[int]:
-    """A bit-width for each unit with no budget: scores are clustered into as many groups as there are bit-widths, and larger scores get more bits.
+    """A bit-width for each unit with no budget: scores are clustered into as many groups as there are
+    bit-widths, and larger scores get more bits.
 
-    Where there are fewer distinct scores than bit-widths, the largest bit-widths are used. Units that are to keep given bits (such as the
-    first and the last) are the caller's to leave out.
+    Where there are fewer distinct scores than bit-widths, the largest bit-widths are used. Units that are to
+    keep given bits (such as the first and the last) are the caller's to leave out.
 
-    References: after Diao et al., Attention Round, arXiv:2207.03088, which clusters coding lengths; exact k-means is chosen here.
+    References: after Diao et al., Attention Round, arXiv:2207.03088, which clusters coding lengths; exact
+        k-means is chosen here.
 
     Args:
         scores: L numbers, such as `CodingLength.rate` of each weight.
@@ -57,7 +66,9 @@ def cluster_bits(scores: Sequence[float], bits: Sequence[int]) -> list[int]:
     Raises: OptionError: No bit-widths, or one twice.
     """
     if not bits or len(set(bits)) < len(bits):
-        raise OptionError(f"Cannot give the bit-widths {list(bits)} by clustering. Give at least one, and each once.")
+        raise OptionError(
+            f"Cannot give the bit-widths {list(bits)} by clustering. Give at least one, and each once."
+        )
     groups = cluster(scores, len(bits))
     largest = sorted(bits)[len(bits) - 1 - max(groups, default=0) :]
     return [largest[group] for group in groups]
@@ -66,21 +77,25 @@ def cluster_bits(scores: Sequence[float], bits: Sequence[int]) -> list[int]:
 @OBJECTIVES.register("coding_length")
 @dataclass(frozen=True)
 class CodingLength(Objective):
-    """Damage from the coding length of a weight alone: how many bits each of its N numbers is worth, in three forms.
+    """Damage from the coding length of a weight alone: how many bits each of its N numbers is worth, in three
+    forms.
 
-    Vectors are the rows of the weight seen as a matrix [C_out, C_in / groups * k * k], so m = C_out; with R bits for each weight at a distortion
-    of `eps2` of the weight's variance, which makes R independent of the weight's scale:
+    Vectors are the rows of the weight seen as a matrix [C_out, C_in / groups * k * k], so m = C_out; with R
+    bits for each weight at a distortion of `eps2` of the weight's variance, which makes R independent of the
+    weight's scale:
 
     - `budget`: N * 4^(R - b), the distortion left at b bits.
-    - `cluster`: N * 4^(B - b) with B the bit-width that `cluster_bits` gives the unit among the candidates' bit-widths. The clustered
-      assignment itself is the optimum of this table among assignments of its own size (of no more weight bits in all).
-    - `distortion`: bits of information that the candidate's own grid loses: the coding length of the weight at the error of a 16-bit grid of the same
-      range, less that at the error of the candidate's grid, step^2 / 12. Rows are divided by their step first, so that each channel counts in its own.
+    - `cluster`: N * 4^(B - b) with B the bit-width that `cluster_bits` gives the unit among the candidates'
+      bit-widths. The clustered assignment itself is the optimum of this table among assignments of its own
+      size (of no more weight bits in all).
+    - `distortion`: bits of information that the candidate's own grid loses: the coding length of the weight
+      at the error of a 16-bit grid of the same range, less that at the error of the candidate's grid, step^2
+      / 12. Rows are divided by their step first, so that each channel counts in its own.
 
     All are blind to the input bits and to what the network does with the weight.
 
-    References: after Diao et al., Attention Round, arXiv:2207.03088, whose orientation, distortion and normalisation were not
-    published in what could be read; those, and the tables, were chosen here.
+    References: after Diao et al., Attention Round, arXiv:2207.03088, whose orientation, distortion and
+    normalisation were not published in what could be read; those, and the tables, were chosen here.
 
     Args:
         eps2: Distortion as a share of the weight's variance; not used by `distortion`.
@@ -96,13 +111,23 @@ class CodingLength(Objective):
             raise OptionError(f"The distortion eps2 is {self.eps2}; it must be positive, such as 0.01.")
 
     def score(self, context: ScoringContext) -> Rows:
-        """`L x C_l`; cost: one determinant for each unit, in the mode `distortion` one more for each kind of weight candidate."""
+        """`L x C_l`; cost: one determinant for each unit, in the mode `distortion` one more for each kind of
+        weight candidate.
+        """
         return self.parts(context).total
 
     def parts(self, context: ScoringContext) -> Parts:
         """The table; in the mode `cluster` a note with the clustered assignment."""
         weights = context.calibration.weights
-        levels = {} if self.mode == "distortion" else {layer.name: self.rate(weights[layer.name]) for layer in context.layers if layer.name in weights}
+        levels = (
+            {}
+            if self.mode == "distortion"
+            else {
+                layer.name: self.rate(weights[layer.name])
+                for layer in context.layers
+                if layer.name in weights
+            }
+        )
         notes: tuple[str, ...] = ()
         bits = sorted({c.w_bits for row in context.candidates for c in row if c.w_bits is not None})
         if self.mode == "cluster" and bits:
@@ -117,10 +142,14 @@ class CodingLength(Objective):
             if layer.name not in weights:
                 rows.append([0.0] * len(candidates))
             elif self.mode == "distortion":
-                rows.append(by_kind(candidates, weight_kind, partial(_lost_bits, context.calibration, layer.name)))
+                rows.append(
+                    by_kind(candidates, weight_kind, partial(_lost_bits, context.calibration, layer.name))
+                )
             else:
                 numel, level = weights[layer.name].numel(), levels[layer.name]
-                rows.append([0.0 if c.w_bits is None else numel * 4.0 ** (level - c.w_bits) for c in candidates])
+                rows.append(
+                    [0.0 if c.w_bits is None else numel * 4.0 ** (level - c.w_bits) for c in candidates]
+                )
             context.on_step(done + 1, len(context.layers))
         return rows
 
@@ -133,13 +162,18 @@ class CodingLength(Objective):
 
 def _clusters(bits: Mapping[str, int], numel: Mapping[str, int]) -> str:
     """The clustered assignment in words, the most bits first."""
-    groups = [f"{b} bits: {', '.join(unit for unit in bits if bits[unit] == b)}" for b in sorted(set(bits.values()), reverse=True)]
+    groups = [
+        f"{b} bits: {', '.join(unit for unit in bits if bits[unit] == b)}"
+        for b in sorted(set(bits.values()), reverse=True)
+    ]
     mean = sum(bits[unit] * numel[unit] for unit in bits) / max(1, sum(numel.values()))
     return f"Clustered without a budget, {mean:.2f} bits a weight: {'; '.join(groups)}."
 
 
 def _lost_bits(calibration: Calibration, unit: str, candidate: Candidate) -> float:
-    """Coding length at the error of a grid of REFERENCE_BITS bits less that at the error of the candidate's grid, both over the same range."""
+    """Coding length at the error of a grid of REFERENCE_BITS bits less that at the error of the candidate's
+    grid, both over the same range.
+    """
     weight, params = calibration.weights[unit], calibration.weight_params(unit, candidate)
     scale, _ = params.expanded(weight.ndim)
     steps = (weight.double() / scale).flatten(1).T

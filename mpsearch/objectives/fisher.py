@@ -1,4 +1,6 @@
-"""`fisher`: diagonal Fisher information of weights and inputs times the noise that quantisation puts on each, after FIT."""
+"""`fisher`: diagonal Fisher information of weights and inputs times the noise that quantisation puts on each,
+after FIT.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpsearch.data import SampleSet
-from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Passes, Rows, ScoringContext, require_positive
+from mpsearch.objectives._base import (
+    OBJECTIVES,
+    Objective,
+    Parts,
+    Passes,
+    Rows,
+    ScoringContext,
+    require_positive,
+)
 from mpsearch.objectives._grads import (
     Cotangents,
     Scored,
@@ -35,19 +45,24 @@ from mpsearch.problem import Candidate, Layer
 @OBJECTIVES.register("fisher")
 @dataclass(frozen=True)
 class Fisher(Objective):
-    """Sum over weights of F_w dw^2 plus sum over input elements of F_a da^2; F = E[(d log p(y|x) / d.)^2], one image at a time.
+    """Sum over weights of F_w dw^2 plus sum over input elements of F_a da^2; F = E[(d log p(y|x) / d.)^2],
+    one image at a time.
 
-    Labels y are drawn from the model's own softmax: on a model that fits its data, gradients of the true labels are nearly zero and tell
-    nothing of the curvature. Half the score is the KL divergence to second order, up to covariances. Calls of one unit add up;
-    a product of two activations has the term of each operand, and no weight.
+    Labels y are drawn from the model's own softmax: on a model that fits its data, gradients of the true
+    labels are nearly zero and tell nothing of the curvature. Half the score is the KL divergence to second
+    order, up to covariances. Calls of one unit add up; a product of two activations has the term of each
+    operand, and no weight.
 
-    References: after Zandonati et al., FIT, ICLR 2023, arXiv:2210.08502, read in a third-party port. Differs in: labels are drawn; `measured`
-    weighs each squared error by its own F, where FIT multiplies a trace by one noise power (`uniform`).
+    References: after Zandonati et al., FIT, ICLR 2023, arXiv:2210.08502, read in a third-party port. Differs
+    in: labels are drawn; `measured` weighs each squared error by its own F, where FIT multiplies a trace by
+    one noise power (`uniform`).
 
     Args:
-        target: `model` (labels drawn from the model's softmax) or `labels` (the images' own: the empirical Fisher).
-        noise: `measured` (the true squared error of each element) or `uniform` ((range / (2^b - 1))^2 / 12 for every element: rounding noise
-            without clipping; the range of a weight is that of its channel where the candidate has a scale for each).
+        target: `model` (labels drawn from the model's softmax) or `labels` (the images' own: the empirical
+            Fisher).
+        noise: `measured` (the true squared error of each element) or `uniform` ((range / (2^b - 1))^2 / 12
+            for every element: rounding noise without clipping; the range of a weight is that of its channel
+            where the candidate has a scale for each).
         samples: Labels drawn for each image.
         images: Calibration images used.
     """
@@ -64,7 +79,9 @@ class Fisher(Objective):
         require_positive("fisher", samples=self.samples, images=self.images)
 
     def passes(self, context: ScoringContext) -> Passes:
-        """One forward pass, and a backward pass for each sample, of one image at a time: squared gradients do not add over a batch."""
+        """One forward pass, and a backward pass for each sample, of one image at a time: squared gradients do
+        not add over a batch.
+        """
         count = min(self.images, len(context.images))
         return Passes(count, count * self.samples)
 
@@ -73,7 +90,9 @@ class Fisher(Objective):
         return self.parts(context).total
 
     def parts(self, context: ScoringContext) -> Parts:
-        """The table as the sum of what weights and inputs contribute. Memory: the weights once more, and one image's activations."""
+        """The table as the sum of what weights and inputs contribute. Memory: the weights once more, and one
+        image's activations.
+        """
         images = first_images(context, self.images)
         information: dict[str, Tensor] = {}
         slopes = {layer.name: np.zeros((2, 2)) for layer in context.layers}
@@ -83,19 +102,39 @@ class Fisher(Objective):
         else:
             for _ in walked:
                 pass
-            moved = [_rounded(context, layer.name, row, slopes[layer.name][0]) for layer, row in zip(context.layers, context.candidates, strict=True)]
+            moved = [
+                _rounded(context, layer.name, row, slopes[layer.name][0])
+                for layer, row in zip(context.layers, context.candidates, strict=True)
+            ]
         inputs = [[float(value) / len(images) for value in row] for row in moved]
         pairs = zip(context.layers, context.candidates, strict=True)
-        weights = [[value / len(images) for value in self._of_weight(context, layer, row, information.get(layer.name))] for layer, row in pairs]
-        return Parts([[w + a for w, a in zip(*rows, strict=True)] for rows in zip(weights, inputs, strict=True)], weights, inputs)
+        weights = [
+            [
+                value / len(images)
+                for value in self._of_weight(context, layer, row, information.get(layer.name))
+            ]
+            for layer, row in pairs
+        ]
+        return Parts(
+            [[w + a for w, a in zip(*rows, strict=True)] for rows in zip(weights, inputs, strict=True)],
+            weights,
+            inputs,
+        )
 
-    def _one_by_one(self, context: ScoringContext, images: SampleSet, information: dict[str, Tensor]) -> Iterator[dict[str, list[Scored]]]:
-        """For each image the calls of every unit, nodes at inputs; adds the squared gradients of the weights to `information`."""
+    def _one_by_one(
+        self, context: ScoringContext, images: SampleSet, information: dict[str, Tensor]
+    ) -> Iterator[dict[str, list[Scored]]]:
+        """For each image the calls of every unit, nodes at inputs; adds the squared gradients of the weights
+        to `information`.
+        """
         units = calibrated_units(context)
         cotangents = Cotangents(self.target, images, context.seed, self.samples)
         parameters = parameters_of(context, units)
         for done, (inputs, _) in enumerate(images.batches(1)):
-            with only_these(context.module, parameters.values()), recorded(context.module, units, "input") as calls:
+            with (
+                only_these(context.module, parameters.values()),
+                recorded(context.module, units, "input") as calls,
+            ):
                 logits = logits_of(context.module, inputs)
                 nodes = nodes_of(calls)
                 squares = mean_squares(logits, [*nodes, *parameters.values()], cotangents.of(logits))
@@ -106,10 +145,15 @@ class Fisher(Objective):
             yield by_call(calls, squares[: len(nodes)])
             context.on_step(done + 1, len(images))
 
-    def _of_weight(self, context: ScoringContext, layer: Layer, row: Sequence[Candidate], information: Tensor | None) -> list[float]:
+    def _of_weight(
+        self, context: ScoringContext, layer: Layer, row: Sequence[Candidate], information: Tensor | None
+    ) -> list[float]:
         if information is None or self.noise == "measured":
             return weight_errors(context, layer, row, information)
-        weight, each = context.calibration.weights[layer.name].flatten(1).double(), information.flatten(1).double().sum(1)
+        weight, each = (
+            context.calibration.weights[layer.name].flatten(1).double(),
+            information.flatten(1).double().sum(1),
+        )
 
         def noise(candidate: Candidate) -> float:
             by_channel = candidate.w_granularity == "channel"
@@ -125,13 +169,20 @@ def rounding_variance(spread: Tensor, bits: int) -> Tensor:
     return (spread / levels).square() / 12
 
 
-def _rounded(context: ScoringContext, unit: str, row: Sequence[Candidate], traces: NDArray[np.float64]) -> NDArray[np.float64]:
+def _rounded(
+    context: ScoringContext, unit: str, row: Sequence[Candidate], traces: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Traces of a unit's input, or of both operands, times the rounding variance of their ranges."""
     calibration = context.calibration
-    read = [operand.values for operand in calibration.products.get(unit, ())] or [calibration.inputs[name] for name in (unit,) if name in calibration.inputs]
+    read = [operand.values for operand in calibration.products.get(unit, ())] or [
+        calibration.inputs[name] for name in (unit,) if name in calibration.inputs
+    ]
     ranges = [(x.max().clamp(min=0) - x.min().clamp(max=0)).double() for x in read]
 
     def noise(candidate: Candidate) -> float:
-        return sum(float(trace) * float(rounding_variance(r, bits_of(candidate.a_bits))) for trace, r in zip(traces, ranges, strict=False))
+        return sum(
+            float(trace) * float(rounding_variance(r, bits_of(candidate.a_bits)))
+            for trace, r in zip(traces, ranges, strict=False)
+        )
 
     return np.array(by_kind(row, attrgetter("a_bits"), noise))

@@ -1,4 +1,6 @@
-"""`gradient`: the squared gradient at each output element times the squared error that quantisation makes there."""
+"""`gradient`: the squared gradient at each output element times the squared error that quantisation makes
+there.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Passes, Rows, ScoringContext, require_positive
+from mpsearch.objectives._base import (
+    OBJECTIVES,
+    Objective,
+    Parts,
+    Passes,
+    Rows,
+    ScoringContext,
+    require_positive,
+)
 from mpsearch.objectives._grads import Cotangents, Target, walk
 from mpsearch.objectives._local import first_images, unit_passes
 from mpsearch.objectives._moves import add_moves, parts_of, weighed
@@ -16,21 +26,24 @@ from mpsearch.objectives._moves import add_moves, parts_of, weighed
 @OBJECTIVES.register("gradient")
 @dataclass(frozen=True)
 class Gradient(Objective):
-    """Mean over images of the sum over output elements of (dL/dY)^2 (Y_hat - Y)^2, weight and input quantised together, all other units float.
+    """Mean over images of the sum over output elements of (dL/dY)^2 (Y_hat - Y)^2, weight and input quantised
+    together, all other units float.
 
-    L is the cross entropy of one image. The gradient of KL(float || quantised) is zero at the float model, so the label is drawn from the
-    model's own softmax: the mean of the squared gradient is then the diagonal of the Fisher information at Y, and half the score is the
-    KL divergence to second order, up to the covariances between elements, which are left out. A product of two activations is scored at
-    its operands. Calls of one unit add up.
+    L is the cross entropy of one image. The gradient of KL(float || quantised) is zero at the float model, so
+    the label is drawn from the model's own softmax: the mean of the squared gradient is then the diagonal of
+    the Fisher information at Y, and half the score is the KL divergence to second order, up to the
+    covariances between elements, which are left out. A product of two activations is scored at its operands.
+    Calls of one unit add up.
 
-    References: the gradient method of NVIDIA ModelOpt's `auto_quantize` (commit 5a4242f). Differs in: labels are drawn, where ModelOpt takes
-    the user's loss (`target=labels` does so).
+    References: the gradient method of NVIDIA ModelOpt's `auto_quantize` (commit 5a4242f). Differs in: labels
+    are drawn, where ModelOpt takes the user's loss (`target=labels` does so).
 
     Args:
-        target: `model` (labels drawn from the model's softmax) or `labels` (the images' own; almost no gradient is left where the model fits them).
+        target: `model` (labels drawn from the model's softmax) or `labels` (the images' own; almost no
+            gradient is left where the model fits them).
         samples: Labels drawn for each image; with `labels` more than 1 adds nothing.
-        contributions: Whether weight and input are also quantised one without the other, to report what each does. The two do not add up to
-            the total, which knows how the errors go together.
+        contributions: Whether weight and input are also quantised one without the other, to report what each
+            does. The two do not add up to the total, which knows how the errors go together.
         images: Calibration images used.
         batch_size: Images of one pass; memory grows with it, the scores do not depend on it.
     """
@@ -59,6 +72,8 @@ class Gradient(Objective):
     def parts(self, context: ScoringContext) -> Parts:
         """The table, and what weights and inputs contribute where `contributions` asks for it."""
         images = first_images(context, self.images)
-        batches = walk(context, images, self.batch_size, Cotangents(self.target, images, context.seed, self.samples))
+        batches = walk(
+            context, images, self.batch_size, Cotangents(self.target, images, context.seed, self.samples)
+        )
         moves = add_moves(context, batches, weighed, self.contributions)
         return parts_of(moves, [np.full(2, 1 / len(images))] * len(context.layers), self.contributions)

@@ -1,4 +1,6 @@
-"""`hessian_trace`: the mean curvature of the loss in a unit's weights times the squared error of its quantised weight, as in HAWQ-V2."""
+"""`hessian_trace`: the mean curvature of the loss in a unit's weights times the squared error of its
+quantised weight, as in HAWQ-V2.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch.data import SampleSet
 from mpsearch.errors import OptionError
-from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Passes, Rows, ScoringContext, require_positive
+from mpsearch.objectives._base import (
+    OBJECTIVES,
+    Objective,
+    Parts,
+    Passes,
+    Rows,
+    ScoringContext,
+    require_positive,
+)
 from mpsearch.objectives._grads import calibrated_units, logits_of, only_these, parameters_of, recorded
 from mpsearch.objectives._local import first_images, weight_errors
 
@@ -43,7 +53,9 @@ class Trace:
 
     @property
     def error(self) -> float:
-        """Standard error of the mean; infinite for one draw. Draws of different images are taken for one population, which errs on the safe side."""
+        """Standard error of the mean; infinite for one draw. Draws of different images are taken for one
+        population, which errs on the safe side.
+        """
         return math.inf if self.draws < 2 else math.sqrt(self.squares / (self.draws - 1) / self.draws)
 
     @property
@@ -55,25 +67,30 @@ class Trace:
 @OBJECTIVES.register("hessian_trace")
 @dataclass(frozen=True)
 class HessianTrace(Objective):
-    """Tr(H) / n * ||W_hat - W||^2 over the n weights of a unit, H the Hessian of the mean loss in them. Blind to input bits.
+    """Tr(H) / n * ||W_hat - W||^2 over the n weights of a unit, H the Hessian of the mean loss in them. Blind
+    to input bits.
 
-    A baseline: on deep networks the estimate is rough. The v of the other units add noise of mean 0 that outweighs the traces themselves (on ResNet56 24
-    of 56 traces, none of which can be negative, came out negative after 64 draws). `fisher` has the same information without that noise.
+    A baseline: on deep networks the estimate is rough. The v of the other units add noise of mean 0 that
+    outweighs the traces themselves (on ResNet56 24 of 56 traces, none of which can be negative, came out
+    negative after 64 draws). `fisher` has the same information without that noise.
 
-    The squared norm, not the mean square: with the mean square the ranking of units of different size is another. Tr(H) = E[v^T H v] with v of +-1,
-    for all units at once: one gradient of a gradient for each draw, noisier than unit by unit and L times cheaper. Each draw takes one image
-    and a v of its own, so that there is no batch whose size could matter and memory holds the graph of one image. Attention runs in torch's
-    plain form, the only one that can be differentiated twice. H may be indefinite: a trace below its standard error counts as that, so that no unit is
-    free because of noise, and a negative one is noted.
+    The squared norm, not the mean square: with the mean square the ranking of units of different size is
+    another. Tr(H) = E[v^T H v] with v of +-1, for all units at once: one gradient of a gradient for each
+    draw, noisier than unit by unit and L times cheaper. Each draw takes one image and a v of its own, so that
+    there is no batch whose size could matter and memory holds the graph of one image. Attention runs in
+    torch's plain form, the only one that can be differentiated twice. H may be indefinite: a trace below its
+    standard error counts as that, so that no unit is free because of noise, and a negative one is noted.
 
-    References: Dong et al., HAWQ-V2, NeurIPS 2020, arXiv:1911.03852. Differs in: v changes with each image; stops by the standard error, where
-    the reference code stops when the running mean no longer moves; the floor.
+    References: Dong et al., HAWQ-V2, NeurIPS 2020, arXiv:1911.03852. Differs in: v changes with each image;
+    stops by the standard error, where the reference code stops when the running mean no longer moves; the
+    floor.
 
     Args:
-        target: Labels of the cross entropy: `labels`, `model` (the model's own softmax, held fixed: H is then its Fisher information, never negative), or
-            `auto`: labels where the images have them.
+        target: Labels of the cross entropy: `labels`, `model` (the model's own softmax, held fixed: H is then
+            its Fisher information, never negative), or `auto`: labels where the images have them.
         probes: Draws for each image at most; more images serve as well as more draws.
-        tolerance: Stops after a round of all images when the standard error of every trace is at most this share of it.
+        tolerance: Stops after a round of all images when the standard error of every trace is at most this
+            share of it.
         images: Calibration images used.
     """
 
@@ -88,7 +105,10 @@ class HessianTrace(Objective):
     def __post_init__(self) -> None:
         require_positive("hessian_trace", probes=self.probes, images=self.images)
         if not self.tolerance >= 0:
-            raise OptionError(f"The tolerance of hessian_trace is {self.tolerance}; it is a share of the trace, such as 0.1, or 0 for all probes.")
+            raise OptionError(
+                f"The tolerance of hessian_trace is {self.tolerance}; it is a share of the trace, such "
+                "as 0.1, or 0 for all probes."
+            )
 
     def passes(self, context: ScoringContext) -> Passes:
         """For each draw one forward pass, one backward pass, and one through that, which counts twice."""
@@ -113,14 +133,22 @@ class HessianTrace(Objective):
         images = first_images(context, self.images)
         units = [unit for unit in calibrated_units(context) if unit in context.calibration.weights]
         parameters = parameters_of(context, units)
-        generators = {unit: torch.Generator().manual_seed(context.seed ^ zlib.crc32(unit.encode())) for unit in units}
+        generators = {
+            unit: torch.Generator().manual_seed(context.seed ^ zlib.crc32(unit.encode())) for unit in units
+        }
         traces = {unit: Trace() for unit in units}
         for probe in range(self.probes):
             for done, (inputs, labels) in enumerate(images.batches(1)):
-                with only_these(context.module, parameters.values()), sdpa_kernel(SDPBackend.MATH), recorded(context.module, units, "input"):
+                with (
+                    only_these(context.module, parameters.values()),
+                    sdpa_kernel(SDPBackend.MATH),
+                    recorded(context.module, units, "input"),
+                ):
                     logits = logits_of(context.module, inputs)
                     _draw(_loss(logits, self._labels(images, labels, logits)), parameters, generators, traces)
-                context.on_step(probe * len(images) + done + 1, (probe + 1) * len(images))  # of the rounds that are sure to be run
+                context.on_step(
+                    probe * len(images) + done + 1, (probe + 1) * len(images)
+                )  # of the rounds that are sure to be run
             if all(trace.error <= self.tolerance * abs(trace.mean) for trace in traces.values()):
                 break
         return traces
@@ -136,9 +164,15 @@ class HessianTrace(Objective):
         rough = [unit for unit, trace in traces.items() if trace.error > self.tolerance * abs(trace.mean)]
         notes = []
         if negative:
-            notes.append(f"The Hessian trace of {len(negative)} units is negative and counts as its standard error, such as {negative[0]!r}. Use target=model.")
+            notes.append(
+                f"The Hessian trace of {len(negative)} units is negative and counts as its standard "
+                f"error, such as {negative[0]!r}. Use target=model."
+            )
         if rough and self.tolerance > 0:
-            notes.append(f"The Hessian trace of {len(rough)} units has a standard error above {self.tolerance:g} of it, such as {rough[0]!r}. Raise probes.")
+            notes.append(
+                f"The Hessian trace of {len(rough)} units has a standard error above {self.tolerance:g} "
+                f"of it, such as {rough[0]!r}. Raise probes."
+            )
         return tuple(notes)
 
 
@@ -148,10 +182,20 @@ def _loss(logits: Tensor, labels: Tensor | None) -> Tensor:
         return F.cross_entropy(logits, target)
 
 
-def _draw(loss: Tensor, parameters: Mapping[str, nn.Parameter], generators: Mapping[str, torch.Generator], traces: Mapping[str, Trace]) -> None:
-    """Add v^T H v of each unit's own block of the Hessian, with one v for all units: what the blocks between units add has mean 0."""
+def _draw(
+    loss: Tensor,
+    parameters: Mapping[str, nn.Parameter],
+    generators: Mapping[str, torch.Generator],
+    traces: Mapping[str, Trace],
+) -> None:
+    """Add v^T H v of each unit's own block of the Hessian, with one v for all units: what the blocks between
+    units add has mean 0.
+    """
     weights = list(parameters.values())
-    probes = [(torch.randint(2, w.shape, generator=generators[unit], dtype=torch.int8) * 2 - 1).to(w) for unit, w in parameters.items()]
+    probes = [
+        (torch.randint(2, w.shape, generator=generators[unit], dtype=torch.int8) * 2 - 1).to(w)
+        for unit, w in parameters.items()
+    ]
     first = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
     live = [(g, v) for g, v in zip(first, probes, strict=True) if g is not None and g.requires_grad]
     products: tuple[Tensor | None, ...] = (None,) * len(weights)

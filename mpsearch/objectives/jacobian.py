@@ -1,4 +1,6 @@
-"""`jacobian`: how much the logits move with a unit's output, by Tr(J^T J), times the squared error of that output. No labels."""
+"""`jacobian`: how much the logits move with a unit's output, by Tr(J^T J), times the squared error of that
+output. No labels.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Passes, Rows, ScoringContext, require_positive
+from mpsearch.objectives._base import (
+    OBJECTIVES,
+    Objective,
+    Parts,
+    Passes,
+    Rows,
+    ScoringContext,
+    require_positive,
+)
 from mpsearch.objectives._grads import Cotangents, walk
 from mpsearch.objectives._local import first_images, unit_passes
 from mpsearch.objectives._moves import add_moves, parts_of, watch_slopes
@@ -20,17 +30,20 @@ from mpsearch.objectives._moves import add_moves, parts_of, watch_slopes
 class Jacobian(Objective):
     """T / n * E: what the error would do to the logits if it pointed nowhere in particular.
 
-    Over N images x, with Y the n output elements of the unit for one image (all its calls together), f the K logits and J = df/dY:
-    T = mean over x of Tr(J^T J) = mean of ||J^T v||^2 over random v of K entries +-1; E = mean over x of ||Y_hat - Y||^2, weight and input of the
-    unit quantised together, all others float. Then ||f(Y_hat) - f(Y)||^2 is T / n * E if the error has no direction, and `gradient` is
-    the form that keeps its place. A product of two activations is the sum of two such terms, at its operands.
+    Over N images x, with Y the n output elements of the unit for one image (all its calls together), f the K
+    logits and J = df/dY: T = mean over x of Tr(J^T J) = mean of ||J^T v||^2 over random v of K entries +-1; E
+    = mean over x of ||Y_hat - Y||^2, weight and input of the unit quantised together, all others float. Then
+    ||f(Y_hat) - f(Y)||^2 is T / n * E if the error has no direction, and `gradient` is the form that keeps
+    its place. A product of two activations is the sum of two such terms, at its operands.
 
-    References: after the Hessian scores of Sony's Model Compression Toolkit (commit fad922f), which take the same trace of each activation tensor as
-    a weight of its normalised error. Differs in: the error is that of the unit's own output, not normalised, so that T / n * E is in squared logits.
+    References: after the Hessian scores of Sony's Model Compression Toolkit (commit fad922f), which take the
+    same trace of each activation tensor as a weight of its normalised error. Differs in: the error is that of
+    the unit's own output, not normalised, so that T / n * E is in squared logits.
 
     Args:
-        metric: `logits` (v of +-1: squared error of the logits) or `softmax` (v = p - e_y with y drawn from the softmax p, so that the logits
-            are measured by their Fisher information: about twice the KL divergence, in nats).
+        metric: `logits` (v of +-1: squared error of the logits) or `softmax` (v = p - e_y with y drawn from
+            the softmax p, so that the logits are measured by their Fisher information: about twice the KL
+            divergence, in nats).
         probes: Random v for each image.
         contributions: As in `gradient`.
         images: Calibration images used.
@@ -60,11 +73,17 @@ class Jacobian(Objective):
     def parts(self, context: ScoringContext) -> Parts:
         """The table, and what weights and inputs contribute where `contributions` asks for it."""
         images = first_images(context, self.images)
-        cotangents = Cotangents("rademacher" if self.metric == "logits" else "model", images, context.seed, self.probes)
+        cotangents = Cotangents(
+            "rademacher" if self.metric == "logits" else "model", images, context.seed, self.probes
+        )
         slopes = {layer.name: np.zeros((2, 2)) for layer in context.layers}
         batches = watch_slopes(walk(context, images, self.batch_size, cotangents), slopes)
         moves = add_moves(context, batches, _squared, self.contributions)
-        return parts_of(moves, [_mean_slope(slopes[layer.name]) / len(images) for layer in context.layers], self.contributions)
+        return parts_of(
+            moves,
+            [_mean_slope(slopes[layer.name]) / len(images) for layer in context.layers],
+            self.contributions,
+        )
 
 
 def _squared(shift: Tensor, _: Tensor | None) -> float:

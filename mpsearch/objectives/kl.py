@@ -14,7 +14,9 @@ from mpsearch.problem import Assignment
 from mpsearch.problem.assignment import FLOAT
 
 WORK = 8e12
-"""Multiply-accumulates of all passes together, had they all to start at the first unit; about half of it is done. Some minutes on two cores."""
+"""Multiply-accumulates of all passes together, had they all to start at the first unit; about half of it is
+done. Some minutes on two cores.
+"""
 LEAST, MOST = 32, 1024
 """Images, whatever they cost."""
 
@@ -24,17 +26,18 @@ LEAST, MOST = 32, 1024
 class Kl(Objective):
     """Mean over images of KL(float || one unit at the candidate, all other units float).
 
-    The truth for one unit, weight and input together; that the whole is the sum of its units is assumed. The dearest of the additive
-    objectives: a forward pass from the unit on for every unit and candidate. Few images make much of the KL of a network that is sure of most of them,
-    so as many are used as `WORK` allows.
+    The truth for one unit, weight and input together; that the whole is the sum of its units is assumed. The
+    dearest of the additive
+    objectives: a forward pass from the unit on for every unit and candidate. Few images make much of the KL
+    of a network that is sure of most of them, so as many are used as `WORK` allows.
 
-    References: Cai et al., ZeroQ, CVPR 2020, arXiv:2001.00281 (sensitivity of one layer); the KL score of NVIDIA ModelOpt's `auto_quantize`, which
-    minimises the largest such score where this table is summed.
+    References: Cai et al., ZeroQ, CVPR 2020, arXiv:2001.00281 (sensitivity of one layer); the KL score of
+    NVIDIA ModelOpt's `auto_quantize`, which minimises the largest such score where this table is summed.
 
     Args:
         images: Calibration images used; None for as many as `WORK` allows, `LEAST` to `MOST`.
-        memory_mb: Bound on the quantised weights and the outputs of shared prefixes that are kept at a time, in 10^6 bytes; a pass starts behind the
-            units before the quantised one where their outputs fit.
+        memory_mb: Bound on the quantised weights and the outputs of shared prefixes that are kept at a time,
+            in 10^6 bytes; a pass starts behind the units before the quantised one where their outputs fit.
     """
 
     needs_data: ClassVar[bool] = True
@@ -46,22 +49,26 @@ class Kl(Objective):
         require_positive("kl", images=LEAST if self.images is None else self.images, memory_mb=self.memory_mb)
 
     def passes(self, context: ScoringContext) -> Passes:
-        """One forward pass of the float model, one for every integer candidate of every calibrated unit, and those of two images that tell where passes
-        can start, at most.
+        """One forward pass of the float model, one for every integer candidate of every calibrated unit, and
+        those of two images that tell where passes can start, at most.
         """
         return Passes(2 * MOST_PROBES + self.count(context) * (1 + _choices(context)))
 
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`: each unit alone at each candidate."""
         images, room = first_images(context, self.count(context)), self.memory_mb * 10**6
-        evaluator = FastEvaluator(context.module, context.calibration, images, memory_limit_bytes=room, task=context.task)
+        evaluator = FastEvaluator(
+            context.module, context.calibration, images, memory_limit_bytes=room, task=context.task
+        )
         everything = [*context.calibration.weights, *context.calibration.products]
         rows: Rows = []
         for done, (layer, candidates) in enumerate(zip(context.layers, context.candidates, strict=True)):
             row = []
             for candidate in candidates:
                 quiet = candidate.is_float or layer.name not in everything
-                choice = Assignment(tuple((unit, candidate if unit == layer.name else FLOAT) for unit in everything))
+                choice = Assignment(
+                    tuple((unit, candidate if unit == layer.name else FLOAT) for unit in everything)
+                )
                 row.append(0.0 if quiet else evaluator.measure(choice))
             rows.append(row)
             context.on_step(done + 1, len(context.layers))
@@ -79,4 +86,9 @@ class Kl(Objective):
 def _choices(context: ScoringContext) -> int:
     """Integer candidates of calibrated units."""
     units = set(calibrated_units(context))
-    return sum(not c.is_float for layer, row in zip(context.layers, context.candidates, strict=True) if layer.name in units for c in row)
+    return sum(
+        not c.is_float
+        for layer, row in zip(context.layers, context.candidates, strict=True)
+        if layer.name in units
+        for c in row
+    )

@@ -1,4 +1,6 @@
-"""`output_mse` and `sqnr`: the error of each unit's own output when it alone is quantised, weight and input together."""
+"""`output_mse` and `sqnr`: the error of each unit's own output when it alone is quantised, weight and input
+together.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ from mpsearch.quant.products import unwrap_products, wrap_products
 @OBJECTIVES.register("output_mse")
 @dataclass(frozen=True)
 class OutputMse(Objective):
-    """E||Y_hat - Y||^2 / E||Y - mean(Y)||^2 of each unit, all other units float: the noise-to-signal ratio of its output.
+    """E||Y_hat - Y||^2 / E||Y - mean(Y)||^2 of each unit, all other units float: the noise-to-signal ratio of
+    its output.
 
-    A product of two activations A and B has the sum of E||A_hat - A||^2 / E||A||^2 and the same of B: the relative error of the product
-    where the two errors are independent.
+    A product of two activations A and B has the sum of E||A_hat - A||^2 / E||A||^2 and the same of B: the
+    relative error of the product where the two errors are independent.
 
     Args:
         images: Calibration images used.
@@ -39,10 +42,15 @@ class OutputMse(Objective):
 
     def __post_init__(self) -> None:
         if self.images < 1 or self.batch_size < 1:
-            raise OptionError(f"output_mse needs at least 1 image and a batch of at least 1, not {self.images} and {self.batch_size}.")
+            raise OptionError(
+                f"output_mse needs at least 1 image and a batch of at least 1, not {self.images} and "
+                f"{self.batch_size}."
+            )
 
     def passes(self, context: ScoringContext) -> Passes:
-        """One float forward pass over the images, and each unit alone at each candidate over the inputs it read in it."""
+        """One float forward pass over the images, and each unit alone at each candidate over the inputs it
+        read in it.
+        """
         count = min(self.images, len(context.images))
         return Passes(count, 0, count * unit_passes(context))
 
@@ -54,13 +62,15 @@ class OutputMse(Objective):
 @OBJECTIVES.register("sqnr")
 @dataclass(frozen=True)
 class Sqnr(Objective):
-    """Decibels by which the signal-to-quantisation-noise ratio of each unit's output falls short of `cap_db`, all other units float.
+    """Decibels by which the signal-to-quantisation-noise ratio of each unit's output falls short of `cap_db`,
+    all other units float.
 
-    cap_db + 10 log10(r + 10^(-cap_db / 10)) with r the ratio of `output_mse`. The sum over units is that of logarithms: halving the noise of a unit
-    is worth the same whatever its noise, so a single very bad unit weighs less than in `output_mse`.
+    cap_db + 10 log10(r + 10^(-cap_db / 10)) with r the ratio of `output_mse`. The sum over units is that of
+    logarithms: halving the noise of a unit is worth the same whatever its noise, so a single very bad unit
+    weighs less than in `output_mse`.
 
-    References: after the SQNR phase of Qualcomm AIMET's automatic mixed precision, arXiv:2302.05397, which puts 10^-4 under the noise as the
-    cap does here.
+    References: after the SQNR phase of Qualcomm AIMET's automatic mixed precision, arXiv:2302.05397, which
+    puts 10^-4 under the noise as the cap does here.
 
     Args:
         cap_db: Above it a unit counts as exact.
@@ -77,7 +87,10 @@ class Sqnr(Objective):
     def __post_init__(self) -> None:
         if self.images < 1 or self.batch_size < 1 or not 0 < self.cap_db <= 200:
             found = f"{self.images}, {self.batch_size} and {self.cap_db}"
-            raise OptionError(f"sqnr needs at least 1 image, a batch of at least 1 and a cap_db above 0 and at most 200, not {found}.")
+            raise OptionError(
+                "sqnr needs at least 1 image, a batch of at least 1 and a cap_db above 0 and at most "
+                f"200, not {found}."
+            )
 
     def passes(self, context: ScoringContext) -> Passes:
         """As `output_mse`."""
@@ -85,7 +98,9 @@ class Sqnr(Objective):
 
     def score(self, context: ScoringContext) -> Rows:
         """`L x C_l`."""
-        return [[self.lost(ratio) for ratio in row] for row in noise_ratios(context, self.images, self.batch_size)]
+        return [
+            [self.lost(ratio) for ratio in row] for row in noise_ratios(context, self.images, self.batch_size)
+        ]
 
     def lost(self, ratio: float) -> float:
         """Decibels below the cap at a noise-to-signal ratio; 0 without noise."""
@@ -97,7 +112,9 @@ def noise_ratios(context: ScoringContext, images: int, batch_size: int) -> Rows:
     chosen = first_images(context, images)
     rows = {layer.name: row for layer, row in zip(context.layers, context.candidates, strict=True)}
     products = product_names(context.module, [name for name in rows if name in context.calibration.products])
-    probes: dict[str, _Probe] = {name: _OutputProbe(context, name, rows[name]) for name in rows if name in context.calibration.weights}
+    probes: dict[str, _Probe] = {
+        name: _OutputProbe(context, name, rows[name]) for name in rows if name in context.calibration.weights
+    }
     probes |= {name: _OperandProbe(context, name, rows[name]) for name in products}
     wrapped = wrap_products(context.module, products)
     handles: list[RemovableHandle] = []
@@ -143,7 +160,9 @@ class _OutputProbe:
                 self._errors[i] += float((quantized - output).double().square().sum())
 
     def _add_power(self, y: Tensor) -> None:
-        """Update the sum of squares about the mean of all batches (Chan's formula), so that the batch size does not matter."""
+        """Update the sum of squares about the mean of all batches (Chan's formula), so that the batch size
+        does not matter.
+        """
         mean, total = float(y.mean()), self._count + y.numel()
         shift = mean - self._mean
         self._power += float((y - mean).square().sum()) + shift**2 * self._count * y.numel() / total
@@ -152,9 +171,15 @@ class _OutputProbe:
 
     def ratios(self) -> list[float]:
         if not self._count:
-            raise ModelError(f"Unit {self._name!r} was never called in a forward pass. Leave it out, or give images that reach it.")
+            raise ModelError(
+                f"Unit {self._name!r} was never called in a forward pass. Leave it out, or give images "
+                "that reach it."
+            )
         if self._power <= 0 and any(self._errors):
-            raise ModelError(f"Unit {self._name!r} gives a constant output on the calibration images, so its relative error has no meaning. Use weight_mse.")
+            raise ModelError(
+                f"Unit {self._name!r} gives a constant output on the calibration images, so its relative "
+                "error has no meaning. Use weight_mse."
+            )
         return [error / max(self._power, 1e-30) for error in self._errors]
 
 
@@ -168,13 +193,23 @@ class _OperandProbe:
 
     @torch.no_grad()
     def take(self, _: nn.Module, args: tuple[Any, ...], __: dict[str, Any], ___: Any) -> None:
-        self._powers = [power + float(x.double().square().sum()) for power, x in zip(self._powers, args, strict=True)]
+        self._powers = [
+            power + float(x.double().square().sum()) for power, x in zip(self._powers, args, strict=True)
+        ]
         for errors, candidate in zip(self._errors, self._candidates, strict=True):
             if not candidate.is_float:
-                for at, shift in enumerate(operand_shifts(input_state(self._context, self._name, candidate), args)):
+                for at, shift in enumerate(
+                    operand_shifts(input_state(self._context, self._name, candidate), args)
+                ):
                     errors[at] += float(shift.double().square().sum())
 
     def ratios(self) -> list[float]:
         if not any(self._powers):
-            raise ModelError(f"Product {self._name!r} was never called in a forward pass, or only with zeros. Leave it out, or give images that reach it.")
-        return [sum(error / max(power, 1e-30) for error, power in zip(errors, self._powers, strict=True)) for errors in self._errors]
+            raise ModelError(
+                f"Product {self._name!r} was never called in a forward pass, or only with zeros. Leave "
+                "it out, or give images that reach it."
+            )
+        return [
+            sum(error / max(power, 1e-30) for error, power in zip(errors, self._powers, strict=True))
+            for errors in self._errors
+        ]

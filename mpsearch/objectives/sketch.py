@@ -1,4 +1,6 @@
-"""`sketch`: the damage of each unit to second order, seen along random directions of the output's curvature."""
+"""`sketch`: the damage of each unit to second order, seen along random directions of the output's
+curvature.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Passes, Rows, ScoringContext, require_positive
+from mpsearch.objectives._base import (
+    OBJECTIVES,
+    Objective,
+    Parts,
+    Passes,
+    Rows,
+    ScoringContext,
+    require_positive,
+)
 from mpsearch.objectives._local import weight_kind
 from mpsearch.objectives._sketches import Sketches, sketches
 
@@ -17,24 +27,28 @@ from mpsearch.objectives._sketches import Sketches, sketches
 @OBJECTIVES.register("sketch")
 @dataclass(frozen=True)
 class Sketch(Objective):
-    """Half the mean over images and directions v of <J^T v, e>^2, with e the error of the unit's own output and J its Jacobian.
+    """Half the mean over images and directions v of <J^T v, e>^2, with e the error of the unit's own output
+    and J its Jacobian.
 
-    E[v v^T] is the curvature of the task's damage at the float model's output; for KL(float || quantised) it is
-    diag(p) - p p^T, and v = p^(1/2) xi - p (p^(1/2) . xi) with xi of +-1. So the score is the damage of the unit alone to
-    second order, with the covariances inside a unit, which `gradient` and `fisher` leave out, and without those between
-    units. It looks at images that no state was made from: on its own images a unit in closed form seems better than it is.
+    E[v v^T] is the curvature of the task's damage at the float model's output; for KL(float || quantised) it
+    is diag(p) - p p^T, and v = p^(1/2) xi - p (p^(1/2) . xi) with xi of +-1. So the score is the damage of
+    the unit alone to second order, with the covariances inside a unit, which `gradient` and `fisher` leave
+    out, and without those between units. It looks at images that no state was made from: on its own images a
+    unit in closed form seems better than it is.
 
-    The error of the weight is the product of each image's weight gradient with it, so all widths cost one product; the
-    error of the input is met by the gradient there; the two are added before squaring, each at the float model.
+    The error of the weight is the product of each image's weight gradient with it, so all widths cost one
+    product; the error of the input is met by the gradient there; the two are added before squaring, each at
+    the float model.
 
-    References: ours; a random-probe Gauss-Newton after Martens, ICML 2010 (the curvature), and Dong et al., HAWQ-V2,
-    NeurIPS 2020, arXiv:1911.03852 (a curvature times an error, for mixed precision).
+    References: ours; a random-probe Gauss-Newton after Martens, ICML 2010 (the curvature), and Dong et al.,
+    HAWQ-V2, NeurIPS 2020, arXiv:1911.03852 (a curvature times an error, for mixed precision).
 
     Args:
         images: Held-out images used.
         probes: Directions for each image.
         batch_size: Images of one pass, at most.
-        memory_mb: Bound on inputs, outputs and gradients of a batch, in 10^6 bytes; the batch is made smaller to keep it.
+        memory_mb: Bound on inputs, outputs and gradients of a batch, in 10^6 bytes; the batch is made smaller
+            to keep it.
     """
 
     needs_data: ClassVar[bool] = True
@@ -45,7 +59,12 @@ class Sketch(Objective):
     memory_mb: int = 2048
 
     def __post_init__(self) -> None:
-        counts = {"images": self.images, "probes": self.probes, "batch_size": self.batch_size, "memory_mb": self.memory_mb}
+        counts = {
+            "images": self.images,
+            "probes": self.probes,
+            "batch_size": self.batch_size,
+            "memory_mb": self.memory_mb,
+        }
         require_positive("sketch", **counts)
 
     def passes(self, context: ScoringContext) -> Passes:
@@ -58,16 +77,26 @@ class Sketch(Objective):
         return self.parts(context).total
 
     def parts(self, context: ScoringContext) -> Parts:
-        """The table, and what weights and inputs contribute; they do not add up to it, for they are added before squaring."""
+        """The table, and what weights and inputs contribute; they do not add up to it, for they are added
+        before squaring.
+        """
         images = context.unseen.subset(range(min(self.images, len(context.unseen))))
         found = sketches(context, images, self.probes, self.batch_size, self.memory_mb * 10**6)
-        rows = [[found.at(layer.name, c) for c in row] for layer, row in zip(context.layers, context.candidates, strict=True)]
-        notes = tuple(f"{unit}: the output does not depend on it, so its damage is 0." for unit in sorted(found.unreached))
+        rows = [
+            [found.at(layer.name, c) for c in row]
+            for layer, row in zip(context.layers, context.candidates, strict=True)
+        ]
+        notes = tuple(
+            f"{unit}: the output does not depend on it, so its damage is 0."
+            for unit in sorted(found.unreached)
+        )
         return Parts(_tied(context, rows), *_apart(context, found), notes)
 
 
 def _tied(context: ScoringContext, rows: list[list[Tensor | None]]) -> Rows:
-    """Half the mean squares. Units of a tie share a choice, so their errors add before squaring; the sum is shared out by what each does alone."""
+    """Half the mean squares. Units of a tie share a choice, so their errors add before squaring; the sum is
+    shared out by what each does alone.
+    """
     alone = [[_half(s) for s in row] for row in rows]
     ties = defaultdict(list)
     for at, layer in enumerate(context.layers):
@@ -90,8 +119,15 @@ def _apart(context: ScoringContext, found: Sketches) -> tuple[Rows, Rows]:
     inputs: Rows = []
     for layer, row in zip(context.layers, context.candidates, strict=True):
         known = layer.name in found.weights
-        weights.append([_half(found.weights[layer.name][weight_kind(c)]) if known and not c.is_float else 0.0 for c in row])
-        inputs.append([_half(found.inputs[layer.name][c.a_bits]) if known and not c.is_float else 0.0 for c in row])
+        weights.append(
+            [
+                _half(found.weights[layer.name][weight_kind(c)]) if known and not c.is_float else 0.0
+                for c in row
+            ]
+        )
+        inputs.append(
+            [_half(found.inputs[layer.name][c.a_bits]) if known and not c.is_float else 0.0 for c in row]
+        )
     return weights, inputs
 
 

@@ -29,7 +29,11 @@ class WeightMse(Objective):
             weight = context.calibration.weights.get(layer.name)
             row = []
             for candidate in candidates:
-                state = None if weight is None or candidate.is_float else context.calibration.state(layer.name, candidate)
+                state = (
+                    None
+                    if weight is None or candidate.is_float
+                    else context.calibration.state(layer.name, candidate)
+                )
                 if weight is None or state is None or state.weight is None:
                     row.append(0.0)
                     continue

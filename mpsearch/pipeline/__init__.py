@@ -1,4 +1,6 @@
-"""The seven steps, from a model and budgets to an artifact that keeps them. Each step writes what the next one reads."""
+"""The seven steps, from a model and budgets to an artifact that keeps them. Each step writes what the next
+one reads.
+"""
 
 from mpsearch.pipeline.config import DEFAULT_OBJECTIVES, RunConfig
 from mpsearch.pipeline.jobs.profile import profile_model

@@ -32,8 +32,8 @@ class SearchStates:
     """What the search sees of a unit at a candidate.
 
     Args:
-        name: `gptq` (rounded in closed form, for every width at once), `nearest`, or `reconstructed` (as the method leaves it after a
-            few steps, with every unit at that candidate).
+        name: `gptq` (rounded in closed form, for every width at once), `nearest`, or `reconstructed` (as the
+            method leaves it after a few steps, with every unit at that candidate).
         steps: Of `reconstructed`, for each block.
     """
 
@@ -50,7 +50,10 @@ class SearchStates:
         if not rest:
             return cls(name)
         if name != "reconstructed" or key != "steps" or not value.isdigit() or int(value) < 1:
-            raise OptionError(f"Search states {text!r} cannot be read. Write gptq, nearest, or reconstructed:steps=20 with at least 1 step.")
+            raise OptionError(
+                f"Search states {text!r} cannot be read. Write gptq, nearest, or reconstructed:steps=20 "
+                "with at least 1 step."
+            )
         return cls(name, int(value))
 
 
@@ -63,10 +66,12 @@ class RunConfig:
         model: timm name or `file.py:function`; None for the embedded default.
         model_args: Arguments of the model.
         weights: Safetensors file; None for the constructor's (or pretrained) weights.
-        pretrained: Download timm's weights where `weights` is None; False leaves the constructor's random ones.
+        pretrained: Download timm's weights where `weights` is None; False leaves the constructor's random
+            ones.
         data: Source of the evaluation images, or of all; None for the embedded digits.
         calibration_data: Source of the calibration and search images.
-        class_map: File that says which class a folder of images stands for, JSON or CSV; None for the order of the names.
+        class_map: File that says which class a folder of images stands for, JSON or CSV; None for the order
+            of the names.
         calibration_images: Images for ranges and reconstruction; None for 512, or a share of few images.
         search_images: Images for the loss that the search measures; None for 256, or a share of few images.
         evaluation_images: Images for what is reported; None for all that are left.
@@ -80,16 +85,21 @@ class RunConfig:
         polish: Exchanges around the best of them whose loss is measured afterwards.
         first_last_bits: Weight and input bits of the first and the last unit; None leaves them to the search.
         method: Registered reconstruction method, with options.
-        iterations: Gradient steps for each block of a method that learns; 0 keeps what it starts from; None for 200.
-        search_states: What the search sees of each unit: `gptq`, `nearest` or `reconstructed:steps=20` (see `SearchStates`).
+        iterations: Gradient steps for each block of a method that learns; 0 keeps what it starts from; None
+            for 200.
+        search_states: What the search sees of each unit: `gptq`, `nearest` or `reconstructed:steps=20` (see
+            `SearchStates`).
         bias_correction: Whether the biases of quantised units make up for the mean error of their weights.
-        reconstruction_memory: Bound on the memory that a reconstruction takes beside the model and the images, such as `8GiB`; it uses fewer images to keep it.
-        target: Registered deployment target that a run can measure, with options: `ort-cpu` (packed checkpoint and ONNX),
-            `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR), `triton-cuda` (checkpoint on the Triton
-            kernels, latency and energy), or `packed` (checkpoint alone, no latency).
+        reconstruction_memory: Bound on the memory that a reconstruction takes beside the model and the
+            images, such as `8GiB`; it uses fewer images to keep it.
+        target: Registered deployment target that a run can measure, with options: `ort-cpu` (packed
+            checkpoint and ONNX), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR),
+            `triton-cuda` (checkpoint on the Triton kernels, latency and energy), or `packed` (checkpoint
+            alone, no latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
-        allow_estimate: Take a table of another device or version as an estimate, and keep a latency budget by predictions that are known to be poor.
+        allow_estimate: Take a table of another device or version as an estimate, and keep a latency budget by
+            predictions that are known to be poor.
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
         task: Registered task, with options: how outputs are compared with the float model's and with labels.
@@ -137,7 +147,8 @@ class RunConfig:
         self._check_task()
         if not self.deployment.in_run:
             raise OptionError(
-                f"--target {self.target} is written but not measured by mpsearch, so a run cannot search for it. Run with --target {DEFAULT_TARGET}, "
+                f"--target {self.target} is written but not measured by mpsearch, so a run cannot search "
+                f"for it. Run with --target {DEFAULT_TARGET}, "
                 f"then write it with `mpsearch export STUDY --target {self.target}`."
             )
         if self.sampler not in SAMPLERS:
@@ -145,27 +156,51 @@ class RunConfig:
         if not self.objectives:
             raise OptionError("There is no objective. Give at least one, such as --objective output_mse.")
         self._check_objectives()
-        lost = [flag for flag, given in (("--weights", self.weights), ("--model-arg", self.model_args)) if given]
+        lost = [
+            flag for flag, given in (("--weights", self.weights), ("--model-arg", self.model_args)) if given
+        ]
         if self.model is None and lost:
-            raise OptionError(f"{lost[0]} is given without --model: the embedded model has its own. Name the model, or leave {lost[0]} out.")
+            raise OptionError(
+                f"{lost[0]} is given without --model: the embedded model has its own. Name the model, or "
+                f"leave {lost[0]} out."
+            )
         if (self.model is None) != (self.data is None):
             given, lacking = ("--model", "--data") if self.data is None else ("--data", "--model")
-            raise OptionError(f"{given} is given without {lacking}. Give both, or neither for the embedded model and digits.")
+            raise OptionError(
+                f"{given} is given without {lacking}. Give both, or neither for the embedded model and "
+                "digits."
+            )
 
     def _check_numbers(self) -> None:
         """Raises OptionError where a number is out of its range."""
-        if not self.bits or not set(self.bits) <= set(range(2, 9)) or self.a_bits not in (*range(2, 9), FLOAT_INPUT):
-            raise OptionError(f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to 8, or 16 for inputs that stay float.")
+        if (
+            not self.bits
+            or not set(self.bits) <= set(range(2, 9))
+            or self.a_bits not in (*range(2, 9), FLOAT_INPUT)
+        ):
+            raise OptionError(
+                f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to "
+                "8, or 16 for inputs that stay float."
+            )
         if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
-            raise OptionError(f"first_last_bits is {self.first_last_bits}; it must be 2 to 8, such as 8.", ("first_last_bits",))
+            raise OptionError(
+                f"first_last_bits is {self.first_last_bits}; it must be 2 to 8, such as 8.",
+                ("first_last_bits",),
+            )
         if self.memory_bytes < 1:
-            raise OptionError(f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.", ("reconstruction_memory",))
+            raise OptionError(
+                f"reconstruction_memory is {self.reconstruction_memory!r}; it must be a size such as 8GiB.",
+                ("reconstruction_memory",),
+            )
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}; it must be {least} or more.", (name,))
         if self.seed > _MOST_SEED:
-            raise OptionError(f"seed is {self.seed}; it must be at most {_MOST_SEED}, which every generator takes.", ("seed",))
+            raise OptionError(
+                f"seed is {self.seed}; it must be at most {_MOST_SEED}, which every generator takes.",
+                ("seed",),
+            )
 
     def _check_objectives(self) -> None:
         """Raises UnknownNameError or OptionError before anything is measured."""
@@ -177,10 +212,15 @@ class RunConfig:
             known[name].create(text)
 
     def _check_task(self) -> None:
-        """Raises OptionError where the method draws labels from the model, and the model has no classes; objectives are asked by `add_scores`."""
+        """Raises OptionError where the method draws labels from the model, and the model has no classes;
+        objectives are asked by `add_scores`.
+        """
         method, task = METHODS.create(self.method), TASKS.create(self.task)
         if method.loss == "fisher" and not task.classes:
-            raise OptionError(f"The method {self.method!r} draws classes from the model, and the task {self.task!r} has none. Add loss=mse, or use qdrop.")
+            raise OptionError(
+                f"The method {self.method!r} draws classes from the model, and the task {self.task!r} "
+                "has none. Add loss=mse, or use qdrop."
+            )
 
     @property
     def deployment(self) -> Target:
@@ -210,10 +250,17 @@ class RunConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunConfig:
         """Inverse of `to_json`. Raises StudyError where a field is unknown or missing."""
-        data = {"task": "classification", "class_map": None, **data}  # what studies had before these had names
+        data = {
+            "task": "classification",
+            "class_map": None,
+            **data,
+        }  # what studies had before these had names
         known = {f.name for f in fields(cls)}
         if set(data) != known:
-            raise StudyError(f"The study was written by another version of mpsearch; its settings differ in {sorted(set(data) ^ known)}. Start a new study.")
+            raise StudyError(
+                "The study was written by another version of mpsearch; its settings differ in "
+                f"{sorted(set(data) ^ known)}. Start a new study."
+            )
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**settings)
 

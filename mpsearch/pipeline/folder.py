@@ -1,4 +1,6 @@
-"""A study's folder: settings, the results of steps named by the hash of their inputs, and a lock that dies with its holder."""
+"""A study's folder: settings, the results of steps named by the hash of their inputs, and a lock that dies
+with its holder.
+"""
 
 from __future__ import annotations
 
@@ -41,16 +43,26 @@ class Study:
         try:
             data = json.loads((self.path / "study.json").read_text())
             if data["schema"] != SCHEMA:
-                raise StudyError(f"{self.path} has schema {data['schema']!r}; this version of mpsearch reads {SCHEMA}. Start a new study.")
+                raise StudyError(
+                    f"{self.path} has schema {data['schema']!r}; this version of mpsearch reads "
+                    f"{SCHEMA}. Start a new study."
+                )
             return RunConfig.from_json(data["config"])
         except OSError:  # no file, no folder, or one that may not be read
-            raise StudyError(f"There is no study in {self.path}. Name a folder that `mpsearch run` made, such as studies/NAME.") from None
+            raise StudyError(
+                f"There is no study in {self.path}. Name a folder that `mpsearch run` made, such as "
+                "studies/NAME."
+            ) from None
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise StudyError(f"{self.path / 'study.json'} is damaged ({type(error).__name__}: {error}). Start a new study.") from None
+            raise StudyError(
+                f"{self.path / 'study.json'} is damaged ({type(error).__name__}: {error}). Start a new study."
+            ) from None
 
     @property
     def begun(self) -> bool:
-        """Whether some step was done; settings that ended a run before its first step, such as a slip, bind nobody."""
+        """Whether some step was done; settings that ended a run before its first step, such as a slip, bind
+        nobody.
+        """
         return self._steps.is_dir() and (self.path / "study.json").is_file()
 
     def holds(self, config: RunConfig) -> bool:
@@ -58,7 +70,8 @@ class Study:
         return self.begun and self.config() == config
 
     def claim(self, config: RunConfig) -> None:
-        """Take the folder, which must be held, for these settings. Where steps were done another budget, or going on with estimates, may join.
+        """Take the folder, which must be held, for these settings. Where steps were done another budget, or
+        going on with estimates, may join.
 
         Raises: StudyError: Steps were done with other settings; names them.
         """
@@ -69,7 +82,10 @@ class Study:
         if replace(held, budgets=config.budgets, allow_estimate=config.allow_estimate) != config:
             ours, theirs = config.to_json(), held.to_json()
             differ = [k for k in ours if ours[k] != theirs[k] and k not in ("budgets", "allow_estimate")]
-            raise StudyError(f"{self.path} holds a study with other settings ({', '.join(differ)}). Give this one another name with --name.")
+            raise StudyError(
+                f"{self.path} holds a study with other settings ({', '.join(differ)}). Give this one "
+                "another name with --name."
+            )
         if held != config:
             self.describe(config, {})
 
@@ -79,16 +95,23 @@ class Study:
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
-        """Hold the folder; released by the system when the process dies. Raises StudyError where another process holds it."""
+        """Hold the folder; released by the system when the process dies. Raises StudyError where another
+        process holds it.
+        """
         fresh = [place for place in (self.path, *self.path.parents) if not place.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             held = (self.path / ".busy").open("w")
         except OSError as error:
-            raise StudyError(f"{self.path} cannot be a study's folder ({error.strerror}). Name another with --name.") from None
+            raise StudyError(
+                f"{self.path} cannot be a study's folder ({error.strerror}). Name another with --name."
+            ) from None
         with held as lock, files.writing(self.path):
             if not files.lock(lock):
-                raise StudyError(f"Another process is running the study in {self.path}. Wait for it, or start one under another --name.")
+                raise StudyError(
+                    f"Another process is running the study in {self.path}. Wait for it, or start one "
+                    "under another --name."
+                )
             try:
                 yield
             except Exception:
@@ -97,7 +120,9 @@ class Study:
                 raise
 
     def _remove(self, fresh: Sequence[Path]) -> None:
-        """Leave nothing of a study that failed before its first step: the folders that were made for it, as long as nothing else is in them."""
+        """Leave nothing of a study that failed before its first step: the folders that were made for it, as
+        long as nothing else is in them.
+        """
         if fresh:
             shutil.rmtree(self.path, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -105,10 +130,12 @@ class Study:
                 place.rmdir()
 
     def set_aside(self, budgets: Sequence[str]) -> Path | None:
-        """Move the artifact, the results and the report of other budgets to `earlier/<budgets>/`, so that nothing is replaced without a word.
+        """Move the artifact, the results and the report of other budgets to `earlier/<budgets>/`, so that
+        nothing is replaced without a word.
 
         Args:
-            budgets: Budgets of what is to be written now, as typed; results of the same budgets are left to be replaced.
+            budgets: Budgets of what is to be written now, as typed; results of the same budgets are left to
+                be replaced.
 
         Returns: Where they are now; None where there are none of other budgets.
         """
@@ -126,14 +153,19 @@ class Study:
                 (self.path / name).rename(place / name)
         for name in ("best.json", "results.json", "report.html"):  # they name the files of the artifact
             if (place / name).is_file():
-                files.write_text(place / name, (place / name).read_text().replace(str(self.artifact), str(place / "artifact")))
+                files.write_text(
+                    place / name,
+                    (place / name).read_text().replace(str(self.artifact), str(place / "artifact")),
+                )
         return place
 
     def cached(self, step: str, inputs: Any, compute: Callable[[], Any]) -> Any:
         """The JSON result of a step, computed once for its inputs."""
         path = self.step_path(step, inputs, ".json")
         if path.is_file():
-            with contextlib.suppress(json.JSONDecodeError):  # only a damaged disk makes one: it is computed again
+            with contextlib.suppress(
+                json.JSONDecodeError
+            ):  # only a damaged disk makes one: it is computed again
                 return json.loads(path.read_text())
         result = compute()
         files.write_json(path, result)

@@ -1,4 +1,6 @@
-"""What a run finds, as data: the rows of the results table, the choice, and what `results.json` and `best.json` hold."""
+"""What a run finds, as data: the rows of the results table, the choice, and what `results.json` and
+`best.json` hold.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from mpsearch.problem import Assignment, Budget, Cost
 from mpsearch.reconstruct import BlockResult
 
 Readings = Mapping[str, Any]
-"""What was measured of a model: `metrics`, `search_kl`, `size_bytes`, and what it takes of other resources."""
+"""What was measured of a model: `metrics`, `search_kl`, `size_bytes`, and what it takes of other
+resources.
+"""
 MEASURED = (
     *("size_bytes", "latency_us", "latency_high_us", "energy_mj", "memory_bytes"),
     *("onnx_bytes", "openvino_bytes", "triton_bytes"),
@@ -25,7 +29,8 @@ class Row:
     Args:
         label: For people.
         mean_bits: Mean bits of a weight.
-        searched: Measured with the states that the search saw; its metrics are on some of the evaluation images alone.
+        searched: Measured with the states that the search saw; its metrics are on some of the evaluation
+            images alone.
         fits: Whether it is predicted to keep the budgets.
         indices: `L` choices; none for the float model.
         assignment: The same by name.
@@ -46,7 +51,12 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`; what a row has not is left out."""
-        data: dict[str, Any] = {"label": self.label, "mean_bits": self.mean_bits, "fits": self.fits, "predicted": {}}
+        data: dict[str, Any] = {
+            "label": self.label,
+            "mean_bits": self.mean_bits,
+            "fits": self.fits,
+            "predicted": {},
+        }
         if self.assignment is not None:
             data |= {"indices": list(self.indices), "assignment": self.assignment.to_json()}
         if self.predicted is not None:
@@ -201,7 +211,8 @@ class Results:
         study: Folder.
         measure: What the damage is, such as KL.
         solver_limits: The limits that the last search was given.
-        model: What of the model is not searched: `not_quantized`, `header_bytes`, `unused`, `float_in_graph`, `rounded_to_nearest`, `blocks`.
+        model: What of the model is not searched: `not_quantized`, `header_bytes`, `unused`, `float_in_graph`,
+            `rounded_to_nearest`, `blocks`.
     """
 
     rows: tuple[Row, ...]

@@ -25,12 +25,25 @@ from mpsearch.pipeline.results import Choice, Results
 from mpsearch.pipeline.steps.costs import limited
 from mpsearch.pipeline.steps.finalists import Chosen, choose
 from mpsearch.pipeline.steps.front import write_front
-from mpsearch.pipeline.steps.latency import add_latency, backend_of, has_backend, latency_table, require_tables
+from mpsearch.pipeline.steps.latency import (
+    add_latency,
+    backend_of,
+    has_backend,
+    latency_table,
+    require_tables,
+)
 from mpsearch.pipeline.steps.learned import searched_calibration
 from mpsearch.pipeline.steps.memory import add_memory, limits_memory, memory_kernels
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.pipeline.steps.search import Found, additive, search_assignments
-from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, draw, load_subject, make_subject, require_same_weights
+from mpsearch.pipeline.steps.subject import (
+    Subject,
+    calibrate_subject,
+    draw,
+    load_subject,
+    make_subject,
+    require_same_weights,
+)
 from mpsearch.pipeline.steps.tightening import REPAIRS, broken, lowered, scouted, told
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.pipeline.workers.crew import Crew
@@ -38,12 +51,26 @@ from mpsearch.problem import Budget, Problem
 from mpsearch.reconstruct import Calibration
 from mpsearch.solvers import problem_front, reachable
 
-_PACKAGES = ("mpsearch", "torch", "timm", "optuna", "onnx", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn", "safetensors")
+_PACKAGES = (
+    "mpsearch",
+    "torch",
+    "timm",
+    "optuna",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+)
 _GIVEN = {"model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"}
 """Settings that say where a model and images come from."""
 
 
-def run(config: RunConfig, study: Study, progress: Progress | None = None, crew: Crew | None = None) -> dict[str, Any]:
+def run(
+    config: RunConfig, study: Study, progress: Progress | None = None, crew: Crew | None = None
+) -> dict[str, Any]:
     """Do, or finish, a study.
 
     Args:
@@ -51,7 +78,8 @@ def run(config: RunConfig, study: Study, progress: Progress | None = None, crew:
         study: Its folder; what is there already is used.
         progress: Where progress goes.
         crew: Who measures the trials; None: this process.
-    Returns: What was written to `results.json`: rows of the results table, the chosen assignment, predicted and measured.
+    Returns: What was written to `results.json`: rows of the results table, the chosen assignment, predicted
+        and measured.
 
     Raises:
         InfeasibleError: No assignment keeps the budgets.
@@ -60,7 +88,10 @@ def run(config: RunConfig, study: Study, progress: Progress | None = None, crew:
     """
     progress, crew = progress or Silent(), crew or Crew()
     if config.sampler != "mpsearch" and (crew.workers != 1 or crew.storage is not None):
-        raise OptionError(f"The baseline --sampler {config.sampler} measures in the run's own process. Leave out --workers and --storage.")
+        raise OptionError(
+            f"The baseline --sampler {config.sampler} measures in the run's own process. Leave out "
+            "--workers and --storage."
+        )
     require_tables(config)
     with study.busy(), crew.held(study, config):
         study.claim(config)
@@ -84,7 +115,8 @@ def search(
 
     Args:
         model: Float, one tensor in, logits (or what the `task` compares) out; not changed.
-        calibration: Images, or texts as a `TokenSet`, for ranges, reconstruction and the searched loss (and evaluation, where none is given).
+        calibration: Images, or texts as a `TokenSet`, for ranges, reconstruction and the searched loss (and
+            evaluation, where none is given).
         budgets: Limits as on the command line, such as `["15MB"]`.
         evaluation: Images for what is reported.
         study: Folder for the results; the artifact is in `artifact/` below it.
@@ -107,18 +139,28 @@ def search(
 
 
 def _require_settings(settings: Mapping[str, Any]) -> None:
-    """Raises OptionError where a name is none of a setting, or of one that says where a model or images come from, which are given."""
+    """Raises OptionError where a name is none of a setting, or of one that says where a model or images come
+    from, which are given.
+    """
     known = {f.name for f in fields(RunConfig)} - _GIVEN - {"budgets"}
     for name in settings:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             meant = f" Did you mean {close[0]!r}?" if close else ""
-            why = "is about a model or images that are named, and here they are given" if name in _GIVEN else "is no setting of search"
+            why = (
+                "is about a model or images that are named, and here they are given"
+                if name in _GIVEN
+                else "is no setting of search"
+            )
             raise OptionError(f"{name!r} {why}.{meant} Settings: {', '.join(sorted(known))}.")
 
 
-def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None) -> Results:
-    """The seven steps, from a model and its images on; `crew` where other processes can load the model from `config`."""
+def _run(
+    subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None
+) -> Results:
+    """The seven steps, from a model and its images on; `crew` where other processes can load the model from
+    `config`.
+    """
     problem, budgets = limited(subject, config)
     workshop = Workshop(subject, calibrate_subject(subject, config, progress), config, study, progress)
     problem, hardware = _priced(problem, workshop)
@@ -129,7 +171,9 @@ def _run(subject: Subject, config: RunConfig, study: Study, progress: Progress, 
     study.describe(config, {**about, **hardware, "objectives": objectives})
     workshop.evaluation.reference()
     crew = crew or Crew()
-    chosen, found, limits = _within_budgets(problem, budgets, searched, workshop, crew, hardware.get("hardware", {}))
+    chosen, found, limits = _within_budgets(
+        problem, budgets, searched, workshop, crew, hardware.get("hardware", {})
+    )
     results = _written(problem, chosen, found, limits, workshop)
     with contextlib.closing(crew.studies(study)) as studies:
         studies.finish()
@@ -159,10 +203,11 @@ def _within_budgets(
     crew: Crew,
     hardware: Mapping[str, Any],
 ) -> tuple[Chosen, Found, tuple[Budget, ...]]:
-    """Steps 4 to 6, again with tightened limits as long as what was chosen breaks a budget when it is measured, and no more than `REPAIRS` times.
+    """Steps 4 to 6, again with tightened limits as long as what was chosen breaks a budget when it is
+    measured, and no more than `REPAIRS` times.
 
-    In the last round, or where nothing lower is predicted, a finalist that keeps the budgets when measured is preferred to a better one that does not. What is
-    measured last is the artifact itself.
+    In the last round, or where nothing lower is predicted, a finalist that keeps the budgets when measured is
+    preferred to a better one that does not. What is measured last is the artifact itself.
 
     Returns: The choice as shipped, what it was found among, and the limits that the solver was given.
     """
@@ -180,10 +225,15 @@ def _within_budgets(
         best = chosen.best
         for repair in broken(budgets, best.predicted, best.measured):
             repairs.append(repair)
-            workshop.progress.say(f"{best.label}: {told(repair)}: tightened by that ratio, and searched again.")
+            workshop.progress.say(
+                f"{best.label}: {told(repair)}: tightened by that ratio, and searched again."
+            )
         limits = lowered(budgets, limits, best.predicted, best.measured, least)
     raise InfeasibleError(
-        f"After {REPAIRS} rounds no exported model keeps {', '.join(map(str, budgets))} when it is measured. Raise the budget.",
+        (
+            f"After {REPAIRS} rounds no exported model keeps {', '.join(map(str, budgets))} when it is "
+            "measured. Raise the budget."
+        ),
         {b.resource: b.spent(best.measured) or 0.0 for b in budgets},
     )
 
@@ -198,7 +248,9 @@ def _shipped(chosen: Chosen, workshop: Workshop) -> Choice:
     return chosen.best.shipped(workshop.artifact.write(chosen.states, description))
 
 
-def _written(problem: Problem, chosen: Chosen, found: Found, limits: tuple[Budget, ...], workshop: Workshop) -> Results:
+def _written(
+    problem: Problem, chosen: Chosen, found: Found, limits: tuple[Budget, ...], workshop: Workshop
+) -> Results:
     """What step 7 reads: `front.*`, `best.json` and `results.json`."""
     study, subject, best = workshop.study, workshop.subject, chosen.best
     base, alone = additive(problem, best.proxy.objective)[0], replace(problem, interactions={})

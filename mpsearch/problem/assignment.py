@@ -20,7 +20,8 @@ class Candidate:
 
     Args:
         w_bits: Bits of the weight, 2 to 8; None for float.
-        a_bits: Bits of the unit's input, 2 to 8; 16 where the weight alone is quantised and the input stays in the runtime's float; None for float.
+        a_bits: Bits of the unit's input, 2 to 8; 16 where the weight alone is quantised and the input stays
+            in the runtime's float; None for float.
         number_format: `int`, `float`, or `fp8` (e4m3 weights and inputs; prints as `fp8`).
         w_granularity: `channel` (one scale for each output channel) or `tensor`.
     """
@@ -37,13 +38,22 @@ class Candidate:
         elif self.number_format == "int":
             for what, bits in (("w_bits", self.w_bits), ("a_bits", self.a_bits)):
                 if bits is None or not (2 <= bits <= 8 or (what == "a_bits" and bits == FLOAT_INPUT)):
-                    raise UserError(f"{what} is {bits}; an integer candidate has 2 to 8 bits, or a_bits 16 for an input that stays float.")
+                    raise UserError(
+                        f"{what} is {bits}; an integer candidate has 2 to 8 bits, or a_bits 16 for an "
+                        "input that stays float."
+                    )
         elif self.number_format != "fp8":
-            raise UserError(f"Number format {self.number_format!r} is not known; it may be 'int', 'float' or 'fp8'.")
+            raise UserError(
+                f"Number format {self.number_format!r} is not known; it may be 'int', 'float' or 'fp8'."
+            )
         elif (self.w_bits, self.a_bits) != (8, 8):
-            raise UserError(f"An fp8 candidate has 8 bits in weights and inputs, not {self.w_bits}, {self.a_bits}.")
+            raise UserError(
+                f"An fp8 candidate has 8 bits in weights and inputs, not {self.w_bits}, {self.a_bits}."
+            )
         if self.w_granularity not in ("channel", "tensor"):
-            raise UserError(f"Weight granularity {self.w_granularity!r} is not known; it may be 'channel' or 'tensor'.")
+            raise UserError(
+                f"Weight granularity {self.w_granularity!r} is not known; it may be 'channel' or 'tensor'."
+            )
 
     @property
     def is_float(self) -> bool:
@@ -73,7 +83,10 @@ class Candidate:
         body, slash, granularity = text.partition("/")
         match = _PRINTED.fullmatch(body)
         if match is None:
-            raise UserError(f"{text!r} is not a candidate. Write W4A8 (weight bits 2 to 8, input bits 2 to 8), W4A16 (float input) or float.")
+            raise UserError(
+                f"{text!r} is not a candidate. Write W4A8 (weight bits 2 to 8, input bits 2 to 8), W4A16 "
+                "(float input) or float."
+            )
         return cls(int(match[1]), int(match[2]), w_granularity=granularity if slash else "channel")
 
 

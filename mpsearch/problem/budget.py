@@ -11,8 +11,17 @@ from mpsearch.units import format_quantity, parse_quantity
 
 RESOURCES = ("size_bytes", "latency_us", "energy_mj", "memory_bytes", "bops")
 PEAKS = ("memory_bytes",)
-"""Resources that layers use one after the other and give back: a model needs the most that any layer needs, not the sum."""
-_BY_DIMENSION = {"bytes": "size_bytes", "us": "latency_us", "mj": "energy_mj", "bops": "bops", "fraction": "size_bytes", "bits": "size_bytes"}
+"""Resources that layers use one after the other and give back: a model needs the most that any layer needs,
+not the sum.
+"""
+_BY_DIMENSION = {
+    "bytes": "size_bytes",
+    "us": "latency_us",
+    "mj": "energy_mj",
+    "bops": "bops",
+    "fraction": "size_bytes",
+    "bits": "size_bytes",
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,8 @@ class Budget:
         resource: A field of `Cost`.
         limit: In the unit of the resource, or as `scale` says.
         text: Text as the user wrote it.
-        scale: What `limit` is: `absolute`; `float`, a share of what the float model uses; or `bits`, bits for each weight on average.
+        scale: What `limit` is: `absolute`; `float`, a share of what the float model uses; or `bits`, bits for
+            each weight on average.
     """
 
     resource: str
@@ -38,7 +48,8 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read `15MB`, `15MiB`, `2.5ms`, `3mJ`, `20GBOPs`, `40%` (of the float model's size), `5bits` (for each weight, on average) or `512MiB peak`.
+        """Read `15MB`, `15MiB`, `2.5ms`, `3mJ`, `20GBOPs`, `40%` (of the float model's size), `5bits` (for
+        each weight, on average) or `512MiB peak`.
 
         Raises:
             BudgetError: No unit, an unknown unit, or `peak` on something that is not a number of bytes.
@@ -48,13 +59,23 @@ class Budget:
             body, peak = body[:-4].rstrip(), True
         value, dimension = parse_quantity(body)
         if peak and dimension != "bytes":
-            raise BudgetError(f"{text!r} asks for a peak of {dimension}; only bytes of memory have one. Write 512MiB peak.")
+            raise BudgetError(
+                f"{text!r} asks for a peak of {dimension}; only bytes of memory have one. Write 512MiB peak."
+            )
         resource = "memory_bytes" if peak else _BY_DIMENSION[dimension]
-        return cls(resource, value, text.strip(), {"fraction": "float", "bits": "bits"}.get(dimension, "absolute"))
+        return cls(
+            resource, value, text.strip(), {"fraction": "float", "bits": "bits"}.get(dimension, "absolute")
+        )
 
     def spent(self, measured: Mapping[str, Any]) -> float | None:
-        """What a measurement counts against the budget, None where it was not measured: of a latency what new processes stay below, where they were asked."""
-        value = measured.get("latency_high_us", measured.get("latency_us")) if self.resource == "latency_us" else measured.get(self.resource)
+        """What a measurement counts against the budget, None where it was not measured: of a latency what new
+        processes stay below, where they were asked.
+        """
+        value = (
+            measured.get("latency_high_us", measured.get("latency_us"))
+            if self.resource == "latency_us"
+            else measured.get(self.resource)
+        )
         return None if value is None else float(value)
 
     def kept(self, measured: Mapping[str, Any]) -> bool:
@@ -70,7 +91,11 @@ class Budget:
         label = self.resource.rsplit("_", 1)[0]
         if self.scale == "float":
             return f"{label} {self.limit:.0%} of the float model's"
-        return f"{label} of {self.limit:g} bits a weight" if self.scale == "bits" else f"{label} {format_quantity(self.limit, self.resource)}"
+        return (
+            f"{label} of {self.limit:g} bits a weight"
+            if self.scale == "bits"
+            else f"{label} {format_quantity(self.limit, self.resource)}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""

@@ -1,4 +1,6 @@
-"""The assignment as a file for others: `assignment.json`, whose form `docs/assignment.schema.json` describes, and the same as CSV."""
+"""The assignment as a file for others: `assignment.json`, whose form `docs/assignment.schema.json` describes,
+and the same as CSV.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,28 @@ from mpsearch.problem.assignment import Assignment, Candidate
 from mpsearch.problem.layer import Layer
 
 FORMAT, SCHEMA = "mpsearch-assignment", 1
-COLUMNS = ("layer", "candidate", "w_bits", "a_bits", "number_format", "w_granularity", "op", "block", "weights", "macs", "size_bytes")
+COLUMNS = (
+    "layer",
+    "candidate",
+    "w_bits",
+    "a_bits",
+    "number_format",
+    "w_granularity",
+    "op",
+    "block",
+    "weights",
+    "macs",
+    "size_bytes",
+)
 _LARGEST = 64 * 2**20  # bytes of a file that is read whole
 
 
 def assignment_document(
-    layers: Sequence[Layer], assignment: Assignment, *, size_bytes: Mapping[str, float] | None = None, about: Mapping[str, Any] | None = None
+    layers: Sequence[Layer],
+    assignment: Assignment,
+    *,
+    size_bytes: Mapping[str, float] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `assignment.json` holds.
 
@@ -30,7 +48,13 @@ def assignment_document(
         about: Further entries, such as `budgets`, `predicted`, `measured`, `metrics` and `model`.
     """
     rows = [_row(layer, assignment[layer.name], (size_bytes or {}).get(layer.name)) for layer in layers]
-    return {"format": FORMAT, "schema": SCHEMA, "assignment": assignment.to_json(), "layers": rows, **(about or {})}
+    return {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "assignment": assignment.to_json(),
+        "layers": rows,
+        **(about or {}),
+    }
 
 
 def assignment_csv(document: Mapping[str, Any]) -> str:
@@ -38,14 +62,18 @@ def assignment_csv(document: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: "" if row[key] is None else row[key] for key in COLUMNS} for row in document["layers"])
+    writer.writerows(
+        {key: "" if row[key] is None else row[key] for key in COLUMNS} for row in document["layers"]
+    )
     return text.getvalue()
 
 
 def read_assignment(path: Path) -> Assignment:
-    """The assignment of an `assignment.json`, of a study's `best.json`, of a bare `{layer: candidate}` object, or of the CSV.
+    """The assignment of an `assignment.json`, of a study's `best.json`, of a bare `{layer: candidate}`
+    object, or of the CSV.
 
-    Raises: UserError: The file is missing, is none of these, or names a candidate or a layer twice or wrongly.
+    Raises: UserError: The file is missing, is none of these, or names a candidate or a layer twice or
+        wrongly.
     """
     text = read_small_text(path)
     try:
@@ -62,14 +90,20 @@ def read_assignment(path: Path) -> Assignment:
         return Assignment.from_json(found)
     except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path} is not an assignment: {reason}. Write one with `mpsearch solve` or `run`; docs/assignment.schema.json has the form.") from None
+        raise UserError(
+            f"{path} is not an assignment: {reason}. Write one with `mpsearch solve` or `run`; "
+            "docs/assignment.schema.json has the form."
+        ) from None
 
 
 def read_small_text(path: Path) -> str:
     """Text of a file of at most 64 MiB. Raises UserError where it is missing, larger, or not UTF-8."""
     try:
         if path.stat().st_size > _LARGEST:
-            raise UserError(f"{path} has {path.stat().st_size} bytes; no assignment has more than {_LARGEST}. Name another file.")
+            raise UserError(
+                f"{path} has {path.stat().st_size} bytes; no assignment has more than {_LARGEST}. Name "
+                "another file."
+            )
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Name a file that exists.") from None

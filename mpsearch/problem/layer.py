@@ -11,7 +11,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ConvAttributes:
-    """What a convolution kernel is besides its shapes. Padding is what the kernel itself does, after any explicit pad."""
+    """What a convolution kernel is besides its shapes. Padding is what the kernel itself does, after any
+    explicit pad.
+    """
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
@@ -63,7 +65,9 @@ class Layer:
         """Inverse of `to_json`."""
         conv = data.get("conv")
         if conv is not None:
-            conv = ConvAttributes(tuple(conv["stride"]), tuple(conv["padding"]), tuple(conv["dilation"]), conv["groups"])
+            conv = ConvAttributes(
+                tuple(conv["stride"]), tuple(conv["padding"]), tuple(conv["dilation"]), conv["groups"]
+            )
         return cls(
             **{
                 **data,

@@ -56,38 +56,62 @@ class Problem:
         for what, tables in (("score", self.scores), ("cost", self.costs)):
             for name, table in tables.items():
                 if [len(row) for row in table] != [len(c) for c in self.candidates]:
-                    raise UserError(f"The {what} table {name!r} does not have one entry for each layer and candidate.")
+                    raise UserError(
+                        f"The {what} table {name!r} does not have one entry for each layer and candidate."
+                    )
                 bad = next((i for i, row in enumerate(table) if not all(math.isfinite(v) for v in row)), None)
                 if bad is not None:
-                    raise UserError(f"The {what} table {name!r} is not finite at layer {self.layers[bad].name!r}: {table[bad]}.")
+                    raise UserError(
+                        f"The {what} table {name!r} is not finite at layer {self.layers[bad].name!r}: "
+                        f"{table[bad]}."
+                    )
         for name, terms in self.interactions.items():
             if name not in self.scores:
-                raise UserError(f"There are interactions of {name!r} but no score table of that name; give it one, of zeros where there is nothing to add.")
+                raise UserError(
+                    f"There are interactions of {name!r} but no score table of that name; give it one, "
+                    "of zeros where there is nothing to add."
+                )
             self._check_terms(f"interaction of {name!r}", terms)
         for resource, terms in self.conversions.items():
             self._check_conversions(resource, terms)
 
     def _check_conversions(self, resource: str, terms: Sequence[Interaction]) -> None:
         if resource not in self.costs:
-            raise UserError(f"There are conversions of {resource!r} but no cost table of that name; give it one, of zeros where there is nothing to add.")
+            raise UserError(
+                f"There are conversions of {resource!r} but no cost table of that name; give it one, of "
+                "zeros where there is nothing to add."
+            )
         if resource in PEAKS:
-            raise UserError(f"There are conversions of {resource!r}, of which the greatest row counts and no sum. Put what they use into the rows.")
+            raise UserError(
+                f"There are conversions of {resource!r}, of which the greatest row counts and no sum. "
+                "Put what they use into the rows."
+            )
         wide = next((term for term in terms if len(term.layers) > 2), None)
         if wide is not None:
-            raise UserError(f"A conversion of {resource!r} is between the layers {wide.layers}; it must be between two.")
+            raise UserError(
+                f"A conversion of {resource!r} is between the layers {wide.layers}; it must be between two."
+            )
         self._check_terms(f"conversion of {resource!r}", terms)
 
     def _check_terms(self, what: str, terms: Sequence[Interaction]) -> None:
         for term in terms:
             if not all(0 <= i < len(self.layers) for i in term.layers):
-                raise UserError(f"An {what} names the layers {term.layers}; the problem has the layers 0 to {len(self.layers) - 1}.")
+                raise UserError(
+                    f"An {what} names the layers {term.layers}; the problem has the layers 0 to "
+                    f"{len(self.layers) - 1}."
+                )
             if term.shape != tuple(len(self.candidates[i]) for i in term.layers):
                 names = ", ".join(self.layers[i].name for i in term.layers)
-                raise UserError(f"The {what} between {names} has the shape {term.shape}, which is not their numbers of candidates.")
+                raise UserError(
+                    f"The {what} between {names} has the shape {term.shape}, which is not their numbers "
+                    "of candidates."
+                )
 
     @property
     def ties(self) -> list[list[int]]:
-        """Groups of layer indices that share a choice; a free layer is a group of one. In the order of first members."""
+        """Groups of layer indices that share a choice; a free layer is a group of one. In the order of first
+        members.
+        """
         groups: dict[object, list[int]] = {}
         for i, layer in enumerate(self.layers):
             groups.setdefault(("tie", layer.tie) if layer.tie is not None else ("free", i), []).append(i)
@@ -95,22 +119,33 @@ class Problem:
 
     def assignment(self, indices: Sequence[int]) -> Assignment:
         """The assignment that takes choice `indices[l]` at layer l."""
-        return Assignment(tuple((layer.name, c[i]) for layer, c, i in zip(self.layers, self.candidates, indices, strict=True)))
+        return Assignment(
+            tuple(
+                (layer.name, c[i]) for layer, c, i in zip(self.layers, self.candidates, indices, strict=True)
+            )
+        )
 
     def indices(self, assignment: Assignment) -> tuple[int, ...]:
         """Inverse of `assignment`. Raises UserError where a layer or candidate is not in the problem."""
         if set(assignment) != {layer.name for layer in self.layers}:
             odd = sorted(set(assignment) ^ {layer.name for layer in self.layers})
-            raise UserError(f"The assignment and the problem do not have the same layers; they differ in {odd[:5]}.")
+            raise UserError(
+                f"The assignment and the problem do not have the same layers; they differ in {odd[:5]}."
+            )
         found = []
         for layer, candidates in zip(self.layers, self.candidates, strict=True):
             if assignment[layer.name] not in candidates:
-                raise UserError(f"Layer {layer.name!r} has no candidate {assignment[layer.name]}; it has {', '.join(map(str, candidates))}.")
+                raise UserError(
+                    f"Layer {layer.name!r} has no candidate {assignment[layer.name]}; it has "
+                    f"{', '.join(map(str, candidates))}."
+                )
             found.append(candidates.index(assignment[layer.name]))
         return tuple(found)
 
     def cost(self, indices: Sequence[int]) -> Cost:
-        """Predicted cost, for each known resource: the constant and the sum of rows and conversions; of a peak the constant and the greatest row."""
+        """Predicted cost, for each known resource: the constant and the sum of rows and conversions; of a
+        peak the constant and the greatest row.
+        """
         return Cost(**{resource: self._total(resource, indices) for resource in self.costs})
 
     def _total(self, resource: str, indices: Sequence[int]) -> float:
@@ -118,7 +153,10 @@ class Problem:
         constant = self.constants.get(resource, 0.0)
         if resource in PEAKS:
             return constant + max(rows, default=0.0)
-        return math.fsum([*rows, *(term.value(indices) for term in self.conversions.get(resource, ()))]) + constant
+        return (
+            math.fsum([*rows, *(term.value(indices) for term in self.conversions.get(resource, ()))])
+            + constant
+        )
 
     def score(self, objective: str, indices: Sequence[int]) -> float:
         """Predicted damage: the sum of the rows and of the interactions."""
@@ -133,15 +171,23 @@ class Problem:
 
         return replace(
             self,
-            candidates=tuple(tuple(row[c] for c in at) for row, at in zip(self.candidates, kept, strict=True)),
+            candidates=tuple(
+                tuple(row[c] for c in at) for row, at in zip(self.candidates, kept, strict=True)
+            ),
             scores={name: pick(table) for name, table in self.scores.items()},
             costs={name: pick(table) for name, table in self.costs.items()},
-            interactions={name: tuple(term.only(kept) for term in terms) for name, terms in self.interactions.items()},
-            conversions={name: tuple(term.only(kept) for term in terms) for name, terms in self.conversions.items()},
+            interactions={
+                name: tuple(term.only(kept) for term in terms) for name, terms in self.interactions.items()
+            },
+            conversions={
+                name: tuple(term.only(kept) for term in terms) for name, terms in self.conversions.items()
+            },
         )
 
     def uniform(self, candidate: Candidate) -> tuple[int, ...] | None:
-        """Indices of `candidate` at every layer that has more than one choice; None if one of these lacks it."""
+        """Indices of `candidate` at every layer that has more than one choice; None if one of these lacks
+        it.
+        """
         found = []
         for candidates in self.candidates:
             if len(candidates) > 1 and candidate not in candidates:
@@ -151,7 +197,10 @@ class Problem:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
-        terms = {what: {name: [term.to_json() for term in found] for name, found in getattr(self, what).items()} for what in ("interactions", "conversions")}
+        terms = {
+            what: {name: [term.to_json() for term in found] for name, found in getattr(self, what).items()}
+            for what in ("interactions", "conversions")
+        }
         schemas = ((self.conversions, SCHEMA_CONVERSIONS), (self.interactions, SCHEMA_INTERACTIONS))
         return {
             "schema": next((schema for held, schema in schemas if held), SCHEMA),
@@ -169,13 +218,19 @@ class Problem:
         """Inverse of `to_json`. Raises StudyError on another schema."""
         if data.get("schema") not in (SCHEMA, SCHEMA_INTERACTIONS, SCHEMA_CONVERSIONS):
             known = f"{SCHEMA} to {SCHEMA_CONVERSIONS}"
-            raise StudyError(f"The problem has schema {data.get('schema')!r}; this version of mpsearch reads {known}. Run the study again.")
+            raise StudyError(
+                f"The problem has schema {data.get('schema')!r}; this version of mpsearch reads {known}. "
+                "Run the study again."
+            )
 
         def tables(found: dict[str, list[list[float]]]) -> dict[str, Table]:
             return {name: tuple(tuple(row) for row in table) for name, table in found.items()}
 
         def terms(what: str) -> dict[str, tuple[Interaction, ...]]:
-            return {name: tuple(Interaction.from_json(d) for d in found) for name, found in data.get(what, {}).items()}
+            return {
+                name: tuple(Interaction.from_json(d) for d in found)
+                for name, found in data.get(what, {}).items()
+            }
 
         return cls(
             tuple(Layer.from_json(d) for d in data["layers"]),
@@ -196,13 +251,18 @@ class Problem:
         except OSError:  # no file, no folder, or one that may not be read
             raise StudyError(f"There is no {path}. Name a study folder that `mpsearch run` wrote.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StudyError(f"{path} is not a problem that mpsearch wrote ({type(error).__name__}: {error}). Run the study again.") from None
+            raise StudyError(
+                f"{path} is not a problem that mpsearch wrote ({type(error).__name__}: {error}). Run the "
+                "study again."
+            ) from None
 
 
 def mean_bits(layers: Sequence[Layer], assignment: Mapping[str, Candidate]) -> float:
     """Bits of a weight on average over all weights of these layers; a float weight has 32."""
     total = sum(layer.weight_numel for layer in layers)
-    return math.fsum(layer.weight_numel * (assignment[layer.name].w_bits or 32) for layer in layers) / max(total, 1)
+    return math.fsum(layer.weight_numel * (assignment[layer.name].w_bits or 32) for layer in layers) / max(
+        total, 1
+    )
 
 
 @dataclass(frozen=True)

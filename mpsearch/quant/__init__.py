@@ -1,6 +1,16 @@
-"""Quantiser arithmetic: affine quantisers, observers, rounding, quantised layers and bit packing. Knows no model and no search."""
+"""Quantiser arithmetic: affine quantisers, observers, rounding, quantised layers and bit packing. Knows no
+model and no search.
+"""
 
-from mpsearch.quant.affine import ActivationQuantizer, AffineParams, QuantizedTensor, affine_params, dequantize, fake_quantize, quantize
+from mpsearch.quant.affine import (
+    ActivationQuantizer,
+    AffineParams,
+    QuantizedTensor,
+    affine_params,
+    dequantize,
+    fake_quantize,
+    quantize,
+)
 from mpsearch.quant.inputs import InputQuantizer
 from mpsearch.quant.layers import QuantConv2d, QuantLayer, QuantLinear, install, wrap, wrap_units
 from mpsearch.quant.observers import OBSERVERS, Observer

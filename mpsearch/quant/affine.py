@@ -1,7 +1,8 @@
-"""Uniform affine quantisation: q = clamp(round(x / scale) + zero_point, qmin, qmax), x_hat = (q - zero_point) * scale.
+"""Uniform affine quantisation: q = clamp(round(x / scale) + zero_point, qmin, qmax), x_hat = (q - zero_point)
+* scale.
 
-Symmetric grids are signed with zero point 0 (qmin = -2^(b-1)); asymmetric grids are unsigned (qmin = 0). Rounding is to
-nearest, ties to even, as in torch and ONNX.
+Symmetric grids are signed with zero point 0 (qmin = -2^(b-1)); asymmetric grids are unsigned (qmin = 0).
+Rounding is to nearest, ties to even, as in torch and ONNX.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import Tensor
 from mpsearch.errors import UserError
 
 ZERO_SCALE = 1e-8
-"""Scale of what is zero throughout. There is no other floor: how small a scale is depends on the tensor's unit."""
+"""Scale of what is zero throughout. There is no other floor: how small a scale is depends on the tensor's
+unit.
+"""
 _LEAST = torch.finfo(torch.float32).tiny
 
 
@@ -56,7 +59,8 @@ class AffineParams:
         low, high = self.scale.aminmax()  # NaN comes out of both
         if not 0 < float(low) <= float(high) < math.inf:
             raise UserError(
-                f"The scale of a quantiser runs from {float(low):g} to {float(high):g}; it must be positive and finite. Check the range that it is taken from."
+                f"The scale of a quantiser runs from {float(low):g} to {float(high):g}; it must be "
+                "positive and finite. Check the range that it is taken from."
             )
 
     @property
@@ -103,7 +107,9 @@ class QuantizedTensor:
         return dequantize(self.codes, self.params)
 
 
-def affine_params(low: Tensor, high: Tensor, bits: int, *, symmetric: bool, axis: int | None = None) -> AffineParams:
+def affine_params(
+    low: Tensor, high: Tensor, bits: int, *, symmetric: bool, axis: int | None = None
+) -> AffineParams:
     """The quantiser whose grid spans [low, high]; the range is widened to hold zero.
 
     Args:
@@ -136,7 +142,9 @@ def quantize(x: Tensor, params: AffineParams) -> Tensor:
 
 
 def dequantize(codes: Tensor, params: AffineParams) -> Tensor:
-    """The float32 values of codes. One subtraction and one product, so that every loader gives the same bits."""
+    """The float32 values of codes. One subtraction and one product, so that every loader gives the same
+    bits.
+    """
     scale, zero_point = params.expanded(codes.ndim)
     return (codes.to(scale.dtype) - zero_point) * scale
 
@@ -144,7 +152,8 @@ def dequantize(codes: Tensor, params: AffineParams) -> Tensor:
 def fake_quantize(x: Tensor, params: AffineParams) -> Tensor:
     """`dequantize(quantize(x))` to the bit; its gradient is straight-through inside the range.
 
-    Elementwise passes of their own vectorise where torch's fused kernels do not, and are several times faster on a CPU.
+    Elementwise passes of their own vectorise where torch's fused kernels do not, and are several times faster
+    on a CPU.
     """
     scale, zero_point = params.expanded(x.ndim)
     if x.requires_grad and torch.is_grad_enabled():

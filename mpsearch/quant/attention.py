@@ -45,7 +45,9 @@ def attention(
     Raises: ModelError: Both a mask and `is_causal` are given.
     """
     if is_causal and attn_mask is not None:
-        raise ModelError("Attention got both a mask and is_causal, of which torch takes one. Pass the mask alone.")
+        raise ModelError(
+            "Attention got both a mask and is_causal, of which torch takes one. Pass the mask alone."
+        )
     q, k = (query, key) if first is None else first(query, key)
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
@@ -54,7 +56,9 @@ def attention(
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        scores = (
+            scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        )
     probabilities = nn.functional.dropout(_softmax(scores, masked=attn_mask is not None), dropout_p)
     p, v = (probabilities, value) if second is None else second(probabilities, value)
     return p @ (v.repeat_interleave(groups, -3) if enable_gqa else v)

@@ -19,11 +19,13 @@ from mpsearch.quant.rounding import ROUNDINGS, Rounding, RoundingPolicy
 class AttentionRound(RoundingPolicy):
     """Learns an offset alpha, in steps of the grid, and rounds (weight / scale + alpha) to nearest.
 
-    A gradient that pulls alpha back to 0 passes almost whole, one that drives it further out is damped by the normal distribution
-    function of alpha / tau. At the start alpha is 0, so that the weight is rounded to nearest.
+    A gradient that pulls alpha back to 0 passes almost whole, one that drives it further out is damped by the
+    normal distribution function of alpha / tau. At the start alpha is 0, so that the weight is rounded to
+    nearest.
 
-    References: after Diao et al., Attention Round, arXiv:2207.03088, whose formulas were not at hand: the shape of the gradient, tau and the start
-    at 0 (a Gaussian start of tau >= 0.5 can end worse than nearest rounding) are chosen here.
+    References: after Diao et al., Attention Round, arXiv:2207.03088, whose formulas were not at hand: the
+    shape of the gradient, tau and the start at 0 (a Gaussian start of tau >= 0.5 can end worse than nearest
+    rounding) are chosen here.
 
     Args:
         tau: Width of the Gaussian, in steps of the grid.
@@ -33,10 +35,15 @@ class AttentionRound(RoundingPolicy):
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tau) and self.tau > 0):
-            raise OptionError(f"tau of Attention Round is {self.tau}; it must be positive, such as 0.5 (in steps of the grid).")
+            raise OptionError(
+                f"tau of Attention Round is {self.tau}; it must be positive, such as 0.5 (in steps of "
+                "the grid)."
+            )
 
     def start(self, weight: Tensor, params: AffineParams, codes: Tensor | None = None) -> Rounding:
-        """The rounding to nearest, before it learns, or that to `codes`, with the least offsets that give them."""
+        """The rounding to nearest, before it learns, or that to `codes`, with the least offsets that give
+        them.
+        """
         return _AttentionRounding(self.tau, weight, params, codes)
 
 
@@ -54,19 +61,27 @@ class _AttentionRounding(Rounding):
 
     def soft(self, progress: float | Tensor = 0.0) -> Tensor:
         low, high = self._params.qmin - self._zero_point, self._params.qmax - self._zero_point
-        rounded: Tensor = RoundWithAttention.apply(self.alpha, self._scaled, self._scale, low, high, self._tau)
+        rounded: Tensor = RoundWithAttention.apply(
+            self.alpha, self._scaled, self._scale, low, high, self._tau
+        )
         return rounded
 
     def hard(self) -> QuantizedTensor:
-        codes = ((self._scaled + self.alpha).round() + self._zero_point).clamp(self._params.qmin, self._params.qmax)
+        codes = ((self._scaled + self.alpha).round() + self._zero_point).clamp(
+            self._params.qmin, self._params.qmax
+        )
         return QuantizedTensor(codes.detach().to(torch.int16), self._params)
 
 
 class RoundWithAttention(torch.autograd.Function):
-    """clamp(round(scaled + alpha), low, high) * scale; the gradient of alpha is straight-through inside the range, times Phi(+-alpha / tau)."""
+    """clamp(round(scaled + alpha), low, high) * scale; the gradient of alpha is straight-through inside the
+    range, times Phi(+-alpha / tau).
+    """
 
     @staticmethod
-    def forward(ctx: Any, alpha: Tensor, scaled: Tensor, scale: Tensor, low: Tensor, high: Tensor, tau: float) -> Tensor:
+    def forward(
+        ctx: Any, alpha: Tensor, scaled: Tensor, scale: Tensor, low: Tensor, high: Tensor, tau: float
+    ) -> Tensor:
         """The weight on its grid, shape of `alpha`."""
         code = (scaled + alpha).round_()
         ctx.save_for_backward(alpha, (code >= low) & (code <= high), scale)
@@ -78,4 +93,11 @@ class RoundWithAttention(torch.autograd.Function):
         """Gradient of `alpha` alone."""
         alpha, inside, scale = ctx.saved_tensors
         grad = grads[0] * scale * inside
-        return grad * torch.special.ndtr(torch.copysign(alpha, alpha * grad) / ctx.tau), None, None, None, None, None
+        return (
+            grad * torch.special.ndtr(torch.copysign(alpha, alpha * grad) / ctx.tau),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )

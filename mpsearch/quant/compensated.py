@@ -1,4 +1,6 @@
-"""Rounding in closed form: each column of a weight is rounded in turn, and those behind it make up for its error."""
+"""Rounding in closed form: each column of a weight is rounded in turn, and those behind it make up for its
+error.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +18,28 @@ BLOCK = 128
 """Columns after which those behind are corrected, all at once, by one product."""
 
 
-def compensated(weight: Tensor, params: Sequence[AffineParams], moments: Tensor, target: Tensor | None = None) -> list[QuantizedTensor]:
+def compensated(
+    weight: Tensor, params: Sequence[AffineParams], moments: Tensor, target: Tensor | None = None
+) -> list[QuantizedTensor]:
     """The weight on each of several grids, rounded with error compensation.
 
-    Columns are rounded in the order of their input's power, falling. The error of column j, divided by U_jj, is
-    subtracted times U_jk from every column k behind it, where U is the upper Cholesky factor of the inverse of the damped
-    moments H: so the columns behind take on what lowers the error of the output, tr(E H E^T), most. A row in which
-    rounding to nearest has less of that error (clipping can bring that about) is rounded to nearest. The factor is
-    computed in float64, the rounding in float32; all grids go through one loop. Memory beside the arguments:
-    4 G n^2 float64, and 5 float32 for each weight and grid.
+    Columns are rounded in the order of their input's power, falling. The error of column j, divided by U_jj,
+    is subtracted times U_jk from every column k behind it, where U is the upper Cholesky factor of the
+    inverse of the damped moments H: so the columns behind take on what lowers the error of the output, tr(E H
+    E^T), most. A row in which rounding to nearest has less of that error (clipping can bring that about) is
+    rounded to nearest. The factor is computed in float64, the rounding in float32; all grids go through one
+    loop. Memory beside the arguments: 4 G n^2 float64, and 5 float32 for each weight and grid.
 
     Args:
         weight: C x ..., float32; G groups of C / G rows, each with n columns.
         params: Grids of C rows with one scale each, or of one scale.
-        moments: G x n x n, the mean of x x^T over the unit's unfolded input, or its covariance where a bias makes up for
-            the mean.
+        moments: G x n x n, the mean of x x^T over the unit's unfolded input, or its covariance where a bias
+            makes up for the mean.
         target: C x ..., what the codes are to stand for where that is not `weight` itself.
     Returns: For each grid the codes, C x ..., int16.
     Raises: torch.linalg.LinAlgError: The moments are not finite.
-    References: Frantar et al., GPTQ, ICLR 2023, arXiv:2210.17323, algorithm 1, with the order of its `act_order`.
+    References: Frantar et al., GPTQ, ICLR 2023, arXiv:2210.17323, algorithm 1, with the order of its
+        `act_order`.
     """
     groups, columns = moments.shape[:2]
     rows = len(weight) // groups
@@ -46,7 +51,9 @@ def compensated(weight: Tensor, params: Sequence[AffineParams], moments: Tensor,
     found = _compensate(repeated.gather(2, across), grid, *_factors(moments, order))
     codes = torch.empty_like(found).scatter_(2, across, found)
     each = codes.view(groups, len(params), rows, columns).transpose(0, 1).to(torch.int16)
-    return [QuantizedTensor(c.reshape(weight.shape).contiguous(), p) for c, p in zip(each, params, strict=True)]
+    return [
+        QuantizedTensor(c.reshape(weight.shape).contiguous(), p) for c, p in zip(each, params, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,13 @@ class _Grid:
         def stacked(numbers: Sequence[Tensor]) -> Tensor:
             return torch.cat([n.float().expand(groups * rows).reshape(groups, rows, 1) for n in numbers], 1)
 
-        ends = ([torch.full_like(p.scale, end) for p, end in zip(params, each, strict=True)] for each in _ends(params))
-        return cls(stacked([p.scale for p in params]), stacked([p.zero_point for p in params]), *map(stacked, ends))
+        ends = (
+            [torch.full_like(p.scale, end) for p, end in zip(params, each, strict=True)]
+            for each in _ends(params)
+        )
+        return cls(
+            stacked([p.scale for p in params]), stacked([p.zero_point for p in params]), *map(stacked, ends)
+        )
 
     def codes(self, x: Tensor) -> Tensor:
         """The nearest, float32."""
@@ -82,13 +94,19 @@ def _ends(params: Sequence[AffineParams]) -> tuple[list[float], list[float]]:
 
 
 def _factors(moments: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Upper triangular R and U, G x n x n float32: R R^T are the damped moments, U^T U their inverse, rows and columns in `order`."""
+    """Upper triangular R and U, G x n x n float32: R R^T are the damped moments, U^T U their inverse, rows
+    and columns in `order`.
+    """
     held = moments.double()
     held = held.gather(1, order[:, :, None].expand_as(held)).gather(2, order[:, None, :].expand_as(held))
     diagonal = torch.diagonal(held, dim1=1, dim2=2)
     power = diagonal.mean(1, keepdim=True)
-    diagonal += torch.where(power > 0, DAMPING * power, 1.0)  # a unit that reads nothing but zeros, or always the same
-    root = torch.linalg.cholesky(held.flip(1, 2)).flip(1, 2)  # one factorisation gives both: U is the inverse of R
+    diagonal += torch.where(
+        power > 0, DAMPING * power, 1.0
+    )  # a unit that reads nothing but zeros, or always the same
+    root = torch.linalg.cholesky(held.flip(1, 2)).flip(
+        1, 2
+    )  # one factorisation gives both: U is the inverse of R
     unit = torch.eye(held.shape[1], dtype=held.dtype, device=held.device).expand_as(held)
     return root.float(), torch.linalg.solve_triangular(root, unit, upper=True).float()
 
@@ -96,7 +114,8 @@ def _factors(moments: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
 def _compensate(wanted: Tensor, grid: _Grid, root: Tensor, factor: Tensor) -> Tensor:
     """Codes, G x R x n, in the order of the columns of `wanted`, which is overwritten.
 
-    The errors of the loop are those of the output: their squares add up to tr(E H E^T) of a row for the damped moments.
+    The errors of the loop are those of the output: their squares add up to tr(E H E^T) of a row for the
+    damped moments.
     """
     columns = wanted.shape[2]
     nearest = grid.codes(wanted)
@@ -104,7 +123,9 @@ def _compensate(wanted: Tensor, grid: _Grid, root: Tensor, factor: Tensor) -> Te
     codes, ours = torch.empty_like(wanted), torch.zeros_like(plain)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        block = wanted[:, :, start:stop].transpose(1, 2).contiguous()  # G x n x R: a column is one stretch of memory
+        block = (
+            wanted[:, :, start:stop].transpose(1, 2).contiguous()
+        )  # G x n x R: a column is one stretch of memory
         rounded, errors = torch.empty_like(block), torch.empty_like(block)
         for j in range(stop - start):
             row, column = factor[:, start + j, start:stop, None], block[:, j, :, None]

@@ -1,4 +1,6 @@
-"""The quantiser at one input of a layer, with all that reconstruction does to it: dropping, and a step size that is learned."""
+"""The quantiser at one input of a layer, with all that reconstruction does to it: dropping, and a step size
+that is learned.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,14 @@ class InputQuantizer(nn.Module):
 
     Attributes:
         params: The quantiser; None passes the tensor on in float.
-        keep_prob: Probability that an element is quantised (QDrop's dropping); 1 but while a block is reconstructed.
+        keep_prob: Probability that an element is quantised (QDrop's dropping); 1 but while a block is
+            reconstructed.
         generator: Random generator of the dropping; must be set where `keep_prob` is below 1.
         dtype: Type that is computed in while the step is learned; that of the input where None.
-        workspace: Where what is quantised lies while a block is reconstructed: it holds until the workspace begins anew.
-        log_step: Logarithm of the factor on the scale, or on both steps of two regions, that is being learned; None where nothing is learned.
+        workspace: Where what is quantised lies while a block is reconstructed: it holds until the workspace
+            begins anew.
+        log_step: Logarithm of the factor on the scale, or on both steps of two regions, that is being
+            learned; None where nothing is learned.
     """
 
     log_step: nn.Parameter | None
@@ -41,11 +46,14 @@ class InputQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` with each element quantised with probability `keep_prob`, else as it is.
 
-        References: Wei et al., QDrop, ICLR 2022, arXiv:2203.05740; `drop_prob` in its code is this keep probability.
+        References: Wei et al., QDrop, ICLR 2022, arXiv:2203.05740; `drop_prob` in its code is this keep
+            probability.
         """
         if self.params is None:
             return x
-        learned = self.log_step is not None and isinstance(self.params, AffineParams)  # the one that keeps bfloat16, which autocast makes
+        learned = self.log_step is not None and isinstance(
+            self.params, AffineParams
+        )  # the one that keeps bfloat16, which autocast makes
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) and not learned else x
         keep = None if self.keep_prob >= 1 else keep_mask(x, self.keep_prob, self.generator, self.workspace)
         if self.log_step is not None and isinstance(self.params, AffineParams):
@@ -59,17 +67,21 @@ class InputQuantizer(nn.Module):
     def place(self, device: torch.device) -> None:
         """Move the quantiser's numbers to where the tensors are that it is to learn from."""
         if isinstance(self.params, AffineParams) and self.params.scale.device != device:
-            self.params = replace(self.params, scale=self.params.scale.to(device), zero_point=self.params.zero_point.to(device))
+            self.params = replace(
+                self.params, scale=self.params.scale.to(device), zero_point=self.params.zero_point.to(device)
+            )
         elif isinstance(self.params, TwoRegionParams) and self.params.step.device != device:
             self.params = replace(self.params, step=self.params.step.to(device))
         elif isinstance(self.params, LogParams) and self.params.scale.device != device:
             self.params = replace(self.params, scale=self.params.scale.to(device))
 
     def learn(self) -> nn.Parameter | None:
-        """Make the step size a parameter, and return it: of two regions one factor on both. None where the input is float or has logarithmic levels.
+        """Make the step size a parameter, and return it: of two regions one factor on both. None where the
+        input is float or has logarithmic levels.
 
-        Those keep the scale that was calibrated: rounding in the exponent errs further upwards than downwards, so the straight-through gradient of their
-        scale does not vanish at the best one, and descending along it leads away from it.
+        Those keep the scale that was calibrated: rounding in the exponent errs further upwards than
+        downwards, so the straight-through gradient of their scale does not vanish at the best one, and
+        descending along it leads away from it.
         """
         if isinstance(self.params, AffineParams | TwoRegionParams):
             self.log_step = nn.Parameter(torch.zeros_like(self.params.step))
@@ -84,13 +96,19 @@ class InputQuantizer(nn.Module):
         return self.params
 
 
-def keep_mask(x: Tensor, keep_prob: float, generator: torch.Generator | None, workspace: Workspace | None = None) -> Tensor:
+def keep_mask(
+    x: Tensor, keep_prob: float, generator: torch.Generator | None, workspace: Workspace | None = None
+) -> Tensor:
     """1.0 with probability `keep_prob` (to the next 1/256), else 0.0, shape and memory layout of `x`.
 
     A byte decides each element: on a CPU this takes a tenth of the time of `torch.bernoulli`.
     """
     count = -(-x.numel() // 8)
-    words = torch.empty(count, dtype=torch.int64, device=x.device) if workspace is None else workspace.empty((count,), (1,), torch.int64, x.device)
+    words = (
+        torch.empty(count, dtype=torch.int64, device=x.device)
+        if workspace is None
+        else workspace.empty((count,), (1,), torch.int64, x.device)
+    )
     words.random_(-(2**63), None, generator=generator)
     mask = empty_like(x, workspace)
     strides: tuple[int, ...] = mask.stride()

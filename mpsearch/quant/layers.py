@@ -1,6 +1,7 @@
 """Quantised layers: a float layer whose weight lies on a grid and whose input is fake-quantised.
 
-The layer keeps the module it wraps, so that subclasses with a forward of their own (timm's Conv2dSame) work unchanged.
+The layer keeps the module it wraps, so that subclasses with a forward of their own (timm's Conv2dSame) work
+unchanged.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class QuantLayer(nn.Module):
     def set_bias(self, bias: Tensor | None) -> None:
         """Let the layer add another bias, without a copy; None for its own again."""
         if self._bias is not None:
-            self.inner._parameters["bias"] = self._bias if bias is None else nn.Parameter(bias, requires_grad=False)
+            self.inner._parameters["bias"] = (
+                self._bias if bias is None else nn.Parameter(bias, requires_grad=False)
+            )
 
     def set_state(self, state: UnitState) -> None:
         """Compute as `state` says; a float state leaves the weight as it is."""
@@ -64,7 +67,9 @@ class QuantLayer(nn.Module):
 
 
 def called(_: nn.Module, __: tuple[Any, ...]) -> None:
-    """Nothing. A hook in it keeps `nn.TransformerEncoderLayer` off the fused path, which reads the weights of its layers and never calls them."""
+    """Nothing. A hook in it keeps `nn.TransformerEncoderLayer` off the fused path, which reads the weights of
+    its layers and never calls them.
+    """
 
 
 class QuantConv2d(QuantLayer):
@@ -107,8 +112,13 @@ def install(module: nn.Module, states: Mapping[str, UnitState]) -> nn.Module:
 
 
 def wrap_units(module: nn.Module, names: Iterable[str]) -> dict[str, QuantLayer | QuantProduct]:
-    """Replace, in place, each named unit by its quantised form: layers as `wrap`, products of two activations as `wrap_products`."""
+    """Replace, in place, each named unit by its quantised form: layers as `wrap`, products of two activations
+    as `wrap_products`.
+    """
     named = list(names)
     products = product_names(module, named)
-    found: dict[str, QuantLayer | QuantProduct] = {**wrap_products(module, products), **wrap(module, [name for name in named if name not in products])}
+    found: dict[str, QuantLayer | QuantProduct] = {
+        **wrap_products(module, products),
+        **wrap(module, [name for name in named if name not in products]),
+    }
     return {name: found[name] for name in named}

@@ -41,10 +41,24 @@ class Observer(ABC):
             DataError: `x` is empty, or holds NaN or infinity.
         """
         if x.numel() == 0 or not torch.isfinite(x).all():
-            raise DataError(f"A range cannot be taken of {'no values' if x.numel() == 0 else 'values that are NaN or infinite'} (shape {tuple(x.shape)}).")
-        rows = x.detach().float().reshape(1, -1) if axis is None else x.detach().float().movedim(axis, 0).flatten(1)
+            raise DataError(
+                "A range cannot be taken of "
+                f"{'no values' if x.numel() == 0 else 'values that are NaN or infinite'} (shape "
+                f"{tuple(x.shape)})."
+            )
+        rows = (
+            x.detach().float().reshape(1, -1)
+            if axis is None
+            else x.detach().float().movedim(axis, 0).flatten(1)
+        )
         low, high = self._range(rows, bits, symmetric)
-        return affine_params(low[0] if axis is None else low, high[0] if axis is None else high, bits, symmetric=symmetric, axis=axis)
+        return affine_params(
+            low[0] if axis is None else low,
+            high[0] if axis is None else high,
+            bits,
+            symmetric=symmetric,
+            axis=axis,
+        )
 
     @abstractmethod
     def _range(self, rows: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -76,7 +90,9 @@ class Percentile(Observer):
 
     def __post_init__(self) -> None:
         if not 50 < self.percent <= 100:
-            raise OptionError(f"The percentile is {self.percent}; it must be over 50 and at most 100, such as 99.99.")
+            raise OptionError(
+                f"The percentile is {self.percent}; it must be over 50 and at most 100, such as 99.99."
+            )
 
     def _range(self, rows: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         values = _subset(rows, MAX_VALUES).sort(dim=1).values
@@ -88,8 +104,9 @@ class Percentile(Observer):
 class Mse(Observer):
     """The range, among copies of [min, max] shrunk by 0 to 80 %, with the least mean |x_hat - x|^power.
 
-    References: Li et al., BRECQ, ICLR 2021 (the search of its released code: 80 copies, power 2.4). Differs in: the error of a
-    long row is taken over `values` of its elements, drawn at random, and its extremes; power 2 by default, which is what the name says.
+    References: Li et al., BRECQ, ICLR 2021 (the search of its released code: 80 copies, power 2.4). Differs
+    in: the error of a long row is taken over `values` of its elements, drawn at random, and its extremes;
+    power 2 by default, which is what the name says.
 
     Args:
         steps: Copies tried, evenly spaced.
@@ -103,13 +120,18 @@ class Mse(Observer):
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.values < 1 or not 0 < self.power < math.inf:
-            raise OptionError(f"The MSE observer needs steps and values of at least 1 and a positive power, not {self.steps}, {self.values}, {self.power}.")
+            raise OptionError(
+                "The MSE observer needs steps and values of at least 1 and a positive power, not "
+                f"{self.steps}, {self.values}, {self.power}."
+            )
 
     def _range(self, rows: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         low, high = rows.amin(1), rows.amax(1)
         unit = _power_of_two(torch.maximum(-low, high))  # squared errors of small values would be zero
         sample = _subset(rows, self.values)
-        sample = (sample if sample is rows else torch.cat([sample, low[:, None], high[:, None]], 1)) / unit[:, None]
+        sample = (sample if sample is rows else torch.cat([sample, low[:, None], high[:, None]], 1)) / unit[
+            :, None
+        ]
         chunk = max(1, _CHUNK_VALUES // sample.shape[1])
         parts = zip(*(torch.split(t, chunk) for t in (sample, low / unit, high / unit)), strict=True)
         shrink = torch.cat([self._best_shrink(part, a, b, bits, symmetric) for part, a, b in parts])
@@ -127,7 +149,9 @@ class Mse(Observer):
 
 
 def _subset(rows: Tensor, count: int) -> Tensor:
-    """`count` random columns, the same on every call, or all where there are no more. A fixed stride would see one column of a convolution's kernel."""
+    """`count` random columns, the same on every call, or all where there are no more. A fixed stride would
+    see one column of a convolution's kernel.
+    """
     if rows.shape[1] <= count:
         return rows
     picked = torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(0))[:count]

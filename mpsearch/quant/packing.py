@@ -29,7 +29,11 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if not 1 <= bits <= 8:
         raise ValueError(f"Codes of {bits} bits cannot be packed; a code has 1 to 8 bits.")
     values = codes.cpu().numpy()
-    if values.ndim != 2 or codes.is_floating_point() or (values.size and (values.min() < 0 or values.max() >= 2**bits)):
+    if (
+        values.ndim != 2
+        or codes.is_floating_point()
+        or (values.size and (values.min() < 0 or values.max() >= 2**bits))
+    ):
         raise ValueError(f"Codes must be a matrix of integers in 0 .. {2**bits - 1}.")
     as_bits = np.unpackbits(values.astype(np.uint8)[..., None], axis=-1, bitorder="little", count=bits)
     return torch.from_numpy(np.packbits(as_bits.reshape(values.shape[0], -1), axis=1, bitorder="little"))
@@ -48,7 +52,10 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     if not 1 <= bits <= 8:
         raise CheckpointError(f"Codes of {bits} bits cannot be unpacked; a code has 1 to 8 bits.")
     if packed.ndim != 2 or packed.shape[1] != packed_nbytes(1, columns, bits):
-        raise CheckpointError(f"Packed rows are {tuple(packed.shape)}; {columns} codes of {bits} bits need {packed_nbytes(1, columns, bits)} bytes a row.")
+        raise CheckpointError(
+            f"Packed rows are {tuple(packed.shape)}; {columns} codes of {bits} bits need "
+            f"{packed_nbytes(1, columns, bits)} bytes a row."
+        )
     as_bits = np.unpackbits(packed.cpu().numpy(), axis=1, bitorder="little", count=columns * bits)
     spread = as_bits.reshape(packed.shape[0], columns, bits)
     return torch.from_numpy(np.packbits(spread, axis=-1, bitorder="little")[..., 0])

@@ -1,12 +1,14 @@
 """Quantised products of two activations, such as the two of attention, without a copy of any model's forward.
 
-A module that multiplies activations becomes a subclass of its own class (as `torch.nn.utils.parametrize` does), whose forward runs under a
-`TorchFunctionMode` that puts the quantised operands in the place of the float ones. The module keeps its name, its children and its
-parameters; each product is a new child `matmul<i>`, so that its path is the name of its unit.
+A module that multiplies activations becomes a subclass of its own class (as `torch.nn.utils.parametrize`
+does), whose forward runs under a `TorchFunctionMode` that puts the quantised operands in the place of the
+float ones. The module keeps its name, its children and its parameters; each product is a new child
+`matmul<i>`, so that its path is the name of its unit.
 
-What counts as a product, and in which order, is what `mpsearch.models` finds by tracing: matmul, mm, bmm, addmm, baddbmm, linear, einsum of
-two operands, and scaled_dot_product_attention as two, called by the module itself and not by a child, where both operands depend on more
-than parameters, buffers and literals. Tensors that a caller computes from parameters alone and passes in count as activations here.
+What counts as a product, and in which order, is what `mpsearch.models` finds by tracing: matmul, mm, bmm,
+addmm, baddbmm, linear, einsum of two operands, and scaled_dot_product_attention as two, called by the module
+itself and not by a child, where both operands depend on more than parameters, buffers and literals. Tensors
+that a caller computes from parameters alone and passes in count as activations here.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ class QuantProduct(nn.Module):
         return self.left, self.right
 
     def set_state(self, state: UnitState) -> None:
-        """Quantise as `state` says: `activation` is the left operand's quantiser, `second` the right one's."""
+        """Quantise as `state` says: `activation` is the left operand's quantiser, `second` the right
+        one's.
+        """
         self.left.params, self.right.params = state.activation, state.second
 
 
@@ -85,7 +89,9 @@ def wrap_products(module: nn.Module, names: Iterable[str]) -> dict[str, QuantPro
         child = name.rpartition(".")[2]
         if "forward" in owner.__dict__ or hasattr(owner, child):
             held = "a forward of its own" if "forward" in owner.__dict__ else f"a member {child!r} already"
-            raise ModelError(f"The product {name!r} cannot be quantised: its module has {held}. Rename or remove it.")
+            raise ModelError(
+                f"The product {name!r} cannot be quantised: its module has {held}. Rename or remove it."
+            )
     products = {name: QuantProduct().train(owner.training) for name, owner in owners.items()}
     for name, owner in owners.items():
         if not isinstance(owner, _Multiplying):
@@ -110,7 +116,9 @@ def _owner(module: nn.Module, name: str) -> nn.Module:
             return module.get_submodule(match["path"] or "")
     except AttributeError:
         pass
-    raise UnknownNameError("product", name, [], "A product is written <module>.matmul<i>, with a module of the model.")
+    raise UnknownNameError(
+        "product", name, [], "A product is written <module>.matmul<i>, with a module of the model."
+    )
 
 
 class _Multiplying(nn.Module):
@@ -124,7 +132,9 @@ class _Multiplying(nn.Module):
     def held_products(self) -> dict[int, QuantProduct]:
         """The quantised products by their place in the forward."""
         held = ((_NAME.fullmatch(name), child) for name, child in self.named_children())
-        return {int(match["index"]): child for match, child in held if match and isinstance(child, QuantProduct)}
+        return {
+            int(match["index"]): child for match, child in held if match and isinstance(child, QuantProduct)
+        }
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _blank, (type(self).__mro__[2],), self.__getstate__()  # type: ignore[no-untyped-call]
@@ -136,7 +146,9 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 def _multiplying(cls: type[nn.Module]) -> type[nn.Module]:
     """The one subclass of a class whose products can be quantised."""
     if cls not in _CLASSES:
-        _CLASSES[cls] = type(cls.__name__, (_Multiplying, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+        _CLASSES[cls] = type(
+            cls.__name__, (_Multiplying, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__}
+        )
     return _CLASSES[cls]
 
 
@@ -147,11 +159,15 @@ def _blank(cls: type[nn.Module]) -> nn.Module:
 
 
 _RUNNING: ContextVar[_Products | None] = ContextVar("_RUNNING", default=None)
-"""The innermost call of a module with quantised products; each coroutine of a walk through a network has its own."""
+"""The innermost call of a module with quantised products; each coroutine of a walk through a network has its
+own.
+"""
 
 
 class _Products(TorchFunctionMode):
-    """Counts the products of one call of a module and quantises their operands. It is off while a child runs, which may hand over to another coroutine."""
+    """Counts the products of one call of a module and quantises their operands. It is off while a child runs,
+    which may hand over to another coroutine.
+    """
 
     def __init__(self, module: _Multiplying) -> None:
         super().__init__()
@@ -165,7 +181,9 @@ class _Products(TorchFunctionMode):
         for child in self._module.modules():
             if child is not self._module and not isinstance(child, QuantProduct | InputQuantizer):
                 self._handles.append(child.register_forward_pre_hook(self._go_in))
-                self._handles.append(child.register_forward_hook(self._come_out, with_kwargs=True, always_call=True))
+                self._handles.append(
+                    child.register_forward_hook(self._come_out, with_kwargs=True, always_call=True)
+                )
         self._outer = _RUNNING.set(self)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -190,15 +208,26 @@ class _Products(TorchFunctionMode):
                 self._remember(output, args, kwargs)
                 super().__enter__()  # type: ignore[no-untyped-call]
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         result = self._multiply(func, getattr(func, "__name__", ""), args, kwargs)
         self._remember(result, args, kwargs)
         return result
 
-    def _multiply(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _multiply(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if name == "multi_head_attention_forward":
-            raise ModelError("The products inside nn.MultiheadAttention run in one call and cannot be quantised. Leave them float, or write the attention out.")
+            raise ModelError(
+                "The products inside nn.MultiheadAttention run in one call and cannot be quantised. "
+                "Leave them float, or write the attention out."
+            )
         if name == _ATTENTION:
             return self._attention(func, *args, **kwargs)
         if name == "__rmatmul__":
@@ -209,18 +238,28 @@ class _Products(TorchFunctionMode):
         if places is None:
             return func(*args, **kwargs)
         held, named = list(args), dict(kwargs)
-        where: list[tuple[Any, Any]] = [(held, at) if at < len(held) else (named, next(k for k in keys if k in named)) for at, keys in places]
+        where: list[tuple[Any, Any]] = [
+            (held, at) if at < len(held) else (named, next(k for k in keys if k in named))
+            for at, keys in places
+        ]
         pair = self._operands(*(holder[key] for holder, key in where))
         for (holder, key), operand in zip(where, pair, strict=True):
             holder[key] = operand
         return func(*held, **named)
 
     def _einsum(self, func: Callable[..., Any], equation: str, *operands: Any) -> Any:
-        given = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], Sequence) else list(operands)
+        given = (
+            list(operands[0]) if len(operands) == 1 and isinstance(operands[0], Sequence) else list(operands)
+        )
         return func(equation, *(self._operands(*given) if len(given) == 2 else given))
 
-    def _attention(self, func: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        scores, mixes = self._is_live(query) and self._is_live(key), (self._is_live(query) or self._is_live(key)) and self._is_live(value)
+    def _attention(
+        self, func: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        scores, mixes = (
+            self._is_live(query) and self._is_live(key),
+            (self._is_live(query) or self._is_live(key)) and self._is_live(value),
+        )
         first = self._next() if scores else None
         second = self._next() if mixes else None
         if first is None and second is None:
@@ -239,7 +278,9 @@ class _Products(TorchFunctionMode):
         return id(tensor) not in self._constants and not isinstance(tensor, nn.Parameter)
 
     def _remember(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the results of functions of constants alone; a tensor that was written over with an activation is one no longer."""
+        """Keep the results of functions of constants alone; a tensor that was written over with an activation
+        is one no longer.
+        """
         constant = not any(self._is_live(t) for t in _tensors((args, kwargs)))
         for tensor in _tensors(result):
             if constant:

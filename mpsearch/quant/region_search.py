@@ -1,4 +1,6 @@
-"""Parameters of two-region and logarithmic quantisers from values: the search of OPT-m, and its special cases."""
+"""Parameters of two-region and logarithmic quantisers from values: the search of OPT-m, and its special
+cases.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +10,66 @@ from torch import Tensor
 from mpsearch.errors import DataError
 from mpsearch.quant.affine import ZERO_SCALE, ActivationQuantizer, AffineParams, step_of
 from mpsearch.quant.observers import OBSERVERS
-from mpsearch.quant.regions import CHUNK_LEVELS, COARSE_STEPS, MAX_SHIFT, SPLITS, LogParams, Split, TwoRegionParams, regions_of, two_region_levels
+from mpsearch.quant.regions import (
+    CHUNK_LEVELS,
+    COARSE_STEPS,
+    MAX_SHIFT,
+    SPLITS,
+    LogParams,
+    Split,
+    TwoRegionParams,
+    regions_of,
+    two_region_levels,
+)
 
 
 def two_region_params(x: Tensor, bits: int, split: Split, weights: Tensor | None = None) -> TwoRegionParams:
     """The two steps of a split with the least mean squared error on `x`.
 
-    All pairs are tried: 48 coarse steps, from the one that just spans the data down to a fifteenth of it, with every m in 0 to 15.
+    All pairs are tried: 48 coarse steps, from the one that just spans the data down to a fifteenth of it,
+    with every m in 0 to 15.
 
     Args:
         x: Values, any shape.
         bits: 2 to 8.
         split: Which region holds what.
-        weights: Non-negative factors of the squared errors, shape of `x`, such as squared gradients; all 1 where None.
+        weights: Non-negative factors of the squared errors, shape of `x`, such as squared gradients; all 1
+            where None.
     Raises: DataError: No values, or some are NaN or infinite, or the weights do not fit.
     """
     return _best_two_region(_Sample(x, weights), bits, split)[0]
 
 
 def log_params(x: Tensor, bits: int, root: int = 1, weights: Tensor | None = None) -> LogParams:
-    """The logarithmic quantiser with the least mean squared error on `x`, its largest level at the greatest value or up to one octave below.
+    """The logarithmic quantiser with the least mean squared error on `x`, its largest level at the greatest
+    value or up to one octave below.
 
     Args and Raises: As `two_region_params`; values below 0 count as errors.
     """
     return _best_log(_Sample(x, weights), bits, root)[0]
 
 
-def opt_m(x: Tensor, bits: int, weights: Tensor | None = None, *, symmetric: bool = False) -> ActivationQuantizer:
-    """The best on `x` of one uniform grid (the `mse` observer's) and of the sign and magnitude splits: never worse than the uniform grid.
+def opt_m(
+    x: Tensor, bits: int, weights: Tensor | None = None, *, symmetric: bool = False
+) -> ActivationQuantizer:
+    """The best on `x` of one uniform grid (the `mse` observer's) and of the sign and magnitude splits: never
+    worse than the uniform grid.
 
     Args and Raises: As `two_region_params`.
         symmetric: Whether the uniform grid is signed around zero.
     """
     sample = _Sample(x, weights)
     uniform = OBSERVERS.create("mse").observe(x, bits, symmetric=symmetric)
-    return _least([(uniform, sample.error(uniform)), *(_best_two_region(sample, bits, split) for split in SPLITS)])
+    return _least(
+        [(uniform, sample.error(uniform)), *(_best_two_region(sample, bits, split) for split in SPLITS)]
+    )
 
 
-def post_softmax_params(x: Tensor, bits: int, weights: Tensor | None = None, *, symmetric: bool = False) -> ActivationQuantizer:
-    """The best on `x` of one uniform grid, log2, log sqrt 2, and two unsigned regions whose border is a power of two below the top.
+def post_softmax_params(
+    x: Tensor, bits: int, weights: Tensor | None = None, *, symmetric: bool = False
+) -> ActivationQuantizer:
+    """The best on `x` of one uniform grid, log2, log sqrt 2, and two unsigned regions whose border is a power
+    of two below the top.
 
     Args and Raises: As `opt_m`.
     """
@@ -62,23 +85,36 @@ def _least(found: list[tuple[ActivationQuantizer, float]]) -> ActivationQuantize
 
 
 class _Sample:
-    """A sorted sample with running sums, so that the error of a set of levels costs a look-up for each level, not a pass over the values."""
+    """A sorted sample with running sums, so that the error of a set of levels costs a look-up for each level,
+    not a pass over the values.
+    """
 
     def __init__(self, x: Tensor, weights: Tensor | None) -> None:
         if x.numel() == 0 or not torch.isfinite(x).all():
-            raise DataError(f"Steps cannot be searched on {'no values' if x.numel() == 0 else 'values that are NaN or infinite'} (shape {tuple(x.shape)}).")
-        if weights is not None and (weights.shape != x.shape or not torch.isfinite(weights).all() or bool((weights < 0).any())):
             raise DataError(
-                f"The weights of the errors (shape {tuple(weights.shape)}) must be finite, not negative, and of the values' shape {tuple(x.shape)}."
+                "Steps cannot be searched on "
+                f"{'no values' if x.numel() == 0 else 'values that are NaN or infinite'} (shape "
+                f"{tuple(x.shape)})."
+            )
+        if weights is not None and (
+            weights.shape != x.shape or not torch.isfinite(weights).all() or bool((weights < 0).any())
+        ):
+            raise DataError(
+                f"The weights of the errors (shape {tuple(weights.shape)}) must be finite, not negative, "
+                f"and of the values' shape {tuple(x.shape)}."
             )
         self._x, order = x.detach().double().flatten().sort()
         w = torch.ones_like(self._x) if weights is None else weights.detach().double().flatten()[order]
         wx = w * self._x
-        self._sums = torch.cat([torch.zeros(1, 3).to(w), torch.stack([w, wx, wx * self._x], 1).cumsum(0)])  # (n + 1) x 3
+        self._sums = torch.cat(
+            [torch.zeros(1, 3).to(w), torch.stack([w, wx, wx * self._x], 1).cumsum(0)]
+        )  # (n + 1) x 3
         self.low, self.high = float(self._x[0]), float(self._x[-1])
 
     def errors(self, levels: Tensor, borders: Tensor | None = None) -> Tensor:
-        """Sum of squared errors [C] of quantising to `levels` [C, n], ascending; a value changes level at `borders` [C, n - 1], else half-way."""
+        """Sum of squared errors [C] of quantising to `levels` [C, n], ascending; a value changes level at
+        `borders` [C, n - 1], else half-way.
+        """
         levels = levels.to(self._x)
         borders = (levels[:, 1:] + levels[:, :-1]) / 2 if borders is None else borders.to(self._x)
         ends = torch.searchsorted(self._x, borders.contiguous())
@@ -111,7 +147,9 @@ def _best_log(sample: _Sample, bits: int, root: int) -> tuple[LogParams, float]:
         top = sample.high if sample.high > 0 else ZERO_SCALE
         params = LogParams((torch.tensor(top) * torch.exp2(-fraction)).float(), bits, root)
         levels = params.levels().double()[None]
-        borders = levels[:, 1:] * 2 ** (-0.5 / root)  # half-way in the exponent, but half-way in the value next to 0
+        borders = levels[:, 1:] * 2 ** (
+            -0.5 / root
+        )  # half-way in the exponent, but half-way in the value next to 0
         borders[:, 0] = levels[:, 1] / 2
         tried.append((params, float(sample.errors(levels, borders))))
     return min(tried, key=lambda pair: pair[1])

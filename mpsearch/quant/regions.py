@@ -1,11 +1,14 @@
-"""Quantisers of activations that no single step fits: two steps a power of two apart, and logarithmic levels; with their searches.
+"""Quantisers of activations that no single step fits: two steps a power of two apart, and logarithmic levels;
+with their searches.
 
-A `k`-bit two-region code is one flag bit and k - 1 bits of magnitude: the flag chooses between step D1 and step D2 = 2^m D1, so that the
-hardware needs a shift and no second multiplier. Every value takes the nearest level of both regions. No stock kernel computes with
-these grids: their latency must be measured on the kernel that would run, usually a float one.
+A `k`-bit two-region code is one flag bit and k - 1 bits of magnitude: the flag chooses between step D1 and
+step D2 = 2^m D1, so that the hardware needs a shift and no second multiplier. Every value takes the nearest
+level of both regions. No stock kernel computes with these grids: their latency must be measured on the kernel
+that would run, usually a float one.
 
-References: after Tai and Wu, MPTQ-ViT, arXiv:2401.14895 (OPT-m, whose formulas were not seen: the search here is exhaustive), TSPTQ-ViT,
-ICASSP 2023 (magnitude split), and Yuan et al., PTQ4ViT, ECCV 2022, arXiv:2111.12293 (sign split; post-Softmax split at 2^-i).
+References: after Tai and Wu, MPTQ-ViT, arXiv:2401.14895 (OPT-m, whose formulas were not seen: the search here
+is exhaustive), TSPTQ-ViT, ICASSP 2023 (magnitude split), and Yuan et al., PTQ4ViT, ECCV 2022,
+arXiv:2111.12293 (sign split; post-Softmax split at 2^-i).
 """
 
 from __future__ import annotations
@@ -37,8 +40,9 @@ class TwoRegionParams:
         step: float32, 0-d: the fine step D1.
         shift: m, 0 to 15; the coarse step is 2^m D1.
         bits: 2 to 8, the flag included.
-        split: With L = 2^(bits - 1) codes in each region: `sign` puts -L..-1 on the fine step and 0..L-1 on the coarse one; `magnitude` puts
-            -L/2..L/2-1 on the fine and 0..L-1 on the coarse; `signed_magnitude` -L/2..L/2-1 on both; `unsigned` 0..L-1 on both.
+        split: With L = 2^(bits - 1) codes in each region: `sign` puts -L..-1 on the fine step and 0..L-1 on
+            the coarse one; `magnitude` puts -L/2..L/2-1 on the fine and 0..L-1 on the coarse;
+            `signed_magnitude` -L/2..L/2-1 on both; `unsigned` 0..L-1 on both.
     """
 
     step: Tensor
@@ -48,17 +52,23 @@ class TwoRegionParams:
 
     def __post_init__(self) -> None:
         if not 0 <= self.shift <= MAX_SHIFT:
-            raise OptionError(f"The steps of two regions are 2^{self.shift} apart; the exponent must be 0 to {MAX_SHIFT}.")
+            raise OptionError(
+                f"The steps of two regions are 2^{self.shift} apart; the exponent must be 0 to {MAX_SHIFT}."
+            )
         regions_of(self.split, self.bits)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        """Each value on the nearest level of both regions; the gradient is straight-through inside the range."""
+        """Each value on the nearest level of both regions; the gradient is straight-through inside the
+        range.
+        """
         fine, coarse = regions_of(self.split, self.bits)
         step = self.step.to(x.device)
         return _TwoRegion.apply(x, step, step * 2**self.shift, fine, coarse)  # type: ignore[no-any-return]
 
     def inside(self, x: Tensor) -> Tensor:
-        """Where straight-through gradients pass: between the lowest and the highest level, half a step beyond them included."""
+        """Where straight-through gradients pass: between the lowest and the highest level, half a step beyond
+        them included.
+        """
         step = self.step.to(x.device)
         return _between(x, step, step * 2**self.shift, *regions_of(self.split, self.bits))
 
@@ -74,11 +84,14 @@ class TwoRegionParams:
 
 @dataclass(frozen=True)
 class LogParams:
-    """Levels 0 and scale * base^-n for n = 0 .. 2^bits - 2, of which none lies more than 100 octaves down; for values that are not negative.
+    """Levels 0 and scale * base^-n for n = 0 .. 2^bits - 2, of which none lies more than 100 octaves down;
+    for values that are not negative.
 
-    A value is rounded in the exponent, as a leading-one detector does, and to 0 where that is nearer than the smallest level.
+    A value is rounded in the exponent, as a leading-one detector does, and to 0 where that is nearer than the
+    smallest level.
 
-    References: Lin et al., FQ-ViT, IJCAI 2022, arXiv:2111.13824 (base 2); Li et al., RepQ-ViT, ICCV 2023, arXiv:2212.08254 (base sqrt 2). Differs
+    References: Lin et al., FQ-ViT, IJCAI 2022, arXiv:2111.13824 (base 2); Li et al., RepQ-ViT, ICCV 2023,
+        arXiv:2212.08254 (base sqrt 2). Differs
     in: zero has a code of its own.
 
     Reconstruction leaves its scale as it was calibrated; see `InputQuantizer.learn`.
@@ -95,7 +108,10 @@ class LogParams:
 
     def __post_init__(self) -> None:
         if self.root not in (1, 2):
-            raise OptionError(f"The base of a logarithmic quantiser is 2^(1/{self.root}); it may be 2 (root 1) or sqrt 2 (root 2).")
+            raise OptionError(
+                f"The base of a logarithmic quantiser is 2^(1/{self.root}); it may be 2 (root 1) or sqrt "
+                "2 (root 2)."
+            )
 
     @property
     def last(self) -> int:
@@ -122,19 +138,28 @@ def regions_of(split: Split, bits: int) -> tuple[tuple[int, int], tuple[int, int
         "unsigned": ((0, codes - 1), (0, codes - 1)),
     }
     if split not in known or not 2 <= bits <= 8:
-        raise OptionError(f"Two regions have 2 to 8 bits and a split of {', '.join(known)}, not {bits} bits split by {split!r}.")
+        raise OptionError(
+            f"Two regions have 2 to 8 bits and a split of {', '.join(known)}, not {bits} bits split by "
+            f"{split!r}."
+        )
     return known[split]
 
 
 def two_region_levels(steps: Tensor, shifts: Tensor, split: Split, bits: int) -> Tensor:
-    """Levels [C, 2^bits], ascending, of quantisers with fine steps [C] and shifts [C]; zero may be there twice."""
+    """Levels [C, 2^bits], ascending, of quantisers with fine steps [C] and shifts [C]; zero may be there
+    twice.
+    """
     fine, coarse = (torch.arange(low, high + 1, device=steps.device) for low, high in regions_of(split, bits))
     wide = steps * 2.0 ** shifts.to(steps.device)
     return torch.cat([steps[:, None] * fine, wide[:, None] * coarse], 1).sort(1).values
 
 
-def _between(x: Tensor, fine_step: Tensor, coarse_step: Tensor, fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:
-    """Whether values lie between the lowest and the highest level of two regions, or within half a step of these."""
+def _between(
+    x: Tensor, fine_step: Tensor, coarse_step: Tensor, fine: tuple[int, int], coarse: tuple[int, int]
+) -> Tensor:
+    """Whether values lie between the lowest and the highest level of two regions, or within half a step of
+    these.
+    """
     ends = ((code, step) for codes, step in ((fine, fine_step), (coarse, coarse_step)) for code in codes)
     reach = [((code - 0.5) * step, (code + 0.5) * step) for code, step in ends]
     low, high = torch.stack([a for a, _ in reach]).min(), torch.stack([b for _, b in reach]).max()
@@ -142,10 +167,19 @@ def _between(x: Tensor, fine_step: Tensor, coarse_step: Tensor, fine: tuple[int,
 
 
 class _TwoRegion(torch.autograd.Function):
-    """The nearer of two grids, straight-through between the lowest and the highest level, half a step beyond them included."""
+    """The nearer of two grids, straight-through between the lowest and the highest level, half a step beyond
+    them included.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, fine_step: Tensor, coarse_step: Tensor, fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        fine_step: Tensor,
+        coarse_step: Tensor,
+        fine: tuple[int, int],
+        coarse: tuple[int, int],
+    ) -> Tensor:
         """`x` on the levels."""
         values = x.float()
         near = (values / fine_step).round_().clamp_(*fine).mul_(fine_step)

@@ -1,7 +1,7 @@
 """Rounding policies: how the weight of one unit is mapped to its grid while a block is reconstructed.
 
-A policy makes a `Rounding` for a weight and its quantiser. The reconstruction loop asks it for a differentiable weight, whose gradient
-holds that of its regulariser, and in the end takes its hard codes.
+A policy makes a `Rounding` for a weight and its quantiser. The reconstruction loop asks it for a
+differentiable weight, whose gradient holds that of its regulariser, and in the end takes its hard codes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from mpsearch.quant.affine import AffineParams, QuantizedTensor, quantize
 from mpsearch.quant.pieces import Workspace, empty_like, pieces
 from mpsearch.registry import Registry
 
-ZETA, GAMMA = 1.1, -0.1  # stretch of the rectified sigmoid (Louizos et al., ICLR 2018; Nagel et al., ICML 2020, eq. 23)
+ZETA, GAMMA = (
+    1.1,
+    -0.1,
+)  # stretch of the rectified sigmoid (Louizos et al., ICLR 2018; Nagel et al., ICML 2020, eq. 23)
 
 
 class Rounding(nn.Module, ABC):
@@ -33,10 +36,12 @@ class Rounding(nn.Module, ABC):
 
     @abstractmethod
     def soft(self, progress: float | Tensor = 0.0) -> Tensor:
-        """The weight, differentiable in the parameters, given the share of the steps done; the gradient holds that of any regulariser.
+        """The weight, differentiable in the parameters, given the share of the steps done; the gradient holds
+        that of any regulariser.
 
         Args:
-            progress: As a tensor (0-d) it must be a share at which `regularized` is true. It is read on its device, so that a captured step follows it.
+            progress: As a tensor (0-d) it must be a share at which `regularized` is true. It is read on its
+                device, so that a captured step follows it.
         """
 
     def regularized(self, progress: float) -> bool:
@@ -104,7 +109,8 @@ class AdaRound(RoundingPolicy):
 
     At the start the soft weight is the float weight and the hard weight is nearest rounding.
 
-    References: Nagel et al., Up or Down?, ICML 2020, eq. 21-24, arXiv:2004.10568. beta goes linearly, as in BRECQ's code.
+    References: Nagel et al., Up or Down?, ICML 2020, eq. 21-24, arXiv:2004.10568. beta goes linearly, as in
+        BRECQ's code.
 
     Args:
         weight: Factor of the regulariser (lambda).
@@ -119,7 +125,9 @@ class AdaRound(RoundingPolicy):
     beta_end: float = 2.0
 
     def start(self, weight: Tensor, params: AffineParams, codes: Tensor | None = None) -> Rounding:
-        """The rounding whose soft weight is `weight` (clamped to the grid), or as near to it as lets the hard codes be `codes`."""
+        """The rounding whose soft weight is `weight` (clamped to the grid), or as near to it as lets the hard
+        codes be `codes`.
+        """
         return _AdaRounding(self, weight, params, codes)
 
 
@@ -135,7 +143,9 @@ class _AdaRounding(Rounding):
             level = codes.to(scaled) - self._zero_point
             below = scaled < level
             self._floor = level - below.to(level)
-            scaled = self._floor + torch.where(below, (scaled - self._floor).clamp(min=0.51), (scaled - self._floor).clamp(max=0.49))
+            scaled = self._floor + torch.where(
+                below, (scaled - self._floor).clamp(min=0.51), (scaled - self._floor).clamp(max=0.49)
+            )
         low, high = params.qmin - self._zero_point, params.qmax - self._zero_point
         self._base = torch.clamp(self._floor, low, high) * self._scale
         self._room = ((self._floor >= low) & (self._floor + 1 <= high)) * self._scale
@@ -147,7 +157,9 @@ class _AdaRounding(Rounding):
         if isinstance(progress, Tensor) or self.regularized(progress):
             done = (progress - policy.warmup) / max(1 - policy.warmup, 1e-9)
             beta = policy.beta_start + (policy.beta_end - policy.beta_start) * done
-        weight: Tensor = SoftRound.apply(self.alpha, self._base, self._room, policy.weight, beta, self.dtype, self.workspace)
+        weight: Tensor = SoftRound.apply(
+            self.alpha, self._base, self._room, policy.weight, beta, self.dtype, self.workspace
+        )
         return weight
 
     def regularized(self, progress: float) -> bool:
@@ -158,16 +170,19 @@ class _AdaRounding(Rounding):
         return float(((h > 0.05) & (h < 0.95)).float().mean()) < 1e-3
 
     def hard(self) -> QuantizedTensor:
-        codes = (self._floor + (self.alpha >= 0) + self._zero_point).clamp(self._params.qmin, self._params.qmax)
+        codes = (self._floor + (self.alpha >= 0) + self._zero_point).clamp(
+            self._params.qmin, self._params.qmax
+        )
         return QuantizedTensor(codes.detach().to(torch.int16), self._params)
 
 
 class SoftRound(torch.autograd.Function):
-    """base + room * h(alpha), whose backward adds the gradient of the regulariser in the same pass over memory.
+    """base + room * h(alpha), whose backward adds the gradient of the regulariser in the same pass over
+    memory.
 
-    `room` is the step where the next level up is on the grid, else 0. The regulariser is `factor` * sum(1 - |2h - 1|^beta); `beta` None leaves
-    it out. Its value is not part of any loss, only its gradient: for layers of millions of weights the elementwise passes, not
-    the convolutions, are what a step costs.
+    `room` is the step where the next level up is on the grid, else 0. The regulariser is `factor` * sum(1 -
+    |2h - 1|^beta); `beta` None leaves it out. Its value is not part of any loss, only its gradient: for
+    layers of millions of weights the elementwise passes, not the convolutions, are what a step costs.
     """
 
     @staticmethod
@@ -201,7 +216,9 @@ class SoftRound(torch.autograd.Function):
             grad.copy_(given).mul_(r)
             if ctx.beta is not None:
                 centered = torch.clamp(stretched, 0, 1, out=held.scratch(2, a, a.dtype)).mul_(2).sub_(1)
-                pull = torch.abs(centered, out=held.scratch(3, a, a.dtype)).log_()  # |2h - 1|^(beta - 1) by logarithms: torch.pow is several times slower
+                pull = torch.abs(
+                    centered, out=held.scratch(3, a, a.dtype)
+                ).log_()  # |2h - 1|^(beta - 1) by logarithms: torch.pow is several times slower
                 pull.mul_(ctx.beta - 1).exp_().mul_(2 * ctx.factor * ctx.beta)
                 grad.add_(pull.copysign_(centered.neg_()))
             grad.mul_(sigmoid.addcmul_(sigmoid, sigmoid, value=-1)).mul_(ZETA - GAMMA)

@@ -20,8 +20,8 @@ class UnitState:
         weight: Codes and quantiser of the weight; None for a float unit and for a product of two activations.
         activation: Quantiser of the input, or of the left operand of a product; None for a float unit.
         second: Quantiser of the right operand of a product; None for all other units.
-        bias: What the unit adds in place of its own bias, [C_out], such as one that makes up for the mean error of its
-            weight; None for its own.
+        bias: What the unit adds in place of its own bias, [C_out], such as one that makes up for the mean
+            error of its weight; None for its own.
     """
 
     candidate: Candidate
@@ -32,9 +32,17 @@ class UnitState:
 
 
 def affine_input(unit: str, state: UnitState) -> AffineParams:
-    """The input quantiser of a unit, for code that can only express affine grids. Raises UserError where it is of another kind, or stays float."""
+    """The input quantiser of a unit, for code that can only express affine grids. Raises UserError where it
+    is of another kind, or stays float.
+    """
     if state.activation is None:
-        raise UserError(f"The input of unit {unit!r} stays float at {state.candidate}; this format quantises inputs too. Give the unit 2 to 8 input bits.")
+        raise UserError(
+            f"The input of unit {unit!r} stays float at {state.candidate}; this format quantises inputs "
+            "too. Give the unit 2 to 8 input bits."
+        )
     if not isinstance(state.activation, AffineParams):
-        raise UserError(f"The input of unit {unit!r} has a {type(state.activation).__name__}; this format holds affine grids alone. Use an affine observer.")
+        raise UserError(
+            f"The input of unit {unit!r} has a {type(state.activation).__name__}; this format holds "
+            "affine grids alone. Use an affine observer."
+        )
     return state.activation

@@ -1,4 +1,6 @@
-"""From an assignment to a quantised model: range calibration, then reconstruction. One loop; methods are policies given to it."""
+"""From an assignment to a quantised model: range calibration, then reconstruction. One loop; methods are
+policies given to it.
+"""
 
 from mpsearch.reconstruct.calibrate import Calibration, calibrate
 from mpsearch.reconstruct.learn import BlockResult, ReconstructionConfig

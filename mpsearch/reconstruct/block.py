@@ -26,15 +26,19 @@ class ReconstructionConfig:
         iterations: Steps for each block; 0 keeps nearest rounding everywhere.
         batch_size: Images of a step; all where there are fewer.
         chunk_size: Images of a forward pass outside the steps.
-        learning_rate: Learning rate of Adam on the rounding variables; None for 20 / iterations, at most 0.1: a variable must be able to cross its range in the
-            steps there are. At QDrop's 20,000 steps this is its 1e-3.
-        step_learning_rate: Learning rate of Adam on the logarithms of the step sizes, falling to 0 along a cosine.
-        tolerance: A block stops early when its loss has fallen by less than this share for three windows (a twentieth of its steps each, at least 50), and its
-            rounding is decided; 0 never stops early.
-        crops: Each step learns on a quarter of the output of a block that is exact on crops (`reconstruct.crops`): a third faster and, at equal steps, a
-            little worse (ResNet20, 200 steps: KL 0.049 against 0.046 at W4A4, 0.53 against 0.48 at W2A2).
-        bfloat16: Convolutions and products of the learning steps in bfloat16; None where `reconstruct.precision` finds it faster and as good. What a block
-            has learned is judged in float32 in any case.
+        learning_rate: Learning rate of Adam on the rounding variables; None for 20 / iterations, at most 0.1:
+            a variable must be able to cross its range in the steps there are. At QDrop's 20,000 steps this is
+            its 1e-3.
+        step_learning_rate: Learning rate of Adam on the logarithms of the step sizes, falling to 0 along a
+            cosine.
+        tolerance: A block stops early when its loss has fallen by less than this share for three windows (a
+            twentieth of its steps each, at least 50), and its rounding is decided; 0 never stops early.
+        crops: Each step learns on a quarter of the output of a block that is exact on crops
+            (`reconstruct.crops`): a third faster and, at equal steps, a little worse (ResNet20, 200 steps: KL
+            0.049 against 0.046 at W4A4, 0.53 against 0.48 at W2A2).
+        bfloat16: Convolutions and products of the learning steps in bfloat16; None where
+            `reconstruct.precision` finds it faster and as good. What a block has learned is judged in float32
+            in any case.
         capture: Whether steps are captured once as CUDA graphs and replayed; None where the device has them.
         method: Registered reconstruction method.
         seed: Random seed of the batches and the dropping.
@@ -55,15 +59,19 @@ class ReconstructionConfig:
     @property
     def rate(self) -> float:
         """The learning rate of the rounding variables."""
-        return self.learning_rate if self.learning_rate is not None else min(0.1, 20 / max(self.iterations, 1))
+        return (
+            self.learning_rate if self.learning_rate is not None else min(0.1, 20 / max(self.iterations, 1))
+        )
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What a block gained: mean squared error of its output on the calibration images as it was and as it learned, and the steps it took.
+    """What a block gained: mean squared error of its output on the calibration images as it was and as it
+    learned, and the steps it took.
 
-    `kept` says whether what was learned is used: only if it is better. `calibrated` names the units of which an input keeps its calibrated levels where
-    the method learns step sizes: those of a logarithm are not learned.
+    `kept` says whether what was learned is used: only if it is better. `calibrated` names the units of which
+    an input keeps its calibrated levels where the method learns step sizes: those of a logarithm are not
+    learned.
     """
 
     block: str
@@ -84,7 +92,8 @@ class BlockData:
     """What a block learns from.
 
     Args:
-        x: 2N x ... inputs; for each chunk of images those in the float network, then those in the quantised network.
+        x: 2N x ... inputs; for each chunk of images those in the float network, then those in the quantised
+            network.
         y: N x ... outputs of the float block.
         sizes: Rows of `y` in each chunk.
         same: Whether both networks' inputs are equal: nothing before the block is quantised.

@@ -1,4 +1,6 @@
-"""Range calibration: the quantiser of every weight and every input, for every candidate, computed once and kept."""
+"""Range calibration: the quantiser of every weight and every input, for every candidate, computed once and
+kept.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,17 @@ class Calibration:
         weights: Unit -> float32 weight, [C_out, ...]; not a copy.
         inputs: Unit -> sample of the values it reads, 1-D, with the extremes of all images in it.
         outputs: The same of what it gives, for targets that must quantise it.
-        call_outputs: For a unit that a pass calls more than once, the same of each call, in order: the ranges may differ.
+        call_outputs: For a unit that a pass calls more than once, the same of each call, in order: the ranges
+            may differ.
         weight_observer: Registered observer for weights, symmetric, one scale for each output channel.
-        input_observer: Registered observer for inputs, one scale; or `opt_m`, which may choose two steps or logarithmic levels for a unit.
+        input_observer: Registered observer for inputs, one scale; or `opt_m`, which may choose two steps or
+            logarithmic levels for a unit.
         products: Product of two activations -> what is known of its left and right operand.
-        symmetric_inputs: Whether the uniform grids of inputs are signed around zero, which integer kernels without zero points need.
+        symmetric_inputs: Whether the uniform grids of inputs are signed around zero, which integer kernels
+            without zero points need.
         learned: (unit, candidate) -> its state after a reconstruction, which is given instead of rounding.
-        means: Unit -> G x n mean of the rows that meet its weight. Where it is known and the unit has a bias, the bias of every
-            quantised state makes up for the mean error of its weight (`mean_matched`).
+        means: Unit -> G x n mean of the rows that meet its weight. Where it is known and the unit has a bias,
+            the bias of every quantised state makes up for the mean error of its weight (`mean_matched`).
         biases: Unit -> its float bias.
         rounded: (unit, weight bits, granularity) -> codes, int8, that stand in place of rounding to nearest.
     """
@@ -59,11 +64,15 @@ class Calibration:
         key = (unit, bits, candidate.w_granularity)
         if key not in self._weight_params:
             axis = 0 if candidate.w_granularity == "channel" else None
-            self._weight_params[key] = OBSERVERS.create(self.weight_observer).observe(self.weights[unit], bits, symmetric=True, axis=axis)
+            self._weight_params[key] = OBSERVERS.create(self.weight_observer).observe(
+                self.weights[unit], bits, symmetric=True, axis=axis
+            )
         return self._weight_params[key]
 
     def input_params(self, unit: str, candidate: Candidate, operand: int = 0) -> ActivationQuantizer:
-        """Quantiser of a unit's input at an integer candidate; of a product's left operand (0) or right one (1)."""
+        """Quantiser of a unit's input at an integer candidate; of a product's left operand (0) or right one
+        (1).
+        """
         held = self.learned.get((unit, candidate))
         params = None if held is None else held.second if operand else held.activation
         if params is not None:
@@ -71,11 +80,15 @@ class Calibration:
         key = (unit, _bits(candidate.a_bits), operand)
         if key not in self._input_params:
             seen = self.products[unit][operand] if unit in self.products else Operand(self.inputs[unit])
-            self._input_params[key] = input_quantizer(self.input_observer, seen, key[1], symmetric=self.symmetric_inputs)
+            self._input_params[key] = input_quantizer(
+                self.input_observer, seen, key[1], symmetric=self.symmetric_inputs
+            )
         return self._input_params[key]
 
     def state(self, unit: str, candidate: Candidate) -> UnitState:
-        """The unit at a candidate, as it was learned, else with its weight rounded to nearest. A product has both operands at the candidate's `a_bits`."""
+        """The unit at a candidate, as it was learned, else with its weight rounded to nearest. A product has
+        both operands at the candidate's `a_bits`.
+        """
         if (unit, candidate) in self.learned:
             return self.learned[unit, candidate]
         if candidate.is_float:
@@ -83,7 +96,9 @@ class Calibration:
         if unit in self.products:
             if candidate.weight_only:
                 return UnitState(candidate)
-            return UnitState(candidate, None, self.input_params(unit, candidate), self.input_params(unit, candidate, 1))
+            return UnitState(
+                candidate, None, self.input_params(unit, candidate), self.input_params(unit, candidate, 1)
+            )
         activation = None if candidate.weight_only else self.input_params(unit, candidate)
         weight = self._rounded(unit, candidate)
         return UnitState(candidate, weight, activation, bias=self.bias(unit, weight))
@@ -101,15 +116,20 @@ class Calibration:
     def _rounded(self, unit: str, candidate: Candidate) -> QuantizedTensor:
         params = self.weight_params(unit, candidate)
         codes = self.rounded.get((unit, params.bits, candidate.w_granularity))
-        return QuantizedTensor(quantize(self.weights[unit], params) if codes is None else codes.to(torch.int16), params)
+        return QuantizedTensor(
+            quantize(self.weights[unit], params) if codes is None else codes.to(torch.int16), params
+        )
 
     def states(self, assignment: Assignment) -> dict[str, UnitState]:
         """Every unit that was calibrated, at the candidate the assignment gives it."""
         return {unit: self.state(unit, assignment[unit]) for unit in (*self.weights, *self.products)}
 
 
-def mean_matched(bias: Tensor, weight: Tensor, float_mean: Tensor, quantized: QuantizedTensor, mean: Tensor) -> Tensor:
-    """The bias b + W E[x] - W_hat E[x_q], [C_out]: the mean of the output stays what it is in the float network.
+def mean_matched(
+    bias: Tensor, weight: Tensor, float_mean: Tensor, quantized: QuantizedTensor, mean: Tensor
+) -> Tensor:
+    """The bias b + W E[x] - W_hat E[x_q], [C_out]: the mean of the output stays what it is in the float
+    network.
 
     Args:
         bias: b, [C_out].
@@ -117,7 +137,8 @@ def mean_matched(bias: Tensor, weight: Tensor, float_mean: Tensor, quantized: Qu
         float_mean: E[x], G x n, of the rows that meet the weight in the float network.
         quantized: W_hat.
         mean: E[x_q], of those that meet it in the quantised network; E[x] again where that is not known.
-    References: Nagel et al., Data-Free Quantization, ICCV 2019, arXiv:1906.04721, section 4.2, with the means of samples.
+    References: Nagel et al., Data-Free Quantization, ICCV 2019, arXiv:1906.04721, section 4.2, with the means
+        of samples.
     """
     groups, columns = mean.shape
     before = weight.double().reshape(groups, -1, columns) @ float_mean.double()[:, :, None]
@@ -148,7 +169,8 @@ def calibrate(
 
     Args:
         module: Float model in eval mode; left as found.
-        units: Names of its convolution and linear units, and of those products of two activations that are to be quantised.
+        units: Names of its convolution and linear units, and of those products of two activations that are to
+            be quantised.
         batches: Normalised inputs, B x C x H x W each.
         weight_observer: For weights.
         input_observer: For inputs and operands.
@@ -164,7 +186,10 @@ def calibrate(
     modules, products = _found(module, list(units))
     samples = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
     given = {unit: _Given(seed + i) for i, unit in enumerate(modules)}
-    operands = {unit: (RunningSample(seed + 2 * i), RunningSample(seed + 2 * i + 1)) for i, unit in enumerate(products, len(modules))}
+    operands = {
+        unit: (RunningSample(seed + 2 * i), RunningSample(seed + 2 * i + 1))
+        for i, unit in enumerate(products, len(modules))
+    }
     means = {unit: RunningMean() for unit in modules}
     wrapped = wrap_products(module, products)
     handles = [m.register_forward_pre_hook(_reads(samples[unit].take)) for unit, m in modules.items()]
@@ -173,7 +198,10 @@ def calibrate(
         for unit, product in wrapped.items():
             for operand, sample in zip(product.inputs(), operands[unit], strict=True):
                 operand.register_forward_pre_hook(_reads(sample.take_operand))
-        with Reads({unit: m.get_parameter("weight") for unit, m in modules.items()}, lambda unit, read: means[unit].add(read)):
+        with Reads(
+            {unit: m.get_parameter("weight") for unit, m in modules.items()},
+            lambda unit, read: means[unit].add(read),
+        ):
             _pass_by(module, _each_begun(batches, given.values()), on_batch)
     finally:
         unwrap_products(module, wrapped)
@@ -184,9 +212,25 @@ def calibrate(
     calls = {unit: sample.of_calls(unit) for unit, sample in given.items() if len(sample.calls) > 1}
     weights = {unit: m.get_parameter("weight").detach() for unit, m in modules.items()}
     seen = {unit: (left.operand(unit), right.operand(unit)) for unit, (left, right) in operands.items()}
-    biases = {unit: m.get_parameter("bias").detach() for unit, m in modules.items() if means[unit].adds(m._parameters.get("bias"))}
+    biases = {
+        unit: m.get_parameter("bias").detach()
+        for unit, m in modules.items()
+        if means[unit].adds(m._parameters.get("bias"))
+    }
     found = {unit: mean.value for unit, mean in means.items() if bias_correction and mean.value is not None}
-    return Calibration(weights, inputs, outputs, weight_observer, input_observer, seen, symmetric_inputs, {}, found, biases, call_outputs=calls)
+    return Calibration(
+        weights,
+        inputs,
+        outputs,
+        weight_observer,
+        input_observer,
+        seen,
+        symmetric_inputs,
+        {},
+        found,
+        biases,
+        call_outputs=calls,
+    )
 
 
 def _found(module: nn.Module, units: Sequence[str]) -> tuple[dict[str, nn.Module], list[str]]:
@@ -195,7 +239,9 @@ def _found(module: nn.Module, units: Sequence[str]) -> tuple[dict[str, nn.Module
     there = dict(module.named_modules())
     unknown = [unit for unit in units if unit not in products and unit not in there]
     if unknown:
-        raise ModelError(f"The model has no units {unknown[:5]}. Give names of its modules, as `analyze` finds them.")
+        raise ModelError(
+            f"The model has no units {unknown[:5]}. Give names of its modules, as `analyze` finds them."
+        )
     return {unit: there[unit] for unit in units if unit not in products}, products
 
 

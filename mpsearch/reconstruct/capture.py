@@ -1,8 +1,10 @@
-"""A step that is taken again and again: as it stands on a CPU, captured once as a CUDA graph and replayed on a GPU.
+"""A step that is taken again and again: as it stands on a CPU, captured once as a CUDA graph and replayed on
+a GPU.
 
-A small block's step is some hundred kernels, which a GPU runs faster than Python can launch them. A graph launches them at once. What it replays
-reads the same memory each time, and no Python: whatever changes from step to step must be a tensor that is changed in place, and what decides
-between two courses of the step is its form. Each form is captured for itself.
+A small block's step is some hundred kernels, which a GPU runs faster than Python can launch them. A graph
+launches them at once. What it replays reads the same memory each time, and no Python: whatever changes from
+step to step must be a tensor that is changed in place, and what decides between two courses of the step is
+its form. Each form is captured for itself.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import torch
 
 from mpsearch.errors import ModelError, OptionError
 
-WARM = 3  # steps of a form that are taken as they stand before it is captured: kernels are chosen, and optimisers make their state
+# steps of a form that are taken as they stand before it is captured: kernels are chosen, and optimisers make
+# their state
+WARM = 3
 
 F = TypeVar("F", bound=Hashable)
 
@@ -30,7 +34,8 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Records CUDA graphs, all in one pool of memory: what one of them leaves there is no longer needed when another is replayed.
+    """Records CUDA graphs, all in one pool of memory: what one of them leaves there is no longer needed when
+    another is replayed.
 
     Args:
         generator: Random generator of all random numbers in the functions; a replay goes on in its sequence.
@@ -84,7 +89,10 @@ class Repeated(Generic[F]):
             try:
                 self._replays[form] = self._recorder.record(lambda: self._step(form))
             except RuntimeError as error:
-                raise ModelError(f"{self._name} cannot be captured as a CUDA graph: {error}. Learn without: ReconstructionConfig(capture=False).") from error
+                raise ModelError(
+                    f"{self._name} cannot be captured as a CUDA graph: {error}. Learn without: "
+                    "ReconstructionConfig(capture=False)."
+                ) from error
         self._replays[form]()
 
 
@@ -96,5 +104,8 @@ def recorder(device: torch.device, generator: torch.Generator, wanted: bool | No
     if device.type == "cuda" and wanted is not False:
         return CudaGraphs(generator)
     if wanted:
-        raise OptionError(f"A step on {device.type!r} cannot be captured; only CUDA has graphs. Set ReconstructionConfig(capture=None).")
+        raise OptionError(
+            f"A step on {device.type!r} cannot be captured; only CUDA has graphs. Set "
+            "ReconstructionConfig(capture=None)."
+        )
     return None

@@ -1,4 +1,6 @@
-"""Codes in closed form, without a gradient: every unit at every width on what the float model gives it, or one on what a quantised prefix does."""
+"""Codes in closed form, without a gradient: every unit at every width on what the float model gives it, or
+one on what a quantised prefix does.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,9 @@ def round_units(
 ) -> Iterator[tuple[str, Codes]]:
     """The codes of every unit at every width, on the inputs that the float model gives it.
 
-    Work: a float pass over the images, or a few where the moments of all units do not fit, and for each unit one loop over
-    its columns for all widths together. Memory: the moments that are held at a time, and those of the widest unit three
-    times more in float64; of the codes a byte for each weight and width.
+    Work: a float pass over the images, or a few where the moments of all units do not fit, and for each unit
+    one loop over its columns for all widths together. Memory: the moments that are held at a time, and those
+    of the widest unit three times more in float64; of the codes a byte for each weight and width.
 
     Args:
         module: Float model in eval mode.
@@ -49,10 +51,14 @@ def round_units(
         images: How many there are in all.
         memory_bytes: Bound on the moments that are held at a time.
         seed: Of the places of the inputs that are looked at.
-    Returns: Unit and codes, one after the other. A unit whose layer does not multiply its weight as it is (a standardised
-        one, say) has none, and stays rounded to nearest.
+    Returns: Unit and codes, one after the other. A unit whose layer does not multiply its weight as it is (a
+        standardised one, say) has none, and stays rounded to nearest.
     """
-    grids = {unit: _grids(calibration, unit, row) for unit, row in candidates.items() if unit in calibration.weights}
+    grids = {
+        unit: _grids(calibration, unit, row)
+        for unit, row in candidates.items()
+        if unit in calibration.weights
+    }
     wanted = [unit for unit, found in grids.items() if found]
     for unit, found in gather_moments(module, wanted, batches, images, memory_bytes=memory_bytes, seed=seed):
         if found is None:
@@ -67,8 +73,9 @@ def round_units(
 def about(moments: Moments, weight: Tensor, corrected: bool) -> Tensor:
     """The moments that rounding lowers the error by: G x n x n.
 
-    Of a linear layer whose bias is corrected the covariance, because that makes up for the mean. A convolution's rows at the border have
-    another mean, for the zeros around the image, and there the error of the mean is best kept small too.
+    Of a linear layer whose bias is corrected the covariance, because that makes up for the mean. A
+    convolution's rows at the border have another mean, for the zeros around the image, and there the error of
+    the mean is best kept small too.
     """
     return moments.covariance if corrected and weight.ndim == 2 else moments.second
 
@@ -79,12 +86,15 @@ def _grids(calibration: Calibration, unit: str, row: Iterable[Candidate]) -> dic
 
 
 @torch.no_grad()
-def round_on_prefix(unit: str, layer: QuantLayer, original: nn.Module, state: UnitState, run: Run, data: BlockData, seed: int) -> UnitState:
-    """One unit rounded on what the quantised network before it gives it, so that its output is what the float one's is.
+def round_on_prefix(
+    unit: str, layer: QuantLayer, original: nn.Module, state: UnitState, run: Run, data: BlockData, seed: int
+) -> UnitState:
+    """One unit rounded on what the quantised network before it gives it, so that its output is what the float
+    one's is.
 
-    The codes stand for the least-squares weight W + W (E[x x_q^T] - H) (H + ridge)^-1, H = E[x_q x_q^T], in place of W, and
-    the bias makes the mean of the output that of the float network. The ridge grows where there are few rows for the
-    columns, and draws towards W.
+    The codes stand for the least-squares weight W + W (E[x x_q^T] - H) (H + ridge)^-1, H = E[x_q x_q^T], in
+    place of W, and the bias makes the mean of the output that of the float network. The ridge grows where
+    there are few rows for the columns, and draws towards W.
 
     Args:
         unit: Its name.
@@ -94,17 +104,26 @@ def round_on_prefix(unit: str, layer: QuantLayer, original: nn.Module, state: Un
         run: The layer's forward in the quantised network.
         data: Inputs in both networks.
         seed: Of the places of the inputs that are looked at.
-    Returns: The state with other codes and bias; `state` itself where the layer does not multiply its weight as it is.
-    References: the asymmetric calibration of Li et al., GPTAQ, ICML 2025, arXiv:2504.02692, known second-hand; here as a
-        regression in front of GPTQ's loop, with a ridge.
+    Returns: The state with other codes and bias; `state` itself where the layer does not multiply its weight
+        as it is.
+    References: the asymmetric calibration of Li et al., GPTAQ, ICML 2025, arXiv:2504.02692, known
+        second-hand; here as a regression in front of GPTQ's loop, with a ridge.
     """
     seen = _Seen(sum(data.sizes), seed)
     weight, bias = original.get_parameter("weight"), original._parameters.get("bias")
     start = 0
     for number, size in enumerate(data.sizes):
         more = data.further.chunk(number)
-        ours = _reads(unit, layer.inner.get_parameter("weight"), run, data.x.read(2 * start + size, 2 * (start + size)), more)
-        theirs = _reads(unit, weight, partial(_call, original), data.x.read(2 * start, 2 * start + size), more)
+        ours = _reads(
+            unit,
+            layer.inner.get_parameter("weight"),
+            run,
+            data.x.read(2 * start + size, 2 * (start + size)),
+            more,
+        )
+        theirs = _reads(
+            unit, weight, partial(_call, original), data.x.read(2 * start, 2 * start + size), more
+        )
         seen.add(ours, theirs)
         start += size
     own = seen.own.moments()
@@ -112,11 +131,15 @@ def round_on_prefix(unit: str, layer: QuantLayer, original: nn.Module, state: Un
         return state
     if rehearsing():  # the memory of what follows, not its work
         like = own.covariance.double()
-        held = [torch.empty_like(like) for _ in range(5)] + [weight.new_empty((8, weight.numel()), dtype=torch.float64)]
+        held = [torch.empty_like(like) for _ in range(5)] + [
+            weight.new_empty((8, weight.numel()), dtype=torch.float64)
+        ]
         del held
         return state
     rounded = compensated(weight, [state.weight.params], *seen.problem(weight, state.bias is not None))[0]
-    return replace(state, weight=rounded, bias=None if state.bias is None else seen.bias(weight, bias, rounded))
+    return replace(
+        state, weight=rounded, bias=None if state.bias is None else seen.bias(weight, bias, rounded)
+    )
 
 
 class _Seen:
@@ -175,7 +198,9 @@ def _call(block: nn.Module, x: Tensor, more: Values) -> Tensor:
 def round_block(
     unit: str, layer: QuantLayer, original: nn.Module, state: UnitState, run: Run, data: BlockData, seed: int
 ) -> tuple[dict[str, UnitState], float, float]:
-    """The better of a unit's start and `round_on_prefix`, which the layer is left computing; the errors of its output before and after."""
+    """The better of a unit's start and `round_on_prefix`, which the layer is left computing; the errors of
+    its output before and after.
+    """
     before = data.error(run)
     found = round_on_prefix(unit, layer, original, state, run, data, seed)
     layer.set_state(found)
@@ -196,7 +221,8 @@ def match_means(
     data: BlockData,
     error: float,
 ) -> tuple[dict[str, UnitState], float]:
-    """The states of a block's units with biases that give each output the mean that it has in the float network, where that lowers the block's error.
+    """The states of a block's units with biases that give each output the mean that it has in the float
+    network, where that lowers the block's error.
 
     Args:
         layers: Quantised layers by unit, computing `states`; they are left computing what is returned.
@@ -207,15 +233,22 @@ def match_means(
         data: Inputs in both networks.
         error: Of the block as it is.
     Returns: States, and the error of the block with them.
-    References: Nagel et al., Data-Free Quantization, ICCV 2019, arXiv:1906.04721, appendix D (empirical correction), of
-        all units of a block at once.
+    References: Nagel et al., Data-Free Quantization, ICCV 2019, arXiv:1906.04721, appendix D (empirical
+        correction), of all units of a block at once.
     """
-    held = {u: o for u, o in originals.items() if o._parameters.get("bias") is not None and states[u].weight is not None}
+    held = {
+        u: o
+        for u, o in originals.items()
+        if o._parameters.get("bias") is not None and states[u].weight is not None
+    }
     ours, theirs = ({unit: RunningMean() for unit in held} for _ in range(2))
     start = 0
     for number, size in enumerate(data.sizes):
         more = data.further.chunk(number)
-        quantized, plain = data.x.read(2 * start + size, 2 * (start + size)), data.x.read(2 * start, 2 * start + size)
+        quantized, plain = (
+            data.x.read(2 * start + size, 2 * (start + size)),
+            data.x.read(2 * start, 2 * start + size),
+        )
         with Reads({unit: layers[unit].inner.get_parameter("weight") for unit in held}, partial(_add, ours)):
             run(quantized, more)
         with Reads({unit: o.get_parameter("weight") for unit, o in held.items()}, partial(_add, theirs)):
@@ -224,8 +257,15 @@ def match_means(
     found = dict(states)
     for unit, original in held.items():
         weight, mean, float_mean = states[unit].weight, ours[unit].value, theirs[unit].value
-        if weight is not None and mean is not None and float_mean is not None and theirs[unit].adds(original._parameters.get("bias")):
-            bias = mean_matched(original.get_parameter("bias"), original.get_parameter("weight"), float_mean, weight, mean)
+        if (
+            weight is not None
+            and mean is not None
+            and float_mean is not None
+            and theirs[unit].adds(original._parameters.get("bias"))
+        ):
+            bias = mean_matched(
+                original.get_parameter("bias"), original.get_parameter("weight"), float_mean, weight, mean
+            )
             found[unit] = replace(states[unit], bias=bias)
             layers[unit].set_bias(bias)
     after = data.error(run) if held else error

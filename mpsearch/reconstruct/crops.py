@@ -1,8 +1,10 @@
-"""Learning steps on a quarter of a block's output, where that is exact: a block of convolutions gives the same values on a crop of its input.
+"""Learning steps on a quarter of a block's output, where that is exact: a block of convolutions gives the
+same values on a crop of its input.
 
-A step's gradient is a mean over images and positions, and neighbouring positions say much the same: a quarter of them, a different one in each
-step, learns as well at about a third of the price. The four quarters part the output without overlap, borders included, so that every position
-counts alike. Whether a block allows it is tried out, not assumed: pooling over the whole image or attention does not.
+A step's gradient is a mean over images and positions, and neighbouring positions say much the same: a quarter
+of them, a different one in each step, learns as well at about a third of the price. The four quarters part
+the output without overlap, borders included, so that every position counts alike. Whether a block allows it
+is tried out, not assumed: pooling over the whole image or attention does not.
 """
 
 from __future__ import annotations
@@ -35,14 +37,20 @@ class Crop:
 
 @torch.no_grad()
 def quarters(block: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Crop, ...]:
-    """The four quarters of a block's output, with the least margin at which they are exact; none where there is no such margin, or nothing is saved.
+    """The four quarters of a block's output, with the least margin at which they are exact; none where there
+    is no such margin, or nothing is saved.
 
     Args:
         block: Float, from N x C x H x W to N x D x H' x W'.
         x: A few inputs.
     """
     y = block(x)
-    if x.ndim != 4 or y.ndim != 4 or not y.any() or any(x.shape[axis] % max(y.shape[axis], 1) for axis in (2, 3)):
+    if (
+        x.ndim != 4
+        or y.ndim != 4
+        or not y.any()
+        or any(x.shape[axis] % max(y.shape[axis], 1) for axis in (2, 3))
+    ):
         return ()
     for margin in MARGINS:
         sides = [_halves(x.shape[axis], y.shape[axis], margin) for axis in (2, 3)]

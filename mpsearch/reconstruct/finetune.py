@@ -1,10 +1,13 @@
-"""Short quantisation-aware fine-tuning of any model: all its parameters and all step sizes learn, against the float model and the labels.
+"""Short quantisation-aware fine-tuning of any model: all its parameters and all step sizes learn, against the
+float model and the labels.
 
-Weights and inputs are fake-quantised with straight-through gradients and learned steps; what comes out holds grid weights only. This
-changes a model's weights by training on images, so its results are not results of post-training quantisation.
+Weights and inputs are fake-quantised with straight-through gradients and learned steps; what comes out holds
+grid weights only. This changes a model's weights by training on images, so its results are not results of
+post-training quantisation.
 
-References: Esser et al., LSQ, ICLR 2020, arXiv:1902.08153 (learned steps); Hinton et al., arXiv:1503.02531 (distillation). Differs from
-LSQ in: the logarithm of a factor on the calibrated scale is learned, not the scale; batch norms and dropout stay in eval mode.
+References: Esser et al., LSQ, ICLR 2020, arXiv:1902.08153 (learned steps); Hinton et al., arXiv:1503.02531
+(distillation). Differs from LSQ in: the logarithm of a factor on the calibrated scale is learned, not the
+scale; batch norms and dropout stay in eval mode.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ _FORMAT = "mpsearch fine-tuning 1"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""From normalised inputs, B x C x H x W, to others of the same shape; all its chance must come from the generator."""
+"""From normalised inputs, B x C x H x W, to others of the same shape; all its chance must come from the
+generator.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,15 @@ class FinetuneConfig:
     Args:
         epochs: Passes over the images.
         batch_size: Images of a step; an epoch leaves out what does not fill a last batch.
-        chunk: Images of one forward and backward pass; gradients of a batch are added up over its chunks, so this bounds the memory.
+        chunk: Images of one forward and backward pass; gradients of a batch are added up over its chunks, so
+            this bounds the memory.
         learning_rate: Learning rate of AdamW on all parameters of the model, at the top of a cosine.
         step_learning_rate: Learning rate of the logarithms of the step sizes, likewise.
         weight_decay: Weight decay of parameters with two axes or more.
         warmup: Share of the steps over which the rates rise linearly.
         temperature: Temperature of the distillation.
-        label_weight: Share of the labels' cross entropy in the loss, 0 to 1; the rest is distillation. 0 needs no labels.
+        label_weight: Share of the labels' cross entropy in the loss, 0 to 1; the rest is distillation. 0
+            needs no labels.
         seed: Random seed of the order of the images and their augmentation.
     """
 
@@ -65,11 +72,18 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch_size < 1 or self.chunk < 1:
-            raise OptionError(f"Fine-tuning needs epochs >= 0, batch_size >= 1, chunk >= 1, not {self.epochs}, {self.batch_size}, {self.chunk}.")
+            raise OptionError(
+                f"Fine-tuning needs epochs >= 0, batch_size >= 1, chunk >= 1, not {self.epochs}, "
+                f"{self.batch_size}, {self.chunk}."
+            )
         if min(self.learning_rate, self.step_learning_rate, self.weight_decay) < 0 or self.temperature <= 0:
-            raise OptionError("Fine-tuning needs learning rates and a weight decay of 0 or more, and a temperature above 0.")
+            raise OptionError(
+                "Fine-tuning needs learning rates and a weight decay of 0 or more, and a temperature above 0."
+            )
         if not (0 <= self.warmup <= 1 and 0 <= self.label_weight <= 1):
-            raise OptionError(f"warmup and label_weight are shares, 0 to 1, not {self.warmup} and {self.label_weight}.")
+            raise OptionError(
+                f"warmup and label_weight are shares, 0 to 1, not {self.warmup} and {self.label_weight}."
+            )
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,8 @@ class Finetuned:
     """What fine-tuning gives; `quant.install(module, states)` is the finished model.
 
     Args:
-        module: Float model with the learned biases, norms and embeddings, and the float weights behind the codes, from which fine-tuning may go on.
+        module: Float model with the learned biases, norms and embeddings, and the float weights behind the
+            codes, from which fine-tuning may go on.
         states: Learned codes and scales of each unit.
     """
 
@@ -98,7 +113,8 @@ def finetune(
 ) -> Finetuned:
     """Train a model at the bits of its states.
 
-    A parameter that requires no gradient stays as it is, and so do logarithmic levels. Units in float train in float.
+    A parameter that requires no gradient stays as it is, and so do logarithmic levels. Units in float train
+    in float.
 
     Args:
         module: Float model in eval mode; left as found.
@@ -107,7 +123,8 @@ def finetune(
         config: How long and how.
         teacher: Float model in eval mode whose outputs are to be met; `module` where None.
         augment: Applied to each batch.
-        checkpoint: File that is written after each epoch, and taken up again where it exists; of one call with the same arguments.
+        checkpoint: File that is written after each epoch, and taken up again where it exists; of one call
+            with the same arguments.
         on_step: Called after each step with its number from 1, the number of steps, and the loss.
     Returns: The float module and the states, both new.
 
@@ -124,14 +141,29 @@ def finetune(
         run.epoch(epoch, on_step)
         if checkpoint is not None:
             _save(checkpoint, name, run, epoch + 1)
-    return Finetuned(float_module(module, student, states), {unit: settled(states[unit], layers[unit]) for unit in states})
+    return Finetuned(
+        float_module(module, student, states), {unit: settled(states[unit], layers[unit]) for unit in states}
+    )
 
 
 class _Run:
     """The student with its optimiser: what a checkpoint holds."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, images: ImageSet, config: FinetuneConfig, augment: Augment | None) -> None:
-        self._student, self._teacher, self._images, self._config, self._augment = student, teacher, images, config, augment
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        images: ImageSet,
+        config: FinetuneConfig,
+        augment: Augment | None,
+    ) -> None:
+        self._student, self._teacher, self._images, self._config, self._augment = (
+            student,
+            teacher,
+            images,
+            config,
+            augment,
+        )
         self.parameters = {name: p for name, p in student.named_parameters() if p.requires_grad}
         self._labels = images.require_labels() if config.label_weight > 0 else None
         self._device = next(iter(self.parameters.values())).device
@@ -149,8 +181,10 @@ class _Run:
             loss = self._step(picked, generator)
             if not math.isfinite(loss):
                 raise MpsearchError(
-                    f"The loss is {loss} at step {step + 1} of {total}. Lower learning_rate ({self._config.learning_rate}) or raise warmup "
-                    f"({self._config.warmup}); if it is the first step, check that the model's outputs on these images are finite."
+                    f"The loss is {loss} at step {step + 1} of {total}. Lower learning_rate "
+                    f"({self._config.learning_rate}) or raise warmup "
+                    f"({self._config.warmup}); if it is the first step, check that the model's outputs "
+                    "on these images are finite."
                 )
             if on_step is not None:
                 on_step(step + 1, total, loss)
@@ -162,7 +196,9 @@ class _Run:
             x = self._images.inputs(part)
             x = (x if self._augment is None else self._augment(x, generator)).to(self._device)
             with torch.enable_grad():
-                loss = self._loss(x, None if self._labels is None else self._labels[part].to(self._device)) * (len(part) / len(picked))
+                loss = self._loss(
+                    x, None if self._labels is None else self._labels[part].to(self._device)
+                ) * (len(part) / len(picked))
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if math.isfinite(total):
@@ -178,7 +214,9 @@ class _Run:
             with torch.no_grad():
                 target = F.log_softmax(self._teacher(x) / temperature, 1)
             learned = F.log_softmax(logits / temperature, 1)
-            loss = loss + (1 - share) * temperature**2 * F.kl_div(learned, target, reduction="batchmean", log_target=True)
+            loss = loss + (1 - share) * temperature**2 * F.kl_div(
+                learned, target, reduction="batchmean", log_target=True
+            )
         return loss if labels is None else loss + share * F.cross_entropy(logits, labels)
 
 
@@ -192,16 +230,27 @@ def _groups(parameters: Mapping[str, nn.Parameter], config: FinetuneConfig) -> l
     steps = [p for name, p in parameters.items() if name.endswith("log_step")]
     rest = [p for name, p in parameters.items() if not name.endswith("log_step")]
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "top": config.learning_rate, "weight_decay": config.weight_decay},
+        {
+            "params": [p for p in rest if p.ndim >= 2],
+            "top": config.learning_rate,
+            "weight_decay": config.weight_decay,
+        },
         {"params": [p for p in rest if p.ndim < 2], "top": config.learning_rate, "weight_decay": 0.0},
         {"params": steps, "top": config.step_learning_rate, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
-def _fingerprint(student: nn.Module, states: Mapping[str, UnitState], images: ImageSet, config: FinetuneConfig) -> str:
-    """Of the arguments that a checkpoint belongs to; teacher and augmentation are functions, and cannot be told apart."""
-    grids = [(unit, str(s.candidate), *(_grid(q) for q in (s.weight and s.weight.params, s.activation, s.second))) for unit, s in states.items()]
+def _fingerprint(
+    student: nn.Module, states: Mapping[str, UnitState], images: ImageSet, config: FinetuneConfig
+) -> str:
+    """Of the arguments that a checkpoint belongs to; teacher and augmentation are functions, and cannot be
+    told apart.
+    """
+    grids = [
+        (unit, str(s.candidate), *(_grid(q) for q in (s.weight and s.weight.params, s.activation, s.second)))
+        for unit, s in states.items()
+    ]
     return digest([weights_hash(student), grids, images.content_hash, asdict(config)])
 
 
@@ -209,7 +258,10 @@ def _grid(params: object) -> Any:
     if params is None:
         return "NoneType"
     if not isinstance(params, AffineParams):
-        return [type(params).__name__, *(v.tolist() if isinstance(v, Tensor) else v for v in vars(params).values())]
+        return [
+            type(params).__name__,
+            *(v.tolist() if isinstance(v, Tensor) else v for v in vars(params).values()),
+        ]
     return [params.scale.tolist(), params.zero_point.tolist(), params.bits, params.symmetric, params.axis]
 
 
@@ -223,7 +275,11 @@ def _held(run: _Run) -> Iterator[tuple[str, Tensor]]:
 
 def _save(path: Path, name: str, run: _Run, epochs: int) -> None:
     with replacing(path) as beside:
-        save_file({key: value.contiguous() for key, value in _held(run)}, beside, {"format": _FORMAT, "run": name, "epochs": str(epochs)})
+        save_file(
+            {key: value.contiguous() for key, value in _held(run)},
+            beside,
+            {"format": _FORMAT, "run": name, "epochs": str(epochs)},
+        )
 
 
 def _load(path: Path, name: str, run: _Run) -> int:
@@ -233,14 +289,19 @@ def _load(path: Path, name: str, run: _Run) -> int:
             about = file.metadata() or {}
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of fine-tuning, or is damaged: {error}. Remove it to start anew.") from None
+        raise CheckpointError(
+            f"{path} is not a checkpoint of fine-tuning, or is damaged: {error}. Remove it to start anew."
+        ) from None
     if about.get("format") != _FORMAT or about.get("run") != name:
         raise CheckpointError(
-            f"{path} belongs to another fine-tuning (model, states, images or settings differ). Name another file, or remove it to start anew."
+            f"{path} belongs to another fine-tuning (model, states, images or settings differ). Name "
+            "another file, or remove it to start anew."
         )
     with torch.no_grad():
         for key, parameter in run.parameters.items():
             parameter.copy_(found[f"value.{key}"])
             if f"step.{key}" in found:
-                run.optimizer.state[parameter] = {m: found[f"{m}.{key}"].to(parameter.device) for m in _MOMENTS}
+                run.optimizer.state[parameter] = {
+                    m: found[f"{m}.{key}"].to(parameter.device) for m in _MOMENTS
+                }
     return int(about["epochs"])

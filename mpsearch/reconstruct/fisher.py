@@ -1,4 +1,6 @@
-"""The diagonal of the Fisher information at the output of each block, as weights of its reconstruction error."""
+"""The diagonal of the Fisher information at the output of each block, as weights of its reconstruction
+error.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,19 @@ FLOOR = 0.1
 """Share of the mean that every weight has at least, so that no output is free."""
 
 
-def fisher_weights(module: nn.Module, blocks: Sequence[str], images: Tensor, seed: int, chunk: int) -> dict[str, Tensor]:
-    """E[(d log p(y|x) / dz)^2] for every element z of every block's output, y drawn from the model's own softmax.
+def fisher_weights(
+    module: nn.Module, blocks: Sequence[str], images: Tensor, seed: int, chunk: int
+) -> dict[str, Tensor]:
+    """E[(d log p(y|x) / dz)^2] for every element z of every block's output, y drawn from the model's own
+    softmax.
 
-    One forward and one backward pass for all blocks. Each result has mean 1 and shape 1 x ..., the mean over the images.
+    One forward and one backward pass for all blocks. Each result has mean 1 and shape 1 x ..., the mean over
+    the images.
 
-    References: Li et al., BRECQ, ICLR 2021, eq. 10, arXiv:2102.05426. Differs in: the Fisher information is that of the float model, with labels
-    drawn from its own prediction, and is averaged over the images; BRECQ's code takes the gradient of KL(float || quantised so far) of each
-    image, and adds 1 to its magnitude where this adds a floor.
+    References: Li et al., BRECQ, ICLR 2021, eq. 10, arXiv:2102.05426. Differs in: the Fisher information is
+    that of the float model, with labels drawn from its own prediction, and is averaged over the images;
+    BRECQ's code takes the gradient of KL(float || quantised so far) of each image, and adds 1 to its
+    magnitude where this adds a floor.
 
     Args:
         module: Float, in eval mode, N x K logits out; left as found.
@@ -45,9 +52,15 @@ def fisher_weights(module: nn.Module, blocks: Sequence[str], images: Tensor, see
             with torch.enable_grad():
                 score = logits.flatten(1).log_softmax(1).gather(1, drawn).sum()
                 reached = [name for name in outputs if outputs[name].requires_grad]
-                for name, grad in zip(reached, torch.autograd.grad(score, [outputs[n] for n in reached], allow_unused=True), strict=True):
+                for name, grad in zip(
+                    reached,
+                    torch.autograd.grad(score, [outputs[n] for n in reached], allow_unused=True),
+                    strict=True,
+                ):
                     if grad is not None:
-                        totals[name] = totals.get(name, torch.zeros((), device=grad.device)) + grad.detach().square().sum(0, keepdim=True)
+                        totals[name] = totals.get(
+                            name, torch.zeros((), device=grad.device)
+                        ) + grad.detach().square().sum(0, keepdim=True)
             outputs.clear()
     finally:
         for handle in handles:

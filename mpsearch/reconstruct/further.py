@@ -1,4 +1,6 @@
-"""What a block reads beside its one tensor, such as an attention mask: the same in the float and in the quantised network, and known for each image."""
+"""What a block reads beside its one tensor, such as an attention mask: the same in the float and in the
+quantised network, and known for each image.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,14 @@ Block = Callable[..., Tensor]
 class Further:
     """The further arguments of a block over all images.
 
-    A tensor with a row for each image of both streams, alike in both, is kept by image; one that is the same for all chunks is handed on.
+    A tensor with a row for each image of both streams, alike in both, is kept by image; one that is the same
+    for all chunks is handed on.
 
     Args:
         block: Its name, for messages.
         given: For each chunk its further arguments.
-        sizes: Images in each chunk; the tensors of a chunk that go by image have twice as many rows, the float stream's first.
+        sizes: Images in each chunk; the tensors of a chunk that go by image have twice as many rows, the
+            float stream's first.
     Raises: ModelError: An argument is neither, or is computed by quantised layers.
     """
 
@@ -57,25 +61,41 @@ class Further:
 
     def chunk(self, number: int) -> Values:
         """For the images of a chunk."""
-        return self._values({place: rows[self._starts[number] : self._starts[number + 1]] for place, rows in self._by_image.items()})
+        return self._values(
+            {
+                place: rows[self._starts[number] : self._starts[number + 1]]
+                for place, rows in self._by_image.items()
+            }
+        )
 
     def _values(self, rows: Mapping[int, Tensor]) -> Values:
-        values: Values = pytree.tree_unflatten([rows.get(place, value) for place, value in enumerate(self._shared)], self._spec)
+        values: Values = pytree.tree_unflatten(
+            [rows.get(place, value) for place, value in enumerate(self._shared)], self._spec
+        )
         return values
 
 
 def _rows(values: Sequence[Any], sizes: Sequence[int]) -> Tensor | None:
-    """The rows of the float stream of every chunk, N x ...; None where the values are not alike in both streams, row by row."""
+    """The rows of the float stream of every chunk, N x ...; None where the values are not alike in both
+    streams, row by row.
+    """
     found = []
     for value, size in zip(values, sizes, strict=True):
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != 2 * size or not torch.equal(value[:size], value[size:]):
+        if (
+            not isinstance(value, Tensor)
+            or value.ndim == 0
+            or len(value) != 2 * size
+            or not torch.equal(value[:size], value[size:])
+        ):
             return None
         found.append(value[:size])
     return torch.cat(found)
 
 
 def _is_shared(values: Sequence[Any], sizes: Sequence[int]) -> bool:
-    """Whether all chunks were given the same. Of a lone chunk, a tensor with a row for each image of both streams is not taken for a table."""
+    """Whether all chunks were given the same. Of a lone chunk, a tensor with a row for each image of both
+    streams is not taken for a table.
+    """
     first = values[0]
     alike = all(isinstance(value, Tensor) and torch.equal(value, first) for value in values)
     return alike and (len(values) > 1 or first.ndim == 0 or len(first) != 2 * sizes[0])
@@ -83,5 +103,6 @@ def _is_shared(values: Sequence[Any], sizes: Sequence[int]) -> bool:
 
 def _refusal(block: str) -> str:
     return (
-        f"Block {block!r} reads more than one tensor that quantised layers have a part in, or an argument that changes with the images. Use --method nearest."
+        f"Block {block!r} reads more than one tensor that quantised layers have a part in, or an "
+        "argument that changes with the images. Use --method nearest."
     )

@@ -20,7 +20,16 @@ from mpsearch.reconstruct.methods import Phase
 from mpsearch.reconstruct.precision import in_bfloat16
 from mpsearch.reconstruct.step import Step
 
-__all__ = ["BlockData", "BlockResult", "ReconstructionConfig", "Run", "channel_axis", "install", "learn_block", "start_rounding"]
+__all__ = [
+    "BlockData",
+    "BlockResult",
+    "ReconstructionConfig",
+    "Run",
+    "channel_axis",
+    "install",
+    "learn_block",
+    "start_rounding",
+]
 
 Match = Callable[[dict[str, UnitState], float], tuple[dict[str, UnitState], float]]
 
@@ -30,7 +39,9 @@ PATIENCE = 3  # windows without progress before a block stops
 
 
 def channel_axis(y: Tensor, layers: Mapping[str, Any]) -> int:
-    """1 behind convolutions (N x C x H x W), the last in blocks of linear layers alone (N x T x C, N x H x W x C)."""
+    """1 behind convolutions (N x C x H x W), the last in blocks of linear layers alone (N x T x C, N x H x W
+    x C).
+    """
     return 1 if y.ndim == 4 and any(isinstance(layer, QuantConv2d) for layer in layers.values()) else -1
 
 
@@ -56,7 +67,8 @@ def learn_block(
         phase: What is learned.
         config: How long.
         seed: Random seed for batches and dropping.
-        match: From states and their error to the better of them and the same with biases that match the means, installed.
+        match: From states and their error to the better of them and the same with biases that match the
+            means, installed.
     Returns: States, error at the start, error of what was learned, steps taken.
     """
     device = data.y.read(0, 1).device
@@ -64,7 +76,9 @@ def learn_block(
     section("chunk")
     before = data.error(run)
     inputs = [q for layer in layers.values() for q in layer.inputs()]
-    roundings = {} if phase.rounding is None else _started(phase.rounding, layers, weights, states, data.y.read(0, 1))
+    roundings = (
+        {} if phase.rounding is None else _started(phase.rounding, layers, weights, states, data.y.read(0, 1))
+    )
     for quantizer in inputs:
         quantizer.place(device)
     steps = [p for p in (q.learn() for q in inputs if phase.steps) if p is not None]
@@ -86,9 +100,15 @@ def learn_block(
 
 
 def _started(
-    policy: RoundingPolicy, layers: Mapping[str, Any], weights: Mapping[str, Tensor], states: Mapping[str, UnitState], like: Tensor
+    policy: RoundingPolicy,
+    layers: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    states: Mapping[str, UnitState],
+    like: Tensor,
 ) -> dict[str, Rounding]:
-    """The roundings of those units that have a weight, which their layers are given up for, and the bias that goes with it."""
+    """The roundings of those units that have a weight, which their layers are given up for, and the bias that
+    goes with it.
+    """
     found: dict[str, Rounding] = {}
     for unit, state in states.items():
         if state.weight is not None:
@@ -99,7 +119,9 @@ def _started(
 
 
 def start_rounding(policy: RoundingPolicy, weight: Tensor, tensor: QuantizedTensor, like: Tensor) -> Rounding:
-    """A rounding that starts from given codes, whose variables lie in memory as the block's activations do."""
+    """A rounding that starts from given codes, whose variables lie in memory as the block's activations
+    do.
+    """
     last = weight.ndim == 4 and like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
     codes = None if torch.equal(tensor.codes, quantize(weight, tensor.params)) else tensor.codes
     layout = torch.channels_last if last else torch.contiguous_format
@@ -126,7 +148,9 @@ def _settled(state: UnitState, layer: Any, rounding: Rounding | None) -> UnitSta
 
 
 def _plain(tensor: QuantizedTensor) -> QuantizedTensor:
-    """In memory as a loaded checkpoint has it: another layout would choose other kernels, whose sums differ in the last bits."""
+    """In memory as a loaded checkpoint has it: another layout would choose other kernels, whose sums differ
+    in the last bits.
+    """
     return replace(tensor, codes=tensor.codes.contiguous())
 
 
@@ -142,7 +166,9 @@ def _descend(
 ) -> int:
     """The learning steps; returns how many were taken."""
     step = Step(run, layers, roundings, inputs, data, phase, config, seed)
-    take = Repeated(step, recorder(step.device, step.generator, config.capture), f"The step of units {', '.join(layers)}")
+    take = Repeated(
+        step, recorder(step.device, step.generator, config.capture), f"The step of units {', '.join(layers)}"
+    )
     watch = _Watch(config.iterations, config.tolerance)
     for number in range(config.iterations):
         take(step.prepare(number))
@@ -164,7 +190,9 @@ class _Watch:
         return self._tolerance > 0
 
     def done(self, step: int, losses: Tensor, roundings: Mapping[str, Rounding]) -> bool:
-        """Whether to stop behind this step; `losses` is the sum of those since the window began, and is set to 0 where it ends."""
+        """Whether to stop behind this step; `losses` is the sum of those since the window began, and is set
+        to 0 where it ends.
+        """
         if (step + 1) % self._window:
             return False
         mean = float(losses) / self._window

@@ -1,10 +1,12 @@
 """The one reconstruction loop: each block of the network, in order, learns against the float block's output.
 
-The whole calibration set walks through the network once for each phase of the method (`walk`). A chunk of the walk holds two streams: its
-first half passes through the float blocks, its second half through the quantised ones, so that at each block its float input, its
-quantised input and its float output are at hand. A layer is a block of one.
+The whole calibration set walks through the network once for each phase of the method (`walk`). A chunk of the
+walk holds two streams: its first half passes through the float blocks, its second half through the quantised
+ones, so that at each block its float input, its quantised input and its float output are at hand. A layer is
+a block of one.
 
-References: Li et al., BRECQ, ICLR 2021 (blocks); Wei et al., QDrop, ICLR 2022, arXiv:2203.05740 (input mixing, dropping).
+References: Li et al., BRECQ, ICLR 2021 (blocks); Wei et al., QDrop, ICLR 2022, arXiv:2203.05740 (input
+    mixing, dropping).
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from mpsearch.reconstruct.closed_form import match_means, round_block
 from mpsearch.reconstruct.crops import quarters
 from mpsearch.reconstruct.fisher import fisher_weights
 from mpsearch.reconstruct.further import Further, Values
-from mpsearch.reconstruct.learn import BlockData, BlockResult, ReconstructionConfig, Run, channel_axis, install, learn_block
+from mpsearch.reconstruct.learn import (
+    BlockData,
+    BlockResult,
+    ReconstructionConfig,
+    Run,
+    channel_axis,
+    install,
+    learn_block,
+)
 from mpsearch.reconstruct.memory import Footprint, rehearsed, section
 from mpsearch.reconstruct.methods import METHODS, Phase
 from mpsearch.reconstruct.rows import Rows
@@ -49,18 +59,21 @@ def reconstruct(
 
     Args:
         module: Float model in eval mode; left as found.
-        blocks: (module name, names of its units), in order of execution. A unit with a weight that is in none is not learned, and stays float while the
-            others learn.
+        blocks: (module name, names of its units), in order of execution. A unit with a weight that is in none
+            is not learned, and stays float while the others learn.
         states: Where to start: each unit rounded to nearest.
         inputs: N x C x H x W normalised calibration images.
         config: How long and how.
-        known: Phase -> units that an interrupted call with the same arguments had learned in it: their blocks are not learned again.
-        on_block: Called after each block with its name, the states of its units, and what it gained (None where it was known or has no units).
+        known: Phase -> units that an interrupted call with the same arguments had learned in it: their blocks
+            are not learned again.
+        on_block: Called after each block with its name, the states of its units, and what it gained (None
+            where it was known or has no units).
     Returns: The learned states.
 
     Raises:
         DataError: There is no image.
-        ModelError: A block reads something else than one tensor with the images on axis 0 (and `Further`), or gives NaN or infinity.
+        ModelError: A block reads something else than one tensor with the images on axis 0 (and `Further`), or
+            gives NaN or infinity.
     """
     method = METHODS.create(config.method)
     phases = [phase for phase in method.phases() if phase.closed or config.iterations]
@@ -69,21 +82,38 @@ def reconstruct(
     learned = dict(states)
     if not phases:
         return learned
-    each = [(unit, [unit]) for _, units in blocks for unit in units if states[unit].weight is not None]  # a product of activations is no module
-    weights = fisher_weights(module, [name for name, _ in blocks], inputs, config.seed, config.batch_size) if method.loss == "fisher" else {}
+    each = [
+        (unit, [unit]) for _, units in blocks for unit in units if states[unit].weight is not None
+    ]  # a product of activations is no module
+    weights = (
+        fisher_weights(module, [name for name, _ in blocks], inputs, config.seed, config.batch_size)
+        if method.loss == "fisher"
+        else {}
+    )
     corrected = {unit for unit, state in states.items() if state.bias is not None}
     for number, phase in enumerate(phases):
         held, parts = (known or {}).get(number, {}), each if method.layerwise or phase.closed else blocks
-        if {u for _, units in parts for u in units if not states[u].candidate.is_float} <= set(held):  # nothing is left to walk for
+        if {u for _, units in parts for u in units if not states[u].candidate.is_float} <= set(
+            held
+        ):  # nothing is left to walk for
             learned |= held
             _tell_known(parts, learned, on_block)
             continue
-        learned = _Walker(module, parts, learned, phase, number, config, weights, held, on_block, corrected).run(inputs)
+        learned = _Walker(
+            module, parts, learned, phase, number, config, weights, held, on_block, corrected
+        ).run(inputs)
     return learned
 
 
-def footprint(module: nn.Module, blocks: Blocks, states: Mapping[str, UnitState], inputs: Tensor, config: ReconstructionConfig) -> Footprint:
-    """The memory that `reconstruct` takes with these arguments and any number of images: block inputs and outputs, passes of chunks, and learning steps.
+def footprint(
+    module: nn.Module,
+    blocks: Blocks,
+    states: Mapping[str, UnitState],
+    inputs: Tensor,
+    config: ReconstructionConfig,
+) -> Footprint:
+    """The memory that `reconstruct` takes with these arguments and any number of images: block inputs and
+    outputs, passes of chunks, and learning steps.
 
     Rehearses it on a few of the images, which are repeated where there are fewer.
     """
@@ -119,12 +149,22 @@ class _Walker:
         corrected: set[str],
     ) -> None:
         self._corrected = corrected
-        self._module, self._blocks, self._phase, self._number, self._config = module, blocks, phase, number, config
+        self._module, self._blocks, self._phase, self._number, self._config = (
+            module,
+            blocks,
+            phase,
+            number,
+            config,
+        )
         self._weights, self._known, self._on_block = weights, known, on_block
         self._states = {**states, **known}
         self._network = copy.deepcopy(module)
         held = {unit for _, units in blocks for unit in units}
-        quantized = [unit for unit, state in states.items() if not state.candidate.is_float and (unit in held or state.weight is None)]
+        quantized = [
+            unit
+            for unit, state in states.items()
+            if not state.candidate.is_float and (unit in held or state.weight is None)
+        ]
         self._layers = wrap_units(self._network, quantized)
         install(self._layers, {unit: self._shown(self._states[unit]) for unit in quantized})
         self._forwards = [self._network.get_submodule(name).forward for name, _ in blocks]
@@ -134,11 +174,19 @@ class _Walker:
     def run(self, inputs: Tensor) -> dict[str, UnitState]:
         """Walk, learn, and return the states."""
         with torch.no_grad():
-            arrange = _channels_last if _convolving_fast(self._network, inputs[:1]) else torch.Tensor.contiguous
+            arrange = (
+                _channels_last if _convolving_fast(self._network, inputs[:1]) else torch.Tensor.contiguous
+            )
         parts = torch.split(inputs, self._config.chunk_size)
         self._sizes = [len(part) for part in parts]
         section("chunk")
-        walk(self._network, [name for name, _ in self._blocks], (arrange(torch.cat([part, part])) for part in parts), self._at_block, self._arrive)
+        walk(
+            self._network,
+            [name for name, _ in self._blocks],
+            (arrange(torch.cat([part, part])) for part in parts),
+            self._at_block,
+            self._arrive,
+        )
         return self._states
 
     def _shown(self, state: UnitState) -> UnitState:
@@ -149,7 +197,10 @@ class _Walker:
         images, before = self._sizes[number], sum(self._sizes[:number])
         each, rest = divmod(len(halt.x), 2 * images) if halt.x.ndim else (0, 1)
         if rest or not each:
-            raise ModelError(f"Block {self._blocks[halt.block][0]!r} does not read one tensor with the images on axis 0. Use --method nearest.")
+            raise ModelError(
+                f"Block {self._blocks[halt.block][0]!r} does not read one tensor with the images on axis "
+                "0. Use --method nearest."
+            )
         if not number:
             self._incoming = Rows(halt.x, 2 * each * sum(self._sizes))
         assert self._incoming is not None  # the first chunk has arrived
@@ -177,7 +228,9 @@ class _Walker:
 
         return answer
 
-    def _gather(self, name: str, halts: list[Halt], original: Callable[..., Tensor], layers: Mapping[str, Any]) -> BlockData:
+    def _gather(
+        self, name: str, halts: list[Halt], original: Callable[..., Tensor], layers: Mapping[str, Any]
+    ) -> BlockData:
         """Run the float block on what the chunks have brought."""
         sizes = [len(halt.x) // 2 for halt in halts]
         rows, start, same = sum(sizes), 0, True
@@ -186,7 +239,12 @@ class _Walker:
         for number, (size, halt) in enumerate(zip(sizes, halts, strict=True)):
             x_float, x_quant = halt.x[:size], halt.x[size:]
             y = _call(original, x_float, further.chunk(number))
-            if not (isinstance(y, Tensor) and len(y) == size and torch.isfinite(y).all() and torch.isfinite(x_quant).all()):
+            if not (
+                isinstance(y, Tensor)
+                and len(y) == size
+                and torch.isfinite(y).all()
+                and torch.isfinite(x_quant).all()
+            ):
                 raise ModelError(_unusable(name, y))
             same = same and torch.equal(x_float, x_quant)
             outputs = outputs or Rows(y, rows)
@@ -194,15 +252,32 @@ class _Walker:
             start += size
             del y
         assert x is not None and outputs is not None  # there is at least one chunk
-        return BlockData(x, outputs, sizes, same, self._weights.get(name), channel_axis(outputs.read(0, 1), layers), further)
+        return BlockData(
+            x,
+            outputs,
+            sizes,
+            same,
+            self._weights.get(name),
+            channel_axis(outputs.read(0, 1), layers),
+            further,
+        )
 
-    def _learn(self, index: int, run: Run, layers: Mapping[str, Any], data: BlockData, original: nn.Module) -> None:
+    def _learn(
+        self, index: int, run: Run, layers: Mapping[str, Any], data: BlockData, original: nn.Module
+    ) -> None:
         name, result = self._blocks[index][0], None
         if layers and not set(layers) <= set(self._known):
-            weights = {unit: self._module.get_submodule(unit).get_parameter("weight") for unit in layers if self._states[unit].weight is not None}
+            weights = {
+                unit: self._module.get_submodule(unit).get_parameter("weight")
+                for unit in layers
+                if self._states[unit].weight is not None
+            }
             start = {unit: self._shown(self._states[unit]) for unit in layers}
             if self._config.crops and data.channel_axis == 1 and not data.further.any_by_image:
-                data.crops = quarters(lambda x: _call(original, x, data.further.chunk(0)), data.x.read(0, min(TRIED, data.sizes[0])))
+                data.crops = quarters(
+                    lambda x: _call(original, x, data.further.chunk(0)),
+                    data.x.read(0, min(TRIED, data.sizes[0])),
+                )
             seed = self._config.seed + 1000 * self._number + index
 
             def float_run(x: Tensor, further: Values) -> Tensor:
@@ -213,15 +288,28 @@ class _Walker:
                 found, before, after = round_block(unit, layers[unit], original, start[unit], run, data, seed)
                 steps = 0
             else:
-                originals = {unit: self._module.get_submodule(unit) for unit in weights if unit in self._corrected}
+                originals = {
+                    unit: self._module.get_submodule(unit) for unit in weights if unit in self._corrected
+                }
 
                 def match(states: dict[str, UnitState], error: float) -> tuple[dict[str, UnitState], float]:
                     return match_means(layers, originals, states, run, float_run, data, error)
 
-                found, before, after, steps = learn_block(run, layers, weights, start, data, self._phase, self._config, seed, match)
+                found, before, after, steps = learn_block(
+                    run, layers, weights, start, data, self._phase, self._config, seed, match
+                )
             for unit, state in found.items():
-                self._states[unit] = state if self._phase.activations else replace(self._states[unit], weight=state.weight, bias=state.bias)
-            logs = [u for u, s in start.items() if self._phase.steps and (isinstance(s.activation, LogParams) or isinstance(s.second, LogParams))]
+                self._states[unit] = (
+                    state
+                    if self._phase.activations
+                    else replace(self._states[unit], weight=state.weight, bias=state.bias)
+                )
+            logs = [
+                u
+                for u, s in start.items()
+                if self._phase.steps
+                and (isinstance(s.activation, LogParams) or isinstance(s.second, LogParams))
+            ]
             result = BlockResult(name, before, after, steps, self._number, tuple(logs))
         if self._on_block is not None:
             self._on_block(name, {unit: self._states[unit] for unit in layers}, result)
@@ -232,10 +320,12 @@ def _call(block: Callable[..., Tensor], x: Tensor, further: Values) -> Tensor:
 
 
 def _convolving_fast(module: nn.Module, image: Tensor) -> bool:
-    """Lay out the weights of convolutions with their channels last, in place, where the model takes an image laid out so; whether it does.
+    """Lay out the weights of convolutions with their channels last, in place, where the model takes an image
+    laid out so; whether it does.
 
-    One that does not, such as a model that flattens its features with `view`, stays as it is, and so does one with batch norms that were not folded:
-    torch 2.15's backward pass through RepVGG's blocks of them ends the process on a CPU when the channels are last.
+    One that does not, such as a model that flattens its features with `view`, stays as it is, and so does one
+    with batch norms that were not folded: torch 2.15's backward pass through RepVGG's blocks of them ends the
+    process on a CPU when the channels are last.
     """
     if any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
         return False
@@ -255,5 +345,11 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def _unusable(name: str, y: Any) -> str:
     if isinstance(y, Tensor) and not torch.isfinite(y).all():
-        return f"Block {name!r} gives NaN or infinity on the calibration images. Check the weights and the normalisation of the images."
-    return f"Block {name!r} does not give one tensor with the images on axis 0, or reads NaN or infinity. Use --method nearest."
+        return (
+            f"Block {name!r} gives NaN or infinity on the calibration images. Check the weights and "
+            "the normalisation of the images."
+        )
+    return (
+        f"Block {name!r} does not give one tensor with the images on axis 0, or reads NaN or "
+        "infinity. Use --method nearest."
+    )

@@ -1,7 +1,9 @@
-"""The memory that a reconstruction takes, foreseen: it is rehearsed on a few images, and what was counted there is scaled to many.
+"""The memory that a reconstruction takes, foreseen: it is rehearsed on a few images, and what was counted
+there is scaled to many.
 
-A reconstruction is cut into sections (`section`). The most that is alive in one grows with all images, of which it stores something, and with those that
-are worked on at once, of a chunk or of a learning step: by straight lines, which three rehearsals give.
+A reconstruction is cut into sections (`section`). The most that is alive in one grows with all images, of
+which it stores something, and with those that are worked on at once, of a chunk or of a learning step: by
+straight lines, which three rehearsals give.
 """
 
 from __future__ import annotations
@@ -22,10 +24,14 @@ from torch.utils._pytree import tree_leaves
 from mpsearch.allocator import give_freed_memory_back
 
 REHEARSED = ((4, 2), (8, 2), (8, 4))
-"""Images, and how many of them are worked on at once; in more than one chunk, because what one brings is gone sooner than what many bring."""
+"""Images, and how many of them are worked on at once; in more than one chunk, because what one brings is gone
+sooner than what many bring.
+"""
 
 ALLOWANCE = 5 / 4
-"""Memory of the process for what tensors hold: operations take scratch memory, and an allocator cannot use what lies in pieces. It was 1.11 at most."""
+"""Memory of the process for what tensors hold: operations take scratch memory, and an allocator cannot use
+what lies in pieces. It was 1.11 at most.
+"""
 
 Work = Literal["chunk", "step"]
 """What a section works on: chunks of the images, one after the other, or batches of learning steps."""
@@ -34,9 +40,11 @@ _counting: ContextVar[Count | None] = ContextVar("counting", default=None)
 
 
 class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that are made while it is entered, until they are freed, on all devices together.
+    """Counts the bytes of the tensors that are made while it is entered, until they are freed, on all devices
+    together.
 
-    It sees what operations return, not what they take and give back inside, such as weights that a convolution lays out anew.
+    It sees what operations return, not what they take and give back inside, such as weights that a
+    convolution lays out anew.
 
     Attributes:
         peaks: What each section works on, and the most bytes that were alive in it.
@@ -48,13 +56,23 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive = 0
         self._held: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         """The operation as it is; what it returns is counted."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:  # else a view, or what was written to
+            if (
+                isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given
+            ):  # else a view, or what was written to
                 self.add(leaf)
         return result
 
@@ -85,7 +103,9 @@ def section(work: Work) -> None:
 
 
 def rehearsing() -> bool:
-    """Whether the memory of a call is being foreseen: work that takes time and always the same memory may be left out."""
+    """Whether the memory of a call is being foreseen: work that takes time and always the same memory may be
+    left out.
+    """
     return _counting.get() is not None
 
 
@@ -113,7 +133,8 @@ class Footprint:
     """Memory of a reconstruction by the number of images.
 
     Args:
-        sections: What each works on, and bytes: at least, for each image there is, and for each that is worked on at once.
+        sections: What each works on, and bytes: at least, for each image there is, and for each that is
+            worked on at once.
         most: Images that are worked on at once, at most.
     """
 
@@ -121,11 +142,21 @@ class Footprint:
     most: Mapping[Work, int]
 
     def bytes_with(self, images: int) -> int:
-        """Memory that so many images take at most, beside the model and the images themselves: what tensors hold, times `ALLOWANCE`."""
-        return math.ceil(ALLOWANCE * max(fixed + each * images + more * min(images, self.most[work]) for work, fixed, each, more in self.sections))
+        """Memory that so many images take at most, beside the model and the images themselves: what tensors
+        hold, times `ALLOWANCE`.
+        """
+        return math.ceil(
+            ALLOWANCE
+            * max(
+                fixed + each * images + more * min(images, self.most[work])
+                for work, fixed, each, more in self.sections
+            )
+        )
 
     def images_within(self, most_bytes: int) -> int:
-        """The greatest number of images whose reconstruction stays within so many bytes; 0 where that of one does not."""
+        """The greatest number of images whose reconstruction stays within so many bytes; 0 where that of one
+        does not.
+        """
         low, high = 0, 1
         while self.bytes_with(high) <= most_bytes and high < 2**40:
             low, high = high, 2 * high

@@ -1,4 +1,5 @@
-"""Reconstruction methods: what is learned, against what, and with which quantisers on. Small policies; the loop is one.
+"""Reconstruction methods: what is learned, against what, and with which quantisers on. Small policies; the
+loop is one.
 
 A method is a list of phases. Each phase walks once through the network, block by block.
 """
@@ -17,7 +18,9 @@ from mpsearch.registry import Registry
 
 Loss = Literal["mse", "fisher"]
 Start = Literal["gptq", "nearest"]
-"""Where the codes stand before they are learned: in closed form on the quantised network before them, or as they are given."""
+"""Where the codes stand before they are learned: in closed form on the quantised network before them, or as
+they are given.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,15 @@ class Phase:
 
     Args:
         rounding: How weights learn their codes; None leaves them.
-        steps: Whether the step sizes of activations are learned, of two regions one factor on both; logarithmic levels stay as calibrated.
+        steps: Whether the step sizes of activations are learned, of two regions one factor on both;
+            logarithmic levels stay as calibrated.
         activations: Whether activations are quantised in this phase.
-        keep_prob: Probability that an element of the block's input, and of each quantised activation in it, is quantised (1 drops nothing).
-        closed: Whether each unit is rounded in closed form instead (`reconstruct.closed_form`), layer by layer.
-        asymmetric: Whether a block reads what the quantised network before it gives, whose errors it then learns to make up for; else what the float one does.
+        keep_prob: Probability that an element of the block's input, and of each quantised activation in it,
+            is quantised (1 drops nothing).
+        closed: Whether each unit is rounded in closed form instead (`reconstruct.closed_form`), layer by
+            layer.
+        asymmetric: Whether a block reads what the quantised network before it gives, whose errors it then
+            learns to make up for; else what the float one does.
     """
 
     rounding: RoundingPolicy | None
@@ -79,7 +86,8 @@ class Nearest(Method):
 @METHODS.register("gptq")
 @dataclass(frozen=True)
 class Gptq(Method):
-    """Codes and biases in closed form, layer by layer, so that each output is what the float network's is; no gradients.
+    """Codes and biases in closed form, layer by layer, so that each output is what the float network's is; no
+    gradients.
 
     References: Frantar et al., GPTQ, ICLR 2023, arXiv:2210.17323, and those of `reconstruct.closed_form`.
     """
@@ -94,12 +102,13 @@ class Gptq(Method):
 class AdaRound(Method):
     """Rounding up or down, layer by layer, against the float layer's output, all quantisers on.
 
-    References: Nagel et al., Up or Down?, ICML 2020, arXiv:2004.10568. Differs in: a unit's quantiser sits on its input and is on while it learns.
+    References: Nagel et al., Up or Down?, ICML 2020, arXiv:2004.10568. Differs in: a unit's quantiser sits on
+        its input and is on while it learns.
 
     Args:
         reg: Factor of the rounding regulariser (lambda).
-        asymmetric: Each layer reads the quantised network's activations (the paper's eq. 25); False for the float one's (eq. 21), so that what a layer
-            learns does not depend on the bits of others.
+        asymmetric: Each layer reads the quantised network's activations (the paper's eq. 25); False for the
+            float one's (eq. 21), so that what a layer learns does not depend on the bits of others.
         start: As `Start`.
     """
 
@@ -122,7 +131,8 @@ class Brecq(Method):
 
     Args:
         reg: Factor of the rounding regulariser (lambda).
-        loss: `mse`, or `fisher` for errors weighted by the diagonal of the Fisher information (`reconstruct.fisher`).
+        loss: `mse`, or `fisher` for errors weighted by the diagonal of the Fisher information
+            (`reconstruct.fisher`).
         start: As `Start`.
     """
 
@@ -132,16 +142,20 @@ class Brecq(Method):
 
     def phases(self) -> list[Phase]:
         """Weights, then steps, behind what the codes start from."""
-        return started(self.start, Phase(AdaRounding(weight=self.reg), activations=False), Phase(None, steps=True))
+        return started(
+            self.start, Phase(AdaRounding(weight=self.reg), activations=False), Phase(None, steps=True)
+        )
 
 
 @METHODS.register("qdrop")
 @dataclass(frozen=True)
 class QDrop(Method):
-    """Rounding and step sizes together, by blocks, while quantisation is dropped at random in the block and on its input.
+    """Rounding and step sizes together, by blocks, while quantisation is dropped at random in the block and
+    on its input.
 
-    References: Wei et al., QDrop, ICLR 2022, arXiv:2203.05740. Differs in: a unit's quantiser sits on its input, so the block's output is not
-    quantised; what is learned of a step is its logarithm; a block that is no better than its start on the calibration images keeps its start.
+    References: Wei et al., QDrop, ICLR 2022, arXiv:2203.05740. Differs in: a unit's quantiser sits on its
+    input, so the block's output is not quantised; what is learned of a step is its logarithm; a block that is
+    no better than its start on the calibration images keeps its start.
 
     Args:
         keep_prob: Probability that an element is quantised (`drop_prob` in the paper's code).
@@ -168,7 +182,8 @@ class QDrop(Method):
 class AttentionRound(Method):
     """QDrop's walk with the rounding of Attention Round, where a weight may go to any level.
 
-    References: after Diao et al., Attention Round, arXiv:2207.03088; see `quant.attention_round` for what is chosen here.
+    References: after Diao et al., Attention Round, arXiv:2207.03088; see `quant.attention_round` for what is
+        chosen here.
 
     Args:
         tau: Width of the Gaussian, in steps of the grid.

@@ -1,4 +1,6 @@
-"""First and second moments of what units read: all that rounding in closed form and bias correction need of the images."""
+"""First and second moments of what units read: all that rounding in closed form and bias correction need of
+the images.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 from mpsearch.models.reads import Read, Reads
 
 ROWS_PER_COLUMN, FEWEST_COLUMNS = 8, 512
-"""Windows of the input that are looked at, over all images: so many for each column of a weight, as if it had so many columns at
-least. Early convolutions have a hundred times as many; with six times as many a ResNet20 at 3 bits is as good within its error."""
+"""Windows of the input that are looked at, over all images: so many for each column of a weight, as if it had
+so many columns at least. Early convolutions have a hundred times as many; with six times as many a ResNet20
+at 3 bits is as good within its error."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,12 @@ class Moments:
 class Sums:
     """Adds up the moments of one unit, or of what two networks give it.
 
-    Rows are taken less the mean of the first call's: else the sum of squares of inputs whose mean is far above their
-    deviation would drown what they do.
+    Rows are taken less the mean of the first call's: else the sum of squares of inputs whose mean is far
+    above their deviation would drown what they do.
 
     Args:
-        images: How many images are to come; with the columns it decides how many places of each are looked at.
+        images: How many images are to come; with the columns it decides how many places of each are looked
+            at.
         seed: Random seed for the places.
     """
 
@@ -58,7 +62,9 @@ class Sums:
         self._rows = 0
 
     def add(self, read: Read, other: Read | None = None) -> None:
-        """One call; `other` is its input in the other network, whose products x_other x^T are then added up."""
+        """One call; `other` is its input in the other network, whose products x_other x^T are then added
+        up.
+        """
         wanted = max(1, math.ceil(ROWS_PER_COLUMN * max(read.columns, FEWEST_COLUMNS) / self._images))
         count, places = read.places, None
         if count > wanted:
@@ -69,7 +75,9 @@ class Sums:
             self._pivots = x.mean(2), z.mean(2)
         x, z = (rows - pivot[:, :, None] for rows, pivot in zip((x, z), self._pivots, strict=True))
         found = [z @ x.transpose(1, 2), x.sum(2), z.sum(2)]
-        self._sums = [held.add_(new) for held, new in zip(self._sums, found, strict=True)] if self._sums else found
+        self._sums = (
+            [held.add_(new) for held, new in zip(self._sums, found, strict=True)] if self._sums else found
+        )
         self._rows += x.shape[2]
 
     def moments(self) -> Moments | None:

@@ -1,7 +1,9 @@
-"""Which blocks learn in bfloat16: where the device has matrix units for it, and no grid is so fine that bfloat16 would blur it.
+"""Which blocks learn in bfloat16: where the device has matrix units for it, and no grid is so fine that
+bfloat16 would blur it.
 
-bfloat16 has 8 bits of mantissa: the highest level of a grid of b bits is off by up to 2^(b - 9) steps, half a step at 8 bits. At 4 bits what a block ends
-at is the same within what another seed changes; a block at W8A8 ended at 1.4 times the error (benchmarks/results/reconstruct_bfloat16.md).
+bfloat16 has 8 bits of mantissa: the highest level of a grid of b bits is off by up to 2^(b - 9) steps, half a
+step at 8 bits. At 4 bits what a block ends at is the same within what another seed changes; a block at W8A8
+ended at 1.4 times the error (benchmarks/results/reconstruct_bfloat16.md).
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def in_bfloat16(wanted: bool | None, states: Iterable[UnitState], device: torch.
 
 
 def has_matrix_units(device: torch.device) -> bool:
-    """Whether products in bfloat16 have units of their own: a GPU's, or AMX. False where torch cannot tell (before it had `torch.cpu.get_capabilities`)."""
+    """Whether products in bfloat16 have units of their own: a GPU's, or AMX. False where torch cannot tell
+    (before it had `torch.cpu.get_capabilities`).
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     ask = getattr(torch.cpu, "get_capabilities", None)
@@ -38,4 +42,6 @@ def has_matrix_units(device: torch.device) -> bool:
 
 def _bits(state: UnitState) -> list[int]:
     weight = [] if state.weight is None else [state.weight.params.bits]
-    return weight + [quantizer.bits for quantizer in (state.activation, state.second) if quantizer is not None]
+    return weight + [
+        quantizer.bits for quantizer in (state.activation, state.second) if quantizer is not None
+    ]

@@ -25,7 +25,8 @@ class Operand:
 
     Args:
         values: Sample of its values, 1-D, with the extremes of all images in it.
-        is_distribution: Whether, on every image, no value was negative and every row (or every column) summed to 1: the output of a softmax.
+        is_distribution: Whether, on every image, no value was negative and every row (or every column) summed
+            to 1: the output of a softmax.
     """
 
     values: Tensor
@@ -36,8 +37,8 @@ def input_quantizer(observer: str, operand: Operand, bits: int, *, symmetric: bo
     """The quantiser of a tensor.
 
     Args:
-        observer: `opt_m`, which tries uniform, two-region and, for distributions, logarithmic grids and keeps the best on the sample; else a
-            registered observer, which gives a uniform grid.
+        observer: `opt_m`, which tries uniform, two-region and, for distributions, logarithmic grids and keeps
+            the best on the sample; else a registered observer, which gives a uniform grid.
         operand: What was seen of the tensor.
         bits: 2 to 8.
         symmetric: Whether a uniform grid is signed around zero.
@@ -48,7 +49,10 @@ def input_quantizer(observer: str, operand: Operand, bits: int, *, symmetric: bo
     return OBSERVERS.create(observer).observe(operand.values, bits, symmetric=symmetric)
 
 
-_SEARCHES: Mapping[tuple[str, bool], Callable[..., ActivationQuantizer]] = {("opt_m", False): opt_m, ("opt_m", True): post_softmax_params}
+_SEARCHES: Mapping[tuple[str, bool], Callable[..., ActivationQuantizer]] = {
+    ("opt_m", False): opt_m,
+    ("opt_m", True): post_softmax_params,
+}
 
 
 class RunningSample:
@@ -72,11 +76,17 @@ class RunningSample:
         self._low, self._high = torch.minimum(self._low, low), torch.maximum(self._high, high)
         self._share = min(self._share, MAX_INPUT_VALUES / len(x))
         take = max(1, round(len(x) * self._share))
-        self._kept.append(x[torch.randint(len(x), (take,), generator=self._generator)] if take < len(x) else x.clone())
+        self._kept.append(
+            x[torch.randint(len(x), (take,), generator=self._generator)] if take < len(x) else x.clone()
+        )
         while sum(map(len, self._kept)) > MAX_INPUT_VALUES:
             self._share /= 2
             self._kept = [torch.cat(self._kept)]
-            self._kept = [self._kept[0][torch.randperm(len(self._kept[0]), generator=self._generator)[: len(self._kept[0]) // 2]]]
+            self._kept = [
+                self._kept[0][
+                    torch.randperm(len(self._kept[0]), generator=self._generator)[: len(self._kept[0]) // 2]
+                ]
+            ]
 
     def take_operand(self, values: Tensor) -> None:
         """`take`, and remember whether all that passed was a softmax's output."""
@@ -84,12 +94,20 @@ class RunningSample:
         self._is_distribution = self._is_distribution is not False and _sums_to_one(values)
 
     def values(self, unit: str) -> Tensor:
-        """The sample, 1-D. Raises ModelError, naming the unit, where nothing passed or some was NaN or infinite."""
+        """The sample, 1-D. Raises ModelError, naming the unit, where nothing passed or some was NaN or
+        infinite.
+        """
         if not self._kept:
-            raise ModelError(f"Unit {unit!r} was never called in the calibration pass. Leave it out, or give images that reach it.")
+            raise ModelError(
+                f"Unit {unit!r} was never called in the calibration pass. Leave it out, or give images "
+                "that reach it."
+            )
         values = torch.cat([*self._kept, torch.stack([self._low, self._high])])
         if not torch.isfinite(values).all():
-            raise ModelError(f"Unit {unit!r} meets NaN or infinity on the calibration images. Check the weights and the normalisation of the images.")
+            raise ModelError(
+                f"Unit {unit!r} meets NaN or infinity on the calibration images. Check the weights and "
+                "the normalisation of the images."
+            )
         return values
 
     def operand(self, unit: str) -> Operand:

@@ -13,7 +13,8 @@ from mpsearch.reconstruct.memory import held
 
 
 class Rows:
-    """N x ..., in the memory layout of the first part, so that a row of a channels_last tensor is one stretch of memory.
+    """N x ..., in the memory layout of the first part, so that a row of a channels_last tensor is one stretch
+    of memory.
 
     Args:
         example: A part; its layout, type and device are taken.
@@ -21,7 +22,11 @@ class Rows:
     """
 
     def __init__(self, example: Tensor, count: int) -> None:
-        last = example.ndim == 4 and example.is_contiguous(memory_format=torch.channels_last) and not example.is_contiguous()
+        last = (
+            example.ndim == 4
+            and example.is_contiguous(memory_format=torch.channels_last)
+            and not example.is_contiguous()
+        )
         self._order = (0, 2, 3, 1) if last else tuple(range(example.ndim))
         self._inverse = (0, 3, 1, 2) if last else self._order
         self._data = _outside_the_heap(example, (count, *(example.shape[axis] for axis in self._order[1:])))
@@ -34,7 +39,9 @@ class Rows:
         self._data[start : start + len(part)] = part.permute(self._order)
 
     def adopt(self, start: int, part: Tensor) -> None:
-        """As `write`; from then on `part` is a view of these rows, and its own memory is given back even where others still hold it."""
+        """As `write`; from then on `part` is a view of these rows, and its own memory is given back even
+        where others still hold it.
+        """
         self.write(start, part)
         part.data = self.read(start, start + len(part))
 
@@ -42,9 +49,15 @@ class Rows:
         """Rows start .. stop, without a copy."""
         return self._data[start:stop].permute(self._inverse)
 
-    def take(self, picked: Tensor, window: tuple[slice, slice] | None = None, workspace: Workspace | None = None) -> Tensor:
+    def take(
+        self, picked: Tensor, window: tuple[slice, slice] | None = None, workspace: Workspace | None = None
+    ) -> Tensor:
         """The rows of the given indices, a copy; of their last two axes only `window`, where it is given."""
-        data = self._data if window is None else self._data.permute(self._inverse)[:, :, *window].permute(self._order)
+        data = (
+            self._data
+            if window is None
+            else self._data.permute(self._inverse)[:, :, *window].permute(self._order)
+        )
         if workspace is None:
             return data.index_select(0, picked).permute(self._inverse)
         shape = (len(picked), *data.shape[1:])
@@ -59,8 +72,14 @@ class Rows:
 
 
 def _outside_the_heap(example: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of the type and device of `example`. On a CPU its memory goes back to the system with it: among short-lived tensors it would leave holes."""
+    """A tensor of the type and device of `example`. On a CPU its memory goes back to the system with it:
+    among short-lived tensors it would leave holes.
+    """
     numbers = math.prod(shape)
     if example.device.type != "cpu" or not numbers:
         return example.new_empty(shape)
-    return held(torch.frombuffer(mmap.mmap(-1, numbers * example.element_size()), dtype=example.dtype, count=numbers).view(shape))
+    return held(
+        torch.frombuffer(
+            mmap.mmap(-1, numbers * example.element_size()), dtype=example.dtype, count=numbers
+        ).view(shape)
+    )

@@ -18,10 +18,14 @@ CHUNK = 64  # images of a forward pass that learns nothing
 
 
 @torch.no_grad()
-def sensitive_units(module: nn.Module, calibration: Calibration, assignment: Assignment, inputs: Tensor) -> dict[str, float]:
-    """How much a symmetric grid on each unit's input alone costs: KL(float || that), in nats, most sensitive first.
+def sensitive_units(
+    module: nn.Module, calibration: Calibration, assignment: Assignment, inputs: Tensor
+) -> dict[str, float]:
+    """How much a symmetric grid on each unit's input alone costs: KL(float || that), in nats, most sensitive
+    first.
 
-    References: after Zhao, Dong, Keutzer, Q-MLP, arXiv:2209.06383 ("asymmetric quantiser for sensitive operations"); the measure is chosen here.
+    References: after Zhao, Dong, Keutzer, Q-MLP, arXiv:2209.06383 ("asymmetric quantiser for sensitive
+        operations"); the measure is chosen here.
 
     Args:
         module: Float model in eval mode; left as found.
@@ -37,13 +41,19 @@ def sensitive_units(module: nn.Module, calibration: Calibration, assignment: Ass
     for unit, layer in layers.items():
         if not assignment[unit].is_float:
             layer.input.params = symmetric_input(calibration, unit, assignment[unit])
-            found[unit] = float(F.kl_div(_log_probabilities(student, inputs), logits, reduction="batchmean", log_target=True))
+            found[unit] = float(
+                F.kl_div(_log_probabilities(student, inputs), logits, reduction="batchmean", log_target=True)
+            )
             layer.input.params = None
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def mixed_states(calibration: Calibration, assignment: Assignment, sensitivity: Mapping[str, float], threshold: float) -> dict[str, UnitState]:
-    """Every unit at its candidate, with an asymmetric grid on its input where `sensitivity` is above `threshold`, else a symmetric one."""
+def mixed_states(
+    calibration: Calibration, assignment: Assignment, sensitivity: Mapping[str, float], threshold: float
+) -> dict[str, UnitState]:
+    """Every unit at its candidate, with an asymmetric grid on its input where `sensitivity` is above
+    `threshold`, else a symmetric one.
+    """
     states = calibration.states(assignment)
     return {
         unit: replace(state, activation=symmetric_input(calibration, unit, state.candidate))
@@ -57,7 +67,9 @@ def symmetric_input(calibration: Calibration, unit: str, candidate: Candidate) -
     """The symmetric quantiser of a unit's input, by the calibration's observer."""
     if candidate.a_bits is None:
         raise ValueError("A float candidate has no quantiser.")
-    return OBSERVERS.create(calibration.input_observer).observe(calibration.inputs[unit], candidate.a_bits, symmetric=True)
+    return OBSERVERS.create(calibration.input_observer).observe(
+        calibration.inputs[unit], candidate.a_bits, symmetric=True
+    )
 
 
 def _log_probabilities(module: nn.Module, inputs: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from torch.nn.utils import parametrize
 from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, quantize, wrap
 from mpsearch.quant.inputs import learned_step
 
-INSIDE = 0.499  # of a step: how far from a code's value its weight may start, so that it still rounds to the code
+INSIDE = (
+    0.499  # of a step: how far from a code's value its weight may start, so that it still rounds to the code
+)
 
 
 class LearnedWeight(nn.Module):
@@ -36,7 +38,9 @@ class LearnedWeight(nn.Module):
 
 
 def student_of(module: nn.Module, states: Mapping[str, UnitState]) -> tuple[nn.Module, Mapping[str, Any]]:
-    """A copy that computes with the states, and in which all that may learn is a parameter; its quantised layers by unit."""
+    """A copy that computes with the states, and in which all that may learn is a parameter; its quantised
+    layers by unit.
+    """
     student = copy.deepcopy(module).eval()
     layers: Mapping[str, Any] = wrap(student, states)
     for unit, layer in layers.items():
@@ -48,13 +52,17 @@ def student_of(module: nn.Module, states: Mapping[str, UnitState]) -> tuple[nn.M
         for quantizer in layer.inputs():
             quantizer.learn()
         if state.weight is not None:
-            layer.set_weight(start_weight(module.get_submodule(unit).get_parameter("weight").detach(), state.weight))
+            layer.set_weight(
+                start_weight(module.get_submodule(unit).get_parameter("weight").detach(), state.weight)
+            )
             parametrize.register_parametrization(layer.inner, "weight", LearnedWeight(state.weight.params))
     return student, layers
 
 
 def start_weight(weight: Tensor, tensor: QuantizedTensor) -> Tensor:
-    """The weight nearest to the float one that rounds to the codes of `tensor`; outside the grid's range the float one stays."""
+    """The weight nearest to the float one that rounds to the codes of `tensor`; outside the grid's range the
+    float one stays.
+    """
     scale, _ = tensor.params.expanded(weight.ndim)
     middle = tensor.dequantize()
     low = torch.where(tensor.codes == tensor.params.qmin, -torch.inf, middle - INSIDE * scale)
@@ -90,5 +98,7 @@ def _student_name(name: str, states: Mapping[str, UnitState]) -> str:
     unit, _, leaf = name.rpartition(".")
     if unit not in states:
         return name
-    behind = "parametrizations.weight.original" if leaf == "weight" and states[unit].weight is not None else leaf
+    behind = (
+        "parametrizations.weight.original" if leaf == "weight" and states[unit].weight is not None else leaf
+    )
     return f"{unit}.inner.{behind}"

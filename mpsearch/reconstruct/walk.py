@@ -1,8 +1,9 @@
 """A walk of the whole calibration set through a network, side by side, that halts in front of each block.
 
-The set is cut into chunks. Each chunk is a coroutine inside the network's own forward, which halts where a block is called; when all chunks
-have come to the same block, it is dealt with, and they go on. No prefix of the network is ever run twice, and memory holds what crosses
-the boundaries of two blocks that follow each other, not the intermediate results of the network on the whole set.
+The set is cut into chunks. Each chunk is a coroutine inside the network's own forward, which halts where a
+block is called; when all chunks have come to the same block, it is dealt with, and they go on. No prefix of
+the network is ever run twice, and memory holds what crosses the boundaries of two blocks that follow each
+other, not the intermediate results of the network on the whole set.
 """
 
 from __future__ import annotations
@@ -54,13 +55,15 @@ def walk(
     """Take the chunks through the network; their results are dropped.
 
     Args:
-        network: In eval mode; its forward must call each block with one tensor, first, that has the images on axis 0.
+        network: In eval mode; its forward must call each block with one tensor, first, that has the images on
+            axis 0.
         names: Module names of the blocks, in order of execution.
         chunks: Inputs; each is asked for when those before it have come to the first block.
-        at_block: Called with a block's index and what each chunk brings to it; the function it returns is asked for the block's output for
-            each chunk, in order.
+        at_block: Called with a block's index and what each chunk brings to it; the function it returns is
+            asked for the block's output for each chunk, in order.
         arrived: Called as soon as a chunk has come to a block.
-    Raises: ModelError: The chunks come to different blocks, or the first thing that a block reads is no tensor.
+    Raises: ModelError: The chunks come to different blocks, or the first thing that a block reads is no
+        tensor.
     """
     runners: list[greenlet] = []
     with _doors(network, names), torch.no_grad():
@@ -85,10 +88,16 @@ def _come(halts: list[Any], halt: Any, names: Sequence[str], arrived: Arrived) -
     """One more chunk has come to a block, or to the end."""
     halts.append(halt)
     if len({found.block if isinstance(found, Halt) else None for found in (halts[0], halt)}) > 1:
-        raise ModelError("The forward of the model takes different ways for different images, so its blocks cannot be reconstructed. Use --method nearest.")
+        raise ModelError(
+            "The forward of the model takes different ways for different images, so its blocks cannot be "
+            "reconstructed. Use --method nearest."
+        )
     if isinstance(halt, Halt):
         if not isinstance(halt.x, Tensor):
-            raise ModelError(f"Block {names[halt.block]!r} does not read one tensor with the images on axis 0 as its first argument. Use --method nearest.")
+            raise ModelError(
+                f"Block {names[halt.block]!r} does not read one tensor with the images on axis 0 as its "
+                "first argument. Use --method nearest."
+            )
         arrived(len(halts) - 1, halt)
 
 
@@ -100,7 +109,9 @@ def _doors(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
     def door(index: int) -> Callable[..., Any]:
         def halt(x: Any = None, *args: Any, **kwargs: Any) -> Any:
             walker = getcurrent().parent
-            assert walker is not None  # the root alone has no parent, and the walk runs every chunk in a coroutine of its own
+            assert (
+                walker is not None
+            )  # the root alone has no parent, and the walk runs every chunk in a coroutine of its own
             return walker.switch(Halt(index, x, args, kwargs))
 
         return halt

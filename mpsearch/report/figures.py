@@ -15,7 +15,16 @@ MAX_POINTS = 2000
 """Points of the front that are drawn; a longer front is thinned evenly, its ends kept."""
 _INK, _GRID, _ACCENT, _CHOSEN, _LIMIT = "#76808f", "rgba(128,138,150,0.22)", "#3b7dd8", "#e4572e", "#dd4b3e"
 _FLOAT_BITS = 32
-_COLOURS = {2: "#b2182b", 3: "#d6604d", 4: "#f4a582", 5: "#d9b44a", 6: "#92c5de", 7: "#4393c3", 8: "#2166ac", _FLOAT_BITS: "#8a8f98"}
+_COLOURS = {
+    2: "#b2182b",
+    3: "#d6604d",
+    4: "#f4a582",
+    5: "#d9b44a",
+    6: "#92c5de",
+    7: "#4393c3",
+    8: "#2166ac",
+    _FLOAT_BITS: "#8a8f98",
+}
 _PROPOSERS = ("#3b7dd8", "#2a9d8f", "#e9a03b", "#8e6bbf", "#d0679d", "#6b8e23", "#5f7d95")
 
 
@@ -24,7 +33,13 @@ def front_figure(saved: Saved) -> str:
     objective = saved.front["objective"]
     drawn = thinned([point for point in saved.points if point[1] > 0])
     figure = go.Figure()
-    figure.add_scatter(x=[s / 1e6 for s, _ in drawn], y=[d for _, d in drawn], mode="lines", name="exact front", line={"color": _ACCENT, "width": 2})
+    figure.add_scatter(
+        x=[s / 1e6 for s, _ in drawn],
+        y=[d for _, d in drawn],
+        mode="lines",
+        name="exact front",
+        line={"color": _ACCENT, "width": 2},
+    )
     figures = _marked(saved, objective)
     for name, points, colour, symbol in figures:
         figure.add_scatter(
@@ -37,7 +52,13 @@ def front_figure(saved: Saved) -> str:
             marker={"color": colour, "size": 11, "symbol": symbol},
         )
     _budget_lines(figure, saved.budgets)
-    return _html(figure, "front", "size of the packed file (MB, 10⁶ bytes)", f"predicted damage: {escape(objective)}", log=True)
+    return _html(
+        figure,
+        "front",
+        "size of the packed file (MB, 10⁶ bytes)",
+        f"predicted damage: {escape(objective)}",
+        log=True,
+    )
 
 
 def trials_figure(saved: Saved) -> str:
@@ -61,19 +82,36 @@ def trials_figure(saved: Saved) -> str:
             y=[t["loss"] for t in mine],
             mode="markers",
             name=escape(proposer),
-            text=[f"trial {t['number']}, {escape(proposer)}, {'within' if t['fits'] else 'over'} the budget" for t in mine],
+            text=[
+                f"trial {t['number']}, {escape(proposer)}, {'within' if t['fits'] else 'over'} the budget"
+                for t in mine
+            ],
             hovertemplate="%{text}<br>%{x:.4f} MB<br>" + escape(saved.measure) + " %{y:.5g}<extra></extra>",
-            marker={"color": _PROPOSERS[place % len(_PROPOSERS)], "size": 9, "symbol": ["circle" if t["fits"] else "x" for t in mine]},
+            marker={
+                "color": _PROPOSERS[place % len(_PROPOSERS)],
+                "size": 9,
+                "symbol": ["circle" if t["fits"] else "x" for t in mine],
+            },
         )
     _budget_lines(figure, saved.budgets)
     log = all(t["loss"] > 0 for t in trials)
-    return _html(figure, "trials", "size of the packed file (MB, 10⁶ bytes)", f"measured loss: {saved.measure} to float", log=log)
+    return _html(
+        figure,
+        "trials",
+        "size of the packed file (MB, 10⁶ bytes)",
+        f"measured loss: {saved.measure} to float",
+        log=log,
+    )
 
 
 def bits_figure(saved: Saved) -> str:
     """Weight bits of each layer that has a weight, under the chosen assignment."""
     problem, indices = saved.problem, saved.best["indices"]
-    picked = [(layer, c[i], i, at) for at, (layer, c, i) in enumerate(zip(problem.layers, problem.candidates, indices, strict=True)) if layer.weight_shape]
+    picked = [
+        (layer, c[i], i, at)
+        for at, (layer, c, i) in enumerate(zip(problem.layers, problem.candidates, indices, strict=True))
+        if layer.weight_shape
+    ]
     names = [escape(layer.name) for layer, *_ in picked]
     bits = [c.w_bits or _FLOAT_BITS for _, c, *_ in picked]
     hover = [
@@ -84,11 +122,20 @@ def bits_figure(saved: Saved) -> str:
     figure = go.Figure()
     shown = ["float" if b == _FLOAT_BITS else str(b) for b in bits]
     colours = [_COLOURS[b] for b in bits]
-    figure.add_bar(x=list(range(len(bits))), y=[min(b, 9) for b in bits], text=shown, hovertext=hover, hoverinfo="text", marker={"color": colours})
+    figure.add_bar(
+        x=list(range(len(bits))),
+        y=[min(b, 9) for b in bits],
+        text=shown,
+        hovertext=hover,
+        hoverinfo="text",
+        marker={"color": colours},
+    )
     figure.update_traces(textposition="inside", textangle=0, insidetextanchor="end")
     step = max(1, -(-len(names) // 80))
     ticks = list(range(0, len(names), step))
-    figure.update_xaxes(tickvals=ticks, ticktext=[names[i] for i in ticks], tickangle=-90, tickfont={"size": 10})
+    figure.update_xaxes(
+        tickvals=ticks, ticktext=[names[i] for i in ticks], tickangle=-90, tickfont={"size": 10}
+    )
     figure.update_yaxes(range=[0, 9], dtick=1)
     figure.update_layout(showlegend=False)
     return _html(figure, "bits", "", "weight bits", log=False)
@@ -118,12 +165,21 @@ def _marked(saved: Saved, objective: str) -> list[tuple[str, list[tuple[str, flo
 def _budget_lines(figure: go.Figure, budgets: Sequence[Budget]) -> None:
     for budget in budgets:
         if budget.resource == "size_bytes":
-            figure.add_vline(x=budget.limit / 1e6, line={"color": _LIMIT, "width": 1.5, "dash": "dash"}, annotation_text=f"budget {escape(budget.text)}")
+            figure.add_vline(
+                x=budget.limit / 1e6,
+                line={"color": _LIMIT, "width": 1.5, "dash": "dash"},
+                annotation_text=f"budget {escape(budget.text)}",
+            )
             figure.update_annotations(font={"color": _LIMIT})
 
 
 def _html(figure: go.Figure, name: str, x: str, y: str, *, log: bool) -> str:
-    axis: dict[str, Any] = {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": _GRID, "automargin": True}
+    axis: dict[str, Any] = {
+        "gridcolor": _GRID,
+        "zerolinecolor": _GRID,
+        "linecolor": _GRID,
+        "automargin": True,
+    }
     figure.update_xaxes(title=x, **axis)
     figure.update_yaxes(title=y, **axis)
     if log:
@@ -139,4 +195,6 @@ def _html(figure: go.Figure, name: str, x: str, y: str, *, log: bool) -> str:
         hoverlabel={"bgcolor": "#1d2733", "font": {"color": "#ffffff"}},
     )
     config = {"responsive": True, "displaylogo": False, "displayModeBar": False, "plotlyServerURL": ""}
-    return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config))
+    return str(
+        figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config)
+    )

@@ -45,7 +45,9 @@ def write_report(study_path: Path) -> Path:
 
 def _page(saved: Saved) -> str:
     """The templates escape: names of layers, models and files are untrusted."""
-    environment = Environment(loader=PackageLoader("mpsearch.report"), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=PackageLoader("mpsearch.report"), autoescape=True, undefined=StrictUndefined
+    )
     environment.filters |= {"basename": lambda path: PurePath(path).name, "bytes": format_bytes, "repr": repr}
     environment.globals |= {"standard_error": _standard_error}
     name = saved.study["config"]["model"] or "resnet34 fitted on scikit-learn's digits"
@@ -83,12 +85,24 @@ def _kept(budget: Budget, best: dict[str, Any]) -> str:
     value, how = (best["predicted"][budget.resource], "predicted") if spent is None else (spent, "measured")
     timing = best["artifact"].get("latency")
     if timing is not None and budget.resource == "latency_us":
-        median, count = format_quantity(timing["latency_us"], budget.resource), len(timing["latency_readings_us"])
-        how = f"measured {median} in {count} new processes, {timing['latency_high_share']:.0%} of further ones below"
+        median, count = (
+            format_quantity(timing["latency_us"], budget.resource),
+            len(timing["latency_readings_us"]),
+        )
+        how = (
+            f"measured {median} in {count} new processes, {timing['latency_high_share']:.0%} of "
+            "further ones below"
+        )
     left = budget.limit - value
     state, side = ("kept", "under") if left >= 0 else ("BROKEN", "over")
-    exact, room = (f"{v:,.0f} bytes" if budget.resource.endswith("_bytes") else format_quantity(v, budget.resource) for v in (value, abs(left)))
-    return f"Budget {budget.text} {state}: {how} {exact}, {room} ({abs(left) / budget.limit:.2%}) {side} the limit"
+    exact, room = (
+        f"{v:,.0f} bytes" if budget.resource.endswith("_bytes") else format_quantity(v, budget.resource)
+        for v in (value, abs(left))
+    )
+    return (
+        f"Budget {budget.text} {state}: {how} {exact}, {room} ({abs(left) / budget.limit:.2%}) {side} "
+        "the limit"
+    )
 
 
 def _over(budgets: tuple[Budget, ...], held: dict[str, Any]) -> list[str] | None:

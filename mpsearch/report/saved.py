@@ -70,12 +70,25 @@ def read_saved(path: Path) -> Saved:
         StudyError: A file is missing or damaged, or the files are of different runs.
     """
     if not path.is_dir():
-        raise StudyError(f"There is no study in {path}. Name a folder that `mpsearch run` made, such as studies/NAME.")
+        raise StudyError(
+            f"There is no study in {path}. Name a folder that `mpsearch run` made, such as studies/NAME."
+        )
     study = _read(path, "study.json", ("schema", "config"))
     if study["schema"] != SCHEMA:
-        raise StudyError(f"{path} has schema {study['schema']!r}; this version of mpsearch reads {SCHEMA}. Start a new study.")
-    results = _read(path, "results.json", ("rows", "best", "not_quantized", "header_bytes", "unused", "float_in_graph", "blocks"))
-    best = _read(path, "best.json", ("label", "indices", "budgets", "predicted", "measured", "metrics", "proxy", "artifact"))
+        raise StudyError(
+            f"{path} has schema {study['schema']!r}; this version of mpsearch reads {SCHEMA}. Start a "
+            "new study."
+        )
+    results = _read(
+        path,
+        "results.json",
+        ("rows", "best", "not_quantized", "header_bytes", "unused", "float_in_graph", "blocks"),
+    )
+    best = _read(
+        path,
+        "best.json",
+        ("label", "indices", "budgets", "predicted", "measured", "metrics", "proxy", "artifact"),
+    )
     front = _read(path, "front.json", ("objective", "exact", "points_in_all", "measured"))
     try:
         problem = Problem.from_json(_read(path, "problem.json", ("layers", "candidates")))
@@ -83,21 +96,33 @@ def read_saved(path: Path) -> Saved:
         asked = [str(text).strip() for text in study["config"]["budgets"]]
     except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(path, error) from None
-    if best != results["best"] or [b.text for b in budgets] != asked or not {"versions", "hashes", "splits"} <= set(study):
-        raise StudyError(f"The run in {path} is not finished: its settings and its results are not of the same run. Run: mpsearch run --resume {path}")
+    if (
+        best != results["best"]
+        or [b.text for b in budgets] != asked
+        or not {"versions", "hashes", "splits"} <= set(study)
+    ):
+        raise StudyError(
+            f"The run in {path} is not finished: its settings and its results are not of the same run. "
+            f"Run: mpsearch run --resume {path}"
+        )
     return Saved(path, problem, results, study, front, _points(path), budgets)
 
 
 def damaged(path: Path, error: Exception, name: str = "") -> StudyError:
     """The error for files of a study's folder that do not hold what a study has."""
-    return StudyError(f"The saved results in {path / name} are damaged ({type(error).__name__}: {error}). Write them again: mpsearch run --resume {path}")
+    return StudyError(
+        f"The saved results in {path / name} are damaged ({type(error).__name__}: {error}). Write them "
+        f"again: mpsearch run --resume {path}"
+    )
 
 
 def _read(path: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
     try:
         data = json.loads((path / name).read_text())
     except FileNotFoundError:
-        raise StudyError(f"{path} has no {name}: the run is not finished. Run: mpsearch run --resume {path}") from None
+        raise StudyError(
+            f"{path} has no {name}: the run is not finished. Run: mpsearch run --resume {path}"
+        ) from None
     except (ValueError, OSError) as error:
         raise damaged(path, error, name) from None
     if not isinstance(data, dict):
@@ -114,7 +139,9 @@ def _points(path: Path) -> tuple[tuple[int, float], ...]:
             rows = list(csv.reader(file))[1:]
         points = tuple((int(size), float(damage)) for size, damage in rows)
     except FileNotFoundError:
-        raise StudyError(f"{path} has no front.csv: the run is not finished. Run: mpsearch run --resume {path}") from None
+        raise StudyError(
+            f"{path} has no front.csv: the run is not finished. Run: mpsearch run --resume {path}"
+        ) from None
     except (ValueError, OSError, csv.Error) as error:
         raise damaged(path, error, "front.csv") from None
     if not points or not all(math.isfinite(damage) for _, damage in points):

@@ -1,6 +1,7 @@
 """Solvers: tables of plain numbers in, exact answers out; numpy and scipy alone.
 
-`solve` gives the least predicted damage under budgets and says whether that is proven; `problem_front` gives the whole front over one resource.
+`solve` gives the least predicted damage under budgets and says whether that is proven; `problem_front` gives
+the whole front over one resource.
 """
 
 from mpsearch.solvers.ask.k_best import apart, solve_best

@@ -1,7 +1,9 @@
-"""An objective with interactions in the form that solvers use: rows, and tables between pairs of super-layers.
+"""An objective with interactions in the form that solvers use: rows, and tables between pairs of
+super-layers.
 
-Layers that interact are joined into one super-layer wherever its tuples of choices can be listed, so that what is left inside it is a row:
-interactions within blocks become an additive problem, which the exact solvers take as it is. Only what is too large stays a pair.
+Layers that interact are joined into one super-layer wherever its tuples of choices can be listed, so that
+what is left inside it is a row: interactions within blocks become an additive problem, which the exact
+solvers take as it is. Only what is too large stays a pair.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Coupled:
     pairs: tuple[Pair[Row], ...]
 
     @classmethod
-    def of(cls, problem: Problem, objective: str, most_tuples: int = MOST_TUPLES, budgets: Sequence[Budget] = ()) -> Coupled:
+    def of(
+        cls, problem: Problem, objective: str, most_tuples: int = MOST_TUPLES, budgets: Sequence[Budget] = ()
+    ) -> Coupled:
         """Join, and add up.
 
         Args:
@@ -57,18 +61,25 @@ class Coupled:
         layers = within_peaks(problem, budgets)
         if terms:
             layers = layers.joined(_blocks(layers, terms, most_tuples))
-        rows, pairs = spread(layers, layers.merge(problem.scores[objective]), [(term, np.array(term.values)) for term in terms])
+        rows, pairs = spread(
+            layers, layers.merge(problem.scores[objective]), [(term, np.array(term.values)) for term in terms]
+        )
         return cls(layers, rows, pairs)
 
     def score(self, choices: Choices) -> float:
         """Of M choices."""
         return math.fsum(
-            [*(float(row[c]) for row, c in zip(self.rows, choices, strict=True)), *(float(p.table[choices[p.first], choices[p.second]]) for p in self.pairs)]
+            [
+                *(float(row[c]) for row, c in zip(self.rows, choices, strict=True)),
+                *(float(p.table[choices[p.first], choices[p.second]]) for p in self.pairs),
+            ]
         )
 
 
 def _blocks(layers: SuperLayers, terms: Sequence[Interaction], most: int) -> list[list[int]]:
-    """Which groups to join: all that interact, where their tuples are few enough; else those of one table of three or more."""
+    """Which groups to join: all that interact, where their tuples are few enough; else those of one table of
+    three or more.
+    """
     home = {i: m for m, group in enumerate(layers.groups) for i in group}
     linked = [sorted({home[i] for i in term.layers}) for term in terms]
     found: list[list[int]] = []
@@ -77,13 +88,16 @@ def _blocks(layers: SuperLayers, terms: Sequence[Interaction], most: int) -> lis
             found.append(block)
             continue
         within = set(block)
-        for part in connected(len(layers.groups), [link for link in linked if len(link) > 2 and link[0] in within]):
+        for part in connected(
+            len(layers.groups), [link for link in linked if len(link) > 2 and link[0] in within]
+        ):
             if not within.issuperset(part):
                 continue
             if len(part) > 1 and _tuples(layers, part) > most:
                 members = [i for m in part for i in layers.groups[m]]
                 raise UserError(
-                    f"Tables of three or more layers tie the layers {members} together, which have {_tuples(layers, part)} tuples of choices; "
+                    f"Tables of three or more layers tie the layers {members} together, which have "
+                    f"{_tuples(layers, part)} tuples of choices; "
                     f"at most {most} can be listed. Give them fewer candidates, or score them in pairs."
                 )
             found.append(part)

@@ -1,4 +1,6 @@
-"""`solve` and `problem_front`: the least predicted damage under budgets, or at every cost, whatever objective and costs are made of."""
+"""`solve` and `problem_front`: the least predicted damage under budgets, or at every cost, whatever objective
+and costs are made of.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from mpsearch.solvers.tables.integer_costs import WholeCosts
 _DYNAMIC = "exact dynamic programme"
 
 
-def solve(problem: Problem, objective: str, budgets: Sequence[Budget], time_limit_s: float = 60.0) -> Solution:
+def solve(
+    problem: Problem, objective: str, budgets: Sequence[Budget], time_limit_s: float = 60.0
+) -> Solution:
     """The assignment of least predicted damage that keeps every budget.
 
     An additive objective is solved exactly, and so is one whose interactions stay within small blocks.
@@ -48,9 +52,15 @@ def solve(problem: Problem, objective: str, budgets: Sequence[Budget], time_limi
 
 
 def best_choices(
-    constraints: Constraints, coupled: Coupled, time_limit_s: float = 60.0, gap: float = 0.0, node_limit: int | None = None, cuts: Sequence[Cut] = ()
+    constraints: Constraints,
+    coupled: Coupled,
+    time_limit_s: float = 60.0,
+    gap: float = 0.0,
+    node_limit: int | None = None,
+    cuts: Sequence[Cut] = (),
 ) -> tuple[Found, str]:
-    """The choices of least score that keep every budget, by the first method that is exact on the problem; and its name.
+    """The choices of least score that keep every budget, by the first method that is exact on the problem;
+    and its name.
 
     Args:
         constraints: On the super-layers of `coupled`.
@@ -74,9 +84,14 @@ def best_choices(
 
 
 def _along_a_line(constraints: Constraints, coupled: Coupled) -> Found | None:
-    """The optimum without a budget that binds, or under one; None where there are more, or too much is open at once."""
+    """The optimum without a budget that binds, or under one; None where there are more, or too much is open
+    at once.
+    """
     layers = coupled.layers
-    if not coupled.pairs or Line.of(layers.widths, [(p.first, p.second) for p in coupled.pairs]).states <= MOST_STATES:
+    if (
+        not coupled.pairs
+        or Line.of(layers.widths, [(p.first, p.second) for p in coupled.pairs]).states <= MOST_STATES
+    ):
         choices = least_choices(layers, coupled.rows, coupled.pairs)
         if constraints.fits(layers.expand(choices)):
             return Found(choices, True, coupled.score(choices))
@@ -90,15 +105,24 @@ def _along_a_line(constraints: Constraints, coupled: Coupled) -> Found | None:
         front = linked.near_optimum(constraints.limits[resource])
     except InfeasibleError:  # a peak has taken the cheapest choices away
         raise constraints.joint_error() from None
-    for p in range(len(front) - 1, -1, -1):  # with costs that are not whole, the last may pass the limit by a rounding
+    for p in range(
+        len(front) - 1, -1, -1
+    ):  # with costs that are not whole, the last may pass the limit by a rounding
         choices = front.choices(p)
         if constraints.fits(layers.expand(choices)):
             return Found(choices, True, coupled.score(choices))
     raise constraints.joint_error()
 
 
-def problem_front(problem: Problem, objective: str, resource: str = "size_bytes", limit: float | None = None, epsilon: float = 0.0) -> Front:
-    """The exact front of an objective over one resource, constant cost, interactions and conversions included.
+def problem_front(
+    problem: Problem,
+    objective: str,
+    resource: str = "size_bytes",
+    limit: float | None = None,
+    epsilon: float = 0.0,
+) -> Front:
+    """The exact front of an objective over one resource, constant cost, interactions and conversions
+    included.
 
     Args:
         problem: Holds the score table and the cost table; ties are kept.
@@ -117,15 +141,26 @@ def problem_front(problem: Problem, objective: str, resource: str = "size_bytes"
     if resource not in problem.costs:
         raise UnknownNameError("cost table", resource, problem.costs)
     if resource in PEAKS:
-        raise UserError(f"{resource} is a peak, and damage is no front over the greatest of all rows. Give a budget on it instead.")
+        raise UserError(
+            f"{resource} is a peak, and damage is no front over the greatest of all rows. Give a budget "
+            "on it instead."
+        )
     if not 0 <= epsilon < 1:
-        raise UserError(f"epsilon is {epsilon}; it is a share of the cost range: 0 (exact) or a small number such as 1e-5.")
+        raise UserError(
+            f"epsilon is {epsilon}; it is a share of the cost range: 0 (exact) or a small number such as "
+            "1e-5."
+        )
     coupled, conversions = Coupled.of(problem, objective), problem.conversions.get(resource, ())
-    whole = WholeCosts.of(coupled.layers, problem.costs[resource], problem.constants.get(resource, 0.0), conversions)
+    whole = WholeCosts.of(
+        coupled.layers, problem.costs[resource], problem.constants.get(resource, 0.0), conversions
+    )
     linked = Linked.of(coupled.layers, coupled.rows, coupled.pairs, whole)
     if linked is None:
         what = f"interactions of {objective!r}" if coupled.pairs else f"conversions of {resource}"
-        raise UserError(f"The {what} link too many layers for an exact front. Keep them between neighbours or within blocks, or use `solve` budget by budget.")
+        raise UserError(
+            f"The {what} link too many layers for an exact front. Keep them between neighbours or within "
+            "blocks, or use `solve` budget by budget."
+        )
     return linked.front(math.inf if limit is None else limit, epsilon)
 
 
@@ -134,4 +169,6 @@ def as_solution(constraints: Constraints, objective: str, found: Found, by: str)
     problem, indices = constraints.problem, constraints.layers.expand(found.choices)
     score = problem.score(objective, indices)
     bound = score if found.proven else min(found.bound, score)
-    return Solution(indices, score, problem.cost(indices), "optimal" if found.proven else "feasible", bound, by)
+    return Solution(
+        indices, score, problem.cost(indices), "optimal" if found.proven else "feasible", bound, by
+    )

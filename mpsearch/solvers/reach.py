@@ -18,11 +18,16 @@ _TIME_LIMIT_S = 60.0
 
 
 def reachable(problem: Problem) -> dict[str, tuple[float, float]]:
-    """Resource -> (least, greatest) total cost of any assignment, constants and conversions included and ties kept."""
+    """Resource -> (least, greatest) total cost of any assignment, constants and conversions included and ties
+    kept.
+    """
     layers = SuperLayers.of([len(c) for c in problem.candidates], problem.ties)
     found = {}
     for resource in problem.costs:
-        low, high = (getattr(problem.cost(layers.expand(_end(problem, layers, resource, sign))), resource) for sign in (1, -1))
+        low, high = (
+            getattr(problem.cost(layers.expand(_end(problem, layers, resource, sign))), resource)
+            for sign in (1, -1)
+        )
         found[resource] = (low, high)
     return found
 
@@ -30,7 +35,8 @@ def reachable(problem: Problem) -> dict[str, tuple[float, float]]:
 def describe_least(problem: Problem, least: dict[str, float]) -> str:
     """Print it, as `Least reachable: size 11.30 MB (10.78 MiB), latency 2.000 ms`."""
     words = ", ".join(f"{r.rsplit('_', 1)[0]} {format_quantity(v, r)}" for r, v in least.items())
-    return f"Least reachable: {words}{' (latency estimated)' if 'latency_us' in problem.estimated and 'latency_us' in least else ''}."
+    estimated = "latency_us" in problem.estimated and "latency_us" in least
+    return f"Least reachable: {words}{' (latency estimated)' if estimated else ''}."
 
 
 def _end(problem: Problem, layers: SuperLayers, resource: str, sign: int) -> tuple[int, ...]:
@@ -38,16 +44,23 @@ def _end(problem: Problem, layers: SuperLayers, resource: str, sign: int) -> tup
     table = problem.costs[resource]
     if resource in PEAKS:
         peaks = [
-            [max(table[i][c] for i, c in zip(group, pick, strict=True)) for pick in picks] for group, picks in zip(layers.groups, layers.picks, strict=True)
+            [max(table[i][c] for i, c in zip(group, pick, strict=True)) for pick in picks]
+            for group, picks in zip(layers.groups, layers.picks, strict=True)
         ]
         return tuple(int(np.argmin(sign * np.array(row))) for row in peaks)
     terms = problem.conversions.get(resource, ())
-    rows, pairs = spread(layers, [sign * row for row in layers.merge(table)], [(term, sign * np.array(term.values)) for term in terms])
+    rows, pairs = spread(
+        layers,
+        [sign * row for row in layers.merge(table)],
+        [(term, sign * np.array(term.values)) for term in terms],
+    )
     return least_choices(layers, rows, pairs)
 
 
 def least_choices(layers: SuperLayers, rows: Sequence[Row], pairs: Sequence[Pair[Row]]) -> tuple[int, ...]:
-    """M choices of the least sum; exact where the pairs reach no further than a line's states, and else as good as HiGHS finds in a minute."""
+    """M choices of the least sum; exact where the pairs reach no further than a line's states, and else as
+    good as HiGHS finds in a minute.
+    """
     if not pairs:
         return tuple(int(row.argmin()) for row in rows)
     line = Line.of(layers.widths, [(p.first, p.second) for p in pairs])

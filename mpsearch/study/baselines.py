@@ -1,4 +1,5 @@
-"""Optuna's own samplers as baselines of `explore`: TPE, NSGA-II and random choices, through Optuna's public interface alone.
+"""Optuna's own samplers as baselines of `explore`: TPE, NSGA-II and random choices, through Optuna's public
+interface alone.
 
 A trial is one index for each super-layer; budgets are Optuna's constraints. They run in this process alone,
 on a journal of their own, and leave an ordinary Optuna study with the same attributes as `explore` does.
@@ -30,8 +31,12 @@ from mpsearch.study.sharing.storage import Place
 
 SAMPLERS = ("mpsearch", "tpe", "nsga2", "random")
 POPULATION = 16
-"""Population of NSGA-II: at the few hundred trials that are usual here, Optuna's own 50 would leave it three generations."""
-_MOST_REPEATS = 100  # proposals in a row that were measured already; told to the sampler again, measured never
+"""Population of NSGA-II: at the few hundred trials that are usual here, Optuna's own 50 would leave it three
+generations.
+"""
+_MOST_REPEATS = (
+    100  # proposals in a row that were measured already; told to the sampler again, measured never
+)
 _METHOD, _REPEAT_OF = 2, "repeat_of"
 
 
@@ -53,8 +58,8 @@ def explore_by(
         sampler: `mpsearch` for `explore` itself; `tpe` or `nsga2` for Optuna's samplers over one index for
             each super-layer; `random` for random choices that keep the budgets.
         problem: Layers, candidates and tables.
-        objective: Name of the proxy, as for `explore`; a baseline measures its exact optimum first, so that something keeps the
-            budgets, and looks at it no more.
+        objective: Name of the proxy, as for `explore`; a baseline measures its exact optimum first, so that
+            something keeps the budgets, and looks at it no more.
         budgets: Absolute limits.
         measure: Loss of an assignment of `L` choices, lower is better.
         path: Optuna's journal file.
@@ -78,7 +83,9 @@ def explore_by(
     own = CorrectedTableSampler(make_planner(problem, objective, budgets, seed, warm, POPULATION))
     given = [problem.to_json(), objective, [b.to_json() for b in budgets], seed, [list(w) for w in warm]]
     with open_journal(path) as storage:
-        study = open_study(storage, None, own.planner.resource, digest([_METHOD, sampler, *given]), Place(str(path)))
+        study = open_study(
+            storage, None, own.planner.resource, digest([_METHOD, sampler, *given]), Place(str(path))
+        )
         for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(left.number, state=TrialState.FAIL)  # without a reason: it is tried again
         baseline = _Baseline(sampler, study, own)
@@ -142,7 +149,9 @@ class _Baseline:
             self._fail(trial, f"the measured loss is {loss}")
 
     def _asked(self, ordinal: int, known: Mapping[Choices, float | None]) -> tuple[optuna.Trial | None, str]:
-        """A trial that Optuna began, and who proposed it: what is measured first in any case, else the sampler."""
+        """A trial that Optuna began, and who proposed it: what is measured first in any case, else the
+        sampler.
+        """
         planner = self.own.planner
         optimum = planner.proxy_optimum(planner.constraints.limits[planner.resource])
         first = list({optimum: "exact front", **dict.fromkeys(planner.warm, "warm")}.items())

@@ -1,7 +1,8 @@
 """Greedy MP: one notch at a time, whichever does the least measured damage for what it saves.
 
-After Tai and Wu, MPTQ-ViT, arXiv:2401.14895, whose metric could not be read in full. Chosen here: damage is the rise of the measured loss, over the saving
-in one resource to a power; a damage of nothing or less is taken as `epsilon`, so that the saving decides.
+After Tai and Wu, MPTQ-ViT, arXiv:2401.14895, whose metric could not be read in full. Chosen here: damage is
+the rise of the measured loss, over the saving in one resource to a power; a damage of nothing or less is
+taken as `epsilon`, so that the saving decides.
 """
 
 from __future__ import annotations
@@ -63,15 +64,19 @@ class GreedyRun:
 
 @dataclass(frozen=True)
 class GreedyMP:
-    """The walk's options. With U super-layers and S steps, `static` measures each choice once and then S times, `lazy` a few a step, `fresh` U a step.
+    """The walk's options. With U super-layers and S steps, `static` measures each choice once and then S
+    times, `lazy` a few a step, `fresh` U a step.
 
     Args:
-        rescoring: `fresh` scores every notch again at every step; `lazy` only the best until it stays the best, right where damages grow on the way; `static`
-            scores each notch once with all others at the start, right where damages add up.
-        direction: `down` from the top until the budgets are kept, `up` from the bottom while they are, or the better of `both`.
+        rescoring: `fresh` scores every notch again at every step; `lazy` only the best until it stays the
+            best, right where damages grow on the way; `static` scores each notch once with all others at the
+            start, right where damages add up.
+        direction: `down` from the top until the budgets are kept, `up` from the bottom while they are, or the
+            better of `both`.
         resource: What a notch saves; None for that of the first budget, or the size.
         power: Exponent of the saving in the score; 0 looks at the damage alone.
-        repairs: Exchanges of one notch up and one down that are measured in a round of the repair; 0 for no repair.
+        repairs: Exchanges of one notch up and one down that are measured in a round of the repair; 0 for no
+            repair.
         epsilon: Least damage of a notch, in units of the loss.
     """
 
@@ -84,16 +89,27 @@ class GreedyMP:
 
     def __post_init__(self) -> None:
         if self.rescoring not in ("fresh", "lazy", "static") or self.direction not in ("down", "up", "both"):
-            raise OptionError(f"Greedy MP rescores fresh, lazy or static and goes down, up or both; not {self.rescoring!r} and {self.direction!r}.")
+            raise OptionError(
+                "Greedy MP rescores fresh, lazy or static and goes down, up or both; not "
+                f"{self.rescoring!r} and {self.direction!r}."
+            )
         if self.power < 0 or self.repairs < 0 or not 0 < self.epsilon < math.inf:
             raise OptionError(
-                f"Greedy MP needs a power and a number of repairs of at least 0 and an epsilon above 0, not {self.power}, {self.repairs} and {self.epsilon}."
+                "Greedy MP needs a power and a number of repairs of at least 0 and an epsilon above 0, "
+                f"not {self.power}, {self.repairs} and {self.epsilon}."
             )
 
     def solve(
-        self, problem: Problem, budgets: Sequence[Budget], measure: Measure, *, losses: Losses | None = None, on_step: Callable[[int, int], None] | None = None
+        self,
+        problem: Problem,
+        budgets: Sequence[Budget],
+        measure: Measure,
+        *,
+        losses: Losses | None = None,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> GreedyRun:
-        """Walk. The same arguments and the same `measure` give the same run; one that was interrupted goes on from `losses`.
+        """Walk. The same arguments and the same `measure` give the same run; one that was interrupted goes on
+        from `losses`.
 
         Args:
             problem: Holds the costs; its scores are not looked at.
@@ -108,13 +124,23 @@ class GreedyMP:
             MpsearchError: The walk found nothing that keeps all budgets, or the start has no finite loss.
         """
         if not problem.costs:
-            raise BudgetError("The problem has no cost table, so there is nothing to save. Give it one, such as size_bytes.")
+            raise BudgetError(
+                "The problem has no cost table, so there is nothing to save. Give it one, such as size_bytes."
+            )
         constraints = Constraints.of(problem, budgets)
         default = "size_bytes" if "size_bytes" in problem.costs else next(iter(problem.costs))
         resource = self.resource or (budgets[0].resource if budgets else default)
-        board = _Board(constraints, Ladders.of(problem, constraints.layers, resource), measure, {} if losses is None else losses)
+        board = _Board(
+            constraints,
+            Ladders.of(problem, constraints.layers, resource),
+            measure,
+            {} if losses is None else losses,
+        )
         signs = {"down": [1], "up": [-1], "both": [1, -1]}[self.direction]
-        runs = [_Walk(self, board, sign, bool(budgets), on_step or (lambda done, total: None)).run(resource) for sign in signs]
+        runs = [
+            _Walk(self, board, sign, bool(budgets), on_step or (lambda done, total: None)).run(resource)
+            for sign in signs
+        ]
         best = min(runs, key=lambda run: run.solution.score)
         return replace(best, measured=board.measured)
 
@@ -165,35 +191,53 @@ class _Walk:
 
     def run(self, resource: str) -> GreedyRun:
         if not math.isfinite(self.board.loss(self.start)):
-            raise MpsearchError(f"The loss is not finite where Greedy MP starts, at {self._named(self.start)}. Check the model and the data.")
+            raise MpsearchError(
+                f"The loss is not finite where Greedy MP starts, at {self._named(self.start)}. Check the "
+                "model and the data."
+            )
         if self.sign < 0 and not self.board.fits(self.start):
-            raise MpsearchError(f"The cheapest choices in {resource} do not keep all budgets, so Greedy MP cannot go up from them. Go down, or use `solve`.")
+            raise MpsearchError(
+                f"The cheapest choices in {resource} do not keep all budgets, so Greedy MP cannot go up "
+                "from them. Go down, or use `solve`."
+            )
         if self.options.rescoring == "fresh":
             self._fresh()
         else:
             self._queued()
         fitting = [choices for choices in self.path if self.board.fits(choices)]
         if not fitting:
-            raise MpsearchError(f"Greedy MP came to {self._named(self.at)}, where no notch is left, without keeping all budgets. Use `solve` for them.")
+            raise MpsearchError(
+                f"Greedy MP came to {self._named(self.at)}, where no notch is left, without keeping all "
+                "budgets. Use `solve` for them."
+            )
         best = _repair(self.board, min(fitting, key=self.board.loss), self.options.repairs)
         steps = tuple(map(self.board.step, self.path))
         found = self.board.step(best)
         by = f"greedy {'down' if self.sign > 0 else 'up'}, {self.options.rescoring}"
-        return GreedyRun(Solution(found.indices, found.loss, found.cost, "feasible", None, by), steps, self.board.measured, resource)
+        return GreedyRun(
+            Solution(found.indices, found.loss, found.cost, "feasible", None, by),
+            steps,
+            self.board.measured,
+            resource,
+        )
 
     def _done(self) -> bool:
         return self.sign > 0 and self.limited and self.board.fits(self.at)
 
     def _fresh(self) -> None:
         while not self._done():
-            keys = [self._key(m, x) for m in range(len(self.at)) for x in self._next(m) if self._allowed(m, x)]
+            keys = [
+                self._key(m, x) for m in range(len(self.at)) for x in self._next(m) if self._allowed(m, x)
+            ]
             best = min(keys, default=None)
             if best is None or math.isinf(best[0]):
                 return
             self._take(best[2], best[3])
 
     def _queued(self) -> None:
-        queue = [(self._key(m, x), len(self.path), self.at[m]) for m in range(len(self.at)) for x in self._next(m)]
+        queue = [
+            (self._key(m, x), len(self.path), self.at[m]) for m in range(len(self.at)) for x in self._next(m)
+        ]
         heapq.heapify(queue)
         while queue and not self._done():
             key, scored_at, origin = heapq.heappop(queue)
@@ -221,7 +265,9 @@ class _Walk:
         self.on_step(len(self.path) - 1, self.board.ladders.most_steps)
 
     def _key(self, m: int, x: int) -> _Key:
-        """Least first. Ties: the larger saving, then the earlier layer. Infinite where the loss is not finite."""
+        """Least first. Ties: the larger saving, then the earlier layer. Infinite where the loss is not
+        finite.
+        """
         others = self.start if self.options.rescoring == "static" else self.at
         costs = self.board.ladders.costs[m]
         saving = self.sign * float(costs[self.at[m]] - costs[x])
@@ -239,9 +285,11 @@ class _Walk:
 
 
 def _repair(board: _Board, choices: Choices, tries: int) -> Choices:
-    """Exchanges of one notch up for one down, or one notch up alone, while the budgets are kept and the measured loss falls.
+    """Exchanges of one notch up for one down, or one notch up alone, while the budgets are kept and the
+    measured loss falls.
 
-    They are tried in the order of the sums of their single changes; where damages add up, nothing better is left within one exchange.
+    They are tried in the order of the sums of their single changes; where damages add up, nothing better is
+    left within one exchange.
     """
     improved = tries > 0
     while improved:
@@ -256,10 +304,16 @@ def _repair(board: _Board, choices: Choices, tries: int) -> Choices:
 def _exchanges(board: _Board, choices: Choices, base: float) -> list[tuple[float, Choices]]:
     """Those that fit and whose single changes promise a lower loss, the most promising first."""
     ups, downs = (
-        [(m, x, board.loss(_with(choices, m, x)) - base) for m, c in enumerate(choices) for x in way[m][c]] for way in (board.ladders.up, board.ladders.down)
+        [(m, x, board.loss(_with(choices, m, x)) - base) for m, c in enumerate(choices) for x in way[m][c]]
+        for way in (board.ladders.up, board.ladders.down)
     )
     found = [(gain, _with(choices, m, x)) for m, x, gain in ups if gain < 0]
-    found += [(gain + loss, _with(_with(choices, m, x), n, y)) for m, x, gain in ups for n, y, loss in downs if m != n and gain + loss < 0]
+    found += [
+        (gain + loss, _with(_with(choices, m, x), n, y))
+        for m, x, gain in ups
+        for n, y, loss in downs
+        if m != n and gain + loss < 0
+    ]
     return [pair for pair in sorted(found) if board.fits(pair[1])]
 
 

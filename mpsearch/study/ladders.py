@@ -15,12 +15,15 @@ _Quality = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Ladders:
-    """M ladders over one resource. A choice that costs no less than one that is at least as good in every respect is on none.
+    """M ladders over one resource. A choice that costs no less than one that is at least as good in every
+    respect is on none.
 
     Args:
         costs: M rows.
-        qualities: For each choice that is on a ladder its weight bits, input bits and granularity; None for the others.
-        down: For each choice, those one notch below: cheaper, worse, and none in between. Where all others are better in some respect, the next cheaper.
+        qualities: For each choice that is on a ladder its weight bits, input bits and granularity; None for
+            the others.
+        down: For each choice, those one notch below: cheaper, worse, and none in between. Where all others
+            are better in some respect, the next cheaper.
         up: The same upwards.
     """
 
@@ -45,7 +48,10 @@ class Ladders:
 
     def end(self, sign: int) -> tuple[int, ...]:
         """The most costly choice of every ladder (1) or the cheapest (-1); of equals the first."""
-        return tuple(max((c for c, q in enumerate(kept) if q), key=lambda c: (sign * row[c], -c)) for row, kept in zip(self.costs, self.qualities, strict=True))
+        return tuple(
+            max((c for c, q in enumerate(kept) if q), key=lambda c: (sign * row[c], -c))
+            for row, kept in zip(self.costs, self.qualities, strict=True)
+        )
 
     @property
     def most_steps(self) -> int:
@@ -54,11 +60,16 @@ class Ladders:
 
 
 def _on_ladder(candidates: Sequence[Candidate], costs: Row) -> list[_Quality | None]:
-    found = [(c.w_bits or _FLOAT_BITS, c.a_bits or _FLOAT_BITS, int(c.is_float or c.w_granularity == "channel")) for c in candidates]
+    found = [
+        (c.w_bits or _FLOAT_BITS, c.a_bits or _FLOAT_BITS, int(c.is_float or c.w_granularity == "channel"))
+        for c in candidates
+    ]
 
     def beaten(i: int) -> bool:
         return any(
-            costs[j] <= costs[i] and _no_worse(found[j], found[i]) and (costs[j] < costs[i] or found[j] != found[i] or j < i)
+            costs[j] <= costs[i]
+            and _no_worse(found[j], found[i])
+            and (costs[j] < costs[i] or found[j] != found[i] or j < i)
             for j in range(len(found))
             if j != i
         )
@@ -78,8 +89,14 @@ def _notches(costs: Row, kept: Sequence[_Quality | None], sign: int) -> list[lis
         if quality is None:
             found.append([])
             continue
-        beyond = [(x, q) for x, q in on if x != c and (_no_worse(quality, q) if sign > 0 else _no_worse(q, quality))]
-        between = [x for x, q in beyond if any(y != x and (_no_worse(r, q) if sign > 0 else _no_worse(q, r)) for y, r in beyond)]
+        beyond = [
+            (x, q) for x, q in on if x != c and (_no_worse(quality, q) if sign > 0 else _no_worse(q, quality))
+        ]
+        between = [
+            x
+            for x, q in beyond
+            if any(y != x and (_no_worse(r, q) if sign > 0 else _no_worse(q, r)) for y, r in beyond)
+        ]
         cheaper = sorted((sign * (costs[c] - costs[x]), x) for x, _ in on if sign * (costs[c] - costs[x]) > 0)
         found.append([x for x, _ in beyond if x not in between] or [x for _, x in cheaper[:1]])
     return found

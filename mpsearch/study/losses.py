@@ -22,7 +22,8 @@ class Losses(Protocol):
 
 
 class LossFile:
-    """Losses in a file that is appended to, one JSON line each; a line that was torn by a sudden end is dropped.
+    """Losses in a file that is appended to, one JSON line each; a line that was torn by a sudden end is
+    dropped.
 
     Args:
         path: Made if it is not there.
@@ -39,12 +40,18 @@ class LossFile:
         lines = whole[: whole.rfind(b"\n") + 1].splitlines()
         try:
             if lines and json.loads(lines[0]) != head:
-                raise StudyError(f"{path} holds losses of another model, data or quantisers. Name another file, or remove it.")
+                raise StudyError(
+                    f"{path} holds losses of another model, data or quantisers. Name another file, or "
+                    "remove it."
+                )
             for line in lines[1:]:
                 data = json.loads(line)
                 self._held[tuple(data["indices"])] = math.inf if data["loss"] is None else float(data["loss"])
         except (ValueError, KeyError, TypeError) as error:
-            raise StudyError(f"{path} is not a file of measured losses ({type(error).__name__}: {error}). Name another file, or remove it.") from None
+            raise StudyError(
+                f"{path} is not a file of measured losses ({type(error).__name__}: {error}). Name "
+                "another file, or remove it."
+            ) from None
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.truncate(sum(len(line) + 1 for line in lines))

@@ -1,4 +1,6 @@
-"""`explore`: an Optuna study on the measured loss that survives being killed and continues as if it had not been."""
+"""`explore`: an Optuna study on the measured loss that survives being killed and continues as if it had not
+been.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,15 @@ from mpsearch.problem import PEAKS, Budget, Cost, Problem
 from mpsearch.solvers.constraints import Constraints
 from mpsearch.solvers.reach import reachable
 from mpsearch.study.proposals import Planner, Proposal
-from mpsearch.study.sampler import INDICES, ORDINAL, PROPOSED_BY, CorrectedTableSampler, Trials, finished, pending
+from mpsearch.study.sampler import (
+    INDICES,
+    ORDINAL,
+    PROPOSED_BY,
+    CorrectedTableSampler,
+    Trials,
+    finished,
+    pending,
+)
 from mpsearch.study.sharing.leader import Leader
 from mpsearch.study.sharing.queue import COST, JOB, Sharing
 from mpsearch.study.sharing.storage import FINISHED, STUDY_NAME, Place, lead, quiet
@@ -100,17 +110,33 @@ def explore(
     """
     _check_numbers(trials, batch, seed)
     sampler = CorrectedTableSampler(make_planner(problem, objective, budgets, seed, warm, batch, others))
-    inputs = digest([_METHOD, problem.to_json(), objective, [b.to_json() for b in budgets], seed, [list(w) for w in warm], batch, list(others)])
+    inputs = digest(
+        [
+            _METHOD,
+            problem.to_json(),
+            objective,
+            [b.to_json() for b in budgets],
+            seed,
+            [list(w) for w in warm],
+            batch,
+            list(others),
+        ]
+    )
     place, sharing = path if isinstance(path, Place) else Place(str(path)), sharing or Sharing()
     with lead(place, sharing.pace) as (storage, hold):
-        study = sharing.pace.patiently(lambda: _open_shared(storage, sampler, inputs, place, sharing), sharing.say)
+        study = sharing.pace.patiently(
+            lambda: _open_shared(storage, sampler, inputs, place, sharing), sharing.say
+        )
         Leader(study, _Proposals(sampler, budgets), trials, hold, sharing).run(measure, on_trial)
         return sharing.pace.patiently(lambda: measured_trials(study, problem, trials), sharing.say)
 
 
 def _check_numbers(trials: int, batch: int, seed: int) -> None:
     if trials < 1 or batch < 1 or seed < 0:
-        raise OptionError(f"A study needs at least 1 trial, a batch of at least 1 and a seed of at least 0, not {trials}, {batch} and {seed}.")
+        raise OptionError(
+            "A study needs at least 1 trial, a batch of at least 1 and a seed of at least 0, not "
+            f"{trials}, {batch} and {seed}."
+        )
 
 
 def make_planner(
@@ -122,26 +148,43 @@ def make_planner(
     batch: int = 8,
     others: Sequence[str] = (),
 ) -> Planner:
-    """What proposes, for the arguments of `explore`. Raises as `explore` for tables, budgets and warm assignments."""
+    """What proposes, for the arguments of `explore`. Raises as `explore` for tables, budgets and warm
+    assignments.
+    """
     for name in (objective, *others):
         if name not in problem.scores:
             raise UnknownNameError("score table", name, problem.scores)
         if problem.interactions.get(name):
             raise UserError(
-                f"A study corrects a table, and {name!r} has interactions beside it. Name an additive objective; `warm` takes the optimum of {name!r}."
+                f"A study corrects a table, and {name!r} has interactions beside it. Name an additive "
+                f"objective; `warm` takes the optimum of {name!r}."
             )
     if not problem.costs:
-        raise BudgetError("The problem has no cost table, so there is nothing to trade the loss against. Give it one, such as size_bytes.")
+        raise BudgetError(
+            "The problem has no cost table, so there is nothing to trade the loss against. Give it one, "
+            "such as size_bytes."
+        )
     if all(b.resource in PEAKS for b in budgets):  # the front is drawn over something that adds up
         resource = "size_bytes" if "size_bytes" in problem.costs else next(iter(problem.costs))
         budgets = [Budget(resource, reachable(problem)[resource][1], "no limit"), *budgets]
     constraints = Constraints.of(problem, budgets)
     rows = constraints.layers.merge(problem.scores[objective])
-    further = tuple(constraints.layers.merge(problem.scores[name]) for name in dict.fromkeys(others) if name != objective)
-    return Planner(constraints, rows, seed, batch, tuple(constraints.layers.contract(indices) for indices in warm), further)
+    further = tuple(
+        constraints.layers.merge(problem.scores[name]) for name in dict.fromkeys(others) if name != objective
+    )
+    return Planner(
+        constraints,
+        rows,
+        seed,
+        batch,
+        tuple(constraints.layers.contract(indices) for indices in warm),
+        further,
+    )
 
 
-def open_study(storage: BaseStorage, sampler: BaseSampler | None, resource: str, inputs: str, place: Place) -> Study:
+def open_study(
+    storage: BaseStorage, sampler: BaseSampler | None, resource: str, inputs: str, place: Place
+) -> Study:
     """The study of these inputs, made where there is none.
 
     Args:
@@ -155,11 +198,18 @@ def open_study(storage: BaseStorage, sampler: BaseSampler | None, resource: str,
         StudyError: The study there is one of other inputs.
     """
     with quiet():
-        study = optuna.create_study(study_name=place.name, storage=storage, sampler=sampler, directions=["minimize", "minimize"], load_if_exists=True)
+        study = optuna.create_study(
+            study_name=place.name,
+            storage=storage,
+            sampler=sampler,
+            directions=["minimize", "minimize"],
+            load_if_exists=True,
+        )
     attrs = study.user_attrs
     if attrs.get(_INPUTS, inputs) != inputs or (_INPUTS not in attrs and study.get_trials(deepcopy=False)):
         raise StudyError(
-            f"{place.url if place.name == STUDY_NAME else place.name} holds a study of another problem, sampler, objective, budget, seed, warm start or batch. "
+            f"{place.url if place.name == STUDY_NAME else place.name} holds a study of another problem, "
+            "sampler, objective, budget, seed, warm start or batch. "
             "Name another study, or remove the file."
         )
     if _INPUTS not in attrs:
@@ -170,7 +220,9 @@ def open_study(storage: BaseStorage, sampler: BaseSampler | None, resource: str,
     return study
 
 
-def _open_shared(storage: BaseStorage, sampler: CorrectedTableSampler, inputs: str, place: Place, sharing: Sharing) -> Study:
+def _open_shared(
+    storage: BaseStorage, sampler: CorrectedTableSampler, inputs: str, place: Place, sharing: Sharing
+) -> Study:
     """The study, told what its workers need."""
     study = open_study(storage, sampler, sampler.planner.resource, inputs, place)
     attrs = study.user_attrs
@@ -209,13 +261,20 @@ class _Proposals:
             state=TrialState.WAITING,
             params=self.sampler.params(proposal.choices),
             distributions=dict(self.sampler.search_space()),
-            user_attrs={**self.sampler.attributes(ordinal, proposal), COST: getattr(cost, self.sampler.planner.resource)},
-            constraints={b.resource: getattr(cost, b.resource) - constraints.limits[b.resource] for b in self.budgets},
+            user_attrs={
+                **self.sampler.attributes(ordinal, proposal),
+                COST: getattr(cost, self.sampler.planner.resource),
+            },
+            constraints={
+                b.resource: getattr(cost, b.resource) - constraints.limits[b.resource] for b in self.budgets
+            },
         )
 
 
 def measured_trials(study: Study, problem: Problem, trials: int) -> list[Trial]:
-    """The first `trials` proposals that were measured, in their order. Raises MpsearchError where there is none."""
+    """The first `trials` proposals that were measured, in their order. Raises MpsearchError where there is
+    none.
+    """
     found = []
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     by_ordinal = {t.user_attrs[ORDINAL]: t for t in complete if ORDINAL in t.user_attrs}
@@ -223,7 +282,14 @@ def measured_trials(study: Study, problem: Problem, trials: int) -> list[Trial]:
         attrs = by_ordinal[ordinal].user_attrs
         indices = tuple(attrs[INDICES])
         cost = problem.cost(indices)
-        found.append(Trial(ordinal, indices, by_ordinal[ordinal].values[0], cost, attrs["feasible"], attrs[PROPOSED_BY]))
+        found.append(
+            Trial(
+                ordinal, indices, by_ordinal[ordinal].values[0], cost, attrs["feasible"], attrs[PROPOSED_BY]
+            )
+        )
     if not found:
-        raise MpsearchError("No trial had a finite loss. See the attribute `reason` of the study's trials, and check the model and the data.")
+        raise MpsearchError(
+            "No trial had a finite loss. See the attribute `reason` of the study's trials, and check the "
+            "model and the data."
+        )
     return found

@@ -1,4 +1,6 @@
-"""Polish: exchanges around the best assignments that keep the budgets, accepted only where the measured loss falls."""
+"""Polish: exchanges around the best assignments that keep the budgets, accepted only where the measured loss
+falls.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,12 @@ def polish(
     losses: Losses | None = None,
     on_trial: Callable[[int, int], None] | None = None,
 ) -> list[Trial]:
-    """Measure up to `evaluations` exchanges around the best trials, one after the other, and around what is found better.
+    """Measure up to `evaluations` exchanges around the best trials, one after the other, and around what is
+    found better.
 
-    An exchange changes one choice, or raises one and lowers another; optima of the corrected table are looked at
-    beside them. The next has the greatest expected improvement under the table as corrected by every known loss and
-    what neighbours share (`LocalModel`); nothing is measured twice.
+    An exchange changes one choice, or raises one and lowers another; optima of the corrected table are looked
+    at beside them. The next has the greatest expected improvement under the table as corrected by every known
+    loss and what neighbours share (`LocalModel`); nothing is measured twice.
 
     Args:
         problem: Layers, candidates and tables, as for `explore`.
@@ -72,4 +75,7 @@ def _require(constraints: Constraints, trials: Sequence[Trial], evaluations: int
     if evaluations < 0:
         raise OptionError(f"A polish of {evaluations} evaluations cannot be done; give 0 or more.")
     if not any(constraints.fits(t.indices) for t in trials):
-        raise MpsearchError(f"None of {len(trials)} trials keeps the budgets, so there is nothing to polish. Measure more, or raise the budget.")
+        raise MpsearchError(
+            f"None of {len(trials)} trials keeps the budgets, so there is nothing to polish. Measure "
+            "more, or raise the budget."
+        )

@@ -1,8 +1,10 @@
-"""Which assignments to measure next: a pure function of the problem, the seed and what earlier batches measured.
+"""Which assignments to measure next: a pure function of the problem, the seed and what earlier batches
+measured.
 
-Batch 0 is the caller's own assignments, exact optima of the proxy at the budget and near it, and those points of its exact front that dominate
-most together. Every later batch mixes, for the budget, the exact optimum of the corrected table, of tables drawn from its posterior, and
-neighbours of the best assignment so far; and, for the front, what is predicted to add most to the area that the measured ones dominate.
+Batch 0 is the caller's own assignments, exact optima of the proxy at the budget and near it, and those points
+of its exact front that dominate most together. Every later batch mixes, for the budget, the exact optimum of
+the corrected table, of tables drawn from its posterior, and neighbours of the best assignment so far; and,
+for the front, what is predicted to add most to the area that the measured ones dominate.
 """
 
 from __future__ import annotations
@@ -31,9 +33,17 @@ _ALONG = 6  # points of the proxy's front in batch 0
 _KINDS = ("corrected table", "neighbour", "thompson", "front", "neighbour", "thompson", "neighbour", "front")
 _BEST, _OTHERS, _FAR = 3, 5, 4  # starts of a polish: the best, and the best beyond so many changes of them
 _AROUND = 256  # neighbours of each of least predicted loss, among which the expected improvement chooses
-_REFIT, _MANY = 8, 128  # beyond so many measurements, bases and widths are chosen anew after every eighth: that takes most of the time
+_REFIT, _MANY = (
+    8,
+    128,
+    # beyond so many measurements, bases and widths are chosen anew after every eighth: that takes most of the
+    # time
+)
 _DRAWN = 1  # tables whose optima are looked at too
-_GAP, _NODES = 1e-3, 2000  # for several budgets at once: a proposal needs no proof, but it must be the same on every run
+_GAP, _NODES = (
+    1e-3,
+    2000,
+)  # for several budgets at once: a proposal needs no proof, but it must be the same on every run
 
 
 @dataclass(frozen=True)
@@ -77,14 +87,23 @@ class Planner:
     def first(self) -> list[Proposal]:
         """Batch 0. Raises InfeasibleError where no assignment keeps all budgets."""
         found = [Proposal(choices, "warm") for choices in self.warm]
-        limits = [self._limit, *(limit for limit in (share * self._limit for share in _NEAR) if limit > self._least)]
+        limits = [
+            self._limit,
+            *(limit for limit in (share * self._limit for share in _NEAR) if limit > self._least),
+        ]
         found += [Proposal(self.proxy_optimum(limit), "exact front") for limit in limits]
         found += [Proposal(self._optimum(rows, self._limit), "other proxy") for rows in self.others]
-        found += [Proposal(choices, "exact front") for choices in self.proxy_front(_ALONG, [p.choices for p in found])]
+        found += [
+            Proposal(choices, "exact front")
+            for choices in self.proxy_front(_ALONG, [p.choices for p in found])
+        ]
         return list({p.choices: p for p in reversed(found)}.values())[::-1]
 
-    def following(self, number: int, results: Sequence[Result], pending: Sequence[Choices] = ()) -> list[Proposal]:
-        """Batch `number` (from 1), given the results of those before; shorter than `batch` once nothing is left to propose.
+    def following(
+        self, number: int, results: Sequence[Result], pending: Sequence[Choices] = ()
+    ) -> list[Proposal]:
+        """Batch `number` (from 1), given the results of those before; shorter than `batch` once nothing is
+        left to propose.
 
         Args:
             number: Number of the batch.
@@ -117,7 +136,11 @@ class Planner:
         """For the budget."""
         table = fits.near_budget
         rows = self.rows if table is None else table.draw(rng) if kind == "thompson" else table.mean()
-        start = fits.incumbent if kind == "neighbour" and fits.incumbent is not None else self._optimum(rows, self._limit)
+        start = (
+            fits.incumbent
+            if kind == "neighbour" and fits.incumbent is not None
+            else self._optimum(rows, self._limit)
+        )
         if start not in seen:
             return Proposal(start, kind)
         near = best_neighbour(self.constraints, rows, start, seen)
@@ -127,32 +150,52 @@ class Planner:
         return None if anywhere is None else Proposal(anywhere, "random")
 
     def most_promising(self, losses: Mapping[Choices, float]) -> Choices | None:
-        """The unseen assignment within the budgets whose measurement is expected to lower the least loss most; None if there is none.
+        """The unseen assignment within the budgets whose measurement is expected to lower the least loss
+        most; None if there is none.
 
-        Looked for within two changes of the best that fit and of others far from them, and among optima of the corrected table and of tables drawn.
+        Looked for within two changes of the best that fit and of others far from them, and among optima of
+        the corrected table and of tables drawn.
 
         Args:
-            losses: Losses of everything seen, at least one of it finite and within the budgets; not finite where there is no loss.
+            losses: Losses of everything seen, at least one of it finite and within the budgets; not finite
+                where there is no loss.
         """
         finite = [choices for choices, loss in losses.items() if math.isfinite(loss)]
-        fitting = sorted((losses[c], c) for c in finite if self.constraints.fits(self.constraints.layers.expand(c)))
+        fitting = sorted(
+            (losses[c], c) for c in finite if self.constraints.fits(self.constraints.layers.expand(c))
+        )
         (least, best), rng = fitting[0], np.random.default_rng([self.seed, len(losses)])
         batch = len(losses) // _REFIT if len(losses) > _MANY else -len(losses)
         like = self._local.get(batch)
-        table = correct(self.rows, np.array(finite, dtype=np.intp), np.array([losses[c] for c in finite]), best, None if like is None else like.table)
+        table = correct(
+            self.rows,
+            np.array(finite, dtype=np.intp),
+            np.array([losses[c] for c in finite]),
+            best,
+            None if like is None else like.table,
+        )
         with threadpool_limits(1, user_api="blas"):
             model = LocalModel.of(table, like)
         self._local.clear()
         self._local[batch] = model
         rows = table.mean()
-        pool = [self._optimum(drawn, self._limit) for drawn in (rows, *(table.draw(rng) for _ in range(_DRAWN)))]
-        pool += [c for start in _starts([c for _, c in fitting]) for c in best_neighbours(self.constraints, rows, start, losses, _AROUND)]
+        pool = [
+            self._optimum(drawn, self._limit) for drawn in (rows, *(table.draw(rng) for _ in range(_DRAWN)))
+        ]
+        pool += [
+            c
+            for start in _starts([c for _, c in fitting])
+            for c in best_neighbours(self.constraints, rows, start, losses, _AROUND)
+        ]
         unseen = [choices for choices in dict.fromkeys(pool) if choices not in losses]
         if not unseen:
             return None
         with threadpool_limits(1, user_api="blas"):
             order = np.argsort(-model.expected_improvement(unseen, least), kind="stable")
-        return next((unseen[i] for i in order if self.constraints.fits(self.constraints.layers.expand(unseen[i]))), None)
+        return next(
+            (unseen[i] for i in order if self.constraints.fits(self.constraints.layers.expand(unseen[i]))),
+            None,
+        )
 
     @property
     def resource(self) -> str:
@@ -178,7 +221,9 @@ class Planner:
         return np.array([getattr(problem.cost(layers.expand(c)), self.resource) for c in choices])
 
     def proxy_front(self, count: int, held: Sequence[Choices] = ()) -> list[Choices]:
-        """Up to `count` points of the exact front of the proxy that dominate most, in log damage, beside those held."""
+        """Up to `count` points of the exact front of the proxy that dominate most, in log damage, beside
+        those held.
+        """
         rows = positive(self.rows)
         pool = supported(self.constraints, rows, np.random.default_rng(self.seed))
         points, found = (np.column_stack([self.costs(c), np.log(sums(rows, c))]) for c in (pool, held))
@@ -186,10 +231,16 @@ class Planner:
         return [pool[i] for i in most_improving(points, found, corner, count)]
 
     def proxy_optimum(self, limit: float) -> Choices:
-        """Least predicted damage with this limit on the first resource; where the other budgets forbid that, with the whole budget."""
+        """Least predicted damage with this limit on the first resource; where the other budgets forbid that,
+        with the whole budget.
+        """
         if limit not in self._proxy:
             at_budget = limit == self._limit
-            found = best_choices(self.constraints, self._coupled(self.rows))[0].choices if at_budget else self._optimum(self.rows, limit)
+            found = (
+                best_choices(self.constraints, self._coupled(self.rows))[0].choices
+                if at_budget
+                else self._optimum(self.rows, limit)
+            )
             self._proxy[limit] = found
         return self._proxy[limit]
 
@@ -198,19 +249,32 @@ class Planner:
 
     def _optimum(self, rows: Sequence[Row], limit: float) -> Choices:
         try:
-            found, _ = best_choices(self.constraints.tightened(self.resource, limit), self._coupled(rows), gap=_GAP, node_limit=_NODES)
+            found, _ = best_choices(
+                self.constraints.tightened(self.resource, limit),
+                self._coupled(rows),
+                gap=_GAP,
+                node_limit=_NODES,
+            )
             return found.choices
-        except MpsearchError:  # other budgets forbid it, or the nodes ran out: the caller goes on from what does fit
+        except (
+            MpsearchError
+        ):  # other budgets forbid it, or the nodes ran out: the caller goes on from what does fit
             return self.proxy_optimum(self._limit)
 
 
 class Fits:
-    """What the results so far say: the best of them, and tables corrected by them, one for the budget and one for the whole front."""
+    """What the results so far say: the best of them, and tables corrected by them, one for the budget and one
+    for the whole front.
+    """
 
     def __init__(self, planner: Planner, results: Sequence[Result]) -> None:
         self._planner = planner
         measured = [(r.choices, r.loss) for r in results if r.loss is not None]
-        fitting = [(loss, choices) for choices, loss in measured if planner.constraints.fits(planner.constraints.layers.expand(choices))]
+        fitting = [
+            (loss, choices)
+            for choices, loss in measured
+            if planner.constraints.fits(planner.constraints.layers.expand(choices))
+        ]
         self.incumbent: Choices | None = min(fitting)[1] if fitting else None
         self._losses = np.array([loss for _, loss in measured], dtype=np.float64)
         self._choices = [choices for choices, _ in measured]
@@ -222,16 +286,25 @@ class Fits:
         return correct(self._planner.rows, np.array(self._choices, dtype=np.intp), self._losses, focus)
 
     def along(self, count: int, seen: set[Choices], rng: np.random.Generator) -> list[Choices]:
-        """Up to `count` unseen assignments that are predicted to add most to the dominated area, in log loss over the resource of the front.
+        """Up to `count` unseen assignments that are predicted to add most to the dominated area, in log loss
+        over the resource of the front.
 
-        Candidates are exact optima of the expected table and of two drawn ones, and changes of one or two choices around what was measured.
+        Candidates are exact optima of the expected table and of two drawn ones, and changes of one or two
+        choices around what was measured.
         """
         table = self._table(None) if count else None
         if table is None:
             return []
         planner, mean = self._planner, table.mean()
-        pool = [c for rows in (mean, table.draw(rng), table.draw(rng)) for c in supported(planner.constraints, rows, rng)]
-        around = [best_neighbour(planner.constraints.tightened(planner.resource, cost), mean, c, seen) for c, cost in self._on_front()]
+        pool = [
+            c
+            for rows in (mean, table.draw(rng), table.draw(rng))
+            for c in supported(planner.constraints, rows, rng)
+        ]
+        around = [
+            best_neighbour(planner.constraints.tightened(planner.resource, cost), mean, c, seen)
+            for c, cost in self._on_front()
+        ]
         unseen = [c for c in dict.fromkeys([*pool, *(c for c in around if c is not None)]) if c not in seen]
         if not unseen:
             return []
@@ -246,7 +319,9 @@ class Fits:
         found: list[tuple[Choices, float]] = []
         least = np.inf
         for i in np.lexsort((self._losses, costs)):
-            if self._losses[i] < least and self._planner.constraints.fits(self._planner.constraints.layers.expand(self._choices[i])):
+            if self._losses[i] < least and self._planner.constraints.fits(
+                self._planner.constraints.layers.expand(self._choices[i])
+            ):
                 least = self._losses[i]
                 found.append((self._choices[i], float(costs[i])))
         return found

@@ -1,4 +1,6 @@
-"""`CorrectedTableSampler`: the search as an Optuna sampler that keeps nothing but what the study's trials say."""
+"""`CorrectedTableSampler`: the search as an Optuna sampler that keeps nothing but what the study's trials
+say.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,18 @@ INTERRUPTED = "interrupted"
 class Trials(Protocol):
     """What is read of a study; a study is one."""
 
-    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
         """Trials in these states, in the order of their numbers."""
 
 
 class CorrectedTableSampler(BaseSampler):
     """Proposes exact optima of the proxy, then of the proxy corrected by the trials, and their neighbours.
 
-    A proposal's `ordinal` is its place in the sequence; its batch follows from that. The proposals of a batch depend on the
-    finished trials of earlier batches alone, so a study that was killed and continued proposes what it would have proposed.
+    A proposal's `ordinal` is its place in the sequence; its batch follows from that. The proposals of a batch
+    depend on the finished trials of earlier batches alone, so a study that was killed and continued proposes
+    what it would have proposed.
 
     Args:
         planner: What proposes.
@@ -45,7 +50,10 @@ class CorrectedTableSampler(BaseSampler):
     def propose(self, study: Trials) -> tuple[int, Proposal] | None:
         """Ordinal and assignment of the next trial; None where nothing is left to propose."""
         layers = self.planner.constraints.layers
-        running, done = pending(study, layers), finished(study, layers)  # in this order: what ends in between is in both, not in neither
+        running, done = (
+            pending(study, layers),
+            finished(study, layers),
+        )  # in this order: what ends in between is in both, not in neither
         ordinal = next(k for k in range(len(done) + len(running) + 1) if k not in done and k not in running)
         number = self.batch_of(ordinal) - 1
         if number < 0:
@@ -54,12 +62,18 @@ class CorrectedTableSampler(BaseSampler):
         place = ordinal - before
         results = [done[k] for k in sorted(done) if k < before]
         if self._batch[:2] != (number, results):
-            self._batch = (number, results, self.planner.following(number + 1, results, [c for k, c in running.items() if k < before]))
+            self._batch = (
+                number,
+                results,
+                self.planner.following(number + 1, results, [c for k, c in running.items() if k < before]),
+            )
         proposals = self._batch[2]
         return (ordinal, proposals[place]) if place < len(proposals) else None
 
     def batch_of(self, ordinal: int) -> int:
-        """Number of the batch that an ordinal is in, from 0; its proposals need the results of every batch before."""
+        """Number of the batch that an ordinal is in, from 0; its proposals need the results of every batch
+        before.
+        """
         self._first = self._first or self.planner.first()
         return 0 if ordinal < len(self._first) else 1 + (ordinal - len(self._first)) // self.planner.batch
 
@@ -67,13 +81,21 @@ class CorrectedTableSampler(BaseSampler):
         """One index for each super-layer with more than one candidate, under the name of its first layer."""
         layers = self.planner.constraints.layers
         names = [self.planner.constraints.problem.layers[group[0]].name for group in layers.groups]
-        return {name: IntDistribution(0, width - 1) for name, width in zip(names, layers.widths, strict=True) if width > 1}
+        return {
+            name: IntDistribution(0, width - 1)
+            for name, width in zip(names, layers.widths, strict=True)
+            if width > 1
+        }
 
     def params(self, choices: Choices) -> dict[str, int]:
         """Optuna's parameters of M choices."""
         layers = self.planner.constraints.layers
         names = [self.planner.constraints.problem.layers[group[0]].name for group in layers.groups]
-        return {name: choice for name, choice, width in zip(names, choices, layers.widths, strict=True) if width > 1}
+        return {
+            name: choice
+            for name, choice, width in zip(names, choices, layers.widths, strict=True)
+            if width > 1
+        }
 
     def attributes(self, ordinal: int, proposal: Proposal) -> dict[str, Any]:
         """User attributes of a trial."""
@@ -85,8 +107,12 @@ class CorrectedTableSampler(BaseSampler):
         """The whole space: every parameter is proposed together."""
         return dict(self.search_space())
 
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """For `study.ask` and `study.optimize`; leaves the trial its attributes, as Optuna's own samplers do."""
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """For `study.ask` and `study.optimize`; leaves the trial its attributes, as Optuna's own samplers
+        do.
+        """
         proposed = self.propose(study)
         if proposed is None:
             return {}
@@ -94,7 +120,9 @@ class CorrectedTableSampler(BaseSampler):
             study._storage.set_trial_user_attr(trial._trial_id, key, value)
         return self.params(proposed[1].choices)
 
-    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
         """Random; only once every assignment that fits has been measured."""
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
@@ -104,15 +132,23 @@ def finished(study: Trials, layers: SuperLayers) -> dict[int, Result]:
     found = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
         complete = trial.state == TrialState.COMPLETE
-        if ORDINAL in trial.user_attrs and (complete or trial.user_attrs.get(REASON, INTERRUPTED) != INTERRUPTED):
-            found[int(trial.user_attrs[ORDINAL])] = Result(_choices(trial, layers), trial.values[0] if complete else None)
+        if ORDINAL in trial.user_attrs and (
+            complete or trial.user_attrs.get(REASON, INTERRUPTED) != INTERRUPTED
+        ):
+            found[int(trial.user_attrs[ORDINAL])] = Result(
+                _choices(trial, layers), trial.values[0] if complete else None
+            )
     return found
 
 
 def pending(study: Trials, layers: SuperLayers) -> dict[int, Choices]:
     """Ordinal -> choices of the trials that wait or are being measured."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
-    return {int(t.user_attrs[ORDINAL]): _choices(t, layers) for t in trials if ORDINAL in t.user_attrs and INDICES in t.user_attrs}
+    return {
+        int(t.user_attrs[ORDINAL]): _choices(t, layers)
+        for t in trials
+        if ORDINAL in t.user_attrs and INDICES in t.user_attrs
+    }
 
 
 def _choices(trial: FrozenTrial, layers: SuperLayers) -> Choices:

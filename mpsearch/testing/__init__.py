@@ -1,4 +1,5 @@
-"""Contract suites for members of the extension points, for packages that add their own, and the small nets that they run on.
+"""Contract suites for members of the extension points, for packages that add their own, and the small nets
+that they run on.
 
 Needs pytest to run, not to import.
 """

@@ -1,4 +1,6 @@
-"""Two tiny float nets with seeded weights, their units, blocks, images and quantisers: a convolutional one and a vision transformer."""
+"""Two tiny float nets with seeded weights, their units, blocks, images and quantisers: a convolutional one
+and a vision transformer.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ class TinyConv(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.residual, self.head = nn.Conv2d(3, 8, 3, stride=2, padding=1), Residual(), nn.Linear(8, 10)
+        self.stem, self.residual, self.head = (
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            Residual(),
+            nn.Linear(8, 10),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """N x 3 x H x W -> N x 10."""
@@ -95,7 +101,11 @@ def _vit() -> tuple[nn.Module, Blocks]:
 
 
 def _conv() -> tuple[nn.Module, Blocks]:
-    return TinyConv(), [("stem", ["stem"]), ("residual", ["residual.conv1", "residual.conv2"]), ("head", ["head"])]
+    return TinyConv(), [
+        ("stem", ["stem"]),
+        ("residual", ["residual.conv1", "residual.conv2"]),
+        ("head", ["head"]),
+    ]
 
 
 _MAKERS = {"conv": _conv, "vit": _vit}

@@ -23,7 +23,8 @@ Rows = list[list[float]]
 
 
 class ObjectiveContract:
-    """Inherit it, name the objectives as on the command line, and pytest runs every check on every one of them and on both small nets.
+    """Inherit it, name the objectives as on the command line, and pytest runs every check on every one of
+    them and on both small nets.
 
     ```
     class TestSpread(ObjectiveContract):
@@ -39,7 +40,10 @@ class ObjectiveContract:
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """A hook of pytest: one test for each objective and net."""
         if not self.objectives:
-            raise TypeError(f"{type(self).__name__} names no objectives. Set `objectives = ('my_objective',)` in the class.")
+            raise TypeError(
+                f"{type(self).__name__} names no objectives. Set `objectives = ('my_objective',)` in the "
+                "class."
+            )
         for name, values in (("objective", self.objectives), ("net", self.nets)):
             if name in metafunc.fixturenames:
                 metafunc.parametrize(name, values)
@@ -49,10 +53,14 @@ class ObjectiveContract:
         return dataclasses.replace(_context(_held(net)), **changes)
 
     def test_finite_not_negative_float_is_zero(self, objective: str, net: str) -> None:
-        """`L x C_l` floats; the float candidate and a unit without a weight have no damage, 2 bits have some."""
+        """`L x C_l` floats; the float candidate and a unit without a weight have no damage, 2 bits have
+        some.
+        """
         context = self.context(net)
         rows = _rows(OBJECTIVES.create(objective), context)
-        assert [len(row) for row in rows] == [len(c) for c in context.candidates], "the table has not one entry for each layer and candidate"
+        assert [len(row) for row in rows] == [len(c) for c in context.candidates], (
+            "the table has not one entry for each layer and candidate"
+        )
         wrong = [v for row in rows for v in row if not (isinstance(v, float) and math.isfinite(v) and v >= 0)]
         assert not wrong, f"no finite float of 0 or more: {wrong[:5]}"
         assert all(row[TEXTS.index("float")] == 0 for row in rows), "a float candidate has damage"
@@ -80,10 +88,15 @@ class ObjectiveContract:
     def test_the_model_and_its_surroundings_are_as_found(self, objective: str, net: str) -> None:
         """Weights, gradients, hooks, modes, random states, calibration and images do not change."""
         context = self.context(net)
-        weights, pixels = {unit: w.clone() for unit, w in context.calibration.weights.items()}, context.images.inputs()
+        weights, pixels = (
+            {unit: w.clone() for unit, w in context.calibration.weights.items()},
+            context.images.inputs(),
+        )
         with left_as_found(context.module):
             score(OBJECTIVES.create(objective), context)
-        assert all(torch.equal(context.calibration.weights[unit], kept) for unit, kept in weights.items()), "the calibration's weights have changed"
+        assert all(torch.equal(context.calibration.weights[unit], kept) for unit, kept in weights.items()), (
+            "the calibration's weights have changed"
+        )
         assert torch.equal(context.images.inputs(), pixels), "the images have changed"
 
     def test_looks_at_images_only_where_it_says_so(self, objective: str, net: str) -> None:
@@ -104,13 +117,19 @@ class ObjectiveContract:
         again = pickle.loads(pickle.dumps(member))  # noqa: S301
         assert again == member and hash(again) == hash(member), "a pickled copy differs"
         assert member.name == objective.partition(":")[0]
-        assert isinstance(member.additive, bool) and isinstance(member.needs_data, bool), "additive and needs_data must be bool"
+        assert isinstance(member.additive, bool) and isinstance(member.needs_data, bool), (
+            "additive and needs_data must be bool"
+        )
         assert member.unit, "the unit of a score is not named"
         assert getattr(type(member), "__dataclass_params__").frozen, "the dataclass is not frozen"  # noqa: B009
-        assert _rows(again, self.context(net)) == _rows(member, self.context(net)), "a pickled copy scores differently"
+        assert _rows(again, self.context(net)) == _rows(member, self.context(net)), (
+            "a pickled copy scores differently"
+        )
 
     def test_the_parts_have_the_shape_of_the_table(self, objective: str, net: str) -> None:
-        """`parts` gives the table of `score`; what weights and inputs contribute, where it is told, for each entry of it."""
+        """`parts` gives the table of `score`; what weights and inputs contribute, where it is told, for each
+        entry of it.
+        """
         member, context = OBJECTIVES.create(objective), self.context(net)
         with torch.no_grad():
             parts = member.parts(context)
@@ -118,20 +137,29 @@ class ObjectiveContract:
         for name in ("weights", "activations"):
             table = getattr(parts, name)
             shape = None if table is None else [len(row) for row in table]
-            assert shape in (None, [len(row) for row in parts.total]), f"{name} has not one entry for each layer and candidate"
-            assert table is None or all(math.isfinite(v) and v >= 0 for row in table for v in row), f"{name} is not finite or negative"
+            assert shape in (None, [len(row) for row in parts.total]), (
+                f"{name} has not one entry for each layer and candidate"
+            )
+            assert table is None or all(math.isfinite(v) and v >= 0 for row in table for v in row), (
+                f"{name} is not finite or negative"
+            )
 
     def test_progress_ends_with_everything_done(self, objective: str, net: str) -> None:
         """`on_step` counts 1, 2, ... up to the total that it names."""
         steps: list[tuple[int, int]] = []
-        _rows(OBJECTIVES.create(objective), self.context(net, on_step=lambda done, total: steps.append((done, total))))
+        _rows(
+            OBJECTIVES.create(objective),
+            self.context(net, on_step=lambda done, total: steps.append((done, total))),
+        )
         assert steps and steps[-1][0] == steps[-1][1] > 0, f"the last step is {steps[-1:]}"
         assert [done for done, _ in steps] == list(range(1, len(steps) + 1)), "steps are skipped or repeated"
 
     def test_the_order_of_layers_does_not_matter(self, objective: str, net: str) -> None:
         """A table of turned layers is the turned table."""
         context, member = self.context(net), OBJECTIVES.create(objective)
-        turned = dataclasses.replace(context, layers=context.layers[::-1], candidates=context.candidates[::-1])
+        turned = dataclasses.replace(
+            context, layers=context.layers[::-1], candidates=context.candidates[::-1]
+        )
         assert _rows(member, turned) == _rows(member, context)[::-1]
 
     def test_the_batch_size_does_not_matter(self, objective: str, net: str) -> None:
@@ -141,7 +169,10 @@ class ObjectiveContract:
             return
         other: Objective = dataclasses.replace(member, batch_size=5)  # type: ignore[type-var]
         for row, again in zip(_rows(member, context), _rows(other, context), strict=True):
-            assert all(math.isclose(v, w, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE * max(row)) for v, w in zip(row, again, strict=True)), (row, again)
+            assert all(
+                math.isclose(v, w, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE * max(row))
+                for v, w in zip(row, again, strict=True)
+            ), (row, again)
 
 
 @functools.cache
@@ -158,7 +189,9 @@ def _context(net: TinyNet) -> ScoringContext:
 
 def _layer(net: TinyNet, unit: str) -> Layer:
     shape = tuple(net.calibration.weights[unit].shape)
-    return Layer(unit, "conv2d" if len(shape) == 4 else "linear", shape, ((1,),), (1,), math.prod(shape), unit)
+    return Layer(
+        unit, "conv2d" if len(shape) == 4 else "linear", shape, ((1,),), (1,), math.prod(shape), unit
+    )
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
-"""A tiny text encoder with seeded weights, called as Hugging Face's are, and texts for it: tests need no transformers and no download."""
+"""A tiny text encoder with seeded weights, called as Hugging Face's are, and texts for it: tests need no
+transformers and no download.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ class TinyLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """`N x T x D` and what is added to the scores, `N x 1 x 1 x T` -> `N x T x D`."""
-        q, k, v = (layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        q, k, v = (
+            layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
         x = self.norm1(x + self.proj(mixed))
         return self.norm2(x + self.fc2(F.gelu(self.fc1(x))))  # type: ignore[no-any-return]
@@ -36,11 +41,17 @@ class TinyEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.places, self.types = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(LENGTH, WIDTH), nn.Embedding(2, WIDTH)
+        self.words, self.places, self.types = (
+            nn.Embedding(VOCABULARY, WIDTH),
+            nn.Embedding(LENGTH, WIDTH),
+            nn.Embedding(2, WIDTH),
+        )
         self.norm = nn.LayerNorm(WIDTH)
         self.layers = nn.ModuleList([TinyLayer(), TinyLayer()])
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> SimpleNamespace:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> SimpleNamespace:
         """`N x T` each, the mask as what is added to the scores; `last_hidden_state` is `N x T x D`."""
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         x = self.words(input_ids) + self.places(places)

@@ -15,7 +15,10 @@ def by_folder(found, root):
     """Folder -> label, by the pixels of its first image."""
     from PIL import Image
 
-    at = {image.permute(1, 2, 0).numpy().tobytes(): int(label) for image, label in zip(found.images, found.labels, strict=True)}
+    at = {
+        image.permute(1, 2, 0).numpy().tobytes(): int(label)
+        for image, label in zip(found.images, found.labels, strict=True)
+    }
     return {p.name: at[np.asarray(Image.open(p / "000.png")).tobytes()] for p in root.iterdir()}
 
 
@@ -32,9 +35,13 @@ def test_a_timm_model_gets_the_labels_that_timm_gives(folder, config):
 def test_an_order_in_doubt_is_refused(folder, config, names):
     root = str(folder(dict.fromkeys(names, 1)))
     for classes in (None, Classes(), Classes(len(names))):
-        with pytest.raises(DataError, match=r"which of them the model was trained with is not known.*--class-map"):
+        with pytest.raises(
+            DataError, match=r"which of them the model was trained with is not known.*--class-map"
+        ):
             load_images(root, config, classes=classes)
-    mapped = load_images(root, config, classes=Classes(9, folders={name: 3 + i for i, name in enumerate(names)}))
+    mapped = load_images(
+        root, config, classes=Classes(9, folders={name: 3 + i for i, name in enumerate(names)})
+    )
     assert sorted(mapped.labels.tolist()) == list(range(3, 3 + len(names)))
 
 
@@ -47,7 +54,9 @@ def test_folders_that_have_no_order_in_timm_are_refused(folder, config):
 @pytest.mark.parametrize("timm", [True, False])
 def test_folders_that_are_not_as_many_as_the_classes_are_refused(folder, config, left, outputs, timm):
     root = str(folder({f"c{k:02d}": 1 for k in range(left)}))
-    with pytest.raises(DataError, match=f"{left} class folders and the model {outputs} classes.*--class-map FILE"):
+    with pytest.raises(
+        DataError, match=f"{left} class folders and the model {outputs} classes.*--class-map FILE"
+    ):
         load_images(root, config, classes=Classes(outputs, timm))
 
 
@@ -60,7 +69,9 @@ def test_a_class_map_gives_a_part_of_the_classes_their_labels(folder, config, tm
     found = load_images(str(root), config, classes=classes)
     assert sorted(set(found.labels.tolist())) == [0, 1, *range(3, 12)]
     other = folder({"class2": 4, "class5": 4}, name="other", seed=9)
-    made = make_splits(str(root), config, calibration=str(other), calibration_images=4, search_images=4, classes=classes)
+    made = make_splits(
+        str(root), config, calibration=str(other), calibration_images=4, search_images=4, classes=classes
+    )
     assert set(made.calibration.labels.tolist()) == {1, 4}
     with pytest.raises(DataError, match="folder 'class11' has the label 10; the model has 10 classes"):
         load_images(str(root), config, classes=Classes(10, folders=classes.folders))
@@ -68,7 +79,9 @@ def test_a_class_map_gives_a_part_of_the_classes_their_labels(folder, config, tm
         load_images(str(root), config, classes=Classes(12, folders={"class2": 1}))
 
 
-@pytest.mark.parametrize("text", ["cat,0\ndog,4\n", "folder,class\ncat,0\n\ndog,4\n", '\ufeff"cat", 0\ndog,4'])
+@pytest.mark.parametrize(
+    "text", ["cat,0\ndog,4\n", "folder,class\ncat,0\n\ndog,4\n", '\ufeff"cat", 0\ndog,4']
+)
 def test_a_class_map_may_be_csv(tmp_path, text):
     (tmp_path / "map.csv").write_text(text)
     assert read_class_map(tmp_path / "map.csv") == {"cat": 0, "dog": 4}
@@ -100,10 +113,16 @@ def test_a_class_map_that_is_not_there_is_refused(tmp_path):
         read_class_map(tmp_path / "no.json")
 
 
-def test_labels_that_the_model_has_no_output_for_are_refused_before_an_image_is_read(tmp_path, config, archive, pixels):
+def test_labels_that_the_model_has_no_output_for_are_refused_before_an_image_is_read(
+    tmp_path, config, archive, pixels
+):
     np.savez(tmp_path / "a.npz", x=pixels(10), y=np.arange(5, 15))
-    with pytest.raises(DataError, match=r"a\.npz\[x\], image 5 has the label 10; the model has 10 classes, 0 to 9"):
+    with pytest.raises(
+        DataError, match=r"a\.npz\[x\], image 5 has the label 10; the model has 10 classes, 0 to 9"
+    ):
         load_images(str(tmp_path / "a.npz"), config, classes=Classes(10))
-    broken = archive({"a.png": b"no image", "b.png": b"none", "labels.csv": b"file,label\na.png,3\nb.png,12\n"})
+    broken = archive(
+        {"a.png": b"no image", "b.png": b"none", "labels.csv": b"file,label\na.png,3\nb.png,12\n"}
+    )
     with pytest.raises(DataError, match=r"labels\.csv: b\.png has the label 12; the model has 10 classes"):
         make_splits(str(broken), config, classes=Classes(10))

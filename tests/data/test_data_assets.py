@@ -25,7 +25,9 @@ def cifar(config):
     return config | {"input_size": (3, 32, 32)}
 
 
-@pytest.mark.parametrize(("name", "count"), [("cifar10_jpeg_test_5000", 5000), ("cifar10_jpeg_train_1000", 1000)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("cifar10_jpeg_test_5000", 5000), ("cifar10_jpeg_train_1000", 1000)]
+)
 def test_cifar_zips(images, cifar, name, count):
     found = load_images(str(images / f"{name}.zip"), cifar)
     assert len(found) == count

@@ -17,7 +17,13 @@ def image_set(pixels):
         x = pixels(count, seed)
         for copy, original in duplicates:
             x[copy] = x[original]
-        return ImageSet(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.arange(count) % classes, (0.5,) * 3, (0.5,) * 3, name)
+        return ImageSet(
+            torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(),
+            torch.arange(count) % classes,
+            (0.5,) * 3,
+            (0.5,) * 3,
+            name,
+        )
 
     return make
 
@@ -55,7 +61,9 @@ def test_same_seed_same_images(image_set):
 
 def test_evaluation_does_not_move_when_the_other_two_are_resized(image_set):
     images = image_set(40)
-    one, other = (make_splits(images, calibration_images=n, search_images=6, evaluation_images=15) for n in (3, 9))
+    one, other = (
+        make_splits(images, calibration_images=n, search_images=6, evaluation_images=15) for n in (3, 9)
+    )
     assert one.evaluation.content_hash == other.evaluation.content_hash
 
 
@@ -71,7 +79,9 @@ def test_planted_duplicates_in_one_source_are_left_out_and_counted(image_set):
 def test_planted_duplicates_of_evaluation_images_are_replaced_in_the_other_source(image_set):
     evaluation = image_set(10, seed=1, name="eval")
     other = image_set(15, seed=2, name="train")
-    other = ImageSet(torch.cat([evaluation.images[:5], other.images[5:]]), other.labels, other.mean, other.std, "train")
+    other = ImageSet(
+        torch.cat([evaluation.images[:5], other.images[5:]]), other.labels, other.mean, other.std, "train"
+    )
     made = make_splits(evaluation, calibration=other, **SMALL)
     assert _sizes(made) == [4, 6, 10]
     order = np.asarray(seeded_order(15, other.labels.numpy(), 0))
@@ -83,7 +93,9 @@ def test_planted_duplicates_of_evaluation_images_are_replaced_in_the_other_sourc
 
 
 def test_the_same_images_as_both_sources_are_refused(image_set):
-    with pytest.raises(DataError, match="made has 0 images once 20 exact duplicates are left out; 10 are needed"):
+    with pytest.raises(
+        DataError, match="made has 0 images once 20 exact duplicates are left out; 10 are needed"
+    ):
         make_splits(image_set(20), calibration=image_set(20), **SMALL)
 
 
@@ -94,10 +106,16 @@ def test_splits_that_overlap_cannot_be_made_by_hand(image_set):
 
 
 def test_json_tells_counts_sources_and_hashes(image_set):
-    made = make_splits(image_set(20, name="main"), calibration=image_set(12, seed=9, name="side"), **SMALL, seed=7)
+    made = make_splits(
+        image_set(20, name="main"), calibration=image_set(12, seed=9, name="side"), **SMALL, seed=7
+    )
     told = json.loads(json.dumps(made.to_json()))
     assert (told["schema"], told["seed"], told["duplicates_removed"]) == (1, 7, 0)
-    assert [(p["source"], p["images"]) for p in told["parts"].values()] == [("side", 4), ("side", 6), ("main", 20)]
+    assert [(p["source"], p["images"]) for p in told["parts"].values()] == [
+        ("side", 4),
+        ("side", 6),
+        ("main", 20),
+    ]
     assert told["parts"]["search"]["content_hash"] == made.search.content_hash
     assert told["parts"]["evaluation"]["bytes"] == 20 * 3 * 64 + 20 * 8
 
@@ -111,7 +129,9 @@ def test_digits_keep_their_train_and_test_parts_apart(config):
 
 def test_npz_with_parts(tmp_path, config, pixels):
     x = pixels(30)
-    np.savez(tmp_path / "a.npz", x_train=x[:20], y_train=np.zeros(20, int), x_test=x[20:], y_test=np.ones(10, int))
+    np.savez(
+        tmp_path / "a.npz", x_train=x[:20], y_train=np.zeros(20, int), x_test=x[20:], y_test=np.ones(10, int)
+    )
     made = make_splits(str(tmp_path / "a.npz"), config, **SMALL, evaluation_images=8)
     assert [p.labels.unique().tolist() for p in made.parts.values()] == [[0], [0], [1]]
     assert _sizes(made) == [4, 6, 8]
@@ -126,10 +146,20 @@ def test_folder_with_parts_and_folder_without(folder, config):
 
 
 def test_two_folders(folder, config):
-    made = make_splits(str(folder({"a": 3, "b": 3}, "eval")), config, calibration=str(folder({"a": 8, "b": 8}, "train", seed=1)), **SMALL)
+    made = make_splits(
+        str(folder({"a": 3, "b": 3}, "eval")),
+        config,
+        calibration=str(folder({"a": 8, "b": 8}, "train", seed=1)),
+        **SMALL,
+    )
     assert _sizes(made) == [4, 6, 6]
     with pytest.raises(DataError, match="do not have the same class folders; they differ in b, c"):
-        make_splits(str(folder({"a": 3, "b": 3}, "e")), config, calibration=str(folder({"a": 8, "c": 8}, "t", seed=1)), **SMALL)
+        make_splits(
+            str(folder({"a": 3, "b": 3}, "e")),
+            config,
+            calibration=str(folder({"a": 8, "c": 8}, "t", seed=1)),
+            **SMALL,
+        )
 
 
 def test_a_calibration_source_with_parts_gives_its_train_part(folder, config):
@@ -148,7 +178,10 @@ def test_images_without_labels(image_set):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"calibration_images": 8, "search_images": 8, "evaluation_images": 5}, "made has 20 images; 21 are needed"),
+        (
+            {"calibration_images": 8, "search_images": 8, "evaluation_images": 5},
+            "made has 20 images; 21 are needed",
+        ),
         ({"calibration_images": 10, "search_images": 10}, "made has 20 images; 21 are needed"),
         ({"calibration_images": 0}, "calibration_images is 0"),
         ({"search_images": -1}, "search_images is -1"),
@@ -170,7 +203,9 @@ def test_too_few_images_in_either_of_two_sources(image_set):
 
 def test_duplicates_that_leave_too_few_are_told(image_set):
     images = image_set(12, duplicates=[(11, 0), (10, 1)])
-    with pytest.raises(DataError, match="made has 10 images once 2 exact duplicates are left out; 12 are needed"):
+    with pytest.raises(
+        DataError, match="made has 10 images once 2 exact duplicates are left out; 12 are needed"
+    ):
         make_splits(images, **SMALL, evaluation_images=2)
 
 

@@ -9,7 +9,9 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 @pytest.fixture
 def images():
-    pixels = torch.randint(0, 256, (7, 3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (7, 3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     return ImageSet(pixels, torch.arange(7) % 3, MEAN, STD, "seven")
 
 
@@ -35,7 +37,9 @@ def test_batches_cover_every_image_once_in_order(images):
 
 
 def test_batches_without_labels():
-    assert [y for _, y in ImageSet(torch.zeros(3, 3, 2, 2, dtype=torch.uint8), None, MEAN, STD).batches(2)] == [None, None]
+    assert [
+        y for _, y in ImageSet(torch.zeros(3, 3, 2, 2, dtype=torch.uint8), None, MEAN, STD).batches(2)
+    ] == [None, None]
 
 
 def test_subset_keeps_images_and_labels_together(images):
@@ -51,12 +55,27 @@ def test_nbytes(images):
 
 def test_content_hash_sees_pixels_labels_and_normalisation_but_not_the_name(images):
     def changed(**fields):
-        return ImageSet(**{"images": images.images, "labels": images.labels, "mean": MEAN, "std": STD, "name": "seven", **fields}).content_hash
+        return ImageSet(
+            **{
+                "images": images.images,
+                "labels": images.labels,
+                "mean": MEAN,
+                "std": STD,
+                "name": "seven",
+                **fields,
+            }
+        ).content_hash
 
     pixel = images.images.clone()
     pixel[3, 1, 2, 2] ^= 1
     assert changed(name="other") == images.content_hash
-    others = [changed(images=pixel), changed(labels=None), changed(labels=images.labels.flip(0)), changed(mean=STD), changed(std=(0.2, 0.25, 0.31))]
+    others = [
+        changed(images=pixel),
+        changed(labels=None),
+        changed(labels=images.labels.flip(0)),
+        changed(mean=STD),
+        changed(std=(0.2, 0.25, 0.31)),
+    ]
     others.append(changed(images=images.images.reshape(7, 3, 5, 4)))
     assert len({images.content_hash, *others}) == 7
 
@@ -81,7 +100,15 @@ def test_sample_hashes_are_equal_for_equal_pixels_only(images):
 )
 def test_what_does_not_fit_is_refused(fields, message):
     with pytest.raises(DataError, match=message):
-        ImageSet(**{"images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "labels": torch.zeros(2, dtype=torch.int64), "mean": MEAN, "std": STD, **fields})
+        ImageSet(
+            **{
+                "images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+                "labels": torch.zeros(2, dtype=torch.int64),
+                "mean": MEAN,
+                "std": STD,
+                **fields,
+            }
+        )
 
 
 def test_require_labels(images):

@@ -34,13 +34,32 @@ def test_class_folders_give_labels_in_the_order_of_their_names(folder, config, p
 
 def test_images_deeper_below_a_class_folder_belong_to_it(archive, config, pixels, png):
     a, b = map(png, pixels(2))
-    found = load_images(str(archive({"data/x/deep/1.png": a, "data/y/2.PNG": b, "__MACOSX/data/x/._1.png": b"?", "data/y/notes.txt": b"?"})), config)
+    found = load_images(
+        str(
+            archive(
+                {
+                    "data/x/deep/1.png": a,
+                    "data/y/2.PNG": b,
+                    "__MACOSX/data/x/._1.png": b"?",
+                    "data/y/notes.txt": b"?",
+                }
+            )
+        ),
+        config,
+    )
     assert found.labels.tolist() == [0, 1]
 
 
 def test_zip_with_a_label_file(archive, config, pixels, png):
     a, b, c = pixels(3)
-    path = archive({"a.png": png(a), "sub/b.png": png(b), "c.png": png(c), "labels.csv": "file,label\nc.png,7\na.png,3\nsub/b.png,0\n"})
+    path = archive(
+        {
+            "a.png": png(a),
+            "sub/b.png": png(b),
+            "c.png": png(c),
+            "labels.csv": "file,label\nc.png,7\na.png,3\nsub/b.png,0\n",
+        }
+    )
     found = load_images(str(path), config)
     assert found.labels.tolist() == [7, 3, 0]
     assert np.array_equal(found.images[0].permute(1, 2, 0).numpy(), c)
@@ -51,7 +70,9 @@ def test_flat_folder_with_and_without_a_label_file(tmp_path, config, pixels, png
     for i, image in enumerate(pixels(3)):
         (tmp_path / f"{i}.png").write_bytes(png(image))
     assert load_images(str(tmp_path), config).labels is None
-    (tmp_path / "labels.csv").write_text("label,file,note\r\n1,0.png,x\r\n2,1.png,\r\n0,2.png,\r\n", encoding="utf-8-sig")
+    (tmp_path / "labels.csv").write_text(
+        "label,file,note\r\n1,0.png,x\r\n2,1.png,\r\n0,2.png,\r\n", encoding="utf-8-sig"
+    )
     assert load_images(str(tmp_path), config).labels.tolist() == [1, 2, 0]
 
 
@@ -102,7 +123,9 @@ def test_only_the_chosen_images_are_decoded_and_progress_is_told(folder, config)
 
 
 def test_grey_models_read_grey_images(folder, config):
-    found = load_images(str(folder({"a": 2})), config | {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,)})
+    found = load_images(
+        str(folder({"a": 2})), config | {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,)}
+    )
     assert found.images.shape == (2, 1, 8, 8)
 
 
@@ -120,7 +143,9 @@ def test_npz_layouts(tmp_path, config, pixels, layout):
 def test_npz_parts(tmp_path, config, pixels):
     path = str(tmp_path / "a.npz")
     x = pixels(6)
-    np.savez_compressed(path, x_train=x[:4], y_train=np.arange(4, dtype=np.uint8), x_test=x[4:], y_test=np.array([8, 9]))
+    np.savez_compressed(
+        path, x_train=x[:4], y_train=np.arange(4, dtype=np.uint8), x_test=x[4:], y_test=np.array([8, 9])
+    )
     assert load_images(path, config).labels.tolist() == [8, 9]
     assert load_images(path, config, split="train").labels.tolist() == [0, 1, 2, 3]
     assert source_parts(path) == {"train", "test"}
@@ -172,7 +197,9 @@ def test_digits_are_stretched_not_cropped(config):
     assert found.labels.tolist() == labels[test].tolist()
     assert torch.equal(found.images[:, 0], found.images[:, 2])
     small = Image.fromarray(np.rint(pixels[test[0]].reshape(8, 8) * 255 / 16).astype(np.uint8))
-    assert np.array_equal(found.images[0, 0].numpy(), np.asarray(small.resize((32, 32), Image.Resampling.BILINEAR)))
+    assert np.array_equal(
+        found.images[0, 0].numpy(), np.asarray(small.resize((32, 32), Image.Resampling.BILINEAR))
+    )
 
 
 def test_digits_of_the_native_size_keep_their_range(config):
@@ -191,7 +218,14 @@ def test_digits_split_is_stratified_disjoint_and_fixed_by_seed():
     with pytest.raises(DataError, match="digits has no part 'b'"):
         load_images(
             "digits",
-            {"input_size": (3, 8, 8), "interpolation": "bilinear", "crop_pct": 1, "crop_mode": "center", "mean": (0.5,) * 3, "std": (0.5,) * 3},
+            {
+                "input_size": (3, 8, 8),
+                "interpolation": "bilinear",
+                "crop_pct": 1,
+                "crop_mode": "center",
+                "mean": (0.5,) * 3,
+                "std": (0.5,) * 3,
+            },
             split="b",
         )
 

@@ -22,22 +22,44 @@ def photo():
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
-@pytest.mark.parametrize(("size", "crop_pct"), [((3, 16, 16), 0.875), ((3, 24, 16), 1.0), ((3, 48, 48), 0.95), ((1, 16, 16), 0.9)])
-def test_inputs_equal_timms_own_transform_to_the_last_bit(photo, config, interpolation, crop_mode, size, crop_pct):
+@pytest.mark.parametrize(
+    ("size", "crop_pct"), [((3, 16, 16), 0.875), ((3, 24, 16), 1.0), ((3, 48, 48), 0.95), ((1, 16, 16), 0.9)]
+)
+def test_inputs_equal_timms_own_transform_to_the_last_bit(
+    photo, config, interpolation, crop_mode, size, crop_pct
+):
     channels = size[0]
-    config |= {"input_size": size, "interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    config |= {
+        "input_size": size,
+        "interpolation": interpolation,
+        "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
+    }
     config |= {"mean": config["mean"][:channels], "std": config["std"][:channels]}
     expected = create_transform(**config, is_training=False)(photo.convert("RGB" if channels == 3 else "L"))
-    found = ImageSet(Preprocessor.from_config(config)(photo, "photo")[None], None, config["mean"], config["std"]).inputs()[0]
+    found = ImageSet(
+        Preprocessor.from_config(config)(photo, "photo")[None], None, config["mean"], config["std"]
+    ).inputs()[0]
     assert torch.equal(found, expected)
 
 
 def test_timms_resolved_config_is_read():
     config = resolve_data_config(
-        pretrained_cfg={"input_size": (3, 32, 32), "crop_pct": 0.9, "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
+        pretrained_cfg={
+            "input_size": (3, 32, 32),
+            "crop_pct": 0.9,
+            "mean": (0.5,) * 3,
+            "std": (0.5,) * 3,
+            "interpolation": "bilinear",
+        }
     )
     made = Preprocessor.from_config(config)
-    assert (made.input_size, made.crop_pct, made.interpolation, made.mean) == ((3, 32, 32), 0.9, "bilinear", (0.5,) * 3)
+    assert (made.input_size, made.crop_pct, made.interpolation, made.mean) == (
+        (3, 32, 32),
+        0.9,
+        "bilinear",
+        (0.5,) * 3,
+    )
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
@@ -58,7 +80,9 @@ def test_grey_palette_and_transparent_pictures_become_rgb(config):
     assert [int(made(i, "x").unique()) for i in (grey, clear, palette)] == [70, 90, shown]
 
 
-@pytest.mark.parametrize(("array", "mode"), [(np.full((8, 8), 700, np.uint16), "I;16"), (np.full((8, 8), 0.5, np.float32), "F")])
+@pytest.mark.parametrize(
+    ("array", "mode"), [(np.full((8, 8), 700, np.uint16), "I;16"), (np.full((8, 8), 0.5, np.float32), "F")]
+)
 def test_more_than_8_bits_are_not_clipped_in_silence(array, mode):
     with pytest.raises(DataError, match=f"deep.tif has more than 8 bits a channel .mode {mode}"):
         as_mode(Image.fromarray(array), "RGB", "deep.tif")
@@ -92,7 +116,12 @@ def _png_header(width, height):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("size", [(60000, 60000), (11000, 11000), (12000, 12000)])
@@ -117,7 +146,15 @@ def test_formats_that_are_not_needed_stay_shut(photo, kind):
         decode(stream.getvalue(), "x")
 
 
-@pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\xff" * 40, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not an image",
+        b"\x89PNG\r\n\x1a\n" + b"\xff" * 40,
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    ],
+)
 def test_what_is_not_an_image_is_refused_by_name(data):
     with pytest.raises(DataError, match=r"odd\.png is not a readable image"):
         decode(data, "odd.png")

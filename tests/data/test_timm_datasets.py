@@ -1,4 +1,6 @@
-"""Names of timm's datasets. What would need a download is stood in for by timm's own dataset classes on local files."""
+"""Names of timm's datasets. What would need a download is stood in for by timm's own dataset classes on local
+files.
+"""
 
 import pytest
 import timm.data
@@ -17,7 +19,9 @@ class Reader:
         self.images, self.labels, self.length = images, labels, len(images) if length is None else length
 
     def __iter__(self):
-        return ((Image.fromarray(image), label) for image, label in zip(self.images, self.labels, strict=True))
+        return (
+            (Image.fromarray(image), label) for image, label in zip(self.images, self.labels, strict=True)
+        )
 
     def __len__(self):
         return self.length
@@ -47,7 +51,10 @@ def test_torch_image_folder_through_timm_itself(folder, config):
     root = folder({"train/a": 3, "train/b": 3, "validation/a": 2, "validation/b": 1})
     spec = f"torch/image_folder@{root}"
     assert load_images(spec, config).labels.tolist() == [0, 0, 1]
-    assert load_images(spec, config, split="train").content_hash == load_images(str(root), config, split="train").content_hash
+    assert (
+        load_images(spec, config, split="train").content_hash
+        == load_images(str(root), config, split="train").content_hash
+    )
     made = make_splits(spec, config, calibration_images=2, search_images=4)
     assert [len(p) for p in made.parts.values()] == [2, 4, 3]
     assert made.evaluation.name == "torch/image_folder[validation]"
@@ -96,14 +103,18 @@ def test_streams_give_the_same_subset_whatever_the_order(stand_in, config, pixel
     assert load_images("tfds/x", config, limit=5, seed=4).labels.tolist() != part.labels.tolist()
 
 
-@pytest.mark.parametrize(("length", "message"), [(0, "does not say how many"), (20, "ended before its 20 images")])
+@pytest.mark.parametrize(
+    ("length", "message"), [(0, "does not say how many"), (20, "ended before its 20 images")]
+)
 def test_streams_of_a_wrong_length_are_refused(stand_in, config, pixels, length, message):
     stand_in({"validation": IterableImageDataset("", reader=Reader(pixels(12), range(12), length))})
     with pytest.raises(DataError, match=message):
         load_images("tfds/x", config)
 
 
-@pytest.mark.parametrize(("label", "message"), [([0, 1], "label .0, 1."), (0.5, "label 0.5"), (-7, "label -7")])
+@pytest.mark.parametrize(
+    ("label", "message"), [([0, 1], "label .0, 1."), (0.5, "label 0.5"), (-7, "label -7")]
+)
 def test_labels_that_are_not_one_class_are_refused(stand_in, config, pixels, label, message):
     stand_in({"validation": IterableImageDataset("", reader=Reader(pixels(1), [label]))})
     with pytest.raises(DataError, match=message):
@@ -117,10 +128,14 @@ def test_images_of_which_some_lack_a_label_are_refused(stand_in, config, pixels)
 
 
 def test_failures_name_the_dataset_and_every_part_tried(stand_in, config):
-    with pytest.raises(DataError, match=r"torch/nothing\[validation\] cannot be read: Unknown torchvision dataset nothing"):
+    with pytest.raises(
+        DataError, match=r"torch/nothing\[validation\] cannot be read: Unknown torchvision dataset nothing"
+    ):
         load_images("torch/nothing", config)
     stand_in({})
-    with pytest.raises(DataError, match=r"hfds/x\[validation\] cannot be read: Unknown split validation.*hfds/x\[test\]"):
+    with pytest.raises(
+        DataError, match=r"hfds/x\[validation\] cannot be read: Unknown split validation.*hfds/x\[test\]"
+    ):
         load_images("hfds/x", config)
     with pytest.raises(DataError, match=r"^hfds/x\[extra\] cannot be read"):
         load_images("hfds/x", config, split="extra")

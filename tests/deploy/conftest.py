@@ -22,7 +22,9 @@ class Mobile(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
         self.expand = nn.Sequential(nn.Conv2d(16, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6())
-        self.depthwise = nn.Sequential(nn.Conv2d(32, 32, 3, 1, 1, groups=32, bias=False), nn.BatchNorm2d(32), nn.ReLU6())
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(32, 32, 3, 1, 1, groups=32, bias=False), nn.BatchNorm2d(32), nn.ReLU6()
+        )
         self.project = nn.Sequential(nn.Conv2d(32, 16, 1, bias=False), nn.BatchNorm2d(16))
         self.grouped = nn.Sequential(nn.Conv2d(16, 24, 3, 2, 1, groups=4), nn.ReLU())
         self.head = nn.Linear(24, 10)
@@ -34,10 +36,15 @@ class Mobile(nn.Module):
 
 
 class SamePadded(nn.Sequential):
-    """Strided convolutions with TensorFlow's padding, as in timm's `tf_` models: below and to the right alone."""
+    """Strided convolutions with TensorFlow's padding, as in timm's `tf_` models: below and to the right
+    alone.
+    """
 
     def __init__(self) -> None:
-        stem, depthwise = create_conv2d(3, 16, 3, stride=2, padding="same"), create_conv2d(16, 16, 3, stride=2, padding="same", depthwise=True)
+        stem, depthwise = (
+            create_conv2d(3, 16, 3, stride=2, padding="same"),
+            create_conv2d(16, 16, 3, stride=2, padding="same", depthwise=True),
+        )
         super().__init__(stem, nn.ReLU(), depthwise, nn.ReLU(), nn.Flatten(), nn.Linear(16 * 8 * 8, 10))
 
 

@@ -24,7 +24,9 @@ from mpsearch.testing import tiny_net
 @pytest.fixture(scope="module")
 def job():
     net = tiny_net("conv")
-    layout = PackedLayout.of(net.module, net.units, ModelSource("factory", "nets.py:conv"), (), {"input_size": (3, 12, 12)})
+    layout = PackedLayout.of(
+        net.module, net.units, ModelSource("factory", "nets.py:conv"), (), {"input_size": (3, 12, 12)}
+    )
     states = net.calibration.states(Assignment(tuple((unit, Candidate(8, 8)) for unit in net.units)))
     return Job(net.module, layout, states, net.calibration, net.images.inputs([0]))
 
@@ -84,7 +86,11 @@ def test_a_failure_at_any_step_of_replacing_leaves_the_earlier_folder(tmp_path, 
         return rename(*args, **kwargs)
 
     rename = Path.rename
-    places = {"mkdtemp": "mpsearch.deploy.artifact.tempfile.mkdtemp", "fsync": "mpsearch.deploy.artifact.os.fsync", "rename": "pathlib.Path.rename"}
+    places = {
+        "mkdtemp": "mpsearch.deploy.artifact.tempfile.mkdtemp",
+        "fsync": "mpsearch.deploy.artifact.os.fsync",
+        "rename": "pathlib.Path.rename",
+    }
     monkeypatch.setattr(places[where], fail)
     with pytest.raises(OSError, match="broken"), replacing_folder(folder) as beside:
         (beside / "file").write_text("second")
@@ -118,9 +124,13 @@ def test_an_interruption_leaves_nothing(job, tmp_path, monkeypatch):
         lambda f: (f / MANIFEST).write_text("{"),
         lambda f: (f / MANIFEST).write_text("[" * 100_000),
         lambda f: (f / MANIFEST).write_text('{"format": "mpsearch-artifact", "schema": 1}'),
-        lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text().replace('"target": "packed"', '"target": "no_such"')),
+        lambda f: (f / MANIFEST).write_text(
+            (f / MANIFEST).read_text().replace('"target": "packed"', '"target": "no_such"')
+        ),
         lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text().replace('"schema": 1', '"schema": 7')),
-        lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text().replace('"model.safetensors"', '"../a/model.safetensors"')),
+        lambda f: (f / MANIFEST).write_text(
+            (f / MANIFEST).read_text().replace('"model.safetensors"', '"../a/model.safetensors"')
+        ),
     ],
 )
 def test_a_changed_artifact_is_refused(job, tmp_path, change):
@@ -141,11 +151,18 @@ def test_a_process_of_its_own_computes_the_same_and_measures(job, tmp_path):
     logits = run_apart(artifact, images)
     with torch.no_grad():
         assert torch.equal(logits, artifact.target.load(artifact.folder, 1)(images))
-        assert torch.nn.functional.cosine_similarity(logits, install(job.module, job.states)(images)).median() > 0.999
+        assert (
+            torch.nn.functional.cosine_similarity(logits, install(job.module, job.states)(images)).median()
+            > 0.999
+        )
     measured = bench_apart(artifact, batches=(1, 3), seconds=0.05)
     for row, batch in zip(measured["batches"], (1, 3), strict=True):
         t = row["latency_us"]
-        assert row["batch"] == batch and 0 < t["least"] <= t["p50"] <= t["p90"] <= t["p99"] and t["repeats"] >= 10
+        assert (
+            row["batch"] == batch
+            and 0 < t["least"] <= t["p50"] <= t["p90"] <= t["p99"]
+            and t["repeats"] >= 10
+        )
         assert row["images_per_second"] == pytest.approx(batch * 1e6 / t["mean"])
     memory = measured["memory"]
     assert 0 < memory["before_load_bytes"] <= memory["after_load_bytes"] <= memory["peak_bytes"]

@@ -32,7 +32,9 @@ ORDERS = {
 
 
 def saturating(codes, inputs):
-    """Sums of u8 x s8 products as pmaddubsw and pmaddwd form them: pairs cut off at 16 bits, then added in 32. [C_out]."""
+    """Sums of u8 x s8 products as pmaddubsw and pmaddwd form them: pairs cut off at 16 bits, then added in
+    32. [C_out].
+    """
     rows = codes.reshape(len(codes), -1).astype(np.int64)
     rows = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2)))
     products = rows * inputs[: rows.shape[1]]
@@ -58,11 +60,17 @@ def overflows(codes, order):
 
 
 def integer_weights(model):
-    """Codes of the weights that integer kernels multiply, [C_out, C_in, ...], but those of depthwise convolutions."""
+    """Codes of the weights that integer kernels multiply, [C_out, C_in, ...], but those of depthwise
+    convolutions.
+    """
     held = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
-        if node.op_type in ("Conv", "MatMul") and node.input[1] in makers and makers[node.input[1]].op_type == "DequantizeLinear":
+        if (
+            node.op_type in ("Conv", "MatMul")
+            and node.input[1] in makers
+            and makers[node.input[1]].op_type == "DequantizeLinear"
+        ):
             codes = held[makers[node.input[1]].input[0]]
             groups = next((a.i for a in node.attribute if a.name == "group"), 1)
             if codes.dtype == np.int8 and not is_depthwise(codes.shape, groups):
@@ -71,15 +79,23 @@ def integer_weights(model):
 
 @functools.cache
 def digits():
-    """A small net trained on digits of 16 x 16: three convolutions with norms and ReLUs, two linear layers; and 540 digits that it did not see."""
+    """A small net trained on digits of 16 x 16: three convolutions with norms and ReLUs, two linear layers;
+    and 540 digits that it did not see.
+    """
     held = load_digits()
-    images = nn.functional.interpolate(torch.tensor(held.images, dtype=torch.float32)[:, None] / 8 - 1, size=(16, 16), mode="bilinear")
+    images = nn.functional.interpolate(
+        torch.tensor(held.images, dtype=torch.float32)[:, None] / 8 - 1, size=(16, 16), mode="bilinear"
+    )
     labels = torch.tensor(held.target)
     parts = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for channels, filters, stride in ((1, 16, 1), (16, 32, 2), (32, 32, 2)):
-            parts += [nn.Conv2d(channels, filters, 3, stride, 1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()]
+            parts += [
+                nn.Conv2d(channels, filters, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(filters),
+                nn.ReLU(),
+            ]
         net = nn.Sequential(*parts, nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10))
         optimizer = torch.optim.Adam(net.parameters(), 3e-3)
         for _ in range(3):
@@ -110,11 +126,18 @@ def test_the_file_is_the_fake_quantised_model_in_the_default_session(tmp_path):
     got = torch.from_numpy(live.run(None, {live.get_inputs()[0].name: images.numpy()})[0])
     assert torch.equal(got, target.load(tmp_path, 1)(images))  # what is measured is the default session
     with torch.no_grad():
-        floats, eight, own = job.module(images), install(job.module, job.states)(images), target.reference(job)(images)
+        floats, eight, own = (
+            job.module(images),
+            install(job.module, job.states)(images),
+            target.reference(job)(images),
+        )
     assert float((got - eight).square().mean().sqrt() / floats.std()) < 0.01
     assert float((got - own).square().mean().sqrt() / floats.std()) < 0.005
     assert float((floats.argmax(1) == labels).float().mean()) > 0.9
-    assert abs(float((got.argmax(1) == labels).float().mean() - (eight.argmax(1) == labels).float().mean())) <= 0.004
+    assert (
+        abs(float((got.argmax(1) == labels).float().mean() - (eight.argmax(1) == labels).float().mean()))
+        <= 0.004
+    )
     assert kernels_of(target.executed(tmp_path, 1)) == ["integer"] * 5
 
 
@@ -139,7 +162,11 @@ def test_openvino_files_do_not_depend_on_the_processor_that_wrote_them(monkeypat
     assert (tmp_path / "True" / "model.bin").read_bytes() == (tmp_path / "False" / "model.bin").read_bytes()
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([(4, 7), (3, 2, 3, 3), (5, 3, 1, 1), (2, 1, 5, 5), (3, 1)]), st.sampled_from([4, 7, 8]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([(4, 7), (3, 2, 3, 3), (5, 3, 1, 1), (2, 1, 5, 5), (3, 1)]),
+    st.sampled_from([4, 7, 8]),
+)
 def test_rows_that_are_exact_stay_and_others_are_off_by_half_a_step_at_most(seed, shape, input_bits):
     generator = np.random.default_rng(seed)
     codes = generator.integers(-128, 128, shape).astype(np.int8)
@@ -153,14 +180,19 @@ def test_rows_that_are_exact_stay_and_others_are_off_by_half_a_step_at_most(seed
     assert (widest_pairs(found.codes) <= limit).all()
     assert np.array_equal(found.codes[fits], codes[fits]) and np.array_equal(found.scale[fits], scale[fits])
     column = (-1, *[1] * (len(shape) - 1))
-    error = np.abs(found.codes * found.scale.astype(np.float64).reshape(column) - codes * scale.astype(np.float64).reshape(column))
+    error = np.abs(
+        found.codes * found.scale.astype(np.float64).reshape(column)
+        - codes * scale.astype(np.float64).reshape(column)
+    )
     assert (error <= found.scale.reshape(column) * 0.5001).all()
     again = without_overflow(found, input_bits)
     assert np.array_equal(again.codes, found.codes) and np.array_equal(again.scale, found.scale)
 
 
 class Mixed(nn.Module):
-    """Convolutions, a transposed one and linear layers between quantised ones, with pooling and a residual sum of linear layers."""
+    """Convolutions, a transposed one and linear layers between quantised ones, with pooling and a residual
+    sum of linear layers.
+    """
 
     def __init__(self):
         super().__init__()
@@ -179,11 +211,17 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize("kept", [("b",), ("c", "e"), ("a", "d", "f"), ("e", "g"), ()], ids=str)
 def test_the_default_session_computes_in_the_arithmetic_that_was_chosen(kept, tmp_path):
     job, images = job_of("mixed", Mixed)
-    states = job.calibration.states(Assignment(tuple((unit, Candidate.parse("float" if unit in kept else "W8A8")) for unit in job.states)))
+    states = job.calibration.states(
+        Assignment(tuple((unit, Candidate.parse("float" if unit in kept else "W8A8")) for unit in job.states))
+    )
     save_onnx(tmp_path / "m.onnx", quantize_onnx(job.float_onnx(20), states, job.calibration))
     ran = executed(tmp_path / "m.onnx")
-    assert kernels_of(ran).count("integer") == len(states) - len(kept) and kernels_of(ran).count("float") == len(kept)
+    assert kernels_of(ran).count("integer") == len(states) - len(kept) and kernels_of(ran).count(
+        "float"
+    ) == len(kept)
     with torch.no_grad():
         wanted, floats = install(job.module, states)(images), job.module(images)
-    assert float((run_onnx(tmp_path / "m.onnx")(images) - wanted).square().mean().sqrt() / floats.std()) < 0.02
+    assert (
+        float((run_onnx(tmp_path / "m.onnx")(images) - wanted).square().mean().sqrt() / floats.std()) < 0.02
+    )
     onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)

@@ -47,7 +47,12 @@ def random_weights(name, path):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_passes_every_step(name, tmp_path):
     random_weights(name, tmp_path / "weights.safetensors")
-    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 56, 56, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    pixels = (
+        np.random.default_rng(0)
+        .integers(0, 256, (IMAGES, 56, 56, 3), dtype=np.uint8)
+        .repeat(4, 1)
+        .repeat(4, 2)
+    )
     np.savez(tmp_path / "images.npz", x=pixels, y=np.arange(IMAGES) % 7)
     config = RunConfig(
         budgets=("5bits",),
@@ -68,7 +73,13 @@ def test_a_family_passes_every_step(name, tmp_path):
     artifact, limit = best["artifact"], best["budgets"][0]["limit"]
 
     packed = tmp_path / "study/artifact/model.safetensors"
-    assert packed.stat().st_size == artifact["size_bytes"] == best["predicted"]["size_bytes"] == best["measured"]["size_bytes"] <= limit
+    assert (
+        packed.stat().st_size
+        == artifact["size_bytes"]
+        == best["predicted"]["size_bytes"]
+        == best["measured"]["size_bytes"]
+        <= limit
+    )
     for row in result["rows"][1:]:
         assert row["searched"]["size_bytes"] == row["predicted"]["size_bytes"]
     assert artifact["reloaded_bit_for_bit"]
@@ -84,12 +95,19 @@ def test_a_family_passes_every_step(name, tmp_path):
     assert path.stat().st_size == artifact["onnx_bytes"] == best["measured"]["onnx_bytes"]
     onnx.checker.check_model(str(path))
     quantized = sum(text != "float" for text in best["assignment"].values())
-    assert next(r for r in result["rows"] if r["label"] == best["label"])["reconstructed"]["integer_units"] >= quantized
+    assert (
+        next(r for r in result["rows"] if r["label"] == best["label"])["reconstructed"]["integer_units"]
+        >= quantized
+    )
     cosine = torch.nn.functional.cosine_similarity(run_onnx(path)(inputs), logits)
-    figures = {k: artifact[k] for k in ("size_bytes", "onnx_agreement", "top1", "onnx_top1")} | {"limit": limit, "cosine": cosine.tolist()}
+    figures = {k: artifact[k] for k in ("size_bytes", "onnx_agreement", "top1", "onnx_top1")} | {
+        "limit": limit,
+        "cosine": cosine.tolist(),
+    }
     print(json.dumps({"model": name, "units": quantized, **figures}))
-    # weak for the convolutional families: with random weights their logits hardly depend on the image (1 to 6% of the norm), so these two
-    # bounds catch a broken graph, not a lossy one; test_onnx_graph.py is what holds the arithmetic
+    # weak for the convolutional families: with random weights their logits hardly depend on the image (1 to
+    # 6% of the norm), so these two bounds catch a broken graph, not a lossy one; test_onnx_graph.py is what
+    # holds the arithmetic
     assert cosine.min() > 0.98
     assert artifact["onnx_agreement"] >= 0.75
 
@@ -103,8 +121,17 @@ def test_a_family_passes_every_step(name, tmp_path):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_less_than_two_bits_is_infeasible(name, tmp_path):
-    np.savez(tmp_path / "images.npz", x=np.random.default_rng(0).integers(0, 256, (6, 224, 224, 3), dtype=np.uint8))
-    config = RunConfig(budgets=("1.5bits",), model=name, pretrained=False, data=str(tmp_path / "images.npz"), calibration_images=2, search_images=2)
+    np.savez(
+        tmp_path / "images.npz", x=np.random.default_rng(0).integers(0, 256, (6, 224, 224, 3), dtype=np.uint8)
+    )
+    config = RunConfig(
+        budgets=("1.5bits",),
+        model=name,
+        pretrained=False,
+        data=str(tmp_path / "images.npz"),
+        calibration_images=2,
+        search_images=2,
+    )
     with pytest.raises(InfeasibleError) as caught:
         run(config, Study(tmp_path / "study"))
     assert caught.value.least["size_bytes"] > 0

@@ -1,4 +1,6 @@
-"""What another package raises becomes one message with exit code 1, and the other targets of an export still work."""
+"""What another package raises becomes one message with exit code 1, and the other targets of an export still
+work.
+"""
 
 import contextlib
 import json
@@ -32,7 +34,10 @@ Unsupported padding mode: [wrap]
 Summary:
 -- Conversion is failed for: Conv-20, Pad-20
 """
-SIGNATURE = "[ONNXRuntimeError] : 1 : FAIL : /src/model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, const Options&) Unsupported model version: 14\n"
+SIGNATURE = (
+    "[ONNXRuntimeError] : 1 : FAIL : /src/model.cc:256 "
+    "onnxruntime::Model::Model(onnx::ModelProto&&, const Options&) Unsupported model version: 14\n"
+)
 
 
 class Circular(nn.Module):
@@ -78,7 +83,12 @@ def test_what_openvino_cannot_read_is_one_message(tmp_path):
     job, _ = job_of("circular", Circular)
     with pytest.raises(MpsearchError) as caught:
         quantize_openvino(job.float_onnx(OPSET), job.states)
-    _is_one_message(caught.value, "OpenVINO cannot read the model: ", "Unsupported padding mode: [wrap]", "--target packed")
+    _is_one_message(
+        caught.value,
+        "OpenVINO cannot read the model: ",
+        "Unsupported padding mode: [wrap]",
+        "--target packed",
+    )
     with pytest.raises(MpsearchError):
         write_artifact(tmp_path / "a", "openvino", job, {})
     assert list(tmp_path.iterdir()) == []
@@ -97,8 +107,12 @@ def test_whatever_a_target_raises_is_one_message_and_leaves_the_earlier_artifact
     monkeypatch.setattr(type(TARGETS.create(name)), "write", fails)
     with pytest.raises(MpsearchError) as caught:
         write_artifact(tmp_path / "a", name, job, {})
-    _is_one_message(caught.value, f"The target {name} cannot write this model: Unsupported padding mode: [wrap].")
-    assert open_artifact(tmp_path / "a").manifest == held.manifest and [p.name for p in tmp_path.iterdir()] == ["a"]
+    _is_one_message(
+        caught.value, f"The target {name} cannot write this model: Unsupported padding mode: [wrap]."
+    )
+    assert open_artifact(tmp_path / "a").manifest == held.manifest and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["a"]
 
 
 def test_what_cannot_be_run_is_one_message(tmp_path):
@@ -108,10 +122,19 @@ def test_what_cannot_be_run_is_one_message(tmp_path):
 
     path = tmp_path / "a" / "model.onnx"
     graph = job.float_onnx(OPSET)
-    odd = helper.make_graph([helper.make_node("Nowhere", [graph.graph.input[0].name], ["y"], domain="elsewhere")], "g", graph.graph.input, [])
+    odd = helper.make_graph(
+        [helper.make_node("Nowhere", [graph.graph.input[0].name], ["y"], domain="elsewhere")],
+        "g",
+        graph.graph.input,
+        [],
+    )
     odd.output.append(helper.make_tensor_value_info("y", 1, ["rows"]))
     path.write_bytes(
-        helper.make_model(odd, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("elsewhere", 1)], ir_version=10).SerializeToString()
+        helper.make_model(
+            odd,
+            opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("elsewhere", 1)],
+            ir_version=10,
+        ).SerializeToString()
     )
     manifest = json.loads((tmp_path / "a" / MANIFEST).read_text())
     manifest["files"]["model.onnx"]["sha256"] = _sha256(path)
@@ -133,14 +156,23 @@ class FakeDeployer:
     def export(self, point, text):
         if text in self.failing:
             raise self.failing[text]
-        row = {"point": point.label, "target": text, "predicted_bytes": 5, "packed_bytes": 5, "artifact_bytes": 5}
+        row = {
+            "point": point.label,
+            "target": text,
+            "predicted_bytes": 5,
+            "packed_bytes": 5,
+            "artifact_bytes": 5,
+        }
         row |= {"fake_quantized": {"top1": 0.5}, "runtime": {}}
         return row | {"notes": [], "mean_bits": 8.0, "folder": "f", "measure": "kl"}
 
 
 def test_one_target_that_fails_does_not_keep_the_others(tmp_path, monkeypatch):
     deployer = FakeDeployer(tmp_path, {"openvino": MpsearchError("one"), "torchao": UserError("two")})
-    monkeypatch.setattr("mpsearch.pipeline.jobs.export.write_assignment", lambda _, folder, *rest: deployer.written.append(folder.name))
+    monkeypatch.setattr(
+        "mpsearch.pipeline.jobs.export.write_assignment",
+        lambda _, folder, *rest: deployer.written.append(folder.name),
+    )
     points = [Point(label, Assignment(()), False) for label in ("best", "float")]
     rows, failed = export_points(deployer, points, ["openvino", "onnx", "torchao", "packed"])
     wanted = [(label, text) for label in ("best", "float") for text in ("onnx", "packed")]
@@ -153,7 +185,9 @@ def test_one_target_that_fails_does_not_keep_the_others(tmp_path, monkeypatch):
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_command_shows_what_was_written_and_fails(tmp_path, monkeypatch, capsys, count):
     rows = [{"point": "best", "target": "onnx"}]
-    failed = [MpsearchError("OpenVINO cannot read the model: why."), UserError("torchao is not there.")][:count]
+    failed = [MpsearchError("OpenVINO cannot read the model: why."), UserError("torchao is not there.")][
+        :count
+    ]
 
     class Folder:
         def __init__(self, folder):

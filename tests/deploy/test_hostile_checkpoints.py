@@ -1,4 +1,6 @@
-"""A thousand damaged and hostile checkpoints: each loads or is refused with one clear error, in little memory, and none ends the process."""
+"""A thousand damaged and hostile checkpoints: each loads or is refused with one clear error, in little
+memory, and none ends the process.
+"""
 
 import json
 import random
@@ -18,7 +20,10 @@ from mpsearch.models import ModelSource, analyze, build_model, find_foldable, fo
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.reconstruct import calibrate
 
-COUNT, ROOM = 1000, 1 << 30  # address space beyond what the process has when it starts: far below what a hostile shape asks for
+COUNT, ROOM = (
+    1000,
+    1 << 30,
+)  # address space beyond what the process has when it starts: far below what a hostile shape asks for
 HUGE = [2**31, 2**40, 2**62, 2**63, 10**30, -1, 0]
 
 
@@ -33,8 +38,15 @@ def write(folder):
     units = [layer.name for layer in analyze(folded, images[:1]).layers if layer.op != "matmul"]
     layout = PackedLayout.of(folded, units, source, pairs, {"input_size": (3, 32, 32)})
     draw = random.Random(1)
-    assignment = Assignment(tuple((unit, Candidate.parse(draw.choice(["W2A8", "W4A4", "W8A8", "W5A8/tensor", "float"]))) for unit in units))
-    save_packed(folder / "good.safetensors", layout, folded, calibrate(folded, units, [images]).states(assignment))
+    assignment = Assignment(
+        tuple(
+            (unit, Candidate.parse(draw.choice(["W2A8", "W4A4", "W8A8", "W5A8/tensor", "float"])))
+            for unit in units
+        )
+    )
+    save_packed(
+        folder / "good.safetensors", layout, folded, calibrate(folded, units, [images]).states(assignment)
+    )
     return folder / "good.safetensors"
 
 
@@ -54,12 +66,20 @@ class Mutator:
         data = bytearray(self.data)
         for _ in range(draw.randint(1, 8)):
             at = draw.randrange(8 + self.length if draw.random() < 0.8 else len(data))
-            data[at] = draw.choice([data[at] ^ 1 << draw.randrange(8), draw.randrange(256), ord(draw.choice('0987,:{}[]"'))])
+            data[at] = draw.choice(
+                [data[at] ^ 1 << draw.randrange(8), draw.randrange(256), ord(draw.choice('0987,:{}[]"'))]
+            )
         return bytes(data)
 
     def cut(self, draw):
         at = draw.randrange(len(self.data))
-        return draw.choice([self.data[:at], self.data[:at] + self.data[at + draw.randint(1, 64) :], self.data + bytes(draw.randint(1, 10_000))])
+        return draw.choice(
+            [
+                self.data[:at],
+                self.data[:at] + self.data[at + draw.randint(1, 64) :],
+                self.data + bytes(draw.randint(1, 10_000)),
+            ]
+        )
 
     def header(self, draw):
         found = json.loads(self.data[8 : 8 + self.length])
@@ -81,16 +101,23 @@ class Mutator:
 
     def metadata(self, draw):
         about = json.loads(json.dumps(self.about))
-        unit, odd = draw.choice(list(about["assignment"])), [None, -1, 2**70, 1e300, "", "W8A8", "W16A16", "W4A8/row", [], {}, "x" * 100_000, [[[]]]]
+        unit, odd = (
+            draw.choice(list(about["assignment"])),
+            [None, -1, 2**70, 1e300, "", "W8A8", "W16A16", "W4A8/row", [], {}, "x" * 100_000, [[[]]]],
+        )
         change = draw.randrange(5)
         if change == 0:
             about["assignment"][unit] = draw.choice(odd)
         elif change == 1:
-            about["assignment"][draw.choice(["", ".", "fc.", "no.such", "fc.matmul0", "bn1", unit + ".weight"])] = "W4A8"
+            about["assignment"][
+                draw.choice(["", ".", "fc.", "no.such", "fc.matmul0", "bn1", unit + ".weight"])
+            ] = "W4A8"
         elif change == 2:
             about[draw.choice(["schema", "folded", "assignment", "source", "data_config"])] = draw.choice(odd)
         elif change == 3:
-            about["folded"][draw.randrange(len(about["folded"]))] = draw.choice([["fc", "conv1"], [unit, ""], odd, [unit]])
+            about["folded"][draw.randrange(len(about["folded"]))] = draw.choice(
+                [["fc", "conv1"], [unit, ""], odd, [unit]]
+            )
         else:
             del about["assignment"][unit]
         return save(self.tensors, {"mpsearch": json.dumps(about)})
@@ -105,7 +132,9 @@ class Mutator:
         elif change == 1:
             tensors[name] = value.double() if value.is_floating_point() else value.float()
         elif change == 2 and value.is_floating_point() and value.numel():
-            value.view(-1)[draw.randrange(value.numel())] = draw.choice([float("nan"), float("inf"), -1.0, 0.0, 1e38])
+            value.view(-1)[draw.randrange(value.numel())] = draw.choice(
+                [float("nan"), float("inf"), -1.0, 0.0, 1e38]
+            )
         elif change == 3:
             del tensors[name]
         else:
@@ -119,7 +148,10 @@ class Mutator:
             [
                 ("test_resnet", {"num_classes": draw.choice([2**20, 2**31, 10**12, -5])}),
                 ("test_resnet", {"in_chans": draw.choice([2**16, 2**40])}),
-                ("test_vit", {"embed_dim": draw.choice([2**14, 2**24, 2**40]), "depth": draw.choice([1, 10_000])}),
+                (
+                    "test_vit",
+                    {"embed_dim": draw.choice([2**14, 2**24, 2**40]), "depth": draw.choice([1, 10_000])},
+                ),
                 ("test_vit", {"depth": 100_000}),
                 ("test_vit", {"img_size": draw.choice([2**12, 2**20])}),
                 ("vit_giant_patch14_224", {}),
@@ -129,15 +161,30 @@ class Mutator:
                 ("file.py:function", {}),
             ]
         )
-        about["source"] = {"kind": draw.choice(["timm", "timm", "timm", "factory", "module"]), "name": name, "kwargs": arguments}
+        about["source"] = {
+            "kind": draw.choice(["timm", "timm", "timm", "factory", "module"]),
+            "name": name,
+            "kwargs": arguments,
+        }
         return save(self.tensors, {"mpsearch": json.dumps(about)})
 
 
 def attack(path, count, seed):
-    """Load `count` damaged copies under a limit on memory; how many loaded and were refused, and what went otherwise."""
+    """Load `count` damaged copies under a limit on memory; how many loaded and were refused, and what went
+    otherwise.
+    """
     mutator, draw, target = Mutator(path), random.Random(seed), path.parent / "bad.safetensors"
     load_packed(path)
-    held = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize")).split()[1]) * 1024
+    held = (
+        int(
+            next(
+                line
+                for line in Path("/proc/self/status").read_text().splitlines()
+                if line.startswith("VmSize")
+            ).split()[1]
+        )
+        * 1024
+    )
     resource.setrlimit(resource.RLIMIT_AS, (held + ROOM, held + ROOM))
     loaded, refused, odd = 0, 0, []
     for k in range(count):
@@ -159,7 +206,9 @@ def attack(path, count, seed):
 @pytest.mark.timeout(600)
 def test_a_thousand_damaged_files_are_refused_or_load_and_none_crashes_the_process(tmp_path):
     path = write(tmp_path)
-    done = subprocess.run([sys.executable, __file__, str(path), str(COUNT)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, str(path), str(COUNT)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["odd"] == []
@@ -167,7 +216,13 @@ def test_a_thousand_damaged_files_are_refused_or_load_and_none_crashes_the_proce
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), [("vit_giant_patch14_224", {}), ("test_vit", {"embed_dim": 2**14}), ("test_vit", {"depth": 100_000}), ("resnet152", {})]
+    ("name", "arguments"),
+    [
+        ("vit_giant_patch14_224", {}),
+        ("test_vit", {"embed_dim": 2**14}),
+        ("test_vit", {"depth": 100_000}),
+        ("resnet152", {}),
+    ],
 )
 def test_a_model_that_the_file_cannot_fill_is_not_built(tmp_path, name, arguments):
     path = write(tmp_path)

@@ -50,7 +50,9 @@ def quantised_pair():
 
 
 def test_between_integer_kernels_there_are_codes_and_no_floats():
-    """x stays; beside it codes and codes (both convolutions), or codes and y (behind): 2.25 float tensors at most, and 1.5 up to there."""
+    """x stays; beside it codes and codes (both convolutions), or codes and y (behind): 2.25 float tensors at
+    most, and 1.5 up to there.
+    """
     peak = activation_peak(quantised_pair())
     sizes = list(peak.by_node.values())
     assert peak.bytes == sizes[-2] == 2 * ONE + ONE // 4
@@ -69,7 +71,12 @@ def test_rows_are_the_floats_and_the_codes_and_never_below_what_is_no_unit():
 
 def test_a_process_takes_what_liveness_says_and_some_scratch(tmp_path):
     """Big tensors without kernels that need scratch: the input and three of 4 MiB are alive at once."""
-    nodes = [node("Sigmoid", ["x"], "a"), node("Tanh", ["a"], "b"), node("Sub", ["a", "b"], "c"), node("Mul", ["c", "a"], "y")]
+    nodes = [
+        node("Sigmoid", ["x"], "a"),
+        node("Tanh", ["a"], "b"),
+        node("Sub", ["a", "b"], "c"),
+        node("Mul", ["c", "a"], "y"),
+    ]
     graph = model(nodes, shape=("N", 16, 256, 256))
     path = tmp_path / "model.onnx"
     path.write_bytes(graph.SerializeToString())

@@ -1,4 +1,6 @@
-"""Forms of models that the exporter rewrites or that one unit is called in several times: the artifact is still the fake-quantised model."""
+"""Forms of models that the exporter rewrites or that one unit is called in several times: the artifact is
+still the fake-quantised model.
+"""
 
 import pytest
 from odd_nets import MAKERS, Pyramid, job_of, relative
@@ -36,6 +38,10 @@ def test_each_call_of_a_unit_has_an_output_grid_of_its_own():
         ends = [float(sample.max()) for sample in given]
         assert ends[2] > 5 * ends[1] > 5 * ends[0]
         whole = job.calibration.outputs[unit]
-        assert max(ends) == float(whole.max()) and min(float(sample.min()) for sample in given) == float(whole.min())
+        assert max(ends) == float(whole.max()) and min(float(sample.min()) for sample in given) == float(
+            whole.min()
+        )
     again = calibrate(job.module, list(job.states), images.split(10))
-    assert [float(s.max()) for s in again.call_outputs["tower"]] == pytest.approx([float(s.max()) for s in samples["tower"]], rel=1e-4)
+    assert [float(s.max()) for s in again.call_outputs["tower"]] == pytest.approx(
+        [float(s.max()) for s in samples["tower"]], rel=1e-4
+    )

@@ -28,7 +28,10 @@ def _both(net, graph, assignment, path):
 
 
 def _exact(net, states):
-    return {unit: exact(state, getattr(net.module.get_submodule(unit), "groups", 1)) for unit, state in states.items()}
+    return {
+        unit: exact(state, getattr(net.module.get_submodule(unit), "groups", 1))
+        for unit, state in states.items()
+    }
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -36,12 +39,17 @@ def test_the_float_graph_is_the_module(exported, tmp_path, name):
     net, graph = exported(name)
     save_onnx(tmp_path / "float.onnx", graph)
     with torch.no_grad():
-        torch.testing.assert_close(run_onnx(tmp_path / "float.onnx")(net.images), net.module(net.images), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            run_onnx(tmp_path / "float.onnx")(net.images), net.module(net.images), rtol=1e-3, atol=1e-4
+        )
 
 
 def test_fused_attention_with_a_mask_is_exported(tmp_path):
     torch.manual_seed(0)
-    module, x = timm.create_model("beit_base_patch16_224", img_size=32, depth=1, embed_dim=32, num_heads=2).eval(), torch.randn(3, 3, 32, 32)
+    module, x = (
+        timm.create_model("beit_base_patch16_224", img_size=32, depth=1, embed_dim=32, num_heads=2).eval(),
+        torch.randn(3, 3, 32, 32),
+    )
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.1).requires_grad_(False)
     save_onnx(tmp_path / "masked.onnx", export_float(module, x))
@@ -53,7 +61,8 @@ def test_fused_attention_with_a_mask_is_exported(tmp_path):
 def test_it_agrees_with_the_fake_quantised_module(exported, tmp_path, name, text):
     net, graph = exported(name)
     want, got = _both(net, graph, net.uniform(text), tmp_path / "model.onnx")
-    # SiLU and softmax stand between convolutions and the next input grid: the convolution's own 8-bit output grid is one rounding more
+    # SiLU and softmax stand between convolutions and the next input grid: the convolution's own 8-bit output
+    # grid is one rounding more
     cosine = cosine_similarity(want, got)
     assert cosine.median() > (0.999 if name in ("mobile", "test_resnet") else 0.995)
     assert (want.argmax(1) == got.argmax(1)).float().mean() >= 0.85
@@ -68,16 +77,24 @@ def test_linear_layers_alone_agree_closely(exported, tmp_path, name, text):
     convs = [u for u in net.units if isinstance(net.module.get_submodule(u), torch.nn.Conv2d)]
     assignment = Assignment(tuple((u, FLOAT if u in convs else Candidate.parse(text)) for u in net.units))
     _, got = _both(net, graph, assignment, tmp_path / "model.onnx")
-    with torch.no_grad():  # rows of 8 bits that would overflow are on other scales, which the target's reference has too
+    with (
+        torch.no_grad()
+    ):  # rows of 8 bits that would overflow are on other scales, which the target's reference has too
         want = install(net.module, _exact(net, net.calibration.states(assignment)))(net.images)
-    if name == "test_vit":  # five blocks of products between quantised layers: one code that tips over is seen in every token behind it
+    if (
+        name == "test_vit"
+        # five blocks of products between quantised layers: one code that tips over is seen in every token
+        # behind it
+    ):
         assert cosine_similarity(want, got).median() > 0.9999
     else:
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3 * float(want.abs().max()))
 
 
 def _with_output_grids(net, states):
-    """The fake-quantised hand-written net with what integer kernels need: biases in whole steps of the accumulator, 8-bit grids behind convolutions."""
+    """The fake-quantised hand-written net with what integer kernels need: biases in whole steps of the
+    accumulator, 8-bit grids behind convolutions.
+    """
     module = install(net.module, states)
     bounds = {"stem.0": 6.0, "expand.0": 6.0, "depthwise.0": 6.0, "project.0": None, "grouped.0": torch.inf}
     reader = {"expand.0": "depthwise.0", "depthwise.0": "project.0"}
@@ -94,12 +111,16 @@ def _with_output_grids(net, states):
             assert int(following.zero_point) == 0
             if 255 * float(following.scale) <= high * (1 + 1e-6):
                 continue  # the reader's own grid does the work of the activation
-        module.get_submodule(unit.partition(".")[0]).register_forward_hook(lambda _m, _x, y, grid=grid: fake_quantize(y, grid))
+        module.get_submodule(unit.partition(".")[0]).register_forward_hook(
+            lambda _m, _x, y, grid=grid: fake_quantize(y, grid)
+        )
     return module
 
 
 @pytest.mark.parametrize("text", ["W8A8", "W4A8", "W8A4", "W2A4"])
-def test_convolutions_differ_by_their_integer_biases_and_output_grids_and_nothing_else(exported, tmp_path, text):
+def test_convolutions_differ_by_their_integer_biases_and_output_grids_and_nothing_else(
+    exported, tmp_path, text
+):
     """ReLU6, a residual sum, depthwise and grouped convolutions."""
     net, graph = exported("mobile")
     assignment = net.uniform(text)
@@ -121,7 +142,11 @@ def test_every_quantised_unit_runs_in_integers_and_a_float_unit_stays_float(expo
     save_onnx(tmp_path / "model.onnx", model)
     ran = measure_onnx(tmp_path / "model.onnx", net.images, seconds=0.02)
     assert ran.integer_kernels == len(net.units) - len(kept)
-    stored = {tuple(i.dims) for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT and len(i.dims) > 1}
+    stored = {
+        tuple(i.dims)
+        for i in model.graph.initializer
+        if i.data_type == onnx.TensorProto.FLOAT and len(i.dims) > 1
+    }
     for unit in kept:
         shape = tuple(net.calibration.weights[unit].shape)
         assert shape in stored or shape[::-1] in stored
@@ -131,7 +156,11 @@ def test_every_quantised_unit_runs_in_integers_and_a_float_unit_stays_float(expo
 def test_codes_of_inputs_stay_in_their_bits(exported, a_bits):
     net, graph = exported("test_resnet")
     model = quantize_onnx(graph, net.calibration.states(net.uniform(f"W8A{a_bits}")), net.calibration)
-    limits = {i.name: int(onnx.numpy_helper.to_array(i)) for i in model.graph.initializer if i.data_type == onnx.TensorProto.UINT8 and not i.dims}
+    limits = {
+        i.name: int(onnx.numpy_helper.to_array(i))
+        for i in model.graph.initializer
+        if i.data_type == onnx.TensorProto.UINT8 and not i.dims
+    }
     clips = [n for n in model.graph.node if n.op_type == "Clip" and n.input[2] in limits]
     assert clips and {limits[n.input[2]] for n in clips} == {2**a_bits - 1}
 
@@ -139,9 +168,17 @@ def test_codes_of_inputs_stay_in_their_bits(exported, a_bits):
 def test_weights_keep_their_narrower_range(exported):
     net, graph = exported("mobile")
     model = quantize_onnx(graph, net.calibration.states(net.uniform("W3A8")), net.calibration)
-    codes = [onnx.numpy_helper.to_array(i) for i in model.graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) > 1]
+    codes = [
+        onnx.numpy_helper.to_array(i)
+        for i in model.graph.initializer
+        if i.data_type == onnx.TensorProto.INT8 and len(i.dims) > 1
+    ]
     assert len(codes) == len(net.units)
-    assert min(c.min() for c in codes) >= -4 and max(c.max() for c in codes) <= 3 and max(c.max() for c in codes) > 1
+    assert (
+        min(c.min() for c in codes) >= -4
+        and max(c.max() for c in codes) <= 3
+        and max(c.max() for c in codes) > 1
+    )
 
 
 def test_the_float_graph_is_left_as_it_is(exported):
@@ -153,11 +190,16 @@ def test_the_float_graph_is_left_as_it_is(exported):
 
 def test_batches_of_any_size_run(exported, tmp_path):
     net, graph = exported("mobile")
-    save_onnx(tmp_path / "model.onnx", quantize_onnx(graph, net.calibration.states(net.uniform("W8A8")), net.calibration))
+    save_onnx(
+        tmp_path / "model.onnx",
+        quantize_onnx(graph, net.calibration.states(net.uniform("W8A8")), net.calibration),
+    )
     run = run_onnx(tmp_path / "model.onnx")
     whole = run(net.images)
     assert whole.shape == (len(net.images), 10)
-    torch.testing.assert_close(torch.cat([run(net.images[:1]), run(net.images[1:6])]), whole[:6], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.cat([run(net.images[:1]), run(net.images[1:6])]), whole[:6], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_unit_without_a_node_of_its_own_is_named(exported):
@@ -196,7 +238,13 @@ def test_a_write_that_fails_leaves_the_old_file(exported, tmp_path, monkeypatch)
 
 
 def test_a_padding_with_zeros_before_a_max_pool_is_kept(tmp_path: Path):
-    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConstantPad2d(1, 0.0), nn.MaxPool2d(3, 2), nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 2)).eval()
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.ConstantPad2d(1, 0.0),
+        nn.MaxPool2d(3, 2),
+        nn.ZeroPad2d((0, 1, 0, 1)),
+        nn.MaxPool2d(2, 2),
+    ).eval()
     nn.init.constant_(module[0].bias, -5.0)  # all that is pooled is negative, so the zeros win
     x = torch.randn(2, 3, 9, 9)
     save_onnx(tmp_path / "float.onnx", export_float(module, x))

@@ -1,4 +1,6 @@
-"""What was timed is what ships, for ONNX Runtime: cells and exported models; and weights that are stored alone."""
+"""What was timed is what ships, for ONNX Runtime: cells and exported models; and weights that are stored
+alone.
+"""
 
 import onnx
 import pytest
@@ -19,11 +21,17 @@ FLOAT = Candidate.parse("float")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", ["mobile", "test_vit"])
 def test_what_ships_runs_in_the_kernels_that_were_timed(exported, tmp_path, name, seed):
-    """As many kernels of each arithmetic as the cells of the units have, products of activations added in float."""
+    """As many kernels of each arithmetic as the cells of the units have, products of activations added in
+    float.
+    """
     (net, graph), backend = exported(name), BACKENDS.create("ort-cpu")
     layers = analyze(net.module, net.images[:1]).layers
     choices = net.mixed(seed, ("float", "W8A8", "W4A16", "W8A16"))
-    offered = {layer.name: choices[layer.name] for layer in layers if layer.name in choices and backend.supports(layer, choices[layer.name]).kernel is not None}
+    offered = {
+        layer.name: choices[layer.name]
+        for layer in layers
+        if layer.name in choices and backend.supports(layer, choices[layer.name]).kernel is not None
+    }
     assignment = Assignment(tuple((unit, offered.get(unit, FLOAT)) for unit in net.units))
     save_onnx(tmp_path / "m.onnx", quantize_onnx(graph, net.calibration.states(assignment), net.calibration))
     timed = []
@@ -40,12 +48,16 @@ def test_what_ships_runs_in_the_kernels_that_were_timed(exported, tmp_path, name
 def test_stored_weights_compute_what_the_module_computes(exported, tmp_path, name, text):
     net, graph = exported(name)
     convs = {u for u in net.units if isinstance(net.module.get_submodule(u), nn.Conv2d)}
-    states = net.calibration.states(Assignment(tuple((u, FLOAT if u in convs else Candidate.parse(text)) for u in net.units)))
+    states = net.calibration.states(
+        Assignment(tuple((u, FLOAT if u in convs else Candidate.parse(text)) for u in net.units))
+    )
     model = quantize_onnx(graph, states, net.calibration)
     save_onnx(tmp_path / "m.onnx", model)
     with torch.no_grad():
         want = install(net.module, states)(net.images)
-    torch.testing.assert_close(run_onnx(tmp_path / "m.onnx")(net.images), want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
+    torch.testing.assert_close(
+        run_onnx(tmp_path / "m.onnx")(net.images), want, rtol=1e-3, atol=1e-4 * float(want.abs().max())
+    )
     assert executed(tmp_path / "m.onnx").count("MatMulNBits") == len(net.units) - len(convs)
     assert arithmetic_of(Candidate.parse(text)) == "stored"
     onnx.checker.check_model(str(tmp_path / "m.onnx"))

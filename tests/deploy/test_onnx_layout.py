@@ -24,16 +24,27 @@ def test_files_have_the_predicted_size(name, tmp_path):
         target.write(job, tmp_path)
         layout = target.layout(job)
         assert (tmp_path / target.file).stat().st_size == layout.size_bytes(assignment)
-        assert target.bytes_of(tmp_path) == layout.constant_bytes + sum(layout.unit_bytes(u, c) for u, c in assignment.items())
+        assert target.bytes_of(tmp_path) == layout.constant_bytes + sum(
+            layout.unit_bytes(u, c) for u, c in assignment.items()
+        )
 
 
 @pytest.mark.parametrize("name", ["mobile", "same", "test_resnet", "test_efficientnet", "test_vit"])
 def test_little_is_filled_up(exported, name):
-    """No file is larger than predicted; what is filled up are functions that it does not call, and some hundred bytes a unit."""
+    """No file is larger than predicted; what is filled up are functions that it does not call, and some
+    hundred bytes a unit.
+    """
     net, graph = exported(name)
     layout = OnnxLayout.of(graph, net.layout.weights)
     draw = random.Random(name)
-    for choices in (*([f"W{b}A8"] for b in range(2, 9)), ["W2A2", "W7A7", "float"], MIXED, ["float", "W8A8"], ["float", "W2A8"], ["float"]):
+    for choices in (
+        *([f"W{b}A8"] for b in range(2, 9)),
+        ["W2A2", "W7A7", "float"],
+        MIXED,
+        ["float", "W8A8"],
+        ["float", "W2A8"],
+        ["float"],
+    ):
         assignment = Assignment(tuple((unit, Candidate.parse(draw.choice(choices))) for unit in net.units))
         model = quantize_onnx(graph, net.calibration.states(assignment), net.calibration)
         pack_weights(model)
@@ -50,7 +61,9 @@ def test_stored_weights_too(exported):
     net, graph = exported("test_vit")
     layout = OnnxLayout.of(graph, net.layout.weights)
     for text in ("W4A16", "W8A16"):
-        assignment = Assignment(tuple((u, FLOAT if len(net.layout.weights[u]) > 2 else Candidate.parse(text)) for u in net.units))
+        assignment = Assignment(
+            tuple((u, FLOAT if len(net.layout.weights[u]) > 2 else Candidate.parse(text)) for u in net.units)
+        )
         model = quantize_onnx(graph, net.calibration.states(assignment), net.calibration)
         pack_weights(model)
         pad_to(model, layout.size_bytes(assignment))

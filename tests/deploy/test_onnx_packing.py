@@ -1,4 +1,6 @@
-"""Bit-packed ONNX files: the same kernels and the same results as with 8-bit containers, and b bits for each weight."""
+"""Bit-packed ONNX files: the same kernels and the same results as with 8-bit containers, and b bits for each
+weight.
+"""
 
 import numpy as np
 import onnx
@@ -10,7 +12,15 @@ from onnx import numpy_helper
 from target_jobs import MAKERS, job_of
 
 from mpsearch.deploy import quantize_onnx
-from mpsearch.deploy.onnx_packing import DOMAIN, bits_of, fields_of, pack_fields, pack_weights, packed_code_bytes, table_of
+from mpsearch.deploy.onnx_packing import (
+    DOMAIN,
+    bits_of,
+    fields_of,
+    pack_fields,
+    pack_weights,
+    packed_code_bytes,
+    table_of,
+)
 from mpsearch.deploy.targets import TARGETS
 from mpsearch.hardware.backends.ort_cpu import session
 from mpsearch.problem import Assignment, Candidate
@@ -20,7 +30,9 @@ MIXED = (*(f"W{b}A8" for b in range(2, 9)), "W8A6", "W4A8/tensor", "float")
 
 
 def optimized(model, folder):
-    """What ONNX Runtime makes of a file: operators in order, and the int8 constants as bytes, in any order."""
+    """What ONNX Runtime makes of a file: operators in order, and the int8 constants as bytes, in any
+    order.
+    """
     session(model.SerializeToString(), 1, folder / "optimized.onnx")
     graph = onnx.load(folder / "optimized.onnx").graph
     weights = [numpy_helper.to_array(i) for i in graph.initializer if i.data_type == onnx.TensorProto.INT8]
@@ -56,7 +68,9 @@ def test_tables_give_back_the_codes(bits, count, seed):
     assert bits_of(codes) <= bits
 
 
-@pytest.mark.parametrize(("codes", "bits"), [([0], 2), ([-2, 1], 2), ([2], 3), ([-3], 3), ([-128], 8), ([64], 8), ([-64, 63], 7)])
+@pytest.mark.parametrize(
+    ("codes", "bits"), [([0], 2), ([-2, 1], 2), ([2], 3), ([-3], 3), ([-128], 8), ([64], 8), ([-64, 63], 7)]
+)
 def test_the_least_width_that_holds_codes(codes, bits):
     assert bits_of(np.array(codes, np.int8)) == bits
 
@@ -84,10 +98,17 @@ def test_groups_that_are_not_full(tmp_path):
     from odd_nets import job_of as job_of_net
 
     def odd():
-        return torch.nn.Sequential(torch.nn.Conv2d(3, 7, 3, 2, 1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(7 * 64, 5))
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 7, 3, 2, 1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(7 * 64, 5)
+        )
 
     for bits in range(2, 8):
-        job, images = job_of_net("odd groups", odd, f"W{bits}A8", images=torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+        job, images = job_of_net(
+            "odd groups",
+            odd,
+            f"W{bits}A8",
+            images=torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+        )
         packed = PACKED.model(job)
         assert any(node.op_type.endswith("Cut") for node in packed.graph.node)
         require_same(PLAIN.model(job), packed, images, tmp_path)
@@ -104,7 +125,10 @@ def test_a_file_has_as_many_bits_as_its_weights(exported):
         return model
 
     models = {bits: written(bits) for bits in (2, 4, 6)}
-    sizes = {bits: len(m.SerializeToString()) - sum(f.ByteSize() for f in m.functions) for bits, m in models.items()}
+    sizes = {
+        bits: len(m.SerializeToString()) - sum(f.ByteSize() for f in m.functions)
+        for bits, m in models.items()
+    }
     for bits in (4, 6):
         grown = sizes[bits] - sizes[2] - weights * (bits - 2) / 8
         assert 0 <= grown <= 64 * len(net.units)
@@ -120,7 +144,11 @@ def test_nothing_of_the_machine_is_in_the_file(exported):
 
 def test_versions_that_onnx_runtime_1_22_reads(exported):
     net, graph = exported("mobile")
-    model = quantize_onnx(graph, net.calibration.states(Assignment(tuple((u, Candidate(5, 8)) for u in net.units))), net.calibration)
+    model = quantize_onnx(
+        graph,
+        net.calibration.states(Assignment(tuple((u, Candidate(5, 8)) for u in net.units))),
+        net.calibration,
+    )
     pack_weights(model)
     assert model.ir_version <= 10
     assert {o.domain: o.version for o in model.opset_import} == {"": 20, "com.microsoft": 1, DOMAIN: 1}

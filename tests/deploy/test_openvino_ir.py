@@ -1,4 +1,6 @@
-"""OpenVINO's files compute what the fake-quantised module computes, in the kernels that were asked for, and are whole or refused."""
+"""OpenVINO's files compute what the fake-quantised module computes, in the kernels that were asked for, and
+are whole or refused.
+"""
 
 from pathlib import Path
 
@@ -13,7 +15,13 @@ from mpsearch.problem import Candidate, ConvAttributes
 from mpsearch.quant import install
 
 pytest.importorskip("openvino")
-from mpsearch.deploy.openvino import measure_openvino, overflowing, quantize_openvino, run_openvino, write_openvino
+from mpsearch.deploy.openvino import (
+    measure_openvino,
+    overflowing,
+    quantize_openvino,
+    run_openvino,
+    write_openvino,
+)
 from mpsearch.hardware import ir
 from mpsearch.hardware.fresh import run_fresh
 from mpsearch.hardware.openvino_nodes import OpenVinoWriter, compiled, openvino, ran_nodes
@@ -76,16 +84,26 @@ def test_convolutions_that_pad_below_and_right_alone(exported, tmp_path, text):
 def test_a_unit_that_runs_in_something_else_is_named(exported, tmp_path):
     net, graph = exported("mobile")
     model = quantize_openvino(graph, net.calibration.states(net.uniform("float")))
-    ir.write_ir(tmp_path / "m.xml", model, "f32", {unit: "integer" if unit == "expand.0" else "f32" for unit in net.units} | {"elsewhere": "f32"})
+    ir.write_ir(
+        tmp_path / "m.xml",
+        model,
+        "f32",
+        {unit: "integer" if unit == "expand.0" else "f32" for unit in net.units} | {"elsewhere": "f32"},
+    )
     fallbacks = measure_openvino(tmp_path / "m.xml", net.images, seconds=0.02).fallbacks
     assert set(fallbacks) == {"expand.0", "elsewhere"}
-    assert fallbacks["expand.0"].startswith("Convolution:f32:") and fallbacks["elsewhere"] == "no node of its own"
+    assert (
+        fallbacks["expand.0"].startswith("Convolution:f32:")
+        and fallbacks["elsewhere"] == "no node of its own"
+    )
 
 
 @pytest.mark.parametrize("text", ["float", "W7A8", "W4A16"])
 @pytest.mark.parametrize("name", ["mobile", "test_vit"])
 def test_what_ships_runs_in_the_kernels_that_were_timed(exported, tmp_path, name, text):
-    """The kernel of every unit in the whole model is the one of its profiled cell: same arithmetic, same precision; of its kind the same primitive."""
+    """The kernel of every unit in the whole model is the one of its profiled cell: same arithmetic, same
+    precision; of its kind the same primitive.
+    """
     from mpsearch.models import analyze
 
     net, graph = exported(name)
@@ -100,17 +118,23 @@ def test_what_ships_runs_in_the_kernels_that_were_timed(exported, tmp_path, name
         if kernel is None:
             continue
         cell = backend.build(layer, kernel, 1)
-        timed = [op for op in cell.executed if op.split(":")[0] in ("Convolution", "FullyConnected", "MatMul")]
+        timed = [
+            op for op in cell.executed if op.split(":")[0] in ("Convolution", "FullyConnected", "MatMul")
+        ]
         node = ran[layer.name]
         assert cell.as_asked and node is not None and len(timed) == 1
         kind, precision, primitive = timed[0].split(":")
         assert (node.kind, node.precision) == (kind, precision)
-        if not any("gelu" in origin for origin in node.origins):  # with a GELU fused behind it a float32 product runs in another library's kernel
+        if not any(
+            "gelu" in origin for origin in node.origins
+        ):  # with a GELU fused behind it a float32 product runs in another library's kernel
             assert _family(node.primitive) == _family(primitive)
 
 
 def _family(primitive):
-    """`brgconv_avx2_1x1_f32` and `brgconv_avx2_f32` differ by what the neighbours' layout lets the same library choose."""
+    """`brgconv_avx2_1x1_f32` and `brgconv_avx2_f32` differ by what the neighbours' layout lets the same
+    library choose.
+    """
     return "_".join(part for part in primitive.split("_") if part not in ("1x1", "dw"))
 
 
@@ -131,27 +155,40 @@ def test_the_file_itself_leaves_the_batch_free(exported, tmp_path):
     write_openvino(tmp_path / "m.xml", graph, net.calibration.states(net.uniform("W7A8")))
     live = openvino.Core().compile_model(str(tmp_path / "m.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for size in (1, 4):
-        assert cosine_similarity(torch.from_numpy(live([net.images[:size].numpy()])[0]), run_openvino(tmp_path / "m.xml")(net.images[:size])).min() > 0.999
+        assert (
+            cosine_similarity(
+                torch.from_numpy(live([net.images[:size].numpy()])[0]),
+                run_openvino(tmp_path / "m.xml")(net.images[:size]),
+            ).min()
+            > 0.999
+        )
 
 
 def test_a_process_of_its_own_computes_the_same(exported, tmp_path):
     net, graph = exported("mobile")
     size = write_openvino(tmp_path / "m.xml", graph, net.calibration.states(net.mixed(0, MIXED)))
     fresh = run_fresh(tmp_path / "m.xml", net.images[:3].numpy(), seconds=0.02)
-    np.testing.assert_allclose(fresh.outputs, run_openvino(tmp_path / "m.xml")(net.images[:3]).numpy(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        fresh.outputs, run_openvino(tmp_path / "m.xml")(net.images[:3]).numpy(), rtol=1e-3, atol=1e-4
+    )
     assert fresh.timing.median_us > 0 and fresh.fallbacks == {} and fresh.executed
     assert fresh.bytes_on_disk == size == sum(p.stat().st_size for p in tmp_path.iterdir())
 
 
 def test_a_process_that_fails_says_why(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"no model")
-    with pytest.raises(MpsearchError, match=r"m\.onnx failed in a process of its own \(exit code 1\); it said: .*[Pp]rotobuf"):
+    with pytest.raises(
+        MpsearchError, match=r"m\.onnx failed in a process of its own \(exit code 1\); it said: .*[Pp]rotobuf"
+    ):
         run_fresh(tmp_path / "m.onnx", np.zeros((1, 3)), seconds=0.02)
 
 
 def test_narrow_weights_take_fewer_bytes(exported, tmp_path):
     net, graph = exported("test_vit")
-    sizes = {t: write_openvino(tmp_path / "m.xml", graph, net.calibration.states(net.uniform(t))) for t in ("float", "W8A16", "W4A16")}
+    sizes = {
+        t: write_openvino(tmp_path / "m.xml", graph, net.calibration.states(net.uniform(t)))
+        for t in ("float", "W8A16", "W4A16")
+    }
     linear = sum(w.numel() for unit, w in net.calibration.weights.items() if w.ndim == 2)
     assert sizes["float"] - sizes["W8A16"] > 2.5 * linear
     assert sizes["W8A16"] - sizes["W4A16"] == pytest.approx(linear / 2, rel=0.02)
@@ -160,24 +197,40 @@ def test_narrow_weights_take_fewer_bytes(exported, tmp_path):
 def test_units_whose_sums_overflow_without_vnni_are_named(prepared):
     net = prepared("mobile")
     found = overflowing(net.calibration.states(net.mixed(0, ("W8A8", "W7A8", "W8A16", "float"))), net.module)
-    wide = {unit for unit, c in net.mixed(0, ("W8A8", "W7A8", "W8A16", "float")).items() if c == Candidate(8, 8)}
+    wide = {
+        unit for unit, c in net.mixed(0, ("W8A8", "W7A8", "W8A16", "float")).items() if c == Candidate(8, 8)
+    }
     assert wide and set(found) == wide - {"depthwise.0"}
     assert "depthwise.0" not in overflowing(net.calibration.states(net.uniform("W8A8")), net.module)
 
 
 @pytest.mark.parametrize(("channels", "stride", "kernel"), [(3, 1, 3), (32, 2, 3), (48, 1, 5)])
 def test_depthwise_products_are_added_in_32_bits(channels, stride, kernel):
-    """The greatest products of 8 bits that there are: where this fails, the weights of depthwise convolutions must be narrowed too."""
+    """The greatest products of 8 bits that there are: where this fails, the weights of depthwise convolutions
+    must be narrowed too.
+    """
     writer = OpenVinoWriter()
     images = writer.parameter((1, channels, 14, 14))
-    weight = QuantizedWeight(np.full((channels, 1, kernel, kernel), 127, np.int8), np.full(channels, 0.01, np.float32))
+    weight = QuantizedWeight(
+        np.full((channels, 1, kernel, kernel), 127, np.int8), np.full(channels, 0.01, np.float32)
+    )
     conv = ConvAttributes((stride, stride), (kernel // 2, kernel // 2), (1, 1), channels)
-    node = writer.conv(writer.quantized(images.output(0), Grid(1 / 255, 0, 8)), writer.weight(weight, channels), conv)
+    node = writer.conv(
+        writer.quantized(images.output(0), Grid(1 / 255, 0, 8)), writer.weight(weight, channels), conv
+    )
     live = compiled(openvino().Model([node], [images], "unit"), 1, "f32")
     ones = np.ones((1, channels, 14, 14), np.float32)
-    want = conv2d(torch.from_numpy(ones), torch.full((channels, 1, kernel, kernel), 1.27), stride=stride, padding=kernel // 2, groups=channels)
+    want = conv2d(
+        torch.from_numpy(ones),
+        torch.full((channels, 1, kernel, kernel), 1.27),
+        stride=stride,
+        padding=kernel // 2,
+        groups=channels,
+    )
     assert [node.arithmetic for node in ran_nodes(live) if node.computes] == ["integer"]
-    np.testing.assert_allclose(np.array(live.create_infer_request().infer([ones])[0]), want.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.array(live.create_infer_request().infer([ones])[0]), want.numpy(), rtol=1e-5
+    )
 
 
 def test_a_unit_without_a_node_of_its_own_is_named(exported, prepared):
@@ -207,7 +260,12 @@ def test_damaged_files_are_refused(written, suffix, damage):
     path = written.with_suffix(suffix)
     data = path.read_bytes()
     middle = len(data) // 2
-    changed = {"cut": data[:middle], "flip": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :], "empty": b"", "longer": data + b" "}
+    changed = {
+        "cut": data[:middle],
+        "flip": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+        "empty": b"",
+        "longer": data + b" ",
+    }
     if damage == "gone":
         path.unlink()
     else:
@@ -243,7 +301,9 @@ def test_a_file_that_mpsearch_did_not_write_is_refused(exported, tmp_path):
     import openvino
 
     net, graph = exported("mobile")
-    openvino.save_model(quantize_openvino(graph, net.calibration.states(net.uniform("float"))), str(tmp_path / "m.xml"))
+    openvino.save_model(
+        quantize_openvino(graph, net.calibration.states(net.uniform("float"))), str(tmp_path / "m.xml")
+    )
     with pytest.raises(CheckpointError, match="was not written by mpsearch"):
         ir.read_ir(tmp_path / "m.xml")
 

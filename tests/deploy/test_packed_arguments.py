@@ -10,7 +10,9 @@ from mpsearch.problem import Candidate
 from mpsearch.quant import UnitState
 
 
-@pytest.mark.parametrize("arguments", [{"checkpoint_path": "/etc/passwd"}, {"pretrained": True}, {"num_classes": {"a": 1}}])
+@pytest.mark.parametrize(
+    "arguments", [{"checkpoint_path": "/etc/passwd"}, {"pretrained": True}, {"num_classes": {"a": 1}}]
+)
 def test_arguments_that_reach_outside_are_refused(tmp_path, arguments):
     module = build_model(ModelSource("timm", "test_resnet", {}))
     layout = PackedLayout.of(module, ["fc"], ModelSource("timm", "test_resnet", arguments), [], {})

@@ -1,4 +1,6 @@
-"""The packed checkpoint: as large as predicted, bit for bit the same when read back, and refused with one clear error when damaged."""
+"""The packed checkpoint: as large as predicted, bit for bit the same when read back, and refused with one
+clear error when damaged.
+"""
 
 import json
 import math
@@ -14,7 +16,15 @@ from mpsearch.deploy import load_packed, read_description, save_packed
 from mpsearch.errors import CheckpointError
 from mpsearch.quant import install
 
-MIXED = (*(f"W{b}A{a}" for b in range(2, 9) for a in (4, 8)), "W5A8/tensor", "W2A8/tensor", "W2A16", "W4A16", "W7A16/tensor", "float")
+MIXED = (
+    *(f"W{b}A{a}" for b in range(2, 9) for a in (4, 8)),
+    "W5A8/tensor",
+    "W2A8/tensor",
+    "W2A16",
+    "W4A16",
+    "W7A16/tensor",
+    "float",
+)
 NETS = ("mobile", "test_resnet", "test_efficientnet", "test_vit")
 
 
@@ -39,16 +49,25 @@ def test_the_file_is_as_large_as_predicted(prepared, tmp_path, name):
         assignment = net.mixed(seed, MIXED)
         said = save_packed(path, net.layout, net.module, net.calibration.states(assignment))
         assert said == path.stat().st_size == net.layout.size_bytes(assignment)
-        assert net.layout.size_bytes(assignment) == net.layout.constant_bytes + sum(net.layout.unit_bytes(u, assignment[u]) for u in net.units)
+        assert net.layout.size_bytes(assignment) == net.layout.constant_bytes + sum(
+            net.layout.unit_bytes(u, assignment[u]) for u in net.units
+        )
 
 
-@pytest.mark.parametrize("text", ["W2A8", "W3A8", "W5A2", "W8A8", "W8A8/tensor", "W4A16", "W3A16/tensor", "float"])
+@pytest.mark.parametrize(
+    "text", ["W2A8", "W3A8", "W5A2", "W8A8", "W8A8/tensor", "W4A16", "W3A16/tensor", "float"]
+)
 def test_a_row_wastes_less_than_a_byte(prepared, text):
     net = prepared("mobile")
     for unit in net.units:
         weight, candidate = net.calibration.weights[unit], net.uniform(text)[unit]
         bits = candidate.w_bits or 32
-        scales = 0 if candidate.is_float else (0 if candidate.weight_only else 8) + 4 * (len(weight) if candidate.w_granularity == "channel" else 1)
+        scales = (
+            0
+            if candidate.is_float
+            else (0 if candidate.weight_only else 8)
+            + 4 * (len(weight) if candidate.w_granularity == "channel" else 1)
+        )
         dense = weight.numel() * bits / 8
         assert dense <= net.layout.unit_bytes(unit, candidate) - scales < dense + len(weight)
 
@@ -64,13 +83,28 @@ def test_reading_back_gives_the_same_logits_bit_for_bit(written, name):
 def test_a_new_process_computes_the_same_logits_bit_for_bit(written, tmp_path):
     path, states, net = written("test_resnet", 3)
     with torch.no_grad():
-        save_file({"images": net.images, "logits": install(net.module, states)(net.images)}, tmp_path / "seen.safetensors")
+        save_file(
+            {"images": net.images, "logits": install(net.module, states)(net.images)},
+            tmp_path / "seen.safetensors",
+        )
     code = (
-        "import sys, torch, mpsearch; from safetensors.torch import load_file; torch.set_num_threads(int(sys.argv[3]));"
+        "import sys, torch, mpsearch; from safetensors.torch import load_file; "
+        "torch.set_num_threads(int(sys.argv[3]));"
         "seen = load_file(sys.argv[2]); model = mpsearch.load(sys.argv[1]);"
-        "torch.set_grad_enabled(False); sys.exit(0 if torch.equal(model(seen['images']), seen['logits']) else 9)"
+        "torch.set_grad_enabled(False); sys.exit(0 if torch.equal(model(seen['images']), seen['logits']) "
+        "else 9)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "seen.safetensors"), str(torch.get_num_threads())], check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            str(path),
+            str(tmp_path / "seen.safetensors"),
+            str(torch.get_num_threads()),
+        ],
+        check=False,
+    )
     assert done.returncode == 0
 
 
@@ -125,7 +159,17 @@ def test_a_file_of_something_else_is_refused(written, tmp_path):
     save_file({"a": torch.zeros(3)}, tmp_path / "plain")
     for name, pattern in (("text", "damaged"), ("empty", "damaged"), ("plain", "mpsearch did not write")):
         _refused(tmp_path / name, net.unfolded, pattern)
-    for cut in (1, 7, 8, 9, 100, net.layout.header_bytes - 1, net.layout.header_bytes, len(held) // 2, len(held) - 1):
+    for cut in (
+        1,
+        7,
+        8,
+        9,
+        100,
+        net.layout.header_bytes - 1,
+        net.layout.header_bytes,
+        len(held) // 2,
+        len(held) - 1,
+    ):
         path.write_bytes(held[:cut])
         _refused(path, net.unfolded, "damaged")
     path.write_bytes(held + b"\0")
@@ -235,9 +279,12 @@ def _with_header(path, change):
 
 
 @pytest.mark.parametrize(
-    ("held", "claimed", "pattern"), [("W4A8", "W4A16", "no place for, such as 'head.input'"), ("W4A16", "W4A8", "'head.input' is missing")]
+    ("held", "claimed", "pattern"),
+    [("W4A8", "W4A16", "no place for, such as 'head.input'"), ("W4A16", "W4A8", "'head.input' is missing")],
 )
-def test_an_input_that_is_quantised_and_one_that_is_not_are_not_taken_for_each_other(written, held, claimed, pattern):
+def test_an_input_that_is_quantised_and_one_that_is_not_are_not_taken_for_each_other(
+    written, held, claimed, pattern
+):
     path, _, net = written("mobile", 0, (held,))
 
     def lie(header):
@@ -257,7 +304,9 @@ def test_weights_alone_are_saved_to_the_byte_and_read_back_to_the_bit(written, n
     assert not [key for key in load_file(path) if key.endswith(".input")]
     with torch.no_grad():
         found = load_packed(path, net.unfolded)(net.images)
-        assert torch.equal(found, install(net.module, states)(net.images)) and not torch.equal(found, net.module(net.images))
+        assert torch.equal(found, install(net.module, states)(net.images)) and not torch.equal(
+            found, net.module(net.images)
+        )
 
 
 @pytest.mark.parametrize("shape", [[2**40, 2**20], [2**63], [2**62, 4], [10**30], [-1, -24], [0], []])
@@ -291,7 +340,13 @@ def test_two_hundred_damaged_files_load_or_are_refused_but_never_crash(written, 
         for _ in range(draw.randint(1, 4)):
             at = draw.randrange(header if k % 4 else len(changed))
             if draw.random() < 0.7:
-                changed[at] = draw.choice([changed[at] ^ (1 << draw.randrange(8)), draw.randrange(256), ord(draw.choice('0987,:{}[]"'))])
+                changed[at] = draw.choice(
+                    [
+                        changed[at] ^ (1 << draw.randrange(8)),
+                        draw.randrange(256),
+                        ord(draw.choice('0987,:{}[]"')),
+                    ]
+                )
             else:
                 del changed[at : at + draw.randint(1, 40)]
         target.write_bytes(changed)

@@ -1,4 +1,6 @@
-"""A packed checkpoint on the Triton kernels, on the CPU through Triton's interpreter (on the device where there is one)."""
+"""A packed checkpoint on the Triton kernels, on the CPU through Triton's interpreter (on the device where
+there is one).
+"""
 
 import json
 import pickle
@@ -15,7 +17,14 @@ from mpsearch.deploy import load_packed, save_packed
 from mpsearch.deploy.artifact import write_artifact
 from mpsearch.deploy.kernels import KernelLayer, kernel_layers, kernel_module, require_device
 from mpsearch.deploy.targets import TARGETS, Job
-from mpsearch.errors import CheckpointError, DeviceMismatchError, MissingExtraError, OptionError, UnknownNameError, UserError
+from mpsearch.errors import (
+    CheckpointError,
+    DeviceMismatchError,
+    MissingExtraError,
+    OptionError,
+    UnknownNameError,
+    UserError,
+)
 from mpsearch.hardware import fresh
 from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu import probe
@@ -31,11 +40,15 @@ MIXED = (*INTEGER, "W3A4", "W4A16", "W5A8/tensor", "float")
 
 @pytest.fixture
 def written(prepared, tmp_path):
-    """`written("mobile", choices)`: path, states and net of a checkpoint whose units have the choices in turn."""
+    """`written("mobile", choices)`: path, states and net of a checkpoint whose units have the choices in
+    turn.
+    """
 
     def make(name, choices=MIXED):
         net, path = prepared(name), tmp_path / f"{name}.safetensors"
-        states = net.calibration.states({unit: Candidate.parse(choices[i % len(choices)]) for i, unit in enumerate(net.units)})
+        states = net.calibration.states(
+            {unit: Candidate.parse(choices[i % len(choices)]) for i, unit in enumerate(net.units)}
+        )
         save_packed(path, net.layout, net.module, states)
         return path, states, net
 
@@ -43,7 +56,9 @@ def written(prepared, tmp_path):
 
 
 def compared(path, net, model=None, dtype="fp16", images=2):
-    """The module on kernels, and cosine and greatest error, over the greatest logit, of its logits to the fake-quantised module's."""
+    """The module on kernels, and cosine and greatest error, over the greatest logit, of its logits to the
+    fake-quantised module's.
+    """
     loaded = mpsearch.load(path, model, kernels="triton-cuda", device=DEVICE, dtype=dtype)
     inputs = net.images[:images]
     with torch.no_grad():
@@ -61,13 +76,19 @@ def test_a_cnn_with_grouped_and_depthwise_convolutions(written, choices):
     held = kernel_layers(loaded)
     assert set(held) == {unit for unit, state in states.items() if not state.candidate.is_float}
     assert all(layer.unit.ran for layer in held.values()), "every unit went through its kernel"
-    assert [layer.unit.ran[-1][0].split("_")[0] for name, layer in held.items() if name == "depthwise.0"] == ["depthwise"]
+    assert [layer.unit.ran[-1][0].split("_")[0] for name, layer in held.items() if name == "depthwise.0"] == [
+        "depthwise"
+    ]
 
 
 def test_a_vision_transformer(written):
     path, _, net = written("test_vit")
     loaded, cosine, error = compared(path, net, images=1)
-    assert cosine > 0.999 and error < 0.05  # codes at the edge of a step tip over by half precision in between, as they do by noise of 1e-3 in the input
+    assert (
+        cosine > 0.999 and error < 0.05
+        # codes at the edge of a step tip over by half precision in between, as they do by noise of 1e-3 in
+        # the input
+    )
     assert {layer.unit.weight.bits for layer in kernel_layers(loaded).values()} == {2, 3, 4, 5, 6, 7, 8}
 
 
@@ -78,7 +99,11 @@ def test_every_unit_is_the_fake_quantised_one_on_the_same_input(written, name):
     loaded, fake = mpsearch.load(path, model, kernels="triton-cuda", device=DEVICE), load_packed(path, model)
     seen = {}
     for unit, layer in kernel_layers(loaded).items():
-        layer.register_forward_hook(lambda _, inputs, output, unit=unit: seen.__setitem__(unit, (inputs[0].cpu().float(), output.cpu().float())))
+        layer.register_forward_hook(
+            lambda _, inputs, output, unit=unit: seen.__setitem__(
+                unit, (inputs[0].cpu().float(), output.cpu().float())
+            )
+        )
     loaded(net.images[:1].to(DEVICE))
     for unit, (given, found) in seen.items():
         with torch.no_grad():
@@ -107,11 +132,17 @@ def test_weights_are_held_packed_and_never_in_float(written):
     assert floats == {f"{unit}.weight" for unit, state in states.items() if state.candidate.is_float}
     for unit, layer in kernel_layers(loaded).items():
         shape, bits = states[unit].weight.codes.shape, states[unit].candidate.w_bits
-        rows, columns = (shape[1:].numel(), shape[0]) if unit == "depthwise.0" else (shape[0], shape[1:].numel())
+        rows, columns = (
+            (shape[1:].numel(), shape[0]) if unit == "depthwise.0" else (shape[0], shape[1:].numel())
+        )
         around = 4 * shape[0] * (2 + (layer.bias is not None))  # scale, correction, bias
         assert layer.unit.packed_bytes == rows * padded_columns(columns) * bits // 8 + around
-        tensors = [value for value in vars(layer.unit).values() if isinstance(value, torch.Tensor)] + [layer.unit.weight.data]
-        assert max(t.numel() * t.element_size() for t in tensors) <= max(layer.unit.weight.data.numel(), 4 * shape[0])
+        tensors = [value for value in vars(layer.unit).values() if isinstance(value, torch.Tensor)] + [
+            layer.unit.weight.data
+        ]
+        assert max(t.numel() * t.element_size() for t in tensors) <= max(
+            layer.unit.weight.data.numel(), 4 * shape[0]
+        )
 
 
 def test_logits_do_not_depend_on_the_batch_around_an_image(written):
@@ -125,7 +156,9 @@ def test_a_module_is_left_as_found_and_its_copy_has_every_unit(prepared):
     net = prepared("mobile")
     before = {name: value.clone() for name, value in net.module.state_dict().items()}
     copied = kernel_module(net.module, net.calibration.states(net.uniform("W4A8")), device=DEVICE)
-    assert all(torch.equal(value, before[name]) for name, value in net.module.state_dict().items()) and not kernel_layers(net.module)
+    assert all(
+        torch.equal(value, before[name]) for name, value in net.module.state_dict().items()
+    ) and not kernel_layers(net.module)
     assert len(kernel_layers(copied)) == len(net.units)
 
 
@@ -147,7 +180,10 @@ class Padding(nn.Module):
 def states_of(module, inputs, bits=6):
     """States by min-max, from the inputs that each unit really reads."""
     seen = {}
-    hooks = [m.register_forward_pre_hook(lambda _, a, n=n: seen.__setitem__(n, a[0])) for n, m in module.named_children()]
+    hooks = [
+        m.register_forward_pre_hook(lambda _, a, n=n: seen.__setitem__(n, a[0]))
+        for n, m in module.named_children()
+    ]
     with torch.no_grad():
         module(inputs)
     for hook in hooks:
@@ -157,7 +193,9 @@ def states_of(module, inputs, bits=6):
         flat = layer.weight.detach().flatten(1)
         weight = affine_params(flat.amin(1), flat.amax(1), bits, symmetric=True, axis=0)
         reads = affine_params(seen[name].min(), seen[name].max(), 8, symmetric=False)
-        found[name] = UnitState(Candidate(bits, 8), QuantizedTensor(quantize(layer.weight.detach(), weight), weight), reads)
+        found[name] = UnitState(
+            Candidate(bits, 8), QuantizedTensor(quantize(layer.weight.detach(), weight), weight), reads
+        )
     return found
 
 
@@ -169,7 +207,10 @@ def test_every_padding_of_torch_and_signed_inputs():
     reads = affine_params(torch.tensor(-2.0), torch.tensor(2.0), 8, symmetric=True)
     states["same"] = UnitState(states["same"].candidate, states["same"].weight, reads)
     with torch.no_grad():
-        found, wanted = kernel_module(module, states, device=DEVICE)(inputs.to(DEVICE)).cpu().float(), install(module, states)(inputs)
+        found, wanted = (
+            kernel_module(module, states, device=DEVICE)(inputs.to(DEVICE)).cpu().float(),
+            install(module, states)(inputs),
+        )
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 0.01
 
 
@@ -183,7 +224,13 @@ def test_units_without_a_kernel_are_all_named():
     states = states_of(module, torch.randn(1, 3, 9, 9))
     states["2"] = UnitState(states["2"].candidate, states["2"].weight, LogParams(torch.tensor(1.0), 8, 1))
     product = UnitState(Candidate(8, 8), None, states["0"].activation, states["0"].activation)
-    with pytest.raises(UserError, match=r"'1' \(a Odd with a forward of its own\); '2' \(its input has a LogParams.*'m\.matmul0' \(a product of two activ"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"'1' \(a Odd with a forward of its own\); '2' \(its input has a LogParams.*'m\.matmul0' "
+            r"\(a product of two activ"
+        ),
+    ):
         kernel_module(module, {**states, "m.matmul0": product}, device=DEVICE)
 
 
@@ -201,8 +248,14 @@ def test_a_module_on_kernels_is_not_moved_and_has_no_gradient(written):
 
 def test_a_layer_keeps_the_sizes_of_the_float_one_and_no_weight(written):
     path, _, net = written("mobile", INTEGER)
-    layer = kernel_layers(mpsearch.load(path, net.unfolded, kernels="triton-cuda", device=DEVICE))["depthwise.0"]
-    assert isinstance(layer, KernelLayer) and (layer.in_channels, layer.groups, layer.stride) == (32, 32, (1, 1)) and not hasattr(layer, "weight")
+    layer = kernel_layers(mpsearch.load(path, net.unfolded, kernels="triton-cuda", device=DEVICE))[
+        "depthwise.0"
+    ]
+    assert (
+        isinstance(layer, KernelLayer)
+        and (layer.in_channels, layer.groups, layer.stride) == (32, 32, (1, 1))
+        and not hasattr(layer, "weight")
+    )
     assert "w" in repr(layer) and f"{layer.unit.packed_bytes} bytes" in repr(layer)
 
 
@@ -256,7 +309,11 @@ def test_layers_of_a_transformer_encoder_stay_off_its_fused_path():
     state = UnitState(Candidate(8, 16), QuantizedTensor(quantize(flat, weight), weight))
     x = torch.randn(1, 3, 16)
     with torch.no_grad():
-        found = kernel_module(nn.Sequential(encoder), {"0.linear1": state}, device=DEVICE)(x.to(DEVICE)).cpu().float()
+        found = (
+            kernel_module(nn.Sequential(encoder), {"0.linear1": state}, device=DEVICE)(x.to(DEVICE))
+            .cpu()
+            .float()
+        )
         assert float((found - install(encoder, {"linear1": state})(x)).abs().max()) < 0.02
 
 
@@ -285,7 +342,13 @@ class Counting:
 def exported_artifact(prepared, tmp_path, monkeypatch):
     """An artifact of `triton-cuda`, with a fake card that has the device of this file."""
     net = prepared("test_resnet")
-    job = Job(net.module, net.layout, net.calibration.states(net.uniform("W4A8")), net.calibration, net.images[:1, :, :8, :8])
+    job = Job(
+        net.module,
+        net.layout,
+        net.calibration.states(net.uniform("W4A8")),
+        net.calibration,
+        net.images[:1, :, :8, :8],
+    )
     monkeypatch.setattr(cards, "card", lambda: SimpleNamespace(device=DEVICE, monitor=Counting(), gpu=H200))
     return write_artifact(tmp_path / "artifact", "triton-cuda", job, {"label": "best"}), job, net
 
@@ -307,21 +370,34 @@ def asked(tmp_path, capsys):
 
 def test_an_exported_artifact_is_run_and_benched_on_the_kernels(exported_artifact, asked, monkeypatch):
     artifact, job, net = exported_artifact
-    assert artifact.manifest["target"] == "triton-cuda" and artifact.size_bytes == net.layout.size_bytes(net.uniform("W4A8"))
+    assert artifact.manifest["target"] == "triton-cuda" and artifact.size_bytes == net.layout.size_bytes(
+        net.uniform("W4A8")
+    )
     logits, _ = asked(artifact, {"do": "run"}, net.images[:1])
     with torch.no_grad():
         wanted = install(job.module, job.states)(net.images[:1])
-    assert logits.dtype == torch.float32 and float(torch.nn.functional.cosine_similarity(logits, wanted)) > 0.999
-    monkeypatch.setattr(fresh, "_latencies", lambda run, inputs, seconds: {"latency_us": {}})  # dozens of calls, which the interpreter takes seconds for
-    _, found = asked(artifact, {"do": "bench", "batches": [1], "seconds": 0.0, "shape": list(artifact.input_shape)})
+    assert (
+        logits.dtype == torch.float32 and float(torch.nn.functional.cosine_similarity(logits, wanted)) > 0.999
+    )
+    monkeypatch.setattr(
+        fresh, "_latencies", lambda run, inputs, seconds: {"latency_us": {}}
+    )  # dozens of calls, which the interpreter takes seconds for
+    _, found = asked(
+        artifact, {"do": "bench", "batches": [1], "seconds": 0.0, "shape": list(artifact.input_shape)}
+    )
     assert found["device"].startswith("NVIDIA H200")
-    assert found["energy"] == {"mj_per_image": 30.0, "batch": 1} and found["batches"] == [{"batch": 1, "latency_us": {}}]
+    assert found["energy"] == {"mj_per_image": 30.0, "batch": 1} and found["batches"] == [
+        {"batch": 1, "latency_us": {}}
+    ]
 
 
 def test_the_runtime_reads_the_file_back_and_counts_the_calls_on_kernels(written, monkeypatch):
     path, states, net = written("mobile", ("W4A8", "float"))
     monkeypatch.setattr(cards, "card", lambda: SimpleNamespace(device=DEVICE))
-    target, job = TARGETS.create("triton-cuda"), Job(net.module, net.layout, states, net.calibration, net.images[:2])
+    target, job = (
+        TARGETS.create("triton-cuda"),
+        Job(net.module, net.layout, states, net.calibration, net.images[:2]),
+    )
     path.rename(path.with_name(target.file))
     run, calls = target.one_call(job, path.parent, 1)
     assert calls == sum(not state.candidate.is_float for state in states.values()) == 3

@@ -16,7 +16,10 @@ from mpsearch.models.weights import check_finite, weights_hash
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.reconstruct import calibrate
 
-DTYPES = sorted({d for d in vars(torch).values() if isinstance(d, torch.dtype) and not str(d).startswith("torch.q")}, key=str)
+DTYPES = sorted(
+    {d for d in vars(torch).values() if isinstance(d, torch.dtype) and not str(d).startswith("torch.q")},
+    key=str,
+)
 
 
 class Net(nn.Module):
@@ -34,7 +37,12 @@ class Net(nn.Module):
 def _buffer(dtype, *shape):
     """Bytes of all kinds, read as a type."""
     count = dtype.itemsize * torch.Size(shape).numel()
-    data = torch.arange(count, dtype=torch.int64).mul(37).remainder(2 if dtype is torch.bool else 120).to(torch.uint8)
+    data = (
+        torch.arange(count, dtype=torch.int64)
+        .mul(37)
+        .remainder(2 if dtype is torch.bool else 120)
+        .to(torch.uint8)
+    )
     return data.view(dtype).view(shape)
 
 
@@ -58,7 +66,9 @@ def test_buffers_of_every_type_are_read_back_to_the_bit(tmp_path, dtype, shape):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's word that half-precision complex numbers are new
         module, images = _written(tmp_path / "a.safetensors", _buffer(dtype, *shape))
-        fresh = Net(torch.zeros(dtype.itemsize * module.table.numel(), dtype=torch.uint8).view(dtype).view(shape)).eval()
+        fresh = Net(
+            torch.zeros(dtype.itemsize * module.table.numel(), dtype=torch.uint8).view(dtype).view(shape)
+        ).eval()
         loaded = load_packed(tmp_path / "a.safetensors", fresh)
         assert loaded.table.dtype == dtype and loaded.table.shape == shape
         assert torch.equal(_bytes(loaded.table), _bytes(module.table))
@@ -86,7 +96,12 @@ def test_a_rotary_embedding_of_complex_numbers_is_analysed_and_stored(tmp_path):
     images = torch.randn(8, 3, 2, 2)
     units = [layer.name for layer in analyze(module, images[:1]).layers]
     layout = PackedLayout.of(module, units, ModelSource("module", "net"), (), {})
-    save_packed(tmp_path / "a.safetensors", layout, module, calibrate(module, units, [images]).states(Assignment((("fc", Candidate(8, 8)),))))
+    save_packed(
+        tmp_path / "a.safetensors",
+        layout,
+        module,
+        calibrate(module, units, [images]).states(Assignment((("fc", Candidate(8, 8)),))),
+    )
     loaded = load_packed(tmp_path / "a.safetensors", Rotary(torch.zeros(6, dtype=torch.complex64)).eval())
     assert torch.equal(loaded.table, module.table)
     torch.testing.assert_close(loaded(images), module(images), rtol=0, atol=0.05)
@@ -103,7 +118,10 @@ def test_what_is_no_plain_tensor_is_refused_by_name():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantized = torch.quantize_per_tensor(torch.randn(4), 0.1, 0, torch.qint8)
-    given = [(Net(torch.eye(3).to_sparse()), "'table' of the model is sparse"), (Net(quantized), "'table' of the model is quantised")]
+    given = [
+        (Net(torch.eye(3).to_sparse()), "'table' of the model is sparse"),
+        (Net(quantized), "'table' of the model is quantised"),
+    ]
     for module, pattern in [*given, (Extra(torch.zeros(2)), "'_extra_state' as a dict")]:
         with pytest.raises(ModelError, match=pattern):
             PackedLayout.of(module, ["fc"], ModelSource("module", "net"), (), {})

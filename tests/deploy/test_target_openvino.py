@@ -1,4 +1,6 @@
-"""The deployment target `openvino`: random mixed assignments of a small net, a transformer block and a mixer block, loaded back as an artifact is."""
+"""The deployment target `openvino`: random mixed assignments of a small net, a transformer block and a mixer
+block, loaded back as an artifact is.
+"""
 
 import pytest
 import torch
@@ -44,7 +46,12 @@ def test_an_artifact_runs_in_a_process_of_its_own(tmp_path):
     job, _, images = job_of("cnn", 0, CHOICES)
     artifact = write_artifact(tmp_path / "a", "openvino", job, {"label": "point"})
     assert set(artifact.manifest["files"]) == {"model.xml", "model.bin"}
-    torch.testing.assert_close(run_apart(open_artifact(tmp_path / "a"), images[:4]), artifact.target.load(tmp_path / "a", 1)(images[:4]), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        run_apart(open_artifact(tmp_path / "a"), images[:4]),
+        artifact.target.load(tmp_path / "a", 1)(images[:4]),
+        rtol=1e-3,
+        atol=1e-4,
+    )
     assert any(op.startswith("Convolution:") for op in artifact.target.executed(tmp_path / "a", 1))
     (tmp_path / "a" / "model.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match="model"):
@@ -56,10 +63,18 @@ def test_weights_that_overflow_without_vnni_are_stored_with_seven_bits(name, tmp
     job, assignment, images = job_of(name, 0, ("W8A8",))
     target = TARGETS.create("openvino:overflow_fix=on")
     (note,) = target.write(job, tmp_path)
-    assert note.startswith(f"{len(assignment)} units, such as") and "overflow 16 bits" in note and note.endswith("they are stored with 7 bits.")
+    assert (
+        note.startswith(f"{len(assignment)} units, such as")
+        and "overflow 16 bits" in note
+        and note.endswith("they are stored with 7 bits.")
+    )
     assert all(int(state.weight.codes.abs().max()) <= 64 for state in target.states(job).values())
     with torch.no_grad():
-        got, want, eight = target.load(tmp_path, 1)(images), target.reference(job)(images), TARGETS.create("packed").reference(job)(images)
+        got, want, eight = (
+            target.load(tmp_path, 1)(images),
+            target.reference(job)(images),
+            TARGETS.create("packed").reference(job)(images),
+        )
     assert float(cosine_similarity(want, got).median()) > 0.999
     assert float((want - eight).abs().max()) > 0 and float(cosine_similarity(want, eight).median()) > 0.99
 
@@ -68,5 +83,7 @@ def test_weights_that_overflow_elsewhere_are_told(tmp_path):
     job, _, _ = job_of("cnn", 0, ("W8A8",))
     target = TARGETS.create("openvino:overflow_fix=off")
     (note,) = target.write(job, tmp_path)
-    assert ("such as this one" in note) == identity().saturates and note.endswith("overflow_fix=on stores them with 7 bits.")
+    assert ("such as this one" in note) == identity().saturates and note.endswith(
+        "overflow_fix=on stores them with 7 bits."
+    )
     assert target.states(job) == dict(job.states)

@@ -1,4 +1,6 @@
-"""Random mixed assignments of a small CNN, a ViT block and a mixer block go to every CPU target, and compute what they stand for."""
+"""Random mixed assignments of a small CNN, a ViT block and a mixer block go to every CPU target, and compute
+what they stand for.
+"""
 
 import importlib.util
 
@@ -19,10 +21,19 @@ from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import QuantLayer, install
 from mpsearch.reconstruct import calibrate
 
-TEXTS = ("packed", "packed:integer_arithmetic=true", "onnx", "onnx:four_bit=matmulnbits", "onnx:four_bit=blockwise", "onnx-tensorrt", "torchao")
+TEXTS = (
+    "packed",
+    "packed:integer_arithmetic=true",
+    "onnx",
+    "onnx:four_bit=matmulnbits",
+    "onnx:four_bit=blockwise",
+    "onnx-tensorrt",
+    "torchao",
+)
 LEAST = {"packed:integer_arithmetic=true": 0.999, "onnx": 0.99, "onnx-tensorrt": 0.999, "torchao": 0.99}
-"""Median cosine similarity with the fake-quantised module. Where sums are formed in another order a value next to a border may take the other
-code; `onnx` adds its 8-bit grids behind convolutions, torchao quantises inputs that its reference leaves float."""
+"""Median cosine similarity with the fake-quantised module. Where sums are formed in another order a value
+next to a border may take the other code; `onnx` adds its 8-bit grids behind convolutions, torchao quantises
+inputs that its reference leaves float."""
 
 
 def check(name, seed, folder):
@@ -67,7 +78,11 @@ def test_four_bits_take_four_bits_in_the_file(text):
     sizes = {}
     for form in ("onnx:weights=plain", f"{text},weights=plain"):
         model = TARGETS.create(form).model(job)
-        sizes[form] = sum(len(i.raw_data) for i in model.graph.initializer if i.name.rpartition("/")[2].startswith("weight_") and i.data_type != 1)
+        sizes[form] = sum(
+            len(i.raw_data)
+            for i in model.graph.initializer
+            if i.name.rpartition("/")[2].startswith("weight_") and i.data_type != 1
+        )
     linear = sum(s.weight.codes.numel() for s in job.states.values() if s.weight.codes.ndim == 2)
     saved = sizes["onnx:weights=plain"] - sizes[f"{text},weights=plain"]
     assert saved > 0.3 * linear  # rows of 16 and 24 are padded to whole blocks in one of the forms
@@ -115,7 +130,9 @@ def test_integers_equal_an_int32_product_and_the_fake_quantised_layers_to_the_st
             assert total.dtype == torch.int32
             if name == "head":
                 params, codes = job.states[name].activation, job.states[name].weight.codes.to(torch.int32)
-                q = (torch.round(x / params.scale) + params.zero_point).clamp(0, params.qmax).to(torch.int32) - params.zero_point
+                q = (torch.round(x / params.scale) + params.zero_point).clamp(0, params.qmax).to(
+                    torch.int32
+                ) - params.zero_point
                 assert torch.equal(total, q @ codes.T)
     assert set(seen) == set(job.quantized)
 
@@ -126,7 +143,10 @@ def test_a_sum_beyond_the_accumulator_is_refused():
 
     columns = 2**17
     params = AffineParams(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), 8, False)
-    weight = QuantizedTensor(torch.full((1, columns), -128, dtype=torch.int16), AffineParams(torch.ones(1), torch.zeros(1, dtype=torch.int32), 8, True, 0))
+    weight = QuantizedTensor(
+        torch.full((1, columns), -128, dtype=torch.int16),
+        AffineParams(torch.ones(1), torch.zeros(1, dtype=torch.int32), 8, True, 0),
+    )
     layer = IntegerLayer(nn.Linear(columns, 1), weight, params)
     with pytest.raises(MpsearchError, match="does not fit an accumulator"):
         layer(torch.full((1, columns), 255.0))
@@ -169,7 +189,10 @@ def test_a_float_product_takes_no_bytes_and_comes_back_float(tmp_path):
     states = calibration.states(assignment)
     TARGETS.create("packed").write(Job(module, layout, states, calibration, images[:1]), tmp_path)
     _, found = open_packed(tmp_path / "model.safetensors", module)
-    assert layout.unit_bytes("block.attn.matmul0", Candidate.parse("float")) == 0 and layout.unit_bytes("block.attn.matmul1", Candidate(8, 8)) == 16
+    assert (
+        layout.unit_bytes("block.attn.matmul0", Candidate.parse("float")) == 0
+        and layout.unit_bytes("block.attn.matmul1", Candidate(8, 8)) == 16
+    )
     assert found["block.attn.matmul0"].activation is None and found["block.attn.matmul1"].second is not None
 
 
@@ -193,9 +216,13 @@ def test_the_real_package_loads_its_configuration_and_computes_the_same(name, te
 
 
 def clear_of_edges(reference, states, images):
-    """N bool: no input of a quantised unit is within 3e-5 of a step of that step's edge, where the rounding of float32 sums decides for either code."""
+    """N bool: no input of a quantised unit is within 3e-5 of a step of that step's edge, where the rounding
+    of float32 sums decides for either code.
+    """
     clear, handles = torch.ones(len(images), dtype=torch.bool), []
-    for unit, params in ((unit, state.activation) for unit, state in states.items() if state.activation is not None):
+    for unit, params in (
+        (unit, state.activation) for unit, state in states.items() if state.activation is not None
+    ):
 
         def look(_, args, params=params):
             code = args[0].double() / params.scale.double() + float(params.zero_point)
@@ -215,7 +242,9 @@ def test_modelopts_importer_reads_what_its_target_writes(tmp_path):
 
     job, assignment, images = job_of("vit", 9, ("W8A8", "W4A6", "float"))
     TARGETS.create("modelopt").write(job, tmp_path)
-    found = IMPORTERS.create("modelopt").read(tmp_path / "modelopt.json", analyze(job.module, images[:1]).layers)
+    found = IMPORTERS.create("modelopt").read(
+        tmp_path / "modelopt.json", analyze(job.module, images[:1]).layers
+    )
     assert {u: str(found.assignment[u]) for u in assignment} == assignment.to_json()
 
 
@@ -223,7 +252,11 @@ def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch):
     import sys
 
     job, _, _ = job_of("cnn", 0)
-    for name, module in (("modelopt", "modelopt.torch.quantization"), ("nncf", "nncf.torch"), ("torchao", "torchao.quantization")):
+    for name, module in (
+        ("modelopt", "modelopt.torch.quantization"),
+        ("nncf", "nncf.torch"),
+        ("torchao", "torchao.quantization"),
+    ):
         folder = tmp_path / name
         folder.mkdir()
         TARGETS.create(name).write(job, folder)
@@ -249,14 +282,29 @@ def test_a_name_of_a_runtime_is_the_target_that_it_runs(alias, text, backend):
 
 
 def test_options_are_added_to_those_of_an_alias():
-    assert TARGETS.create("openvino-cpu-bf16:overflow_fix=on") == TARGETS.create("openvino:precision=bf16,overflow_fix=on")
+    assert TARGETS.create("openvino-cpu-bf16:overflow_fix=on") == TARGETS.create(
+        "openvino:precision=bf16,overflow_fix=on"
+    )
 
 
-@pytest.mark.parametrize("text", ["onnx:four_bit=matmulnbits", "openvino:overflow_fix=off", "onnx-tensorrt", "torchao", "modelopt", "nncf"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "onnx:four_bit=matmulnbits",
+        "openvino:overflow_fix=off",
+        "onnx-tensorrt",
+        "torchao",
+        "modelopt",
+        "nncf",
+    ],
+)
 def test_what_no_backend_times_is_for_export_alone(text, tmp_path):
     target = TARGETS.create(text)
     assert not target.in_run
-    with pytest.raises(OptionError, match=rf"--target {text} is written but not measured.*mpsearch export STUDY --target {text}"):
+    with pytest.raises(
+        OptionError,
+        match=rf"--target {text} is written but not measured.*mpsearch export STUDY --target {text}",
+    ):
         RunConfig(("5bits",), target=text)
     if target.backend() is None:
         with pytest.raises(UserError, match="no backend"):

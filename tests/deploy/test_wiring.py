@@ -1,4 +1,6 @@
-"""Wires are the tensors between units of the exported graph, whatever activation, pooling or residual sum lies between."""
+"""Wires are the tensors between units of the exported graph, whatever activation, pooling or residual sum
+lies between.
+"""
 
 import pytest
 import torch
@@ -13,7 +15,10 @@ from mpsearch.testing import tiny_net
 def wires_of(module, example):
     layers = analyze(module, example).layers
     names = [layer.name for layer in layers]
-    return {(names[w.source], names[w.target], w.kind, w.numel) for w in find_wires(export_float(module, example), layers)}
+    return {
+        (names[w.source], names[w.target], w.kind, w.numel)
+        for w in find_wires(export_float(module, example), layers)
+    }
 
 
 def test_a_residual_block_has_direct_wires_sums_and_joins():
@@ -32,7 +37,12 @@ class Chain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c, self.d = nn.Conv2d(3, 4, 3), nn.Linear(36, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.a, self.b, self.c, self.d = (
+            nn.Conv2d(3, 4, 3),
+            nn.Linear(36, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 2),
+        )
 
     def forward(self, x):
         x = torch.flatten(nn.functional.max_pool2d(torch.relu(self.a(x)), 2), 1)

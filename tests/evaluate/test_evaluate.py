@@ -32,7 +32,9 @@ def test_compare_is_scipys_and_torchs(scale):
     found = compare(mine, reference, labels)
     assert found.images == 40
     assert found.kl == pytest.approx((np.exp(p) * (p - q)).sum(1).mean(), rel=1e-9)
-    assert found.kl == pytest.approx(float(F.kl_div(torch.tensor(q), torch.tensor(p), reduction="batchmean", log_target=True)), rel=1e-9)
+    assert found.kl == pytest.approx(
+        float(F.kl_div(torch.tensor(q), torch.tensor(p), reduction="batchmean", log_target=True)), rel=1e-9
+    )
     assert found.loss == pytest.approx(float(F.cross_entropy(mine, labels)), rel=1e-5)
     assert found.top1 == pytest.approx(np.mean(mine.numpy().argmax(1) == labels.numpy()))
     assert found.agreement == pytest.approx(np.mean(mine.numpy().argmax(1) == reference.numpy().argmax(1)))
@@ -42,7 +44,9 @@ def test_compare_is_scipys_and_torchs(scale):
 
 def test_kl_by_hand():
     reference, mine = torch.log(torch.tensor([[0.75, 0.25]])), torch.log(torch.tensor([[0.5, 0.5]]))
-    assert kl_divergence(mine, reference) == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-6)
+    assert kl_divergence(mine, reference) == pytest.approx(
+        0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-6
+    )
     assert kl_divergence(mine + 5, reference - 3) == pytest.approx(kl_divergence(mine, reference), rel=1e-6)
 
 

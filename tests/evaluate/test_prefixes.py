@@ -1,4 +1,6 @@
-"""Passes that start behind a shared prefix give the same bits, and nothing is passed by that the rest depends on; races end early for losers alone."""
+"""Passes that start behind a shared prefix give the same bits, and nothing is passed by that the rest depends
+on; races end early for losers alone.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def units_of(found, place):
     return next(cut.units for cut in found.cuts if cut.place == place)
 
 
-@pytest.mark.parametrize(("net", "expected"), [(Skip, [("a",)]), (InPlace, [("a",), ("a", "b")]), (Twice, []), (Chooses, [("a",)])])
+@pytest.mark.parametrize(
+    ("net", "expected"), [(Skip, [("a",)]), (InPlace, [("a",), ("a", "b")]), (Twice, []), (Chooses, [("a",)])]
+)
 def test_cuts_are_where_the_rest_depends_on_one_output(net, expected):
     torch.manual_seed(0)
     module, x = net().eval(), torch.randn(2, 6, 1, 1)
@@ -104,7 +108,9 @@ def test_a_neighbour_runs_what_is_behind_the_change_alone_and_gives_the_same_bit
     fast.logits(base)
     for unit in net.units:
         found = fast.logits(changed(base, unit, "W2A4"))
-        assert torch.equal(found, FastEvaluator(net.module, net.calibration, net.images).logits(changed(base, unit, "W2A4")))
+        assert torch.equal(
+            found, FastEvaluator(net.module, net.calibration, net.images).logits(changed(base, unit, "W2A4"))
+        )
         ran = fast._runner._started
         assert unit in ran
     assert net.units[0] not in ran and len(ran) < len(net.units)  # after the last change, the head's
@@ -121,8 +127,14 @@ def test_weights_and_outputs_keep_to_one_bound(tiny):
         for seed in range(6):
             assignment = net.mixed(seed, ("W2A8", "W4A8", "W8A4"))
             assert torch.equal(tight.logits(assignment), free.logits(assignment))
-            held = sum(w.nbytes for w in tight._kept.values()) + sum(o.nbytes for o in tight._outputs.values())
-            assert tight.kept_bytes == held <= max(limit, max(w.nbytes for w in net.calibration.weights.values()))
+            held = sum(w.nbytes for w in tight._kept.values()) + sum(
+                o.nbytes for o in tight._outputs.values()
+            )
+            assert (
+                tight.kept_bytes
+                == held
+                <= max(limit, max(w.nbytes for w in net.calibration.weights.values()))
+            )
     assert free._outputs
 
 
@@ -145,7 +157,14 @@ def test_quantising_in_scratch_memory_is_the_quantiser_itself(symmetric):
     x = 3 * torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
     params = affine_params(torch.tensor(-2.0), torch.tensor(1.5), 4, symmetric=symmetric)
     grid = ScratchGrid(params, Scratch())
-    for tensor in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(0, 2), x[:, ::2], x[:0], x[:1].expand(3, 5, 6, 7)):
+    for tensor in (
+        x,
+        x.contiguous(memory_format=torch.channels_last),
+        x.transpose(0, 2),
+        x[:, ::2],
+        x[:0],
+        x[:1].expand(3, 5, 6, 7),
+    ):
         found = grid.fake_quantize(tensor)
         assert torch.equal(found, params.fake_quantize(tensor)) and found.shape == tensor.shape
     assert grid.fake_quantize(x).data_ptr() == grid.fake_quantize(x + 1).data_ptr()

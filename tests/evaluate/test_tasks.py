@@ -28,7 +28,9 @@ def test_no_damage_where_outputs_are_equal_and_nan_where_they_are_not_finite(nam
 
 
 def test_every_registered_task_is_tried():
-    own = [name for name in TASKS.names() if TASKS.get(name).__module__.startswith("mpsearch.")]  # examples register some of theirs
+    own = [
+        name for name in TASKS.names() if TASKS.get(name).__module__.startswith("mpsearch.")
+    ]  # examples register some of theirs
     assert own == sorted(SHAPES)
 
 
@@ -42,7 +44,9 @@ def test_classification_is_what_it_was():
 
 def test_embedding_by_hand():
     reference = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-1, 0]])
-    turned = torch.tensor([[2.0, 0], [0.6, 0.8], [0, 3], [-1, 0]])  # length does not matter; the second is now nearer to the third
+    turned = torch.tensor(
+        [[2.0, 0], [0.6, 0.8], [0, 3], [-1, 0]]
+    )  # length does not matter; the second is now nearer to the third
     found = Embedding().compare(turned, reference)
     assert found.scores["cosine"] == pytest.approx((1 + 0.96 + 1 + 1) / 4)
     assert found.scores["least_cosine"] == pytest.approx(0.96)
@@ -82,7 +86,9 @@ def test_labels_that_no_output_can_give_are_refused():
         with pytest.raises(DataError, match=r"labels are .*the model has 10 classes"):
             compare(torch.zeros(4, 10), torch.zeros(4, 10), made.labels)
         Embedding().require_labels(made, torch.zeros(1, 10))
-    Classification().require_labels(ImageSet(images, torch.tensor([0, 1, 2, 9]), (0.5,), (0.5,)), torch.zeros(1, 10))
+    Classification().require_labels(
+        ImageSet(images, torch.tensor([0, 1, 2, 9]), (0.5,), (0.5,)), torch.zeros(1, 10)
+    )
     for span in ([3, 2], [0, 8], [-1, 0]):
         texts = TokenSet(torch.ones(2, 2, 8, dtype=torch.int32), torch.tensor([[0, 1], span]), "texts")
         with pytest.raises(DataError, match=r"texts has the span .* at 1; the model has 8 tokens"):

@@ -24,7 +24,10 @@ def perfect(labels):
 def test_scenes_hold_what_their_labels_say():
     made = scenes(20, "train", 0)
     again, other = scenes(20, "train", 0), scenes(20, "test", 0)
-    assert torch.equal(made.images, again.images) and made.content_hash == again.content_hash != other.content_hash
+    assert (
+        torch.equal(made.images, again.images)
+        and made.content_hash == again.content_hash != other.content_hash
+    )
     held = made.labels[made.labels[:, :, 0] >= 0]
     assert len(held) >= 20 and held[:, 0].max() <= 9 and held[:, 1:].min() >= 0 and held[:, 1:].max() <= 64
     for labels in made.labels:
@@ -41,16 +44,23 @@ def test_overlap_by_hand():
 def test_what_labels_say_is_decoded_again():
     made = scenes(10, "train", 3)
     found = decode(perfect(made.labels))
-    assert average_precision(found, made.labels, 0.95) == pytest.approx(1, abs=0.05)  # two centres may share a cell
+    assert average_precision(found, made.labels, 0.95) == pytest.approx(
+        1, abs=0.05
+    )  # two centres may share a cell
     scores = Detection().compare(perfect(made.labels), perfect(made.labels), made.labels).scores
     assert scores["map50"] >= scores["map"] > 0.9
     assert Detection().compare(-perfect(made.labels), perfect(made.labels), made.labels).scores["map50"] < 0.1
 
 
 def test_average_precision_by_hand():
-    """Three true boxes of a class; hits at ranks 1 and 3: precision 1 up to recall 1/3, 2/3 up to 2/3, 0 beyond."""
+    """Three true boxes of a class; hits at ranks 1 and 3: precision 1 up to recall 1/3, 2/3 up to 2/3, 0
+    beyond.
+    """
     labels = torch.tensor([[[5, 0, 0, 4, 4], [5, 10, 10, 14, 14]], [[5, 0, 0, 4, 4], [-1, -1, -1, -1, -1]]])
-    found = [torch.tensor([[5, 0.9, 0, 0, 4, 4], [5, 0.8, 0, 0, 4, 4.0]]), torch.tensor([[5, 0.7, 0, 0, 4, 4.0]])]
+    found = [
+        torch.tensor([[5, 0.9, 0, 0, 4, 4], [5, 0.8, 0, 0, 4, 4.0]]),
+        torch.tensor([[5, 0.7, 0, 0, 4, 4.0]]),
+    ]
     assert average_precision(found, labels, 0.5) == pytest.approx((1 + 2 / 3) / 3)
     assert average_precision([f[:0] for f in found], labels, 0.5) == 0
 
@@ -77,8 +87,26 @@ def test_a_loss_falls():
 
 @pytest.mark.slow
 def test_a_tiny_run_and_its_page(tmp_path):
-    arguments = example.options().parse_args(["--folder", str(tmp_path), "--output", str(tmp_path / "page.md"), "--target", "packed", "--scenes", "64"])
-    for name, value in {"epochs": 2, "calibration": 16, "search": 8, "evaluation": 12, "trials": 3, "iterations": 4}.items():
+    arguments = example.options().parse_args(
+        [
+            "--folder",
+            str(tmp_path),
+            "--output",
+            str(tmp_path / "page.md"),
+            "--target",
+            "packed",
+            "--scenes",
+            "64",
+        ]
+    )
+    for name, value in {
+        "epochs": 2,
+        "calibration": 16,
+        "search": 8,
+        "evaluation": 12,
+        "trials": 3,
+        "iterations": 4,
+    }.items():
         setattr(arguments, name, value)
     model = example.trained(scenes(64, "train", 0), 2, 0, tmp_path / "weights.safetensors")
     result = example.searched(model, "5bits", arguments)

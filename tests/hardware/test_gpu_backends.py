@@ -1,4 +1,6 @@
-"""The GPU backends: what they say they can run on which card, that without one nothing is `ok`, and their cells' numbers on the CPU (ours interpreted)."""
+"""The GPU backends: what they say they can run on which card, that without one nothing is `ok`, and their
+cells' numbers on the CPU (ours interpreted).
+"""
 
 import dataclasses
 import pickle
@@ -21,7 +23,9 @@ from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 H200 = Gpu("NVIDIA H200", (9, 0), 132, 141 * 2**30, 50 * 2**20, 227 * 2**10)
 T4 = dataclasses.replace(H200, name="Tesla T4", capability=(7, 5))
-FLOAT, W8A8, W4A8, W4A4, W4A16, FP8 = (Candidate.parse(t) for t in ("float", "W8A8", "W4A8", "W4A4", "W4A16", "fp8"))
+FLOAT, W8A8, W4A8, W4A4, W4A16, FP8 = (
+    Candidate.parse(t) for t in ("float", "W8A8", "W4A8", "W4A4", "W4A16", "fp8")
+)
 ALL = (FLOAT, W8A8, W4A8, W4A4, W4A16, FP8)
 OURS = ("triton-cuda", "tensorrt")
 
@@ -33,7 +37,17 @@ def linear(n=48, k=64, rows=5):
 def conv(kernel=3, groups=1, stride=1, channels=16):
     side = (8 + 2 * (kernel // 2) - kernel) // stride + 1
     attributes = ConvAttributes((stride, stride), (kernel // 2,) * 2, (1, 1), groups)
-    return Layer("c", "conv2d", (16, channels // groups, kernel, kernel), ((1, channels, 8, 8),), (1, 16, side, side), 1, "b", bias=True, conv=attributes)
+    return Layer(
+        "c",
+        "conv2d",
+        (16, channels // groups, kernel, kernel),
+        ((1, channels, 8, 8),),
+        (1, 16, side, side),
+        1,
+        "b",
+        bias=True,
+        conv=attributes,
+    )
 
 
 MATMUL = Layer("m", "matmul", (), ((1, 2, 5, 8), (1, 2, 8, 5)), (1, 2, 5, 5), 400, "b")
@@ -76,7 +90,9 @@ def test_an_old_card_is_refused(card):
 
 
 @pytest.mark.parametrize(
-    "layer", [linear(), linear(n=3, k=5), conv(), conv(groups=16), conv(groups=4, stride=2)], ids=["linear", "ragged", "conv", "depthwise", "grouped"]
+    "layer",
+    [linear(), linear(n=3, k=5), conv(), conv(groups=16), conv(groups=4, stride=2)],
+    ids=["linear", "ragged", "conv", "depthwise", "grouped"],
 )
 def test_every_width_has_a_triton_kernel(card, layer):
     card(H200)
@@ -105,18 +121,24 @@ def test_packed_bytes_are_those_of_the_packer(layer, columns):
     for bits in (2, 3, 4, 8):
         cell = own_cell(dataclasses.replace(layer, bias=False), Candidate(bits, 8), 1, device="cpu")
         y_and_x = cell.bytes_touched - backend.packed_bytes(layer, Candidate(bits, 8))
-        assert backend.packed_bytes(layer, Candidate(bits, 8)) == columns * bits // 8 + 8 * layer.weight_shape[0]
+        assert (
+            backend.packed_bytes(layer, Candidate(bits, 8)) == columns * bits // 8 + 8 * layer.weight_shape[0]
+        )
         elements = sum(torch.Size(s).numel() for s in (layer.input_shapes[0], layer.output_shape))
         assert y_and_x == 2 * elements
     assert backend.packed_bytes(layer, FLOAT) == 2 * layer.weight_numel
 
 
-@pytest.mark.parametrize("layer", [linear(), conv(), conv(1), conv(groups=16)], ids=["linear", "conv", "pointwise", "depthwise"])
+@pytest.mark.parametrize(
+    "layer", [linear(), conv(), conv(1), conv(groups=16)], ids=["linear", "conv", "pointwise", "depthwise"]
+)
 @pytest.mark.parametrize("candidate", [W4A8, W4A16], ids=str)
 def test_our_cells_have_right_numbers_and_copies_of_their_own(layer, candidate):
     cell = own_cell(layer, candidate, 2, device="cpu")
     assert 0 < cell.relative_error <= cell.tolerance and cell.as_asked
-    assert any("w4_" in name for name in cell.executed) and (cell.executed[0] == "quantize") == (candidate == W4A8)
+    assert any("w4_" in name for name in cell.executed) and (cell.executed[0] == "quantize") == (
+        candidate == W4A8
+    )
     other = cell.another()
     assert torch.equal(cell.run(), other()) and cell.run().data_ptr() != other().data_ptr()
 
@@ -143,13 +165,20 @@ def test_the_matrix_instruction_is_read_from_the_compiled_kernel(ptx, found):
     assert matrix_instruction(None) is None
 
 
-SHAPES = [Shape(m, n, k, item) for m in (1, 197, 12608) for n, k in ((768, 768), (3072, 768), (24, 27)) for item in (1, 2)]
+SHAPES = [
+    Shape(m, n, k, item)
+    for m in (1, 197, 12608)
+    for n, k in ((768, 768), (3072, 768), (24, 27))
+    for item in (1, 2)
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_tile_fits_the_device_and_the_product(shape):
     tile = default_tile(shape)
-    assert tile.stages * (tile.block_m + tile.block_n) * tile.block_k * shape.item <= 99 * 1024  # what the smallest of the supported cards has
+    assert (
+        tile.stages * (tile.block_m + tile.block_n) * tile.block_k * shape.item <= 99 * 1024
+    )  # what the smallest of the supported cards has
     assert tile.block_m >= 16 and tile.block_n >= 16 and tile.block_k % 32 == 0
     assert all(value & (value - 1) == 0 for value in (tile.block_m, tile.block_n, tile.block_k, tile.split_k))
 
@@ -188,7 +217,9 @@ def test_what_tensorrt_runs_where_it_is_installed(card, monkeypatch, layer, cand
 
 
 @pytest.mark.parametrize(
-    "layer", [linear(), dataclasses.replace(linear(), bias=False), conv(), conv(groups=16, stride=2)], ids=["linear", "no bias", "conv", "depthwise"]
+    "layer",
+    [linear(), dataclasses.replace(linear(), bias=False), conv(), conv(groups=16, stride=2)],
+    ids=["linear", "no bias", "conv", "depthwise"],
 )
 @pytest.mark.parametrize("candidate", [FLOAT, W8A8], ids=str)
 def test_the_onnx_for_tensorrt_says_what_it_must_give(layer, candidate):
@@ -196,8 +227,13 @@ def test_the_onnx_for_tensorrt_says_what_it_must_give(layer, candidate):
     model, expected = unit_onnx(draw, candidate)
     x = draw.x[0].permute(0, 3, 1, 2) if layer.op == "conv2d" else draw.x[0]
     options = ort.SessionOptions()
-    options.log_severity_level, options.graph_optimization_level = 3, ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    (y,) = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, {"x": x.contiguous().numpy()})
+    options.log_severity_level, options.graph_optimization_level = (
+        3,
+        ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    )
+    (y,) = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(
+        None, {"x": x.contiguous().numpy()}
+    )
     found = torch.from_numpy(y).double()
     found = found.permute(0, 2, 3, 1) if layer.op == "conv2d" else found
     assert float((found - expected).abs().max() / expected.abs().max()) < 2**-8
@@ -207,5 +243,12 @@ def test_the_onnx_for_tensorrt_says_what_it_must_give(layer, candidate):
 
 def test_trtexec_is_asked_for_times_of_the_graph_alone(tmp_path):
     command = trtexec_command(tmp_path / "m.onnx", tmp_path / "log", shapes={"x": (8, 3, 224, 224)})
-    assert command[0] == "trtexec" and "--stronglyTyped" in command and "--useCudaGraph" in command and "--noDataTransfers" in command
-    assert command[-1] == "--shapes=x:8x3x224x224" and not any(part in ("--int8", "--fp16", "--best") for part in command)
+    assert (
+        command[0] == "trtexec"
+        and "--stronglyTyped" in command
+        and "--useCudaGraph" in command
+        and "--noDataTransfers" in command
+    )
+    assert command[-1] == "--shapes=x:8x3x224x224" and not any(
+        part in ("--int8", "--fp16", "--best") for part in command
+    )

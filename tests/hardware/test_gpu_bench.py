@@ -1,4 +1,6 @@
-"""What decides about a GPU reading, with a fake NVML and a fake CUDA timer: no GPU is here, and no time below is one."""
+"""What decides about a GPU reading, with a fake NVML and a fake CUDA timer: no GPU is here, and no time below
+is one.
+"""
 
 import dataclasses
 import itertools
@@ -39,7 +41,9 @@ class FakeMonitor:
 
 
 class FakeTimer:
-    """A launch of n calls takes n times the microseconds of its first run; `noise` is added to launches in turn."""
+    """A launch of n calls takes n times the microseconds of its first run; `noise` is added to launches in
+    turn.
+    """
 
     l2_bytes = 1000
 
@@ -73,12 +77,16 @@ def read(states=(STEADY,), noise=(0.0,), settings=SETTINGS, made=None, **options
 def test_fake_timer_copies_rotate_over_twice_the_l2_and_the_hot_graph_repeats_one():
     reading, timer = read()
     cold, hot = timer.captured
-    assert len(set(cold)) == len(cold) == 21 and len(set(hot)) == 1 and len(hot) == 21  # 21 x 100 bytes are the first above 2 x 1000
+    assert (
+        len(set(cold)) == len(cold) == 21 and len(set(hot)) == 1 and len(hot) == 21
+    )  # 21 x 100 bytes are the first above 2 x 1000
     assert reading.rotated_bytes == 2100 and reading.copies == 21
     assert (reading.median_us, reading.hot_us, reading.trouble) == (8.0, 8.0, ())
 
 
-@pytest.mark.parametrize(("touched", "copies"), [(10_000, 4), (1, 64), (0, 4)], ids=["large", "tiny", "unknown"])
+@pytest.mark.parametrize(
+    ("touched", "copies"), [(10_000, 4), (1, 64), (0, 4)], ids=["large", "tiny", "unknown"]
+)
 def test_fake_timer_number_of_copies(touched, copies):
     _, timer = read(settings=dataclasses.replace(SETTINGS, most_copies=64), made=cell(touched=touched))
     assert len(timer.captured[0]) == copies
@@ -105,7 +113,11 @@ def test_fake_nvml_reasons_that_do_not_slow_down_are_none():
 
 @pytest.mark.parametrize(
     ("after", "trouble"),
-    [({"sm_mhz": 1945}, ()), ({"sm_mhz": 1935}, ("processor clock 1980 to 1935 MHz",)), ({"memory_mhz": 1600}, ("memory clock 3201 to 1600 MHz",))],
+    [
+        ({"sm_mhz": 1945}, ()),
+        ({"sm_mhz": 1935}, ("processor clock 1980 to 1935 MHz",)),
+        ({"memory_mhz": 1600}, ("memory clock 3201 to 1600 MHz",)),
+    ],
 )
 def test_fake_nvml_a_clock_that_moves_gives_no_reading(after, trouble):
     assert read([STEADY, dataclasses.replace(STEADY, **after)])[0].trouble == trouble
@@ -171,7 +183,14 @@ def test_fake_timer_every_shape_is_read_twice_and_kept(tmp_path):
     assert sorted(backend.built) == [("fc", "W8A8"), ("fc", "float")]
     each = 50.0 / 21
     for row in table.rows.values():
-        assert (row.status, row.median_us, row.rounds, row.anchor_us, row.clock, row.repeats) == ("ok", 8.0, "8 8", 5.0, "gpu", 10)
+        assert (row.status, row.median_us, row.rounds, row.anchor_us, row.clock, row.repeats) == (
+            "ok",
+            8.0,
+            "8 8",
+            5.0,
+            "gpu",
+            10,
+        )
         assert row.energy_mj == pytest.approx(each) and row.aa_error == 0
     assert table.method.startswith("random data; a CUDA graph")
     again, backend = measured(tmp_path)
@@ -179,7 +198,9 @@ def test_fake_timer_every_shape_is_read_twice_and_kept(tmp_path):
 
 
 def test_fake_nvml_a_throttled_reading_is_taken_again(tmp_path):
-    states = [STEADY] * 2 + [STEADY, SLOW] + [STEADY]  # the anchor's two, the first reading's two, then steady
+    states = (
+        [STEADY] * 2 + [STEADY, SLOW] + [STEADY]
+    )  # the anchor's two, the first reading's two, then steady
     table, backend = measured(tmp_path, fake_card(states=states), (W8A8,), [LINEAR])
     assert [row.status for row in table.rows.values()] == ["ok"] and len(backend.built) == 2
     trouble = CudaBench(fake_card(states=[STEADY] * 2 + [STEADY, SLOW] + [STEADY])).measure(cell())
@@ -229,7 +250,11 @@ def test_what_is_not_right_is_no_latency(tmp_path, made, status):
     assert (row.status, row.usable) == (status, False)
     assert "no kernel image" in row.executed or status != "crash"
     costs = latency_costs([LINEAR], [(FLOAT, W8A8)], backend, table)
-    assert costs.rows == ((24.0, float("inf")),) and costs.unusable[0][:2] == ("fc", "W8A8") and status in costs.unusable[0][2]
+    assert (
+        costs.rows == ((24.0, float("inf")),)
+        and costs.unusable[0][:2] == ("fc", "W8A8")
+        and status in costs.unusable[0][2]
+    )
     assert energy_costs([LINEAR], [(W8A8,)], backend, table) == ((float("inf"),),)
 
 
@@ -240,7 +265,9 @@ def test_energy_is_known_beside_latency_and_survives_the_file(tmp_path):
     each = 50.0 / 21
     assert latency_costs([LINEAR, TWIN], choices, backend, table).rows == ((24.0, 24.0, float("inf")), (8.0,))
     energies = energy_costs([LINEAR, TWIN], choices, backend, table)
-    assert energies[0] == pytest.approx((3 * each, 3 * each, float("inf"))) and energies[1] == pytest.approx((each,))
+    assert energies[0] == pytest.approx((3 * each, 3 * each, float("inf"))) and energies[1] == pytest.approx(
+        (each,)
+    )
 
 
 def test_a_table_without_energies_has_no_column_for_them(tmp_path):
@@ -261,7 +288,9 @@ def test_an_energy_that_is_none_is_one_clear_error(tmp_path, value):
 
 
 def test_fake_nvml_energy_is_counted_between_two_steps_of_the_counter():
-    """A counter that moves by 100 mJ for every fourth look: what lies between two steps is exact, where a fixed stretch would miss up to a step."""
+    """A counter that moves by 100 mJ for every fourth look: what lies between two steps is exact, where a
+    fixed stretch would miss up to a step.
+    """
     timer = FakeTimer()
 
     class Stepping(FakeMonitor):
@@ -323,14 +352,19 @@ def fake_library(**changes):
     import pynvml
 
     names = [n for n in dir(pynvml) if n.startswith(("nvmlClocks", "NVML_"))]
-    library = types.SimpleNamespace(**{n: getattr(pynvml, n) for n in names}, NVMLError=NVMLError, NVMLError_NotSupported=NotSupportedError)
+    library = types.SimpleNamespace(
+        **{n: getattr(pynvml, n) for n in names},
+        NVMLError=NVMLError,
+        NVMLError_NotSupported=NotSupportedError,
+    )
     values = {
         "nvmlInit": None,
         "nvmlDeviceGetHandleByUUID": "card",
         "nvmlDeviceGetClockInfo": 1980,
         "nvmlDeviceGetTemperature": 40,
         "nvmlDeviceGetPowerUsage": 250_500,
-        "nvmlDeviceGetCurrentClocksEventReasons": library.nvmlClocksEventReasonSwPowerCap | library.nvmlClocksEventReasonGpuIdle,
+        "nvmlDeviceGetCurrentClocksEventReasons": library.nvmlClocksEventReasonSwPowerCap
+        | library.nvmlClocksEventReasonGpuIdle,
         "nvmlDeviceGetTotalEnergyConsumption": 12345,
         "nvmlDeviceGetComputeRunningProcesses": [],
         "nvmlSystemGetDriverVersion": b"580.1",
@@ -348,7 +382,15 @@ def fake_library(**changes):
         return answer
 
     for name, value in values.items():
-        setattr(library, name, call({"error": NVMLError, "unsupported": NotSupportedError}.get(value, value) if isinstance(value, str) else value))
+        setattr(
+            library,
+            name,
+            call(
+                {"error": NVMLError, "unsupported": NotSupportedError}.get(value, value)
+                if isinstance(value, str)
+                else value
+            ),
+        )
     return library
 
 
@@ -356,16 +398,27 @@ def test_fake_nvml_library_is_read_in_the_units_that_are_named():
     monitor = NvmlMonitor("GPU-1", fake_library())
     assert monitor.state() == CardState(1980, 1980, 40, 250.5, ("idle", "sw_power_cap"))
     assert monitor.energy_mj() == 12345.0
-    assert monitor.about() == {"driver": "580.1", "power_limit_w": 700.0, "max_sm_mhz": 1980, "max_memory_mhz": 1980}
+    assert monitor.about() == {
+        "driver": "580.1",
+        "power_limit_w": 700.0,
+        "max_sm_mhz": 1980,
+        "max_memory_mhz": 1980,
+    }
 
 
 def test_fake_nvml_library_without_a_counter_or_a_card():
-    assert NvmlMonitor("GPU-1", fake_library(nvmlDeviceGetTotalEnergyConsumption="unsupported")).energy_mj() is None
+    assert (
+        NvmlMonitor("GPU-1", fake_library(nvmlDeviceGetTotalEnergyConsumption="unsupported")).energy_mj()
+        is None
+    )
     with pytest.raises(MpsearchError, match="GPU-9"):
         NvmlMonitor("GPU-9", fake_library(nvmlDeviceGetHandleByUUID="error"))
 
 
-@pytest.mark.parametrize(("held", "foreign"), [([], ()), ([10], ()), ([10, 20], ()), ([1, 10], (1,)), ([1, 2], ()), ([1, 2, 3], (3,)), ([1], ())])
+@pytest.mark.parametrize(
+    ("held", "foreign"),
+    [([], ()), ([10], ()), ([10, 20], ()), ([1, 10], (1,)), ([1, 2], ()), ([1, 2, 3], (3,)), ([1], ())],
+)
 def test_fake_nvml_library_foreign_processes(monkeypatch, held, foreign):
     monkeypatch.setattr("os.getpid", lambda: 10)
     library = fake_library(nvmlDeviceGetComputeRunningProcesses=[types.SimpleNamespace(pid=p) for p in held])

@@ -33,8 +33,16 @@ def test_the_shapes_of_the_models_are_units_once_each():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_the_script_ends_with_the_reason(tmp_path):
-    environment = {**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable, "MINUTES": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([str(ROOT / "benchmarks" / "h200.sh")], capture_output=True, text=True, env=environment, timeout=120)
+    environment = {
+        **os.environ,
+        "OUT": str(tmp_path),
+        "PYTHON": sys.executable,
+        "MINUTES": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [str(ROOT / "benchmarks" / "h200.sh")], capture_output=True, text=True, env=environment, timeout=120
+    )
     assert done.returncode == 1 and "CUDA" in done.stdout
     (log,) = (tmp_path / "logs").iterdir()
     assert "CUDA" in log.read_text() and log.name.endswith("-doctor.log")

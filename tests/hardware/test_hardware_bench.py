@@ -1,4 +1,6 @@
-"""The bench: pinned cores, the anchor that tells of drift, the gate before more than one thread, and measuring in turns."""
+"""The bench: pinned cores, the anchor that tells of drift, the gate before more than one thread, and
+measuring in turns.
+"""
 
 import os
 import subprocess
@@ -26,13 +28,19 @@ def test_pinning_is_undone_even_after_an_error():
 
 def test_the_idlest_core_is_taken(monkeypatch):
     cores = sorted(os.sched_getaffinity(0))
-    monkeypatch.setattr("mpsearch.hardware.bench.busy_shares", lambda seconds: {c: 0.0 if c == cores[-1] else 0.9 for c in cores})
+    monkeypatch.setattr(
+        "mpsearch.hardware.bench.busy_shares",
+        lambda seconds: {c: 0.0 if c == cores[-1] else 0.9 for c in cores},
+    )
     with pinned(1) as taken:
         assert taken == (cores[-1],)
 
 
 def test_busy_shares_are_those_of_each_core(monkeypatch):
-    monkeypatch.setattr("psutil.cpu_percent", lambda seconds, percpu: [75.0, 0.0] if (seconds, percpu) == (0.1, True) else None)
+    monkeypatch.setattr(
+        "psutil.cpu_percent",
+        lambda seconds, percpu: [75.0, 0.0] if (seconds, percpu) == (0.1, True) else None,
+    )
     assert busy_shares(0.1) == {0: 0.75, 1: 0.0}
 
 
@@ -77,21 +85,34 @@ def test_the_anchor_tells_of_drift():
 
 def test_a_cell_is_timed_in_two_passes_between_anchors(monkeypatch):
     times = iter([100.0, 20.0, 101.0, 30.0, 99.0])
-    monkeypatch.setattr("mpsearch.hardware.bench.time_callable", lambda run, **options: Timing(next(times), 0.5, 9, "cpu", 15.0))
+    monkeypatch.setattr(
+        "mpsearch.hardware.bench.time_callable",
+        lambda run, **options: Timing(next(times), 0.5, 9, "cpu", 15.0),
+    )
     found = CpuBench().measure(CELL)
     timing = found.timing
-    assert (timing.median_us, timing.passes_us, timing.repeats, found.anchor_us) == (25.0, (20.0, 30.0), 18, 100.0)
+    assert (timing.median_us, timing.passes_us, timing.repeats, found.anchor_us) == (
+        25.0,
+        (20.0, 30.0),
+        18,
+        100.0,
+    )
     assert timing.apart == pytest.approx(0.4) and not found.steady and found.energy_mj is None
 
 
 def test_a_cell_beside_a_drifting_anchor_is_not_steady(monkeypatch):
     found = iter([100.0, 20.0, 140.0, 20.1, 100.0])
-    monkeypatch.setattr("mpsearch.hardware.bench.time_callable", lambda run, **options: Timing(next(found), 0.5, 9, "cpu", 15.0))
+    monkeypatch.setattr(
+        "mpsearch.hardware.bench.time_callable",
+        lambda run, **options: Timing(next(found), 0.5, 9, "cpu", 15.0),
+    )
     assert not CpuBench().measure(CELL).steady
 
 
 def test_runs_in_turns_meet_a_drift_alike(monkeypatch):
-    """A machine that slows down steadily: in turns, the same work twice takes the same; one after the other it would not."""
+    """A machine that slows down steadily: in turns, the same work twice takes the same; one after the other
+    it would not.
+    """
     clock = {"ns": 0.0, "factor": 1.0}
 
     def work():
@@ -112,12 +133,23 @@ def test_passes_need_an_even_number_of_rounds(rounds):
 
 def test_a_summary_is_of_all_samples():
     timing = summary([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]], 2)
-    assert (timing.median_us, timing.min_us, timing.passes_us, timing.clock, timing.repeats) == (2.5, 1.0, (2.0, 3.0), "wall", 6)
+    assert (timing.median_us, timing.min_us, timing.passes_us, timing.clock, timing.repeats) == (
+        2.5,
+        1.0,
+        (2.0, 3.0),
+        "wall",
+        6,
+    )
     assert timing.apart == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
-    ("timing", "still"), [((100.0, 19.0, (99.0, 101.0)), True), ((100.0, 21.0, (99.0, 101.0)), False), ((100.0, 5.0, (95.0, 105.0)), False)]
+    ("timing", "still"),
+    [
+        ((100.0, 19.0, (99.0, 101.0)), True),
+        ((100.0, 21.0, (99.0, 101.0)), False),
+        ((100.0, 5.0, (95.0, 105.0)), False),
+    ],
 )
 def test_held_still(timing, still):
     median, iqr, passes = timing
@@ -127,10 +159,15 @@ def test_held_still(timing, still):
 _SPELL = [15, 15.1, 10, 10, 10, 9.9, 10, 10.1, 10]
 
 
-@pytest.mark.parametrize(("medians", "rounds", "expected", "took"), [([9, 10, 10.1], 1, 10, 3), (_SPELL, 3, 10, 9), ([15, 15, 10], 1, 15, 3)])
+@pytest.mark.parametrize(
+    ("medians", "rounds", "expected", "took"),
+    [([9, 10, 10.1], 1, 10, 3), (_SPELL, 3, 10, 9), ([15, 15, 10], 1, 15, 3)],
+)
 def test_a_slow_spell_is_outvoted_by_passes_apart(monkeypatch, medians, rounds, expected, took):
     left = iter(medians)
-    monkeypatch.setattr(bench_module, "time_callable", lambda run, **about: Timing(next(left), 0.1, 7, "cpu", 8.0))
+    monkeypatch.setattr(
+        bench_module, "time_callable", lambda run, **about: Timing(next(left), 0.1, 7, "cpu", 8.0)
+    )
     monkeypatch.setattr(bench_module, "_PAUSE_S", 0.0)
     timing = time_apart(lambda: None, rounds=rounds)
     assert timing.median_us == expected

@@ -1,4 +1,6 @@
-"""`check_tables` tells whether a table fits, is another's, or is damaged; the command says so with an exit code."""
+"""`check_tables` tells whether a table fits, is another's, or is damaged; the command says so with an exit
+code.
+"""
 
 from dataclasses import replace
 
@@ -12,7 +14,19 @@ from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.gpu.probe import Gpu
 
 BACKEND = BACKENDS.create("ort-cpu")
-ROW = Row("linear 1x8 w4x8 bias", "W8A8", "ok", 12.5, 0.25, 21, 48, "MatMulIntegerToFloat", 0.003, "2026-01-02T03:04:05+00:00", rounds="12 13")
+ROW = Row(
+    "linear 1x8 w4x8 bias",
+    "W8A8",
+    "ok",
+    12.5,
+    0.25,
+    21,
+    48,
+    "MatMulIntegerToFloat",
+    0.003,
+    "2026-01-02T03:04:05+00:00",
+    rounds="12 13",
+)
 
 
 def save(folder, device=None, version=BACKEND.version, backend="ort-cpu", **changes):
@@ -22,7 +36,12 @@ def save(folder, device=None, version=BACKEND.version, backend="ort-cpu", **chan
 
 def test_a_table_of_this_device_and_version_fits(tmp_path):
     (found,) = check_tables(save(tmp_path), identity())
-    assert (found.verdict, found.reasons, found.rows, found.aa_error) == ("fits", (), {"ok": 1}, pytest.approx(0.08))
+    assert (found.verdict, found.reasons, found.rows, found.aa_error) == (
+        "fits",
+        (),
+        {"ok": 1},
+        pytest.approx(0.08),
+    )
 
 
 def test_a_table_of_a_gpu_is_compared_with_the_gpu(tmp_path, monkeypatch):
@@ -39,10 +58,17 @@ def test_every_table_of_a_folder_is_checked(tmp_path):
     save(tmp_path, version="0.0.1")
     save(tmp_path, device=replace(identity(), name="Another"))
     save(tmp_path, version="1", backend="nothing-cpu")
-    verdicts = {c.path.name.split("__", 1)[0][:7] + c.path.name.split("__", 1)[1]: (c.verdict, " ".join(c.reasons)) for c in check_tables(tmp_path, identity())}
+    verdicts = {
+        c.path.name.split("__", 1)[0][:7] + c.path.name.split("__", 1)[1]: (c.verdict, " ".join(c.reasons))
+        for c in check_tables(tmp_path, identity())
+    }
     reasons = [reason for verdict, reason in verdicts.values() if verdict == "estimate"]
     assert len(verdicts) == 4 and len(reasons) == 3
-    assert any("0.0.1; the version here" in r for r in reasons) and any("Another" in r for r in reasons) and any("nothing-cpu" in r for r in reasons)
+    assert (
+        any("0.0.1; the version here" in r for r in reasons)
+        and any("Another" in r for r in reasons)
+        and any("nothing-cpu" in r for r in reasons)
+    )
 
 
 def test_a_damaged_table_is_told_with_its_line(tmp_path):

@@ -1,4 +1,6 @@
-"""The cost model finds coefficients that are known here, states its error honestly, and says the same in rows and conversions as in one number."""
+"""The cost model finds coefficients that are known here, states its error honestly, and says the same in rows
+and conversions as in one number.
+"""
 
 import math
 from itertools import product
@@ -24,16 +26,22 @@ def units(seed=0):
     found = []
     for _ in range(L):
         fast, weight = draw.uniform(100, 1000), int(draw.integers(10**4, 10**7))
-        found.append(Unit({"W8A8": fast, "float": fast * draw.uniform(1.2, 4)}, {"W8A8": weight, "float": 4 * weight}))
+        found.append(
+            Unit({"W8A8": fast, "float": fast * draw.uniform(1.2, 4)}, {"W8A8": weight, "float": 4 * weight})
+        )
     return found
 
 
-WIRES = [Wire(i, i + 1, "direct" if i % 2 else "sum", 200_000) for i in range(L - 1)] + [Wire(0, 2, "join", 100_000)]
+WIRES = [Wire(i, i + 1, "direct" if i % 2 else "sum", 200_000) for i in range(L - 1)] + [
+    Wire(0, 2, "join", 100_000)
+]
 
 
 def truth(parts, kernels):
     """What a runtime might take: weights fall out of the cache, and precision changes cost."""
-    time = 700.0 + sum(0.9 * u.rows_us[k] + u.weight_bytes[k] / 9e3 for u, k in zip(parts, kernels, strict=True))
+    time = 700.0 + sum(
+        0.9 * u.rows_us[k] + u.weight_bytes[k] / 9e3 for u, k in zip(parts, kernels, strict=True)
+    )
     for wire in WIRES:
         a, b = kernels[wire.source], kernels[wire.target]
         if a != b:
@@ -45,7 +53,10 @@ def runs(parts, count, seed, noise=0.0, model="m"):
     draw = np.random.default_rng(seed + 100)
     asked = mixed_kernels([KERNELS] * L, [[i] for i in range(L)], count, seed)
     times = [truth(parts, k) * (1 + noise * draw.standard_normal(2)) for k in asked]
-    return [ModelRun(model, 1, k, tuple(map(float, t)), 1.0, 250.0, "ok", "cpu", "2026-01-01") for k, t in zip(asked, times, strict=True)]
+    return [
+        ModelRun(model, 1, k, tuple(map(float, t)), 1.0, 250.0, "ok", "cpu", "2026-01-01")
+        for k, t in zip(asked, times, strict=True)
+    ]
 
 
 def test_known_coefficients_are_found():
@@ -79,16 +90,27 @@ def test_rows_conversions_and_the_rest_are_the_prediction():
     for _ in range(20):
         indices = [int(draw.integers(len(c))) for c in choices]
         kernels = [c[i] for c, i in zip(choices, indices, strict=True)]
-        total = model.other_us + sum(model.row(i, k) for i, k in enumerate(kernels)) + sum(term.value(indices) for term in terms)
+        total = (
+            model.other_us
+            + sum(model.row(i, k) for i, k in enumerate(kernels))
+            + sum(term.value(indices) for term in terms)
+        )
         assert total == pytest.approx(model.predict(kernels), rel=1e-9)
 
 
 def test_nothing_has_a_negative_cost():
-    """Wires that speed things up would let a solver wander in circles; times without any pattern must not make them."""
+    """Wires that speed things up would let a solver wander in circles; times without any pattern must not
+    make them.
+    """
     parts, draw = units(), np.random.default_rng(0)
-    noise = [ModelRun("m", 1, r.kernels, tuple(draw.uniform(500, 5000, 2).tolist()), 1.0, 250.0, "ok", "cpu", "") for r in runs(parts, 24, 0)]
+    noise = [
+        ModelRun("m", 1, r.kernels, tuple(draw.uniform(500, 5000, 2).tolist()), 1.0, 250.0, "ok", "cpu", "")
+        for r in runs(parts, 24, 0)
+    ]
     model = fit_cost_model(parts, WIRES, noise)
-    assert all(v >= 0 for name, v in zip(model.names, model.values, strict=True) if not name.startswith("unit"))
+    assert all(
+        v >= 0 for name, v in zip(model.names, model.values, strict=True) if not name.startswith("unit")
+    )
     assert all(model.row(i, k) >= 0 for i, k in product(range(L), KERNELS))
     assert all(v >= 0 for term in model.conversions([KERNELS] * L) for v in term.values)
 
@@ -96,7 +118,10 @@ def test_nothing_has_a_negative_cost():
 def test_times_without_a_pattern_are_not_trusted():
     parts, draw = units(), np.random.default_rng(0)
     times = draw.uniform(1000, 9000, 24)
-    odd = [ModelRun("m", 1, r.kernels, (float(t), float(t) * 1.001), 1.0, 250.0, "ok", "cpu", "") for r, t in zip(runs(parts, 24, 0), times, strict=True)]
+    odd = [
+        ModelRun("m", 1, r.kernels, (float(t), float(t) * 1.001), 1.0, 250.0, "ok", "cpu", "")
+        for r, t in zip(runs(parts, 24, 0), times, strict=True)
+    ]
     assert not fit_cost_model(parts, WIRES, odd).error.trusted
 
 
@@ -117,7 +142,13 @@ def test_a_kernel_without_a_row_is_not_predicted():
 
 @pytest.mark.parametrize(
     ("mape", "tau", "aa_mape", "aa_tau", "trusted"),
-    [(0.02, 0.9, 0.01, 0.95, True), (0.02, 0.7, 0.01, 0.95, False), (0.02, 0.3, 0.03, 0.9, True), (0.2, 0.9, 0.01, 0.9, False), (0.2, 0.5, 0.15, 0.5, True)],
+    [
+        (0.02, 0.9, 0.01, 0.95, True),
+        (0.02, 0.7, 0.01, 0.95, False),
+        (0.02, 0.3, 0.03, 0.9, True),
+        (0.2, 0.9, 0.01, 0.9, False),
+        (0.2, 0.5, 0.15, 0.5, True),
+    ],
 )
 def test_trust(mape, tau, aa_mape, aa_tau, trusted):
     assert FitError(mape, 0.3, tau, aa_mape, aa_tau, 24).trusted is trusted
@@ -145,7 +176,10 @@ def test_whole_models_are_measured_in_groups_and_fall_backs_are_told():
     found = list(measure_models("m-1", [("a",), ("b",), ("c",)], build, CpuBench(seconds=0.02), group=2))
     assert [run.kernels for run in found] == built == [("a",), ("b",), ("c",)]
     assert found[1].status == "fallback" and found[0].status != "fallback"
-    assert all(len(run.passes_us) == 2 and run.latency_us > 0 and run.anchor_us > 0 and run.clock == "cpu" for run in found)
+    assert all(
+        len(run.passes_us) == 2 and run.latency_us > 0 and run.anchor_us > 0 and run.clock == "cpu"
+        for run in found
+    )
 
 
 def test_a_wire_joins_two_units():

@@ -49,14 +49,25 @@ def test_the_next_process_stays_below_the_bound_as_often_as_it_says():
 
 def test_a_reading_far_above_the_others_is_taken_once_more(readings, tmp_path):
     asked, told = readings([100.0, 160.0, 101.0, 99.0, 102.0, 98.0, 103.0]), []
-    found = time_in_new_processes(tmp_path / "m.onnx", np.zeros((1, 2)), threads=2, on_process=lambda done, total: told.append((done, total)))
+    found = time_in_new_processes(
+        tmp_path / "m.onnx",
+        np.zeros((1, 2)),
+        threads=2,
+        on_process=lambda done, total: told.append((done, total)),
+    )
     assert found.readings_us == (100.0, 103.0, 101.0, 99.0, 102.0, 98.0) and found.clock == "cpu"
-    assert asked == [(tmp_path / "m.onnx", 2)] * (PROCESSES + 1) and told == [(i, PROCESSES) for i in range(1, PROCESSES + 1)]
+    assert asked == [(tmp_path / "m.onnx", 2)] * (PROCESSES + 1) and told == [
+        (i, PROCESSES) for i in range(1, PROCESSES + 1)
+    ]
 
 
 def test_a_file_that_is_slow_twice_is_slow(readings, tmp_path):
     readings([100.0, 160.0, 101.0, 170.0])
-    assert time_in_new_processes(tmp_path / "m.onnx", np.zeros((1, 2)), processes=3).readings_us == (100.0, 160.0, 101.0)
+    assert time_in_new_processes(tmp_path / "m.onnx", np.zeros((1, 2)), processes=3).readings_us == (
+        100.0,
+        160.0,
+        101.0,
+    )
 
 
 def test_one_process_tells_nothing_of_the_next(tmp_path):

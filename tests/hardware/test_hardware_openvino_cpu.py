@@ -22,7 +22,11 @@ def backend():
 
 def _kernels(cell):
     """Precision and primitive of the nodes that multiply."""
-    return [op.split(":")[1:] for op in cell.executed if op.split(":")[0] in ("Convolution", "FullyConnected", "MatMul")]
+    return [
+        op.split(":")[1:]
+        for op in cell.executed
+        if op.split(":")[0] in ("Convolution", "FullyConnected", "MatMul")
+    ]
 
 
 @pytest.mark.parametrize("layer", UNITS.values(), ids=UNITS)
@@ -50,7 +54,12 @@ def test_float_runs_in_float32_with_right_numbers(backend, layer):
 @pytest.mark.parametrize("candidate", [W8A16, W4A16], ids=str)
 @pytest.mark.parametrize(
     "layer",
-    [linear(1), linear(1, 7, bias=False), linear(1, 3, inputs=34, outputs=5), linear(1, 5, inputs=192, outputs=100)],
+    [
+        linear(1),
+        linear(1, 7, bias=False),
+        linear(1, 3, inputs=34, outputs=5),
+        linear(1, 5, inputs=192, outputs=100),
+    ],
     ids=lambda la: str(la.weight_shape),
 )
 def test_stored_weights_of_linear_layers_stay_small_with_right_numbers(backend, layer, candidate):
@@ -66,7 +75,9 @@ def test_the_batch_is_the_leading_axis(backend):
 
 
 @pytest.mark.parametrize("layer", [conv(), linear(1, 7)], ids=["conv", "linear"])
-@pytest.mark.parametrize("candidate", [Candidate(w, a) for w in (2, 4, 7) for a in (3, 8) if (w, a) != (7, 8)], ids=str)
+@pytest.mark.parametrize(
+    "candidate", [Candidate(w, a) for w in (2, 4, 7) for a in (3, 8) if (w, a) != (7, 8)], ids=str
+)
 def test_fewer_bits_are_storage_only(backend, layer, candidate):
     support = backend.supports(layer, candidate)
     assert (support.status, support.kernel) == ("storage-only", INTEGER)
@@ -117,11 +128,17 @@ def test_bf16_is_offered_where_the_processor_has_it(monkeypatch):
     backend = BACKENDS.create("openvino-cpu-bf16")
     monkeypatch.setattr("mpsearch.hardware.backends.openvino_cpu.capabilities", lambda: ("FP32", "INT8"))
     refused = backend.supports(conv(), FLOAT)
-    assert (refused.status, refused.kernel) == ("no", None) and "bf16" in refused.reason and "FP32, INT8" in refused.reason
+    assert (
+        (refused.status, refused.kernel) == ("no", None)
+        and "bf16" in refused.reason
+        and "FP32, INT8" in refused.reason
+    )
     monkeypatch.undo()
     if backend.supports(conv(), FLOAT).status == "ok":
         cell = backend.build(conv(), FLOAT, 1)
-        assert cell.as_asked and _kernels(cell)[0][0] == "bf16" and 1e-5 < cell.relative_error <= cell.tolerance
+        assert (
+            cell.as_asked and _kernels(cell)[0][0] == "bf16" and 1e-5 < cell.relative_error <= cell.tolerance
+        )
 
 
 def test_the_backends_are_registered_members(backend):

@@ -16,7 +16,17 @@ FLOAT, W8A8 = Candidate.parse("float"), Candidate(8, 8)
 def conv(groups=1, stride=1, bias=True):
     side = (8 + 2 - 3) // stride + 1
     attributes = ConvAttributes((stride, stride), (1, 1), (1, 1), groups)
-    return Layer("c", "conv2d", (16, 16 // groups, 3, 3), ((1, 16, 8, 8),), (1, 16, side, side), 1, "b", bias=bias, conv=attributes)
+    return Layer(
+        "c",
+        "conv2d",
+        (16, 16 // groups, 3, 3),
+        ((1, 16, 8, 8),),
+        (1, 16, side, side),
+        1,
+        "b",
+        bias=bias,
+        conv=attributes,
+    )
 
 
 def linear(*leading, bias=True):
@@ -54,13 +64,19 @@ def test_float_runs_in_float_with_right_numbers(backend, layer):
     assert cell.relative_error <= cell.tolerance
 
 
-@pytest.mark.parametrize(("layer", "shape"), [(conv(), (3, 16, 8, 8)), (linear(1, 7), (3, 7, 24)), (MATMUL, (3, 2, 5, 5))], ids=["conv", "linear", "matmul"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(conv(), (3, 16, 8, 8)), (linear(1, 7), (3, 7, 24)), (MATMUL, (3, 2, 5, 5))],
+    ids=["conv", "linear", "matmul"],
+)
 def test_the_batch_is_the_leading_axis(backend, layer, shape):
     assert np.asarray(backend.build(layer, FLOAT, 3).run()[0]).shape == shape
 
 
 @pytest.mark.parametrize("layer", [conv(), linear(1, 7)], ids=["conv", "linear"])
-@pytest.mark.parametrize("candidate", [Candidate(w, a) for w in (2, 4, 8) for a in (3, 8) if (w, a) != (8, 8)], ids=str)
+@pytest.mark.parametrize(
+    "candidate", [Candidate(w, a) for w in (2, 4, 8) for a in (3, 8) if (w, a) != (8, 8)], ids=str
+)
 def test_fewer_bits_are_storage_only(backend, layer, candidate):
     support = backend.supports(layer, candidate)
     assert (support.status, support.kernel) == ("storage-only", W8A8)
@@ -68,7 +84,9 @@ def test_fewer_bits_are_storage_only(backend, layer, candidate):
 
 
 def test_what_has_a_kernel_of_its_own(backend):
-    assert [backend.supports(layer, c).status for layer in (conv(), linear(1)) for c in (FLOAT, W8A8)] == ["ok"] * 4
+    assert [backend.supports(layer, c).status for layer in (conv(), linear(1)) for c in (FLOAT, W8A8)] == [
+        "ok"
+    ] * 4
 
 
 def test_an_activation_product_is_float_only(backend):
@@ -108,7 +126,9 @@ def test_identity_without_cpuinfo(tmp_path):
 
 def test_identity_reads_name_and_flags(tmp_path):
     path = tmp_path / "cpuinfo"
-    path.write_text("processor\t: 0\nmodel name\t: Some (R) CPU\nflags\t\t: fpu avx2 avx512_vnni\n\nprocessor\t: 1\n")
+    path.write_text(
+        "processor\t: 0\nmodel name\t: Some (R) CPU\nflags\t\t: fpu avx2 avx512_vnni\n\nprocessor\t: 1\n"
+    )
     device = identity(path)
     assert (device.name, device.flags) == ("Some (R) CPU", ("avx2", "avx512_vnni"))
 
@@ -116,7 +136,9 @@ def test_identity_reads_name_and_flags(tmp_path):
 @pytest.mark.parametrize(("threads", "clock"), [(1, "cpu"), (2, "wall")])
 def test_timing_repeats_and_names_its_clock(threads, clock):
     calls = []
-    timing = time_callable(lambda: calls.append(sum(range(2000))), threads=threads, seconds=0.02, least_repeats=5)
+    timing = time_callable(
+        lambda: calls.append(sum(range(2000))), threads=threads, seconds=0.02, least_repeats=5
+    )
     assert timing.clock == clock and timing.repeats >= 5 and timing.median_us > 0 and timing.iqr_us >= 0
     assert len(calls) >= timing.repeats + 4  # three to warm up, one to size the samples
 

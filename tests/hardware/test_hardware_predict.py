@@ -1,4 +1,6 @@
-"""Rows are predicted on shapes whose law is known here; the stated spread is honest, and what is measured next is what is least known."""
+"""Rows are predicted on shapes whose law is known here; the stated spread is honest, and what is measured
+next is what is least known.
+"""
 
 import math
 
@@ -22,11 +24,23 @@ def conv(cin, cout, side, window=3, stride=1, groups=1):
     attributes = ConvAttributes((stride, stride), (window // 2,) * 2, (1, 1), groups)
     out = (side + 2 * (window // 2) - window) // stride + 1
     macs = cout * out * out * cin // groups * window * window
-    return Layer("c", "conv2d", (cout, cin // groups, window, window), ((1, cin, side, side),), (1, cout, out, out), macs, "b", bias=True, conv=attributes)
+    return Layer(
+        "c",
+        "conv2d",
+        (cout, cin // groups, window, window),
+        ((1, cin, side, side),),
+        (1, cout, out, out),
+        macs,
+        "b",
+        bias=True,
+        conv=attributes,
+    )
 
 
 def law(layer, kernel):
-    """What a kernel might take: a start, a rate that gets better with the inner length, and a penalty for ragged ends."""
+    """What a kernel might take: a start, a rate that gets better with the inner length, and a penalty for
+    ragged ends.
+    """
     inner = math.prod(layer.weight_shape[1:])
     rate = 4e4 * (1 if kernel == FLOAT else 3) * inner / (inner + 200)
     return (3 + layer.macs / rate + 4e-4 * math.prod(layer.output_shape)) * (1.15 if inner % 16 else 1.0)
@@ -34,7 +48,20 @@ def law(layer, kernel):
 
 def row(layer, kernel, noise=0.0, **changes):
     us = law(layer, kernel) * math.exp(noise)
-    return Row(**({"key": row_key(layer, 1), "kernel": str(kernel), "status": "ok", "median_us": us, "iqr_us": 0.1, "repeats": 9} | changes), **REST)
+    return Row(
+        **(
+            {
+                "key": row_key(layer, 1),
+                "kernel": str(kernel),
+                "status": "ok",
+                "median_us": us,
+                "iqr_us": 0.1,
+                "repeats": 9,
+            }
+            | changes
+        ),
+        **REST,
+    )
 
 
 REST = {"weight_bytes": 1, "executed": "Op", "relative_error": 0.0, "date": ""}
@@ -46,13 +73,25 @@ def table(rows):
 
 def shapes(seed, count):
     draw = np.random.default_rng(seed)
-    return [linear(int(draw.integers(1, 400)), 8 * int(draw.integers(4, 200)), 8 * int(draw.integers(4, 200))) for _ in range(count)]
+    return [
+        linear(int(draw.integers(1, 400)), 8 * int(draw.integers(4, 200)), 8 * int(draw.integers(4, 200)))
+        for _ in range(count)
+    ]
 
 
-@pytest.mark.parametrize("layer", [linear(5, 32, 8), conv(16, 32, 14), conv(32, 32, 28, 7, 2, 32)], ids=["linear", "conv", "depthwise"])
+@pytest.mark.parametrize(
+    "layer",
+    [linear(5, 32, 8), conv(16, 32, 14), conv(32, 32, 28, 7, 2, 32)],
+    ids=["linear", "conv", "depthwise"],
+)
 def test_a_key_tells_the_unit(layer):
     back = layer_of_key(row_key(layer, 1))
-    assert (back.op, back.weight_shape, back.input_shapes, back.output_shape) == (layer.op, layer.weight_shape, layer.input_shapes, layer.output_shape)
+    assert (back.op, back.weight_shape, back.input_shapes, back.output_shape) == (
+        layer.op,
+        layer.weight_shape,
+        layer.input_shapes,
+        layer.output_shape,
+    )
     assert (back.macs, back.conv, back.bias) == (layer.macs, layer.conv, layer.bias)
 
 
@@ -83,12 +122,17 @@ def test_the_process_is_better_than_macs_alone():
 
 
 def test_nothing_is_predicted_across_kernels_or_operators_or_from_rows_that_are_none():
-    rows = [row(s, FLOAT) for s in shapes(1, 8)] + [row(conv(16, 16, side, groups=16), FLOAT) for side in range(10, 18)]
+    rows = [row(s, FLOAT) for s in shapes(1, 8)] + [
+        row(conv(16, 16, side, groups=16), FLOAT) for side in range(10, 18)
+    ]
     rows += [row(s, W8A8, status="fallback") for s in shapes(3, 8)]
     predictor = RowPredictor(table(rows))
     assert predictor.predict(linear(9, 64, 64), FLOAT) is not None
     assert predictor.predict(linear(9, 64, 64), W8A8) is None
-    assert predictor.predict(conv(16, 16, 12), FLOAT) is None and predictor.predict(conv(16, 16, 20, groups=16), FLOAT) is not None
+    assert (
+        predictor.predict(conv(16, 16, 12), FLOAT) is None
+        and predictor.predict(conv(16, 16, 20, groups=16), FLOAT) is not None
+    )
 
 
 def test_far_away_the_spread_is_wider():
@@ -102,7 +146,9 @@ def test_what_is_least_known_is_measured_next_and_twins_are_not_both_taken():
     far, twin = linear(3000, 3000, 3000), linear(3001, 3000, 3000)
     odd = linear(4000, 40, 40)
     near = shapes(1, 3)
-    picked = predictor.next_to_measure([*((s, FLOAT) for s in near), (far, FLOAT), (twin, FLOAT), (odd, FLOAT), (conv(8, 8, 8), FLOAT)], 3)
+    picked = predictor.next_to_measure(
+        [*((s, FLOAT) for s in near), (far, FLOAT), (twin, FLOAT), (odd, FLOAT), (conv(8, 8, 8), FLOAT)], 3
+    )
     assert picked[0][0].op == "conv2d"
     assert {layer for layer, _ in picked[1:]} in ({far, odd}, {twin, odd})
     alone = predictor.doubt((twin, FLOAT), [])
@@ -110,7 +156,9 @@ def test_what_is_least_known_is_measured_next_and_twins_are_not_both_taken():
 
 
 def test_measuring_what_is_chosen_leaves_less_error_than_measuring_at_random():
-    """Of a pool of cells some are measured and the others predicted: what is left is the relative error of the others."""
+    """Of a pool of cells some are measured and the others predicted: what is left is the relative error of
+    the others.
+    """
     known, pool = shapes(2, 8), shapes(102, 40)
 
     def predictor(extra):
@@ -118,10 +166,19 @@ def test_measuring_what_is_chosen_leaves_less_error_than_measuring_at_random():
 
     def left(extra):
         fitted = predictor(extra)
-        return np.mean([abs(fitted.predict(s, FLOAT).median_us / law(s, FLOAT) - 1) for s in pool if s not in extra])
+        return np.mean(
+            [abs(fitted.predict(s, FLOAT).median_us / law(s, FLOAT) - 1) for s in pool if s not in extra]
+        )
 
     chosen = []
     while len(chosen) < 12:
-        chosen += [layer for layer, _ in predictor(chosen).next_to_measure([(s, FLOAT) for s in pool if s not in chosen], 4)]
+        chosen += [
+            layer
+            for layer, _ in predictor(chosen).next_to_measure(
+                [(s, FLOAT) for s in pool if s not in chosen], 4
+            )
+        ]
     draw = np.random.default_rng(0)
-    assert left(chosen) < 0.6 * np.median([left([pool[i] for i in draw.choice(40, 12, replace=False)]) for _ in range(3)])
+    assert left(chosen) < 0.6 * np.median(
+        [left([pool[i] for i in draw.choice(40, 12, replace=False)]) for _ in range(3)]
+    )

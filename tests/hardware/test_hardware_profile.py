@@ -1,4 +1,6 @@
-"""Only missing rows are measured, each shape once, and a row that is not what was asked is never a latency."""
+"""Only missing rows are measured, each shape once, and a row that is not what was asked is never a
+latency.
+"""
 
 import math
 import os
@@ -8,7 +10,18 @@ from typing import ClassVar
 
 import pytest
 
-from mpsearch.hardware import BACKENDS, Backend, Cell, DeviceIdentity, LatencyTable, Measured, Support, Timing, latency_costs, profile
+from mpsearch.hardware import (
+    BACKENDS,
+    Backend,
+    Cell,
+    DeviceIdentity,
+    LatencyTable,
+    Measured,
+    Support,
+    Timing,
+    latency_costs,
+    profile,
+)
 from mpsearch.hardware.bench import CpuBench
 from mpsearch.hardware.predict import RowPredictor
 from mpsearch.problem import Candidate, ConvAttributes, Layer
@@ -97,7 +110,14 @@ def measure(backend, layers, candidates, table, folder, **options):
 
 def test_identical_shapes_and_shared_kernels_are_measured_once(tmp_path):
     backend, seen = Recorder(), []
-    measure(backend, [CONV, TWIN, LINEAR], [FLOAT, W8A8, W4A8, W2A2], empty(), tmp_path, on_row=lambda *a: seen.append(a))
+    measure(
+        backend,
+        [CONV, TWIN, LINEAR],
+        [FLOAT, W8A8, W4A8, W2A2],
+        empty(),
+        tmp_path,
+        on_row=lambda *a: seen.append(a),
+    )
     assert backend.built == [("conv", "float", 1), ("conv", "W8A8", 1), ("fc", "float", 1), ("fc", "W8A8", 1)]
     assert [(done, total) for done, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert seen[-1][2] == "fc W8A8"
@@ -111,7 +131,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     measure(backend, [CONV, LINEAR], [FLOAT, W8A8], table, tmp_path)
     assert backend.built == [("fc", "float", 1), ("fc", "W8A8", 1)]
     again = Recorder()
-    measure(again, [CONV, LINEAR], [FLOAT, W8A8], LatencyTable.open(tmp_path, HERE, "recorder", "1", 1), tmp_path)
+    measure(
+        again, [CONV, LINEAR], [FLOAT, W8A8], LatencyTable.open(tmp_path, HERE, "recorder", "1", 1), tmp_path
+    )
     assert again.built == []
 
 
@@ -147,9 +169,16 @@ def test_a_process_that_dies_costs_one_row(tmp_path):
 
 
 def test_a_part_of_the_rows_is_measured_and_the_rest_predicted_and_flagged(tmp_path):
-    layers = [replace(LINEAR, name=f"l{n}", weight_shape=(8 * n, 64), input_shapes=((1, 64),), output_shape=(1, 8 * n)) for n in range(1, 15)]
+    layers = [
+        replace(
+            LINEAR, name=f"l{n}", weight_shape=(8 * n, 64), input_shapes=((1, 64),), output_shape=(1, 8 * n)
+        )
+        for n in range(1, 15)
+    ]
     backend, seen = Recorder(), []
-    table = measure(backend, layers, [FLOAT], empty(), tmp_path, at_most=9, on_row=lambda *a: seen.append(a[:2]))
+    table = measure(
+        backend, layers, [FLOAT], empty(), tmp_path, at_most=9, on_row=lambda *a: seen.append(a[:2])
+    )
     assert len(backend.built) == len(table.rows) == 9 and seen == [(i, 9) for i in range(1, 10)]
     missing = {layer.name for layer in layers} - {name for name, *_ in backend.built}
     plain = latency_costs(layers, [[FLOAT]] * 14, backend, table)
@@ -177,7 +206,11 @@ def test_costs_count_every_call_and_the_kernel_that_runs(tmp_path):
     assert (costs.unusable, costs.estimated) == ((), False)
 
 
-@pytest.mark.parametrize(("backend", "status"), [(Recorder(as_asked=False), "fallback"), (Recorder(relative_error=0.5), "wrong")], ids=["fallback", "wrong"])
+@pytest.mark.parametrize(
+    ("backend", "status"),
+    [(Recorder(as_asked=False), "fallback"), (Recorder(relative_error=0.5), "wrong")],
+    ids=["fallback", "wrong"],
+)
 def test_a_row_that_is_not_what_was_asked_is_no_latency(tmp_path, backend, status):
     table = measure(backend, [LINEAR], [W8A8], empty(), tmp_path)
     assert table.get(LINEAR, W8A8).status == status
@@ -211,10 +244,15 @@ def test_onnx_runtime_fills_a_table_with_usable_rows(tmp_path):
     layers, choices = [CONV, LINEAR, MATMUL], [[FLOAT, W8A8], [FLOAT, W8A8, W4A8], [FLOAT]]
     table = LatencyTable.open(tmp_path, HERE, backend.name, backend.version, 1)
     profile(layers, choices, backend, table, tmp_path, seconds=0.005)
-    costs = latency_costs(layers, choices, backend, LatencyTable.open(tmp_path, HERE, backend.name, backend.version, 1))
+    costs = latency_costs(
+        layers, choices, backend, LatencyTable.open(tmp_path, HERE, backend.name, backend.version, 1)
+    )
     assert costs.unusable == () and all(0 < us < math.inf for row in costs.rows for us in row)
     assert costs.rows[1][1] == costs.rows[1][2]
-    assert "QLinearConv" in table.get(CONV, W8A8).executed and "MatMulIntegerToFloat" in table.get(LINEAR, W8A8).executed
+    assert (
+        "QLinearConv" in table.get(CONV, W8A8).executed
+        and "MatMulIntegerToFloat" in table.get(LINEAR, W8A8).executed
+    )
     assert table.get(CONV, W8A8).weight_bytes == 8 * 4 * 9 + 5 * 8
 
 

@@ -45,12 +45,21 @@ def spanning(x, bits=8):
 
 
 def weight_of(rng, *shape):
-    """Codes over the range that is exact on every processor, scales that differ by a factor of 10 between channels."""
-    return without_overflow(QuantizedWeight(rng.integers(-128, 128, shape, dtype=np.int8), (10 ** rng.uniform(-3, -2, shape[0])).astype(np.float32)))
+    """Codes over the range that is exact on every processor, scales that differ by a factor of 10 between
+    channels.
+    """
+    return without_overflow(
+        QuantizedWeight(
+            rng.integers(-128, 128, shape, dtype=np.int8),
+            (10 ** rng.uniform(-3, -2, shape[0])).astype(np.float32),
+        )
+    )
 
 
 def values_of(weight):
-    return weight.codes.astype(np.float64) * weight.scale.astype(np.float64).reshape(-1, *[1] * (weight.codes.ndim - 1))
+    return weight.codes.astype(np.float64) * weight.scale.astype(np.float64).reshape(
+        -1, *[1] * (weight.codes.ndim - 1)
+    )
 
 
 def conv_case(rng, stride, pads, dilation, groups, bits, biased):
@@ -59,8 +68,16 @@ def conv_case(rng, stride, pads, dilation, groups, bits, biased):
     bias = rng.standard_normal(16).astype(np.float32) if biased else None
     padded = torch.nn.functional.pad(torch.from_numpy(on_grid(x, grid)), (pads[1], pads[3], pads[0], pads[2]))
     shift = None if bias is None else torch.from_numpy(bias.astype(np.float64))
-    reference = torch.nn.functional.conv2d(padded, torch.from_numpy(values_of(weight)), shift, stride, 0, dilation, groups).numpy()
-    attributes = {"kernel_shape": [3, 3], "strides": stride, "pads": pads, "dilations": dilation, "group": groups}
+    reference = torch.nn.functional.conv2d(
+        padded, torch.from_numpy(values_of(weight)), shift, stride, 0, dilation, groups
+    ).numpy()
+    attributes = {
+        "kernel_shape": [3, 3],
+        "strides": stride,
+        "pads": pads,
+        "dilations": dilation,
+        "group": groups,
+    }
     return x, weight, bias, grid, attributes, reference
 
 
@@ -68,29 +85,39 @@ def conv_case(rng, stride, pads, dilation, groups, bits, biased):
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize(("stride", "pads", "dilation", "groups"), CONVS)
 def test_convolution_is_within_half_a_step_of_fake_quantisation(stride, pads, dilation, groups, biased, bits):
-    x, weight, bias, grid, attributes, reference = conv_case(np.random.default_rng(0), stride, pads, dilation, groups, bits, biased)
+    x, weight, bias, grid, attributes, reference = conv_case(
+        np.random.default_rng(0), stride, pads, dilation, groups, bits, biased
+    )
     writer, out = QdqWriter(), spanning(reference)
     writer.node("Identity", [writer.quantized(writer.conv("x", weight, bias, grid, attributes), out)], "y")
     found, ops = run(writer, x)
     assert "QLinearConv" in ops and "Conv" not in ops
-    # the accumulator is exact, so what is left is rounding to the output's grid, and of the bias to the accumulator's
+    # the accumulator is exact, so what is left is rounding to the output's grid, and of the bias to the
+    # accumulator's
     bound = out.scale / 2 * 1.001 + (grid.scale * float(weight.scale.max()) / 2 if biased else 0.0)
     assert np.abs(found - reference).max() <= bound
 
 
 def test_a_relu_between_convolution_and_grid_keeps_the_integer_kernel():
-    x, weight, bias, grid, attributes, reference = conv_case(np.random.default_rng(1), (1, 1), (1, 1, 1, 1), (1, 1), 1, 8, True)
+    x, weight, bias, grid, attributes, reference = conv_case(
+        np.random.default_rng(1), (1, 1), (1, 1, 1, 1), (1, 1), 1, 8, True
+    )
     writer, out = QdqWriter(), spanning(np.maximum(reference, 0))
     assert out.zero_point == 0
     relu = writer.node("Relu", [writer.conv("x", weight, bias, grid, attributes)])
     writer.node("Identity", [writer.quantized(relu, out)], "y")
     found, ops = run(writer, x)
     assert "QLinearConv" in ops and "Relu" not in ops
-    assert np.abs(found - np.maximum(reference, 0)).max() <= out.scale / 2 * 1.001 + grid.scale * float(weight.scale.max()) / 2
+    assert (
+        np.abs(found - np.maximum(reference, 0)).max()
+        <= out.scale / 2 * 1.001 + grid.scale * float(weight.scale.max()) / 2
+    )
 
 
 def test_executed_tells_of_a_convolution_that_runs_in_float():
-    x, weight, bias, grid, attributes, reference = conv_case(np.random.default_rng(2), (1, 1), (1, 1, 1, 1), (1, 1), 1, 8, True)
+    x, weight, bias, grid, attributes, reference = conv_case(
+        np.random.default_rng(2), (1, 1), (1, 1, 1, 1), (1, 1), 1, 8, True
+    )
     writer = QdqWriter()
     writer.conv("x", weight, bias, grid, attributes, "y")
     found, ops = run(writer, x)
@@ -145,11 +172,17 @@ def test_codes_end_where_the_grid_ends(bits):
 
 
 def test_a_dead_channel_keeps_its_bias():
-    """After folding a batch norm a channel may be all zero, with the smallest scale there is, 1e-8, and any bias."""
+    """After folding a batch norm a channel may be all zero, with the smallest scale there is, 1e-8, and any
+    bias.
+    """
     x = np.random.default_rng(5).uniform(0, 1, (1, 4, 5, 5)).astype(np.float32)
     weight = QuantizedWeight(np.zeros((4, 4, 1, 1), np.int8), np.full(4, 1e-8, np.float32))
     bias, grid, out = np.array([0.5, 1, 1.5, 2], np.float32), spanning(x), Grid(2 / 255, 0)
     writer = QdqWriter()
-    writer.node("Identity", [writer.quantized(writer.conv("x", weight, bias, grid, {"kernel_shape": [1, 1]}), out)], "y")
+    writer.node(
+        "Identity",
+        [writer.quantized(writer.conv("x", weight, bias, grid, {"kernel_shape": [1, 1]}), out)],
+        "y",
+    )
     found, _ = run(writer, x)
     np.testing.assert_allclose(found, np.broadcast_to(bias.reshape(1, 4, 1, 1), found.shape), atol=out.scale)

@@ -16,12 +16,35 @@ from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 HERE = DeviceIdentity("CPU one", "x86_64", 2, ("avx2",), "Linux")
 THERE = replace(HERE, name="CPU two")
-LAYER = Layer("a", "conv2d", (8, 4, 3, 3), ((1, 4, 9, 9),), (1, 8, 9, 9), 1, "b", bias=True, conv=ConvAttributes((1, 1), (1, 1), (1, 1), 1))
+LAYER = Layer(
+    "a",
+    "conv2d",
+    (8, 4, 3, 3),
+    ((1, 4, 9, 9),),
+    (1, 8, 9, 9),
+    1,
+    "b",
+    bias=True,
+    conv=ConvAttributes((1, 1), (1, 1), (1, 1), 1),
+)
 W8A8 = Candidate(8, 8)
 SHIPPED = Path(__file__).parents[2] / "latency_tables"
-ROW = Row(row_key(LAYER, 1), "W8A8", "ok", 12.5, 0.25, 21, 320, "QuantizeLinear QLinearConv", 0.0037, "2026-01-02T03:04:05+00:00")
+ROW = Row(
+    row_key(LAYER, 1),
+    "W8A8",
+    "ok",
+    12.5,
+    0.25,
+    21,
+    320,
+    "QuantizeLinear QLinearConv",
+    0.0037,
+    "2026-01-02T03:04:05+00:00",
+)
 
-RUN = ModelRun("net-1", 1, ("float", "W8A8"), (1000.0, 1020.0), 12.0, 250.0, "ok", "cpu", "2026-01-02T03:04:05+00:00")
+RUN = ModelRun(
+    "net-1", 1, ("float", "W8A8"), (1000.0, 1020.0), 12.0, 250.0, "ok", "cpu", "2026-01-02T03:04:05+00:00"
+)
 
 
 def table_of(*rows, device=HERE):
@@ -60,11 +83,23 @@ def test_open_gives_what_is_there_or_an_empty_table(saved, tmp_path):
 @pytest.mark.parametrize("runtime", ["ort-cpu__1.31.1", "openvino-cpu__2026.4.1"])
 def test_a_shipped_table_has_a_latency_of_every_unit_of_its_models(runtime):
     path = SHIPPED / f"intel-r-xeon-r-processor-6-167-1-2c-amx-bf16__{runtime}.csv"
-    table = LatencyTable.load(path, DeviceIdentity.from_json(json.loads(path.with_suffix(".json").read_text())["device"]))
+    table = LatencyTable.load(
+        path, DeviceIdentity.from_json(json.loads(path.with_suffix(".json").read_text())["device"])
+    )
     shapes = json.loads((SHIPPED.parent / "benchmarks" / "gpu_shapes.json").read_text())
     layers = [Layer.from_json(layer) for model in shapes.values() for layer in model]
-    wanted = [(layer, kernel, batch) for layer in layers if layer.weight_shape for kernel in (Candidate.parse("float"), W8A8) for batch in (1, 8)]
-    missing = [(layer.name, str(kernel), batch) for layer, kernel, batch in wanted if not ((row := table.get(layer, kernel, batch)) and row.usable)]
+    wanted = [
+        (layer, kernel, batch)
+        for layer in layers
+        if layer.weight_shape
+        for kernel in (Candidate.parse("float"), W8A8)
+        for batch in (1, 8)
+    ]
+    missing = [
+        (layer.name, str(kernel), batch)
+        for layer, kernel, batch in wanted
+        if not ((row := table.get(layer, kernel, batch)) and row.usable)
+    ]
     assert len(wanted) > 400 and not missing
 
 
@@ -146,7 +181,9 @@ def test_wherever_a_table_is_cut_it_is_refused_or_whole(saved, cut):
         table = LatencyTable.load(saved, HERE)
     except TableError:
         return
-    assert cut >= len(whole) or all(row in (ROW, replace(ROW, kernel="float", status="fallback")) for row in table.rows.values())
+    assert cut >= len(whole) or all(
+        row in (ROW, replace(ROW, kernel="float", status="fallback")) for row in table.rows.values()
+    )
 
 
 def test_an_empty_or_missing_file_is_refused(saved, tmp_path):
@@ -181,7 +218,9 @@ def test_a_malformed_identity_is_refused(saved, change, message):
         LatencyTable.load(saved, HERE)
 
 
-@pytest.mark.parametrize("change", [{"threads": "two"}, {"device": {**HERE.to_json(), "cores": "two"}}], ids=["threads", "cores"])
+@pytest.mark.parametrize(
+    "change", [{"threads": "two"}, {"device": {**HERE.to_json(), "cores": "two"}}], ids=["threads", "cores"]
+)
 def test_a_number_that_is_none_in_the_identity_is_refused(saved, change):
     path = saved.with_suffix(".json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -214,7 +253,9 @@ def test_another_version_or_thread_count_is_refused_and_may_be_an_estimate(saved
 
 def test_a_table_of_another_backend_is_never_taken(saved):
     with pytest.raises(TableError, match="backend ort-cpu; openvino-cpu was asked for"):
-        LatencyTable.load(saved, HERE, fits=LatencyTable(HERE, "openvino-cpu", "1.2.3", 1), allow_estimate=True)
+        LatencyTable.load(
+            saved, HERE, fits=LatencyTable(HERE, "openvino-cpu", "1.2.3", 1), allow_estimate=True
+        )
 
 
 def test_another_device_may_be_an_estimate_that_cannot_be_saved(saved, tmp_path):
@@ -252,8 +293,12 @@ def test_writers_at_once_lose_nothing(tmp_path):
     for process in writers:
         process.join(30)
     table = LatencyTable.open(tmp_path, HERE, "ort-cpu", "1.2.3", 1)
-    assert {row.key for row in table.rows.values()} == {f"writer {w} row {i}" for w in range(3) for i in range(12)}
-    assert {run.key for run in table.models.values()} == {(f"net-{w}", 1, (f"k{i}",)) for w in range(3) for i in range(12)}
+    assert {row.key for row in table.rows.values()} == {
+        f"writer {w} row {i}" for w in range(3) for i in range(12)
+    }
+    assert {run.key for run in table.models.values()} == {
+        (f"net-{w}", 1, (f"k{i}",)) for w in range(3) for i in range(12)
+    }
 
 
 def test_whole_model_runs_come_back(tmp_path):
@@ -310,7 +355,9 @@ def test_two_generations_under_one_name_are_two_devices(tmp_path):
     found = []
     for number in (1, 17):
         cpuinfo = tmp_path / f"cpuinfo{number}"
-        cpuinfo.write_text(f"cpu family\t: 25\nmodel\t\t: {number}\nmodel name\t: AMD EPYC\nstepping\t: 1\nflags\t\t: avx2\n")
+        cpuinfo.write_text(
+            f"cpu family\t: 25\nmodel\t\t: {number}\nmodel name\t: AMD EPYC\nstepping\t: 1\nflags\t\t: avx2\n"
+        )
         found.append(identity(cpuinfo))
     assert found[0].name == "AMD EPYC 25-1-1"
     assert found[0] != found[1]

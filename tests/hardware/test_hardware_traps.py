@@ -1,6 +1,8 @@
-"""Ways in which runtimes run something else than was asked, or compute it wrongly, and say nothing: none of them is ever used as a latency.
+"""Ways in which runtimes run something else than was asked, or compute it wrongly, and say nothing: none of
+them is ever used as a latency.
 
-Each trap is set on purpose, by giving a backend the form that it avoids; the row must say so. Numbers in names are those of the notes on measuring.
+Each trap is set on purpose, by giving a backend the form that it avoids; the row must say so. Numbers in
+names are those of the notes on measuring.
 """
 
 import contextlib
@@ -48,16 +50,24 @@ def _is_no_latency(row, costs, status):
 def test_1_a_float_convolution_between_integer_ones_stays_float():
     generator, writer = np.random.default_rng(0), QdqWriter()
     attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1], "group": 1}
-    weight = QuantizedWeight(generator.integers(-127, 128, (16, 16, 3, 3), dtype=np.int8), np.full(16, 0.01, np.float32))
+    weight = QuantizedWeight(
+        generator.integers(-127, 128, (16, 16, 3, 3), dtype=np.int8), np.full(16, 0.01, np.float32)
+    )
     grid, values = Grid(0.05, 128), np.ones((16, 16, 3, 3), np.float32)
     first = writer.quantized(writer.conv("x", weight, None, grid, attributes), grid)
     writer.initializers.append(numpy_helper.from_array(values, "float_weight"))
     middle = writer.quantized(writer.node("Conv", [first, "float_weight"], **attributes), grid)
-    writer.node("Identity", [writer.quantized(writer.conv(middle, weight, None, grid, attributes), grid)], "y")
+    writer.node(
+        "Identity", [writer.quantized(writer.conv(middle, weight, None, grid, attributes), grid)], "y"
+    )
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 16, 8, 8]) for name in ("x", "y")]
     graph = helper.make_graph(writer.nodes, "trap", ends[:1], ends[1:], writer.initializers)
     model = helper.make_model(graph, opset_imports=opset_imports(), ir_version=10)
-    assert ort_cpu.kernels_of(ort_cpu.executed(model.SerializeToString())) == ["integer", "integer", "integer"]  # the trap
+    assert ort_cpu.kernels_of(ort_cpu.executed(model.SerializeToString())) == [
+        "integer",
+        "integer",
+        "integer",
+    ]  # the trap
     keep_arithmetic(model)
     assert ort_cpu.kernels_of(ort_cpu.executed(model.SerializeToString())) == ["integer", "float", "integer"]
 
@@ -66,12 +76,17 @@ def test_1_a_float_convolution_between_integer_ones_stays_float():
 @pytest.mark.parametrize("layer", [conv(), linear(1, 7)], ids=["conv", "linear"])
 def test_2_signed_inputs_run_in_float_and_the_row_says_so(monkeypatch, tmp_path, layer):
     def signed(self, x, grid):
-        scale, zero = self.constant(np.float32(grid.scale), "scale"), self.constant(np.int8(grid.zero_point - 128), "zero_point")
+        scale, zero = (
+            self.constant(np.float32(grid.scale), "scale"),
+            self.constant(np.int8(grid.zero_point - 128), "zero_point"),
+        )
         return self.node("DequantizeLinear", [self.node("QuantizeLinear", [x, scale, zero]), scale, zero])
 
     monkeypatch.setattr(QdqWriter, "quantized", signed)
     row, costs = _profiled("ort-cpu", layer, W8A8, tmp_path)
-    if row.usable:  # the exact kernel of processors without VNNI takes them, and one was seen with AVX512-VNNI (AMD, Intel with AMX); then it must be one
+    # the exact kernel of processors without VNNI takes them, and one was seen with AVX512-VNNI (AMD, Intel
+    # with AMX); then it must be one
+    if row.usable:
         assert SATURATES or "avx512_vnni" in identity().flags
         assert ort_cpu.kernels_of(tuple(row.executed.split())) == ["integer"]
     else:
@@ -81,7 +96,9 @@ def test_2_signed_inputs_run_in_float_and_the_row_says_so(monkeypatch, tmp_path,
 def test_3_a_gemm_of_quantised_tensors_runs_in_float_and_the_row_says_so(monkeypatch, tmp_path):
     def gemm(self, x, weight, bias, grid, output=None):
         held = self.constant(np.asarray(bias, np.float32), "bias")
-        return self.node("Gemm", [self.quantized(x, grid), self._weight(weight, axis=0), held], output, transB=1)
+        return self.node(
+            "Gemm", [self.quantized(x, grid), self._weight(weight, axis=0), held], output, transB=1
+        )
 
     monkeypatch.setattr(QdqWriter, "linear", gemm)
     row, costs = _profiled("ort-cpu", linear(1), W8A8, tmp_path)
@@ -111,7 +128,10 @@ def test_5_where_it_runs_in_float_the_row_says_so(openvino_nodes, monkeypatch, t
     def through_u8(self, x, grid):
         op = self._op
         low, high = grid.range()
-        codes = op.convert(op.fake_quantize(x, *(op.constant(np.float32(v)) for v in (low, high, 0, 255)), levels=256), np.uint8)
+        codes = op.convert(
+            op.fake_quantize(x, *(op.constant(np.float32(v)) for v in (low, high, 0, 255)), levels=256),
+            np.uint8,
+        )
         shifted = op.subtract(op.convert(codes, np.float32), op.constant(np.float32(grid.zero_point)))
         return op.multiply(shifted, op.constant(np.float32(grid.scale))).output(0)
 
@@ -130,7 +150,10 @@ def test_6_what_changes_kernels_is_set_in_one_place_and_part_of_the_key(openvino
     assert int(live.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == 0
     assert int(live.get_property("INFERENCE_NUM_THREADS")) == min(2, len(os.sched_getaffinity(0)))
     assert "float" in str(live.get_property("INFERENCE_PRECISION_HINT"))
-    files = {LatencyTable(identity(), BACKENDS.create(name).name, "1", 1).file_name for name in ("openvino-cpu", "openvino-cpu-bf16")}
+    files = {
+        LatencyTable(identity(), BACKENDS.create(name).name, "1", 1).file_name
+        for name in ("openvino-cpu", "openvino-cpu-bf16")
+    }
     assert len(files) == 2
 
 
@@ -154,18 +177,28 @@ def test_sums_that_overflow_16_bits_are_wrong_and_no_latency_on_onnx_runtime(mon
 
 @pytest.mark.skipif(not SATURATES, reason="this processor adds products in 32 bits")
 @pytest.mark.parametrize("layer", [conv(), linear(1, 7, inputs=64)], ids=["conv", "linear"])
-def test_sums_that_overflow_16_bits_are_refused_and_wrong_on_openvino(openvino_nodes, monkeypatch, tmp_path, layer):
+def test_sums_that_overflow_16_bits_are_refused_and_wrong_on_openvino(
+    openvino_nodes, monkeypatch, tmp_path, layer
+):
     refused = BACKENDS.create("openvino-cpu").supports(layer, W8A8)
-    assert (refused.status, refused.kernel) == ("no", None) and "overflow 16 bits" in refused.reason and "up to 7 bits" in refused.reason
+    assert (
+        (refused.status, refused.kernel) == ("no", None)
+        and "overflow 16 bits" in refused.reason
+        and "up to 7 bits" in refused.reason
+    )
     assert _profiled("openvino-cpu", layer, W7A8, tmp_path / "exact")[0].usable
     monkeypatch.setattr("mpsearch.hardware.backends.openvino_cpu._integer", lambda c: Support("ok", "", c))
     _is_no_latency(*_profiled("openvino-cpu", layer, W8A8, tmp_path / "wide"), "wrong")
 
 
-def test_four_bits_of_odd_rows_are_read_wrongly_by_openvino_and_the_row_says_so(openvino_nodes, monkeypatch, tmp_path):
+def test_four_bits_of_odd_rows_are_read_wrongly_by_openvino_and_the_row_says_so(
+    openvino_nodes, monkeypatch, tmp_path
+):
     odd = linear(1, 3, inputs=34, outputs=5)
     assert _profiled("openvino-cpu", odd, W4A16, tmp_path / "even")[0].usable
-    monkeypatch.setattr(openvino_nodes.OpenVinoWriter, "compressed", lambda self, weight, _: self.weight(weight))
+    monkeypatch.setattr(
+        openvino_nodes.OpenVinoWriter, "compressed", lambda self, weight, _: self.weight(weight)
+    )
     _is_no_latency(*_profiled("openvino-cpu", odd, W4A16, tmp_path / "wide"), "fallback")
 
 

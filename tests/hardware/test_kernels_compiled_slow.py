@@ -1,4 +1,6 @@
-"""Every kernel is compiled for GPUs that are not there: down to the machine code of sm_80, sm_90 and sm_100, with the matrix instructions that are meant."""
+"""Every kernel is compiled for GPUs that are not there: down to the machine code of sm_80, sm_90 and sm_100,
+with the matrix instructions that are meant.
+"""
 
 import json
 import os
@@ -33,25 +35,83 @@ for line in sys.stdin:
 """
 INTEGER = {80: "IMMA", 90: "IGMMA", 100: "UTCIMMA"}
 FLOAT = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
-GEOMETRY = {"STRIDE_H": 1, "STRIDE_W": 1, "PAD_H": 1, "PAD_W": 1, "DILATION_H": 1, "DILATION_W": 1, "TAPS_W": 3}
+GEOMETRY = {
+    "STRIDE_H": 1,
+    "STRIDE_W": 1,
+    "PAD_H": 1,
+    "PAD_W": 1,
+    "DILATION_H": 1,
+    "DILATION_W": 1,
+    "TAPS_W": 3,
+}
 POINTERS = {"w": "*u8", "scale": "*fp32", "bias": "*fp32", "corr": "*i32", "zero": "*i32"}
 
 
 def product(arch, bits, integer, conv, *, zero=False, even=True, split=1, tile=(128, 128, 64), warps=8):
-    constants = {"BITS": bits, "INTEGER": integer, "ZERO": zero, "BIAS": True, "CONV": conv, "EVEN": even, "GROUP_CHANNELS": 64 if conv else 1, **GEOMETRY}
+    constants = {
+        "BITS": bits,
+        "INTEGER": integer,
+        "ZERO": zero,
+        "BIAS": True,
+        "CONV": conv,
+        "EVEN": even,
+        "GROUP_CHANNELS": 64 if conv else 1,
+        **GEOMETRY,
+    }
     constants |= {"BLOCK_M": tile[0], "BLOCK_N": tile[1], "BLOCK_K": tile[2], "SPLIT_K": split, "GROUP_M": 8}
-    kinds = {**POINTERS, "a": "*i8" if integer else "*fp16", "y": "*fp16", "partial": "*i32" if integer else "*fp32"}
+    kinds = {
+        **POINTERS,
+        "a": "*i8" if integer else "*fp16",
+        "y": "*fp16",
+        "partial": "*i32" if integer else "*fp32",
+    }
     return [arch, "product_kernel", constants, kinds, {"num_warps": warps, "num_stages": 3}]
 
 
 def others(arch, integer):
     """Depthwise, sum and quantise."""
-    constants = {"BITS": 5, "INTEGER": integer, "ZERO": True, "BIAS": True, "TAPS_H": 3, "BLOCK_P": 16, "BLOCK_C": 64, **GEOMETRY}
-    yield "depthwise", [arch, "depthwise_kernel", constants, {**POINTERS, "a": "*i8" if integer else "*bf16", "y": "*bf16"}, {}]
+    constants = {
+        "BITS": 5,
+        "INTEGER": integer,
+        "ZERO": True,
+        "BIAS": True,
+        "TAPS_H": 3,
+        "BLOCK_P": 16,
+        "BLOCK_C": 64,
+        **GEOMETRY,
+    }
+    yield (
+        "depthwise",
+        [
+            arch,
+            "depthwise_kernel",
+            constants,
+            {**POINTERS, "a": "*i8" if integer else "*bf16", "y": "*bf16"},
+            {},
+        ],
+    )
     constants = {"INTEGER": integer, "BIAS": True, "SPLIT_K": 4, "BLOCK_M": 32, "BLOCK_N": 64}
-    yield "sum", [arch, "sum_kernel", constants, {**POINTERS, "partial": "*i32" if integer else "*fp32", "y": "*fp16"}, {}]
+    yield (
+        "sum",
+        [
+            arch,
+            "sum_kernel",
+            constants,
+            {**POINTERS, "partial": "*i32" if integer else "*fp32", "y": "*fp16"},
+            {},
+        ],
+    )
     floats = dict.fromkeys(("scale", "zero", "top", "HALF"), "fp32")
-    yield "quantize", [arch, "quantize_kernel", {"PAD_H": 1, "PAD_W": 1, "BLOCK": 1024}, {"x": "*fp16", "codes": "*i8", **floats}, {}]
+    yield (
+        "quantize",
+        [
+            arch,
+            "quantize_kernel",
+            {"PAD_H": 1, "PAD_W": 1, "BLOCK": 1024},
+            {"x": "*fp16", "codes": "*i8", **floats},
+            {},
+        ],
+    )
 
 
 def requests(arch):
@@ -61,7 +121,9 @@ def requests(arch):
         for bits in range(1, 9):
             found[f"gemm w{bits} {kind}"] = product(arch, bits, integer, False)
             found[f"conv w{bits} {kind}"] = product(arch, bits, integer, True)
-        found[f"ragged {kind}"] = product(arch, 5, integer, True, zero=True, even=False, split=4, tile=(16, 64, 128), warps=4)
+        found[f"ragged {kind}"] = product(
+            arch, 5, integer, True, zero=True, even=False, split=4, tile=(16, 64, 128), warps=4
+        )
         found |= {f"{name} {kind}": request for name, request in others(arch, integer)}
     return found
 
@@ -69,9 +131,20 @@ def requests(arch):
 @pytest.fixture(scope="module", params=[80, 90, 100], ids="sm_{}".format)
 def built(request, tmp_path_factory):
     """By name what each kernel became on one architecture."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+    }
     lines = "".join(json.dumps(pair) + "\n" for pair in requests(request.param).items())
-    done = subprocess.run([sys.executable, "-c", COMPILE], input=lines, capture_output=True, text=True, env=environment, timeout=1700)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        input=lines,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=1700,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return request.param, dict(map(json.loads, done.stdout.splitlines()))
 

@@ -1,4 +1,6 @@
-"""Our Triton kernels against float64, on the CPU through Triton's interpreter (on the device where there is one): every width, ragged shapes, zero points."""
+"""Our Triton kernels against float64, on the CPU through Triton's interpreter (on the device where there is
+one): every width, ragged shapes, zero points.
+"""
 
 import contextlib
 import dataclasses
@@ -16,7 +18,11 @@ from mpsearch.quant.packing import pack, unpack
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = Tile(16, 32, 64, 4, 2)
 EPSILON = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-GRIDS = {"unsigned": InputGrid(0.02, 128), "behind a ReLU": InputGrid(0.011, 0), "five bits": InputGrid(0.2, 13, 5)}
+GRIDS = {
+    "unsigned": InputGrid(0.02, 128),
+    "behind a ReLU": InputGrid(0.011, 0),
+    "five bits": InputGrid(0.2, 13, 5),
+}
 
 
 def linear(n, k, *leading):
@@ -27,7 +33,17 @@ def conv(out, channels, side, kernel=3, stride=1, padding=1, dilation=1, groups=
     height, wide = side
     sizes = [(s + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for s in side]
     attributes = ConvAttributes((stride, stride), (padding, padding), (dilation, dilation), groups)
-    return Layer("c", "conv2d", (out, channels // groups, kernel, kernel), ((1, channels, height, wide),), (1, out, *sizes), 1, "b", bias=True, conv=attributes)
+    return Layer(
+        "c",
+        "conv2d",
+        (out, channels // groups, kernel, kernel),
+        ((1, channels, height, wide),),
+        (1, out, *sizes),
+        1,
+        "b",
+        bias=True,
+        conv=attributes,
+    )
 
 
 def weights(layer, bits, zero_points, seed=0):
@@ -35,12 +51,17 @@ def weights(layer, bits, zero_points, seed=0):
     codes = torch.randint(0, 2**bits, layer.weight_shape, generator=draw)
     rows = layer.weight_shape[0]
     zero = torch.randint(0, 2**bits, (rows,), generator=draw, dtype=torch.int32) if zero_points else None
-    return WeightCodes(codes, torch.rand(rows, generator=draw) * 0.1 + 0.01, zero, bits), torch.randn(rows, generator=draw)
+    return WeightCodes(codes, torch.rand(rows, generator=draw) * 0.1 + 0.01, zero, bits), torch.randn(
+        rows, generator=draw
+    )
 
 
 def moved(weight):
     return dataclasses.replace(
-        weight, codes=weight.codes.to(DEVICE), scale=weight.scale.to(DEVICE), zero_point=None if weight.zero_point is None else weight.zero_point.to(DEVICE)
+        weight,
+        codes=weight.codes.to(DEVICE),
+        scale=weight.scale.to(DEVICE),
+        zero_point=None if weight.zero_point is None else weight.zero_point.to(DEVICE),
     )
 
 
@@ -48,12 +69,22 @@ def reference(layer, x, weight, bias, grid):
     """float64 arithmetic on the same quantised values; `x` is NHWC or ... x K."""
     values = x.double()
     if grid is not None:
-        codes = torch.clamp(torch.round(x.float() / torch.tensor(grid.scale)) + grid.zero_point, 0, 2**grid.bits - 1)
+        codes = torch.clamp(
+            torch.round(x.float() / torch.tensor(grid.scale)) + grid.zero_point, 0, 2**grid.bits - 1
+        )
         values = (codes.double() - grid.zero_point) * grid.scale
     if layer.op == "linear":
         return F.linear(values, weight.dequantize(), bias.double())
     c = layer.conv
-    return F.conv2d(values.permute(0, 3, 1, 2), weight.dequantize(), bias.double(), c.stride, c.padding, c.dilation, c.groups).permute(0, 2, 3, 1)
+    return F.conv2d(
+        values.permute(0, 3, 1, 2),
+        weight.dequantize(),
+        bias.double(),
+        c.stride,
+        c.padding,
+        c.dilation,
+        c.groups,
+    ).permute(0, 2, 3, 1)
 
 
 def check(layer, bits, grid, dtype, *, batch=1, zero_points=False, bias=True, tile=SMALL):
@@ -70,7 +101,11 @@ def check(layer, bits, grid, dtype, *, batch=1, zero_points=False, bias=True, ti
     return unit
 
 
-UNITS = {"gemm": linear(37, 75, 19), "convolution": conv(20, 9, (6, 5)), "depthwise": conv(21, 21, (6, 5), groups=21)}
+UNITS = {
+    "gemm": linear(37, 75, 19),
+    "convolution": conv(20, 9, (6, 5)),
+    "depthwise": conv(21, 21, (6, 5), groups=21),
+}
 """None of their sizes is a multiple of a tile's, or of the 32 columns that a row is padded to."""
 
 
@@ -125,7 +160,11 @@ def test_shapes_on_fp16_inputs(layer, batch):
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-@pytest.mark.parametrize("layer", [linear(20, 30, 5), conv(6, 5, (5, 4)), conv(6, 6, (5, 4), groups=6)], ids=["gemm", "conv", "depthwise"])
+@pytest.mark.parametrize(
+    "layer",
+    [linear(20, 30, 5), conv(6, 5, (5, 4)), conv(6, 6, (5, 4), groups=6)],
+    ids=["gemm", "conv", "depthwise"],
+)
 def test_input_grids_pad_with_the_code_of_zero(layer, grid):
     check(layer, 4, grid, torch.float32)
 
@@ -142,11 +181,18 @@ def test_bf16_gemm_on_the_device(bits):  # the interpreter multiplies bf16 as if
     check(linear(20, 70, 9), bits, None, torch.bfloat16, zero_points=bits == 8)
 
 
-@pytest.mark.parametrize(("dtype", "one", "bits"), [(torch.float16, 0x6400, 8), (torch.bfloat16, 0x4300, 7)], ids=["fp16", "bf16"])
-def test_a_code_in_the_mantissa_is_that_many_above_a_power_of_two(dtype, one, bits):  # what `_as_float` leans on; the interpreter has no bf16 arithmetic
+@pytest.mark.parametrize(
+    ("dtype", "one", "bits"), [(torch.float16, 0x6400, 8), (torch.bfloat16, 0x4300, 7)], ids=["fp16", "bf16"]
+)
+def test_a_code_in_the_mantissa_is_that_many_above_a_power_of_two(
+    dtype, one, bits
+):  # what `_as_float` leans on; the interpreter has no bf16 arithmetic
     codes = torch.arange(2**bits, dtype=torch.int16)
     held = (codes | one).view(dtype)
-    assert torch.equal((held - held[0]).to(torch.int16), codes) and float(held[0]) == {torch.float16: 1024, torch.bfloat16: 128}[dtype]
+    assert (
+        torch.equal((held - held[0]).to(torch.int16), codes)
+        and float(held[0]) == {torch.float16: 1024, torch.bfloat16: 128}[dtype]
+    )
 
 
 def test_bf16_depthwise():
@@ -154,14 +200,20 @@ def test_bf16_depthwise():
 
 
 @pytest.mark.parametrize("split", [2, 4])
-@pytest.mark.parametrize(("grid", "dtype"), [(GRIDS["unsigned"], torch.float32), (None, torch.float16)], ids=["int8", "fp16"])
+@pytest.mark.parametrize(
+    ("grid", "dtype"), [(GRIDS["unsigned"], torch.float32), (None, torch.float16)], ids=["int8", "fp16"]
+)
 def test_split_columns_are_added(grid, dtype, split):
-    unit = check(linear(37, 300, 3), 5, grid, dtype, zero_points=True, tile=dataclasses.replace(SMALL, split_k=split))
+    unit = check(
+        linear(37, 300, 3), 5, grid, dtype, zero_points=True, tile=dataclasses.replace(SMALL, split_k=split)
+    )
     assert [name for name, _ in unit.ran][-1] == "sum"
 
 
 def test_bands_of_tiles_cover_every_tile():
-    check(linear(130, 32, 70), 8, GRIDS["unsigned"], torch.float32, tile=dataclasses.replace(SMALL, group_m=3))
+    check(
+        linear(130, 32, 70), 8, GRIDS["unsigned"], torch.float32, tile=dataclasses.replace(SMALL, group_m=3)
+    )
 
 
 def test_int32_sums_do_not_round():
@@ -178,7 +230,12 @@ def test_planes_hold_every_bit_once_and_round_trip(bits):
     codes = torch.randint(0, 2**bits, (5, 45), generator=torch.Generator().manual_seed(bits))
     matrix = pack_planes(codes, bits)
     assert sum(width for width, _ in planes(bits)) == bits
-    assert matrix.data.numel() == plane_nbytes(5, 45, bits) == 5 * padded_columns(45) * bits // 8 == 5 * 64 * bits // 8
+    assert (
+        matrix.data.numel()
+        == plane_nbytes(5, 45, bits)
+        == 5 * padded_columns(45) * bits // 8
+        == 5 * 64 * bits // 8
+    )
     assert torch.equal(unpack_planes(matrix), codes.to(torch.uint8))
 
 
@@ -191,7 +248,14 @@ def test_a_plane_is_the_packing_of_the_checkpoint(bits):
 
 
 @pytest.mark.parametrize(
-    ("codes", "bits"), [(torch.tensor([[4]]), 2), (torch.tensor([[-1]]), 2), (torch.tensor([[0.0]]), 2), (torch.tensor([0]), 2), (torch.tensor([[0]]), 9)]
+    ("codes", "bits"),
+    [
+        (torch.tensor([[4]]), 2),
+        (torch.tensor([[-1]]), 2),
+        (torch.tensor([[0.0]]), 2),
+        (torch.tensor([0]), 2),
+        (torch.tensor([[0]]), 9),
+    ],
 )
 def test_codes_that_do_not_fit_are_refused(codes, bits):
     with pytest.raises(ValueError, match="odes"):

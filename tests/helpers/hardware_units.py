@@ -9,11 +9,23 @@ W8A16, W4A16 = Candidate(8, 16), Candidate(4, 16)
 def conv(groups=1, stride=1, bias=True, kernel=3, padding=1):
     side = (8 + 2 * padding - kernel) // stride + 1
     attributes = ConvAttributes((stride, stride), (padding, padding), (1, 1), groups)
-    return Layer("c", "conv2d", (16, 16 // groups, kernel, kernel), ((1, 16, 8, 8),), (1, 16, side, side), 1, "b", bias=bias, conv=attributes)
+    return Layer(
+        "c",
+        "conv2d",
+        (16, 16 // groups, kernel, kernel),
+        ((1, 16, 8, 8),),
+        (1, 16, side, side),
+        1,
+        "b",
+        bias=bias,
+        conv=attributes,
+    )
 
 
 def linear(*leading, inputs=32, outputs=24, bias=True):
-    return Layer("l", "linear", (outputs, inputs), ((*leading, inputs),), (*leading, outputs), 1, "b", bias=bias)
+    return Layer(
+        "l", "linear", (outputs, inputs), ((*leading, inputs),), (*leading, outputs), 1, "b", bias=bias
+    )
 
 
 MATMUL = Layer("m", "matmul", (), ((1, 2, 5, 8), (1, 2, 8, 5)), (1, 2, 5, 5), 400, "b")

@@ -1,4 +1,6 @@
-"""Nets of odd forms, as jobs for deployment targets: norms that are not folded, computed biases, heads that are called several times."""
+"""Nets of odd forms, as jobs for deployment targets: norms that are not folded, computed biases, heads that
+are called several times.
+"""
 
 import torch
 from torch import nn
@@ -15,7 +17,11 @@ class TwoConvolutions(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.a, self.b, self.norm = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+        )
         self.head = nn.Linear(8, 10)
 
     def forward(self, x):
@@ -35,7 +41,11 @@ class OwnNorm(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3, padding=1, bias=False), Shifted(8), nn.Linear(8, 10)
+        self.conv, self.norm, self.head = (
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            Shifted(8),
+            nn.Linear(8, 10),
+        )
 
     def forward(self, x):
         return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
@@ -46,7 +56,11 @@ class NormTwice(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.conv, self.a, self.b = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Linear(8, 8),
+            nn.Linear(8, 8, bias=False),
+        )
         self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 10)
 
     def forward(self, x):
@@ -67,11 +81,18 @@ class Functional(nn.Conv2d):
 
 
 class NormInside(nn.Module):
-    """Norms inside the modules of two units, and a transposed convolution with a norm that belongs to no unit."""
+    """Norms inside the modules of two units, and a transposed convolution with a norm that belongs to no
+    unit.
+    """
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.up, self.norm = Functional(3), Functional(8), nn.ConvTranspose2d(8, 8, 2, 2), nn.BatchNorm2d(8)
+        self.a, self.b, self.up, self.norm = (
+            Functional(3),
+            Functional(8),
+            nn.ConvTranspose2d(8, 8, 2, 2),
+            nn.BatchNorm2d(8),
+        )
         self.head = nn.Linear(8, 10)
 
     def forward(self, x):
@@ -101,7 +122,11 @@ class Biases(nn.Module):
 
     def __init__(self, live):
         super().__init__()
-        self.conv, self.fc, self.head = ComputedBias(3, 8, 3, padding=1), ComputedLinear(8, 9000), nn.Linear(9000, 10)
+        self.conv, self.fc, self.head = (
+            ComputedBias(3, 8, 3, padding=1),
+            ComputedLinear(8, 9000),
+            nn.Linear(9000, 10),
+        )
         self.conv.live = self.fc.live = live
 
     def forward(self, x):
@@ -119,7 +144,10 @@ class Pyramid(nn.Module):
     def forward(self, x):
         levels = [torch.relu(self.stem(x))]
         levels += [torch.relu(self.down(levels[0]))]
-        given = [self.head(torch.relu(self.tower(level * scale))) / scale for level, scale in zip((*levels, levels[1]), (1.0, 7.0, 50.0), strict=True)]
+        given = [
+            self.head(torch.relu(self.tower(level * scale))) / scale
+            for level, scale in zip((*levels, levels[1]), (1.0, 7.0, 50.0), strict=True)
+        ]
         return torch.cat([y.mean((2, 3)) for y in given], 1)
 
 
@@ -136,7 +164,9 @@ _held = {}
 
 
 def job_of(name, maker, text="W8A8", images=None):
-    """A job of a net, and its images; made once. Without images the weights are seeded, and so are the images."""
+    """A job of a net, and its images; made once. Without images the weights are seeded, and so are the
+    images.
+    """
     if name not in _held:
         generator = torch.Generator().manual_seed(5)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -155,7 +185,14 @@ def job_of(name, maker, text="W8A8", images=None):
         pairs = find_foldable(trace_model(module, images[:1]), module)
         folded = fold_batch_norm(module, pairs)
         units = [layer.name for layer in analyze(folded, images[:1]).layers]
-        _held[name] = (folded, units, images, PackedLayout.of(folded, units, ModelSource("module", name), pairs, {}), calibrate(folded, units, [images]), {})
+        _held[name] = (
+            folded,
+            units,
+            images,
+            PackedLayout.of(folded, units, ModelSource("module", name), pairs, {}),
+            calibrate(folded, units, [images]),
+            {},
+        )
     module, units, images, layout, calibration, graphs = _held[name]
     states = calibration.states(Assignment(tuple((unit, Candidate.parse(text)) for unit in units)))
     return Job(module, layout, states, calibration, images[:1], {}, graphs), images
@@ -165,5 +202,9 @@ def relative(target, job, images, folder):
     """RMS of (artifact - what it stands for) over the spread of the float outputs."""
     target.write(job, folder)
     with torch.no_grad():
-        want, got, floats = target.reference(job)(images), target.load(folder, 1, job.module)(images), job.module(images)
+        want, got, floats = (
+            target.reference(job)(images),
+            target.load(folder, 1, job.module)(images),
+            job.module(images),
+        )
     return float((got - want).square().mean().sqrt() / floats.std())

@@ -28,8 +28,13 @@ def problem(
     constants: dict[str, float] | None = None,
 ) -> Problem:
     ties = ties or [None] * len(scores)
-    layers = tuple(Layer(f"l{i}", "linear", (1, 1), ((1, 1),), (1, 1), 1, "block", tie) for i, tie in enumerate(ties))
-    tables = {name: tuple(tuple(float(v) for v in row) for row in table) for name, table in {"proxy": scores, **costs}.items()}
+    layers = tuple(
+        Layer(f"l{i}", "linear", (1, 1), ((1, 1),), (1, 1), 1, "block", tie) for i, tie in enumerate(ties)
+    )
+    tables = {
+        name: tuple(tuple(float(v) for v in row) for row in table)
+        for name, table in {"proxy": scores, **costs}.items()
+    }
     proxy = {"proxy": tables.pop("proxy")}
     return Problem(layers, tuple(CANDIDATES[: len(row)] for row in scores), proxy, tables, constants or {})
 
@@ -39,13 +44,23 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def random_problem(rng: np.random.Generator) -> Problem:
-    """1 to 5 ragged layers, some tied; sizes in bytes, latencies that add up to the same decimals in many ways, scores of any scale."""
+    """1 to 5 ragged layers, some tied; sizes in bytes, latencies that add up to the same decimals in many
+    ways, scores of any scale.
+    """
     ties = [None if rng.random() < 0.6 else "tie" for _ in range(rng.integers(1, 6))]
     tied = int(rng.integers(1, 5))
     widths = [tied if tie else int(rng.integers(1, 5)) for tie in ties]
     scale = rng.choice([1.0, 1e-6, 1e6])
-    tables = {"size_bytes": [rng.integers(1, 50, w).tolist() for w in widths], "latency_us": [rng.random(w).round(1).tolist() for w in widths]}
-    return problem([(scale * rng.random(w)).tolist() for w in widths], tables, ties, {"size_bytes": 3.0, "latency_us": 0.1})
+    tables = {
+        "size_bytes": [rng.integers(1, 50, w).tolist() for w in widths],
+        "latency_us": [rng.random(w).round(1).tolist() for w in widths],
+    }
+    return problem(
+        [(scale * rng.random(w)).tolist() for w in widths],
+        tables,
+        ties,
+        {"size_bytes": 3.0, "latency_us": 0.1},
+    )
 
 
 def every_assignment(p: Problem) -> list[tuple[int, ...]]:
@@ -54,9 +69,15 @@ def every_assignment(p: Problem) -> list[tuple[int, ...]]:
 
 
 def interacting(count: int, seed: int) -> tuple[Problem, Callable[[tuple[int, ...]], float]]:
-    """A proxy, and a loss that it knows up to a factor for each entry and without the interaction of neighbouring layers."""
+    """A proxy, and a loss that it knows up to a factor for each entry and without the interaction of
+    neighbouring layers.
+    """
     rng = np.random.default_rng(seed)
-    true = np.exp(rng.normal(-3, 1, (count, 1))) * np.exp(rng.normal(0, 0.15, (count, len(BITS)))) * 4.0 ** (2 - np.array(BITS))
+    true = (
+        np.exp(rng.normal(-3, 1, (count, 1)))
+        * np.exp(rng.normal(0, 0.15, (count, len(BITS))))
+        * 4.0 ** (2 - np.array(BITS))
+    )
     proxy = 37 * true * np.exp(rng.normal(0, 0.4, true.shape))
     rho = rng.uniform(-0.3, 0.8, count - 1)
     sizes = [[float(int(n * b / 8) + 256) for b in BITS] for n in np.exp(rng.normal(11, 1.2, count))]
@@ -79,7 +100,9 @@ def pairs_of(p: Problem, rng, chance: float, draw) -> tuple[Interaction, ...]:
 
 
 def everything(rng) -> Problem:
-    """1 to 5 ragged layers, ties, costs that add up to the same in many ways, a peak, conversions and interactions, scores of any scale."""
+    """1 to 5 ragged layers, ties, costs that add up to the same in many ways, a peak, conversions and
+    interactions, scores of any scale.
+    """
     ties = [None if rng.random() < 0.6 else "tie" for _ in range(rng.integers(1, 6))]
     tied = int(rng.integers(1, 5))
     widths = [tied if tie else int(rng.integers(1, 5)) for tie in ties]
@@ -91,19 +114,32 @@ def everything(rng) -> Problem:
         "memory_bytes": [rng.integers(1, 20, w).tolist() for w in widths],
         "bops": [rng.integers(1, 4, w).tolist() for w in widths],
     }
-    p = problem([(scale * rng.random(w)).tolist() for w in widths], costs, ties, {"size_bytes": 3.0, "latency_us": 0.1, "memory_bytes": 5.0})
+    p = problem(
+        [(scale * rng.random(w)).tolist() for w in widths],
+        costs,
+        ties,
+        {"size_bytes": 3.0, "latency_us": 0.1, "memory_bytes": 5.0},
+    )
     conversions = {
         "latency_us": pairs_of(p, rng, 0.7, lambda n: rng.random(n).round(1)),
         "size_bytes": pairs_of(p, rng, 0.2, lambda n: rng.integers(-3, 9, n).astype(float)),
     }
     p = replace(p, conversions={r: terms for r, terms in conversions.items() if terms})
-    return replace(p, interactions={"proxy": pairs_of(p, rng, 0.5, lambda n: scale * rng.normal(0, 0.3, n))}) if rng.random() < 0.4 else p
+    return (
+        replace(p, interactions={"proxy": pairs_of(p, rng, 0.5, lambda n: scale * rng.normal(0, 0.3, n))})
+        if rng.random() < 0.4
+        else p
+    )
 
 
 def some_budgets(p: Problem, rng, every) -> list[Budget]:
     """Up to three budgets, each at what some assignment costs: met exactly, by many or by few."""
     resources = rng.permutation(RESOURCES)[: rng.integers(0, 4)]
-    at = [every[rng.integers(len(every))]] * 3 if rng.random() < 0.4 else [every[rng.integers(len(every))] for _ in range(3)]
+    at = (
+        [every[rng.integers(len(every))]] * 3
+        if rng.random() < 0.4
+        else [every[rng.integers(len(every))] for _ in range(3)]
+    )
     return [Budget(str(r), getattr(p.cost(x), str(r)), str(r)) for r, x in zip(resources, at, strict=False)]
 
 
@@ -123,4 +159,9 @@ def chain(count: int, width: int, seed: int = 0) -> Problem:
     size, latency = (rng.integers(5, 80, (count, 1)) * np.arange(1, width + 1) for _ in range(2))
     p = problem(damage.tolist(), {"size_bytes": size.tolist(), "latency_us": (latency / 10).tolist()})
     differ = tuple(float(3 * (a % 2 != b % 2)) for a in range(width) for b in range(width))
-    return replace(p, conversions={"latency_us": tuple(Interaction((i, i + 1), (width, width), differ) for i in range(count - 1))})
+    return replace(
+        p,
+        conversions={
+            "latency_us": tuple(Interaction((i, i + 1), (width, width), differ) for i in range(count - 1))
+        },
+    )

@@ -32,7 +32,9 @@ def setting():
 
 def lead(studies, trials, sharing, measure=None):
     p, loss, budgets = setting()
-    found = explore(p, "proxy", budgets, measure or loss, studies.place(DIGEST), trials, seed=3, batch=8, sharing=sharing)
+    found = explore(
+        p, "proxy", budgets, measure or loss, studies.place(DIGEST), trials, seed=3, batch=8, sharing=sharing
+    )
     studies.finish()
     return found
 
@@ -74,7 +76,9 @@ def kill(process):
 
 
 def check_accounts(study, trials, kills):
-    """Every proposal has one complete trial and nothing is open; whatever else is there failed, and was tried again."""
+    """Every proposal has one complete trial and nothing is open; whatever else is there failed, and was tried
+    again.
+    """
     states = Counter(t.state.name for t in study.trials)
     done = [t.user_attrs["ordinal"] for t in study.trials if t.state.name == "COMPLETE"]
     assert sorted(done) == list(range(trials))
@@ -82,9 +86,26 @@ def check_accounts(study, trials, kills):
     assert states["FAIL"] <= kills
     for failed in (t for t in study.trials if t.state.name == "FAIL"):
         assert failed.user_attrs["reason"] == "interrupted"
-        again = next(t for t in study.trials if t.state.name == "COMPLETE" and t.user_attrs["ordinal"] == failed.user_attrs["ordinal"])
+        again = next(
+            t
+            for t in study.trials
+            if t.state.name == "COMPLETE" and t.user_attrs["ordinal"] == failed.user_attrs["ordinal"]
+        )
         assert again.user_attrs["indices"] == failed.user_attrs["indices"] and again.number > failed.number
     return states
 
 
-__all__ = ["DIGEST", "PACE", "RUN", "Sharing", "Studies", "busy", "check_accounts", "kill", "lead", "lead_too", "setting", "work"]
+__all__ = [
+    "DIGEST",
+    "PACE",
+    "RUN",
+    "Sharing",
+    "Studies",
+    "busy",
+    "check_accounts",
+    "kill",
+    "lead",
+    "lead_too",
+    "setting",
+    "work",
+]

@@ -23,7 +23,12 @@ class Patches(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.embed, self.block, self.norm, self.head = nn.Conv2d(3, 24, 4, 4), block, nn.LayerNorm(24), nn.Linear(24, 10)
+        self.embed, self.block, self.norm, self.head = (
+            nn.Conv2d(3, 24, 4, 4),
+            block,
+            nn.LayerNorm(24),
+            nn.Linear(24, 10),
+        )
 
     def forward(self, x):
         tokens = self.embed(x).flatten(2).transpose(1, 2)
@@ -61,4 +66,8 @@ def job_of(name, seed, choices=CHOICES):
     module, units, calibration, images, layout, graphs = net(name)
     draw = random.Random(seed)
     assignment = Assignment(tuple((unit, Candidate.parse(draw.choice(choices))) for unit in units))
-    return Job(module, layout, calibration.states(assignment), calibration, images[:1], {}, graphs), assignment, images
+    return (
+        Job(module, layout, calibration.states(assignment), calibration, images[:1], {}, graphs),
+        assignment,
+        images,
+    )

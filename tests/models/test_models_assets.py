@@ -15,7 +15,15 @@ from safetensors import safe_open
 from timm.data import create_transform
 from torch import Tensor
 
-from mpsearch.models import LoadedModel, ModelGraph, analyze, find_foldable, fold_batch_norm, load_model, trace_model
+from mpsearch.models import (
+    LoadedModel,
+    ModelGraph,
+    analyze,
+    find_foldable,
+    fold_batch_norm,
+    load_model,
+    trace_model,
+)
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "assets.py"
@@ -42,7 +50,9 @@ def test_factories_build(name: str):
     found = graph(loaded)
     assert sum(p.numel() for p in loaded.module.parameters()) == parameters
     assert sum(layer.op != "matmul" for layer in found.layers) == units
-    assert sum(type(loaded.module.get_submodule(b.name)).__name__ == block_class for b in found.blocks) == blocks
+    assert (
+        sum(type(loaded.module.get_submodule(b.name)).__name__ == block_class for b in found.blocks) == blocks
+    )
     assert found.unused == found.leftovers == ()
 
 
@@ -96,7 +106,9 @@ def cifar(assets: Path, count: int) -> tuple[list[Image.Image], np.ndarray]:
 @pytest.mark.assets
 @pytest.mark.parametrize("name", CIFAR_TOP1)
 def test_cifar_models_classify(assets: Path, name: str):
-    assert top1(load(assets, name), *cifar(assets, 60)) > CIFAR_TOP1[name] - 15  # three standard errors of 60 images; chance is 10
+    assert (
+        top1(load(assets, name), *cifar(assets, 60)) > CIFAR_TOP1[name] - 15
+    )  # three standard errors of 60 images; chance is 10
 
 
 @pytest.mark.slow

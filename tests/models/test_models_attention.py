@@ -38,7 +38,10 @@ def masks(rows: int) -> dict[str, dict[str, Any]]:
         "causal": {"attn_mask": later, "is_causal": True, "need_weights": False},
         "of heads": {"attn_mask": torch.randn(2 * rows, 6, 6)},
         "padding": {"key_padding_mask": last},
-        "both": {"attn_mask": torch.zeros(6, 6).masked_fill(later, -torch.inf), "key_padding_mask": torch.zeros(rows, 6).masked_fill(last, -torch.inf)},
+        "both": {
+            "attn_mask": torch.zeros(6, 6).masked_fill(later, -torch.inf),
+            "key_padding_mask": torch.zeros(rows, 6).masked_fill(last, -torch.inf),
+        },
         "each head": {"average_attn_weights": False},
     }
 
@@ -70,11 +73,21 @@ def test_its_projections_and_products_are_units():
     pairs = find_foldable(trace_model(module, x), module)
     assert pairs == (("attn", "attn.in_proj_weight"),)
     found = analyze(fold_batch_norm(module, pairs), x)
-    assert [layer.name for layer in found.layers] == ["attn.in_proj", "attn.matmul0", "attn.matmul1", "attn.out_proj"] and not found.leftovers
-    assert set(fold_batch_norm(module, pairs).state_dict()) == {f"attn.{p}_proj.{kind}" for p in ("in", "out") for kind in ("weight", "bias")}
+    assert [layer.name for layer in found.layers] == [
+        "attn.in_proj",
+        "attn.matmul0",
+        "attn.matmul1",
+        "attn.out_proj",
+    ] and not found.leftovers
+    assert set(fold_batch_norm(module, pairs).state_dict()) == {
+        f"attn.{p}_proj.{kind}" for p in ("in", "out") for kind in ("weight", "bias")
+    }
 
 
-@pytest.mark.parametrize("module", [Attending(itself=False, batch_first=True), Attending(add_bias_kv=True), Attending(add_zero_attn=True)])
+@pytest.mark.parametrize(
+    "module",
+    [Attending(itself=False, batch_first=True), Attending(add_bias_kv=True), Attending(add_zero_attn=True)],
+)
 def test_what_cannot_be_written_out_stays_float_and_is_named(module: Attending):
     head, x = nn.Sequential(module, nn.Linear(8, 3)).eval(), torch.randn(1, 6, 8)
     assert find_foldable(trace_model(head, x), head) == ()
@@ -93,10 +106,21 @@ def test_another_use_of_a_written_out_attention_is_refused():
     [
         ("beit_base_patch16_224", {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2}),
         ("eva02_tiny_patch14_224", {"img_size": 28, "depth": 2, "embed_dim": 32, "num_heads": 2}),
-        ("swinv2_tiny_window8_256", {"img_size": 64, "window_size": 2, "embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}),
+        (
+            "swinv2_tiny_window8_256",
+            {
+                "img_size": 64,
+                "window_size": 2,
+                "embed_dim": 16,
+                "depths": (1, 1, 1, 1),
+                "num_heads": (1, 1, 2, 2),
+            },
+        ),
     ],
 )
-def test_attentions_that_borrow_the_weight_of_their_projection_are_switched_to_call_it(name: str, arguments: dict[str, Any]):
+def test_attentions_that_borrow_the_weight_of_their_projection_are_switched_to_call_it(
+    name: str, arguments: dict[str, Any]
+):
     torch.manual_seed(0)
     module = timm.create_model(name, **arguments).eval()
     for part, parameter in module.named_parameters():
@@ -109,7 +133,9 @@ def test_attentions_that_borrow_the_weight_of_their_projection_are_switched_to_c
     folded = fold_batch_norm(module, pairs)
     torch.testing.assert_close(folded(x), module(x), atol=1e-5, rtol=1e-5)
     assert {f"{path}.qkv" for path in switched} <= {layer.name for layer in analyze(folded, x).layers}
-    assert not any(m.qkv_bias_separate for n, m in module.named_modules() if n in switched), "the model that was given is left as it was"
+    assert not any(m.qkv_bias_separate for n, m in module.named_modules() if n in switched), (
+        "the model that was given is left as it was"
+    )
 
 
 class Shared(nn.Module):
@@ -118,7 +144,11 @@ class Shared(nn.Module):
     def __init__(self, itself_first: bool, **options: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.attn, self.itself_first, self.head = nn.MultiheadAttention(8, 2, **options), itself_first, nn.Linear(8, 5)
+        self.attn, self.itself_first, self.head = (
+            nn.MultiheadAttention(8, 2, **options),
+            itself_first,
+            nn.Linear(8, 5),
+        )
         for parameter in self.attn.parameters():
             nn.init.normal_(parameter, std=0.5)
 
@@ -134,7 +164,9 @@ class Shared(nn.Module):
 
 @pytest.mark.parametrize("itself_first", [True, False])
 @pytest.mark.parametrize("options", [{"batch_first": True}, {"bias": False, "batch_first": True}])
-def test_an_attention_that_is_called_as_a_cross_attention_too_is_left_in_float(options: dict[str, Any], itself_first: bool):
+def test_an_attention_that_is_called_as_a_cross_attention_too_is_left_in_float(
+    options: dict[str, Any], itself_first: bool
+):
     module, x = Shared(itself_first, **options).eval(), torch.randn(4, 6, 8)
     assert find_foldable(trace_model(module, x), module) == ()
     graph = analyze(module, x)

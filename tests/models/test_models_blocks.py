@@ -26,15 +26,33 @@ def classes(module: nn.Module, found: ModelGraph) -> Counter[tuple[str, int]]:
 
 
 SMALL = {
-    "test_resnet": ({}, 64, {("BasicBlock", 3): 2, ("BasicBlock", 2): 1, ("Bottleneck", 4): 1, ("Conv2d", 1): 3, ("Linear", 1): 1}),
+    "test_resnet": (
+        {},
+        64,
+        {
+            ("BasicBlock", 3): 2,
+            ("BasicBlock", 2): 1,
+            ("Bottleneck", 4): 1,
+            ("Conv2d", 1): 3,
+            ("Linear", 1): 1,
+        },
+    ),
     "test_vit": ({"depth": 2}, 160, {("Block", 6): 2, ("Conv2d", 1): 1, ("Linear", 1): 1}),
     "swin_tiny_patch4_window7_224": (
         {"img_size": 56, "depths": (1, 2), "embed_dim": 24, "num_heads": (2, 4), "num_classes": 3},
         56,
         {("SwinTransformerBlock", 6): 3, ("Conv2d", 1): 1, ("Linear", 1): 2},
     ),
-    "mobilenetv2_035": ({"num_classes": 3}, 32, {("InvertedResidual", 3): 16, ("Conv2d", 1): 4, ("Linear", 1): 1}),
-    "mobilenetv1_100": ({"num_classes": 3}, 32, {("DepthwiseSeparableConv", 2): 13, ("Conv2d", 1): 1, ("Linear", 1): 1}),
+    "mobilenetv2_035": (
+        {"num_classes": 3},
+        32,
+        {("InvertedResidual", 3): 16, ("Conv2d", 1): 4, ("Linear", 1): 1},
+    ),
+    "mobilenetv1_100": (
+        {"num_classes": 3},
+        32,
+        {("DepthwiseSeparableConv", 2): 13, ("Conv2d", 1): 1, ("Linear", 1): 1},
+    ),
 }
 
 
@@ -58,14 +76,25 @@ def test_mixer_and_resmlp(block: type[nn.Module], count: int):
         block_layer=block,
         norm_layer=norm,
     )
-    assert classes(module, graph(module, 32)) == {(block.__name__, count): 2, ("Conv2d", 1): 1, ("Linear", 1): 1}
+    assert classes(module, graph(module, 32)) == {
+        (block.__name__, count): 2,
+        ("Conv2d", 1): 1,
+        ("Linear", 1): 1,
+    }
 
 
 def test_order_follows_execution():
     kwargs, size, _ = SMALL["swin_tiny_patch4_window7_224"]
     found = graph(timm.create_model("swin_tiny_patch4_window7_224", **kwargs), size)
     names = [b.name for b in found.blocks]
-    assert names == ["patch_embed.proj", "layers.0.blocks.0", "layers.1.downsample.reduction", "layers.1.blocks.0", "layers.1.blocks.1", "head.fc"]
+    assert names == [
+        "patch_embed.proj",
+        "layers.0.blocks.0",
+        "layers.1.downsample.reduction",
+        "layers.1.blocks.0",
+        "layers.1.blocks.1",
+        "head.fc",
+    ]
     assert [u for b in found.blocks for u in b.units] == [layer.name for layer in found.layers]
 
 
@@ -75,7 +104,9 @@ def test_blocks_run_alone():
     found = graph(module, size)
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     for block in found.blocks:
-        module.get_submodule(block.name).register_forward_hook(lambda m, args, out, name=block.name: seen.update({name: (args[0], out)}))
+        module.get_submodule(block.name).register_forward_hook(
+            lambda m, args, out, name=block.name: seen.update({name: (args[0], out)})
+        )
     with torch.no_grad():
         module(torch.randn(1, 3, size, size))
         assert len(seen) == len(found.blocks)
@@ -188,7 +219,13 @@ class Parallel(nn.Module):
 def test_parallel_branches_keep_the_order_of_execution():
     found = analyze(Parallel(), torch.zeros(1, 3, 8, 8))
     assert [b.name for b in found.blocks] == ["stem", "left.inner", "right.inner"]
-    assert [layer.name for layer in found.layers] == ["stem", "left.inner.a", "left.inner.b", "right.inner.a", "right.inner.b"]
+    assert [layer.name for layer in found.layers] == [
+        "stem",
+        "left.inner.a",
+        "left.inner.b",
+        "right.inner.a",
+        "right.inner.b",
+    ]
 
 
 class Masked(nn.Module):
@@ -207,15 +244,24 @@ class Chain(nn.Module):
 
     def __init__(self, through: bool) -> None:
         super().__init__()
-        self.first, self.second, self.scores = Masked(), Masked(), nn.Conv2d(3, 3, 1) if through else nn.Identity()
+        self.first, self.second, self.scores = (
+            Masked(),
+            Masked(),
+            nn.Conv2d(3, 3, 1) if through else nn.Identity(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         mask = self.scores((x > 0).float())
         return self.second(self.first(x, mask), mask)
 
 
-@pytest.mark.parametrize(("through", "expected"), [(False, ["first", "second"]), (True, ["scores", "first", "second.a", "second.b"])])
-def test_a_block_may_read_beside_its_tensor_only_what_no_unit_has_worked_on(through: bool, expected: list[str]):
+@pytest.mark.parametrize(
+    ("through", "expected"),
+    [(False, ["first", "second"]), (True, ["scores", "first", "second.a", "second.b"])],
+)
+def test_a_block_may_read_beside_its_tensor_only_what_no_unit_has_worked_on(
+    through: bool, expected: list[str]
+):
     found = analyze(Chain(through), torch.zeros(1, 3, 8, 8))
     assert [b.name for b in found.blocks] == expected
 

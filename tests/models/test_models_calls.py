@@ -40,7 +40,9 @@ def conv(i: int = 4, o: int = 4) -> nn.Conv2d:
 
 
 def images(count: int = 6) -> ImageSet:
-    pixels = torch.randint(256, (count, 4, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = torch.randint(
+        256, (count, 4, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     return ImageSet(pixels, None, (0.5,) * 4, (0.25,) * 4)
 
 
@@ -63,7 +65,9 @@ def passes(module: nn.Module, iterations: int = 2) -> tuple[list[str], list[str]
     learned: list[str] = []
     blocks = [(b.name, [u for u in b.units if u in units]) for b in graph.blocks if b.learns]
     config = ReconstructionConfig(iterations=iterations, method="qdrop:start=nearest")
-    reconstruct(module, blocks, states, data.inputs(), config, on_block=lambda _, found, __: learned.extend(found))
+    reconstruct(
+        module, blocks, states, data.inputs(), config, on_block=lambda _, found, __: learned.extend(found)
+    )
     return units, learned
 
 
@@ -133,7 +137,13 @@ class Around(nn.Module):
 
 def test_a_block_that_calls_a_unit_of_another_place_gives_way_to_its_units():
     shared = nn.Sequential(conv(), nn.ReLU(), conv())
-    module = Flow(lambda s, x: head(s, s.two(s.one(s.first(x)))), first=shared, one=Around(shared), two=Around(shared), fc=nn.Linear(4, 5))
+    module = Flow(
+        lambda s, x: head(s, s.two(s.one(s.first(x)))),
+        first=shared,
+        one=Around(shared),
+        two=Around(shared),
+        fc=nn.Linear(4, 5),
+    )
     units, learned = passes(module)
     assert units == ["first.0", "first.2", "one.a", "one.b", "two.a", "two.b", "fc"]
     assert learned == units
@@ -159,7 +169,12 @@ def test_a_layer_that_sees_no_image_stays_float_and_is_named():
 
 
 def test_a_unit_whose_images_are_on_another_axis_is_quantised_but_not_learned():
-    module = Flow(lambda s, x: s.fc(s.p(s.a(x).flatten(2).permute(2, 0, 1)).mean(0)), a=conv(), p=nn.Linear(4, 4), fc=nn.Linear(4, 5))
+    module = Flow(
+        lambda s, x: s.fc(s.p(s.a(x).flatten(2).permute(2, 0, 1)).mean(0)),
+        a=conv(),
+        p=nn.Linear(4, 4),
+        fc=nn.Linear(4, 5),
+    )
     units, learned = passes(module)
     assert units == ["a", "p", "fc"] and learned == ["a", "fc"]
     assert [b.name for b in analyze(module, images().inputs([0])).blocks if not b.learns] == ["p"]
@@ -173,22 +188,39 @@ def test_a_layer_that_is_called_by_keyword_stays_float_and_is_named():
 
 def test_the_fused_path_of_a_transformer_layer_does_not_pass_quantised_layers_by():
     layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-    module = Flow(lambda s, x: s.fc(s.t(x.flatten(2).transpose(1, 2)).mean(1)), t=layer, fc=nn.Linear(4, 5)).eval()
+    module = Flow(
+        lambda s, x: s.fc(s.t(x.flatten(2).transpose(1, 2)).mean(1)), t=layer, fc=nn.Linear(4, 5)
+    ).eval()
     assert passes(module)[0] == ["t.linear1", "t.linear2", "fc"]
     data = images()
     calibration = calibrate(module, ["t.linear1", "t.linear2"], [data.inputs()])
     one = calibration.states(Assignment((("t.linear1", W4), ("t.linear2", Candidate(4, 8)))))
     other = calibration.states(Assignment((("t.linear1", W4), ("t.linear2", W4))))
-    assert not torch.equal(predict(install(module, one), data), predict(install(module, other), data))  # the input of linear2 is quantised at all
+    assert not torch.equal(
+        predict(install(module, one), data), predict(install(module, other), data)
+    )  # the input of linear2 is quantised at all
 
 
 def test_recurrent_layers_are_named():
-    module = Flow(lambda s, x: s.fc(s.l(s.a(x).flatten(2).transpose(1, 2))[0].mean(1)), a=conv(), l=nn.LSTM(4, 4, batch_first=True), fc=nn.Linear(4, 5))
+    module = Flow(
+        lambda s, x: s.fc(s.l(s.a(x).flatten(2).transpose(1, 2))[0].mean(1)),
+        a=conv(),
+        l=nn.LSTM(4, 4, batch_first=True),
+        fc=nn.Linear(4, 5),
+    )
     assert passes(module)[0] == ["a", "fc"]
-    assert set(analyze(module, images().inputs([0])).leftovers) == {f"l.{name}" for name, _ in module.l.named_parameters()}
+    assert set(analyze(module, images().inputs([0])).leftovers) == {
+        f"l.{name}" for name, _ in module.l.named_parameters()
+    }
 
 
-@pytest.mark.parametrize("flatten", [lambda x: x.view(-1, 256), lambda x: torch.view_as_real(torch.view_as_complex(x.view(-1, 128, 2))).flatten(1)])
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        lambda x: x.view(-1, 256),
+        lambda x: torch.view_as_real(torch.view_as_complex(x.view(-1, 128, 2))).flatten(1),
+    ],
+)
 def test_a_model_that_takes_one_memory_layout_alone_is_reconstructed(flatten: Callable[[Tensor], Tensor]):
     module = Flow(lambda s, x: s.fc(flatten(s.a(x).relu())), a=conv(), fc=nn.Linear(256, 5))
     units, learned = passes(module)
@@ -196,7 +228,12 @@ def test_a_model_that_takes_one_memory_layout_alone_is_reconstructed(flatten: Ca
 
 
 def test_weights_of_five_axes_do_not_stop_the_reconstruction():
-    module = Flow(lambda s, x: head(s, s.c(s.a(x).unsqueeze(2)).squeeze(2)), a=conv(), c=nn.Conv3d(4, 4, 3, padding=1), fc=nn.Linear(4, 5))
+    module = Flow(
+        lambda s, x: head(s, s.c(s.a(x).unsqueeze(2)).squeeze(2)),
+        a=conv(),
+        c=nn.Conv3d(4, 4, 3, padding=1),
+        fc=nn.Linear(4, 5),
+    )
     units, learned = passes(module)
     assert learned == units == ["a", "fc"]
 
@@ -204,7 +241,10 @@ def test_weights_of_five_axes_do_not_stop_the_reconstruction():
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Flow(lambda s, x: s.fc(s.a(x).reshape(1, 256)), a=conv(), fc=nn.Linear(256, 5)), "does not take 2 images at once"),
+        (
+            Flow(lambda s, x: s.fc(s.a(x).reshape(1, 256)), a=conv(), fc=nn.Linear(256, 5)),
+            "does not take 2 images at once",
+        ),
         (nn.Linear(8, 4), "below its root"),
     ],
 )

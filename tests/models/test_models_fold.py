@@ -53,13 +53,18 @@ def test_the_model_itself_is_left_as_it_is():
     before = {k: v.clone() for k, v in module.state_dict().items()}
     folded = fold_batch_norm(module, [("0", "1")])
     assert module.training and not folded.training
-    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items()) and module.state_dict().keys() == before.keys()
+    assert (
+        all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+        and module.state_dict().keys() == before.keys()
+    )
 
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_and_plain_norms(affine: bool, bias: bool):
-    module = randomized(nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=bias), nn.BatchNorm1d(5, affine=affine), nn.ReLU()))
+    module = randomized(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=bias), nn.BatchNorm1d(5, affine=affine), nn.ReLU())
+    )
     x = torch.randn(3, 3, 2, 2)
     pairs = find_foldable(trace_model(module, x), module)
     assert pairs == (("1", "2"),)
@@ -164,7 +169,21 @@ class TokenNorm(nn.Module):
         return self.bn(self.linear(x.flatten(2)))
 
 
-@pytest.mark.parametrize("net", [SharedConv, SharedNorm, ReadTwice, TwoNorms, AfterActivation, OtherWeight, Subclassed, NoStatistics, SharedWeight, TokenNorm])
+@pytest.mark.parametrize(
+    "net",
+    [
+        SharedConv,
+        SharedNorm,
+        ReadTwice,
+        TwoNorms,
+        AfterActivation,
+        OtherWeight,
+        Subclassed,
+        NoStatistics,
+        SharedWeight,
+        TokenNorm,
+    ],
+)
 def test_what_would_change_the_function_is_not_folded(net: type[nn.Module]):
     module = net().eval()
     assert find_foldable(trace_model(module, torch.randn(1, 3, 5, 1)), module) == ()
@@ -185,7 +204,12 @@ def test_dropout_in_eval_mode_does_not_hide_the_layer():
 
 @pytest.mark.parametrize(
     ("pair", "message"),
-    [(("none", "1"), "no module 'none'"), (("1", "0"), "cannot be folded"), (("0", "2"), "cannot be folded"), (("0", "3"), "does not fit the 4 outputs")],
+    [
+        (("none", "1"), "no module 'none'"),
+        (("1", "0"), "cannot be folded"),
+        (("0", "2"), "cannot be folded"),
+        (("0", "3"), "does not fit the 4 outputs"),
+    ],
 )
 def test_pairs_of_another_model(pair: tuple[str, str], message: str):
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(5))
@@ -231,7 +255,9 @@ def test_weights_that_layers_compute_are_put_in_their_place():
     assert_same(module, folded, x)
     graph = analyze(folded, x)
     assert [layer.name for layer in graph.layers] == ["a", "b", "c", "d"] and not graph.leftovers
-    assert {name for name in folded.state_dict() if name[0] != "a"} == {f"{layer}.{kind}" for layer in "bcd" for kind in ("weight", "bias")}
+    assert {name for name in folded.state_dict() if name[0] != "a"} == {
+        f"{layer}.{kind}" for layer in "bcd" for kind in ("weight", "bias")
+    }
     assert torch.equal(copy.deepcopy(folded)(x), folded(x))
     assert torch.equal(pickle.loads(pickle.dumps(folded.a))(x), folded.a(x))  # noqa: S301
 
@@ -242,7 +268,9 @@ def test_a_computed_weight_can_be_set():
     with torch.no_grad():
         folded.a.weight.zero_(), folded.a.bias.fill_(3.0)
     assert torch.equal(folded.a(x), torch.full((2, 4, 8, 8), 3.0))
-    assert torch.equal(fold_batch_norm(folded, [("a", "a.weight")]).a(x), folded.a(x))  # what is in its place already stays there
+    assert torch.equal(
+        fold_batch_norm(folded, [("a", "a.weight")]).a(x), folded.a(x)
+    )  # what is in its place already stays there
 
 
 def test_a_weight_that_others_have_a_part_in_is_left_alone():
@@ -266,7 +294,9 @@ def test_a_weight_that_differs_between_calls_is_not_computed_once():
             self.register_buffer("two", torch.randn(6, 6))
 
         def forward(self, x):
-            return nn.functional.linear(x, self.weight * (self.one if x.shape[1] == 4 else self.two), self.bias)
+            return nn.functional.linear(
+                x, self.weight * (self.one if x.shape[1] == 4 else self.two), self.bias
+            )
 
     class Net(nn.Module):
         def __init__(self):

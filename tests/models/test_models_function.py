@@ -51,7 +51,9 @@ class Shared(nn.Module):
 
 def net(odd):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), odd, nn.Flatten(), nn.LazyLinear(4)).eval()
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), odd, nn.Flatten(), nn.LazyLinear(4)
+    ).eval()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ def graph(module: nn.Module, shape: tuple[int, ...] = IMAGE) -> ModelGraph:
     names = [layer.name for layer in found.layers]
     assert len(set(names)) == len(names)
     assert sorted(u for b in found.blocks for u in b.units) == sorted(names)
-    assert {layer.name: layer.block for layer in found.layers} == {u: b.name for b in found.blocks for u in b.units}
+    assert {layer.name: layer.block for layer in found.layers} == {
+        u: b.name for b in found.blocks for u in b.units
+    }
     assert all(layer.tie is None or layer.tie in names for layer in found.layers)
     return found
 
@@ -50,9 +52,23 @@ def conv(i: int = 4, o: int = 4, k: int = 3, **options: object) -> nn.Conv2d:
 
 
 def test_shapes_macs_and_attributes():
-    module = nn.Sequential(conv(4, 6, 3, stride=2, padding=1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    module = nn.Sequential(
+        conv(4, 6, 3, stride=2, padding=1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+    )
     first, second = graph(module).layers
-    assert first == Layer("0", "conv2d", (6, 4, 3, 3), ((1, 4, 8, 8),), (1, 6, 4, 4), 16 * 6 * 36, "0", None, False, ConvAttributes((2, 2), (1, 1)), 1)
+    assert first == Layer(
+        "0",
+        "conv2d",
+        (6, 4, 3, 3),
+        ((1, 4, 8, 8),),
+        (1, 6, 4, 4),
+        16 * 6 * 36,
+        "0",
+        None,
+        False,
+        ConvAttributes((2, 2), (1, 1)),
+        1,
+    )
     assert second == Layer("3", "linear", (5, 6), ((1, 6),), (1, 5), 30, "3", None, True, None, 1)
 
 
@@ -71,7 +87,9 @@ def test_explicit_padding_is_seen_before_the_kernel():
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize(("kernel", "padding", "shape"), [(3, (1, 1), (8, 8)), (4, (0, 0), (11, 11)), ((1, 3), (0, 1), (8, 8))])
+@pytest.mark.parametrize(
+    ("kernel", "padding", "shape"), [(3, (1, 1), (8, 8)), (4, (0, 0), (11, 11)), ((1, 3), (0, 1), (8, 8))]
+)
 def test_same_padding(kernel: int, padding: tuple[int, int], shape: tuple[int, int]):
     (layer,) = graph(nn.Sequential(conv(4, 4, kernel, padding="same"))).layers
     assert layer.conv is not None and layer.conv.padding == padding
@@ -91,7 +109,13 @@ def test_layers_that_read_one_tensor_are_tied():
 
 
 def test_ties_see_through_dropout_padding_and_contiguous():
-    flow = Flow(lambda s, x: s.a(s.drop(x)) + s.b(x.contiguous()) + s.c(x.clone()), a=Conv2dSame(4, 4, 3), b=conv(padding=1), c=conv(k=1), drop=nn.Dropout(0.5))
+    flow = Flow(
+        lambda s, x: s.a(s.drop(x)) + s.b(x.contiguous()) + s.c(x.clone()),
+        a=Conv2dSame(4, 4, 3),
+        b=conv(padding=1),
+        c=conv(k=1),
+        drop=nn.Dropout(0.5),
+    )
     assert {layer.tie for layer in graph(flow).layers} == {"a"}
 
 
@@ -102,7 +126,11 @@ def test_an_in_place_write_makes_another_tensor():
         F.relu_(x)
         return y + s.b(x) + s.c(x)
 
-    assert [layer.tie for layer in graph(Flow(forward, a=conv(), b=conv(), c=conv())).layers] == [None, "b", "b"]
+    assert [layer.tie for layer in graph(Flow(forward, a=conv(), b=conv(), c=conv())).layers] == [
+        None,
+        "b",
+        "b",
+    ]
 
 
 def test_a_write_through_another_name_writes_the_original():
@@ -113,7 +141,11 @@ def test_a_write_through_another_name_writes_the_original():
         F.relu_(other)
         return y + s.b(x) + s.c(other)
 
-    assert [layer.tie for layer in graph(Flow(forward, a=conv(), b=conv(), c=conv())).layers] == [None, "b", "b"]
+    assert [layer.tie for layer in graph(Flow(forward, a=conv(), b=conv(), c=conv())).layers] == [
+        None,
+        "b",
+        "b",
+    ]
 
 
 def test_a_write_to_a_copy_leaves_the_original():
@@ -122,11 +154,17 @@ def test_a_write_to_a_copy_leaves_the_original():
         F.relu_(copied)
         return s.a(x) + s.b(copied) + s.c(x)
 
-    assert [layer.tie for layer in graph(Flow(forward, a=conv(), b=conv(), c=conv())).layers] == ["a", None, "a"]
+    assert [layer.tie for layer in graph(Flow(forward, a=conv(), b=conv(), c=conv())).layers] == [
+        "a",
+        None,
+        "a",
+    ]
 
 
 def test_ties_join_through_a_layer_that_is_called_twice():
-    flow = Flow(lambda s, x: (lambda y: s.a(x) + s.b(y) + s.c(x) + s.c(y))(F.relu(x)), a=conv(), b=conv(), c=conv())
+    flow = Flow(
+        lambda s, x: (lambda y: s.a(x) + s.b(y) + s.c(x) + s.c(y))(F.relu(x)), a=conv(), b=conv(), c=conv()
+    )
     assert [layer.tie for layer in graph(flow).layers] == ["a", "a", "a"]
 
 
@@ -139,8 +177,12 @@ def test_separate_query_key_value_are_tied():
     layers = by_name(found)
     assert list(layers) == ["q", "k", "matmul0", "v", "matmul1"]
     assert [layers[n].tie for n in "qkv"] == ["q", "q", "q"]
-    assert layers["matmul0"] == Layer("matmul0", "matmul", (), ((1, 64, 4), (1, 4, 64)), (1, 64, 64), 64 * 64 * 4, "matmul0")
-    assert layers["matmul1"].input_shapes == ((1, 64, 64), (1, 64, 6)) and layers["matmul1"].macs == 64 * 64 * 6
+    assert layers["matmul0"] == Layer(
+        "matmul0", "matmul", (), ((1, 64, 4), (1, 4, 64)), (1, 64, 64), 64 * 64 * 4, "matmul0"
+    )
+    assert (
+        layers["matmul1"].input_shapes == ((1, 64, 64), (1, 64, 6)) and layers["matmul1"].macs == 64 * 64 * 6
+    )
 
 
 def attention(s: Flow, x: Tensor) -> Tensor:
@@ -165,7 +207,10 @@ def test_fused_and_einsum_attention_have_two_products(forward, lead: tuple[int, 
 def test_products_are_numbered_within_the_innermost_module():
     inner = Flow(lambda s, x: (x @ x.transpose(-1, -2)) @ x)
     found = graph(Flow(lambda s, x: s.inner(s.inner(s.a(x))), a=conv(), inner=inner))
-    assert [(layer.name, layer.calls, layer.macs) for layer in found.layers[1:]] == [("inner.matmul0", 2, 2 * 4 * 6**3), ("inner.matmul1", 2, 2 * 4 * 6**3)]
+    assert [(layer.name, layer.calls, layer.macs) for layer in found.layers[1:]] == [
+        ("inner.matmul0", 2, 2 * 4 * 6**3),
+        ("inner.matmul1", 2, 2 * 4 * 6**3),
+    ]
 
 
 def test_product_with_a_constant_is_no_unit():
@@ -176,7 +221,14 @@ def test_product_with_a_constant_is_no_unit():
 
 
 def test_a_layer_that_reads_a_constant_is_left_over_as_exporters_fold_it():
-    found = graph(Flow(lambda s, x: s.a(x) * s.mlp(s.table.weight).mean(), a=conv(), mlp=nn.Linear(5, 2), table=nn.Embedding(6, 5)))
+    found = graph(
+        Flow(
+            lambda s, x: s.a(x) * s.mlp(s.table.weight).mean(),
+            a=conv(),
+            mlp=nn.Linear(5, 2),
+            table=nn.Embedding(6, 5),
+        )
+    )
     assert [layer.name for layer in found.layers] == ["a"]
     assert found.leftovers == ("table.weight", "mlp.weight")
 
@@ -208,7 +260,15 @@ def test_other_products_are_left_over_and_named():
         )
     )
     assert [layer.name for layer in found.layers if layer.op != "matmul"] == ["a"]
-    assert set(found.leftovers) == {"std.weight", "std.gain", "up.weight", "functional.weight", "mha.in_proj_weight", "mha.out_proj.weight", "one.weight"}
+    assert set(found.leftovers) == {
+        "std.weight",
+        "std.gain",
+        "up.weight",
+        "functional.weight",
+        "mha.in_proj_weight",
+        "mha.out_proj.weight",
+        "one.weight",
+    }
     assert found.unused == ()
 
 
@@ -266,7 +326,11 @@ def branching(s: Flow, x: Tensor) -> Tensor:
     ("module", "example", "message"),
     [
         (nn.Sequential(nn.ReLU()), torch.zeros(IMAGE), "nothing to quantise"),
-        (nn.Sequential(conv()), torch.zeros(1, 3, 8, 8), r"does not take an input of shape \(1, 3, 8, 8\).*expected input"),
+        (
+            nn.Sequential(conv()),
+            torch.zeros(1, 3, 8, 8),
+            r"does not take an input of shape \(1, 3, 8, 8\).*expected input",
+        ),
         (nn.Sequential(conv()), torch.zeros(IMAGE, dtype=torch.int64), "does not take an input.*long int"),
         (nn.Sequential(conv()), torch.zeros(IMAGE, dtype=torch.bool), "Give float images"),
         (nn.Sequential(conv()), "image", "example input is str"),

@@ -1,4 +1,6 @@
-"""Q-MLP: found by timm, bounded where it says so, and with the units, ties and blocks that the search expects."""
+"""Q-MLP: found by timm, bounded where it says so, and with the units, ties and blocks that the search
+expects.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ def made(**options) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize(("name", "parameters", "classes", "tokens"), [("qmlp_s24_224", 30_949_720, 1000, 196), ("qmlp_cifar", 1_299_242, 10, 64)])
+@pytest.mark.parametrize(
+    ("name", "parameters", "classes", "tokens"),
+    [("qmlp_s24_224", 30_949_720, 1000, 196), ("qmlp_cifar", 1_299_242, 10, 64)],
+)
 def test_timm_finds_the_models_and_their_size(name, parameters, classes, tokens):
     with torch.device("meta"):
         model = timm.create_model(name)
@@ -42,9 +47,19 @@ def test_it_loads_by_name_with_its_own_data_config_and_arguments():
 
 def test_units_ties_and_blocks_are_found():
     graph = analyze(made(), torch.zeros(1, 3, 32, 32))
-    inside = ("mlp_tokens.branches.0", "mlp_tokens.branches.1.fc1", "mlp_tokens.branches.1.fc2", "mlp_channels.fc1", "mlp_channels.fc2")
+    inside = (
+        "mlp_tokens.branches.0",
+        "mlp_tokens.branches.1.fc1",
+        "mlp_tokens.branches.1.fc2",
+        "mlp_channels.fc1",
+        "mlp_channels.fc2",
+    )
     blocks = {f"blocks.{i}": tuple(f"blocks.{i}.{unit}" for unit in inside) for i in range(2)}
-    assert {b.name: b.units for b in graph.blocks} == {"stem.proj": ("stem.proj",), **blocks, "head": ("head",)}
+    assert {b.name: b.units for b in graph.blocks} == {
+        "stem.proj": ("stem.proj",),
+        **blocks,
+        "head": ("head",),
+    }
     ties = {layer.name: layer.tie for layer in graph.layers if layer.tie is not None}
     assert ties == {f"blocks.{i}.{unit}": f"blocks.{i}.{inside[0]}" for i in range(2) for unit in inside[:2]}
     assert (graph.unused, graph.leftovers) == ((), ())
@@ -66,7 +81,9 @@ def test_what_enters_the_second_linear_of_each_mlp_is_bounded(activation):
     model, seen = made(activation=activation), []
     for name, module in model.named_modules():
         if name.endswith("fc2"):
-            module.register_forward_pre_hook(lambda _, args: seen.append((float(args[0].min()), float(args[0].max()))))
+            module.register_forward_pre_hook(
+                lambda _, args: seen.append((float(args[0].min()), float(args[0].max())))
+            )
     with torch.no_grad():
         model(300 * torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
         for block in model.blocks:
@@ -86,7 +103,10 @@ def test_token_mixing_is_the_sum_of_its_branches_over_the_token_axis():
 
 
 def test_the_block_normalises_each_token_over_its_channels():
-    block, x = QMlpBlock(8, 4, init_values=1.0).eval(), torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    block, x = (
+        QMlpBlock(8, 4, init_values=1.0).eval(),
+        torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0)),
+    )
     with torch.no_grad():
         once = block(x) - x
         first = block.mlp_tokens(nn.functional.layer_norm(x, (8,)))

@@ -1,4 +1,6 @@
-"""What units multiply: windows of convolutions of every kind, rows of linear layers, means, and products met by the weight."""
+"""What units multiply: windows of convolutions of every kind, rows of linear layers, means, and products met
+by the weight.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ def read_by(layer, x):
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_weight_times_the_windows_is_the_output(name):
     layer = LAYERS[name]
-    x = torch.randn(3, 7, 9, generator=torch.Generator().manual_seed(0)) if name == "linear" else torch.randn(3, 4, 9, 8)
+    x = (
+        torch.randn(3, 7, 9, generator=torch.Generator().manual_seed(0))
+        if name == "linear"
+        else torch.randn(3, 4, 9, 8)
+    )
     read, out = read_by(layer, x)
     windows = read.windows()
     rows = layer.weight.detach().reshape(read.groups, -1, read.columns)

@@ -11,7 +11,11 @@ from mpsearch.models import SpanHead, TextModel, analyze
 from mpsearch.models.text import added_mask
 from mpsearch.testing.text import tiny_text, tiny_tokens
 
-KINDS = {"embedding": (None, "mean", (6, 16)), "class": (nn.Linear(16, 3), "first", (6, 3)), "span": (SpanHead(16), "none", (6, 2, 12))}
+KINDS = {
+    "embedding": (None, "mean", (6, 16)),
+    "class": (nn.Linear(16, 3), "first", (6, 3)),
+    "span": (SpanHead(16), "none", (6, 2, 12)),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -35,8 +39,14 @@ def test_what_is_padded_does_not_count():
 
 def test_units_products_and_blocks():
     found = analyze(tiny_text(SpanHead(16), "none"), tiny_tokens(2, fields=3).inputs())
-    assert [(block.name, len(block.units)) for block in found.blocks] == [("encoder.layers.0", 8), ("encoder.layers.1", 8), ("head.scores", 1)]
-    assert [layer.name for layer in found.layers if layer.op == "matmul"] == [f"encoder.layers.{i}.matmul{j}" for i in range(2) for j in range(2)]
+    assert [(block.name, len(block.units)) for block in found.blocks] == [
+        ("encoder.layers.0", 8),
+        ("encoder.layers.1", 8),
+        ("head.scores", 1),
+    ]
+    assert [layer.name for layer in found.layers if layer.op == "matmul"] == [
+        f"encoder.layers.{i}.matmul{j}" for i in range(2) for j in range(2)
+    ]
     assert {layer.tie for layer in found.layers} == {None, "encoder.layers.0.query", "encoder.layers.1.query"}
     assert found.unused == found.leftovers == ()
 
@@ -50,13 +60,23 @@ def test_a_bert_of_transformers():
     """Its own blocks, and the outputs that it has with a plain mask."""
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=12
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=12,
     )
     torch.manual_seed(0)
     bert = transformers.BertModel(config, add_pooling_layer=False).eval()
     model, tokens = TextModel(bert, pooling="first"), tiny_tokens(6, fields=3).inputs()
     with torch.no_grad():
-        plain = bert(input_ids=tokens[:, 0], attention_mask=tokens[:, 1], token_type_ids=tokens[:, 2]).last_hidden_state[:, 0]
+        plain = bert(
+            input_ids=tokens[:, 0], attention_mask=tokens[:, 1], token_type_ids=tokens[:, 2]
+        ).last_hidden_state[:, 0]
         torch.testing.assert_close(model(tokens), nn.functional.normalize(plain, dim=-1))
     found = analyze(model, tokens)
-    assert [(block.name, len(block.units)) for block in found.blocks] == [("encoder.encoder.layer.0", 8), ("encoder.encoder.layer.1", 8)]
+    assert [(block.name, len(block.units)) for block in found.blocks] == [
+        ("encoder.encoder.layer.0", 8),
+        ("encoder.encoder.layer.1", 8),
+    ]

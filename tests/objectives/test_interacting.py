@@ -31,16 +31,32 @@ def context_of(net, candidates=CANDIDATES, ties=None, **more) -> ScoringContext:
 
     def layer(unit: str) -> Layer:
         weight = net.calibration.weights[unit]
-        return Layer(unit, "conv2d" if weight.ndim == 4 else "linear", tuple(weight.shape), ((1,),), (1,), weight.numel(), block[unit], (ties or {}).get(unit))
+        return Layer(
+            unit,
+            "conv2d" if weight.ndim == 4 else "linear",
+            tuple(weight.shape),
+            ((1,),),
+            (1,),
+            weight.numel(),
+            block[unit],
+            (ties or {}).get(unit),
+        )
 
     product = Layer("blocks.0.matmul0", "matmul", (), ((1, 2, 3), (1, 3, 2)), (1, 2, 2), 12, "blocks.0")
     layers = (*(layer(unit) for unit in net.units), product)
-    return ScoringContext(net.module, layers, (*((candidates,) * len(net.units)), (FLOAT,)), net.calibration, net.images, **more)
+    return ScoringContext(
+        net.module, layers, (*((candidates,) * len(net.units)), (FLOAT,)), net.calibration, net.images, **more
+    )
 
 
 def problem_of(context, couplings) -> Problem:
-    size = tuple(tuple(float(layer.weight_numel * (c.w_bits or 32)) for c in row) for layer, row in zip(context.layers, context.candidates, strict=True))
-    return couplings.put_into(Problem(context.layers, context.candidates, costs={"size_bytes": size}), "coupled")
+    size = tuple(
+        tuple(float(layer.weight_numel * (c.w_bits or 32)) for c in row)
+        for layer, row in zip(context.layers, context.candidates, strict=True)
+    )
+    return couplings.put_into(
+        Problem(context.layers, context.candidates, costs={"size_bytes": size}), "coupled"
+    )
 
 
 @pytest.mark.parametrize("name", INTERACTING.names())
@@ -81,8 +97,12 @@ class TestEveryInteractingObjective:
 
 
 def measured_kl(net, images=32):
-    evaluator = FastEvaluator(net.module, net.calibration, net.images.subset(range(min(images, len(net.images)))))
-    return lambda chosen: evaluator.measure(Assignment(tuple((unit, chosen.get(unit, FLOAT)) for unit in net.units)))
+    evaluator = FastEvaluator(
+        net.module, net.calibration, net.images.subset(range(min(images, len(net.images))))
+    )
+    return lambda chosen: evaluator.measure(
+        Assignment(tuple((unit, chosen.get(unit, FLOAT)) for unit in net.units))
+    )
 
 
 def test_pairs_predict_what_one_and_two_choices_do(tiny):
@@ -112,12 +132,19 @@ def test_pairs_stay_within_blocks_and_cost_what_is_stated(tiny):
     calls = []
     for objective in (Pairwise(images=8), Pairwise(images=8, scope="full"), Pairwise(images=8, most_bits=3)):
         calls.clear()
-        found = objective.measured(context, lambda a: calls.append(a) or 1.0 + sum(not c.is_float for c in a.values()))
+        found = objective.measured(
+            context, lambda a: calls.append(a) or 1.0 + sum(not c.is_float for c in a.values())
+        )
         assert 8 * (len(calls) + 1) == objective.passes(context).forward
-        blocks = {(context.layers[i].block, context.layers[j].block) for i, j in (t.layers for t in found.interactions)}
+        blocks = {
+            (context.layers[i].block, context.layers[j].block)
+            for i, j in (t.layers for t in found.interactions)
+        }
         assert all(a == b for a, b in blocks) == (objective.scope == "blocks")
         inside = [len(units) for _, units in net.blocks] if objective.scope == "blocks" else [len(net.units)]
-        assert len(found.interactions) == (sum(n * (n - 1) // 2 for n in inside) if objective.most_bits == 8 else 0)
+        assert len(found.interactions) == (
+            sum(n * (n - 1) // 2 for n in inside) if objective.most_bits == 8 else 0
+        )
 
 
 def test_a_tie_is_measured_once_and_stands_in_its_first_layer(tiny):

@@ -23,7 +23,9 @@ from mpsearch.reconstruct import Calibration
 
 def cost(values, labels) -> float:
     values, labels = np.asarray(values, float), np.asarray(labels)
-    return float(sum(((values[labels == c] - values[labels == c].mean()) ** 2).sum() for c in set(labels.tolist())))
+    return float(
+        sum(((values[labels == c] - values[labels == c].mean()) ** 2).sum() for c in set(labels.tolist()))
+    )
 
 
 def least_cost(values, k: int) -> float:
@@ -36,9 +38,16 @@ def weight_of(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def context_of(weights: dict[str, torch.Tensor], candidates: tuple[Candidate, ...]) -> SimpleNamespace:
-    layers = tuple(Layer(name, "conv2d", tuple(w.shape), ((1,),), (1,), w.numel(), name) for name, w in weights.items())
+    layers = tuple(
+        Layer(name, "conv2d", tuple(w.shape), ((1,),), (1,), w.numel(), name) for name, w in weights.items()
+    )
     calibration = Calibration(weights, {}, {}, weight_observer="minmax")
-    return SimpleNamespace(layers=layers, candidates=(candidates,) * len(layers), calibration=calibration, on_step=lambda done, total: None)
+    return SimpleNamespace(
+        layers=layers,
+        candidates=(candidates,) * len(layers),
+        calibration=calibration,
+        on_step=lambda done, total: None,
+    )
 
 
 class TestCluster:
@@ -46,7 +55,9 @@ class TestCluster:
     @pytest.mark.parametrize("k", [1, 2, 3])
     def test_is_the_optimum(self, seed, k):
         draw = np.random.default_rng(seed)
-        values = draw.normal(size=7) if seed % 2 else draw.integers(0, 5, size=7) * 1.0  # ties in every other one
+        values = (
+            draw.normal(size=7) if seed % 2 else draw.integers(0, 5, size=7) * 1.0
+        )  # ties in every other one
         labels = cluster(list(values), k)
         assert cost(values, labels) == pytest.approx(least_cost(values, k), abs=1e-12)
         assert len(set(labels)) == min(k, len(set(values.tolist())))
@@ -117,37 +128,64 @@ class TestTables:
         assert total(rows, chosen) == sum(sizes)
 
     def test_of_clusters_says_its_assignment(self):
-        parts = OBJECTIVES.create("coding_length:mode=cluster").parts(context_of(self.WEIGHTS, tuple(Candidate(bits, 8) for bits in (2, 4, 8))))
-        given = dict(zip(self.WEIGHTS, cluster_bits([CodingLength().rate(w) for w in self.WEIGHTS.values()], [2, 4, 8]), strict=True))
-        mean = sum(given[unit] * w.numel() for unit, w in self.WEIGHTS.items()) / sum(w.numel() for w in self.WEIGHTS.values())
+        parts = OBJECTIVES.create("coding_length:mode=cluster").parts(
+            context_of(self.WEIGHTS, tuple(Candidate(bits, 8) for bits in (2, 4, 8)))
+        )
+        given = dict(
+            zip(
+                self.WEIGHTS,
+                cluster_bits([CodingLength().rate(w) for w in self.WEIGHTS.values()], [2, 4, 8]),
+                strict=True,
+            )
+        )
+        mean = sum(given[unit] * w.numel() for unit, w in self.WEIGHTS.items()) / sum(
+            w.numel() for w in self.WEIGHTS.values()
+        )
         (note,) = parts.notes
         assert note.startswith(f"Clustered without a budget, {mean:.2f} bits a weight: 8 bits: ")
-        assert all(unit in note.partition(f"{bits} bits: ")[2].partition(";")[0] for unit, bits in given.items())
-        assert OBJECTIVES.create("coding_length").parts(context_of(self.WEIGHTS, (Candidate(4, 8),))).notes == ()
+        assert all(
+            unit in note.partition(f"{bits} bits: ")[2].partition(";")[0] for unit, bits in given.items()
+        )
+        assert (
+            OBJECTIVES.create("coding_length").parts(context_of(self.WEIGHTS, (Candidate(4, 8),))).notes == ()
+        )
 
     def test_of_distortion_is_the_length_lost(self):
-        rows = OBJECTIVES.create("coding_length:mode=distortion").score(context_of(self.WEIGHTS, self.CANDIDATES))
+        rows = OBJECTIVES.create("coding_length:mode=distortion").score(
+            context_of(self.WEIGHTS, self.CANDIDATES)
+        )
         for row, weight in zip(rows, self.WEIGHTS.values(), strict=True):
             rest = weight.flatten(1).double().numpy()
             for value, candidate in zip(row[:-1], self.CANDIDATES, strict=False):
                 axis = 0 if candidate.w_granularity == "channel" else None
-                scale = OBSERVERS.create("minmax").observe(weight, candidate.w_bits, symmetric=True, axis=axis).scale.double().numpy()
+                scale = (
+                    OBSERVERS.create("minmax")
+                    .observe(weight, candidate.w_bits, symmetric=True, axis=axis)
+                    .scale.double()
+                    .numpy()
+                )
                 v = (rest / (scale[:, None] if scale.ndim else scale)).T
                 v -= v.mean(1, keepdims=True)
                 n, m = v.shape
 
                 def bits(eps2, v=v, n=n, m=m):
-                    return (m + n) / 2 * np.linalg.slogdet(np.eye(n) + n / (eps2 * m) * v @ v.T)[1] / math.log(2)
+                    return (
+                        (m + n) / 2 * np.linalg.slogdet(np.eye(n) + n / (eps2 * m) * v @ v.T)[1] / math.log(2)
+                    )
 
                 expected = bits(4.0 ** (candidate.w_bits - 16) / 12) - bits(1 / 12)
-                assert value == pytest.approx(expected, rel=1e-6, abs=1e-9)  # determinants near 1e12 in float64
+                assert value == pytest.approx(
+                    expected, rel=1e-6, abs=1e-9
+                )  # determinants near 1e12 in float64
             assert row[-1] == 0.0
             assert row[0] >= row[1] >= row[2]
         assert rows[0][0] > rows[0][1] > rows[0][2] > 0
         assert rows[3] == [0.0] * 5, "a constant weight loses nothing"
 
     def test_of_distortion_does_not_depend_on_the_unit_of_the_weights(self):
-        first = OBJECTIVES.create("coding_length:mode=distortion").score(context_of(self.WEIGHTS, self.CANDIDATES))
+        first = OBJECTIVES.create("coding_length:mode=distortion").score(
+            context_of(self.WEIGHTS, self.CANDIDATES)
+        )
         scaled = {name: 1e3 * w for name, w in self.WEIGHTS.items()}
         second = OBJECTIVES.create("coding_length:mode=distortion").score(context_of(scaled, self.CANDIDATES))
         assert np.allclose(first, second, rtol=1e-5)

@@ -36,7 +36,10 @@ class Fake(Objective):
     batch_size: int = 8
 
     def score(self, context: ScoringContext) -> list[list[float]]:
-        rows = [[0.0 if c.is_float or not layer.weight_shape else 2.0 ** -(c.w_bits or 0) for c in row] for layer, row in _both(context)]
+        rows = [
+            [0.0 if c.is_float or not layer.weight_shape else 2.0 ** -(c.w_bits or 0) for c in row]
+            for layer, row in _both(context)
+        ]
         self._break(rows, context)
         for done in range(1, len(rows) + (self.fault != "progress")):
             context.on_step(done, len(rows))
@@ -96,7 +99,9 @@ class Fresh(ObjectiveContract):
     def context(self, net, **changes):
         found = super().context(net)
         other = tiny_net(net)
-        return ScoringContext(other.module, found.layers, found.candidates, other.calibration, other.images, **changes)
+        return ScoringContext(
+            other.module, found.layers, found.candidates, other.calibration, other.images, **changes
+        )
 
 
 @pytest.fixture
@@ -145,4 +150,6 @@ def test_left_as_found_names_what_differs(change, message):
 def test_the_suite_is_imported_without_pytest():
     sources = list(Path(mpsearch.testing.__file__).parent.glob("*.py"))
     assert len(sources) == 5
-    assert not any("import pytest" in source.read_text() or "from pytest" in source.read_text() for source in sources)
+    assert not any(
+        "import pytest" in source.read_text() or "from pytest" in source.read_text() for source in sources
+    )

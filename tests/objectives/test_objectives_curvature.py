@@ -1,4 +1,6 @@
-"""The objectives that take gradients: closed forms, exact Hessians, odd units, stated passes. Long: all share the linear network and the odd one."""
+"""The objectives that take gradients: closed forms, exact Hessians, odd units, stated passes. Long: all share
+the linear network and the odd one.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +41,34 @@ def filled(net: nn.Module, seed: int = 0, size: float = 0.7) -> nn.Module:
     return net.eval()
 
 
-def context_of(net: nn.Module, images: ImageSet, units: list[str], candidates=CANDIDATES, calls: dict[str, int] | None = None, **more) -> ScoringContext:
+def context_of(
+    net: nn.Module,
+    images: ImageSet,
+    units: list[str],
+    candidates=CANDIDATES,
+    calls: dict[str, int] | None = None,
+    **more,
+) -> ScoringContext:
     calibration = calibrate(net, units, [images.inputs()], weight_observer="minmax", input_observer="minmax")
 
     def layer(unit: str) -> Layer:
         if unit not in calibration.weights:
             return Layer(unit, "matmul", (), ((1, 1, 1), (1, 1, 1)), (1, 1, 1), 1, unit)
         weight = calibration.weights[unit]
-        return Layer(unit, "conv2d", tuple(weight.shape), ((1,),), (1,), weight.numel(), unit, calls=(calls or {}).get(unit, 1))
+        return Layer(
+            unit,
+            "conv2d",
+            tuple(weight.shape),
+            ((1,),),
+            (1,),
+            weight.numel(),
+            unit,
+            calls=(calls or {}).get(unit, 1),
+        )
 
-    return ScoringContext(net, tuple(map(layer, units)), (candidates,) * len(units), calibration, images, **more)
+    return ScoringContext(
+        net, tuple(map(layer, units)), (candidates,) * len(units), calibration, images, **more
+    )
 
 
 def rows_of(text: str, context: ScoringContext) -> np.ndarray:
@@ -90,13 +110,19 @@ class Linear:
     def quantized(self, at: int, candidate: Candidate) -> tuple[np.ndarray, np.ndarray]:
         """Weight and input of a unit at a candidate."""
         state = self.context.calibration.state(("1", "2")[at], candidate)
-        return self.array(state.weight.dequantize()), self.array(state.activation.fake_quantize(torch.tensor(self.read[at]).float()))
+        return self.array(state.weight.dequantize()), self.array(
+            state.activation.fake_quantize(torch.tensor(self.read[at]).float())
+        )
 
-    def output_error(self, at: int, candidate: Candidate, weight: bool = True, inputs: bool = True) -> np.ndarray:
+    def output_error(
+        self, at: int, candidate: Candidate, weight: bool = True, inputs: bool = True
+    ) -> np.ndarray:
         if candidate.is_float:
             return np.zeros((len(self.context.images), len(self.weights[at])))
         w, x = self.quantized(at, candidate)
-        return (x if inputs else self.read[at]) @ (w if weight else self.weights[at]).T - self.read[at] @ self.weights[at].T
+        return (x if inputs else self.read[at]) @ (w if weight else self.weights[at]).T - self.read[
+            at
+        ] @ self.weights[at].T
 
     def slopes(self, cotangent: np.ndarray) -> list[np.ndarray]:
         """Gradients at both outputs, for cotangents N x 4."""
@@ -107,9 +133,13 @@ class TestClosedForms:
     def test_gradient_with_true_labels(self):
         net = Linear.make()
         slopes = net.slopes(net.residual())
-        expected = [[(slopes[at] ** 2 * net.output_error(at, c) ** 2).sum() / 6 for c in CANDIDATES] for at in (0, 1)]
+        expected = [
+            [(slopes[at] ** 2 * net.output_error(at, c) ** 2).sum() / 6 for c in CANDIDATES] for at in (0, 1)
+        ]
         assert np.allclose(rows_of("gradient:target=labels", net.context), expected, rtol=1e-4)
-        assert np.allclose(rows_of("gradient:target=labels,images=6,batch_size=4", net.context), expected, rtol=1e-4)
+        assert np.allclose(
+            rows_of("gradient:target=labels,images=6,batch_size=4", net.context), expected, rtol=1e-4
+        )
 
     def test_gradient_of_drawn_labels_goes_to_the_fisher_information(self):
         net = Linear.make()
@@ -117,7 +147,10 @@ class TestClosedForms:
         head = p * (1 - p)
         covariance = np.einsum("ik,kl->ikl", p, np.eye(4)) - p[:, :, None] * p[:, None, :]
         hidden = np.einsum("ikl,kh,lh->ih", covariance, net.weights[1], net.weights[1])
-        expected = [[(power * net.output_error(at, c) ** 2).sum() / 6 for c in CANDIDATES] for at, power in enumerate((hidden, head))]
+        expected = [
+            [(power * net.output_error(at, c) ** 2).sum() / 6 for c in CANDIDATES]
+            for at, power in enumerate((hidden, head))
+        ]
         assert np.allclose(rows_of("gradient:samples=4000", net.context), expected, rtol=0.06)
 
     def test_contributions_are_of_one_without_the_other(self):
@@ -126,10 +159,15 @@ class TestClosedForms:
         with torch.no_grad():
             parts = OBJECTIVES.create("gradient:target=labels,contributions=yes").parts(net.context)
         for found, alone in ((parts.weights, {"inputs": False}), (parts.activations, {"weight": False})):
-            expected = [[(slopes[at] ** 2 * net.output_error(at, c, **alone) ** 2).sum() / 6 for c in CANDIDATES] for at in (0, 1)]
+            expected = [
+                [(slopes[at] ** 2 * net.output_error(at, c, **alone) ** 2).sum() / 6 for c in CANDIDATES]
+                for at in (0, 1)
+            ]
             assert np.allclose(found, expected, rtol=1e-4)
         report = score(OBJECTIVES.create("jacobian:contributions=yes"), net.context)
-        assert np.array(report.weights)[:, 1] == pytest.approx(np.array(report.weights)[:, 2]), "W4A4 and W4A8"
+        assert np.array(report.weights)[:, 1] == pytest.approx(np.array(report.weights)[:, 2]), (
+            "W4A4 and W4A8"
+        )
         assert score(OBJECTIVES.create("jacobian"), net.context).weights is None
 
     def test_jacobian_at_the_logits_is_their_squared_error(self):
@@ -140,10 +178,19 @@ class TestClosedForms:
     @pytest.mark.parametrize("metric", ["logits", "softmax"])
     def test_jacobian_is_the_trace_times_the_error(self, metric):
         net, p = Linear.make(), Linear.make().chance
-        covariance = np.einsum("ik,kl->ikl", p, np.eye(4)) - p[:, :, None] * p[:, None, :] if metric == "softmax" else np.eye(4)[None]
+        covariance = (
+            np.einsum("ik,kl->ikl", p, np.eye(4)) - p[:, :, None] * p[:, None, :]
+            if metric == "softmax"
+            else np.eye(4)[None]
+        )
         w = net.weights[1]
-        traces = [np.einsum("ikl,kh,lh->i", covariance, w, w).mean() / 5, np.einsum("ikk->i", covariance).mean() / 4]
-        expected = [[traces[at] * (net.output_error(at, c) ** 2).sum() / 6 for c in CANDIDATES] for at in (0, 1)]
+        traces = [
+            np.einsum("ikl,kh,lh->i", covariance, w, w).mean() / 5,
+            np.einsum("ikk->i", covariance).mean() / 4,
+        ]
+        expected = [
+            [traces[at] * (net.output_error(at, c) ** 2).sum() / 6 for c in CANDIDATES] for at in (0, 1)
+        ]
         assert np.allclose(rows_of(f"jacobian:metric={metric},probes=3000", net.context), expected, rtol=0.05)
 
     def test_fisher_with_true_labels(self):
@@ -156,8 +203,12 @@ class TestClosedForms:
             of_input = (slopes[at] @ net.weights[at]) ** 2 / 6
             for i, c in enumerate(CANDIDATES[:-1]):
                 w, x = net.quantized(at, c)
-                assert parts.weights[at][i] == pytest.approx((of_weight * (w - net.weights[at]) ** 2).sum(), rel=1e-4)
-                assert parts.activations[at][i] == pytest.approx((of_input * (x - net.read[at]) ** 2).sum(), rel=1e-3)
+                assert parts.weights[at][i] == pytest.approx(
+                    (of_weight * (w - net.weights[at]) ** 2).sum(), rel=1e-4
+                )
+                assert parts.activations[at][i] == pytest.approx(
+                    (of_input * (x - net.read[at]) ** 2).sum(), rel=1e-3
+                )
                 assert parts.total[at][i] == parts.weights[at][i] + parts.activations[at][i]
             assert parts.total[at][-1] == 0.0
 
@@ -172,9 +223,13 @@ class TestClosedForms:
             trace = ((slopes[at] @ w) ** 2).sum() / 6
             for i, c in enumerate(CANDIDATES[:-1]):
                 spread = np.ptp(w, axis=1) if c.w_granularity == "channel" else np.ptp(w)
-                assert parts.weights[at][i] == pytest.approx((each * (spread / (2**c.w_bits - 1)) ** 2 / 12).sum(), rel=1e-4)
+                assert parts.weights[at][i] == pytest.approx(
+                    (each * (spread / (2**c.w_bits - 1)) ** 2 / 12).sum(), rel=1e-4
+                )
                 spread = max(x.max(), 0) - min(x.min(), 0)
-                assert parts.activations[at][i] == pytest.approx(trace * (spread / (2**c.a_bits - 1)) ** 2 / 12, rel=1e-4)
+                assert parts.activations[at][i] == pytest.approx(
+                    trace * (spread / (2**c.a_bits - 1)) ** 2 / 12, rel=1e-4
+                )
 
     def test_fisher_of_drawn_labels_goes_to_its_expectation(self):
         net = Linear.make()
@@ -182,11 +237,15 @@ class TestClosedForms:
         of_weight = np.einsum("ik,ij->kj", p * (1 - p), net.read[1] ** 2) / 6
         with torch.no_grad():
             parts = OBJECTIVES.create("fisher:samples=1000").parts(net.context)
-        expected = [(of_weight * (net.quantized(1, c)[0] - net.weights[1]) ** 2).sum() for c in CANDIDATES[:-1]]
+        expected = [
+            (of_weight * (net.quantized(1, c)[0] - net.weights[1]) ** 2).sum() for c in CANDIDATES[:-1]
+        ]
         assert np.allclose(parts.weights[1][:-1], expected, rtol=0.06)
 
     def test_hessian_of_a_softmax_layer(self):
-        """Tr(H) of the last layer is the mean of |x|^2 sum p (1 - p); the score is that over n times the squared norm of the weight's error."""
+        """Tr(H) of the last layer is the mean of |x|^2 sum p (1 - p); the score is that over n times the
+        squared norm of the weight's error.
+        """
         net = Linear.make()
         p = net.chance
         trace = ((net.read[1] ** 2).sum(1) * (p * (1 - p)).sum(1)).mean()
@@ -202,7 +261,12 @@ class TestClosedForms:
 class TestHutchinson:
     @pytest.mark.parametrize("target", ["labels", "model"])
     def test_is_the_exact_trace_within_three_standard_errors(self, target):
-        net = filled(nn.Sequential(nn.Flatten(), nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)), seed=2)
+        net = filled(
+            nn.Sequential(
+                nn.Flatten(), nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)
+            ),
+            seed=2,
+        )
         images = images_of(4)
         context = context_of(net, images, ["1", "3", "5"])
         with torch.no_grad():
@@ -213,7 +277,9 @@ class TestHutchinson:
             weight = context.calibration.weights[unit]
 
             def loss(w, unit=unit):
-                return F.cross_entropy(torch.func.functional_call(net, {f"{unit}.weight": w}, (images.inputs(),)), goal)
+                return F.cross_entropy(
+                    torch.func.functional_call(net, {f"{unit}.weight": w}, (images.inputs(),)), goal
+                )
 
             hessian = torch.autograd.functional.hessian(loss, weight)
             exact = float(hessian.reshape(weight.numel(), -1).trace())
@@ -257,13 +323,19 @@ class TestHutchinson:
         assert np.allclose(report.rows[1], rough.error / 20 * norms[1], rtol=1e-5)
         assert report.weights == report.rows and not np.any(report.activations)
         assert "of 1 units is negative" in report.notes[0] and "'1'" in report.notes[0]
-        assert "2 units has a standard error above 0.1" in report.notes[1] and "Raise probes" in report.notes[1]
+        assert (
+            "2 units has a standard error above 0.1" in report.notes[1] and "Raise probes" in report.notes[1]
+        )
 
     def test_labels_are_taken_where_there_are_some(self):
         net = Linear.make()
-        assert np.array_equal(rows_of("hessian_trace", net.context), rows_of("hessian_trace:target=labels", net.context))
+        assert np.array_equal(
+            rows_of("hessian_trace", net.context), rows_of("hessian_trace:target=labels", net.context)
+        )
         bare = replace(net.context, images=replace(net.context.images, labels=None))
-        assert np.array_equal(rows_of("hessian_trace", bare), rows_of("hessian_trace:target=model", net.context))
+        assert np.array_equal(
+            rows_of("hessian_trace", bare), rows_of("hessian_trace:target=model", net.context)
+        )
         for text in ("hessian_trace:target=labels", "fisher:target=labels", "gradient:target=labels"):
             with pytest.raises(DataError, match="has no labels"):
                 rows_of(text, bare)
@@ -277,7 +349,9 @@ class TestHutchinson:
 
 
 class Odd(nn.Module):
-    """A depthwise and a grouped convolution, a linear layer on (B, N, C) that is called twice, in-place functions behind units, a product."""
+    """A depthwise and a grouped convolution, a linear layer on (B, N, C) that is called twice, in-place
+    functions behind units, a product.
+    """
 
     def __init__(self, in_place: bool = True, spare: bool = False) -> None:
         super().__init__()
@@ -302,7 +376,9 @@ UNITS = ["stem", "depthwise", "grouped", "twice", "head"]
 
 
 def odd(in_place: bool = True, units: list[str] = UNITS, **more) -> ScoringContext:
-    return context_of(filled(Odd(in_place), size=0.4), images_of(6, size=4), units, calls={"twice": 2}, **more)
+    return context_of(
+        filled(Odd(in_place), size=0.4), images_of(6, size=4), units, calls={"twice": 2}, **more
+    )
 
 
 class TestOddUnits:
@@ -312,7 +388,10 @@ class TestOddUnits:
         assert (rows[:, :-1] > 0).all()
         assert np.allclose(rows, rows_of(text, odd(in_place=False)), rtol=1e-3)
 
-    @pytest.mark.parametrize("text", ["gradient", "gradient:target=labels", "jacobian", "jacobian:metric=softmax", "output_mse", "sqnr"])
+    @pytest.mark.parametrize(
+        "text",
+        ["gradient", "gradient:target=labels", "jacobian", "jacobian:metric=softmax", "output_mse", "sqnr"],
+    )
     def test_the_batch_size_does_not_matter(self, text):
         more = "," if ":" in text else ":"
         one, all_ = (rows_of(f"{text}{more}batch_size={size}", odd()) for size in (1, 6))
@@ -325,7 +404,12 @@ class TestOddUnits:
         net, images, at = context.module, context.images, UNITS.index("twice")
         expected = {"gradient": np.zeros(4), "fisher": np.zeros(4)}
         for image, label in images.batches(1):
-            tokens = net.grouped((x := F.relu6(net.stem(image))) + F.relu(net.depthwise(x))).flatten(2).transpose(1, 2).detach()
+            tokens = (
+                net.grouped((x := F.relu6(net.stem(image))) + F.relu(net.depthwise(x)))
+                .flatten(2)
+                .transpose(1, 2)
+                .detach()
+            )
             weight = net.twice.weight.detach().requires_grad_()
             reads, outs = [tokens], []
             for _ in range(2):
@@ -341,7 +425,9 @@ class TestOddUnits:
                     moved = F.linear(state.activation.fake_quantize(read.detach()), w, state.bias) - out
                     expected["gradient"][i] += (grad**2 * moved**2).sum().item() / len(images)
                 expected["fisher"][i] += (grads[2] ** 2 * (w - weight) ** 2).sum().item() / len(images)
-        assert np.allclose(rows_of("gradient:target=labels", context)[at, :-1], expected["gradient"], rtol=1e-3)
+        assert np.allclose(
+            rows_of("gradient:target=labels", context)[at, :-1], expected["gradient"], rtol=1e-3
+        )
         with torch.no_grad():
             parts = OBJECTIVES.create("fisher:target=labels").parts(context)
         assert np.allclose(parts.weights[at][:-1], expected["fisher"], rtol=1e-3)
@@ -356,7 +442,9 @@ class TestOddUnits:
             inputs={**context.calibration.inputs, "spare": torch.randn(9)},
         )
         spare = Layer("spare", "linear", (4, 8), ((1, 8),), (1, 4), 32, "spare")
-        context = ScoringContext(net, (*context.layers, spare), (CANDIDATES,) * 6, calibration, context.images)
+        context = ScoringContext(
+            net, (*context.layers, spare), (CANDIDATES,) * 6, calibration, context.images
+        )
         check = left_as_found(net)
         with pytest.raises(ModelError, match="'spare' was never called"):
             rows_of(text, context)
@@ -376,7 +464,9 @@ class TestOddUnits:
         rows = rows_of(text, context_of(filled(Ignoring()), images_of(6), ["used", "ignored"]))
         assert (rows[0, :-1] > 0).all() and not rows[1].any()
 
-    @pytest.mark.parametrize("text", ["gradient", "jacobian", "fisher", "fisher:noise=uniform", "output_mse", "sqnr", "kl"])
+    @pytest.mark.parametrize(
+        "text", ["gradient", "jacobian", "fisher", "fisher:noise=uniform", "output_mse", "sqnr", "kl"]
+    )
     def test_products_are_scored_at_their_operands(self, text, left_as_found):
         context = odd(units=[*UNITS, "matmul0", "matmul1"])
         check = left_as_found(context.module)
@@ -442,7 +532,9 @@ class TestWork:
             return original[type(self)](self, x)
 
         def count_grad(outputs, *args, **kwargs):
-            counts["backward"] += 2 if isinstance(outputs, list) else 1  # of one image; a list is the gradient of the gradient
+            counts["backward"] += (
+                2 if isinstance(outputs, list) else 1
+            )  # of one image; a list is the gradient of the gradient
             return grad(outputs, *args, **kwargs)
 
         monkeypatch.setattr(Odd, "forward", count)
@@ -453,12 +545,22 @@ class TestWork:
         stated = objective.passes(context)
         assert score(objective, context).passes == stated
         in_model = 6 * counts["forward"]  # five units, one of them twice
-        spared = 2 * (MOST_PROBES - 1) if text.startswith("kl") else 0  # of the probes, which are stated at their most; a unit that runs twice ends them at one
+        spared = (
+            2 * (MOST_PROBES - 1) if text.startswith("kl") else 0
+        )  # of the probes, which are stated at their most; a unit that runs twice ends them at one
         made = (counts["forward"], counts["backward"], counts["units"] - in_model)
         assert made == (stated.forward - spared, stated.backward, stated.units)
 
     @pytest.mark.parametrize(
-        "text", ["gradient:samples=0", "jacobian:probes=0", "fisher:images=0", "hessian_trace:probes=-1", "gradient:batch_size=0", "kl:images=0"]
+        "text",
+        [
+            "gradient:samples=0",
+            "jacobian:probes=0",
+            "fisher:images=0",
+            "hessian_trace:probes=-1",
+            "gradient:batch_size=0",
+            "kl:images=0",
+        ],
     )
     def test_bad_counts_are_refused(self, text):
         with pytest.raises(OptionError, match="must be at least 1"):
@@ -487,4 +589,6 @@ class TestCotangents:
         logits = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
         whole = Cotangents(kind, images_of(7), seed=5, draws=3).of(logits)
         parts = Cotangents(kind, images_of(7), seed=5, draws=3)
-        assert torch.equal(torch.cat([parts.of(logits[a:b]) for a, b in itertools.pairwise((0, 2, 3, 7))], 1), whole)
+        assert torch.equal(
+            torch.cat([parts.of(logits[a:b]) for a, b in itertools.pairwise((0, 2, 3, 7))], 1), whole
+        )

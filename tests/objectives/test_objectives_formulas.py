@@ -42,7 +42,12 @@ class TestCodingLength:
         found = coding_length(v, eps2)
         assert found == pytest.approx(log_det_bits(v.numpy(), eps2), rel=1e-9, abs=1e-9)
         centered = (v - v.mean(1, keepdim=True)).numpy()
-        other = (m + n) / 2 * np.linalg.slogdet(np.eye(m) + n / (eps2 * m) * centered.T @ centered)[1] / math.log(2)
+        other = (
+            (m + n)
+            / 2
+            * np.linalg.slogdet(np.eye(m) + n / (eps2 * m) * centered.T @ centered)[1]
+            / math.log(2)
+        )
         assert found == pytest.approx(other, rel=1e-9, abs=1e-9)
 
     def test_by_hand(self):
@@ -52,7 +57,9 @@ class TestCodingLength:
     @pytest.mark.parametrize("axis", [0, 1])
     def test_order_of_rows_and_columns_does_not_matter(self, axis):
         v = matrix(6, 9)
-        turned = v.index_select(axis, torch.randperm(v.shape[axis], generator=torch.Generator().manual_seed(1)))
+        turned = v.index_select(
+            axis, torch.randperm(v.shape[axis], generator=torch.Generator().manual_seed(1))
+        )
         assert not torch.equal(turned, v)
         assert coding_length(turned, 0.1) == pytest.approx(coding_length(v, 0.1), rel=1e-12)
 
@@ -96,14 +103,20 @@ class TestCodingLength:
             OBJECTIVES.create(f"coding_length:eps2={value}")
 
 
-def context_of(weight: torch.Tensor, candidates: tuple[Candidate, ...], observer: str = "minmax") -> ScoringContext:
+def context_of(
+    weight: torch.Tensor, candidates: tuple[Candidate, ...], observer: str = "minmax"
+) -> ScoringContext:
     """One linear layer, on 3 x 1 x 1 images where its width fits them."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(weight.shape[1], weight.shape[0])).eval()
     net[1].weight.data = weight
-    pixels = torch.randint(256, (40, weight.shape[1], 1, 1), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    pixels = torch.randint(
+        256, (40, weight.shape[1], 1, 1), generator=torch.Generator().manual_seed(3), dtype=torch.uint8
+    )
     images = ImageSet(pixels, None, (0.3,) * weight.shape[1], (0.25,) * weight.shape[1])
     calibration = calibrate(net, ["1"], [images.inputs()], weight_observer=observer, input_observer=observer)
-    layer = Layer("1", "linear", tuple(weight.shape), ((1, weight.shape[1]),), (1, weight.shape[0]), weight.numel(), "1")
+    layer = Layer(
+        "1", "linear", tuple(weight.shape), ((1, weight.shape[1]),), (1, weight.shape[0]), weight.numel(), "1"
+    )
     return ScoringContext(net, (layer,), (candidates,), calibration, images)
 
 
@@ -113,7 +126,9 @@ def rows_of(text: str, context: ScoringContext) -> list[list[float]]:
 
 
 class TestWeightMse:
-    """[3.5, 1.2] at 3 bits: step 1, codes 3 (clamped from 4) and 1. [-7, 2.6]: step 2, codes -4 (a tie to even) and 1."""
+    """[3.5, 1.2] at 3 bits: step 1, codes 3 (clamped from 4) and 1. [-7, 2.6]: step 2, codes -4 (a tie to
+    even) and 1.
+    """
 
     WEIGHT: ClassVar = torch.tensor([[3.5, 1.2], [-7.0, 2.6]])
     ERROR = 0.5**2 + 0.2**2 + 1.0**2 + 0.6**2
@@ -127,8 +142,12 @@ class TestWeightMse:
         assert row == pytest.approx([self.ERROR / power, self.ERROR / power, 0.0], rel=1e-5)
 
     def test_one_scale_for_the_tensor_by_hand(self):
-        (row,) = rows_of("weight_mse:normalize=none", context_of(self.WEIGHT, (Candidate(3, 8, w_granularity="tensor"),)))
-        assert row == pytest.approx([0.5**2 + 0.8**2 + 1.0**2 + 0.6**2], rel=1e-5)  # step 2: codes 2, 1, -4, 1
+        (row,) = rows_of(
+            "weight_mse:normalize=none", context_of(self.WEIGHT, (Candidate(3, 8, w_granularity="tensor"),))
+        )
+        assert row == pytest.approx(
+            [0.5**2 + 0.8**2 + 1.0**2 + 0.6**2], rel=1e-5
+        )  # step 2: codes 2, 1, -4, 1
 
     def test_a_zero_weight_has_no_error(self):
         assert rows_of("weight_mse", context_of(torch.zeros(2, 3), (Candidate(2, 8),))) == [[0.0]]
@@ -142,7 +161,9 @@ class TestOutputMse:
     @pytest.mark.parametrize("text", ["output_mse", "output_mse:batch_size=7", "output_mse:images=16"])
     def test_is_the_layer_quantised_by_hand(self, text):
         weight = matrix(5, 3).float()
-        weight *= weight.gather(1, weight.abs().argmax(1, keepdim=True)).sign()  # a negative extreme would lie half-way between two codes
+        weight *= weight.gather(
+            1, weight.abs().argmax(1, keepdim=True)
+        ).sign()  # a negative extreme would lie half-way between two codes
         context = context_of(weight, (Candidate(3, 5), Candidate(8, 5), FLOAT))
         used = context.images.inputs().flatten(1).numpy().astype(np.float64)
         every, bias = used, context.module[1].bias.detach().double().numpy()
@@ -156,7 +177,9 @@ class TestOutputMse:
             scale = np.abs(w).max(1, keepdims=True) / ((2**bits - 1) / 2)
             w_hat = np.clip(np.round(w / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
             corrected = bias + (w - w_hat) @ every.mean(0)  # what the bias of the quantised unit is
-            assert found == pytest.approx(((x_hat @ w_hat.T + corrected - y) ** 2).sum() / ((y - y.mean()) ** 2).sum(), rel=1e-4)
+            assert found == pytest.approx(
+                ((x_hat @ w_hat.T + corrected - y) ** 2).sum() / ((y - y.mean()) ** 2).sum(), rel=1e-4
+            )
         assert row[2] == 0.0
         assert row[0] > row[1] > 0
 
@@ -203,10 +226,20 @@ class TestRepair:
         assert monotone(self.ROW_OF_3[::-1], [2.0, 1.0, 3.0]) == ([1.5, 1.5, 3.0], 2)
 
     def test_input_bits_granularity_and_float_are_not_mixed(self):
-        candidates = (Candidate(4, 8), Candidate(4, 4), Candidate(8, 8, w_granularity="tensor"), Candidate(4, 8, w_granularity="tensor"), FLOAT)
+        candidates = (
+            Candidate(4, 8),
+            Candidate(4, 4),
+            Candidate(8, 8, w_granularity="tensor"),
+            Candidate(4, 8, w_granularity="tensor"),
+            FLOAT,
+        )
         row = [1.0, 5.0, 2.0, 3.0, 0.0]
         assert monotone(candidates, row) == (row, 0)
-        assert monotone((Candidate(2, 4), Candidate(8, 4), *candidates), [1.0, 6.0, *row])[0][2:] == [1.0, pytest.approx(4.0), *row[2:]]
+        assert monotone((Candidate(2, 4), Candidate(8, 4), *candidates), [1.0, 6.0, *row])[0][2:] == [
+            1.0,
+            pytest.approx(4.0),
+            *row[2:],
+        ]
 
     def test_score_reports_what_it_moved(self):
         report = score(Given(((3.0, 1.0, 2.0),)), given_context(self.ROW_OF_3))

@@ -1,4 +1,6 @@
-"""`sketch`: equal to errors computed directly, to the second-order KL, additive over shared calls, and seen on held-out images."""
+"""`sketch`: equal to errors computed directly, to the second-order KL, additive over shared calls, and seen
+on held-out images.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ CANDIDATES = tuple(Candidate.parse(text) for text in ("W2A8", "W4A8", "W8A8", "W
 
 
 class Net(nn.Module):
-    """A padded, a grouped and a depthwise convolution, a layer that is called twice, tokens, an in-place function, a dead branch."""
+    """A padded, a grouped and a depthwise convolution, a layer that is called twice, tokens, an in-place
+    function, a dead branch.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +53,9 @@ def context():
     module = Net().eval()
     for layer in (module.head, module.twice):
         layer.weight.data *= 3
-    pixels = torch.randint(0, 256, (30, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (30, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
     images = ImageSet(pixels[:18], None, mean=(0.5,) * 3, std=(0.25,) * 3)
     held = ImageSet(pixels[18:], None, mean=(0.5,) * 3, std=(0.25,) * 3)
     layers = analyze(module, images.inputs([0])).layers
@@ -59,7 +65,9 @@ def context():
 
 
 def direct(context: ScoringContext, unit: str, candidate: Candidate, images, probes: int) -> Tensor:
-    """N x K: each image's directional derivative of the output along the unit's own error, weight and input apart."""
+    """N x K: each image's directional derivative of the output along the unit's own error, weight and input
+    apart.
+    """
     module = context.module
     outputs = module(images.inputs()).detach()
     generator = torch.Generator().manual_seed(context.seed)
@@ -82,13 +90,23 @@ def direct(context: ScoringContext, unit: str, candidate: Candidate, images, pro
     for k in range(probes):
         grads = torch.autograd.grad(result, [y for _, y in calls], directions[k], retain_graph=True)
         for (x, _), grad in zip(calls, grads, strict=True):
-            twin = type(layer)(**{name: getattr(layer, name) for name in ("in_features", "out_features")}) if isinstance(layer, nn.Linear) else None
+            twin = (
+                type(layer)(**{name: getattr(layer, name) for name in ("in_features", "out_features")})
+                if isinstance(layer, nn.Linear)
+                else None
+            )
             moved = state.activation.fake_quantize(x) - x
             if twin is not None:
-                error = nn.functional.linear(x, weight) + nn.functional.linear(moved, layer.weight) + (state.bias - layer.bias)
+                error = (
+                    nn.functional.linear(x, weight)
+                    + nn.functional.linear(moved, layer.weight)
+                    + (state.bias - layer.bias)
+                )
             else:
                 how = (layer.stride, layer.padding, layer.dilation, layer.groups)
-                error = nn.functional.conv2d(x, weight, None, *how) + nn.functional.conv2d(moved, layer.weight, None, *how)
+                error = nn.functional.conv2d(x, weight, None, *how) + nn.functional.conv2d(
+                    moved, layer.weight, None, *how
+                )
                 error = error + (state.bias - layer.bias)[:, None, None]
             found[:, k] += (grad * error).flatten(1).sum(1)
     return found.detach()
@@ -101,16 +119,23 @@ def test_it_is_the_direct_error_along_each_direction(context, unit):
         found = sketches(context, images, 2, 5, 10**9)
     for candidate in CANDIDATES[:-1]:
         expected = direct(context, unit, candidate, images, 2)
-        assert torch.allclose(found.at(unit, candidate), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()) + 1e-9)
+        assert torch.allclose(
+            found.at(unit, candidate), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()) + 1e-9
+        )
 
 
 def test_the_table_is_half_its_mean_square_and_the_second_order_kl(context):
-    """With many directions, half <g, e>^2 in the mean is e^T J^T (diag p - p p^T) J e / 2, which small errors of the output have as their KL."""
+    """With many directions, half <g, e>^2 in the mean is e^T J^T (diag p - p p^T) J e / 2, which small errors
+    of the output have as their KL.
+    """
     report = score(OBJECTIVES.create("sketch:probes=400"), context)
     floats = context.module(context.unseen.inputs()).detach()
     task = Classification()
     for layer, row in zip(context.layers, report.rows, strict=True):
-        if layer.name in ("dead", "twice"):  # the second call of a unit rounds another input than in the float model
+        if layer.name in (
+            "dead",
+            "twice",
+        ):  # the second call of a unit rounds another input than in the float model
             continue
         at = CANDIDATES.index(Candidate.parse("W8A8"))
         state = context.calibration.state(layer.name, CANDIDATES[at])
@@ -131,8 +156,12 @@ def test_batches_and_memory_change_nothing_and_the_seed_does(context):
         return torch.tensor(score(OBJECTIVES.create(text), dataclasses.replace(context, seed=seed)).rows)
 
     whole = table("sketch")
-    assert torch.allclose(whole, table("sketch:batch_size=5"), rtol=1e-4) and torch.allclose(whole, table("sketch:memory_mb=1"), rtol=1e-4)
-    assert torch.equal(whole, table("sketch")) and not torch.allclose(whole, table("sketch", seed=1), rtol=1e-3)
+    assert torch.allclose(whole, table("sketch:batch_size=5"), rtol=1e-4) and torch.allclose(
+        whole, table("sketch:memory_mb=1"), rtol=1e-4
+    )
+    assert torch.equal(whole, table("sketch")) and not torch.allclose(
+        whole, table("sketch", seed=1), rtol=1e-3
+    )
 
 
 def test_it_looks_at_held_out_images_alone(context):
@@ -154,11 +183,18 @@ def test_it_states_its_passes_and_its_parts(context):
     by = {str(c): i for i, c in enumerate(CANDIDATES)}
     stem = [layer.name for layer in context.layers].index("stem")
     assert report.weights[stem][by["W2A8"]] == report.weights[stem][by["W2A4"]]
-    assert report.activations[stem][by["W2A8"]] == report.activations[stem][by["W4A8"]] < report.activations[stem][by["W2A4"]]
+    assert (
+        report.activations[stem][by["W2A8"]]
+        == report.activations[stem][by["W4A8"]]
+        < report.activations[stem][by["W2A4"]]
+    )
 
 
 def test_units_of_a_tie_add_their_errors_before_squaring(context):
-    layers = tuple(dataclasses.replace(layer, tie="a") if layer.name in ("stem", "grouped") else layer for layer in context.layers)
+    layers = tuple(
+        dataclasses.replace(layer, tie="a") if layer.name in ("stem", "grouped") else layer
+        for layer in context.layers
+    )
     tied = OBJECTIVES.create("sketch").score(dataclasses.replace(context, layers=layers))
     with torch.no_grad():
         found = sketches(context, context.unseen, 1, 16, 10**9)
@@ -169,13 +205,19 @@ def test_units_of_a_tie_add_their_errors_before_squaring(context):
         assert total == pytest.approx(float(both.double().square().mean()) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("task", [Classification(), Embedding(), Span()], ids=["classification", "embedding", "span"])
+@pytest.mark.parametrize(
+    "task", [Classification(), Embedding(), Span()], ids=["classification", "embedding", "span"]
+)
 def test_directions_have_the_curvature_of_the_damage(task: Task):
     """E[v v^T] is the Hessian of the damage at the float outputs."""
     shape = (1, 2, 4) if isinstance(task, Span) else (1, 4)
     outputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    drawn = task.directions(outputs.expand(1, *shape[1:]), 60_000, torch.Generator().manual_seed(1)).flatten(1)
-    curvature = torch.autograd.functional.hessian(lambda x: task.damage(x, outputs).sum(), outputs).reshape(drawn.shape[1], -1)
+    drawn = task.directions(outputs.expand(1, *shape[1:]), 60_000, torch.Generator().manual_seed(1)).flatten(
+        1
+    )
+    curvature = torch.autograd.functional.hessian(lambda x: task.damage(x, outputs).sum(), outputs).reshape(
+        drawn.shape[1], -1
+    )
     assert torch.allclose(drawn.T @ drawn / len(drawn), curvature, atol=0.02)
 
 
@@ -206,7 +248,9 @@ def test_products_of_activations_and_standardised_weights_are_seen_whole(tiny):
     calibration = calibrate(net.module, units, [net.images.inputs()])
     layers = analyze(net.module, net.images.inputs([0])).layers
     rows = (CANDIDATES,) * len(layers)
-    report = score(OBJECTIVES.create("sketch"), ScoringContext(net.module, layers, rows, calibration, net.images))
+    report = score(
+        OBJECTIVES.create("sketch"), ScoringContext(net.module, layers, rows, calibration, net.images)
+    )
     products = [row for layer, row in zip(layers, report.rows, strict=True) if layer.op == "matmul"]
     assert products and all(row[3] > row[0] > 0 and math.isclose(row[0], row[2]) for row in products)
 

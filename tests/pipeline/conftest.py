@@ -40,7 +40,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     (folder / "nets.py").write_text(FACTORY)
     draw = np.random.default_rng(0)
-    pixels = draw.integers(0, 256, (72, 4, 4, 3)).repeat(4, 1).repeat(4, 2) // 2 + draw.integers(0, 128, (72, 16, 16, 3))
+    pixels = draw.integers(0, 256, (72, 4, 4, 3)).repeat(4, 1).repeat(4, 2) // 2 + draw.integers(
+        0, 128, (72, 16, 16, 3)
+    )
     np.savez(folder / "images.npz", x=pixels.astype(np.uint8), y=np.arange(72) % 4)
     return folder
 

@@ -41,7 +41,12 @@ class Net(nn.Module):
 
     def __init__(self, dtype=torch.float32, persistent=True, dropout=False):
         super().__init__()
-        self.conv, self.norm, self.head, self.dropout = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4), dropout
+        self.conv, self.norm, self.head, self.dropout = (
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.Linear(4, 4),
+            dropout,
+        )
         self.register_buffer("gain", torch.full((1, 4, 1, 1), 1.1, dtype=dtype), persistent=persistent)
 
     def forward(self, x):
@@ -61,7 +66,9 @@ def images(count=96, classes=4):
 
 
 def search(model, tmp_path, pictures=None, **settings):
-    return mpsearch.search(model, pictures or images(), budgets=["5bits"], **{"study": tmp_path / "study", **QUICK, **settings})
+    return mpsearch.search(
+        model, pictures or images(), budgets=["5bits"], **{"study": tmp_path / "study", **QUICK, **settings}
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +81,14 @@ def search(model, tmp_path, pictures=None, **settings):
         lambda: net(persistent=False),
         lambda: nn.DataParallel(net()).train(),
     ],
-    ids=["float16", "bfloat16", "float64", "float64 buffer", "buffer that is not stored", "wrapped, in training mode"],
+    ids=[
+        "float16",
+        "bfloat16",
+        "float64",
+        "float64 buffer",
+        "buffer that is not stored",
+        "wrapped, in training mode",
+    ],
 )
 def test_what_search_takes_load_gives_back_bit_for_bit(make, tmp_path):
     model = make()
@@ -85,7 +99,10 @@ def test_what_search_takes_load_gives_back_bit_for_bit(make, tmp_path):
     with torch.no_grad():
         output = back(images().inputs([0, 1]))
     assert output.shape == (2, 4) and output.dtype == torch.float32
-    assert all(value.dtype == before[name][0] and torch.equal(value, before[name][1]) for name, value in model.state_dict().items())
+    assert all(
+        value.dtype == before[name][0] and torch.equal(value, before[name][1])
+        for name, value in model.state_dict().items()
+    )
 
 
 def test_a_factory_whose_buffers_are_stored_nowhere_is_refused_by_name(tmp_path, settings, place):
@@ -106,7 +123,9 @@ def test_a_factory_whose_buffers_are_stored_nowhere_is_refused_by_name(tmp_path,
                 return Odd()
     """)
     (tmp_path / "odd.py").write_text(code)
-    with pytest.raises(ModelError, match="gives back other outputs: the values of 'gain' are no part of its state dict"):
+    with pytest.raises(
+        ModelError, match="gives back other outputs: the values of 'gain' are no part of its state dict"
+    ):
         run(settings(model=f"{tmp_path / 'odd.py'}:odd"), Study(tmp_path / "study"))
     assert not (tmp_path / "study").exists()
 
@@ -131,7 +150,10 @@ def test_labels_without_an_output_are_refused_before_anything_is_measured(tmp_pa
     ("settings", "message"),
     [
         ({"trails": 3}, "'trails' is no setting of search. Did you mean 'trials'"),
-        ({"weights": "x.safetensors"}, "'weights' is about a model or images that are named, and here they are given"),
+        (
+            {"weights": "x.safetensors"},
+            "'weights' is about a model or images that are named, and here they are given",
+        ),
         ({"calibration_data": "x.npz"}, "'calibration_data' is about"),
         ({"zzz": 3}, "'zzz' is no setting of search. Settings: a_bits, "),
     ],
@@ -166,7 +188,9 @@ def test_few_images_are_shared_with_a_warning(tmp_path):
     heard = Heard()
     result = search(net(), tmp_path, progress=heard)
     assert result["rows"][0]["searched"]["metrics"]["images"] == 24
-    assert any(line.startswith("Warning: pictures has few images: 48 calibrate, 24 judge") for line in heard.lines)
+    assert any(
+        line.startswith("Warning: pictures has few images: 48 calibrate, 24 judge") for line in heard.lines
+    )
 
 
 def test_a_disk_that_is_full_is_told_in_one_message(tmp_path, monkeypatch):
@@ -175,7 +199,9 @@ def test_a_disk_that_is_full_is_told_in_one_message(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(MpsearchError, match=r"cannot be written or read \(No space left on device\)\. Make room there"):
+        with pytest.raises(
+            MpsearchError, match=r"cannot be written or read \(No space left on device\)\. Make room there"
+        ):
             search(net(), tmp_path)
     search(net(), tmp_path)
     with monkeypatch.context() as patch:
@@ -189,16 +215,48 @@ def test_a_disk_that_is_full_is_told_in_one_message(tmp_path, monkeypatch):
 def test_a_limit_on_the_size_of_files_is_told_in_one_message(tmp_path, kib, place):
     (tmp_path / "nets.py").write_text((place / "nets.py").read_text())
     (tmp_path / "images.npz").write_bytes((place / "images.npz").read_bytes())
-    command = [sys.executable, "-c", "from mpsearch.cli import main; main()", "run", "--budget", "5bits", "--model", "nets.py:make"]
-    command += ["--data", "images.npz", "--trials", "2", "--polish", "0", "--iterations", "0", "--target", "packed", "--objective", "weight_mse"]
+    command = [
+        sys.executable,
+        "-c",
+        "from mpsearch.cli import main; main()",
+        "run",
+        "--budget",
+        "5bits",
+        "--model",
+        "nets.py:make",
+    ]
+    command += [
+        "--data",
+        "images.npz",
+        "--trials",
+        "2",
+        "--polish",
+        "0",
+        "--iterations",
+        "0",
+        "--target",
+        "packed",
+        "--objective",
+        "weight_mse",
+    ]
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (kib * 1024, kib * 1024))
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, preexec_fn=limited)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limited,
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.count("Error: ") == 1 and "File too large" in done.stderr and "ulimit -f" in done.stderr
+    assert (
+        done.stderr.count("Error: ") == 1 and "File too large" in done.stderr and "ulimit -f" in done.stderr
+    )
     assert not [p for p in tmp_path.rglob(".*") if p.name != ".busy"]
 
 
@@ -219,7 +277,10 @@ def test_a_file_system_without_locks_is_told_as_such(tmp_path, monkeypatch):
 def test_a_study_that_is_busy_is_still_told_as_busy(tmp_path):
     study = Study(tmp_path / "study")
     with study.busy():
-        with pytest.raises(StudyError, match="Another process is running the study"), Study(tmp_path / "study").busy():
+        with (
+            pytest.raises(StudyError, match="Another process is running the study"),
+            Study(tmp_path / "study").busy(),
+        ):
             pass
         assert study.path.is_dir()
 
@@ -228,10 +289,14 @@ def test_tables_that_cannot_be_written_are_told_before_the_model_is_built(tmp_pa
     def refuse(self, *_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
-    monkeypatch.setattr("mpsearch.pipeline.steps.subject.load_model", lambda *_, **__: pytest.fail("the model was built"))
+    monkeypatch.setattr(
+        "mpsearch.pipeline.steps.subject.load_model", lambda *_, **__: pytest.fail("the model was built")
+    )
     (tmp_path / "tables").mkdir()
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(MpsearchError, match=r"tables cannot be written or read \(Permission denied\)\. Give the right"):
+    with pytest.raises(
+        MpsearchError, match=r"tables cannot be written or read \(Permission denied\)\. Give the right"
+    ):
         run(settings(target="ort-cpu", tables=str(tmp_path / "tables")), Study(tmp_path / "study"))
 
 
@@ -265,11 +330,15 @@ def test_another_budget_replaces_no_artifact(tmp_path, settings):
     run(settings(budgets=("4bits",), **asked), study)
     earlier = study.path / "earlier" / "5bits"
     assert {p.name: p.read_bytes() for p in (earlier / "artifact").iterdir()} == first
-    assert json.loads((earlier / "best.json").read_text())["artifact"]["packed"] == str(earlier / "artifact" / "model.safetensors")
+    assert json.loads((earlier / "best.json").read_text())["artifact"]["packed"] == str(
+        earlier / "artifact" / "model.safetensors"
+    )
     assert (earlier / "report.html").read_text() == f"see {earlier}/artifact/model.safetensors"
     assert json.loads((study.path / "best.json").read_text())["budgets"][0]["text"] == "4bits"
     again = run(settings(**asked), study)
-    assert {p.name: p.read_bytes() for p in study.artifact.iterdir()} == first and again["best"]["budgets"][0]["text"] == "5bits"
+    assert {p.name: p.read_bytes() for p in study.artifact.iterdir()} == first and again["best"]["budgets"][
+        0
+    ]["text"] == "5bits"
     assert (study.path / "earlier" / "4bits" / "artifact" / "model.safetensors").is_file()
     run(settings(**asked), study)
     assert (study.path / "earlier" / "5bits" / "artifact").is_dir() and study.artifact.is_dir()
@@ -282,10 +351,14 @@ def test_sizes_of_the_table_are_those_of_the_files(settings):
         problem = sized_problem(subject, config)
         assert float_bytes(problem) == subject.float_bytes()
         for bits in (2, 5, 8):
-            uniform = subject.layout.constant_bytes + sum(subject.layout.unit_bytes(unit, Candidate(bits, 8)) for unit in subject.units)
+            uniform = subject.layout.constant_bytes + sum(
+                subject.layout.unit_bytes(unit, Candidate(bits, 8)) for unit in subject.units
+            )
             assert bytes_at(problem, bits) == pytest.approx(uniform, abs=40)
         if not changes.get("bits"):
-            assert bytes_at(problem, 5) == subject.layout.constant_bytes + sum(subject.layout.unit_bytes(u, Candidate(5, 8)) for u in subject.units)
+            assert bytes_at(problem, 5) == subject.layout.constant_bytes + sum(
+                subject.layout.unit_bytes(u, Candidate(5, 8)) for u in subject.units
+            )
 
 
 SCRIPT = """
@@ -315,8 +388,19 @@ print("measured", result["best"]["measured"]["latency_us"])
 
 def test_a_plain_script_without_a_guard_works_and_is_read_once_and_takes_seconds(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(Path(mpsearch.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(mpsearch.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     lines = dict(line.split() if " " in line else (line, "") for line in done.stdout.splitlines())
     assert done.stdout.count("read") == 1 and float(lines["measured"]) > 0
@@ -331,12 +415,26 @@ def test_folders_get_the_labels_that_timm_gives_a_model_of_its_own(tmp_path, set
         for i in range(4):
             shade = np.random.default_rng(100 * k + i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(shade).save(tmp_path / "data" / f"class{k}" / f"{i}.png")
-    asked = {"data": str(tmp_path / "data"), "evaluation_images": 12, "calibration_images": 12, "search_images": 12}
-    own = settings(model="test_byobnet", model_args={"num_classes": 12, "img_size": 32}, pretrained=False, **asked)
+    asked = {
+        "data": str(tmp_path / "data"),
+        "evaluation_images": 12,
+        "calibration_images": 12,
+        "search_images": 12,
+    }
+    own = settings(
+        model="test_byobnet", model_args={"num_classes": 12, "img_size": 32}, pretrained=False, **asked
+    )
     labels = load_subject(own, Silent()).splits.evaluation.labels
     expected = ImageDataset(str(tmp_path / "data")).reader.class_to_idx
     assert sorted(labels.tolist()) == list(range(12)) and expected["class10"] == 9
-    config = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
+    config = {
+        "input_size": (3, 8, 8),
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "interpolation": "bilinear",
+    }
     pictures = load_images(own.data, config, classes=Classes(12, timm=True))
     tenth = int(np.asarray(Image.open(tmp_path / "data" / "class10" / "0.png")).sum())
     assert pictures.labels[[int(image.sum()) for image in pictures.images].index(tenth)] == 9

@@ -38,11 +38,19 @@ def scored(kept, settings, place):
 
 
 def names(problem):
-    return {layer.name: [str(c) for c in row] for layer, row in zip(problem.layers, problem.candidates, strict=True)}
+    return {
+        layer.name: [str(c) for c in row]
+        for layer, row in zip(problem.layers, problem.candidates, strict=True)
+    }
 
 
 def test_rules_for_single_units_decide_the_candidates_of_a_study(settings, place):
-    config = settings(objectives=("weight_mse",), bits=(2, 4), layer_bits=("body.*=6..8", "down.0=A4..5"), fix=("head=W8A6",))
+    config = settings(
+        objectives=("weight_mse",),
+        bits=(2, 4),
+        layer_bits=("body.*=6..8", "down.0=A4..5"),
+        fix=("head=W8A6",),
+    )
     study = Study(place / "ruled")
     found = names(score_model(config, study).problem)
     assert found["stem.0"] == ["W4A8", "W2A8"] and found["head"] == ["W8A6"]
@@ -66,13 +74,19 @@ def test_the_smallest_within_a_drop_was_measured_to_keep_it(scored):
     top1 = compare(evaluator.float_logits, evaluator.float_logits, labels).top1
 
     def drop(indices):
-        return top1 - compare(evaluator.logits(problem.assignment(indices)), evaluator.float_logits, labels).top1
+        return (
+            top1 - compare(evaluator.logits(problem.assignment(indices)), evaluator.float_logits, labels).top1
+        )
 
     front = problem_front(problem, "weight_mse")
     found = within_floor(study.path, problem, "weight_mse", [], 0.05, "size_bytes", Silent())
-    assert found["search"]["drop"] == pytest.approx(drop(found["indices"])) and found["search"]["drop"] <= 0.05
+    assert (
+        found["search"]["drop"] == pytest.approx(drop(found["indices"])) and found["search"]["drop"] <= 0.05
+    )
     assert found["predicted"]["size_bytes"] == problem.cost(found["indices"]).size_bytes < front.costs[-1]
-    assert found["assignment"] == problem.assignment(found["indices"]).to_json() and found["evaluation"]["images"] == len(subject.splits.evaluation)
+    assert found["assignment"] == problem.assignment(found["indices"]).to_json() and found["evaluation"][
+        "images"
+    ] == len(subject.splits.evaluation)
     assert 3 <= len(found["trail"]) <= 2 + len(front).bit_length()
     tried = [t for t in found["trail"] if t["cost"]["size_bytes"] < found["predicted"]["size_bytes"]]
     assert all(t["drop"] > 0.05 for t in tried)
@@ -100,19 +114,33 @@ def test_a_drop_that_nothing_keeps_and_other_mistakes(scored, place):
 
 def test_without_labels_the_share_of_changed_classes_counts(scored, monkeypatch):
     _, study, problem = scored
-    monkeypatch.setattr("mpsearch.pipeline.jobs.floor.load_subject", lambda config, progress: _without_labels(load_subject(config, progress)))
+    monkeypatch.setattr(
+        "mpsearch.pipeline.jobs.floor.load_subject",
+        lambda config, progress: _without_labels(load_subject(config, progress)),
+    )
     found = within_floor(study.path, problem, "weight_mse", [], 0.2, "size_bytes", Silent())
-    assert found["search"]["top1"] is None and found["search"]["drop"] == pytest.approx(1 - found["search"]["agreement"]) and "without labels" in found["told"]
+    assert (
+        found["search"]["top1"] is None
+        and found["search"]["drop"] == pytest.approx(1 - found["search"]["agreement"])
+        and "without labels" in found["told"]
+    )
 
 
 def _without_labels(subject):
-    splits = replace(subject.splits, **{part: replace(getattr(subject.splits, part), labels=None) for part in ("search", "evaluation")})
+    splits = replace(
+        subject.splits,
+        **{part: replace(getattr(subject.splits, part), labels=None) for part in ("search", "evaluation")},
+    )
     return replace(subject, splits=splits, hashes={**subject.hashes, "search": "unlabelled"})
 
 
 def test_the_command_line_asks_for_it(scored, monkeypatch, capsys):
     _, study, _ = scored
-    monkeypatch.setattr(sys, "argv", ["mpsearch", "solve", str(study.path), "--max-drop", "5%", "--fix", "head=W8A8", "--format", "json"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["mpsearch", "solve", str(study.path), "--max-drop", "5%", "--fix", "head=W8A8", "--format", "json"],
+    )
     main()
     found = json.loads(capsys.readouterr().out)
     assert found["search"]["drop"] <= 0.05 and found["assignment"]["head"] == "W8A8"

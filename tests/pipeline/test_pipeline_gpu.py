@@ -1,4 +1,6 @@
-"""Runs for `triton-cuda` with a fake card: no GPU is here, and no time or energy below is one. The kernels themselves run in Triton's interpreter."""
+"""Runs for `triton-cuda` with a fake card: no GPU is here, and no time or energy below is one. The kernels
+themselves run in Triton's interpreter.
+"""
 
 import dataclasses
 import json
@@ -12,7 +14,14 @@ from torch import nn
 import mpsearch
 from mpsearch.deploy.kernels import KernelLayer, kernel_layers
 from mpsearch.deploy.targets.triton_cuda import OneImage
-from mpsearch.errors import BudgetError, DeviceMismatchError, InfeasibleError, MpsearchError, OptionError, TableError
+from mpsearch.errors import (
+    BudgetError,
+    DeviceMismatchError,
+    InfeasibleError,
+    MpsearchError,
+    OptionError,
+    TableError,
+)
 from mpsearch.hardware import ModelRun
 from mpsearch.hardware.backends import Cell
 from mpsearch.hardware.backends.triton_cuda import TritonCuda
@@ -31,7 +40,9 @@ from mpsearch.pipeline.progress import Silent
 from mpsearch.problem import Problem
 from mpsearch.report import write_report
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the fake card stands for a machine without one")
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the fake card stands for a machine without one"
+)
 H200 = probe.Gpu("NVIDIA H200", (9, 0), 132, 141 * 2**30, 50 * 2**20, 227 * 2**10)
 STEADY = CardState(1980, 3201, 45, 300.0)
 FLOAT_US, FLOAT_MJ, OTHER_US, OTHER_MJ = 20.0, 0.40, 10.0, 0.10
@@ -115,7 +126,9 @@ def gpu(monkeypatch):
         card = fake_card(**options)
         monkeypatch.setattr(probe, "gpu", lambda: H200)
         monkeypatch.setattr(cards, "card", lambda: card)
-        monkeypatch.setattr(IsolatedTimer, "measure", CellTimer.measure)  # another process would not have the fake
+        monkeypatch.setattr(
+            IsolatedTimer, "measure", CellTimer.measure
+        )  # another process would not have the fake
         monkeypatch.setattr(TritonCuda, "build", lambda _, layer, candidate, batch: priced(candidate.w_bits))
         return card
 
@@ -127,7 +140,14 @@ def for_gpu(settings, tmp_path):
     """`for_gpu(**changes)`: a `RunConfig` with tables of its own."""
 
     def make(**changes):
-        given = {"target": "triton-cuda", "tables": str(tmp_path / "tables"), "bits": (2, 4, 8), "trials": 2, "polish": 0, "iterations": 0}
+        given = {
+            "target": "triton-cuda",
+            "tables": str(tmp_path / "tables"),
+            "bits": (2, 4, 8),
+            "trials": 2,
+            "polish": 0,
+            "iterations": 0,
+        }
         return settings(**{**given, "objectives": ("weight_mse",), "evaluation_images": 4, **changes})
 
     return make
@@ -147,15 +167,32 @@ def test_an_energy_budget_is_solved_and_verified_by_measuring(gpu, for_gpu, tmp_
     best = run(for_gpu(budgets=("99%", f"{limit}mJ")), study)["best"]
     bits = [int(c[1]) for c in best["assignment"].values()]
     assert best["predicted"]["energy_mj"] == pytest.approx(best["measured"]["energy_mj"], rel=0.02)
-    assert best["measured"]["energy_mj"] == pytest.approx(OTHER_MJ + sum(price(b)[1] for b in bits)) and best["measured"]["energy_mj"] <= limit
+    assert (
+        best["measured"]["energy_mj"] == pytest.approx(OTHER_MJ + sum(price(b)[1] for b in bits))
+        and best["measured"]["energy_mj"] <= limit
+    )
     assert best["repairs"] == [] and len(set(bits)) > 1
     artifact = best["artifact"]
-    assert artifact["triton"].endswith("model.safetensors") and artifact["triton_bytes"] == artifact["size_bytes"] == best["measured"]["triton_bytes"]
+    assert (
+        artifact["triton"].endswith("model.safetensors")
+        and artifact["triton_bytes"] == artifact["size_bytes"] == best["measured"]["triton_bytes"]
+    )
     assert artifact["triton_agreement"] >= 0.75 and "triton_fresh_latency_us" not in artifact
-    problem, about = Problem.load(study.path / "problem.json"), json.loads((study.path / "study.json").read_text())["hardware"]
-    assert problem.constants["energy_mj"] == pytest.approx(OTHER_MJ, rel=0.2) and problem.costs["energy_mj"][0][0] > problem.costs["energy_mj"][0][-2] > 0
-    assert about["float_energy_mj"] == pytest.approx(OTHER_MJ + UNITS * FLOAT_MJ) and about["energy"]["error"]["trusted"]
-    assert about["device"]["name"] == "NVIDIA H200" and about["float_latency_us"] == OTHER_US + UNITS * FLOAT_US
+    problem, about = (
+        Problem.load(study.path / "problem.json"),
+        json.loads((study.path / "study.json").read_text())["hardware"],
+    )
+    assert (
+        problem.constants["energy_mj"] == pytest.approx(OTHER_MJ, rel=0.2)
+        and problem.costs["energy_mj"][0][0] > problem.costs["energy_mj"][0][-2] > 0
+    )
+    assert (
+        about["float_energy_mj"] == pytest.approx(OTHER_MJ + UNITS * FLOAT_MJ)
+        and about["energy"]["error"]["trusted"]
+    )
+    assert (
+        about["device"]["name"] == "NVIDIA H200" and about["float_latency_us"] == OTHER_US + UNITS * FLOAT_US
+    )
     assert "kernels='triton-cuda'" in unescape(write_report(study.path).read_text())
 
 
@@ -196,19 +233,27 @@ def test_a_latency_budget_and_the_table_that_a_second_run_finds(gpu, for_gpu, tm
     card = gpu()
     limit = OTHER_US + UNITS * price(6)[0]
     best = run(for_gpu(budgets=("99%", f"{limit}us")), Study(tmp_path / "study"))["best"]
-    assert best["measured"]["latency_us"] <= limit and best["predicted"]["latency_us"] == pytest.approx(best["measured"]["latency_us"], rel=0.02)
+    assert best["measured"]["latency_us"] <= limit and best["predicted"]["latency_us"] == pytest.approx(
+        best["measured"]["latency_us"], rel=0.02
+    )
     (path,) = (tmp_path / "tables").glob("*.csv")
     assert (
         "h200" in path.name
         and "triton-cuda" in path.name
-        and json.loads(path.with_suffix(".json").read_text())["method"].startswith("random data; a CUDA graph")
+        and json.loads(path.with_suffix(".json").read_text())["method"].startswith(
+            "random data; a CUDA graph"
+        )
     )
     table = LatencyTable.load(path, H200.identity)
-    assert {row.clock for row in table.rows.values()} == {"gpu"} and all(row.energy_mj > 0 for row in table.rows.values())
+    assert {row.clock for row in table.rows.values()} == {"gpu"} and all(
+        row.energy_mj > 0 for row in table.rows.values()
+    )
     assert all(run.clock == "gpu" and len(run.energies_mj) == 2 for run in table.models.values())
     card.timer.captured.clear()
     again, _ = profile_model(for_gpu(), Silent(), models=8)
-    assert card.timer.captured == [] and again.models.keys() >= {key for key in table.models if set(key[2]) == {"float"}}
+    assert card.timer.captured == [] and again.models.keys() >= {
+        key for key in table.models if set(key[2]) == {"float"}
+    }
     model = load_model(f"{place / 'nets.py'}:make").module
     loaded = mpsearch.load(best["artifact"]["packed"], model, kernels="triton-cuda", device="cpu")
     assert len(kernel_layers(loaded)) == sum(c != "float" for c in best["assignment"].values())
@@ -217,7 +262,10 @@ def test_a_latency_budget_and_the_table_that_a_second_run_finds(gpu, for_gpu, tm
 def test_without_a_gpu_the_target_is_refused_before_the_model_is_loaded(for_gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "gpu", lambda: None)
     config = for_gpu(model="nowhere.py:make")
-    with pytest.raises(DeviceMismatchError, match=r"--target triton-cuda cannot run here: .*CUDA.*NVIDIA GPU.*--target ort-cpu") as caught:
+    with pytest.raises(
+        DeviceMismatchError,
+        match=r"--target triton-cuda cannot run here: .*CUDA.*NVIDIA GPU.*--target ort-cpu",
+    ) as caught:
         run(config, Study(tmp_path / "study"))
     assert caught.value.exit_code == 2 and not (tmp_path / "study").exists()
     with pytest.raises(DeviceMismatchError, match="cannot run here"):
@@ -239,7 +287,9 @@ def test_what_a_gpu_does_not_have_is_refused(gpu, for_gpu, tmp_path):
 def test_a_card_that_stops_counting_is_told_of(gpu, for_gpu, tmp_path, monkeypatch):
     gpu()
     plain = CudaBench.measure_whole
-    monkeypatch.setattr(CudaBench, "measure_whole", lambda *given: dataclasses.replace(plain(*given), energies_mj=()))
+    monkeypatch.setattr(
+        CudaBench, "measure_whole", lambda *given: dataclasses.replace(plain(*given), energies_mj=())
+    )
     with pytest.raises(MpsearchError, match="counted no energy"):
         run(for_gpu(budgets=("99%", f"{uniform_mj(4):.3f}mJ")), Study(tmp_path / "study"))
 
@@ -259,14 +309,34 @@ def test_fake_card_whole_models_are_read_twice_and_again_where_the_card_is_slowe
     slow = dataclasses.replace(STEADY, reasons=("sw_power_cap",))
     card = fake_card(states=[STEADY, STEADY, slow])  # the anchor's two, then the first reading
     (found,) = measure_models("m", [("float",)], lambda _: WholeModel(call), CudaBench(card))
-    assert (found.passes_us, found.status, found.clock, found.batch) == ((OTHER_US + FLOAT_US,) * 2, "ok", "gpu", 1)
+    assert (found.passes_us, found.status, found.clock, found.batch) == (
+        (OTHER_US + FLOAT_US,) * 2,
+        "ok",
+        "gpu",
+        1,
+    )
     assert found.energies_mj == pytest.approx((OTHER_MJ + FLOAT_MJ,) * 2)
-    assert sum(runs == [call] for runs in card.timer.captured) == 2 * 3  # three readings, cold and hot, one call in each graph
+    assert (
+        sum(runs == [call] for runs in card.timer.captured) == 2 * 3
+    )  # three readings, cold and hot, one call in each graph
     throttled = fake_card(states=[STEADY, STEADY] + [slow] * 99)
-    assert next(measure_models("m", [("float",)], lambda _: WholeModel(call), CudaBench(throttled))).status == "unstable"
-    assert next(measure_models("m", [("float",)], lambda _: WholeModel(call, False), CudaBench(fake_card()))).status == "fallback"
+    assert (
+        next(measure_models("m", [("float",)], lambda _: WholeModel(call), CudaBench(throttled))).status
+        == "unstable"
+    )
+    assert (
+        next(
+            measure_models("m", [("float",)], lambda _: WholeModel(call, False), CudaBench(fake_card()))
+        ).status
+        == "fallback"
+    )
     reading = CudaBench(fake_card(counts=False)).measure_whole(call, 3)
-    assert reading.energy_mj is None and reading.timing.clock == "gpu" and len(reading.timing.passes_us) == 3 and reading.trouble == ()
+    assert (
+        reading.energy_mj is None
+        and reading.timing.clock == "gpu"
+        and len(reading.timing.passes_us) == 3
+        and reading.trouble == ()
+    )
 
 
 def test_fake_card_a_model_that_cannot_be_captured_is_one_clear_error(monkeypatch):
@@ -279,10 +349,21 @@ def test_fake_card_a_model_that_cannot_be_captured_is_one_clear_error(monkeypatc
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(card.timer, "capture", capture)
-    with pytest.raises(MpsearchError, match=r"CUDA graph: CUDA error: operation not permitted when stream is capturing\. Its forward.*--target packed"):
+    with pytest.raises(
+        MpsearchError,
+        match=(
+            r"CUDA graph: CUDA error: operation not permitted when stream is capturing\. Its "
+            r"forward.*--target packed"
+        ),
+    ):
         CudaBench(card).measure_whole(model)
 
 
 def test_runs_without_energies_are_written_as_they_ever_were():
-    run_ = ModelRun("m", 1, ("float",), (1.0, 1.0), 0.0, 1.0, "ok", "cpu", datetime(2026, 1, 1, tzinfo=UTC).isoformat())
-    assert "energies_mj" not in run_.to_json() and "energies_mj" in dataclasses.replace(run_, energies_mj=(2.0,)).to_json()
+    run_ = ModelRun(
+        "m", 1, ("float",), (1.0, 1.0), 0.0, 1.0, "ok", "cpu", datetime(2026, 1, 1, tzinfo=UTC).isoformat()
+    )
+    assert (
+        "energies_mj" not in run_.to_json()
+        and "energies_mj" in dataclasses.replace(run_, energies_mj=(2.0,)).to_json()
+    )

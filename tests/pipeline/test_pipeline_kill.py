@@ -1,4 +1,6 @@
-"""kill -9 at any moment: what is there afterwards is finished to the same result as if nothing had happened."""
+"""kill -9 at any moment: what is there afterwards is finished to the same result as if nothing had
+happened.
+"""
 
 import json
 import multiprocessing
@@ -50,7 +52,10 @@ def _result(study):
     return {
         "front.csv": (study.path / "front.csv").read_bytes(),
         "points": [(p["size_bytes"], p["score"], p["indices"]) for p in front["points"]],
-        "measured": [(t["number"], t["indices"], t["loss"], t["fits"], t["proposed_by"], t["on_front"]) for t in front["measured"]],
+        "measured": [
+            (t["number"], t["indices"], t["loss"], t["fits"], t["proposed_by"], t["on_front"])
+            for t in front["measured"]
+        ],
         "best": (best["label"], best["assignment"], best["metrics"], best["measured"]["size_bytes"]),
         "artifact": (study.artifact / "model.safetensors").read_bytes(),
     }
@@ -76,7 +81,9 @@ def test_killed_three_times_it_ends_with_the_same_result(context, settings, tmp_
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("target", ["packed", "ort-cpu"])
-def test_killed_at_ten_random_moments_every_run_ends_with_the_same_result(context, settings, tmp_path, target):
+def test_killed_at_ten_random_moments_every_run_ends_with_the_same_result(
+    context, settings, tmp_path, target
+):
     config, calm = settings(iterations=150, trials=16, target=target), Study(tmp_path / "calm")
     _finish(context, config, calm)
     timed = Study(tmp_path / "timed")
@@ -91,8 +98,15 @@ def test_killed_at_ten_random_moments_every_run_ends_with_the_same_result(contex
             continue
         kills += 1
         left += len(_half_written(study))
-        reached = sorted({p.name.partition("-")[0] for p in (study.path / "steps").glob("[!.]*")}) if (study.path / "steps").is_dir() else []
+        reached = (
+            sorted({p.name.partition("-")[0] for p in (study.path / "steps").glob("[!.]*")})
+            if (study.path / "steps").is_dir()
+            else []
+        )
         _finish(context, config, study)
         assert _result(study) == want, f"killed after {after:.3f} of {seconds:.3f} s"
-        print(f"{target}: killed after {after:.2f} of {seconds:.2f} s; steps begun: {', '.join(reached) or 'none'}")
+        print(
+            f"{target}: killed after {after:.2f} of {seconds:.2f} s; steps begun: "
+            f"{', '.join(reached) or 'none'}"
+        )
     print(f"{target}: {kills} kills, {left} unfinished files left beside")

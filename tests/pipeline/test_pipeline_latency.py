@@ -31,7 +31,9 @@ def rounds(monkeypatch):
 
     def patch(measured, predicted=9.5, least=1.0, artifacts=()):
         limits, lasts, waiting, shipped = [], [], list(measured), list(artifacts)
-        monkeypatch.setattr(runner, "search_assignments", lambda problem, given, *_: limits.append([b.limit for b in given]))
+        monkeypatch.setattr(
+            runner, "search_assignments", lambda problem, given, *_: limits.append([b.limit for b in given])
+        )
 
         def choose(problem, budgets, found, searched, workshop, hardware, last):
             lasts.append(last)
@@ -46,7 +48,9 @@ def rounds(monkeypatch):
         monkeypatch.setattr(runner, "scouted", lambda problem, budgets, *_: (budgets, []))
         monkeypatch.setattr(runner, "choose", choose)
         monkeypatch.setattr(runner, "_shipped", ship)
-        monkeypatch.setattr(runner, "reachable", lambda problem: {"latency_us": (least, 100.0), "size_bytes": (1.0, 1e6)})
+        monkeypatch.setattr(
+            runner, "reachable", lambda problem: {"latency_us": (least, 100.0), "size_bytes": (1.0, 1e6)}
+        )
         return limits, lasts
 
     return patch
@@ -55,7 +59,9 @@ def rounds(monkeypatch):
 @pytest.fixture
 def repaired(tmp_path):
     def run(told=None):
-        workshop = SimpleNamespace(progress=told or Told(), study=SimpleNamespace(artifact=tmp_path / "artifact"))
+        workshop = SimpleNamespace(
+            progress=told or Told(), study=SimpleNamespace(artifact=tmp_path / "artifact")
+        )
         chosen, _, _ = runner._within_budgets(None, BUDGETS, None, workshop, None, {})
         return chosen.best
 
@@ -82,16 +88,24 @@ def test_a_limit_is_tightened_to_what_can_be_reached_and_no_lower(rounds, repair
     repaired()
     assert [row[0] for row in limits] == [10.0, 8.0] and lasts == [False, True]
     rounds([20.0, 19.0], least=8.0)
-    with pytest.raises(InfeasibleError, match=r"10us is not kept by what is predicted to take the least, .* up to 0\.019 ms") as caught:
+    with pytest.raises(
+        InfeasibleError, match=r"10us is not kept by what is predicted to take the least, .* up to 0\.019 ms"
+    ) as caught:
         repaired()
     assert caught.value.least == {"latency_us": 19.0}
 
 
 def test_an_artifact_that_breaks_the_budget_in_new_processes_is_repaired(rounds, repaired, tmp_path):
-    limits, _ = rounds([9.8, 9.0], artifacts=[{"latency_us": 9.9, "latency_high_us": 10.5}, {"latency_us": 9.1, "latency_high_us": 9.6}])
+    limits, _ = rounds(
+        [9.8, 9.0],
+        artifacts=[{"latency_us": 9.9, "latency_high_us": 10.5}, {"latency_us": 9.1, "latency_high_us": 9.6}],
+    )
     best = repaired()
     assert [row[0] for row in limits] == [10.0, pytest.approx(9.5 * 10 / 10.5 * 0.99)]
-    assert best.repairs == (Repair("latency_us", limit=10.0, predicted=9.5, measured=10.5),) and best.measured["latency_high_us"] == 9.6
+    assert (
+        best.repairs == (Repair("latency_us", limit=10.0, predicted=9.5, measured=10.5),)
+        and best.measured["latency_high_us"] == 9.6
+    )
     assert (tmp_path / "artifact").exists()
 
 
@@ -126,7 +140,9 @@ class Scale:
 def problem(scores, latencies, layers=3):
     units = tuple(Layer(f"l{i}", "linear", (4, 4), ((1, 4),), (1, 4), 16, "block") for i in range(layers))
     choices = (Candidate(4, 8), Candidate(8, 8), Candidate.parse("float"))
-    return Problem(units, (choices,) * layers, {"coding": (scores,) * layers}, {"latency_us": (latencies,) * layers})
+    return Problem(
+        units, (choices,) * layers, {"coding": (scores,) * layers}, {"latency_us": (latencies,) * layers}
+    )
 
 
 PROBLEM = problem((4.0, 1.0, 0.0), (10.0, 16.0, 24.0))
@@ -137,13 +153,19 @@ def test_the_limit_of_the_search_is_what_the_optimum_keeps_when_measured(ratio):
     workshop = Scale(ratio)
     (limit,), repairs = scouted(PROBLEM, (Budget.parse("50us"),), {"latency_us": 30.0}, workshop)
     assert max(ratio, 1.0) * workshop.asked[-1] <= 50.0
-    assert workshop.asked[-1] <= limit.limit <= 50.0 / max(ratio, 1.0)  # nothing that is as far off as the optimum is breaks the budget
+    assert (
+        workshop.asked[-1] <= limit.limit <= 50.0 / max(ratio, 1.0)
+    )  # nothing that is as far off as the optimum is breaks the budget
     assert len(workshop.asked) == len(set(workshop.asked)) and (ratio > 1.0) == bool(workshop.progress.lines)
-    assert [(r.limit, r.predicted, r.measured) for r in repairs] == [(50.0, us, ratio * us) for us in workshop.asked[:-1]]
+    assert [(r.limit, r.predicted, r.measured) for r in repairs] == [
+        (50.0, us, ratio * us) for us in workshop.asked[:-1]
+    ]
 
 
 def test_a_budget_that_even_the_fastest_breaks_when_measured_is_told_with_what_it_takes():
-    with pytest.raises(InfeasibleError, match=r"not kept by what is predicted to take the least, 0\.030 ms.* up to 0\.060 ms") as caught:
+    with pytest.raises(
+        InfeasibleError, match=r"not kept by what is predicted to take the least, 0\.030 ms.* up to 0\.060 ms"
+    ) as caught:
         scouted(PROBLEM, (Budget.parse("50us"),), {"latency_us": 30.0}, Scale(2.0))
     assert caught.value.least == {"latency_us": 60.0}
 
@@ -174,4 +196,9 @@ def test_a_latency_that_cannot_be_predicted_is_refused_unless_told_to_go_on():
 def test_a_latency_that_can_be_predicted_says_how_well():
     told = Told()
     require_trust(model(0.9), config("1ms", "5MB"), "latency_us", told)
-    assert told.lines == ["Latency of mixed assignments is predicted within 5.0% (worst 20.0%), tau 0.90; the same measured twice 1.0%, tau 0.95; 24 runs."]
+    assert told.lines == [
+        (
+            "Latency of mixed assignments is predicted within 5.0% (worst 20.0%), tau 0.90; the same "
+            "measured twice 1.0%, tau 0.95; 24 runs."
+        )
+    ]

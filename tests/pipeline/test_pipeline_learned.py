@@ -1,4 +1,6 @@
-"""The search sees states in closed form, or those that a reconstruction has left, not those of rounding to nearest."""
+"""The search sees states in closed form, or those that a reconstruction has left, not those of rounding to
+nearest.
+"""
 
 import json
 
@@ -29,8 +31,12 @@ def uniform(shop, bits):
     return Assignment(tuple((layer.name, Candidate(bits, 8)) for layer in shop.subject.graph.layers))
 
 
-def test_every_candidate_is_learned_and_a_uniform_assignment_is_what_its_reconstruction_gave(settings, tmp_path):
-    shop, problem = prepared(settings(bits=(3, 5), search_states="reconstructed:steps=10", method="qdrop"), tmp_path)
+def test_every_candidate_is_learned_and_a_uniform_assignment_is_what_its_reconstruction_gave(
+    settings, tmp_path
+):
+    shop, problem = prepared(
+        settings(bits=(3, 5), search_states="reconstructed:steps=10", method="qdrop"), tmp_path
+    )
     searched = searched_calibration(problem, shop)
     assert set(searched.learned) == {(unit, Candidate(b, 8)) for unit in shop.subject.units for b in (3, 5)}
     again = shop.reconstructed(uniform(shop, 3), "again", 10)
@@ -38,16 +44,24 @@ def test_every_candidate_is_learned_and_a_uniform_assignment_is_what_its_reconst
     assert all(torch.equal(states[u].weight.codes, again[u].weight.codes) for u in states)
     nearest = shop.calibration.states(uniform(shop, 3))
     assert any(not torch.equal(states[u].weight.codes, nearest[u].weight.codes) for u in states)
-    losses = [FastEvaluator(shop.subject.module, c, shop.subject.splits.search).measure(uniform(shop, 3)) for c in (searched, shop.calibration)]
+    losses = [
+        FastEvaluator(shop.subject.module, c, shop.subject.splits.search).measure(uniform(shop, 3))
+        for c in (searched, shop.calibration)
+    ]
     assert losses[0] == pytest.approx(float(shop.evaluation.search_losses(again).mean()), rel=1e-4)
     assert losses[0] < losses[1]
 
 
 def test_fixed_ends_are_learned_at_their_own_candidate(settings, tmp_path):
-    shop, problem = prepared(settings(bits=(3,), first_last_bits=8, search_states="reconstructed:steps=4", method="qdrop"), tmp_path)
+    shop, problem = prepared(
+        settings(bits=(3,), first_last_bits=8, search_states="reconstructed:steps=4", method="qdrop"),
+        tmp_path,
+    )
     states = searched_calibration(problem, shop).learned
     first, last = shop.subject.units[0], shop.subject.units[-1]
-    assert {(u, str(c)) for u, c in states} == {(u, "W8A8" if u in (first, last) else "W3A8") for u in shop.subject.units}
+    assert {(u, str(c)) for u, c in states} == {
+        (u, "W8A8" if u in (first, last) else "W3A8") for u in shop.subject.units
+    }
 
 
 def test_states_in_closed_form_are_the_default_and_are_kept_unit_by_unit(settings, tmp_path, monkeypatch):
@@ -55,7 +69,10 @@ def test_states_in_closed_form_are_the_default_and_are_kept_unit_by_unit(setting
     searched = searched_calibration(problem, shop)
     assert set(searched.rounded) == {(unit, b, "channel") for unit in shop.subject.units for b in (2, 5)}
     images = shop.subject.splits.calibration
-    losses = [FastEvaluator(shop.subject.module, c, images).measure(uniform(shop, 2)) for c in (searched, shop.calibration)]
+    losses = [
+        FastEvaluator(shop.subject.module, c, images).measure(uniform(shop, 2))
+        for c in (searched, shop.calibration)
+    ]
     assert losses[0] < losses[1]
     kept = sorted((tmp_path / "steps").glob("codes-*/*.safetensors"))
     assert len(kept) == len(shop.subject.units)
@@ -64,8 +81,14 @@ def test_states_in_closed_form_are_the_default_and_are_kept_unit_by_unit(setting
     real = learned.round_units
     monkeypatch.setattr(learned, "round_units", lambda *given, **rest: real(*_told(asked, given), **rest))
     again = searched_calibration(problem, shop)
-    assert len(asked) == 1 and all(torch.equal(again.rounded[key], codes) for key, codes in searched.rounded.items())
-    assert learned.states_digest(again) == learned.states_digest(searched) != learned.states_digest(shop.calibration)
+    assert len(asked) == 1 and all(
+        torch.equal(again.rounded[key], codes) for key, codes in searched.rounded.items()
+    )
+    assert (
+        learned.states_digest(again)
+        == learned.states_digest(searched)
+        != learned.states_digest(shop.calibration)
+    )
 
 
 def _told(asked, given):
@@ -88,7 +111,10 @@ def test_biases_are_corrected_unless_it_is_left_out(settings, tmp_path):
     shop, _ = prepared(settings(), tmp_path)
     plain, _ = prepared(settings(bias_correction=False), tmp_path)
     unit, candidate = shop.subject.units[0], Candidate(3, 8)
-    assert shop.calibration.state(unit, candidate).bias is not None and plain.calibration.state(unit, candidate).bias is None
+    assert (
+        shop.calibration.state(unit, candidate).bias is not None
+        and plain.calibration.state(unit, candidate).bias is None
+    )
 
 
 def test_tables_of_all_states_are_kept_apart(settings, tmp_path):
@@ -99,12 +125,16 @@ def test_tables_of_all_states_are_kept_apart(settings, tmp_path):
     assert all(names) and len(set.union(*names)) == sum(map(len, names))
 
 
-@pytest.mark.parametrize("objectives", [("pairwise:images=8,scope=full", "weight_mse"), ("pairwise:images=8,scope=full",)])
+@pytest.mark.parametrize(
+    "objectives", [("pairwise:images=8,scope=full", "weight_mse"), ("pairwise:images=8,scope=full",)]
+)
 def test_an_objective_with_interactions_leads_a_run(settings, tmp_path, objectives):
     result = run(settings(objectives=objectives, bits=(3, 4, 8), target="packed"), Study(tmp_path))
     name = objectives[0].partition(":")[0]
     problem = Problem.load(tmp_path / "problem.json")
-    assert list(problem.scores) == [text.partition(":")[0] for text in objectives] and problem.interactions[name]
+    assert (
+        list(problem.scores) == [text.partition(":")[0] for text in objectives] and problem.interactions[name]
+    )
     row = next(row for row in result["rows"] if row["label"] == f"exact optimum of {name}")
     assert result["best"]["proxy"]["objective"] == name and row["fits"]
     front = json.loads((tmp_path / "front.json").read_text())

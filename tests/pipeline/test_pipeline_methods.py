@@ -1,4 +1,6 @@
-"""Reconstruction as `run` uses it: methods by name, fixed ends, a bound on memory, and resuming inside a method of two phases."""
+"""Reconstruction as `run` uses it: methods by name, fixed ends, a bound on memory, and resuming inside a
+method of two phases.
+"""
 
 import re
 
@@ -25,7 +27,9 @@ class Listening(Silent):
 
 def workshop(config, folder, progress=None):
     subject = load_subject(config, Silent())
-    return Workshop(subject, calibrate_subject(subject, config, Silent()), config, Study(folder), progress or Silent())
+    return Workshop(
+        subject, calibrate_subject(subject, config, Silent()), config, Study(folder), progress or Silent()
+    )
 
 
 def uniform(shop, text="W4A4"):
@@ -63,7 +67,10 @@ def test_a_small_memory_uses_fewer_images_and_says_so(settings, tmp_path):
     learned = shop.reconstructed(uniform(shop), "small")
     assert set(learned) == set(shop.subject.units)
     assert len(heard.said) == 1
-    pattern = r"Reconstruction uses (\d+) of (\d+) calibration images, and takes up to ([\d.]+) MB \(.*\) of memory; its bound is 800kB\."
+    pattern = (
+        r"Reconstruction uses (\d+) of (\d+) calibration images, and takes up to ([\d.]+) MB "
+        r"\(.*\) of memory; its bound is 800kB\."
+    )
     used, of, taken = re.fullmatch(pattern, heard.said[0]).groups()
     assert 1 <= int(used) < int(of) == 16
     assert float(taken) <= 0.8
@@ -71,11 +78,15 @@ def test_a_small_memory_uses_fewer_images_and_says_so(settings, tmp_path):
 
 def test_a_memory_that_one_image_exceeds_is_refused_with_what_it_takes(settings, tmp_path):
     shop = workshop(settings(reconstruction_memory="60kB"), tmp_path)
-    with pytest.raises(OptionError, match=r"takes .* with one image, and may take 60kB\. Raise --reconstruction-memory"):
+    with pytest.raises(
+        OptionError, match=r"takes .* with one image, and may take 60kB\. Raise --reconstruction-memory"
+    ):
         shop.reconstructed(uniform(shop), "small")
 
 
-@pytest.mark.parametrize("changes", [{"method": "nearest"}, {"method": "qdrop:start=nearest", "iterations": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"method": "nearest"}, {"method": "qdrop:start=nearest", "iterations": 0}]
+)
 def test_what_is_not_learned_is_not_rehearsed(settings, tmp_path, changes):
     heard = Listening()
     shop = workshop(settings(reconstruction_memory="60kB", **changes), tmp_path, heard)
@@ -84,7 +95,9 @@ def test_what_is_not_learned_is_not_rehearsed(settings, tmp_path, changes):
 
 
 @pytest.mark.parametrize(("method", "after"), [("qdrop", 1), ("qdrop", 3), ("brecq", 3), ("brecq", 6)])
-def test_interrupted_reconstruction_goes_on_to_the_same_states(settings, tmp_path, monkeypatch, method, after):
+def test_interrupted_reconstruction_goes_on_to_the_same_states(
+    settings, tmp_path, monkeypatch, method, after
+):
     config = settings(method=method)
     whole = workshop(config, tmp_path / "whole")
     expected = whole.reconstructed(uniform(whole), "whole")

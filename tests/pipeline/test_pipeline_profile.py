@@ -1,4 +1,6 @@
-"""`profile --models` measures the whole models that a run with a latency budget measures, and such a run finds them."""
+"""`profile --models` measures the whole models that a run with a latency budget measures, and such a run
+finds them.
+"""
 
 import pytest
 
@@ -29,12 +31,32 @@ def test_a_run_finds_the_whole_models_of_a_profile(tmp_path, settings, monkeypat
             measured.append(kernels)
             built = build(kernels) if len(set(kernels)) == 1 else None
             took = 10.0 + kernels.count("float")
-            yield ModelRun(key, 1, kernels, (took, took), 0.1, 1.0, "ok" if built is None or built.as_asked else "fallback", "cpu", "2026-01-01")
+            yield ModelRun(
+                key,
+                1,
+                kernels,
+                (took, took),
+                0.1,
+                1.0,
+                "ok" if built is None or built.as_asked else "fallback",
+                "cpu",
+                "2026-01-01",
+            )
 
     monkeypatch.setattr(latency, "measure_models", models)
-    given = {"target": "ort-cpu", "tables": str(tmp_path / "tables"), "bits": (8,), "trials": 1, "polish": 0, "iterations": 0, "objectives": ("weight_mse",)}
+    given = {
+        "target": "ort-cpu",
+        "tables": str(tmp_path / "tables"),
+        "bits": (8,),
+        "trials": 1,
+        "polish": 0,
+        "iterations": 0,
+        "objectives": ("weight_mse",),
+    }
     told = Told()
-    table, where = profile_model(settings(calibration_images=1, search_images=1, evaluation_images=1, **given), told, models=MIXED_RUNS)
+    table, where = profile_model(
+        settings(calibration_images=1, search_images=1, evaluation_images=1, **given), told, models=MIXED_RUNS
+    )
     assert len(measured) == len(set(measured)) == len(table.models) > 2 and where.is_file()
     assert "Latency of mixed assignments is predicted" in told.lines[-1]
     count = len(measured)

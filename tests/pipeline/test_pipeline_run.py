@@ -1,4 +1,6 @@
-"""Runs of a small net: what is written agrees, budgets are kept on disk, and what cannot be is refused early."""
+"""Runs of a small net: what is written agrees, budgets are kept on disk, and what cannot be is refused
+early.
+"""
 
 import csv
 import importlib.util
@@ -57,7 +59,11 @@ def finished(held, settings, place):
 @pytest.mark.parametrize("target", ["packed", "ort-cpu"])
 def test_the_files_are_there_and_agree(finished, target):
     config, study, result = finished(target)
-    best, problem, front = _json(study, "best.json"), Problem.load(study.path / "problem.json"), _json(study, "front.json")
+    best, problem, front = (
+        _json(study, "best.json"),
+        Problem.load(study.path / "problem.json"),
+        _json(study, "front.json"),
+    )
     assert _json(study, "results.json") == json.loads(json.dumps(result)) and result["best"] == best
     assert Results.from_json(_json(study, "results.json")).to_json() == _json(study, "results.json")
     assert study.config() == config
@@ -68,19 +74,26 @@ def test_the_files_are_there_and_agree(finished, target):
     assert problem.cost(best["indices"]).to_json() == best["predicted"]
     assert _json(study, "artifact/assignment.json")["assignment"] == best["assignment"]
     assert best["artifact"]["top1"] == best["metrics"]["top1"]
-    assert {p.name for p in study.artifact.iterdir()} == {"artifact.json", "model.safetensors", "assignment.json", "assignment.csv"} | (
-        {"model.onnx"} if target == "ort-cpu" else set()
-    )
+    assert {p.name for p in study.artifact.iterdir()} == {
+        "artifact.json",
+        "model.safetensors",
+        "assignment.json",
+        "assignment.csv",
+    } | ({"model.onnx"} if target == "ort-cpu" else set())
 
     artifact = open_artifact(study.artifact)
-    assert artifact.target == config.deployment and set(artifact.manifest["files"]) == {config.deployment.file}
+    assert artifact.target == config.deployment and set(artifact.manifest["files"]) == {
+        config.deployment.file
+    }
     assert artifact.size_bytes == best["artifact"]["onnx_bytes" if target == "ort-cpu" else "size_bytes"]
 
     with (study.path / "front.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     exact = problem_front(problem, "output_mse")
     assert header == ["size_bytes", "output_mse"]
-    assert [(float(a), float(b)) for a, b in rows] == [(float(a), float(b)) for a, b in zip(exact.costs, exact.scores, strict=True)]
+    assert [(float(a), float(b)) for a, b in rows] == [
+        (float(a), float(b)) for a, b in zip(exact.costs, exact.scores, strict=True)
+    ]
     assert len(rows) == front["points_in_all"] and front["points"][0]["size_bytes"] == int(rows[0][0])
     assert [t["number"] for t in front["measured"]] == list(range(config.trials + config.polish))
     assert len({tuple(t["indices"]) for t in front["measured"]}) == config.trials + config.polish
@@ -105,7 +118,11 @@ def test_the_finalists_are_three(finished):
     done = {row["label"]: tuple(row["indices"]) for row in result["rows"] if "reconstructed" in row}
     (label, indices), (uniform, optimum) = done.popitem(), done.values()
     assert len({indices, uniform, optimum}) == 3
-    ranked = [tuple(t["indices"]) for t in sorted(_json(study, "front.json")["measured"], key=lambda t: (t["loss"], t["number"])) if t["fits"]]
+    ranked = [
+        tuple(t["indices"])
+        for t in sorted(_json(study, "front.json")["measured"], key=lambda t: (t["loss"], t["number"]))
+        if t["fits"]
+    ]
     assert indices == next(i for i in ranked if i not in (uniform, optimum))
     assert label == ("best of the study" if indices == ranked[0] else "best other of the study")
 
@@ -127,7 +144,11 @@ def test_a_budget_is_kept_on_disk(settings, tmp_path, budget):
     study = Study(tmp_path / "study")
     result = run(settings(budgets=(budget,), trials=3, iterations=0), study)
     best = result["best"]
-    assert (study.artifact / "model.safetensors").stat().st_size == best["predicted"]["size_bytes"] == best["measured"]["size_bytes"]
+    assert (
+        (study.artifact / "model.safetensors").stat().st_size
+        == best["predicted"]["size_bytes"]
+        == best["measured"]["size_bytes"]
+    )
     resource, limit = best["budgets"][0]["resource"], best["budgets"][0]["limit"]
     assert best["predicted"][resource] <= limit
     for trial in _json(study, "front.json")["measured"]:
@@ -136,7 +157,9 @@ def test_a_budget_is_kept_on_disk(settings, tmp_path, budget):
 
 def test_a_share_of_the_float_size_is_resolved_to_bytes(settings, tmp_path):
     result = run(settings(budgets=("60%",), trials=2, iterations=0), Study(tmp_path / "study"))
-    assert result["best"]["budgets"][0]["limit"] == pytest.approx(0.6 * result["rows"][0]["searched"]["size_bytes"])
+    assert result["best"]["budgets"][0]["limit"] == pytest.approx(
+        0.6 * result["rows"][0]["searched"]["size_bytes"]
+    )
 
 
 @pytest.mark.parametrize("target", ["packed", "ort-cpu"])
@@ -176,13 +199,21 @@ def test_a_latency_budget_is_kept_when_measured_or_refused(finished, settings, p
     (table,) = (place / "tables").glob("*ort-cpu*.csv")
     rows, budgets = table.read_text(), (f"{float_us * share / 1e3:.6f}ms", "60%")
     try:
-        best = run(settings(budgets=budgets, target="ort-cpu", trials=2, iterations=0, allow_estimate=True), Study(tmp_path / "study"))["best"]
+        best = run(
+            settings(budgets=budgets, target="ort-cpu", trials=2, iterations=0, allow_estimate=True),
+            Study(tmp_path / "study"),
+        )["best"]
     except InfeasibleError as error:
         assert share < 1 and error.least  # a small net on a busy machine may miss the tight one
         return
     for budget in best["budgets"]:
         assert best["measured"][budget["resource"]] <= budget["limit"]
-    assert 0 < best["measured"]["latency_us"] <= best["measured"]["latency_high_us"] <= best["budgets"][0]["limit"]
+    assert (
+        0
+        < best["measured"]["latency_us"]
+        <= best["measured"]["latency_high_us"]
+        <= best["budgets"][0]["limit"]
+    )
     assert len(best["artifact"]["latency"]["latency_readings_us"]) == 2 * PROCESSES
     assert table.read_text() == rows  # every row was there already
 
@@ -190,13 +221,21 @@ def test_a_latency_budget_is_kept_when_measured_or_refused(finished, settings, p
 def test_onnx_agrees_with_the_checkpoint(finished):
     best = finished("ort-cpu")[2]["best"]
     assert best["artifact"]["onnx_agreement"] >= 0.9
-    assert finished("ort-cpu")[1].artifact.joinpath("model.onnx").stat().st_size == best["artifact"]["onnx_bytes"] == best["measured"]["onnx_bytes"]
+    assert (
+        finished("ort-cpu")[1].artifact.joinpath("model.onnx").stat().st_size
+        == best["artifact"]["onnx_bytes"]
+        == best["measured"]["onnx_bytes"]
+    )
 
 
 def test_another_budget_reuses_the_scores(settings, tmp_path, monkeypatch):
     calls = []
     real = scores.score
-    monkeypatch.setattr(scores, "score", lambda objective, context: (calls.append(objective.name), real(objective, context))[1])
+    monkeypatch.setattr(
+        scores,
+        "score",
+        lambda objective, context: (calls.append(objective.name), real(objective, context))[1],
+    )
     study = Study(tmp_path / "study")
     first = run(settings(trials=2, iterations=0), study)
     assert calls == ["output_mse", "weight_mse"]
@@ -209,7 +248,10 @@ def test_another_budget_reuses_the_scores(settings, tmp_path, monkeypatch):
 
 def test_a_finished_study_run_again_gives_the_same_and_measures_nothing(finished, monkeypatch):
     config, study, result = finished("packed")
-    before = {p.name: p.read_bytes() for p in (study.path / "front.csv", study.path / "best.json", study.artifact / "model.safetensors")}
+    before = {
+        p.name: p.read_bytes()
+        for p in (study.path / "front.csv", study.path / "best.json", study.artifact / "model.safetensors")
+    }
 
     def never(*_, **__):
         raise AssertionError("measured again")
@@ -219,7 +261,10 @@ def test_a_finished_study_run_again_gives_the_same_and_measures_nothing(finished
     monkeypatch.setattr(scores, "score", never)
     again = run(config, study)
     assert json.dumps(again) == json.dumps(result)
-    assert {name: (study.artifact if "safetensors" in name else study.path).joinpath(name).read_bytes() for name in before} == before
+    assert {
+        name: (study.artifact if "safetensors" in name else study.path).joinpath(name).read_bytes()
+        for name in before
+    } == before
 
 
 def test_the_same_seed_gives_the_same_files_elsewhere(finished, tmp_path):
@@ -233,25 +278,52 @@ def test_the_same_seed_gives_the_same_files_elsewhere(finished, tmp_path):
 def test_search_takes_a_module_and_images(net, place, tmp_path):
     images = load_images(str(place / "images.npz"), net.pretrained_cfg)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    asked = {"budgets": ["4bits"], "calibration_images": 16, "search_images": 16, "trials": 2, "iterations": 0, "target": "packed"}
+    asked = {
+        "budgets": ["4bits"],
+        "calibration_images": 16,
+        "search_images": 16,
+        "trials": 2,
+        "iterations": 0,
+        "target": "packed",
+    }
     result = search(net, images, study=tmp_path / "one", objectives=("weight_mse",), **asked)
     packed = tmp_path / "one/artifact/model.safetensors"
-    assert packed.stat().st_size == result["best"]["predicted"]["size_bytes"] <= result["best"]["budgets"][0]["limit"]
+    assert (
+        packed.stat().st_size
+        == result["best"]["predicted"]["size_bytes"]
+        <= result["best"]["budgets"][0]["limit"]
+    )
     with torch.no_grad():
         assert load_packed(packed, net)(images.inputs([0, 1])).shape == (2, 4)
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and not any(m._forward_hooks for m in net.modules())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and not any(
+        m._forward_hooks for m in net.modules()
+    )
 
     held_out, rest = images.subset(range(30)), images.subset(range(30, 72))
-    result = search(net, rest, evaluation=held_out, study=tmp_path / "two", objectives=("weight_mse",), **asked)
+    result = search(
+        net, rest, evaluation=held_out, study=tmp_path / "two", objectives=("weight_mse",), **asked
+    )
     parts = _json(Study(tmp_path / "two"), "study.json")["splits"]["parts"]
     splits = make_splits(held_out, calibration=rest, calibration_images=16, search_images=16)
     assert set(splits.evaluation.sample_hashes) == set(held_out.sample_hashes)
-    assert {name: part["content_hash"] for name, part in parts.items()} == {name: part.content_hash for name, part in splits.parts.items()}
+    assert {name: part["content_hash"] for name, part in parts.items()} == {
+        name: part.content_hash for name, part in splits.parts.items()
+    }
     with pytest.raises(StudyError, match="seed"):
-        search(net, rest, evaluation=held_out, study=tmp_path / "two", objectives=("weight_mse",), seed=3, **asked)
+        search(
+            net,
+            rest,
+            evaluation=held_out,
+            study=tmp_path / "two",
+            objectives=("weight_mse",),
+            seed=3,
+            **asked,
+        )
 
 
 def test_labels_are_not_needed(settings, place, tmp_path):
     np.savez(tmp_path / "bare.npz", x=np.load(place / "images.npz")["x"])
-    best = run(settings(data=str(tmp_path / "bare.npz"), trials=2, iterations=0), Study(tmp_path / "study"))["best"]
+    best = run(settings(data=str(tmp_path / "bare.npz"), trials=2, iterations=0), Study(tmp_path / "study"))[
+        "best"
+    ]
     assert best["metrics"]["top1"] is None and best["metrics"]["kl"] >= 0

@@ -38,7 +38,9 @@ STATES = {
     "two regions": UnitState(W8A8, weight(), TwoRegionParams(torch.tensor(0.5), 2, 8, "sign")),
     "regions of another step": UnitState(W8A8, weight(), TwoRegionParams(torch.tensor(0.25), 2, 8, "sign")),
     "regions of another shift": UnitState(W8A8, weight(), TwoRegionParams(torch.tensor(0.5), 3, 8, "sign")),
-    "regions of another split": UnitState(W8A8, weight(), TwoRegionParams(torch.tensor(0.5), 2, 8, "magnitude")),
+    "regions of another split": UnitState(
+        W8A8, weight(), TwoRegionParams(torch.tensor(0.5), 2, 8, "magnitude")
+    ),
     "product": UnitState(W8A8, None, affine(0.5), affine(0.5)),
     "product, another left step": UnitState(W8A8, None, affine(0.25), affine(0.5)),
     "product, another right step": UnitState(W8A8, None, affine(0.5), affine(0.25)),
@@ -47,7 +49,9 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("of", [digest_of_states, lambda states: states_digest(learned(states))], ids=["states", "learned"])
+@pytest.mark.parametrize(
+    "of", [digest_of_states, lambda states: states_digest(learned(states))], ids=["states", "learned"]
+)
 def test_states_that_compute_differently_have_digests_of_their_own(of):
     found = {name: of({"unit": state}) for name, state in STATES.items()}
     assert len(set(found.values())) == len(STATES)
@@ -70,10 +74,16 @@ class Listening(Silent):
         self.said.append(text)
 
 
-def test_only_finalists_and_the_artifact_are_evaluated_on_all_evaluation_images(settings, tmp_path, monkeypatch):
+def test_only_finalists_and_the_artifact_are_evaluated_on_all_evaluation_images(
+    settings, tmp_path, monkeypatch
+):
     monkeypatch.setattr(evaluation, "FEW", 10)
     seen, real = [], evaluation.predict
-    monkeypatch.setattr(evaluation, "predict", lambda module, images, **rest: (seen.append(len(images)), real(module, images, **rest))[1])
+    monkeypatch.setattr(
+        evaluation,
+        "predict",
+        lambda module, images, **rest: (seen.append(len(images)), real(module, images, **rest))[1],
+    )
     heard = Listening()
     result = run(settings(budgets=("5bits",), trials=3, iterations=2), Study(tmp_path), heard)
     floats, *rows = result["rows"]
@@ -84,7 +94,11 @@ def test_only_finalists_and_the_artifact_are_evaluated_on_all_evaluation_images(
     assert seen.count(40) == 1 + len(done)  # the float model, once, and each finalist
     assert result["best"]["metrics"]["images"] == 40
     told = [line for line in heard.said if "goes over 40 evaluation images" in line]
-    assert [line.partition(" goes")[0] for line in told] == ["The float model", *["An assignment"] * len(done), "The artifact"]
+    assert [line.partition(" goes")[0] for line in told] == [
+        "The float model",
+        *["An assignment"] * len(done),
+        "The artifact",
+    ]
     assert told[-1].startswith("The artifact goes over 40 evaluation images 2 times, which takes about ")
     assert float(told[-1].split()[-2]) >= 0 and told[-1].endswith(" s.")
 
@@ -96,8 +110,13 @@ def test_what_each_block_gained_is_in_the_results_and_survives_an_interruption(s
     assert done and all("gained" not in row for row in result["rows"] if row not in done)
     for row in done:
         assert [gain["block"] for gain in row["gained"]] == [name for name, _ in result["blocks"]]
-        assert all(gain["kept"] == (gain["learned_mse"] < gain["start_mse"]) and gain["start_mse"] > 0 for gain in row["gained"])
+        assert all(
+            gain["kept"] == (gain["learned_mse"] < gain["start_mse"]) and gain["start_mse"] > 0
+            for gain in row["gained"]
+        )
         assert {gain["steps"] for gain in row["gained"]} == {3}
     for path in list((tmp_path / "steps").glob("blocks-*/0/*.safetensors"))[::2]:
         path.unlink()  # as if the run had ended before them
-    assert [row.get("gained") for row in run(config, Study(tmp_path))["rows"]] == [row.get("gained") for row in result["rows"]]
+    assert [row.get("gained") for row in run(config, Study(tmp_path))["rows"]] == [
+        row.get("gained") for row in result["rows"]
+    ]

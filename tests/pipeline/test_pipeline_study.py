@@ -10,7 +10,10 @@ from mpsearch.errors import DataError, StudyError
 from mpsearch.pipeline import RunConfig, run
 from mpsearch.pipeline.folder import Study
 
-HOLD = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+HOLD = (
+    "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
+    "print('held', flush=True); time.sleep(60)"
+)
 
 
 def test_other_settings_are_refused_and_another_budget_is_not(settings, tmp_path):
@@ -18,7 +21,13 @@ def test_other_settings_are_refused_and_another_budget_is_not(settings, tmp_path
     study.claim(config)
     study.cached("step", [], int)
     assert study.holds(config)
-    for change in ({"seed": 1}, {"trials": 7}, {"target": "ort-cpu"}, {"bits": (4, 8)}, {"calibration_images": 17}):
+    for change in (
+        {"seed": 1},
+        {"trials": 7},
+        {"target": "ort-cpu"},
+        {"bits": (4, 8)},
+        {"calibration_images": 17},
+    ):
         with pytest.raises(StudyError, match=next(iter(change))) as caught:
             study.claim(settings(**change))
         assert "--name" in str(caught.value)
@@ -45,7 +54,9 @@ def test_settings_survive_their_file(settings):
 def test_a_second_process_is_refused_until_the_first_dies(settings, tmp_path):
     study = Study(tmp_path / "study")
     study.path.mkdir()
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(study.path / ".busy")], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(study.path / ".busy")], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(StudyError, match="Another process is running"):
@@ -58,7 +69,18 @@ def test_a_second_process_is_refused_until_the_first_dies(settings, tmp_path):
         pass
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1}', '{"schema": 1, "config": {"budgets": ["1MB"]}}', '{"schema": 7, "config": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"schema": 1}',
+        '{"schema": 1, "config": {"budgets": ["1MB"]}}',
+        '{"schema": 7, "config": {}}',
+    ],
+)
 def test_a_damaged_study_is_one_error(tmp_path, text):
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(StudyError, match=r"damaged|schema|another version"):

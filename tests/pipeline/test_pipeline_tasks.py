@@ -1,4 +1,6 @@
-"""Models that are no image classifiers go through the whole pipeline, and results carry the figures of their task."""
+"""Models that are no image classifiers go through the whole pipeline, and results carry the figures of their
+task.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,16 @@ def test_an_encoder_is_searched_by_its_embeddings(tmp_path):
     model, tokens = tiny_text(), tiny_tokens(60)
     result = search(model, tokens, budgets=["5bits"], study=tmp_path / "study", task="embedding", **SETTINGS)
     best = result["best"]
-    assert best["measured"]["size_bytes"] == best["predicted"]["size_bytes"] == Path(best["artifact"]["packed"]).stat().st_size
+    assert (
+        best["measured"]["size_bytes"]
+        == best["predicted"]["size_bytes"]
+        == Path(best["artifact"]["packed"]).stat().st_size
+    )
     floats = result["rows"][0]["searched"]["metrics"]
     assert floats["scores"]["cosine"] == pytest.approx(1) and floats["top1"] is None
-    assert 0.5 < best["metrics"]["scores"]["cosine"] < 1 and best["metrics"]["kl"] == pytest.approx(1 - best["metrics"]["scores"]["cosine"])
+    assert 0.5 < best["metrics"]["scores"]["cosine"] < 1 and best["metrics"]["kl"] == pytest.approx(
+        1 - best["metrics"]["scores"]["cosine"]
+    )
     loaded = mpsearch.load(best["artifact"]["packed"], model=model)
     assert Embedding().compare(predict(loaded, tokens), predict(model, tokens)).scores["cosine"] > 0.5
     page = write_report(tmp_path / "study").read_text()
@@ -45,9 +53,19 @@ def test_an_encoder_is_searched_by_its_embeddings(tmp_path):
 
 def test_an_encoder_runs_in_onnx_runtime_in_a_process_of_its_own(tmp_path):
     settings = {**SETTINGS, "target": "ort-cpu", "iterations": 0, "tables": str(tmp_path / "tables")}
-    result = search(tiny_text(), tiny_tokens(60), budgets=["5bits"], study=tmp_path / "study", task="embedding", **settings)
+    result = search(
+        tiny_text(),
+        tiny_tokens(60),
+        budgets=["5bits"],
+        study=tmp_path / "study",
+        task="embedding",
+        **settings,
+    )
     artifact = result["best"]["artifact"]
-    assert artifact["onnx_scores"]["cosine"] > 0.98 and artifact["onnx_bytes"] == Path(artifact["onnx"]).stat().st_size
+    assert (
+        artifact["onnx_scores"]["cosine"] > 0.98
+        and artifact["onnx_bytes"] == Path(artifact["onnx"]).stat().st_size
+    )
     assert result["best"]["measured"]["latency_us"] > 0
 
 
@@ -55,7 +73,14 @@ def test_a_reader_is_searched_by_its_spans(tmp_path):
     model, tokens = tiny_text(SpanHead(16), "none"), tiny_tokens(60, fields=3)
     spans = torch.tensor([[2, 3]]).expand(60, 2).contiguous()
     settings = {**SETTINGS, "objectives": ("kl:images=4",)}
-    result = search(model, replace(tokens, labels=spans), budgets=["5bits"], study=tmp_path / "study", task="span", **settings)
+    result = search(
+        model,
+        replace(tokens, labels=spans),
+        budgets=["5bits"],
+        study=tmp_path / "study",
+        task="span",
+        **settings,
+    )
     assert set(result["best"]["metrics"]["scores"]) == {"exact", "f1"}
     assert result["best"]["metrics"]["kl"] > 0
 
@@ -64,7 +89,14 @@ def test_what_draws_classes_is_refused_for_other_tasks(tmp_path):
     with pytest.raises(OptionError, match=r"brecq.*has none"):
         RunConfig(("5bits",), task="embedding", method="brecq:loss=fisher")
     with pytest.raises(OptionError, match="'fisher' takes the outputs for logits of classes"):
-        search(tiny_text(), tiny_tokens(60), budgets=["5bits"], study=tmp_path / "study", task="embedding", **{**SETTINGS, "objectives": ("fisher",)})
+        search(
+            tiny_text(),
+            tiny_tokens(60),
+            budgets=["5bits"],
+            study=tmp_path / "study",
+            task="embedding",
+            **{**SETTINGS, "objectives": ("fisher",)},
+        )
 
 
 def test_settings_from_before_tasks_had_names_are_read():

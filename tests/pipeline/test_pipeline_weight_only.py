@@ -1,4 +1,6 @@
-"""Weights alone are quantised where the inputs are given 16 bits: searched, weighed, written and read back as any other candidate."""
+"""Weights alone are quantised where the inputs are given 16 bits: searched, weighed, written and read back as
+any other candidate.
+"""
 
 from pathlib import Path
 
@@ -30,7 +32,9 @@ def test_a_run_on_weights_alone_keeps_its_promise(tmp_path, settings, monkeypatc
     study = Study(tmp_path / "study")
     result = run(config, study)
     best = result["best"]
-    assert {a[-3:] for name, a in best["assignment"].items() if name != "head"} == {"A16"} and best["assignment"]["head"] == "W8A8"
+    assert {a[-3:] for name, a in best["assignment"].items() if name != "head"} == {"A16"} and best[
+        "assignment"
+    ]["head"] == "W8A8"
     packed = Path(best["artifact"]["packed"])
     assert packed.stat().st_size == best["predicted"]["size_bytes"] == best["measured"]["size_bytes"]
     assert best["artifact"]["reloaded_bit_for_bit"]
@@ -41,14 +45,20 @@ def test_a_run_on_weights_alone_keeps_its_promise(tmp_path, settings, monkeypatc
 
     def here(artifact, inputs, *, model=None, threads=1):
         with torch.no_grad():
-            return artifact.target.load(artifact.folder, torch.get_num_threads(), load_model(config.model).module)(inputs).float()
+            return artifact.target.load(
+                artifact.folder, torch.get_num_threads(), load_model(config.model).module
+            )(inputs).float()
 
     monkeypatch.setattr("mpsearch.pipeline.jobs.export.run_apart", here)
     points = points_of(workshop, ["best", "W4A16"], reconstruct=False)
-    rows, failed = export_points(Deployer(workshop, tmp_path / "export"), points, ["packed", "packed:integer_arithmetic=true"])
+    rows, failed = export_points(
+        Deployer(workshop, tmp_path / "export"), points, ["packed", "packed:integer_arithmetic=true"]
+    )
     assert not failed
     for row in rows:
-        assert row["predicted_bytes"] + 0 == row["artifact_bytes"] and row["runtime"]["cosine_least"] == pytest.approx(1, abs=1e-4)
+        assert row["predicted_bytes"] + 0 == row["artifact_bytes"] and row["runtime"][
+            "cosine_least"
+        ] == pytest.approx(1, abs=1e-4)
 
 
 def test_other_input_bits_are_refused(settings):

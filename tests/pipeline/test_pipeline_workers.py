@@ -1,4 +1,6 @@
-"""A run whose trials other processes measure: the same result, and no worker with another model, other images or another version."""
+"""A run whose trials other processes measure: the same result, and no worker with another model, other images
+or another version.
+"""
 
 import contextlib
 import json
@@ -29,7 +31,11 @@ PACE = Pace(poll_s=0.05, beat_s=1, grace_s=5, patience_s=30)
 
 def outcome(study):
     best, front = (json.loads((study.path / name).read_text()) for name in ("best.json", "front.json"))
-    return best["assignment"], best["metrics"], [(t["number"], t["indices"], t["loss"], t["proposed_by"]) for t in front["measured"]]
+    return (
+        best["assignment"],
+        best["metrics"],
+        [(t["number"], t["indices"], t["loss"], t["proposed_by"]) for t in front["measured"]],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +69,12 @@ def change_job(study, **changes):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_factory_of_random_weights_is_refused_before_anything_is_shared(place, settings, tmp_path, monkeypatch, workers):
-    (place / "unseeded.py").write_text((place / "nets.py").read_text().replace("torch.manual_seed(0)", "torch.seed()"))
+def test_a_factory_of_random_weights_is_refused_before_anything_is_shared(
+    place, settings, tmp_path, monkeypatch, workers
+):
+    (place / "unseeded.py").write_text(
+        (place / "nets.py").read_text().replace("torch.manual_seed(0)", "torch.seed()")
+    )
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a worker was started"))
     study = Study(tmp_path / "unseeded")
     with pytest.raises(ModelError, match=r"random weights each time.*--weights"):
@@ -113,7 +123,9 @@ def test_a_worker_joins_a_run_that_leaves_all_to_others(settings, settled, tmp_p
     study, ended = Study(tmp_path / "joined"), []
     elsewhere = tmp_path / "elsewhere.npz"
     shutil.copy(settings().data, elsewhere)
-    process = threading.Thread(target=lambda: ended.append(work(str(study.path), "joined", {"data": str(elsewhere)}, pace=PACE)))
+    process = threading.Thread(
+        target=lambda: ended.append(work(str(study.path), "joined", {"data": str(elsewhere)}, pace=PACE))
+    )
     process.start()
     run(settings(iterations=0), study, crew=Crew(workers=0, pace=PACE))
     process.join(60)
@@ -128,11 +140,19 @@ def test_a_worker_with_something_else_is_refused(settings, settled, tmp_path):
     pixels = np.load(settings().data)
     np.savez(other, x=255 - pixels["x"], y=pixels["y"])
     change_job(settled)
-    with pytest.raises(StudyError, match=r"calibration images here have the hash .* Give the same images with --data"):
+    with pytest.raises(
+        StudyError, match=r"calibration images here have the hash .* Give the same images with --data"
+    ):
         work(str(settled.path), "alone", {"data": str(other)}, pace=PACE)
     nets = tmp_path / "nets.py"
-    nets.write_text((tmp_path / settings().model.partition(":")[0]).read_text().replace("manual_seed(0)", "manual_seed(1)"))
-    with pytest.raises(StudyError, match=r"weights here have the hash .* Give the same weights with --model or --weights"):
+    nets.write_text(
+        (tmp_path / settings().model.partition(":")[0])
+        .read_text()
+        .replace("manual_seed(0)", "manual_seed(1)")
+    )
+    with pytest.raises(
+        StudyError, match=r"weights here have the hash .* Give the same weights with --model or --weights"
+    ):
         work(str(settled.path), "alone", {"model": f"{nets}:make"}, pace=PACE)
     change_job(settled, version="0.0.9")
     with pytest.raises(StudyError, match=r"started by mpsearch 0\.0\.9; here is .* Install the same version"):
@@ -152,7 +172,10 @@ def test_a_worker_that_fails_ends_the_run_with_its_words(tmp_path):
     study.path.mkdir()
     (study.path / "optuna-0000000000000000.log").write_text("no journal\n" * 2)
     with (
-        pytest.raises(MpsearchError, match=r"Worker \d ended with code 2: .* is not a journal .* More in .*worker-\d.log"),
+        pytest.raises(
+            MpsearchError,
+            match=r"Worker \d ended with code 2: .* is not a journal .* More in .*worker-\d.log",
+        ),
         Team(Crew(workers=2, pace=PACE), study, Silent()) as team,
     ):
         deadline = time.monotonic() + 240
@@ -176,7 +199,9 @@ def test_sqlite_serves_a_run_that_measures_by_itself_and_is_asked_for_again(sett
     study, url = Study(tmp_path / "alone2"), f"sqlite:///{tmp_path}/trials.db"
     run(settings(iterations=0), study, crew=Crew(url, pace=PACE))
     assert outcome(study) == outcome(settled)
-    with pytest.raises(StudyError, match=r"The trials of .*alone2 are in sqlite:///.*trials.db. Give it with --storage"):
+    with pytest.raises(
+        StudyError, match=r"The trials of .*alone2 are in sqlite:///.*trials.db. Give it with --storage"
+    ):
         run(settings(iterations=0), study)
     other = Study(tmp_path / "again" / "alone2")
     with pytest.raises(StudyError, match="holds a study 'alone2' with other settings"):

@@ -1,4 +1,6 @@
-"""Layers, candidates, assignments, problems and solutions: what they refuse, and their JSON there and back."""
+"""Layers, candidates, assignments, problems and solutions: what they refuse, and their JSON there and
+back.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,57 @@ from hypothesis import strategies as st
 
 from mpsearch.errors import StudyError, UserError
 from mpsearch.files import write_json
-from mpsearch.problem import FLOAT, Assignment, Candidate, ConvAttributes, Cost, Interaction, Layer, Problem, Solution, mean_bits
+from mpsearch.problem import (
+    FLOAT,
+    Assignment,
+    Candidate,
+    ConvAttributes,
+    Cost,
+    Interaction,
+    Layer,
+    Problem,
+    Solution,
+    mean_bits,
+)
 
-CANDIDATES = st.one_of(st.just(FLOAT), st.builds(Candidate, st.integers(2, 8), st.integers(2, 8), w_granularity=st.sampled_from(["channel", "tensor"])))
+CANDIDATES = st.one_of(
+    st.just(FLOAT),
+    st.builds(
+        Candidate, st.integers(2, 8), st.integers(2, 8), w_granularity=st.sampled_from(["channel", "tensor"])
+    ),
+)
 
 
 def problem(**more) -> Problem:
     conv = ConvAttributes((2, 1), (1, 3), (1, 2), 4)
     layers = (
-        Layer("stem.conv", "conv2d", (8, 4, 3, 3), ((1, 16, 9, 9),), (1, 8, 4, 9), 10368, "stem", None, True, conv, 2),
+        Layer(
+            "stem.conv",
+            "conv2d",
+            (8, 4, 3, 3),
+            ((1, 16, 9, 9),),
+            (1, 8, 4, 9),
+            10368,
+            "stem",
+            None,
+            True,
+            conv,
+            2,
+        ),
         Layer("fc", "linear", (10, 8), ((1, 8),), (1, 10), 80, "head", "t"),
         Layer("attn.matmul0", "matmul", (), ((1, 2, 3), (1, 3, 2)), (1, 2, 2), 12, "head", "t"),
     )
-    candidates = ((Candidate(2, 8), Candidate(4, 8), FLOAT), (Candidate(4, 8, w_granularity="tensor"), FLOAT), (FLOAT,))
+    candidates = (
+        (Candidate(2, 8), Candidate(4, 8), FLOAT),
+        (Candidate(4, 8, w_granularity="tensor"), FLOAT),
+        (FLOAT,),
+    )
     tables = {
         "scores": {"proxy": ((4.0, 1.0, 0.0), (0.1, 0.0), (0.0,))},
-        "costs": {"size_bytes": ((10.0, 20.0, 40.0), (5.0, 9.0), (0.0,)), "latency_us": ((0.1, 0.2, 0.3), (0.7, 0.1), (0.2,))},
+        "costs": {
+            "size_bytes": ((10.0, 20.0, 40.0), (5.0, 9.0), (0.0,)),
+            "latency_us": ((0.1, 0.2, 0.3), (0.7, 0.1), (0.2,)),
+        },
         "constants": {"size_bytes": 100.0},
         "estimated": ("latency_us",),
     }
@@ -111,7 +148,11 @@ def test_indices_and_assignment_are_inverse():
     p = problem()
     for indices in ((0, 0, 0), (2, 1, 0), (1, 0, 0)):
         assert p.indices(p.assignment(indices)) == indices
-    assert dict(p.assignment((1, 0, 0))) == {"stem.conv": Candidate(4, 8), "fc": Candidate(4, 8, w_granularity="tensor"), "attn.matmul0": FLOAT}
+    assert dict(p.assignment((1, 0, 0))) == {
+        "stem.conv": Candidate(4, 8),
+        "fc": Candidate(4, 8, w_granularity="tensor"),
+        "attn.matmul0": FLOAT,
+    }
     with pytest.raises(UserError, match=r"differ in \['fc', 'other'\]"):
         p.indices(Assignment((("stem.conv", FLOAT), ("other", FLOAT), ("attn.matmul0", FLOAT))))
     with pytest.raises(UserError, match=r"'stem\.conv' has no candidate W8A8; it has W2A8, W4A8, float"):
@@ -123,7 +164,11 @@ def test_uniform_takes_the_only_choice_where_there_is_one():
     assert problem().uniform(Candidate(2, 8)) is None
 
 
-@given(st.lists(st.tuples(st.text(min_size=1, max_size=6), CANDIDATES), unique_by=lambda pair: pair[0], max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.text(min_size=1, max_size=6), CANDIDATES), unique_by=lambda pair: pair[0], max_size=6
+    )
+)
 def test_assignment_json_round_trip(choices):
     assignment = Assignment(tuple(choices))
     again = Assignment.from_json(json.loads(json.dumps(assignment.to_json())))
@@ -137,13 +182,29 @@ def test_a_candidate_prints_and_parses(candidate):
     assert Candidate.parse(str(candidate)) == candidate
 
 
-@pytest.mark.parametrize("text", ["", "W4", "w4a8", "W1A8", "W9A8", "W4A1", "W44A8", "W4A8/row", "W4A8/", " W4A8", "float/tensor", "int8"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "W4", "w4a8", "W1A8", "W9A8", "W4A1", "W44A8", "W4A8/row", "W4A8/", " W4A8", "float/tensor", "int8"],
+)
 def test_a_text_that_is_no_candidate_is_refused(text):
     with pytest.raises(UserError):
         Candidate.parse(text)
 
 
-@pytest.mark.parametrize("arguments", [(4, None), (None, 8), (1, 8), (8, 9), (4, 8, "fp8"), (4, 8, "float"), (None, None), (4, 8, "int", "group")], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (4, None),
+        (None, 8),
+        (1, 8),
+        (8, 9),
+        (4, 8, "fp8"),
+        (4, 8, "float"),
+        (None, None),
+        (4, 8, "int", "group"),
+    ],
+    ids=str,
+)
 def test_a_candidate_that_cannot_be_is_refused(arguments):
     with pytest.raises(UserError):
         Candidate(*arguments)
@@ -205,4 +266,7 @@ def test_mean_bits_are_weighted_by_the_weights():
     layers = [Layer(name, "linear", (1, n), ((1, 1),), (1, 1), 1, "b") for name, n in (("a", 30), ("b", 10))]
     layers.append(Layer("m", "matmul", (), (), (), 1, "b"))
     assert mean_bits(layers, {"a": Candidate(2, 8), "b": Candidate(6, 8), "m": FLOAT}) == 3.0
-    assert mean_bits(layers, {"a": FLOAT, "b": FLOAT, "m": FLOAT}) == 32.0 and mean_bits(layers[2:], {"m": FLOAT}) == 0.0
+    assert (
+        mean_bits(layers, {"a": FLOAT, "b": FLOAT, "m": FLOAT}) == 32.0
+        and mean_bits(layers[2:], {"m": FLOAT}) == 0.0
+    )

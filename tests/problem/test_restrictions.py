@@ -16,7 +16,9 @@ WEIGHTS = tuple(Candidate(w, 8) for w in range(8, 1, -1))
 
 def layers(ties=(None, "t", "t", None)):
     names = ("stem", "body.0", "body.1", "fc")
-    units = [Layer(n, "linear", (2, 2), ((1, 2),), (1, 2), 4, "b", tie) for n, tie in zip(names, ties, strict=True)]
+    units = [
+        Layer(n, "linear", (2, 2), ((1, 2),), (1, 2), 4, "b", tie) for n, tie in zip(names, ties, strict=True)
+    ]
     return (*units, Layer("attn.matmul0", "matmul", (), ((2, 2), (2, 2)), (2, 2), 8, "b"))
 
 
@@ -39,7 +41,13 @@ def test_later_rules_win_and_a_fixed_candidate_wins_over_bits():
 def test_members_of_a_tie_share_what_is_left():
     assert chosen(bits=["body.0=2..4"])[1:3] == ["W4A8 W3A8 W2A8"] * 2
     assert chosen(bits=["body.0=2..4", "body.1=4..8"])[1:3] == ["W4A8"] * 2
-    with pytest.raises(OptionError, match=r"--fix body\.0=W2A8 and --fix body\.1=W8A8: nothing is left for the layers 'body\.0', 'body\.1', which share"):
+    with pytest.raises(
+        OptionError,
+        match=(
+            r"--fix body\.0=W2A8 and --fix body\.1=W8A8: nothing is left for the layers 'body\.0', "
+            r"'body\.1', which share"
+        ),
+    ):
         chosen(fix=["body.0=W2A8", "body.1=W8A8"])
 
 
@@ -80,16 +88,36 @@ def test_a_restricted_problem_is_the_same_problem_with_fewer_candidates():
     units, names = layers()[3:4] + layers()[:1], ("fc", "stem")
     rows = tuple(tuple(float(10 * i + c) for c in range(3)) for i in range(2))
     term = Interaction((1, 0), (3, 3), tuple(float(v) for v in range(9)))
-    p = Problem(units, (WEIGHTS[:3],) * 2, {"proxy": rows}, {"latency_us": rows}, {}, (), {"proxy": (term,)}, {"latency_us": (term,)})
+    p = Problem(
+        units,
+        (WEIGHTS[:3],) * 2,
+        {"proxy": rows},
+        {"latency_us": rows},
+        {},
+        (),
+        {"proxy": (term,)},
+        {"latency_us": (term,)},
+    )
     cut = Restrictions.parse((), ["stem=6..7", "fc=8"]).apply(p)
     assert [layer.name for layer in cut.layers] == list(names)
-    every = {str(p.assignment(x).to_json()): (p.score("proxy", x), p.cost(x)) for x in itertools.product(range(3), range(3))}
+    every = {
+        str(p.assignment(x).to_json()): (p.score("proxy", x), p.cost(x))
+        for x in itertools.product(range(3), range(3))
+    }
     for x in itertools.product(range(1), range(2)):
         assert every[str(cut.assignment(x).to_json())] == (cut.score("proxy", x), cut.cost(x))
     assert Restrictions().apply(p) is p
 
 
-@pytest.mark.parametrize("rule", [{"bits": ["*matmul*=A4..8"]}, {"bits": ["attn.*=4"]}, {"fix": ["attn.*=W8A8"]}, {"bits": ["*=4", "a*.matmul?=2"]}])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"bits": ["*matmul*=A4..8"]},
+        {"bits": ["attn.*=4"]},
+        {"fix": ["attn.*=W8A8"]},
+        {"bits": ["*=4", "a*.matmul?=2"]},
+    ],
+)
 def test_a_pattern_about_layers_that_can_only_be_float_is_not_passed_over(rule):
     with pytest.raises(OptionError, match=r"is about attn\.matmul0, which can only be float here"):
         chosen(**rule)

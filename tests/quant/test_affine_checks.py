@@ -24,4 +24,7 @@ def test_a_scale_is_positive_and_finite(value, shape):
 
 def test_every_width_and_the_smallest_scale_are_taken():
     for bits in range(2, 9):
-        assert AffineParams(torch.tensor(1e-8), torch.tensor(0, dtype=torch.int32), bits, False).qmax == 2**bits - 1
+        assert (
+            AffineParams(torch.tensor(1e-8), torch.tensor(0, dtype=torch.int32), bits, False).qmax
+            == 2**bits - 1
+        )

@@ -1,4 +1,6 @@
-"""Rounding with error compensation: the textbook loop in float64, its exact error, and no row worse than nearest."""
+"""Rounding with error compensation: the textbook loop in float64, its exact error, and no row worse than
+nearest.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ SHAPES = [(6, 9, 1, 200), (8, 9, 8, 50), (8, 18, 2, 300), (4, 16, 1, 400), (5, 2
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(("rows", "columns", "groups", "samples"), SHAPES)
 def test_it_is_the_textbook_loop(rows, columns, groups, samples, bits):
-    """Dense, depthwise, grouped, 1 x 1, and rank-deficient moments. A row that nearest rounding serves better is that."""
+    """Dense, depthwise, grouped, 1 x 1, and rank-deficient moments. A row that nearest rounding serves better
+    is that.
+    """
     weight, moments = problem(rows, columns, groups, samples)
     params = OBSERVERS.create("mse").observe(weight, bits, symmetric=True, axis=0)
     (found,) = compensated(weight, [params], moments)
@@ -68,15 +72,21 @@ def test_it_is_the_textbook_loop(rows, columns, groups, samples, bits):
     # the error is exactly the sum of the squared steps of the loop, for the damped moments
     exact = output_error(weight, found, moments, DAMPING)
     assert torch.allclose(exact[same], errors[same], rtol=1e-4)
-    ours, plain = (output_error(weight, tensor, moments, DAMPING) for tensor in (found, type(found)(near, params)))
+    ours, plain = (
+        output_error(weight, tensor, moments, DAMPING) for tensor in (found, type(found)(near, params))
+    )
     assert (ours <= plain * (1 + 1e-5)).all() and ours.sum() < plain.sum()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_without_clipping_its_error_is_below_the_bound_of_its_factor(bits):
-    """Each step errs by half a step of the grid at most, so the error is below a quarter of scale^2 sum 1 / U_jj^2."""
+    """Each step errs by half a step of the grid at most, so the error is below a quarter of scale^2 sum 1 /
+    U_jj^2.
+    """
     weight, moments = problem(8, 20, 1, 400)
-    params = OBSERVERS.create("minmax").observe(2 * weight, bits, symmetric=True, axis=0)  # room to compensate
+    params = OBSERVERS.create("minmax").observe(
+        2 * weight, bits, symmetric=True, axis=0
+    )  # room to compensate
     (found,) = compensated(weight, [params], moments)
     held = moments[0].double() + DAMPING * moments[0].diagonal().mean() * torch.eye(20)
     order = torch.argsort(moments[0].diagonal(), descending=True, stable=True)
@@ -94,7 +104,9 @@ def test_all_widths_at_once_are_each_alone_and_blocks_change_nothing(monkeypatch
         assert found.codes.dtype == torch.int16 and found.params is p
     monkeypatch.setattr("mpsearch.quant.compensated.BLOCK", 7)
     blocked = compensated(weight, params, moments)
-    assert all(float((a.codes != b.codes).float().mean()) < 0.02 for a, b in zip(together, blocked, strict=True))
+    assert all(
+        float((a.codes != b.codes).float().mean()) < 0.02 for a, b in zip(together, blocked, strict=True)
+    )
 
 
 def test_one_scale_for_the_tensor_zeros_and_other_targets():

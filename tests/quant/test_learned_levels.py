@@ -1,4 +1,6 @@
-"""The steps of two regions are learned as the step of a uniform grid is; a logarithm keeps what was calibrated."""
+"""The steps of two regions are learned as the step of a uniform grid is; a logarithm keeps what was
+calibrated.
+"""
 
 import math
 
@@ -33,7 +35,10 @@ def test_gradients_are_those_of_autograd_on_the_straight_through_expression(para
     assert inside.any() and not inside.all()
     assert torch.allclose(x.grad, again.grad)
     damping = 1 / math.sqrt(len(x) * (2**params.bits - 1))
-    assert float(log.grad) == pytest.approx(float(factor.grad) * damping, rel=1e-4) and abs(float(log.grad)) > 1e-4
+    assert (
+        float(log.grad) == pytest.approx(float(factor.grad) * damping, rel=1e-4)
+        and abs(float(log.grad)) > 1e-4
+    )
 
 
 @pytest.mark.parametrize("params", QUANTIZERS, ids=str)
@@ -43,11 +48,16 @@ def test_outside_the_range_the_gradient_is_the_true_one(params):
     x = torch.full((8,), 10 * top)
     log = torch.tensor(0.0, requires_grad=True)
     learned_regions(x, params, log.exp()).sum().backward()
-    apart = (params.scaled(torch.tensor(1.01)).fake_quantize(x) - params.scaled(torch.tensor(0.99)).fake_quantize(x)).sum() / 0.02
+    apart = (
+        params.scaled(torch.tensor(1.01)).fake_quantize(x)
+        - params.scaled(torch.tensor(0.99)).fake_quantize(x)
+    ).sum() / 0.02
     assert float(log.grad) == pytest.approx(float(apart) / math.sqrt(8 * (2**params.bits - 1)), rel=1e-3)
 
 
-@pytest.mark.parametrize("best", [two_region_params(values(), 4, "magnitude"), two_region_params(values(), 4, "sign")], ids=str)
+@pytest.mark.parametrize(
+    "best", [two_region_params(values(), 4, "magnitude"), two_region_params(values(), 4, "sign")], ids=str
+)
 def test_a_step_that_is_off_is_learned_back(best):
     x = values()
     off = InputQuantizer(best.scaled(torch.tensor(0.4)))

@@ -12,7 +12,11 @@ def test_a_request_gets_the_memory_of_the_same_request_of_the_step_before():
         workspace.begin()
         first, second = empty_like(x, workspace), empty_like(x, workspace)
         other = empty_like(x, workspace, torch.bfloat16)
-        assert first.data_ptr() != second.data_ptr() and first.stride() == x.stride() and other.dtype == torch.bfloat16
+        assert (
+            first.data_ptr() != second.data_ptr()
+            and first.stride() == x.stride()
+            and other.dtype == torch.bfloat16
+        )
         addresses.append((first.data_ptr(), second.data_ptr(), other.data_ptr()))
     assert len(set(addresses)) == 1
 

@@ -21,7 +21,13 @@ def drawn(seed: int, *shape: int) -> torch.Tensor:
 def spanning(x: torch.Tensor, bits: int, symmetric: bool, axis: int | None) -> AffineParams:
     rows = x.reshape(1, -1) if axis is None else x.movedim(axis, 0).flatten(1)
     low, high = rows.amin(1), rows.amax(1)
-    return affine_params(low if axis is not None else low[0], high if axis is not None else high[0], bits, symmetric=symmetric, axis=axis)
+    return affine_params(
+        low if axis is not None else low[0],
+        high if axis is not None else high[0],
+        bits,
+        symmetric=symmetric,
+        axis=axis,
+    )
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1, 3])
@@ -33,14 +39,18 @@ def test_fake_quantize_is_torchs_kernel_and_its_own_definition(bits, symmetric, 
     qmin, qmax = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
     assert (params.qmin, params.qmax) == (qmin, qmax)
     if axis is None:
-        theirs = torch.fake_quantize_per_tensor_affine(x, float(params.scale), int(params.zero_point), qmin, qmax)
+        theirs = torch.fake_quantize_per_tensor_affine(
+            x, float(params.scale), int(params.zero_point), qmin, qmax
+        )
     else:
         theirs = torch.fake_quantize_per_channel_affine(x, params.scale, params.zero_point, axis, qmin, qmax)
     mine = fake_quantize(x, params)
     assert torch.equal(mine, dequantize(quantize(x, params), params))
     scale, zero_point = params.expanded(x.ndim)
     exact = x.double() / scale.double()
-    tie = ((exact - exact.floor()) - 0.5).abs() < 1e-4  # torch's kernel multiplies by 1 / scale, so that ties may fall to either side
+    tie = (
+        (exact - exact.floor()) - 0.5
+    ).abs() < 1e-4  # torch's kernel multiplies by 1 / scale, so that ties may fall to either side
     assert torch.equal(mine[~tie], theirs[~tie])
     by_hand = ((exact.round() + zero_point.double()).clamp(qmin, qmax) - zero_point.double()) * scale.double()
     codes = quantize(x, params)
@@ -70,7 +80,11 @@ def test_scale_and_zero_point_of_a_range():
     asymmetric = affine_params(torch.tensor(-3.0), torch.tensor(4.0), 3, symmetric=False)
     assert (float(asymmetric.scale), int(asymmetric.zero_point)) == (1.0, 3)
     channels = affine_params(torch.tensor([-1.0, 0.0]), torch.tensor([6.0, 14.0]), 3, symmetric=False, axis=1)
-    assert (channels.scale.tolist(), channels.zero_point.tolist(), channels.zero_point.dtype) == ([1.0, 2.0], [1, 0], torch.int32)
+    assert (channels.scale.tolist(), channels.zero_point.tolist(), channels.zero_point.dtype) == (
+        [1.0, 2.0],
+        [1, 0],
+        torch.int32,
+    )
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -100,7 +114,10 @@ def test_idempotent_and_within_half_a_step(values, bits, symmetric):
     params = spanning(x, bits, symmetric, None)
     once = fake_quantize(x, params)
     assert torch.equal(fake_quantize(once, params), once)
-    assert torch.equal(dequantize(quantize(dequantize(quantize(x, params), params), params), params), dequantize(quantize(x, params), params))
+    assert torch.equal(
+        dequantize(quantize(dequantize(quantize(x, params), params), params), params),
+        dequantize(quantize(x, params), params),
+    )
     low, high = ((edge - int(params.zero_point)) * params.scale for edge in (params.qmin, params.qmax))
     inside = (x >= low) & (x <= high)
     assert ((once - x).abs()[inside] <= 0.5001 * params.scale).all()

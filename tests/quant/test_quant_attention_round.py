@@ -34,14 +34,18 @@ def test_the_way_back_is_open_and_the_way_out_is_damped():
     alpha = torch.tensor([-1.0, -0.2, 0.0, 0.2, 1.0], requires_grad=True)
     phi = torch.special.ndtr(alpha.detach() / 0.5)
     for sign, expected in ((1.0, phi), (-1.0, -(1 - phi))):
-        output = RoundWithAttention.apply(alpha, torch.zeros(5), torch.tensor(1.0), torch.tensor(-4.0), torch.tensor(3.0), 0.5)
+        output = RoundWithAttention.apply(
+            alpha, torch.zeros(5), torch.tensor(1.0), torch.tensor(-4.0), torch.tensor(3.0), 0.5
+        )
         (grad,) = torch.autograd.grad(output, alpha, torch.full((5,), sign))
         torch.testing.assert_close(grad, expected)
 
 
 def test_outside_the_grid_there_is_no_gradient():
     alpha = torch.tensor([5.0, -6.0, 1.0], requires_grad=True)
-    output = RoundWithAttention.apply(alpha, torch.zeros(3), torch.tensor(1.0), torch.tensor(-4.0), torch.tensor(3.0), 0.5)
+    output = RoundWithAttention.apply(
+        alpha, torch.zeros(3), torch.tensor(1.0), torch.tensor(-4.0), torch.tensor(3.0), 0.5
+    )
     (grad,) = torch.autograd.grad(output.sum(), alpha)
     assert grad[:2].tolist() == [0, 0]
     assert float(grad[2]) > 0

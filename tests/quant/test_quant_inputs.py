@@ -14,11 +14,15 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tor
 
 
 def by_autograd(x, scale, zero_point, qmin, qmax, keep, damping):
-    """The textbook form: straight-through rounding, and LSQ's scaling of the step's gradient, composed of torch's own operations."""
+    """The textbook form: straight-through rounding, and LSQ's scaling of the step's gradient, composed of
+    torch's own operations.
+    """
     damped = (scale - scale * damping).detach() + scale * damping
     scaled = x / damped
     code = scaled + (scaled.round() - scaled).detach() + zero_point
-    code = torch.where((code.detach().round() < qmin) | (code.detach().round() > qmax), code.detach().clamp(qmin, qmax), code)
+    code = torch.where(
+        (code.detach().round() < qmin) | (code.detach().round() > qmax), code.detach().clamp(qmin, qmax), code
+    )
     quantized = (code - zero_point) * damped
     return quantized if keep is None else x + keep * (quantized - x)
 
@@ -28,7 +32,13 @@ def by_autograd(x, scale, zero_point, qmin, qmax, keep, damping):
 @pytest.mark.parametrize(("qmin", "qmax", "zero"), [(0, 15, 6.0), (0, 3, 0.0), (-8, 7, 0.0)])
 def test_learned_step_has_the_gradients_of_the_straight_through_form(qmin, qmax, zero, per_channel, dropped):
     x = drawn(3, 4, 5, dtype=torch.float64).requires_grad_()
-    scale = (torch.rand((1, 4, 1) if per_channel else (), generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 0.2 + 0.1).requires_grad_()
+    scale = (
+        torch.rand(
+            (1, 4, 1) if per_channel else (), generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
+        * 0.2
+        + 0.1
+    ).requires_grad_()
     zero_point = torch.full_like(scale.detach(), zero)
     keep = (drawn(3, 4, 5, seed=2) > 0).double() if dropped else None
     weight = drawn(3, 4, 5, seed=3, dtype=torch.float64)
@@ -86,7 +96,9 @@ def test_learning_moves_the_step_and_settling_keeps_it():
         (quantizer(x) - x).square().mean().backward()
         optimizer.step()
     settled = quantizer.settle()
-    assert float((fake_quantize(x, settled) - x).square().mean()) < 0.3 * float((fake_quantize(x, start) - x).square().mean())
+    assert float((fake_quantize(x, settled) - x).square().mean()) < 0.3 * float(
+        (fake_quantize(x, start) - x).square().mean()
+    )
     assert quantizer.log_step is None
     assert torch.equal(settled.zero_point, start.zero_point)
     assert torch.equal(quantizer(x), dequantize(quantize(x, settled), settled))
@@ -94,7 +106,12 @@ def test_learning_moves_the_step_and_settling_keeps_it():
 
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (4, 6, 5, 3), (2, 1, 1, 3)])
 def test_a_keep_mask_has_the_layout_of_its_tensor_and_repeats_with_a_seed(shape):
-    for x in (torch.empty(shape), torch.empty(shape).contiguous(memory_format=torch.channels_last) if len(shape) == 4 else torch.empty(shape)):
+    for x in (
+        torch.empty(shape),
+        torch.empty(shape).contiguous(memory_format=torch.channels_last)
+        if len(shape) == 4
+        else torch.empty(shape),
+    ):
         first, again = (keep_mask(x, 0.5, torch.Generator().manual_seed(4)) for _ in range(2))
         assert torch.equal(first, again)
         assert (first.shape, first.stride()) == (x.shape, x.stride())

@@ -42,7 +42,9 @@ def test_keep_prob_one_half_differs_between_calls_and_repeats_with_a_seed():
     assert 0.4 < float((first == quantized)[differ].float().mean()) < 0.6
 
 
-@pytest.mark.parametrize(("keep_prob", "low", "high"), [(0.9, 0.85, 0.95), (0.1, 0.05, 0.15), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("keep_prob", "low", "high"), [(0.9, 0.85, 0.95), (0.1, 0.05, 0.15), (0.0, 0.0, 0.0)]
+)
 def test_keep_prob_is_the_share_that_is_quantised(keep_prob, low, high):
     layer, x = linear_layer(keep_prob, 1)
     kept = (layer.input(x) == fake_quantize(x, layer.input.params)).float().mean()
@@ -53,7 +55,10 @@ def test_without_a_quantiser_the_layer_is_the_float_layer(tiny):
     net = tiny("conv")
     x = net.images.inputs()
     with torch.no_grad():
-        assert torch.equal(install(net.module, {u: UnitState(Candidate(None, None, "float")) for u in net.units})(x), net.module(x))
+        assert torch.equal(
+            install(net.module, {u: UnitState(Candidate(None, None, "float")) for u in net.units})(x),
+            net.module(x),
+        )
 
 
 def test_attributes_of_the_wrapped_layer_are_seen():
@@ -95,7 +100,13 @@ def test_install_computes_by_definition_and_leaves_the_float_model_alone(tiny, l
     with torch.no_grad():
         quantized(net.images.inputs())
     state, conv = states[first], net.module.get_submodule(first)
-    by_hand = F.conv2d(fake_quantize(seen["x"], state.activation), state.weight.dequantize(), state.bias, conv.stride, conv.padding)
+    by_hand = F.conv2d(
+        fake_quantize(seen["x"], state.activation),
+        state.weight.dequantize(),
+        state.bias,
+        conv.stride,
+        conv.padding,
+    )
     assert torch.equal(seen["y"], by_hand)
     assert not quantized.training
     for unit in net.units:

@@ -70,23 +70,35 @@ def test_a_long_row_is_taken_at_random_places(monkeypatch):
     low, high = np.percentile(x.numpy(), [5, 95])
     params = OBSERVERS.create("percentile:percent=95").observe(x, 8, symmetric=False)
     assert float(params.scale) == pytest.approx((high - low) / 255, rel=0.2)
-    assert float(params.scale) == float(OBSERVERS.create("percentile:percent=95").observe(x, 8, symmetric=False).scale)
+    assert float(params.scale) == float(
+        OBSERVERS.create("percentile:percent=95").observe(x, 8, symmetric=False).scale
+    )
 
 
 @pytest.mark.parametrize(("channels", "size"), [(256, 3), (320, 3), (640, 3), (200, 5), (2500, 3)])
 def test_every_place_of_a_kernel_counts(channels, size):
-    """A stride through a row that meets that of the channels sees one place of the kernel: here one whose weights are a tenth of the others'."""
+    """A stride through a row that meets that of the channels sees one place of the kernel: here one whose
+    weights are a tenth of the others'.
+    """
     weight = drawn(0, 4, channels, size, size)
     weight[:, :, 0, 0] *= 0.1
     weight[:, :, :, 0] *= 0.3
     params = OBSERVERS.create("mse").observe(weight, 4, symmetric=True, axis=0)
-    exact = OBSERVERS.create(f"mse:values={channels * size * size}").observe(weight, 4, symmetric=True, axis=0)
+    exact = OBSERVERS.create(f"mse:values={channels * size * size}").observe(
+        weight, 4, symmetric=True, axis=0
+    )
     errors = [(fake_quantize(weight, p) - weight).square().mean() for p in (params, exact)]
     assert errors[0] < 1.1 * errors[1]
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 8), st.booleans(), st.sampled_from([None, 0, 1]), st.integers(1, 300))
+@given(
+    st.integers(0, 10**6),
+    st.integers(2, 8),
+    st.booleans(),
+    st.sampled_from([None, 0, 1]),
+    st.integers(1, 300),
+)
 def test_mse_is_never_worse_than_minmax(seed, bits, symmetric, axis, count):
     x = drawn(seed, 3, count)
     errors = {}
@@ -98,7 +110,9 @@ def test_mse_is_never_worse_than_minmax(seed, bits, symmetric, axis, count):
 
 def test_mse_clips_what_is_far_out():
     x = torch.cat([drawn(4, 4096).clamp(-3, 3), torch.tensor([100.0])])
-    found = {name: float(OBSERVERS.create(name).observe(x, 4, symmetric=True).scale) for name in ("minmax", "mse")}
+    found = {
+        name: float(OBSERVERS.create(name).observe(x, 4, symmetric=True).scale) for name in ("minmax", "mse")
+    }
     assert found["mse"] < 0.8 * found["minmax"]
 
 
@@ -112,7 +126,16 @@ def test_rows_are_searched_alone_whatever_the_chunk(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["percentile:percent=50", "percentile:percent=100.1", "mse:steps=0", "mse:values=0", "mse:power=0", "mse:power=nan", "mse:shrink=3"]
+    "text",
+    [
+        "percentile:percent=50",
+        "percentile:percent=100.1",
+        "mse:steps=0",
+        "mse:values=0",
+        "mse:power=0",
+        "mse:power=nan",
+        "mse:shrink=3",
+    ],
 )
 def test_bad_options_are_refused(text):
     with pytest.raises(OptionError):

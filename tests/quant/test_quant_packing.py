@@ -14,7 +14,13 @@ WIDTHS = range(1, 9)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(1, 8), st.integers(1, 9), st.integers(1, 70), st.integers(0, 10**6), st.sampled_from([torch.uint8, torch.int16, torch.int64]))
+@given(
+    st.integers(1, 8),
+    st.integers(1, 9),
+    st.integers(1, 70),
+    st.integers(0, 10**6),
+    st.sampled_from([torch.uint8, torch.int16, torch.int64]),
+)
 def test_round_trip_and_waste(bits, rows, columns, seed, dtype):
     codes = torch.randint(2**bits, (rows, columns), generator=torch.Generator().manual_seed(seed)).to(dtype)
     packed = pack(codes, bits)
@@ -34,7 +40,9 @@ def test_every_code_of_a_width(bits):
 
 
 def test_the_stream_is_little_endian():
-    assert pack(torch.tensor([[1, 2, 3, 4, 5]]), 3).tolist() == [[1 | 2 << 3 | (3 & 3) << 6, 3 >> 2 | 4 << 1 | 5 << 4]]
+    assert pack(torch.tensor([[1, 2, 3, 4, 5]]), 3).tolist() == [
+        [1 | 2 << 3 | (3 & 3) << 6, 3 >> 2 | 4 << 1 | 5 << 4]
+    ]
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -45,7 +53,10 @@ def test_a_code_that_does_not_fit_is_refused(bits, over):
         pack(codes, bits)
 
 
-@pytest.mark.parametrize("codes", [torch.zeros(3, dtype=torch.uint8), torch.zeros(1, 2, 3, dtype=torch.uint8), torch.tensor([[0.5]])])
+@pytest.mark.parametrize(
+    "codes",
+    [torch.zeros(3, dtype=torch.uint8), torch.zeros(1, 2, 3, dtype=torch.uint8), torch.tensor([[0.5]])],
+)
 def test_only_a_matrix_of_integers_is_packed(codes):
     with pytest.raises(ValueError, match="matrix of integers"):
         pack(codes, 4)

@@ -1,4 +1,6 @@
-"""Quantised products of activations: the float function without quantisers, the tracer's names, and nothing left behind."""
+"""Quantised products of activations: the float function without quantisers, the tracer's names, and nothing
+left behind.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,15 @@ def net_vit(fused: bool):
 
 
 def net_swin(fused: bool):
-    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=32, window_size=4, num_classes=10, embed_dim=24, depths=(2, 2), num_heads=(2, 4))
+    swin = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        window_size=4,
+        num_classes=10,
+        embed_dim=24,
+        depths=(2, 2),
+        num_heads=(2, 4),
+    )
     for m in swin.modules():
         if hasattr(m, "fused_attn"):
             m.fused_attn = fused
@@ -108,16 +118,23 @@ def test_the_tracer_and_the_forward_agree_on_every_product(name):
     wrapped = wrap_products(module, layers)
     seen: dict[str, tuple[tuple[int, ...], ...]] = {}
     for unit, product in wrapped.items():
-        product.register_forward_pre_hook(lambda _, args, unit=unit: seen.update({unit: tuple(tuple(a.shape) for a in args)}))
+        product.register_forward_pre_hook(
+            lambda _, args, unit=unit: seen.update({unit: tuple(tuple(a.shape) for a in args)})
+        )
         assert module.get_submodule(unit) is product
     with torch.no_grad():
         module(x[:1])
     assert list(seen) == list(layers)
     for unit, layer in layers.items():
         left, right = seen[unit]
-        assert [math.prod(shape) for shape in (left, right)] == [math.prod(shape) for shape in layer.input_shapes]
+        assert [math.prod(shape) for shape in (left, right)] == [
+            math.prod(shape) for shape in layer.input_shapes
+        ]
         if name not in ("explicit", "nested"):
-            assert (left, sorted(right)) == (layer.input_shapes[0], sorted(layer.input_shapes[1]))  # attention's key is not transposed yet
+            assert (left, sorted(right)) == (
+                layer.input_shapes[0],
+                sorted(layer.input_shapes[1]),
+            )  # attention's key is not transposed yet
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -158,7 +175,10 @@ def test_attention_by_definition():
     module, _, _ = make("vit fused")
     attn = module.blocks[0].attn
     products = wrap_products(attn, ["matmul0", "matmul1"])
-    grids = [affine_params(torch.tensor(low), torch.tensor(high), bits, symmetric=False) for low, high, bits in ((-1.0, 1.0, 3), (0.0, 1.0, 4))]
+    grids = [
+        affine_params(torch.tensor(low), torch.tensor(high), bits, symmetric=False)
+        for low, high, bits in ((-1.0, 1.0, 3), (0.0, 1.0, 4))
+    ]
     products["matmul0"].set_state(UnitState(Candidate(3, 3), None, grids[0], grids[0]))
     products["matmul1"].set_state(UnitState(Candidate(4, 4), None, grids[1], grids[0]))
     tokens = torch.randn(2, 5, attn.qkv.in_features, generator=torch.Generator().manual_seed(1))
@@ -191,9 +211,13 @@ MASK = torch.rand(6, 6, generator=torch.Generator().manual_seed(2)) > 0.4
 def test_attention_is_torchs(options):
     heads = 2 if options.get("enable_gqa") else 4
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, h, 6, 8, generator=generator, requires_grad=True) for h in (4, heads, heads))
+    query, key, value = (
+        torch.randn(2, h, 6, 8, generator=generator, requires_grad=True) for h in (4, heads, heads)
+    )
     ours = attention(query, key, value, **options, first=QuantProduct(), second=QuantProduct())
-    torch.testing.assert_close(ours, F.scaled_dot_product_attention(query, key, value, **options), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        ours, F.scaled_dot_product_attention(query, key, value, **options), rtol=1e-5, atol=1e-6
+    )
     ours.square().sum().backward()
     assert all(torch.isfinite(t.grad).all() for t in (query, key, value))
 

@@ -1,4 +1,6 @@
-"""Two-region and logarithmic quantisers: few levels, nearest level, gradients, and searches that are never worse than a uniform grid."""
+"""Two-region and logarithmic quantisers: few levels, nearest level, gradients, and searches that are never
+worse than a uniform grid.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ def mse(x: torch.Tensor, params) -> float:
     return float((params.fake_quantize(x) - x).double().square().mean())
 
 
-GRIDS = [TwoRegionParams(torch.tensor(0.05), m, bits, split) for m in (0, 3) for bits in (2, 4, 8) for split in (*SPLITS, "unsigned")]
+GRIDS = [
+    TwoRegionParams(torch.tensor(0.05), m, bits, split)
+    for m in (0, 3)
+    for bits in (2, 4, 8)
+    for split in (*SPLITS, "unsigned")
+]
 LOGS = [LogParams(torch.tensor(0.8), bits, root) for bits in (2, 4, 8) for root in (1, 2)]
 
 
@@ -59,7 +66,15 @@ def test_the_splits_by_hand():
     assert sign.fake_quantize(x).tolist() == [-4, -1, 0, 0, 4, 4, 12]
     magnitude = TwoRegionParams(torch.tensor(1.0), 2, 3, "magnitude")  # fine -2..1, coarse 0, 4, 8, 12
     assert magnitude.fake_quantize(x).tolist() == [-2, -1, 0, 0, 1, 4, 12]
-    assert TwoRegionParams(torch.tensor(1.0), 2, 3, "signed_magnitude").levels().tolist() == [-8, -4, -2, -1, 0, 1, 4]
+    assert TwoRegionParams(torch.tensor(1.0), 2, 3, "signed_magnitude").levels().tolist() == [
+        -8,
+        -4,
+        -2,
+        -1,
+        0,
+        1,
+        4,
+    ]
 
 
 def test_the_logarithm_by_hand():
@@ -91,7 +106,9 @@ def test_gradients_pass_inside_the_range_and_stop_outside(params, low, high):
 @pytest.mark.parametrize("split", [*SPLITS, "unsigned"])
 def test_the_search_finds_the_least_error_of_all_pairs(split, weighted):
     x = draw("heavy", 300)
-    weights = torch.rand(300, generator=torch.Generator().manual_seed(1)).square() if weighted else torch.ones(300)
+    weights = (
+        torch.rand(300, generator=torch.Generator().manual_seed(1)).square() if weighted else torch.ones(300)
+    )
     found = two_region_params(x, 4, split, weights if weighted else None)
 
     def error(params) -> float:
@@ -123,7 +140,9 @@ def test_each_kind_is_chosen_where_it_fits():
     assert isinstance(opt_m(draw("gelu"), 4), AffineParams | TwoRegionParams)
     heavy = opt_m(draw("heavy"), 6)
     assert isinstance(heavy, TwoRegionParams)
-    assert mse(draw("heavy"), heavy) < 0.7 * mse(draw("heavy"), OBSERVERS.create("mse").observe(draw("heavy"), 6, symmetric=False))
+    assert mse(draw("heavy"), heavy) < 0.7 * mse(
+        draw("heavy"), OBSERVERS.create("mse").observe(draw("heavy"), 6, symmetric=False)
+    )
     assert isinstance(opt_m(torch.linspace(-1, 3, 4096), 4), AffineParams)
     assert isinstance(post_softmax_params(2.0 ** -torch.arange(15).repeat(9), 4), LogParams)
     assert opt_m(torch.linspace(-1, 1, 4096), 4, symmetric=True).symmetric
@@ -132,7 +151,9 @@ def test_each_kind_is_chosen_where_it_fits():
 def test_weights_move_the_steps():
     x = torch.cat([torch.linspace(-0.1, 0.1, 1000), torch.full((10,), 50.0)])
     inner = two_region_params(x, 4, "sign", (x.abs() < 1).float())
-    assert float((inner.fake_quantize(x) - x)[:1000].square().mean()) < float((two_region_params(x, 4, "sign").fake_quantize(x) - x)[:1000].square().mean())
+    assert float((inner.fake_quantize(x) - x)[:1000].square().mean()) < float(
+        (two_region_params(x, 4, "sign").fake_quantize(x) - x)[:1000].square().mean()
+    )
 
 
 def test_logarithms_are_searched_for_their_top():
@@ -143,7 +164,9 @@ def test_logarithms_are_searched_for_their_top():
     assert mse(skewed, log_params(skewed, 2)) < 1e-3 < mse(skewed, fixed)
 
 
-@pytest.mark.parametrize("bad", [torch.empty(0), torch.tensor([1.0, float("nan")]), torch.tensor([float("inf")])])
+@pytest.mark.parametrize(
+    "bad", [torch.empty(0), torch.tensor([1.0, float("nan")]), torch.tensor([float("inf")])]
+)
 def test_values_that_cannot_be_searched_are_refused(bad):
     with pytest.raises(DataError, match="Steps cannot be searched"):
         two_region_params(bad, 4, "sign")

@@ -24,7 +24,9 @@ def test_every_policy_starts_at_nearest_rounding(name, bits, observer, symmetric
     assert hard.params is params
     assert hard.codes.dtype == torch.int16
     share = (weight / params.expanded(weight.ndim)[0]) % 1
-    tie = (share - 0.5).abs() < 1e-4  # the extreme of a symmetric channel lies between two codes: both are nearest
+    tie = (
+        share - 0.5
+    ).abs() < 1e-4  # the extreme of a symmetric channel lies between two codes: both are nearest
     assert torch.equal(hard.codes[~tie], quantize(weight, params)[~tie])
     assert ((hard.codes - quantize(weight, params)).abs() <= 1).all()
     assert tie.sum() <= len(weight)
@@ -67,7 +69,9 @@ def soft_round_inputs():
 
 
 def base_and_room(floor, scale, low, high):
-    """What a rounding precomputes: the level below on the grid, and the step where the one above is on it too."""
+    """What a rounding precomputes: the level below on the grid, and the step where the one above is on it
+    too.
+    """
     return floor.clamp(low, high) * scale, ((floor >= low) & (floor + 1 <= high)) * scale
 
 
@@ -94,7 +98,9 @@ def test_soft_rounds_gradient_is_that_of_the_plain_formula(beta):
     assert (mine.grad == 0).any() and (mine.grad != 0).any()
 
 
-@pytest.mark.parametrize(("progress", "beta"), [(0.0, None), (0.19, None), (0.2, 20.0), (0.6, 11.0), (1.0, 2.0)])
+@pytest.mark.parametrize(
+    ("progress", "beta"), [(0.0, None), (0.19, None), (0.2, 20.0), (0.6, 11.0), (1.0, 2.0)]
+)
 def test_the_regulariser_sets_in_after_the_warmup_and_beta_falls(progress, beta):
     weight, params = problem(4)
     rounding = AdaRound(weight=0.5).start(weight, params)

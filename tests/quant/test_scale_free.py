@@ -1,4 +1,6 @@
-"""What a quantiser gives does not depend on the unit that a tensor is measured in: a tensor times a power of two has the same codes."""
+"""What a quantiser gives does not depend on the unit that a tensor is measured in: a tensor times a power of
+two has the same codes.
+"""
 
 import pytest
 import torch
@@ -48,7 +50,12 @@ def test_searches_of_other_grids_find_the_same_levels(search):
     for exponent in (-60, -30, 20):
         found = search(x * 2.0**exponent)
         assert type(found) is type(wanted)
-        torch.testing.assert_close(found.fake_quantize(x * 2.0**exponent) * 2.0**-exponent, wanted.fake_quantize(x), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            found.fake_quantize(x * 2.0**exponent) * 2.0**-exponent,
+            wanted.fake_quantize(x),
+            rtol=1e-6,
+            atol=0,
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -56,10 +63,17 @@ def test_the_gradient_of_a_learned_step_is_scaled_with_its_input(dtype):
     x = torch.randn(500, generator=torch.Generator().manual_seed(2)).to(dtype)
     gradients = []
     for exponent in (0, -60):
-        params, factor = OBSERVERS.create("mse").observe(x.float() * 2.0**exponent, 3, symmetric=False), torch.ones((), requires_grad=True)
-        learned_step((x * 2.0**exponent).to(dtype), params, factor, dtype=dtype).float().square().sum().backward()
+        params, factor = (
+            OBSERVERS.create("mse").observe(x.float() * 2.0**exponent, 3, symmetric=False),
+            torch.ones((), requires_grad=True),
+        )
+        learned_step(
+            (x * 2.0**exponent).to(dtype), params, factor, dtype=dtype
+        ).float().square().sum().backward()
         gradients.append(float(factor.grad))
-    assert gradients[1] * 2.0**120 == pytest.approx(gradients[0], rel=1e-2 if dtype == torch.bfloat16 else 1e-5)
+    assert gradients[1] * 2.0**120 == pytest.approx(
+        gradients[0], rel=1e-2 if dtype == torch.bfloat16 else 1e-5
+    )
 
 
 class Scaled(nn.Module):
@@ -85,7 +99,9 @@ def test_a_layer_of_small_numbers_keeps_its_codes_and_its_error(exponent):
     for s in (1.0, 2.0**exponent):
         module = Scaled(s).eval()
         units = [layer.name for layer in analyze(module, images[:1]).layers]
-        states = calibrate(module, units, [images]).states(Assignment(tuple((unit, Candidate(8, 8)) for unit in units)))
+        states = calibrate(module, units, [images]).states(
+            Assignment(tuple((unit, Candidate(8, 8)) for unit in units))
+        )
         with torch.no_grad():
             error = (install(module, states)(images) - module(images)).norm() / module(images).norm()
         found.append(({unit: state.weight.codes for unit, state in states.items()}, float(error)))

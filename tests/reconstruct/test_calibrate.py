@@ -38,7 +38,10 @@ def test_a_small_sample_is_everything(tiny, name):
     whole = Inputs(net)
     for unit in net.units:
         assert len(whole.read[unit]) < MAX_INPUT_VALUES
-        for kept, seen in ((net.calibration.inputs[unit], whole.read[unit]), (net.calibration.outputs[unit], whole.given[unit])):
+        for kept, seen in (
+            (net.calibration.inputs[unit], whole.read[unit]),
+            (net.calibration.outputs[unit], whole.given[unit]),
+        ):
             assert torch.equal(kept[:-2], seen)
             assert kept[-2:].tolist() == [float(seen.min()), float(seen.max())]
         assert torch.equal(net.calibration.weights[unit], net.module.get_submodule(unit).weight)
@@ -111,24 +114,42 @@ def test_values_that_are_not_finite_name_the_unit(bad, batch):
 
 def test_states_are_nearest_rounding_by_the_named_observers(tiny):
     net = tiny("conv")
-    found = calibrate(net.module, net.units, [net.images.inputs()], weight_observer="minmax", input_observer="percentile:percent=99")
+    found = calibrate(
+        net.module,
+        net.units,
+        [net.images.inputs()],
+        weight_observer="minmax",
+        input_observer="percentile:percent=99",
+    )
     for text, axis in (("W3A5", 0), ("W3A5/tensor", None)):
         candidate = Candidate.parse(text)
         state = found.state("residual.conv1", candidate)
         weight = net.module.residual.conv1.weight
         params = OBSERVERS.create("minmax").observe(weight, 3, symmetric=True, axis=axis)
-        given = OBSERVERS.create("percentile:percent=99").observe(found.inputs["residual.conv1"], 5, symmetric=False)
+        given = OBSERVERS.create("percentile:percent=99").observe(
+            found.inputs["residual.conv1"], 5, symmetric=False
+        )
         assert state.candidate == candidate
         assert torch.equal(state.weight.codes, quantize(weight, params))
         assert torch.equal(state.weight.params.scale, params.scale)
-        assert (state.activation.bits, float(state.activation.scale), int(state.activation.zero_point)) == (5, float(given.scale), int(given.zero_point))
+        assert (state.activation.bits, float(state.activation.scale), int(state.activation.zero_point)) == (
+            5,
+            float(given.scale),
+            int(given.zero_point),
+        )
 
 
 def test_quantisers_are_made_once_and_a_float_unit_has_none(tiny):
     net = tiny("conv")
-    assert net.calibration.weight_params("stem", Candidate(4, 8)) is net.calibration.weight_params("stem", Candidate(4, 4))
-    assert net.calibration.weight_params("stem", Candidate(4, 8)) is not net.calibration.weight_params("stem", Candidate(4, 8, w_granularity="tensor"))
-    assert net.calibration.input_params("stem", Candidate(4, 8)) is net.calibration.input_params("stem", Candidate(2, 8))
+    assert net.calibration.weight_params("stem", Candidate(4, 8)) is net.calibration.weight_params(
+        "stem", Candidate(4, 4)
+    )
+    assert net.calibration.weight_params("stem", Candidate(4, 8)) is not net.calibration.weight_params(
+        "stem", Candidate(4, 8, w_granularity="tensor")
+    )
+    assert net.calibration.input_params("stem", Candidate(4, 8)) is net.calibration.input_params(
+        "stem", Candidate(2, 8)
+    )
     state = net.calibration.state("stem", Candidate(None, None, "float"))
     assert (state.weight, state.activation) == (None, None)
     with pytest.raises(ValueError, match="float candidate"):

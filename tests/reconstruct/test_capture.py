@@ -1,4 +1,6 @@
-"""A step reads tensors alone: replayed by a recorder that repeats its operations on the same memory, it learns what it learns as it stands."""
+"""A step reads tensors alone: replayed by a recorder that repeats its operations on the same memory, it
+learns what it learns as it stands.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ def repeat(line):
     if mutates:
         function(*args, **kwargs)
     elif "empty" not in str(function) and not any(storage(t) in given for t in results):
-        for into, value in zip(results, (t for t in pytree.tree_leaves(function(*args, **kwargs)) if isinstance(t, torch.Tensor)), strict=True):
+        for into, value in zip(
+            results,
+            (t for t in pytree.tree_leaves(function(*args, **kwargs)) if isinstance(t, torch.Tensor)),
+            strict=True,
+        ):
             into.copy_(value)
 
 
@@ -80,7 +86,14 @@ def learned(net, config, tape=None, monkeypatch=None):
     if tape is not None:
         monkeypatch.setattr(learn, "recorder", lambda *_: tape)
     states = net.calibration.states(net.uniform("W3A4"))
-    found = reconstruct(net.module, net.blocks, states, net.images.inputs(), config, on_block=lambda _n, _s, result: results.append(result))
+    found = reconstruct(
+        net.module,
+        net.blocks,
+        states,
+        net.images.inputs(),
+        config,
+        on_block=lambda _n, _s, result: results.append(result),
+    )
     return found, results
 
 
@@ -98,10 +111,14 @@ CASES = [
 @pytest.mark.parametrize(("name", "more"), CASES, ids=str)
 def test_a_recorded_step_learns_what_the_step_learns_as_it_stands(tiny, monkeypatch, name, more):
     net, tape = tiny(name), TapeRecorder()
-    config = ReconstructionConfig(**{"iterations": 30, "batch_size": 8, "step_learning_rate": 1e-2, "tolerance": 0, **more})
+    config = ReconstructionConfig(
+        **{"iterations": 30, "batch_size": 8, "step_learning_rate": 1e-2, "tolerance": 0, **more}
+    )
     plain, before = learned(net, config)
     again, after = learned(net, config, tape, monkeypatch)
-    assert tape.recorded >= len(net.blocks) and tape.replayed >= (config.iterations - 8 * WARM) * len(net.blocks)
+    assert tape.recorded >= len(net.blocks) and tape.replayed >= (config.iterations - 8 * WARM) * len(
+        net.blocks
+    )
     assert before == after
     for unit, state in plain.items():
         assert torch.equal(state.weight.codes, again[unit].weight.codes)
@@ -121,7 +138,9 @@ def test_the_recorder_would_see_a_number_that_python_reads(tiny, monkeypatch, fr
         def start(policy, weight, params, codes):
             rounding = soft(policy, weight, params, codes)
             real = rounding.soft
-            rounding.soft = lambda progress: real(max(last["share"], 0.2) if isinstance(progress, torch.Tensor) else progress)
+            rounding.soft = lambda progress: real(
+                max(last["share"], 0.2) if isinstance(progress, torch.Tensor) else progress
+            )
             return rounding
 
         def prepare(self, number, real=Step.prepare):
@@ -152,7 +171,9 @@ def test_the_recorder_would_see_a_number_that_python_reads(tiny, monkeypatch, fr
         monkeypatch.setattr(Step, "prepare", prepare)
     again, _ = learned(net, config, TapeRecorder(), monkeypatch)
     assert any(
-        not torch.equal(s.weight.codes, again[u].weight.codes) or not torch.equal(s.activation.scale, again[u].activation.scale) for u, s in plain.items()
+        not torch.equal(s.weight.codes, again[u].weight.codes)
+        or not torch.equal(s.activation.scale, again[u].activation.scale)
+        for u, s in plain.items()
     )
 
 
@@ -161,7 +182,9 @@ def test_a_step_that_cannot_be_recorded_says_so():
     take = Repeated(lambda _form: numbers.add_(float(numbers)), TapeRecorder(), "The step of units a, b")
     for _ in range(WARM):
         take(None)
-    with pytest.raises(ModelError, match=r"The step of units a, b cannot be captured.*not permitted.*capture=False"):
+    with pytest.raises(
+        ModelError, match=r"The step of units a, b cannot be captured.*not permitted.*capture=False"
+    ):
         take(None)
 
 
@@ -189,7 +212,9 @@ def test_on_a_gpu_captured_steps_learn_what_eager_ones_do(tiny, name, more):
     module = net.module.to("cuda")
     try:
         calibration = learn_on(module, net)
-        config = ReconstructionConfig(**{"iterations": 80, "batch_size": 8, "step_learning_rate": 1e-2, "tolerance": 0, **more})
+        config = ReconstructionConfig(
+            **{"iterations": 80, "batch_size": 8, "step_learning_rate": 1e-2, "tolerance": 0, **more}
+        )
         errors = []
         for capture in (False, True):
             found = []
@@ -204,7 +229,9 @@ def test_on_a_gpu_captured_steps_learn_what_eager_ones_do(tiny, name, more):
             errors.append(found)
     finally:
         net.module.to("cpu")
-    torch.testing.assert_close(*(torch.tensor(e) for e in errors), rtol=0.02, atol=0)  # kernels of a GPU need not sum in one order
+    torch.testing.assert_close(
+        *(torch.tensor(e) for e in errors), rtol=0.02, atol=0
+    )  # kernels of a GPU need not sum in one order
 
 
 def learn_on(module, net):

@@ -1,4 +1,6 @@
-"""Codes in closed form: every unit better than rounded to nearest, biases that keep the mean, and a finish that follows the quantised prefix."""
+"""Codes in closed form: every unit better than rounded to nearest, biases that keep the mean, and a finish
+that follows the quantised prefix.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def closed(net):
 
 
 def no_worse(module, calibration, units, inputs, images, widths):
-    """Squared error of every unit's output, for the moments that were rounded for, of closed form and of nearest."""
+    """Squared error of every unit's output, for the moments that were rounded for, of closed form and of
+    nearest.
+    """
     rows = dict.fromkeys(units, widths)
     codes = dict(round_units(module, calibration, rows, inputs, images))
     for unit, moments in gather_moments(module, units, inputs, images):
@@ -75,12 +79,18 @@ def test_every_unit_of_real_nets_has_less_output_error(name):
     from mpsearch.pipeline.progress import Silent
     from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
 
-    weights = {"vit_cifar": "cifar10_vit_d128x6", "resmlp_cifar": "cifar10_resmlp_d160x6", "mobilenetv1_075": "mobilenetv1_075_in1k"}
+    weights = {
+        "vit_cifar": "cifar10_vit_d128x6",
+        "resmlp_cifar": "cifar10_resmlp_d160x6",
+        "mobilenetv1_075": "mobilenetv1_075_in1k",
+    }
     images = "imagenet_calib_1000.zip" if name == "mobilenetv1_075" else "cifar10_jpeg_test_5000.zip"
     config = RunConfig(
         budgets=("8bits",),
         model=f"{Path(__file__).parents[2] / 'examples' / 'assets.py'}:{name}",
-        weights=str(ASSETS / "weights" / f"{weights.get(name, name.replace('cifar', 'cifar10'))}.safetensors"),
+        weights=str(
+            ASSETS / "weights" / f"{weights.get(name, name.replace('cifar', 'cifar10'))}.safetensors"
+        ),
         data=str(ASSETS / "images" / images),
         calibration_images=16,
         search_images=4,
@@ -90,7 +100,9 @@ def test_every_unit_of_real_nets_has_less_output_error(name):
     subject = load_subject(config, Silent())
     calibration = calibrate_subject(subject, config, Silent())
     parts = partial(lambda images: (inputs for inputs, _ in images.batches(8)), subject.splits.calibration)
-    found = list(no_worse(subject.module, calibration, subject.units, parts, 16, (Candidate(3, 8), Candidate(5, 8))))
+    found = list(
+        no_worse(subject.module, calibration, subject.units, parts, 16, (Candidate(3, 8), Candidate(5, 8)))
+    )
     assert len(found) == 2 * len(subject.units)
     assert all(ours < near for _, _, (ours, near) in found)
 
@@ -191,12 +203,22 @@ def test_the_finish_follows_the_quantised_prefix(tiny, name, bits):
         ReconstructionConfig(method="gptq"),
         on_block=lambda block, found, gained: told.append((block, gained)),
     )
-    assert [name for name, _ in told] == net.units and all(gained.learned_mse <= gained.start_mse or not gained.kept for _, gained in told)
+    assert [name for name, _ in told] == net.units and all(
+        gained.learned_mse <= gained.start_mse or not gained.kept for _, gained in told
+    )
     ends = [calibrate_free(net).states(assignment), calibration.states(assignment), states]
-    nearest, start, finished = (kl_divergence(predict(install(net.module, found), net.images), floats) for found in ends)
+    nearest, start, finished = (
+        kl_divergence(predict(install(net.module, found), net.images), floats) for found in ends
+    )
     assert finished < start and finished < 0.7 * nearest
     assert all(torch.equal(net.module.get_submodule(unit).weight, kept) for unit, kept in weights.items())
-    again = reconstruct(net.module, net.blocks, calibration.states(assignment), net.images.inputs(), ReconstructionConfig(method="gptq"))
+    again = reconstruct(
+        net.module,
+        net.blocks,
+        calibration.states(assignment),
+        net.images.inputs(),
+        ReconstructionConfig(method="gptq"),
+    )
     assert all(torch.equal(states[unit].weight.codes, again[unit].weight.codes) for unit in net.units)
 
 
@@ -206,14 +228,18 @@ def calibrate_free(net):
 
 
 def test_learning_may_start_from_the_closed_form(tiny, monkeypatch):
-    """With no steps the learned method keeps the start; from gptq it does not end worse on the blocks it learns."""
+    """With no steps the learned method keeps the start; from gptq it does not end worse on the blocks it
+    learns.
+    """
     net = tiny("conv")
     assignment = net.uniform("W2A8")
     start = net.calibration.states(assignment)
     inputs = net.images.inputs()
 
     def run(method, steps):
-        return reconstruct(net.module, net.blocks, start, inputs, ReconstructionConfig(iterations=steps, method=method))
+        return reconstruct(
+            net.module, net.blocks, start, inputs, ReconstructionConfig(iterations=steps, method=method)
+        )
 
     closed_form = run("gptq", 0)
     for method in ("qdrop", "brecq", "adaround", "attention_round"):
@@ -223,7 +249,9 @@ def test_learning_may_start_from_the_closed_form(tiny, monkeypatch):
         assert all(torch.equal(plain[unit].weight.codes, start[unit].weight.codes) for unit in net.units)
     monkeypatch.setattr("mpsearch.reconstruct.learn.PATIENCE", 10**6)
     learned = run("qdrop", 60)
-    assert any(not torch.equal(learned[unit].weight.codes, closed_form[unit].weight.codes) for unit in net.units)
+    assert any(
+        not torch.equal(learned[unit].weight.codes, closed_form[unit].weight.codes) for unit in net.units
+    )
 
 
 @pytest.mark.parametrize("name", ["conv", "vit"])
@@ -249,12 +277,16 @@ def test_inputs_far_from_zero_that_hardly_vary_are_rounded_too():
     (found,) = dict(gather_moments(net, ["0"], lambda: [inputs[:20], inputs[20:]], 40)).values()
     exact = torch.cov(inputs.double().T, correction=0)
     assert torch.allclose(found.covariance[0].double(), exact, atol=1e-3 * float(exact.max()))
-    (codes,) = dict(round_units(net, calibration, {"0": WIDTHS}, lambda: [inputs[:20], inputs[20:]], 40)).values()
+    (codes,) = dict(
+        round_units(net, calibration, {"0": WIDTHS}, lambda: [inputs[:20], inputs[20:]], 40)
+    ).values()
     assert set(codes) == {(c.w_bits, "channel") for c in WIDTHS}
 
 
 def test_without_a_corrected_bias_the_mean_counts():
-    """A linear layer that has no bias, or keeps it, is rounded for the whole error of its output, and finished so too."""
+    """A linear layer that has no bias, or keeps it, is rounded for the whole error of its output, and
+    finished so too.
+    """
     net = nn.Sequential(nn.Linear(32, 16, bias=False)).eval()
     inputs = 5 + torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
     calibration = calibrate(net, ["0"], [inputs])
@@ -266,5 +298,8 @@ def test_without_a_corrected_bias_the_mean_counts():
     finished = reconstruct(net, [("0", ["0"])], {"0": near}, inputs, config)["0"]
     assert not calibration.corrects("0") and finished.bias is None
     with torch.no_grad():
-        errors = [float((install(net, {"0": s})(inputs) - net(inputs)).square().mean()) for s in (near, rounded, finished)]
+        errors = [
+            float((install(net, {"0": s})(inputs) - net(inputs)).square().mean())
+            for s in (near, rounded, finished)
+        ]
     assert max(errors[1:]) < 0.5 * errors[0]

@@ -61,21 +61,30 @@ def test_quarters_of_convolutions_are_exact_and_part_the_output(name, size):
         assert len(crops) == 4
         seen = torch.zeros_like(y)
         for crop in crops:
-            torch.testing.assert_close(block(x[:, :, *crop.read])[:, :, *crop.own], y[:, :, *crop.whole], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                block(x[:, :, *crop.read])[:, :, *crop.own], y[:, :, *crop.whole], rtol=1e-4, atol=1e-5
+            )
             seen[:, :, *crop.whole] += 1
             assert block(x[:, :, *crop.read]).shape[2] <= -(-y.shape[2] // 2) + margin
     assert (seen == 1).all()
 
 
 @pytest.mark.parametrize(
-    "block", [SqueezeExcite(), OneSize(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Upsample(scale_factor=2)], ids=lambda b: type(b).__name__
+    "block",
+    [SqueezeExcite(), OneSize(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Upsample(scale_factor=2)],
+    ids=lambda b: type(b).__name__,
 )
 def test_what_looks_at_the_whole_image_gets_none(block):
     assert quarters(block, torch.randn(2, 4, 24, 24)) == ()
 
 
 def test_an_image_on_which_the_block_gives_nothing_proves_nothing():
-    assert quarters(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.ReLU()), torch.zeros(1, 4, 24, 24)) == ()
+    assert (
+        quarters(
+            nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.ReLU()), torch.zeros(1, 4, 24, 24)
+        )
+        == ()
+    )
 
 
 def test_small_outputs_are_not_worth_it():
@@ -91,12 +100,21 @@ def test_a_block_learns_as_well_on_quarters():
     from mpsearch.problem import Assignment, Candidate
     from mpsearch.reconstruct import calibrate
 
-    states = calibrate(net, ["0", "2"], [images]).states(Assignment((("0", Candidate(3, 4)), ("2", Candidate(3, 4)))))
+    states = calibrate(net, ["0", "2"], [images]).states(
+        Assignment((("0", Candidate(3, 4)), ("2", Candidate(3, 4))))
+    )
     errors = {}
     for crops in (True, False):
         config = replace(ReconstructionConfig(iterations=150, batch_size=16), crops=crops)
         found = []
-        reconstruct(net, [("0", ["0"]), ("2", ["2"])], states, images, config, on_block=lambda _n, _s, result, found=found: found.append(result))
+        reconstruct(
+            net,
+            [("0", ["0"]), ("2", ["2"])],
+            states,
+            images,
+            config,
+            on_block=lambda _n, _s, result, found=found: found.append(result),
+        )
         errors[crops] = [r.learned_mse for r in found]
         assert all(r.kept for r in found)
     for a, b in zip(errors[True], errors[False], strict=True):

@@ -1,4 +1,6 @@
-"""Fine-tuning: learns, gives grid weights that compute what was trained, repeats itself, and resumes to the same result."""
+"""Fine-tuning: learns, gives grid weights that compute what was trained, repeats itself, and resumes to the
+same result.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ SHORT = FinetuneConfig(epochs=3, batch_size=8, chunk=8, learning_rate=2e-3, step
 
 def rounded(net, text="W3A4"):
     """States without corrected biases."""
-    return {unit: replace(state, bias=None) for unit, state in net.calibration.states(net.uniform(text)).items()}
+    return {
+        unit: replace(state, bias=None) for unit, state in net.calibration.states(net.uniform(text)).items()
+    }
 
 
 def run(net, config=SHORT, text="W3A4", states=None, **more):
@@ -53,7 +57,9 @@ def test_it_learns_and_the_float_model_is_left_as_found(tiny, left_as_found, nam
     net = tiny(name)
     check = left_as_found(net.module)
     losses = []
-    done = run(net, replace(SHORT, epochs=12), on_step=lambda step, total, loss: losses.append((step, total, loss)))
+    done = run(
+        net, replace(SHORT, epochs=12), on_step=lambda step, total, loss: losses.append((step, total, loss))
+    )
     check()
     assert [(step, total) for step, total, _ in losses] == [(i + 1, 36) for i in range(36)]
     wanted = outputs(net.module, net).log_softmax(1)
@@ -69,7 +75,11 @@ def test_a_corrected_bias_is_where_learning_starts_and_learns_too(tiny):
     states = net.calibration.states(net.uniform("W3A4"))
     assert any(state.bias is not None for state in states.values())
     still, done = (run(net, replace(SHORT, epochs=epochs), states=states) for epochs in (0, 3))
-    assert torch.allclose(outputs(install(still.module, still.states), net), outputs(install(net.module, states), net), atol=1e-6)
+    assert torch.allclose(
+        outputs(install(still.module, still.states), net),
+        outputs(install(net.module, states), net),
+        atol=1e-6,
+    )
     assert all(state.bias is None for state in done.states.values())
     assert not torch.equal(done.module.get_submodule("head").bias, still.module.get_submodule("head").bias)
 
@@ -81,18 +91,29 @@ def test_what_comes_out_computes_what_was_trained(tiny, monkeypatch, name, text)
     student = package.student_of
     monkeypatch.setattr(package, "student_of", lambda *args: made.append(student(*args)) or made[-1])
     settle, trained = package.float_module, []
-    monkeypatch.setattr(package, "float_module", lambda *args: trained.append(outputs(made[0][0], net)) or settle(*args))
+    monkeypatch.setattr(
+        package, "float_module", lambda *args: trained.append(outputs(made[0][0], net)) or settle(*args)
+    )
     done = run(net, text=text)
     torch.testing.assert_close(outputs(install(done.module, done.states), net), trained[0], rtol=0, atol=1e-5)
     moved = []
     for unit, state in done.states.items():
         start = net.calibration.state(unit, state.candidate)
         params = state.weight.params
-        assert (str(state.candidate), params.bits, state.activation.bits) == (text, Candidate.parse(text).w_bits, Candidate.parse(text).a_bits)
+        assert (str(state.candidate), params.bits, state.activation.bits) == (
+            text,
+            Candidate.parse(text).w_bits,
+            Candidate.parse(text).a_bits,
+        )
         assert params.qmin <= int(state.weight.codes.min()) <= int(state.weight.codes.max()) <= params.qmax
-        assert torch.equal(state.weight.codes, quantize(done.module.get_submodule(unit).weight.detach(), params))
+        assert torch.equal(
+            state.weight.codes, quantize(done.module.get_submodule(unit).weight.detach(), params)
+        )
         assert params.scale.shape == start.weight.params.scale.shape
-        moved += [not torch.equal(params.scale, start.weight.params.scale), not torch.equal(state.activation.scale, start.activation.scale)]
+        moved += [
+            not torch.equal(params.scale, start.weight.params.scale),
+            not torch.equal(state.activation.scale, start.activation.scale),
+        ]
     assert all(moved)
 
 
@@ -119,7 +140,9 @@ def test_chunks_do_not_change_the_gradient(tiny):
     net = tiny("conv")
     config = replace(SHORT, epochs=1, batch_size=24, learning_rate=1e-4, step_learning_rate=1e-4)
     whole, parts = (run(net, replace(config, chunk=chunk)) for chunk in (24, 7))
-    torch.testing.assert_close(dict(whole.module.named_parameters()), dict(parts.module.named_parameters()), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        dict(whole.module.named_parameters()), dict(parts.module.named_parameters()), rtol=0, atol=1e-6
+    )
 
 
 class StopError(Exception):
@@ -170,7 +193,11 @@ def test_learned_codes_are_the_start(tiny):
     states = {}
     for unit, state in net.calibration.states(net.uniform("W4A8")).items():
         params = state.weight.params
-        moved = (state.weight.codes + torch.randint(-1, 2, state.weight.codes.shape, generator=generator)).clamp(params.qmin, params.qmax).to(torch.int16)
+        moved = (
+            (state.weight.codes + torch.randint(-1, 2, state.weight.codes.shape, generator=generator))
+            .clamp(params.qmin, params.qmax)
+            .to(torch.int16)
+        )
         states[unit] = replace(state, weight=replace(state.weight, codes=moved))
     done = finetune(net.module, states, net.images, replace(SHORT, epochs=0))
     for unit, state in states.items():
@@ -196,7 +223,14 @@ def test_float_units_train_in_float_and_labels_alone_suffice(tiny):
     teacher = nn.Module()  # has no forward: distillation would fail
     losses = []
     config = replace(SHORT, label_weight=1.0, epochs=20, learning_rate=1e-2)
-    done = finetune(net.module, states, net.images, config, teacher=teacher, on_step=lambda s, t, loss: losses.append(loss))
+    done = finetune(
+        net.module,
+        states,
+        net.images,
+        config,
+        teacher=teacher,
+        on_step=lambda s, t, loss: losses.append(loss),
+    )
     assert done.states["head"] == states["head"]
     assert not torch.equal(done.module.head.weight, net.module.head.weight)
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
@@ -206,8 +240,12 @@ def test_labels_that_are_missing_are_refused(tiny):
     net = tiny("conv")
     images = replace(net.images, labels=None)
     with pytest.raises(DataError, match="no labels"):
-        finetune(net.module, net.calibration.states(net.uniform("W4A4")), images, replace(SHORT, label_weight=0.5))
-    assert finetune(net.module, net.calibration.states(net.uniform("W4A4")), images, replace(SHORT, epochs=1)).states
+        finetune(
+            net.module, net.calibration.states(net.uniform("W4A4")), images, replace(SHORT, label_weight=0.5)
+        )
+    assert finetune(
+        net.module, net.calibration.states(net.uniform("W4A4")), images, replace(SHORT, epochs=1)
+    ).states
 
 
 def test_a_loss_that_is_nan_stops_at_its_step(tiny):
@@ -235,13 +273,28 @@ def test_the_steps_follow_the_rate(tiny):
     net = tiny("conv")
     still = run(net, replace(SHORT, epochs=1, warmup=1.0, learning_rate=0.0, step_learning_rate=0.0))
     assert torch.equal(still.module.head.bias, net.module.head.bias)
-    first, full = (run(net, replace(SHORT, epochs=1, batch_size=24, chunk=24, warmup=warmup)) for warmup in (0.0, 1.0))
+    first, full = (
+        run(net, replace(SHORT, epochs=1, batch_size=24, chunk=24, warmup=warmup)) for warmup in (0.0, 1.0)
+    )
     assert same(first, full)  # one step of one: warm already
-    early, late = (run(net, replace(SHORT, epochs=1, warmup=warmup)).module.head.bias - net.module.head.bias for warmup in (0.0, 1.0))
+    early, late = (
+        run(net, replace(SHORT, epochs=1, warmup=warmup)).module.head.bias - net.module.head.bias
+        for warmup in (0.0, 1.0)
+    )
     assert float(late.detach().abs().sum()) < 0.9 * float(early.detach().abs().sum())
 
 
-@pytest.mark.parametrize("bad", [{"epochs": -1}, {"chunk": 0}, {"learning_rate": -1.0}, {"temperature": 0.0}, {"label_weight": 1.1}, {"warmup": -0.1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"epochs": -1},
+        {"chunk": 0},
+        {"learning_rate": -1.0},
+        {"temperature": 0.0},
+        {"label_weight": 1.1},
+        {"warmup": -0.1},
+    ],
+)
 def test_settings_that_mean_nothing_are_refused(bad):
     with pytest.raises(OptionError):
         FinetuneConfig(**bad)
@@ -260,8 +313,14 @@ def test_sensitive_units_are_those_a_symmetric_grid_hurts(tiny, left_as_found):
     symmetric = mixed_states(net.calibration, assignment, found, float("inf"))
     for unit, kl in found.items():
         alone = install(net.module, {unit: replace(symmetric[unit], weight=None, bias=None)})
-        assert float((wanted.exp() * (wanted - outputs(alone, net).double().log_softmax(1))).sum(1).mean()) == pytest.approx(kl, rel=1e-6)
+        assert float(
+            (wanted.exp() * (wanted - outputs(alone, net).double().log_softmax(1))).sum(1).mean()
+        ) == pytest.approx(kl, rel=1e-6)
     middle = sorted(found.values())[1]
-    grids = {unit: state.activation.symmetric for unit, state in mixed_states(net.calibration, assignment, found, middle).items() if unit != "head"}
+    grids = {
+        unit: state.activation.symmetric
+        for unit, state in mixed_states(net.calibration, assignment, found, middle).items()
+        if unit != "head"
+    }
     assert grids == {unit: kl <= middle for unit, kl in found.items()}
     assert {True, False} <= set(grids.values())

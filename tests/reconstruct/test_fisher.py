@@ -9,7 +9,9 @@ from mpsearch.reconstruct.fisher import FLOOR, fisher_weights
 
 
 def test_on_logits_it_is_the_variance_of_the_labels():
-    net = nn.Sequential(nn.Identity(), nn.Flatten())  # the block's output is the logits: dlog p / dz = onehot - p
+    net = nn.Sequential(
+        nn.Identity(), nn.Flatten()
+    )  # the block's output is the logits: dlog p / dz = onehot - p
     images = torch.tensor([2.0, 0.0, -1.0]).repeat(20000, 1)
     p = torch.softmax(images[0], 0)
     expected = p * (1 - p)
@@ -22,7 +24,9 @@ def test_mean_one_positive_repeatable_and_the_model_left_as_found(tiny, left_as_
     net = tiny("vit")
     names = [name for name, _ in net.blocks]
     check = left_as_found(net.module)
-    first, again = (fisher_weights(net.module, names, net.images.inputs(), seed=3, chunk=10) for _ in range(2))
+    first, again = (
+        fisher_weights(net.module, names, net.images.inputs(), seed=3, chunk=10) for _ in range(2)
+    )
     check()
     assert all(p.requires_grad for p in net.module.parameters())
     assert set(first) == set(names)

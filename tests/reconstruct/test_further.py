@@ -60,21 +60,37 @@ def quantized(model, tokens, bits="W3A8", iterations=20):
     start = calibration.states(Assignment(tuple((unit, Candidate.parse(bits)) for unit in units)))
     results = {}
     config = ReconstructionConfig(iterations=iterations, batch_size=16, method="qdrop:start=nearest")
-    learned = reconstruct(model, blocks, start, tokens.inputs(), config, on_block=lambda name, _, result: results.update({name: result}))
+    learned = reconstruct(
+        model,
+        blocks,
+        start,
+        tokens.inputs(),
+        config,
+        on_block=lambda name, _, result: results.update({name: result}),
+    )
     return start, learned, results, blocks
 
 
 def test_a_text_encoder_is_reconstructed_by_layers():
-    """Over 64 texts there are several chunks; each layer is a block of eight units, products of attention among them."""
+    """Over 64 texts there are several chunks; each layer is a block of eight units, products of attention
+    among them.
+    """
     model, tokens = tiny_text(), tiny_tokens(80)
     start, learned, results, blocks = quantized(model, tokens)
-    assert [(name, len(units)) for name, units in blocks] == [("encoder.layers.0", 8), ("encoder.layers.1", 8)]
+    assert [(name, len(units)) for name, units in blocks] == [
+        ("encoder.layers.0", 8),
+        ("encoder.layers.1", 8),
+    ]
     assert all(result.kept and result.learned_mse < 0.9 * result.start_mse for result in results.values())
     with torch.no_grad():
         floats = model(tokens.inputs())
-        before, after = (Embedding().loss(install(model, states)(tokens.inputs()), floats) for states in (start, learned))
+        before, after = (
+            Embedding().loss(install(model, states)(tokens.inputs()), floats) for states in (start, learned)
+        )
     assert after < 0.8 * before
-    assert footprint(model, blocks, start, tokens.inputs([0]), ReconstructionConfig()).images_within(10**8) > 1
+    assert (
+        footprint(model, blocks, start, tokens.inputs([0]), ReconstructionConfig()).images_within(10**8) > 1
+    )
 
 
 def test_padding_changes_nothing():
@@ -96,7 +112,11 @@ def test_fisher_weights_of_a_model_that_reads_tokens():
     model, tokens = tiny_text(nn.Linear(16, 4)), tiny_tokens(16)
     graph = analyze(model, tokens.inputs([0]))
     units = [layer.name for layer in graph.layers]
-    states = calibrate(model, units, [tokens.inputs()]).states(Assignment(tuple((unit, Candidate(4, 8)) for unit in units)))
+    states = calibrate(model, units, [tokens.inputs()]).states(
+        Assignment(tuple((unit, Candidate(4, 8)) for unit in units))
+    )
     blocks = [(block.name, block.units) for block in graph.blocks]
-    learned = reconstruct(model, blocks, states, tokens.inputs(), ReconstructionConfig(iterations=4, method="brecq:loss=fisher"))
+    learned = reconstruct(
+        model, blocks, states, tokens.inputs(), ReconstructionConfig(iterations=4, method="brecq:loss=fisher")
+    )
     assert set(learned) == set(states)

@@ -17,10 +17,26 @@ VARIANTS = [*LEARNED, "qdrop:loss=fisher", "brecq:loss=fisher", "qdrop:keep_prob
 
 
 def run(net, method, text="W3A4", images=None, **more):
-    config = ReconstructionConfig(**{"iterations": 15, "batch_size": 8, "learning_rate": 3e-2, "step_learning_rate": 1e-2, "method": method, **more})
+    config = ReconstructionConfig(
+        **{
+            "iterations": 15,
+            "batch_size": 8,
+            "learning_rate": 3e-2,
+            "step_learning_rate": 1e-2,
+            "method": method,
+            **more,
+        }
+    )
     reports = []
     inputs = net.images.inputs() if images is None else images
-    found = reconstruct(net.module, net.blocks, net.calibration.states(net.uniform(text)), inputs, config, on_block=lambda *r: reports.append(r))
+    found = reconstruct(
+        net.module,
+        net.blocks,
+        net.calibration.states(net.uniform(text)),
+        inputs,
+        config,
+        on_block=lambda *r: reports.append(r),
+    )
     return found, reports
 
 
@@ -38,7 +54,9 @@ def test_contract(tiny, left_as_found, name, method):
     again, _ = run(net, method)
     phases = METHODS.create(method).phases()
     layerwise = METHODS.create(method).layerwise
-    assert len(reports) == sum(len(net.units if layerwise or phase.closed else net.blocks) for phase in phases)
+    assert len(reports) == sum(
+        len(net.units if layerwise or phase.closed else net.blocks) for phase in phases
+    )
     assert {result.phase for _, _, result in reports} == set(range(len(phases)))
     assert any(result.kept for _, _, result in reports)
     learns_steps = any(phase.steps for phase in phases)
@@ -47,15 +65,24 @@ def test_contract(tiny, left_as_found, name, method):
         state = found[unit]
         assert torch.equal(state.weight.codes, again[unit].weight.codes)
         assert torch.equal(state.activation.scale, again[unit].activation.scale)
-        assert state.weight.params.qmin <= int(state.weight.codes.min()) <= int(state.weight.codes.max()) <= state.weight.params.qmax
+        assert (
+            state.weight.params.qmin
+            <= int(state.weight.codes.min())
+            <= int(state.weight.codes.max())
+            <= state.weight.params.qmax
+        )
         assert torch.equal(state.weight.params.scale, start.weight.params.scale)
-        assert state.weight.codes.is_contiguous()  # as a loaded checkpoint has them: the layout chooses the kernel, and with it the last bits
+        assert (
+            state.weight.codes.is_contiguous()
+        )  # as a loaded checkpoint has them: the layout chooses the kernel, and with it the last bits
         assert torch.equal(state.activation.zero_point, start.activation.zero_point)
         moved += int(not torch.equal(state.activation.scale, start.activation.scale))
     assert bool(moved) == learns_steps
     finished = install(net.module, found)
     for unit, state in found.items():
-        assert torch.equal(finished.get_submodule(unit).inner.weight, state.weight.dequantize())  # the model holds grid weights alone
+        assert torch.equal(
+            finished.get_submodule(unit).inner.weight, state.weight.dequantize()
+        )  # the model holds grid weights alone
         assert finished.get_submodule(unit).input.keep_prob == 1.0
 
 
@@ -71,10 +98,20 @@ def test_brecq_learns_weights_with_float_activations_then_steps(tiny):
     start = net.calibration.states(net.uniform("W3A4"))
     _, reports = run(net, "brecq")
     first, second = reports[: len(net.blocks)], reports[len(net.blocks) :]
-    assert all(torch.equal(states[u].activation.scale, start[u].activation.scale) for _, states, _ in first for u in states)
-    assert any(not torch.equal(states[u].weight.codes, start[u].weight.codes) for _, states, _ in first for u in states)
+    assert all(
+        torch.equal(states[u].activation.scale, start[u].activation.scale)
+        for _, states, _ in first
+        for u in states
+    )
+    assert any(
+        not torch.equal(states[u].weight.codes, start[u].weight.codes)
+        for _, states, _ in first
+        for u in states
+    )
     held = {u: s for _, states, _ in first for u, s in states.items()}
-    assert all(torch.equal(states[u].weight.codes, held[u].weight.codes) for _, states, _ in second for u in states)
+    assert all(
+        torch.equal(states[u].weight.codes, held[u].weight.codes) for _, states, _ in second for u in states
+    )
 
 
 def test_adaround_takes_one_of_the_two_levels_next_to_a_weight(tiny):
@@ -86,7 +123,9 @@ def test_adaround_takes_one_of_the_two_levels_next_to_a_weight(tiny):
         assert float((state.weight.codes - scaled.clamp(params.qmin, params.qmax)).abs().max()) <= 1.0001
 
 
-@pytest.mark.parametrize("method", ["qdrop:keep_prob=0", "qdrop:keep_prob=1.5", "attention_round:keep_prob=-1"])
+@pytest.mark.parametrize(
+    "method", ["qdrop:keep_prob=0", "qdrop:keep_prob=1.5", "attention_round:keep_prob=-1"]
+)
 def test_a_keep_probability_outside_0_to_1_is_refused(method):
     with pytest.raises(OptionError, match="over 0 and at most 1"):
         METHODS.create(method)
@@ -96,7 +135,9 @@ def test_a_converged_block_stops_early_and_a_tolerance_of_zero_does_not(tiny):
     net = tiny("conv")
     steps = {}
     for tolerance in (0.0, 0.5):
-        steps[tolerance] = [r.steps for _, _, r in run(net, "attention_round", iterations=300, tolerance=tolerance)[1]]
+        steps[tolerance] = [
+            r.steps for _, _, r in run(net, "attention_round", iterations=300, tolerance=tolerance)[1]
+        ]
     assert steps[0.0] == [300] * 3
     assert max(steps[0.5]) == 200  # one window to compare with, and three without progress
 
@@ -148,9 +189,17 @@ def test_a_phase_that_was_known_is_not_learned_again(tiny):
     full, reports = run(net, "brecq")
     known = {0: {u: s for _, states, _ in reports[: len(net.blocks)] for u, s in states.items()}}
     seen = []
-    config = ReconstructionConfig(iterations=15, batch_size=8, learning_rate=3e-2, step_learning_rate=1e-2, method="brecq")
+    config = ReconstructionConfig(
+        iterations=15, batch_size=8, learning_rate=3e-2, step_learning_rate=1e-2, method="brecq"
+    )
     found = reconstruct(
-        net.module, net.blocks, net.calibration.states(net.uniform("W3A4")), net.images.inputs(), config, known=known, on_block=lambda *r: seen.append(r[2])
+        net.module,
+        net.blocks,
+        net.calibration.states(net.uniform("W3A4")),
+        net.images.inputs(),
+        config,
+        known=known,
+        on_block=lambda *r: seen.append(r[2]),
     )
     assert [r is None for r in seen] == [True] * 3 + [False] * 3
     for unit, state in full.items():
@@ -170,18 +219,27 @@ def test_products_of_activations_learn_their_steps_with_the_block(tiny, left_as_
     net = tiny("vit")
     products = [f"blocks.{i}.attn.matmul{k}" for i in range(2) for k in range(2)]
     calibration = calibrate(net.module, [*net.units, *products], [net.images.inputs()])
-    states = calibration.states(Assignment(tuple((unit, Candidate(4, 3)) for unit in (*net.units, *products))))
+    states = calibration.states(
+        Assignment(tuple((unit, Candidate(4, 3)) for unit in (*net.units, *products)))
+    )
     blocks = [(name, [*units, *(p for p in products if p.startswith(name))]) for name, units in net.blocks]
     config = ReconstructionConfig(iterations=15, batch_size=8, step_learning_rate=2e-2, method=method)
     check = left_as_found(net.module)
     found = reconstruct(net.module, blocks, states, net.images.inputs(), config)
     check()
     assert set(found) == set(states)
-    moved = sum(not torch.equal(getattr(found[p], side).scale, getattr(states[p], side).scale) for p in products for side in ("activation", "second"))
+    moved = sum(
+        not torch.equal(getattr(found[p], side).scale, getattr(states[p], side).scale)
+        for p in products
+        for side in ("activation", "second")
+    )
     assert moved == 0 if method == "adaround" else moved >= 4
     with torch.no_grad():
         exact = net.module(net.images.inputs())
-        before, after = (float((install(net.module, s)(net.images.inputs()) - exact).square().mean()) for s in (states, found))
+        before, after = (
+            float((install(net.module, s)(net.images.inputs()) - exact).square().mean())
+            for s in (states, found)
+        )
     assert after < before
 
 
@@ -203,8 +261,12 @@ def test_the_steps_of_two_regions_are_learned_and_a_logarithm_is_named_as_kept(t
         ReconstructionConfig(iterations=10, batch_size=8),
         on_block=lambda name, _, result: told.setdefault(name, result.calibrated),
     )
-    assert [unit for units in told.values() for unit in units] == [fixed] and found[fixed].activation is states[fixed].activation
-    moved = [unit for unit in other if not torch.equal(found[unit].activation.step, states[unit].activation.step)]
+    assert [unit for units in told.values() for unit in units] == [fixed] and found[
+        fixed
+    ].activation is states[fixed].activation
+    moved = [
+        unit for unit in other if not torch.equal(found[unit].activation.step, states[unit].activation.step)
+    ]
     assert moved and all(found[unit].activation.shift == states[unit].activation.shift for unit in other)
 
 
@@ -219,6 +281,14 @@ def test_what_is_known_wholly_is_not_walked_again(tiny, monkeypatch, method):
     seen = []
     states = net.calibration.states(net.uniform("W3A4"))
     config = ReconstructionConfig(iterations=15, method=method)
-    found = reconstruct(net.module, net.blocks, states, net.images.inputs(), config, known=known, on_block=lambda *r: seen.append(r[2]))
+    found = reconstruct(
+        net.module,
+        net.blocks,
+        states,
+        net.images.inputs(),
+        config,
+        known=known,
+        on_block=lambda *r: seen.append(r[2]),
+    )
     assert seen == [None] * len(reports)
     assert all(found[u].weight is full[u].weight and found[u].activation is full[u].activation for u in full)

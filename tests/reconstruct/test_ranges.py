@@ -17,14 +17,20 @@ from mpsearch.reconstruct.ranges import MAX_INPUT_VALUES, Operand, RunningSample
 
 
 def products_of(net) -> list[str]:
-    return [layer.name for layer in analyze(net.module, net.images.inputs([0])).layers if layer.op == "matmul"]
+    return [
+        layer.name for layer in analyze(net.module, net.images.inputs([0])).layers if layer.op == "matmul"
+    ]
 
 
 @pytest.fixture
 def calibrated(tiny):
     net = tiny("vit")
     products = products_of(net)
-    return net, products, calibrate(net.module, [*net.units, *products], [net.images.inputs()], input_observer="opt_m")
+    return (
+        net,
+        products,
+        calibrate(net.module, [*net.units, *products], [net.images.inputs()], input_observer="opt_m"),
+    )
 
 
 def test_operands_are_sampled_whole_and_the_model_left_as_found(tiny, left_as_found):
@@ -43,7 +49,9 @@ def test_operands_are_sampled_whole_and_the_model_left_as_found(tiny, left_as_fo
     for unit in products[:2]:
         for operand, values in zip(found.products[unit], seen[unit], strict=True):
             assert torch.allclose(operand.values[:-2], values.flatten(), atol=1e-6)
-            assert operand.values[-2:].tolist() == pytest.approx([float(values.min()), float(values.max())], abs=1e-6)
+            assert operand.values[-2:].tolist() == pytest.approx(
+                [float(values.min()), float(values.max())], abs=1e-6
+            )
 
 
 def test_a_softmax_is_known_by_its_values(calibrated):
@@ -78,7 +86,9 @@ def test_a_sample_is_bounded():
 
 def test_a_product_gets_both_operands_at_its_bits(calibrated):
     net, products, found = calibrated
-    assignment = Assignment(tuple((unit, Candidate(4, 6 if unit in products else 8)) for unit in (*net.units, *products)))
+    assignment = Assignment(
+        tuple((unit, Candidate(4, 6 if unit in products else 8)) for unit in (*net.units, *products))
+    )
     states = found.states(assignment)
     assert list(states) == [*net.units, *products]
     for unit in products:
@@ -97,13 +107,19 @@ def test_a_named_observer_gives_uniform_grids_signed_or_not():
         given = input_quantizer("percentile:percent=99", operand, 5, symmetric=symmetric)
         wanted = OBSERVERS.create("percentile:percent=99").observe(operand.values, 5, symmetric=symmetric)
         assert isinstance(given, AffineParams)
-        assert (given.symmetric, float(given.scale), int(given.zero_point)) == (symmetric, float(wanted.scale), int(wanted.zero_point))
+        assert (given.symmetric, float(given.scale), int(given.zero_point)) == (
+            symmetric,
+            float(wanted.scale),
+            int(wanted.zero_point),
+        )
 
 
 def test_opt_m_tries_logarithms_for_distributions_alone():
     values = 2.0 ** -torch.arange(15.0).repeat(50)
     assert isinstance(input_quantizer("opt_m", Operand(values, True), 4, symmetric=False), LogParams)
-    assert isinstance(input_quantizer("opt_m", Operand(values, False), 4, symmetric=False), AffineParams | TwoRegionParams)
+    assert isinstance(
+        input_quantizer("opt_m", Operand(values, False), 4, symmetric=False), AffineParams | TwoRegionParams
+    )
 
 
 def test_symmetric_inputs_reach_every_unit(tiny):

@@ -1,4 +1,6 @@
-"""Reconstruction: never worse than nearest rounding, repeatable, resumable, and the float model stays as it was."""
+"""Reconstruction: never worse than nearest rounding, repeatable, resumable, and the float model stays as it
+was.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _done = {}
 
 
 def run(net, config=SHORT, text="W3A8", **more):
-    return reconstruct(net.module, net.blocks, net.calibration.states(net.uniform(text)), net.images.inputs(), config, **more)
+    return reconstruct(
+        net.module, net.blocks, net.calibration.states(net.uniform(text)), net.images.inputs(), config, **more
+    )
 
 
 def once(net, name):
@@ -31,18 +35,26 @@ def once(net, name):
 
 
 def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[u].weight.codes, b[u].weight.codes) and same_input(a[u], b[u]) for u in a)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[u].weight.codes, b[u].weight.codes) and same_input(a[u], b[u]) for u in a
+    )
 
 
 def same_input(a, b):
-    return torch.equal(a.activation.scale, b.activation.scale) and torch.equal(a.activation.zero_point, b.activation.zero_point)
+    return torch.equal(a.activation.scale, b.activation.scale) and torch.equal(
+        a.activation.zero_point, b.activation.zero_point
+    )
 
 
 def block_error(net, states, block):
-    """Mean squared error of a block's output when it reads what the quantised blocks before it give, against the float model's."""
+    """Mean squared error of a block's output when it reads what the quantised blocks before it give, against
+    the float model's.
+    """
     seen = []
     for module in (net.module, install(net.module, states)):
-        handle = module.get_submodule(block).register_forward_hook(lambda _m, _a, out: seen.append(out.double()))
+        handle = module.get_submodule(block).register_forward_hook(
+            lambda _m, _a, out: seen.append(out.double())
+        )
         with torch.no_grad():
             module(net.images.inputs())
         handle.remove()
@@ -79,7 +91,9 @@ def test_weights_stay_on_the_grid_next_to_the_float_weight(tiny, name):
         assert tensor.params.qmin <= int(tensor.codes.min()) <= int(tensor.codes.max()) <= tensor.params.qmax
         assert torch.equal(tensor.params.scale, start.weight.params.scale)
         scale, _ = tensor.params.expanded(tensor.codes.ndim)
-        weight = net.module.get_submodule(unit).weight.clamp(tensor.params.qmin * scale, tensor.params.qmax * scale)
+        weight = net.module.get_submodule(unit).weight.clamp(
+            tensor.params.qmin * scale, tensor.params.qmax * scale
+        )
         assert ((tensor.dequantize() - weight).abs() <= 1.0001 * scale).all()
         moved += int((tensor.codes != quantize(net.module.get_submodule(unit).weight, tensor.params)).sum())
     assert moved > 10
@@ -105,7 +119,9 @@ class StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("name", "after"), [*(("conv", i) for i in range(3)), *(("vit", i) for i in range(4))])
+@pytest.mark.parametrize(
+    ("name", "after"), [*(("conv", i) for i in range(3)), *(("vit", i) for i in range(4))]
+)
 def test_interrupted_after_any_block_it_resumes_to_the_same_result(tiny, left_as_found, name, after):
     net = tiny(name)
     check = left_as_found(net.module)
@@ -121,7 +137,9 @@ def test_interrupted_after_any_block_it_resumes_to_the_same_result(tiny, left_as
     check()
     assert list(known) == [unit for _, units in net.blocks[: after + 1] for unit in units]
     reports = []
-    assert equal(run(net, known={0: known}, on_block=lambda *report: reports.append(report)), once(net, name)[0])
+    assert equal(
+        run(net, known={0: known}, on_block=lambda *report: reports.append(report)), once(net, name)[0]
+    )
     assert [result is None for _, _, result in reports] == [i <= after for i in range(len(net.blocks))]
 
 
@@ -136,9 +154,16 @@ def test_nothing_is_dropped_afterwards(tiny, monkeypatch, stopped):
     loop_wrap = loop.wrap_units
     monkeypatch.setattr(loop, "wrap_units", spy)
     kept = []
-    run(net, ReconstructionConfig(iterations=3, batch_size=8), on_block=lambda *_: kept.append([layer.input.keep_prob for layer in wrapped.values()]))
+    run(
+        net,
+        ReconstructionConfig(iterations=3, batch_size=8),
+        on_block=lambda *_: kept.append([layer.input.keep_prob for layer in wrapped.values()]),
+    )
     assert kept == [[1.0] * 4] * 3
-    assert all(layer.input.generator is None and layer.input.log_step is None and "forward" not in layer.__dict__ for layer in wrapped.values())
+    assert all(
+        layer.input.generator is None and layer.input.log_step is None and "forward" not in layer.__dict__
+        for layer in wrapped.values()
+    )
 
 
 def test_while_a_block_learns_its_units_drop_with_the_configured_probability(tiny, monkeypatch):
@@ -159,7 +184,9 @@ def test_while_a_block_learns_its_units_drop_with_the_configured_probability(tin
     assert seen == {(0.25, 1.0, 1.0, 1.0), (1.0, 0.25, 0.25, 1.0), (1.0, 1.0, 1.0, 0.25)}
 
 
-@pytest.mark.parametrize("config", [ReconstructionConfig(iterations=0), ReconstructionConfig(iterations=5, method="nearest")])
+@pytest.mark.parametrize(
+    "config", [ReconstructionConfig(iterations=0), ReconstructionConfig(iterations=5, method="nearest")]
+)
 def test_nothing_to_learn_returns_the_start(tiny, config):
     net = tiny("conv")
     states = net.calibration.states(net.uniform("W3A8"))
@@ -174,7 +201,9 @@ def test_float_units_stay_float(tiny):
     states = {unit: net.calibration.state(unit, candidate) for unit, candidate in assignment.items()}
     reports = []
     config = ReconstructionConfig(iterations=3, batch_size=8)
-    found = reconstruct(net.module, net.blocks, states, net.images.inputs(), config, on_block=lambda *r: reports.append(r))
+    found = reconstruct(
+        net.module, net.blocks, states, net.images.inputs(), config, on_block=lambda *r: reports.append(r)
+    )
     assert found["residual.conv1"] is states["residual.conv1"]
     assert [list(units) for _, units, _ in reports] == [["stem"], ["residual.conv2"], ["head"]]
 
@@ -204,7 +233,9 @@ def test_a_block_that_reads_two_quantized_tensors_is_refused(left_as_found):
     calibration = calibrate(net, ["gate", "block.fc"], [x])
     check = left_as_found(net)
     states = {unit: calibration.state(unit, Candidate(4, 8)) for unit in ("gate", "block.fc")}
-    with pytest.raises(ModelError, match="'block' reads more than one tensor that quantised layers have a part in"):
+    with pytest.raises(
+        ModelError, match="'block' reads more than one tensor that quantised layers have a part in"
+    ):
         reconstruct(net, [("gate", ["gate"]), ("block", ["block.fc"])], states, x, SHORT)
     check()
 
@@ -217,5 +248,9 @@ def test_an_unknown_method_is_named(tiny):
 def test_the_channels_come_last_only_where_every_batch_norm_is_folded():
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     normed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)).eval()
-    assert _convolving_fast(plain, torch.zeros(1, 3, 8, 8)) and not _convolving_fast(normed, torch.zeros(1, 3, 8, 8))
-    assert plain[0].weight.is_contiguous(memory_format=torch.channels_last) and normed[0].weight.is_contiguous()
+    assert _convolving_fast(plain, torch.zeros(1, 3, 8, 8)) and not _convolving_fast(
+        normed, torch.zeros(1, 3, 8, 8)
+    )
+    assert (
+        plain[0].weight.is_contiguous(memory_format=torch.channels_last) and normed[0].weight.is_contiguous()
+    )

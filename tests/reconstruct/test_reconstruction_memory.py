@@ -48,12 +48,20 @@ def test_what_is_counted_is_what_was_foreseen(tiny, left_as_found, name, method,
         with counting() as count:
             reconstruct(net.module, net.blocks, states, inputs, config)
         foreseen = need.bytes_with(len(inputs)) / ALLOWANCE
-        assert 0.9 * foreseen <= max(peak for _, peak in count.peaks) <= 1.05 * foreseen  # within a section another operation may take most
+        assert (
+            0.9 * foreseen <= max(peak for _, peak in count.peaks) <= 1.05 * foreseen
+        )  # within a section another operation may take most
 
 
 def test_the_images_that_fit_are_the_most_that_do(tiny):
     net = tiny("conv")
-    need = footprint(net.module, net.blocks, net.calibration.states(net.uniform("W4A4")), net.images.inputs(), ReconstructionConfig())
+    need = footprint(
+        net.module,
+        net.blocks,
+        net.calibration.states(net.uniform("W4A4")),
+        net.images.inputs(),
+        ReconstructionConfig(),
+    )
     for images in (1, 2, 31, 64, 65, 1000):
         assert need.images_within(need.bytes_with(images)) == images
         assert need.images_within(need.bytes_with(images) - 1) == images - 1
@@ -61,7 +69,13 @@ def test_the_images_that_fit_are_the_most_that_do(tiny):
 
 def test_a_method_that_learns_nothing_takes_nothing(tiny):
     net = tiny("conv")
-    need = footprint(net.module, net.blocks, net.calibration.states(net.uniform("W4A4")), net.images.inputs(), ReconstructionConfig(method="nearest"))
+    need = footprint(
+        net.module,
+        net.blocks,
+        net.calibration.states(net.uniform("W4A4")),
+        net.images.inputs(),
+        ReconstructionConfig(method="nearest"),
+    )
     assert need.bytes_with(1000) == 0
 
 
@@ -76,6 +90,12 @@ def test_no_rows_are_left(tiny, monkeypatch, name):
             made.append(count)
 
     monkeypatch.setattr(loop, "Rows", Counted)
-    reconstruct(net.module, net.blocks, net.calibration.states(net.uniform("W4A4")), net.images.inputs(), ReconstructionConfig(iterations=2))
+    reconstruct(
+        net.module,
+        net.blocks,
+        net.calibration.states(net.uniform("W4A4")),
+        net.images.inputs(),
+        ReconstructionConfig(iterations=2),
+    )
     gc.collect()
     assert len(made) == 2 * len(net.blocks) and not live

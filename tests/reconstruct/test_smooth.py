@@ -24,7 +24,9 @@ def one_thread():
 
 
 def vit():
-    return timm.create_model("test_vit", img_size=32, num_classes=10), [(f"blocks.{i}.{a}", (f"blocks.{i}.{b}",)) for i in range(6) for a, b in BLOCK] + HEAD
+    return timm.create_model("test_vit", img_size=32, num_classes=10), [
+        (f"blocks.{i}.{a}", (f"blocks.{i}.{b}",)) for i in range(6) for a, b in BLOCK
+    ] + HEAD
 
 
 BLOCK = [("norm1", "attn.qkv"), ("norm2", "mlp.fc1")]
@@ -32,15 +34,39 @@ HEAD = [("norm", ("head",))]
 
 
 def swin():
-    net = timm.create_model("swin_tiny_patch4_window7_224", img_size=32, window_size=4, num_classes=10, embed_dim=24, depths=(2, 1), num_heads=(2, 4))
-    inside = [f"layers.{i}.blocks.{j}" for i, j in ((0, 0), (0, 1))], [("layers.1.downsample.norm", ("layers.1.downsample.reduction",))], ["layers.1.blocks.0"]
-    folds = [[(f"{block}.{a}", (f"{block}.{b}",)) for block in blocks for a, b in BLOCK] for blocks in (inside[0], inside[2])]
+    net = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        window_size=4,
+        num_classes=10,
+        embed_dim=24,
+        depths=(2, 1),
+        num_heads=(2, 4),
+    )
+    inside = (
+        [f"layers.{i}.blocks.{j}" for i, j in ((0, 0), (0, 1))],
+        [("layers.1.downsample.norm", ("layers.1.downsample.reduction",))],
+        ["layers.1.blocks.0"],
+    )
+    folds = [
+        [(f"{block}.{a}", (f"{block}.{b}",)) for block in blocks for a, b in BLOCK]
+        for blocks in (inside[0], inside[2])
+    ]
     return net, [*folds[0], *inside[1], *folds[1], ("norm", ("head.fc",))]
 
 
 def resmlp():
     block = partial(ResBlock, init_values=0.1)
-    net = MlpMixer(img_size=16, patch_size=4, num_classes=10, embed_dim=16, num_blocks=2, mlp_ratio=4, block_layer=block, norm_layer=Affine)
+    net = MlpMixer(
+        img_size=16,
+        patch_size=4,
+        num_classes=10,
+        embed_dim=16,
+        num_blocks=2,
+        mlp_ratio=4,
+        block_layer=block,
+        norm_layer=Affine,
+    )
     return net, [(f"blocks.{i}.norm2", (f"blocks.{i}.mlp_channels.fc1",)) for i in range(2)] + HEAD
 
 
@@ -111,7 +137,9 @@ def test_scale_and_shift_by_hand(name, bias, alpha):
     smoothed = smooth(module, [x], alpha=alpha, bias=bias)
     norm, (linear,) = folds[0]
     for key, net in (("before", module), ("after", smoothed)):
-        net.get_submodule(norm).register_forward_hook(lambda _m, _a, y, key=key: seen.update({key: y.flatten(0, -2)}))
+        net.get_submodule(norm).register_forward_hook(
+            lambda _m, _a, y, key=key: seen.update({key: y.flatten(0, -2)})
+        )
         with torch.no_grad():
             net(x)
     low, high = seen["before"].amin(0), seen["before"].amax(0)
@@ -125,11 +153,15 @@ def test_scale_and_shift_by_hand(name, bias, alpha):
 
 
 class Several(nn.Module):
-    """Norms: with two readers, also added on, without parameters, with a reader that reads more, with padding behind, two of one reader."""
+    """Norms: with two readers, also added on, without parameters, with a reader that reads more, with padding
+    behind, two of one reader.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.two, self.added, self.plain, self.sharing, self.padded = (nn.LayerNorm(6, elementwise_affine=i != 2) for i in range(5))
+        self.two, self.added, self.plain, self.sharing, self.padded = (
+            nn.LayerNorm(6, elementwise_affine=i != 2) for i in range(5)
+        )
         self.left, self.right, self.g = nn.LayerNorm(6), nn.LayerNorm(6), nn.Linear(6, 6)
         self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
         self.c, self.d, self.e, self.f = (nn.Linear(6, 6) for _ in range(4))
@@ -179,7 +211,9 @@ def test_shift_and_scale_beat_scale_beats_neither_on_skewed_channels(bits):
         net[1].weight.normal_(0, 0.2, generator=generator)
         x = torch.randn(512, 32, generator=generator)
         target = net(x)
-    plain, scaled, both = (output_error(n, x, target, bits) for n in (net, smooth(net, [x], bias=False), smooth(net, [x])))
+    plain, scaled, both = (
+        output_error(n, x, target, bits) for n in (net, smooth(net, [x], bias=False), smooth(net, [x]))
+    )
     assert both < 0.9 * scaled
     assert scaled < 0.9 * plain
 

@@ -1,4 +1,6 @@
-"""The walk: every block sees what the network would give it, nothing runs twice, and the network is left as found."""
+"""The walk: every block sees what the network would give it, nothing runs twice, and the network is left as
+found.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def test_blocks_read_what_a_plain_forward_gives_them(tiny, left_as_found, name):
     assert list(seen) == [block for block, _ in net.blocks]
     for block, _ in net.blocks:
         plain = []
-        handle = net.module.get_submodule(block).register_forward_pre_hook(lambda _m, args, plain=plain: plain.append(args[0]))
+        handle = net.module.get_submodule(block).register_forward_pre_hook(
+            lambda _m, args, plain=plain: plain.append(args[0])
+        )
         with torch.no_grad():
             net.module(images)
         handle.remove()
@@ -64,7 +68,12 @@ class Fork(nn.Module):
 def test_chunks_that_take_different_ways_are_refused():
     net = Fork()
     with pytest.raises(ModelError, match="different ways"):
-        walk(net, ["dark", "bright"], [torch.ones(2, 4), -torch.ones(2, 4)], lambda i, halts: lambda n: halts[n].x)
+        walk(
+            net,
+            ["dark", "bright"],
+            [torch.ones(2, 4), -torch.ones(2, 4)],
+            lambda i, halts: lambda n: halts[n].x,
+        )
     assert "forward" not in net.dark.__dict__
 
 
@@ -91,6 +100,8 @@ def test_rows_keep_the_layout_and_adopt_memory(last):
     picked = torch.tensor([5, 0, 3])
     assert torch.equal(rows.read(0, 6), whole)
     assert torch.equal(rows.take(picked), whole[picked])
-    assert rows.take(picked).is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    assert rows.take(picked).is_contiguous(
+        memory_format=torch.channels_last if last else torch.contiguous_format
+    )
     assert parts[1].data_ptr() == rows.read(2, 6).data_ptr()
     assert rows.shape == (6, 3, 4, 5)

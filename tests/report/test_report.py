@@ -1,4 +1,6 @@
-"""The page says what the saved results say, loads nothing, escapes everything, and refuses what is not a finished study."""
+"""The page says what the saved results say, loads nothing, escapes everything, and refuses what is not a
+finished study.
+"""
 
 import json
 from html.parser import HTMLParser
@@ -57,9 +59,16 @@ def row(table: Problem, label: str, indices: list[int], timed: bool, labelled: b
 
 def study_files(timed: bool, labelled: bool) -> dict[str, object]:
     table = problem(timed)
-    uniform, chosen = row(table, "uniform W8A8", [0, 0, 0], timed, labelled), row(table, f"best {EVIL}", [1, 0, 0], timed, labelled)
+    uniform, chosen = (
+        row(table, "uniform W8A8", [0, 0, 0], timed, labelled),
+        row(table, f"best {EVIL}", [1, 0, 0], timed, labelled),
+    )
     budget = Budget("size_bytes", LIMIT, "1.5kB").to_json()
-    artifact = {"packed": "/elsewhere/artifact/model.safetensors", "size_bytes": 1500, "reloaded_bit_for_bit": True}
+    artifact = {
+        "packed": "/elsewhere/artifact/model.safetensors",
+        "size_bytes": 1500,
+        "reloaded_bit_for_bit": True,
+    }
     if timed:
         artifact |= {"onnx": "/elsewhere/artifact/model.onnx", "onnx_bytes": 2000, "onnx_agreement": 0.995}
     best = {
@@ -73,7 +82,9 @@ def study_files(timed: bool, labelled: bool) -> dict[str, object]:
         "proxy": {"objective": "weight_mse", "status": "optimal", "found_by": "exact dynamic programme"},
         "artifact": artifact,
     }
-    base = {"metrics": metrics(0.91 if labelled else None, 0.0), "size_bytes": 4321} | ({"latency_us": 3333.0} if timed else {})
+    base = {"metrics": metrics(0.91 if labelled else None, 0.0), "size_bytes": 4321} | (
+        {"latency_us": 3333.0} if timed else {}
+    )
     whole = {"label": "float", "mean_bits": 32.0, "fits": False, "predicted": {}, "searched": base}
     results = {
         "rows": [whole, uniform, chosen],
@@ -84,21 +95,67 @@ def study_files(timed: bool, labelled: bool) -> dict[str, object]:
         "float_in_graph": ["attn.matmul0"],
         "blocks": [["stem", [EVIL]]],
     }
-    trial = {"number": 0, "indices": [1, 0, 0], "loss": 0.02, "predicted": chosen["predicted"], "fits": True, "proposed_by": EVIL, "on_front": True}
-    over = {**trial, "number": 1, "indices": [0, 0, 0], "predicted": uniform["predicted"], "fits": False, "proposed_by": "warm", "on_front": False}
+    trial = {
+        "number": 0,
+        "indices": [1, 0, 0],
+        "loss": 0.02,
+        "predicted": chosen["predicted"],
+        "fits": True,
+        "proposed_by": EVIL,
+        "on_front": True,
+    }
+    over = {
+        **trial,
+        "number": 1,
+        "indices": [0, 0, 0],
+        "predicted": uniform["predicted"],
+        "fits": False,
+        "proposed_by": "warm",
+        "on_front": False,
+    }
     part = {"source": "digits", "images": 400, "bytes": 1, "content_hash": "c0ffee" * 10}
     study = {
         "schema": 1,
-        "config": {"budgets": ["1.5kB"], "model": EVIL, "seed": 7, "target": "ort-cpu" if timed else "packed"},
+        "config": {
+            "budgets": ["1.5kB"],
+            "model": EVIL,
+            "seed": 7,
+            "target": "ort-cpu" if timed else "packed",
+        },
         "versions": {"python": "3.12.1", "torch": "2.15.0"},
         "hashes": {"weights": "feedbeef" * 8},
         "splits": {"parts": {"search": part, "evaluation": part}},
     }
     if timed:
-        device = {"name": "Some CPU", "architecture": "x86_64", "cores": 2, "flags": ["avx2"], "system": "Linux"}
-        study["hardware"] = {"device": device, "backend": "ort-cpu", "version": "1.31.1", "threads": 1, "table": "t.csv", "estimated": False}
-    front = {"schema": 1, "objective": "weight_mse", "exact": True, "points_in_all": 3, "measured": [trial, over]}
-    return {"problem.json": table.to_json(), "results.json": results, "best.json": best, "study.json": study, "front.json": front}
+        device = {
+            "name": "Some CPU",
+            "architecture": "x86_64",
+            "cores": 2,
+            "flags": ["avx2"],
+            "system": "Linux",
+        }
+        study["hardware"] = {
+            "device": device,
+            "backend": "ort-cpu",
+            "version": "1.31.1",
+            "threads": 1,
+            "table": "t.csv",
+            "estimated": False,
+        }
+    front = {
+        "schema": 1,
+        "objective": "weight_mse",
+        "exact": True,
+        "points_in_all": 3,
+        "measured": [trial, over],
+    }
+    return {
+        "problem.json": table.to_json(),
+        "results.json": results,
+        "best.json": best,
+        "study.json": study,
+        "front.json": front,
+    }
 
 
 def save(path: Path, contents: dict[str, object]) -> Path:
@@ -142,17 +199,31 @@ def parsed(path: Path) -> Tags:
 
 def test_says_the_saved_numbers(study: Path) -> None:
     text = parsed(study).text
-    # 1500 bytes of 1500; 90.25 % of 400: standard error sqrt(0.9025 * 0.0975 / 400) = 1.483 points; float 91 %: 0.75 points above
+    # 1500 bytes of 1500; 90.25 % of 400: standard error sqrt(0.9025 * 0.0975 / 400) = 1.483 points; float 91
+    # %: 0.75 points above
     assert "Budget 1.5kB kept: measured 1,500 bytes, 0 bytes (0.00%) under the limit" in text
     assert "90.25% ± 1.48" in text and "0.75 points below the float model's 91.00% ± 1.43" in text
-    for expected in ("88.75%", "0.01234", "0.00567", "1,800 B", "0.988 ms", "1.050 ms", "3.333 ms", "over 1.5kB", "Some CPU", "feedbeef", "c0ffee"):
+    for expected in (
+        "88.75%",
+        "0.01234",
+        "0.00567",
+        "1,800 B",
+        "0.988 ms",
+        "1.050 ms",
+        "3.333 ms",
+        "over 1.5kB",
+        "Some CPU",
+        "feedbeef",
+        "c0ffee",
+    ):
         assert expected in text
 
 
 def test_one_chosen_row_and_the_largest_leftovers(study: Path) -> None:
     page = parsed(study)
     assert sum(tag == "mark" for tag, _ in page.tags) == 1
-    # 26 tensors: the 20 largest by name, the other 6 (4 + 8 + ... + 24 bytes) as one row; 4 * 325 + 3000 + 123 in all
+    # 26 tensors: the 20 largest by name, the other 6 (4 + 8 + ... + 24 bytes) as one row; 4 * 325 + 3000 +
+    # 123 in all
     assert "6 smaller tensors84" in page.text and "sum4,423" in page.text and "bias24" in page.text
     assert "attn.matmul0" in page.text
 
@@ -168,12 +239,22 @@ def test_a_latency_counts_as_further_processes_take_it(study: Path) -> None:
     best, rows = contents["best.json"], contents["results.json"]["rows"]  # type: ignore[index]
     contents["study.json"]["config"]["budgets"].append("1ms")  # type: ignore[index]
     best["budgets"].append(Budget.parse("1ms").to_json())
-    best["artifact"]["latency"] = {"latency_us": 950.0, "latency_readings_us": [940.0, 950.0, 960.0], "latency_high_us": 990.0, "latency_high_share": 0.95}
+    best["artifact"]["latency"] = {
+        "latency_us": 950.0,
+        "latency_readings_us": [940.0, 950.0, 960.0],
+        "latency_high_us": 990.0,
+        "latency_high_share": 0.95,
+    }
     best["measured"] |= {"latency_us": 950.0, "latency_high_us": 990.0}
     rows[1]["reconstructed"]["latency_high_us"] = 1010.0
     text = parsed(save(study, contents)).text
-    assert "Budget 1ms kept: measured 0.950 ms in 3 new processes, 95% of further ones below 0.990 ms, 0.010 ms (1.00%) under the limit" in text
-    assert text.count("over 1.5kB, 1ms") == 2  # the float model, and a row whose median of 0.988 ms is below the limit
+    assert (
+        "Budget 1ms kept: measured 0.950 ms in 3 new processes, 95% of further ones below 0.990 ms, "
+        "0.010 ms (1.00%) under the limit"
+    ) in text
+    assert (
+        text.count("over 1.5kB, 1ms") == 2
+    )  # the float model, and a row whose median of 0.988 ms is below the limit
 
 
 def test_nothing_untrusted_becomes_markup(study: Path) -> None:
@@ -184,7 +265,9 @@ def test_nothing_untrusted_becomes_markup(study: Path) -> None:
 
 def test_loads_nothing(study: Path) -> None:
     page = parsed(study)
-    assert not [(tag, attrs) for tag, attrs in page.tags if {"src", "href", "srcset", "data", "action"} & set(attrs)]
+    assert not [
+        (tag, attrs) for tag, attrs in page.tags if {"src", "href", "srcset", "data", "action"} & set(attrs)
+    ]
     assert not {"link", "iframe", "img", "object", "base"} & {tag for tag, _ in page.tags}
     assert write_report(study).read_text().count("plotly.js v") == 1
 
@@ -209,7 +292,15 @@ def test_what_blocks_gained_is_folded(study: Path, tmp_path: Path) -> None:
     assert "What reconstruction gained" not in parsed(study).text  # a study of before does not say
     contents = study_files(timed=True, labelled=True)
     chosen = contents["results.json"]["rows"][2]  # type: ignore[index]
-    gain = {"block": "stem", "phase": 0, "start_mse": 0.5, "learned_mse": 0.125, "steps": 1200, "calibrated": [], "kept": True}
+    gain = {
+        "block": "stem",
+        "phase": 0,
+        "start_mse": 0.5,
+        "learned_mse": 0.125,
+        "steps": 1200,
+        "calibrated": [],
+        "kept": True,
+    }
     chosen["gained"] = [gain, {**gain, "block": EVIL, "learned_mse": 0.75, "kept": False}]
     page = parsed(save(tmp_path / "gained", contents))
     assert "1 of 2 blocks are better than where they started, and keep what they learned" in page.text
@@ -234,7 +325,9 @@ def test_thinning_keeps_the_ends() -> None:
     assert drawn == sorted(set(drawn)) and thinned(points[:7]) == points[:7]
 
 
-@pytest.mark.parametrize("name", ["study.json", "results.json", "best.json", "front.json", "front.csv", "problem.json"])
+@pytest.mark.parametrize(
+    "name", ["study.json", "results.json", "best.json", "front.json", "front.csv", "problem.json"]
+)
 @pytest.mark.parametrize("damage", [None, "", "{", "[]", "\x00"])
 def test_missing_and_damaged_files(study: Path, name: str, damage: str | None) -> None:
     (study / name).unlink() if damage is None else (study / name).write_text(damage)

@@ -1,4 +1,6 @@
-"""What a user asks next: several different optima, prices, ranges within budgets, fronts of three objectives; all against brute force."""
+"""What a user asks next: several different optima, prices, ranges within budgets, fronts of three objectives;
+all against brute force.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ from search_problems import budget, chain, every_assignment, everything, keeps, 
 
 from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.problem import Budget
-from mpsearch.solvers import apart, front_of_three, least_within, marginal_prices, non_dominated, problem_front, solve, solve_best
+from mpsearch.solvers import (
+    apart,
+    front_of_three,
+    least_within,
+    marginal_prices,
+    non_dominated,
+    problem_front,
+    solve,
+    solve_best,
+)
 from mpsearch.solvers.budgeted import milp as milp_module
 
 
@@ -30,8 +41,12 @@ def test_the_best_that_differ_are_brute_force(monkeypatch, distance, few):
         tolerance = 1e-8 * max(max(map(abs, row)) for row in p.scores["proxy"])
         for solution in found:
             assert solution.status == "optimal" and solution.indices in left
-            assert solution.score == pytest.approx(min(p.score("proxy", x) for x in left), rel=1e-8, abs=tolerance)
-            left = [x for x in left if sum(a != b for a, b in zip(x, solution.indices, strict=True)) >= distance]
+            assert solution.score == pytest.approx(
+                min(p.score("proxy", x) for x in left), rel=1e-8, abs=tolerance
+            )
+            left = [
+                x for x in left if sum(a != b for a, b in zip(x, solution.indices, strict=True)) >= distance
+            ]
         assert len(found) == 4 or not left
         assert all(apart(a, b) >= distance for a, b in itertools.combinations(found, 2))
         several += len(found) > 1
@@ -66,7 +81,9 @@ def test_prices_are_the_hull_of_the_front():
     for price in prices:
         assert tuple(i for i in range(8) if at[i] != price.indices[i]) == price.changed
         at = price.indices
-        assert p.score("proxy", at) == pytest.approx(price.score - price.saved) and p.cost(at).latency_us == pytest.approx(price.cost + price.more)
+        assert p.score("proxy", at) == pytest.approx(price.score - price.saved) and p.cost(
+            at
+        ).latency_us == pytest.approx(price.cost + price.more)
     few = marginal_prices(front, 3)
     assert len(few) == 3 and sum(x.saved for x in few) == pytest.approx(front.scores[0] - front.scores[-1])
 
@@ -82,7 +99,9 @@ def test_the_least_within_budgets_is_brute_force():
             with pytest.raises(InfeasibleError):
                 least_within(p, budgets)
             continue
-        assert least_within(p, budgets) == pytest.approx({r: min(getattr(c, r) for c in costs) for r in p.costs}, rel=1e-9)
+        assert least_within(p, budgets) == pytest.approx(
+            {r: min(getattr(c, r) for c in costs) for r in p.costs}, rel=1e-9
+        )
 
 
 def test_a_front_of_three_objectives_is_part_of_the_whole_one():
@@ -94,10 +113,14 @@ def test_a_front_of_three_objectives_is_part_of_the_whole_one():
     front = front_of_three(p, "proxy", steps=9, on_solve=lambda done, total: solved.append((done, total)))
     mine = [(s.score, s.cost.size_bytes, s.cost.latency_us) for s in front]
     assert len(mine) == len(set(mine)) > 8 and set(mine) <= whole and solved[-1] == (81, 81)
-    for a, b in itertools.product(*(np.linspace(max(v), min(v), 9) for v in list(zip(*mine, strict=True))[1:])):
+    for a, b in itertools.product(
+        *(np.linspace(max(v), min(v), 9) for v in list(zip(*mine, strict=True))[1:])
+    ):
         fitting = [s for s, c, d in points if c <= a and d <= b]
         if fitting:
             assert min(s for s, c, d in mine if c <= a and d <= b) == pytest.approx(min(fitting), rel=1e-9)
-            assert solve(p, "proxy", [Budget(r, v, r) for r, v in zip(resources, (a, b), strict=True)]).score == pytest.approx(min(fitting), rel=1e-9)
+            assert solve(
+                p, "proxy", [Budget(r, v, r) for r, v in zip(resources, (a, b), strict=True)]
+            ).score == pytest.approx(min(fitting), rel=1e-9)
     within = front_of_three(p, "proxy", steps=5, budgets=[budget(p, "latency_us", 0.4)])
     assert all(s.cost.latency_us <= budget(p, "latency_us", 0.4).limit for s in within)

@@ -1,4 +1,6 @@
-"""Budgets over every resource, ties, peaks, conversions and interactions at once: `solve` and the front against brute force."""
+"""Budgets over every resource, ties, peaks, conversions and interactions at once: `solve` and the front
+against brute force.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ ADDED = ("size_bytes", "latency_us", "energy_mj")
 
 @pytest.mark.parametrize("priced", [False, True])
 def test_five_hundred_problems_are_brute_force(monkeypatch, priced):
-    """Once more with the Lagrangian bound ruling candidates out, which is left out of problems as small as these."""
+    """Once more with the Lagrangian bound ruling candidates out, which is left out of problems as small as
+    these.
+    """
     if priced:
         monkeypatch.setattr(milp_module, "_FEW_COLUMNS", 0)
     solved, refused, methods = 0, 0, set()
@@ -43,12 +47,19 @@ def test_five_hundred_problems_are_brute_force(monkeypatch, priced):
         tolerance = 1e-9 * max(max(map(abs, row)) for row in p.scores["proxy"])
         assert found.status == "optimal" and found.indices in fitting
         assert (
-            found.score == found.bound == p.score("proxy", found.indices) == pytest.approx(min(p.score("proxy", x) for x in fitting), rel=1e-9, abs=tolerance)
+            found.score
+            == found.bound
+            == p.score("proxy", found.indices)
+            == pytest.approx(min(p.score("proxy", x) for x in fitting), rel=1e-9, abs=tolerance)
         )
         methods.add(found.found_by)
         solved += 1
     assert solved > 400 and refused > 15
-    assert methods >= {"exact dynamic programme", "dynamic programme with bounds" if priced else "HiGHS", "HiGHS, pairs linearised"}
+    assert methods >= {
+        "exact dynamic programme",
+        "dynamic programme with bounds" if priced else "HiGHS",
+        "HiGHS, pairs linearised",
+    }
 
 
 def test_what_is_reachable_is_brute_force():
@@ -74,7 +85,9 @@ def test_the_front_over_linked_layers_is_brute_force():
                 at = front.best_under(limit * (1 + 1e-12))
                 assert front.scores[at] == pytest.approx(best, rel=1e-9, abs=1e-9 * scale)
                 assert p.score("proxy", front.indices(at)) == pytest.approx(best, rel=1e-9, abs=1e-9 * scale)
-                assert getattr(p.cost(front.indices(at)), resource) == pytest.approx(front.costs[at], rel=1e-12)
+                assert getattr(p.cost(front.indices(at)), resource) == pytest.approx(
+                    front.costs[at], rel=1e-12
+                )
             linked += bool(p.conversions.get(resource))
     assert linked > 30
 
@@ -86,20 +99,35 @@ def test_a_long_chain_is_solved_by_both_methods_alike():
         found = solve(p, "proxy", one)
         constraints, coupled = Constraints.of(p, one), Coupled.of(p, "proxy")
         linear, by = solve_pairs(constraints, coupled)
-        assert found.status == "optimal" and found.found_by == "exact dynamic programme" and by != "exact dynamic programme"
+        assert (
+            found.status == "optimal"
+            and found.found_by == "exact dynamic programme"
+            and by != "exact dynamic programme"
+        )
         assert linear.proven and coupled.score(linear.choices) == pytest.approx(found.score, rel=1e-9)
-        assert problem_front(p, "proxy", "latency_us").scores[problem_front(p, "proxy", "latency_us").best_under(one[0].limit)] == pytest.approx(found.score)
+        assert problem_front(p, "proxy", "latency_us").scores[
+            problem_front(p, "proxy", "latency_us").best_under(one[0].limit)
+        ] == pytest.approx(found.score)
         two = solve(p, "proxy", [*one, budget(p, "size_bytes", share)])
         assert two.status == "optimal" and two.score >= found.score * (1 - 1e-12)
-        searched, by = solve_pairs(Constraints.of(p, [*one, budget(p, "size_bytes", share)]), coupled, most_entries=0)
-        assert by == "tabu search" and searched.bound <= two.score * (1 + 1e-9) and two.score <= coupled.score(searched.choices) * (1 + 1e-9)
+        searched, by = solve_pairs(
+            Constraints.of(p, [*one, budget(p, "size_bytes", share)]), coupled, most_entries=0
+        )
+        assert (
+            by == "tabu search"
+            and searched.bound <= two.score * (1 + 1e-9)
+            and two.score <= coupled.score(searched.choices) * (1 + 1e-9)
+        )
         assert coupled.score(searched.choices) <= 1.1 * two.score
 
 
 def test_what_reaches_too_far_for_a_line_is_left_to_highs():
     p = chain(12, 4)
     rng = np.random.default_rng(1)
-    far = tuple(Interaction((a, b), (4, 4), tuple(rng.random(16).tolist())) for a, b in itertools.combinations(range(12), 2))
+    far = tuple(
+        Interaction((a, b), (4, 4), tuple(rng.random(16).tolist()))
+        for a, b in itertools.combinations(range(12), 2)
+    )
     p = replace(p, conversions={"latency_us": far})
     found = solve(p, "proxy", [budget(p, "latency_us", 0.5)])
     assert found.status == "optimal" and found.found_by != "exact dynamic programme"
@@ -113,9 +141,13 @@ def test_a_study_keeps_peaks_and_conversions(tmp_path):
     budgets = [Budget("memory_bytes", 2.0, ""), budget(p, "latency_us", 0.9)]
     trials = explore(p, "proxy", budgets, lambda x: p.score("proxy", x), tmp_path / "journal.log", 20, 0)
     assert len({t.indices for t in trials}) == len(trials) == 20
-    assert all(t.feasible and t.cost.memory_bytes <= 2 and t.cost.latency_us <= budgets[1].limit for t in trials)
+    assert all(
+        t.feasible and t.cost.memory_bytes <= 2 and t.cost.latency_us <= budgets[1].limit for t in trials
+    )
     assert min(t.loss for t in trials) == solve(p, "proxy", budgets).score
-    alone = explore(p, "proxy", budgets[:1], lambda x: p.score("proxy", x), tmp_path / "other.log", 6, 0, warm=[(2,) * 5])
+    alone = explore(
+        p, "proxy", budgets[:1], lambda x: p.score("proxy", x), tmp_path / "other.log", 6, 0, warm=[(2,) * 5]
+    )
     assert all(t.cost.memory_bytes <= 2 for t in alone)
     with pytest.raises(UserError, match="Layer 0 takes choice 0; it has the choices 1, 2"):
         explore(p, "proxy", budgets[:1], lambda x: 0.0, tmp_path / "third.log", 6, 0, warm=[(0,) * 5])

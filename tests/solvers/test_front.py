@@ -22,7 +22,11 @@ def front_of(scores, costs, ties=None, **options):
     return problem_front(problem(scores, {"size_bytes": costs}, ties), "proxy", **options)
 
 
-ROWS = st.lists(st.lists(st.tuples(st.floats(-10, 10), st.integers(0, 30)), min_size=1, max_size=4), min_size=1, max_size=4)
+ROWS = st.lists(
+    st.lists(st.tuples(st.floats(-10, 10), st.integers(0, 30)), min_size=1, max_size=4),
+    min_size=1,
+    max_size=4,
+)
 
 
 @pytest.mark.parametrize("resource", ["size_bytes", "latency_us"])
@@ -32,9 +36,17 @@ def test_front_is_brute_force(resource):
         points = [(getattr(p.cost(x), resource), p.score("proxy", x)) for x in every_assignment(p)]
         expected = sorted(points[i] for i in non_dominated(points))
         front = problem_front(p, "proxy", resource)
-        kept = [(c, s) for (c, s), before in zip(expected, [(-1, math.inf), *expected], strict=False) if s < before[1] * (1 - 1e-12)]
+        kept = [
+            (c, s)
+            for (c, s), before in zip(expected, [(-1, math.inf), *expected], strict=False)
+            if s < before[1] * (1 - 1e-12)
+        ]
         mine = [
-            (c, s) for (c, s), before in zip(zip(front.costs, front.scores, strict=True), [math.inf, *front.scores], strict=False) if s < before * (1 - 1e-12)
+            (c, s)
+            for (c, s), before in zip(
+                zip(front.costs, front.scores, strict=True), [math.inf, *front.scores], strict=False
+            )
+            if s < before * (1 - 1e-12)
         ]
         np.testing.assert_allclose(mine, kept, rtol=1e-12)
         for k in range(len(front)):
@@ -71,7 +83,10 @@ def test_whole_costs_are_added_in_integers():
 
 def test_buckets_say_that_they_are_inexact():
     rng = np.random.default_rng(1)
-    scores, costs = rng.random((12, 6)).cumsum(1)[:, ::-1].tolist(), rng.integers(1, 10**6, (12, 6)).cumsum(1).tolist()
+    scores, costs = (
+        rng.random((12, 6)).cumsum(1)[:, ::-1].tolist(),
+        rng.integers(1, 10**6, (12, 6)).cumsum(1).tolist(),
+    )
     exact, bucketed = front_of(scores, costs), front_of(scores, costs, epsilon=1e-2)
     assert exact.exact and not bucketed.exact
     assert bucketed.costs[0] == exact.costs[0]
@@ -82,7 +97,10 @@ def test_buckets_say_that_they_are_inexact():
 def test_fifty_four_layers_take_under_a_second():
     rng = np.random.default_rng(0)
     sizes = np.exp(rng.normal(11, 1.2, 54)).astype(int)
-    scores, costs = (rng.random((54, 1)) * 4.0 ** -np.array(BITS)).tolist(), (sizes[:, None] * np.array(BITS) // 8).tolist()
+    scores, costs = (
+        (rng.random((54, 1)) * 4.0 ** -np.array(BITS)).tolist(),
+        (sizes[:, None] * np.array(BITS) // 8).tolist(),
+    )
     seconds = []
     for _ in range(3):  # of the processor, and the best: other processes may be busy
         start = time.process_time()
@@ -93,7 +111,9 @@ def test_fifty_four_layers_take_under_a_second():
 
 
 def test_buckets_are_kept_apart_for_every_state_of_linked_layers():
-    """With conversions between neighbours: fewer points, none better than the exact front, the cheapest still there."""
+    """With conversions between neighbours: fewer points, none better than the exact front, the cheapest still
+    there.
+    """
     p = chain(8, 4)
     exact, bucketed = (problem_front(p, "proxy", "latency_us", epsilon=epsilon) for epsilon in (0.0, 0.05))
     assert exact.exact and not bucketed.exact and len(bucketed) < len(exact) / 2

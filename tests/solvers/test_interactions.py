@@ -1,4 +1,6 @@
-"""`solve` with interactions against brute force; joined blocks, linearised pairs, tabu search and its bound."""
+"""`solve` with interactions against brute force; joined blocks, linearised pairs, tabu search and its
+bound.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +31,30 @@ def with_interactions(p: Problem, rng: np.random.Generator, most: int = 2, chanc
         for layers in itertools.permutations(range(len(p.layers)), count):
             if rng.random() < (chance if layers == tuple(sorted(layers)) else 0.1):
                 shape = tuple(len(p.candidates[i]) for i in layers)
-                terms.append(Interaction(layers, shape, tuple((scale * rng.normal(0, 0.5, int(np.prod(shape)))).tolist())))
+                terms.append(
+                    Interaction(
+                        layers, shape, tuple((scale * rng.normal(0, 0.5, int(np.prod(shape)))).tolist())
+                    )
+                )
     return replace(p, interactions={"proxy": tuple(terms)})
 
 
 def budgets_of(p, rng):
     costs = [p.cost(x) for x in every_assignment(p)]
-    return [Budget(r, float(rng.choice([getattr(c, r) for c in costs])), r) for r in ("size_bytes", "latency_us")]
+    return [
+        Budget(r, float(rng.choice([getattr(c, r) for c in costs])), r) for r in ("size_bytes", "latency_us")
+    ]
 
 
 def best(p, budgets):
-    return min((p.score("proxy", x) for x in every_assignment(p) if all(getattr(p.cost(x), b.resource) <= b.limit for b in budgets)), default=None)
+    return min(
+        (
+            p.score("proxy", x)
+            for x in every_assignment(p)
+            if all(getattr(p.cost(x), b.resource) <= b.limit for b in budgets)
+        ),
+        default=None,
+    )
 
 
 @pytest.mark.parametrize("most", [2, 3])
@@ -77,7 +92,11 @@ def test_linearised_pairs_are_brute_force_under_one_and_two_budgets():
         both = budgets_of(p, rng)
         for budgets in (both[:1], both):
             expected = best(p, budgets)
-            constraints = Constraints.of(p, [], coupled.layers) if expected is None else Constraints.of(p, budgets, coupled.layers)
+            constraints = (
+                Constraints.of(p, [], coupled.layers)
+                if expected is None
+                else Constraints.of(p, budgets, coupled.layers)
+            )
             if expected is None:
                 continue
             found, _ = solve_pairs(constraints, coupled)
@@ -91,7 +110,9 @@ def test_linearised_pairs_are_brute_force_under_one_and_two_budgets():
             searched, by = solve_pairs(constraints, coupled, most_entries=0)
             assert by == "tabu search" and not searched.proven
             assert searched.bound <= expected + tolerance
-            assert coupled.score(searched.choices) == pytest.approx(expected, rel=1e-9, abs=tolerance), "so small that two changes reach everything"
+            assert coupled.score(searched.choices) == pytest.approx(expected, rel=1e-9, abs=tolerance), (
+                "so small that two changes reach everything"
+            )
             solved += 1
     assert solved > 100
 
@@ -102,14 +123,27 @@ def chain(count: int, reach: int, seed: int = 0) -> Problem:
     damage = np.exp(rng.normal(-1, 1, (count, 1))) * 4.0 ** -np.arange(4)
     factors = rng.normal(size=(4 * count, 4 * count)) / np.sqrt(4 * count) * np.sqrt(damage).reshape(-1, 1)
     gram = (factors @ factors.T).reshape(count, 4, count, 4)
-    p = problem(damage.tolist(), {"size_bytes": (rng.integers(5, 80, (count, 1)) * np.array([2, 3, 4, 8])).tolist()})
+    p = problem(
+        damage.tolist(), {"size_bytes": (rng.integers(5, 80, (count, 1)) * np.array([2, 3, 4, 8])).tolist()}
+    )
     pairs = [(i, j) for i in range(count) for j in range(i + 1, min(count, i + 1 + reach))]
-    return replace(p, interactions={"proxy": tuple(Interaction(pair, (4, 4), tuple(gram[pair[0], :, pair[1]].ravel().tolist())) for pair in pairs)})
+    return replace(
+        p,
+        interactions={
+            "proxy": tuple(
+                Interaction(pair, (4, 4), tuple(gram[pair[0], :, pair[1]].ravel().tolist())) for pair in pairs
+            )
+        },
+    )
 
 
 def along(p, share=0.5):
-    """A second resource, whose budget hardly binds: with it the line's dynamic programme leaves the problem to HiGHS."""
-    costs = tuple(tuple(float((7 * i + 3 * c) % 11) for c in range(len(row))) for i, row in enumerate(p.candidates))
+    """A second resource, whose budget hardly binds: with it the line's dynamic programme leaves the problem
+    to HiGHS.
+    """
+    costs = tuple(
+        tuple(float((7 * i + 3 * c) % 11) for c in range(len(row))) for i, row in enumerate(p.candidates)
+    )
     p = replace(p, costs={**p.costs, "latency_us": costs})
     low, high = reachable(p)["latency_us"]
     return p, [*budget(p), Budget("latency_us", low + share * (high - low), "")]
@@ -125,7 +159,11 @@ def test_blocks_are_joined_and_solved_without_pairs():
     within = tuple(t for t in p.interactions["proxy"] if t.layers[0] // 3 == t.layers[1] // 3)
     p = replace(p, interactions={"proxy": within})
     coupled = Coupled.of(p, "proxy")
-    assert [len(g) for g in coupled.layers.groups] == [3, 3, 3, 3] and coupled.layers.widths == (64,) * 4 and not coupled.pairs
+    assert (
+        [len(g) for g in coupled.layers.groups] == [3, 3, 3, 3]
+        and coupled.layers.widths == (64,) * 4
+        and not coupled.pairs
+    )
     found = solve(p, "proxy", budget(p))
     linear, _ = solve_pairs(Constraints.of(p, budget(p), (pairs := Coupled.of(p, "proxy", 1)).layers), pairs)
     assert found.status == "optimal" and found.found_by == "exact dynamic programme"
@@ -166,7 +204,9 @@ def test_out_of_time_or_out_of_size_is_not_called_optimal(monkeypatch):
     coupled = Coupled.of(wide, "proxy")
     searched, by = solve_pairs(Constraints.of(wide, budget(wide), coupled.layers), coupled, most_entries=1000)
     assert by == "tabu search" and not searched.proven and searched.bound < coupled.score(searched.choices)
-    assert coupled.score(searched.choices) <= wide.score("proxy", solve(replace(wide, interactions={}), "proxy", budget(wide)).indices)
+    assert coupled.score(searched.choices) <= wide.score(
+        "proxy", solve(replace(wide, interactions={}), "proxy", budget(wide)).indices
+    )
     again, _ = solve_pairs(Constraints.of(wide, budget(wide), coupled.layers), coupled, most_entries=1000)
     assert again == searched
 
@@ -177,7 +217,9 @@ def test_a_proof_of_something_worse_than_is_known_is_none(monkeypatch):
     def wrong(*args):
         return highs_module.Outcome((3,) * 14, 0.0, proven=True) if args[-1] else highs_module.minimise(*args)
 
-    p = replace(p, scores={"proxy": tuple(tuple(row[::-1]) for row in p.scores["proxy"])})  # now the cheapest is the best, and choice 3 the worst
+    p = replace(
+        p, scores={"proxy": tuple(tuple(row[::-1]) for row in p.scores["proxy"])}
+    )  # now the cheapest is the best, and choice 3 the worst
     limit = [Budget("size_bytes", sum(max(row) for row in p.costs["size_bytes"]), "")]
     monkeypatch.setattr(milp_module, "minimise", wrong)
     coupled = Coupled.of(p, "proxy")
@@ -186,16 +228,27 @@ def test_a_proof_of_something_worse_than_is_known_is_none(monkeypatch):
 
 
 def test_tables_of_three_stay_whole_where_all_together_is_too_much():
-    """Blocks of three as one table each, and pairs between neighbouring blocks: 12 layers that all hang together."""
+    """Blocks of three as one table each, and pairs between neighbouring blocks: 12 layers that all hang
+    together.
+    """
     p = chain(12, 1, seed=5)
     rng = np.random.default_rng(5)
-    blocks = tuple(Interaction((i, i + 1, i + 2), (4, 4, 4), tuple(rng.normal(0, 0.05, 64).tolist())) for i in range(0, 12, 3))
+    blocks = tuple(
+        Interaction((i, i + 1, i + 2), (4, 4, 4), tuple(rng.normal(0, 0.05, 64).tolist()))
+        for i in range(0, 12, 3)
+    )
     p = replace(p, interactions={"proxy": (*p.interactions["proxy"], *blocks)})
     coupled = Coupled.of(p, "proxy")
-    assert coupled.layers.widths == (64,) * 4 and [(q.first, q.second) for q in coupled.pairs] == [(0, 1), (1, 2), (2, 3)]
+    assert coupled.layers.widths == (64,) * 4 and [(q.first, q.second) for q in coupled.pairs] == [
+        (0, 1),
+        (1, 2),
+        (2, 3),
+    ]
     for seed in range(20):
         choices = tuple(int(c) for c in np.random.default_rng(seed).integers(0, 64, 4))
-        assert coupled.score(choices) == pytest.approx(p.score("proxy", coupled.layers.expand(choices)), rel=1e-12)
+        assert coupled.score(choices) == pytest.approx(
+            p.score("proxy", coupled.layers.expand(choices)), rel=1e-12
+        )
         assert coupled.layers.contract(coupled.layers.expand(choices)) == choices
     with pytest.raises(UserError, match=r"\[0, 1, 2\] together, which have 64 tuples of choices; at most 63"):
         Coupled.of(p, "proxy", most_tuples=63)
@@ -217,7 +270,11 @@ def test_interactions_are_written_and_read_and_older_files_still_are(tmp_path):
     data = json.loads(json.dumps(p.to_json()))
     assert data["schema"] == 2 and Problem.from_json(data) == p
     plain = replace(p, interactions={}).to_json()
-    assert plain["schema"] == 1 and "interactions" not in plain and Problem.from_json(plain) == replace(p, interactions={})
+    assert (
+        plain["schema"] == 1
+        and "interactions" not in plain
+        and Problem.from_json(plain) == replace(p, interactions={})
+    )
     path = tmp_path / "problem.json"
     path.write_text(json.dumps({**data, "interactions": {"proxy": [{"layers": [0]}]}}))
     with pytest.raises(StudyError, match="not a problem that mpsearch wrote"):
@@ -243,7 +300,10 @@ def test_an_interaction_that_cannot_be_is_refused(layers, shape, values, message
 
 
 def test_score_by_hand_and_the_order_of_layers_within_a_table():
-    p = replace(problem([[1, 2], [3, 4]], {}), interactions={"proxy": (Interaction((1, 0), (2, 2), (0.0, 10.0, 20.0, 30.0)),)})
+    p = replace(
+        problem([[1, 2], [3, 4]], {}),
+        interactions={"proxy": (Interaction((1, 0), (2, 2), (0.0, 10.0, 20.0, 30.0)),)},
+    )
     assert p.score("proxy", (1, 0)) == 2 + 3 + 10
     assert p.score("proxy", (0, 1)) == 1 + 4 + 20
     coupled = Coupled.of(p, "proxy", most_tuples=1)

@@ -20,16 +20,25 @@ from mpsearch.solvers.exact import highs as highs_module
 
 @pytest.mark.parametrize("fewest_columns", [0, 64])
 def test_one_and_two_budgets_are_brute_force(fewest_columns, monkeypatch):
-    monkeypatch.setattr(milp_module, "_FEW_COLUMNS", fewest_columns)  # 0: bounds and labels on small problems too
+    monkeypatch.setattr(
+        milp_module, "_FEW_COLUMNS", fewest_columns
+    )  # 0: bounds and labels on small problems too
     solved = refused = 0
     for seed in range(300):
         rng = np.random.default_rng(seed)
         p = random_problem(rng)
         every = every_assignment(p)
         costs = [p.cost(x) for x in every]
-        both = [Budget(r, float(rng.choice([getattr(c, r) for c in costs])), r) for r in ("size_bytes", "latency_us")]
+        both = [
+            Budget(r, float(rng.choice([getattr(c, r) for c in costs])), r)
+            for r in ("size_bytes", "latency_us")
+        ]
         for budgets in (both[:1], both[1:], both):
-            fitting = [p.score("proxy", x) for x, c in zip(every, costs, strict=True) if all(getattr(c, b.resource) <= b.limit for b in budgets)]
+            fitting = [
+                p.score("proxy", x)
+                for x, c in zip(every, costs, strict=True)
+                if all(getattr(c, b.resource) <= b.limit for b in budgets)
+            ]
             if not fitting:
                 with pytest.raises(InfeasibleError):
                     solve(p, "proxy", budgets)
@@ -48,8 +57,13 @@ def many_choices(rng, layers, resources):
     """Damage that falls and costs that rise with the choice, each with noise, so that budgets compete."""
     levels = np.arange(1, 10)
     scale = 10.0 ** rng.integers(-6, 7)
-    tables = {r: (rng.lognormal(0, 1, (layers, 1)) * (levels + rng.random((layers, 9)))).tolist() for r in resources}
-    return problem((scale * rng.lognormal(0, 1, (layers, 1)) * (4.0**-levels + 0.01 * rng.random((layers, 9)))).tolist(), tables)
+    tables = {
+        r: (rng.lognormal(0, 1, (layers, 1)) * (levels + rng.random((layers, 9)))).tolist() for r in resources
+    }
+    return problem(
+        (scale * rng.lognormal(0, 1, (layers, 1)) * (4.0**-levels + 0.01 * rng.random((layers, 9)))).tolist(),
+        tables,
+    )
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -89,7 +103,10 @@ def test_where_too_much_is_open_a_thinned_sweep_is_not_called_a_proof(monkeypatc
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
 def test_resnet18_is_optimal_at_every_budget_and_scale(scale):
     layers = golden("solver_resnet18.json")["layers"]
-    costs, scores = [layer["costs"] for layer in layers], [[v * scale for v in layer["scores"]] for layer in layers]
+    costs, scores = (
+        [layer["costs"] for layer in layers],
+        [[v * scale for v in layer["scores"]] for layer in layers],
+    )
     p = problem(scores, {"size_bytes": costs, "latency_us": costs})
     front = problem_front(p, "proxy")
     for limit in np.linspace(sum(map(min, costs)), sum(map(max, costs)), 59).tolist():
@@ -105,9 +122,15 @@ def test_hawq_v3_is_reached():
     four, eight = (np.array(data[f"delta_weights_{b}bit_square"]) for b in (4, 8))
     scores = [[0.0, v] for v in np.array(data["Hutchinson_trace"]) * (eight - four)]
     size, bops = np.array(data["parameters"]), np.array(data["bops"])
-    tables = {"size_bytes": (size / 2, size), "bops": (bops / 64, bops / 16), "latency_us": (data["latency_int4"], data["latency_int8"])}
+    tables = {
+        "size_bytes": (size / 2, size),
+        "bops": (bops / 64, bops / 16),
+        "latency_us": (data["latency_int4"], data["latency_int8"]),
+    }
     costs = {name: np.array(pair).T.tolist() for name, pair in tables.items()}
-    ties = [next((f"tie{k}" for k, tie in enumerate(data["ties"]) if i in tie), None) for i in range(len(scores))]
+    ties = [
+        next((f"tie{k}" for k, tie in enumerate(data["ties"]) if i in tie), None) for i in range(len(scores))
+    ]
     p = problem(scores, costs, ties)
     ends = reachable(p)
     for entry in data["problems"]:
@@ -124,7 +147,9 @@ def test_a_looser_budget_is_never_worse(seed, tight, looser, second):
     p = random_problem(np.random.default_rng(seed))
     ends = reachable(p)
     limits = [ends["size_bytes"][0] + t * np.ptp(ends["size_bytes"]) for t in sorted((tight, looser))]
-    latency = Budget("latency_us", ends["latency_us"][0] + (0.5 + second / 2) * np.ptp(ends["latency_us"]), "")
+    latency = Budget(
+        "latency_us", ends["latency_us"][0] + (0.5 + second / 2) * np.ptp(ends["latency_us"]), ""
+    )
     found = []
     for limit in limits:
         try:
@@ -135,11 +160,16 @@ def test_a_looser_budget_is_never_worse(seed, tight, looser, second):
 
 
 def test_infeasible_names_what_is_reachable():
-    p = problem([[0, 1], [0, 1]], {"size_bytes": [[9e6, 6e6], [9e6, 5e6]], "latency_us": [[1e3, 3e3], [1e3, 3e3]]}, constants={"size_bytes": 3e5})
+    p = problem(
+        [[0, 1], [0, 1]],
+        {"size_bytes": [[9e6, 6e6], [9e6, 5e6]], "latency_us": [[1e3, 3e3], [1e3, 3e3]]},
+        constants={"size_bytes": 3e5},
+    )
     with pytest.raises(InfeasibleError) as error:
         solve(p, "proxy", [Budget.parse("9MB")])
     assert str(error.value) == (
-        "Budget 9.00 MB (8.58 MiB) is below the least reachable 11.30 MB (10.78 MiB) (all 2 layers at their smallest). "
+        "Budget 9.00 MB (8.58 MiB) is below the least reachable 11.30 MB (10.78 MiB) (all 2 layers at "
+        "their smallest). "
         "Raise it, or add cheaper candidates with --bits. Least reachable: latency 2.000 ms."
     )
     assert error.value.least == {"size_bytes": 11.3e6, "latency_us": 2000.0}
@@ -172,7 +202,9 @@ def test_what_tolerance_lets_through_is_cut_off_and_solved_again(monkeypatch):
 
     def loose(columns, cuts, *rest):
         calls.append(len(cuts))
-        return highs_module.minimise(highs_module.Columns(*list(columns.__dict__.values())[:-1], columns.spare + 1.0), cuts, *rest)
+        return highs_module.minimise(
+            highs_module.Columns(*list(columns.__dict__.values())[:-1], columns.spare + 1.0), cuts, *rest
+        )
 
     monkeypatch.setattr(milp_module, "minimise", loose)
     found = solve(p, "proxy", [Budget("size_bytes", 6_000_005, ""), Budget("latency_us", 6_000_005, "")])

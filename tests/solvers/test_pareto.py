@@ -14,7 +14,10 @@ def test_non_dominated_is_the_definition(dimensions):
     for seed in range(30):
         points = np.random.default_rng(seed).integers(0, 6, (25, dimensions))
         expected = [
-            i for i, p in enumerate(points) if not any((q <= p).all() and (q < p).any() for q in points) and not any((points[k] == p).all() for k in range(i))
+            i
+            for i, p in enumerate(points)
+            if not any((q <= p).all() and (q < p).any() for q in points)
+            and not any((points[k] == p).all() for k in range(i))
         ]
         assert non_dominated(points) == expected
 

@@ -1,4 +1,6 @@
-"""The local model: what the table cannot say is learned from neighbours, and its improvements are those of its normal distribution."""
+"""The local model: what the table cannot say is learned from neighbours, and its improvements are those of
+its normal distribution.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from mpsearch.study.proposals import sums
 
 
 def lucky(seed, number, luck, count=8, width=4):
-    """Proxy rows, a loss with the luck of pairs of choices that no sum over layers has, choices around one, and that one."""
+    """Proxy rows, a loss with the luck of pairs of choices that no sum over layers has, choices around one,
+    and that one.
+    """
     rng = np.random.default_rng(seed)
     rows = [np.exp(rng.normal(0, 1)) * 4.0 ** -np.arange(width) for _ in range(count)]
     pairs = rng.normal(0, luck, (count, count, width, width))
@@ -33,7 +37,9 @@ def lucky(seed, number, luck, count=8, width=4):
 
 
 def test_neighbours_tell_what_the_table_cannot():
-    """Of assignments that were not measured, the local model explains most of what the corrected table leaves."""
+    """Of assignments that were not measured, the local model explains most of what the corrected table
+    leaves.
+    """
     better, covered = [], []
     for seed in range(4):
         rows, loss, around, centre = lucky(seed, 160, 0.1)
@@ -82,14 +88,28 @@ def test_a_table_that_is_right_has_no_luck_to_learn():
 
 
 def test_a_polish_leaves_an_optimum_that_no_exchange_improves():
-    """Two bits that help only together with a third: within two changes of the start nothing is better, and another start is near what is."""
+    """Two bits that help only together with a third: within two changes of the start nothing is better, and
+    another start is near what is.
+    """
     p = problem([[4.0, 1.0]] * 6, {"size_bytes": [[1, 2]] * 6})
 
     def loss(x):
-        return 10.0 - 6.0 * (x == (0, 0, 0, 1, 1, 1)) - 1.0 * (x == (1, 1, 1, 0, 0, 0)) + 0.1 * sum(1 - c for c in x)
+        return (
+            10.0
+            - 6.0 * (x == (0, 0, 0, 1, 1, 1))
+            - 1.0 * (x == (1, 1, 1, 0, 0, 0))
+            + 0.1 * sum(1 - c for c in x)
+        )
 
     def trial(number, x):
         return Trial(number, x, loss(x), p.cost(x), True, "warm")
 
-    found = polish(p, "proxy", [Budget("size_bytes", 9, "")], loss, [trial(0, (1, 1, 1, 0, 0, 0)), trial(1, (0, 0, 1, 0, 1, 1))], 30)
+    found = polish(
+        p,
+        "proxy",
+        [Budget("size_bytes", 9, "")],
+        loss,
+        [trial(0, (1, 1, 1, 0, 0, 0)), trial(1, (0, 0, 1, 0, 1, 1))],
+        30,
+    )
     assert min(t.loss for t in found) == loss((0, 0, 0, 1, 1, 1))

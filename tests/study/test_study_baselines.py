@@ -1,4 +1,6 @@
-"""Optuna's own samplers as baselines: budgets as constraints, nothing measured twice, resumable, and assignments that are measured first."""
+"""Optuna's own samplers as baselines: budgets as constraints, nothing measured twice, resumable, and
+assignments that are measured first.
+"""
 
 from __future__ import annotations
 
@@ -46,16 +48,24 @@ def test_trials_are_distinct_resumable_and_readable(tmp_path, name):
 
 
 @pytest.mark.parametrize(("name", "made_by"), [("nsga2", "NSGAIISampler"), ("tpe", "TPESampler")])
-def test_what_is_measured_first_is_given_and_all_else_is_chosen_by_optuna(tmp_path, monkeypatch, name, made_by):
+def test_what_is_measured_first_is_given_and_all_else_is_chosen_by_optuna(
+    tmp_path, monkeypatch, name, made_by
+):
     p, loss, budgets = setting()
     asked = []
     real = getattr(baselines, made_by)
     sample = real.sample_relative
-    monkeypatch.setattr(real, "sample_relative", lambda self, study, trial, space: asked.append(trial.number) or sample(self, study, trial, space))
+    monkeypatch.setattr(
+        real,
+        "sample_relative",
+        lambda self, study, trial, space: asked.append(trial.number) or sample(self, study, trial, space),
+    )
     found = explore_by(name, p, "proxy", budgets, loss, tmp_path / "a.log", POPULATION + 8, 0, [(0,) * 12])
     assert [t.proposed_by for t in found] == ["warm", "exact front", *[name] * (POPULATION + 6)]
     assert found[1].indices == solve(p, "proxy", budgets).indices
-    trials = [t for t in load(tmp_path / "a.log").trials if "ordinal" in t.user_attrs]  # the others repeat what was measured
+    trials = [
+        t for t in load(tmp_path / "a.log").trials if "ordinal" in t.user_attrs
+    ]  # the others repeat what was measured
     assert {t.number for t in trials if t.user_attrs["proposed_by"] == name} <= set(asked)
     assert all(t.params == {f"l{i}": c for i, c in enumerate(t.user_attrs["indices"])} for t in trials)
 
@@ -79,7 +89,16 @@ def test_a_small_space_is_told_again_and_not_measured_again(tmp_path):
     calls = []
     for name in BASELINES:
         calls.clear()
-        found = explore_by(name, p, "proxy", [Budget("size_bytes", 7, "")], lambda x: calls.append(x) or float(sum(x)), tmp_path / name, 50, 0)
+        found = explore_by(
+            name,
+            p,
+            "proxy",
+            [Budget("size_bytes", 7, "")],
+            lambda x: calls.append(x) or float(sum(x)),
+            tmp_path / name,
+            50,
+            0,
+        )
         assert len(calls) == len(set(calls)) == len(found) <= len(every_assignment(p))
     repeats = [t for t in load(tmp_path / "nsga2").trials if "repeat_of" in t.user_attrs]
     assert repeats and all(t.values[0] == sum(t.user_attrs["repeat_of"]) for t in repeats)
@@ -87,7 +106,9 @@ def test_a_small_space_is_told_again_and_not_measured_again(tmp_path):
 
 def test_by_name_is_the_study_itself_and_other_names_are_refused(tmp_path):
     p, loss, budgets = setting()
-    assert explore_by("mpsearch", p, "proxy", budgets, loss, tmp_path / "a.log", 12, 0) == explore(p, "proxy", budgets, loss, tmp_path / "b.log", 12, 0)
+    assert explore_by("mpsearch", p, "proxy", budgets, loss, tmp_path / "a.log", 12, 0) == explore(
+        p, "proxy", budgets, loss, tmp_path / "b.log", 12, 0
+    )
     with pytest.raises(UnknownNameError, match="nsga2"):
         explore_by("nsga", p, "proxy", budgets, loss, tmp_path / "c.log", 12, 0)
     with pytest.raises(StudyError, match="another problem"):

@@ -1,4 +1,6 @@
-"""The corrected table keeps to the proxy where nothing was measured, finds factors where it was, and never calls harm useful."""
+"""The corrected table keeps to the proxy where nothing was measured, finds factors where it was, and never
+calls harm useful.
+"""
 
 from __future__ import annotations
 
@@ -81,10 +83,20 @@ def test_harmless_and_negative_entries_become_small_positive_ones():
 
 
 def test_proposals_for_the_budget_are_no_shots_in_the_dark(tmp_path):
-    """On a loss over many orders of magnitude, as a KL divergence is, tables drawn with wide normal errors proposed hundreds of times the best loss."""
+    """On a loss over many orders of magnitude, as a KL divergence is, tables drawn with wide normal errors
+    proposed hundreds of times the best loss.
+    """
     p, shifted = interacting(20, 1)
     low, high = reachable(p)["size_bytes"]
-    found = explore(p, "proxy", [Budget("size_bytes", low + 0.4 * (high - low), "")], lambda i: shifted(i) - 1.2, tmp_path / "journal.log", 48, 0)
+    found = explore(
+        p,
+        "proxy",
+        [Budget("size_bytes", low + 0.4 * (high - low), "")],
+        lambda i: shifted(i) - 1.2,
+        tmp_path / "journal.log",
+        48,
+        0,
+    )
     best = min(t.loss for t in found)
     later = [t.loss for t in found if t.proposed_by in ("corrected table", "thompson", "neighbour")]
     assert len(later) > 10 and np.median(later) < 2 * best and max(later) < 8 * best
@@ -93,16 +105,26 @@ def test_proposals_for_the_budget_are_no_shots_in_the_dark(tmp_path):
 def test_supported_points_are_optima_at_their_own_costs():
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        tables = {"size_bytes": rng.integers(1, 30, (4, 3)).tolist(), "latency_us": rng.integers(1, 30, (4, 3)).tolist()}
+        tables = {
+            "size_bytes": rng.integers(1, 30, (4, 3)).tolist(),
+            "latency_us": rng.integers(1, 30, (4, 3)).tolist(),
+        }
         p = problem(rng.random((4, 3)).tolist(), tables)
         rows = [np.array(row) for row in p.scores["proxy"]]
-        for budgets in ([Budget("size_bytes", 80, "")], [Budget("size_bytes", 80, ""), Budget("latency_us", 80, "")]):
+        for budgets in (
+            [Budget("size_bytes", 80, "")],
+            [Budget("size_bytes", 80, ""), Budget("latency_us", 80, "")],
+        ):
             found = supported(Constraints.of(p, budgets), rows, rng)
             assert found and len(set(found)) == len(found)
             for x in found:
                 used = [getattr(p.cost(x), b.resource) for b in budgets]
                 assert all(u <= b.limit for u, b in zip(used, budgets, strict=True))
-                beaten = [y for y in every_assignment(p) if all(getattr(p.cost(y), b.resource) <= u for b, u in zip(budgets, used, strict=True))]
+                beaten = [
+                    y
+                    for y in every_assignment(p)
+                    if all(getattr(p.cost(y), b.resource) <= u for b, u in zip(budgets, used, strict=True))
+                ]
                 assert p.score("proxy", x) == pytest.approx(min(p.score("proxy", y) for y in beaten))
 
 
@@ -130,5 +152,7 @@ def test_a_fit_like_an_earlier_one_keeps_its_widths_and_learns_as_much():
     expected = np.log(0.01 * sums(true, fresh))
     errors = [np.sqrt(np.mean((t.log_loss(sums(t.mean(), fresh)) - expected) ** 2)) for t in (quick, whole)]
     assert errors[0] < 1.2 * errors[1]
-    below = correct(rows, choices, np.append(losses[:-1], 0.5 * earlier.base + 0.5 * losses.min()) - 1.0, like=earlier)
+    below = correct(
+        rows, choices, np.append(losses[:-1], 0.5 * earlier.base + 0.5 * losses.min()) - 1.0, like=earlier
+    )
     assert below.base < losses.min() - 1.0

@@ -1,4 +1,6 @@
-"""The study on the measured loss: same trials however it is interrupted, never one twice, better than the proxy alone."""
+"""The study on the measured loss: same trials however it is interrupted, never one twice, better than the
+proxy alone.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ import pytest
 from search_problems import every_assignment, problem
 from trial_studies import TRIALS, load, setting
 
-from mpsearch.errors import BudgetError, InfeasibleError, MpsearchError, OptionError, StudyError, UnknownNameError, UserError
+from mpsearch.errors import (
+    BudgetError,
+    InfeasibleError,
+    MpsearchError,
+    OptionError,
+    StudyError,
+    UnknownNameError,
+    UserError,
+)
 from mpsearch.problem import Budget
 from mpsearch.solvers import solve
 from mpsearch.study import CorrectedTableSampler, explore
@@ -26,10 +36,28 @@ from mpsearch.study.sharing.journal import GRACE_S
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     p, loss, budgets = setting()
-    return explore(p, "proxy", budgets, loss, tmp_path_factory.mktemp("study") / "journal.log", TRIALS, seed=3, warm=[(5,) * 12, (0,) * 12])
+    return explore(
+        p,
+        "proxy",
+        budgets,
+        loss,
+        tmp_path_factory.mktemp("study") / "journal.log",
+        TRIALS,
+        seed=3,
+        warm=[(5,) * 12, (0,) * 12],
+    )
 
 
-@pytest.mark.parametrize(("stop", "error"), [(1, KeyboardInterrupt), (2, RuntimeError), (12, KeyboardInterrupt), (20, KeyboardInterrupt), (30, RuntimeError)])
+@pytest.mark.parametrize(
+    ("stop", "error"),
+    [
+        (1, KeyboardInterrupt),
+        (2, RuntimeError),
+        (12, KeyboardInterrupt),
+        (20, KeyboardInterrupt),
+        (30, RuntimeError),
+    ],
+)
 def test_an_interrupted_study_continues_as_if_it_had_not_been(tmp_path, undisturbed, stop, error):
     p, loss, budgets = setting()
     calls = []
@@ -69,7 +97,12 @@ def test_a_dead_process_a_torn_line_and_a_stale_lock_change_nothing(tmp_path, un
     path = tmp_path / "journal.log"
     for left in (5, 9):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        died = subprocess.run([sys.executable, "-c", DYING, str(path), str(left)], env=environment, capture_output=True, text=True)
+        died = subprocess.run(
+            [sys.executable, "-c", DYING, str(path), str(left)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert died.returncode == 9, died.stderr
         with path.open("ab") as journal:
             journal.write(b'{"op_code": 6, "worker_id": "torn')
@@ -96,10 +129,35 @@ def test_more_trials_go_on_where_the_study_ended(tmp_path, undisturbed):
     warm = [(5,) * 12, (0,) * 12]
     short = explore(p, "proxy", budgets, loss, tmp_path / "journal.log", 14, 3, warm)
     progress = []
-    assert explore(p, "proxy", budgets, loss, tmp_path / "journal.log", TRIALS, 3, warm, lambda *at: progress.append(at)) == undisturbed
+    assert (
+        explore(
+            p,
+            "proxy",
+            budgets,
+            loss,
+            tmp_path / "journal.log",
+            TRIALS,
+            3,
+            warm,
+            lambda *at: progress.append(at),
+        )
+        == undisturbed
+    )
     assert short == undisturbed[:14]
     assert progress == [(k, TRIALS) for k in range(15, TRIALS + 1)]
-    assert explore(p, "proxy", budgets, lambda _: pytest.fail("measured again"), tmp_path / "journal.log", 14, 3, warm) == short
+    assert (
+        explore(
+            p,
+            "proxy",
+            budgets,
+            lambda _: pytest.fail("measured again"),
+            tmp_path / "journal.log",
+            14,
+            3,
+            warm,
+        )
+        == short
+    )
 
 
 def test_trials_are_distinct_and_keep_the_budget(undisturbed):
@@ -164,7 +222,9 @@ def test_losses_that_are_not_finite_are_left_behind(tmp_path):
 
     found = explore(p, "proxy", budgets, measure, tmp_path / "journal.log", 16, 0)
     assert [t.number for t in found] == [k for k in range(16) if k not in (1, 4)]
-    reasons = [t.user_attrs["reason"] for t in load(tmp_path / "journal.log").trials if t.state.name == "FAIL"]
+    reasons = [
+        t.user_attrs["reason"] for t in load(tmp_path / "journal.log").trials if t.state.name == "FAIL"
+    ]
     assert reasons == ["the measured loss is nan", "the measured loss is inf"]
     explore(p, "proxy", budgets, measure, tmp_path / "journal.log", 20, 0)
     assert len(set(calls)) == len(calls) == 20
@@ -218,7 +278,10 @@ def test_what_is_wrong_is_said(tmp_path):
 
 def busy(path):
     """Tries, from another process, what `open_journal` does; raises here what it raised there."""
-    code = "import sys; from pathlib import Path; from mpsearch.study.sharing.journal import open_journal\nwith open_journal(Path(sys.argv[1])): pass"
+    code = (
+        "import sys; from pathlib import Path; from mpsearch.study.sharing.journal import "
+        "open_journal\nwith open_journal(Path(sys.argv[1])): pass"
+    )
     ended = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert "StudyError" in ended.stderr
     raise StudyError(ended.stderr.splitlines()[-1])
@@ -231,10 +294,15 @@ def test_the_search_imports_no_torch():
 
 def test_the_optima_of_other_proxies_are_measured(tmp_path):
     p, loss, budgets = setting()
-    scores = {**p.scores, "other": tuple(tuple(v * (1 + i) for v in row) for i, row in enumerate(p.scores["proxy"]))}
+    scores = {
+        **p.scores,
+        "other": tuple(tuple(v * (1 + i) for v in row) for i, row in enumerate(p.scores["proxy"])),
+    }
     p = replace(p, scores=scores)
     found = explore(p, "proxy", budgets, loss, tmp_path / "journal.log", 12, 0, others=["other", "proxy"])
-    assert [t.indices for t in found if t.proposed_by == "other proxy"] == [solve(p, "other", budgets).indices]
+    assert [t.indices for t in found if t.proposed_by == "other proxy"] == [
+        solve(p, "other", budgets).indices
+    ]
     with pytest.raises(UnknownNameError, match="nothing"):
         explore(p, "proxy", budgets, loss, tmp_path / "journal.log", 12, 0, others=["nothing"])
     with pytest.raises(StudyError, match="another"):

@@ -1,4 +1,6 @@
-"""Greedy MP: the Lagrangian path where damages add up, the same however it is interrupted, and never above a budget."""
+"""Greedy MP: the Lagrangian path where damages add up, the same however it is interrupted, and never above a
+budget.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_problems import BITS, golden, interacting, problem
 
-from mpsearch.errors import BudgetError, InfeasibleError, MpsearchError, OptionError, StudyError, UnknownNameError
+from mpsearch.errors import (
+    BudgetError,
+    InfeasibleError,
+    MpsearchError,
+    OptionError,
+    StudyError,
+    UnknownNameError,
+)
 from mpsearch.problem import Budget
 from mpsearch.solvers import problem_front, reachable, solve
 from mpsearch.solvers.tables.groups import SuperLayers
@@ -22,7 +31,9 @@ MODES = ("fresh", "lazy", "static")
 
 
 def convex(seed: int, count: int = 6, ties=None):
-    """Damage falls ever more slowly as bytes grow: each layer is its own convex hull. Index 0 is the fewest bits."""
+    """Damage falls ever more slowly as bytes grow: each layer is its own convex hull. Index 0 is the fewest
+    bits.
+    """
     rng = np.random.default_rng(seed)
     sizes = rng.integers(10, 90, (count, 1)) * np.array(BITS)
     slopes = -np.sort(-rng.random((count, len(BITS) - 1)), axis=1)
@@ -33,12 +44,23 @@ def convex(seed: int, count: int = 6, ties=None):
 
 
 def lagrangian_path(p):
-    """Every assignment that minimises damage + price x bytes for some price, ties left out, from the least price on."""
+    """Every assignment that minimises damage + price x bytes for some price, ties left out, from the least
+    price on.
+    """
     layers = SuperLayers.of([len(c) for c in p.candidates], p.ties)
     scores, costs = layers.merge(p.scores["proxy"]), layers.merge(p.costs["size_bytes"])
-    prices = sorted({float(-(s[i] - s[i + 1]) / (c[i] - c[i + 1])) for s, c in zip(scores, costs, strict=True) for i in range(len(s) - 1)})
+    prices = sorted(
+        {
+            float(-(s[i] - s[i + 1]) / (c[i] - c[i + 1]))
+            for s, c in zip(scores, costs, strict=True)
+            for i in range(len(s) - 1)
+        }
+    )
     between = [0.0, *((low + high) / 2 for low, high in itertools.pairwise(prices)), prices[-1] * 2]
-    return [layers.expand([int((s + price * c).argmin()) for s, c in zip(scores, costs, strict=True)]) for price in between]
+    return [
+        layers.expand([int((s + price * c).argmin()) for s, c in zip(scores, costs, strict=True)])
+        for price in between
+    ]
 
 
 @pytest.mark.parametrize("rescoring", MODES)
@@ -50,14 +72,22 @@ def test_equals_the_lagrangian_path_on_convex_additive_instances(rescoring, ties
         down = GreedyMP(rescoring=rescoring, repairs=0).solve(p, [], loss)
         assert [step.indices for step in down.trajectory] == expected
         low, high = reachable(p)["size_bytes"]
-        up = GreedyMP(rescoring=rescoring, direction="up", repairs=0).solve(p, [Budget("size_bytes", high, "")], loss)
+        up = GreedyMP(rescoring=rescoring, direction="up", repairs=0).solve(
+            p, [Budget("size_bytes", high, "")], loss
+        )
         assert [step.indices for step in up.trajectory] == expected[::-1]
         assert down.front() == down.trajectory, "no point of a convex path dominates another"
         assert low == down.trajectory[-1].cost.size_bytes
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(MODES), st.sampled_from(["down", "up", "both"]), st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0]))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(MODES),
+    st.sampled_from(["down", "up", "both"]),
+    st.floats(0, 1),
+    st.sampled_from([0.0, 0.5, 1.0]),
+)
 def test_keeps_the_budget_monotone_in_bytes_and_deterministic(seed, rescoring, direction, share, power):
     p, loss = interacting(5, seed)
     low, high = reachable(p)["size_bytes"]
@@ -70,7 +100,9 @@ def test_keeps_the_budget_monotone_in_bytes_and_deterministic(seed, rescoring, d
     assert not rising or sizes[-1] <= budget.limit
     assert run.solution.cost.size_bytes <= budget.limit
     assert run.solution.score == loss(run.solution.indices)
-    assert run.solution.score <= min(step.loss for step in run.trajectory if step.cost.size_bytes <= budget.limit)
+    assert run.solution.score <= min(
+        step.loss for step in run.trajectory if step.cost.size_bytes <= budget.limit
+    )
     assert run.solution.status == "feasible" and run.solution.bound is None
     assert options.solve(p, [budget], loss) == run
 
@@ -79,7 +111,10 @@ def test_the_repair_reaches_the_optimum_that_greedy_misses():
     p = problem([[4.0, 0.0], [6.0, 0.0], [3.0, 0.0]], {"size_bytes": [[0, 10], [0, 12], [0, 5]]})
     budget = [Budget("size_bytes", 12, "")]
     assert solve(p, "proxy", budget).indices == (0, 1, 0)
-    plain, mended = (GreedyMP(repairs=repairs).solve(p, budget, lambda x: p.score("proxy", x)).solution for repairs in (0, 16))
+    plain, mended = (
+        GreedyMP(repairs=repairs).solve(p, budget, lambda x: p.score("proxy", x)).solution
+        for repairs in (0, 16)
+    )
     assert (plain.indices, plain.score) == ((0, 0, 1), 10.0)
     assert (mended.indices, mended.score) == ((0, 1, 0), 7.0)
 
@@ -90,17 +125,24 @@ def test_recorded_resnet18_is_near_its_exact_optimum():
     p = problem([layer["scores"] for layer in layers], {"size_bytes": [layer["costs"] for layer in layers]})
     front = problem_front(p, "proxy")
     for limit in np.linspace(*reachable(p)["size_bytes"], 8)[1:-1].tolist():
-        run = GreedyMP(direction="both").solve(p, [Budget("size_bytes", limit, "")], lambda x: p.score("proxy", x))
+        run = GreedyMP(direction="both").solve(
+            p, [Budget("size_bytes", limit, "")], lambda x: p.score("proxy", x)
+        )
         least = front.scores[front.best_under(limit)]
         assert least <= run.solution.score * (1 + 1e-9) <= 1.04 * least
 
 
 def test_measured_interactions_are_seen_where_the_table_is_blind():
-    """Two layers that are each harmless alone and ruinous together: `static` lowers both, `fresh` and `lazy` do not."""
+    """Two layers that are each harmless alone and ruinous together: `static` lowers both, `fresh` and `lazy`
+    do not.
+    """
     sizes = {"size_bytes": [[1, 2], [1, 2], [1, 2]]}
     p = problem([[0.0, 0.0]] * 3, sizes)
     loss = lambda x: 0.1 * (x[0] == 0) + 0.1 * (x[1] == 0) + 0.5 * (x[2] == 0) + 9.0 * (x[0] == x[1] == 0)  # noqa: E731
-    found = {mode: GreedyMP(rescoring=mode, repairs=0).solve(p, [Budget("size_bytes", 4, "")], loss).solution for mode in MODES}
+    found = {
+        mode: GreedyMP(rescoring=mode, repairs=0).solve(p, [Budget("size_bytes", 4, "")], loss).solution
+        for mode in MODES
+    }
     assert found["static"].indices == (0, 0, 1) and found["static"].score == pytest.approx(9.2)
     assert found["fresh"].score == found["lazy"].score == pytest.approx(0.6)
 
@@ -130,7 +172,9 @@ def test_ties_take_the_larger_saving_and_then_the_earlier_layer_and_noise_counts
     p = problem([[0.0, 0.0]] * 3, {"size_bytes": [[0, 2], [0, 4], [0, 3]]})
     noisy = {(1, 1, 1): 1.0, (0, 1, 1): 0.7, (1, 0, 1): 0.8, (1, 1, 0): 0.95}
     path = GreedyMP(repairs=0).solve(p, [], lambda x: noisy.get(x, 2.0)).trajectory
-    assert path[1].indices == (1, 0, 1), "of damages below zero the larger saving counts, neither the deepest fall nor the smallest"
+    assert path[1].indices == (1, 0, 1), (
+        "of damages below zero the larger saving counts, neither the deepest fall nor the smallest"
+    )
 
 
 def test_static_looks_at_each_layer_alone():
@@ -139,7 +183,9 @@ def test_static_looks_at_each_layer_alone():
     run = GreedyMP(rescoring="static", repairs=0).solve(p, [], lambda x: (seen.append(x), loss(x))[1])
     taken = {step.indices for step in run.trajectory}
     assert all(x in taken or sum(c != 5 for c in x) == 1 for x in seen)
-    assert {x for x in seen if sum(c != 5 for c in x) == 1} == {(5,) * i + (c,) + (5,) * (5 - i) for i in range(6) for c in range(5)}
+    assert {x for x in seen if sum(c != 5 for c in x) == 1} == {
+        (5,) * i + (c,) + (5,) * (5 - i) for i in range(6) for c in range(5)
+    }
 
 
 def test_an_interrupted_walk_continues_from_its_file(tmp_path):
@@ -163,7 +209,9 @@ def test_an_interrupted_walk_continues_from_its_file(tmp_path):
     resumed = GreedyMP(direction="both").solve(p, budget, failing, losses=LossFile(path, ["model"]))
     assert resumed.solution == whole.solution and resumed.trajectory == whole.trajectory
     assert resumed.measured == whole.measured - 39 and len(calls) == whole.measured + 1
-    again = GreedyMP(direction="both").solve(p, budget, lambda _: pytest.fail("measured again"), losses=LossFile(path, ["model"]))
+    again = GreedyMP(direction="both").solve(
+        p, budget, lambda _: pytest.fail("measured again"), losses=LossFile(path, ["model"])
+    )
     assert again.measured == 0 and again.solution == whole.solution
     with pytest.raises(StudyError, match="another model, data or quantisers"):
         LossFile(path, ["other"])
@@ -188,7 +236,10 @@ def test_what_is_not_finite_is_never_taken(tmp_path):
 def test_a_notch_is_one_step_in_weight_or_input_bits_that_saves():
     """Candidates 0 to 7 are W2, W3, W4, W5, W6, W8 at A8 and W2, W3 at A6."""
     bops = [[16, 24, 32, 40, 48, 64, 12, 18]]
-    p = problem([[0.0] * 8], {"bops": bops, "size_bytes": [[2, 3, 4, 5, 6, 8, 2, 3]], "latency_us": [[5, 4, 3, 9, 9, 3, 1, 9]]})
+    p = problem(
+        [[0.0] * 8],
+        {"bops": bops, "size_bytes": [[2, 3, 4, 5, 6, 8, 2, 3]], "latency_us": [[5, 4, 3, 9, 9, 3, 1, 9]]},
+    )
     layers = SuperLayers.of([8])
     by_bops = Ladders.of(p, layers, "bops")
     assert by_bops.down[0][1] == [0, 7] and by_bops.down[0][0] == [6] and by_bops.down[0][7] == [6]
@@ -201,7 +252,9 @@ def test_a_notch_is_one_step_in_weight_or_input_bits_that_saves():
 
 def test_two_budgets_and_progress():
     p, loss = convex(4)
-    p = problem(p.scores["proxy"], {"size_bytes": p.costs["size_bytes"], "latency_us": [[1, 2, 3, 4, 5, 6]] * 6})
+    p = problem(
+        p.scores["proxy"], {"size_bytes": p.costs["size_bytes"], "latency_us": [[1, 2, 3, 4, 5, 6]] * 6}
+    )
     budgets = [Budget("size_bytes", 0.8 * reachable(p)["size_bytes"][1], ""), Budget("latency_us", 20, "")]
     steps = []
     run = GreedyMP().solve(p, budgets, loss, on_step=lambda *at: steps.append(at))

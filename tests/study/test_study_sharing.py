@@ -1,4 +1,6 @@
-"""A study shared by several processes: no trial lost, none counted twice, the same result as one process alone."""
+"""A study shared by several processes: no trial lost, none counted twice, the same result as one process
+alone.
+"""
 
 import contextlib
 import fcntl
@@ -12,7 +14,19 @@ import time
 import optuna
 import pytest
 from postgres_server import Server
-from shared_studies import PACE, RUN, Sharing, Studies, busy, check_accounts, kill, lead, lead_too, setting, work
+from shared_studies import (
+    PACE,
+    RUN,
+    Sharing,
+    Studies,
+    busy,
+    check_accounts,
+    kill,
+    lead,
+    lead_too,
+    setting,
+    work,
+)
 
 from mpsearch.errors import MissingExtraError, MpsearchError, OptionError, StudyError
 from mpsearch.study import explore
@@ -99,14 +113,22 @@ def test_what_a_killed_worker_had_on_a_journal_is_tried_again(context, studies, 
     check_one_killed(Crew(context, tmp_path, tmp_path / "log"), studies(tmp_path), alone, elsewhere)
 
 
-@pytest.mark.parametrize("elsewhere", [pytest.param(False, marks=pytest.mark.slow), True], ids=["noticed at once", "missed after the grace"])
-def test_what_a_killed_worker_had_on_a_server_is_tried_again(context, studies, empty, tmp_path, alone, elsewhere):
+@pytest.mark.parametrize(
+    "elsewhere",
+    [pytest.param(False, marks=pytest.mark.slow), True],
+    ids=["noticed at once", "missed after the grace"],
+)
+def test_what_a_killed_worker_had_on_a_server_is_tried_again(
+    context, studies, empty, tmp_path, alone, elsewhere
+):
     check_one_killed(Crew(context, empty, tmp_path / "log"), studies(empty), alone, elsewhere)
 
 
 def check_one_killed(crew, held, alone, elsewhere):
     crew.add(600, elsewhere)
-    sharing = Sharing(takes_part=False, job={}, pace=PACE, watch=lambda: crew.replace_when_busy(held, elsewhere))
+    sharing = Sharing(
+        takes_part=False, job={}, pace=PACE, watch=lambda: crew.replace_when_busy(held, elsewhere)
+    )
     found = lead(held, 10, sharing, measure=_not_here)
     crew.end()
     assert found == alone[:10]
@@ -120,15 +142,23 @@ def _not_here(indices):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_four_workers_two_killed_and_the_server_restarted(context, studies, server, empty, tmp_path, alone, seed):
+def test_four_workers_two_killed_and_the_server_restarted(
+    context, studies, server, empty, tmp_path, alone, seed
+):
     held, crew, draw, said = studies(empty), Crew(context, empty, tmp_path / "log"), random.Random(seed), []
     for elsewhere in (True, False, True, False):
         crew.add(0.15, elsewhere)
-    moments = sorted((draw.randrange(1, 28), draw.uniform(0, 0.4)) for _ in range(3))  # trials done, and seconds after that
+    moments = sorted(
+        (draw.randrange(1, 28), draw.uniform(0, 0.4)) for _ in range(3)
+    )  # trials done, and seconds after that
     events = draw.sample(["kill", "kill", "restart"], 3)
 
     def watch():
-        done = sum(t.state == optuna.trial.TrialState.COMPLETE for study in held.found() for t in study.get_trials(deepcopy=False))
+        done = sum(
+            t.state == optuna.trial.TrialState.COMPLETE
+            for study in held.found()
+            for t in study.get_trials(deepcopy=False)
+        )
         while moments and done >= moments[0][0]:
             time.sleep(moments.pop(0)[1])
             if events.pop(0) == "kill":
@@ -139,12 +169,18 @@ def test_four_workers_two_killed_and_the_server_restarted(context, studies, serv
                 server.start()
                 return  # what is open of this process's own connections is the leader's to mend
 
-    found = lead(held, 32, Sharing(takes_part=False, job={}, pace=PACE, watch=watch, say=said.append), measure=_not_here)
+    found = lead(
+        held,
+        32,
+        Sharing(takes_part=False, job={}, pace=PACE, watch=watch, say=said.append),
+        measure=_not_here,
+    )
     crew.end()
     assert not moments and len(crew.killed) == 2
     assert found == alone
     (study,) = held.found()
-    # a worker that is cut off between its claim and the server's answer leaves a trial that nobody measures: one for each of the four at most
+    # a worker that is cut off between its claim and the server's answer leaves a trial that nobody measures:
+    # one for each of the four at most
     print(f"seed {seed}: {dict(check_accounts(study, 32, 2 + 4))}; the leader said {said}")
     measured = (tmp_path / "log").read_text().splitlines()
     assert len({line.split()[1] for line in measured}) == 32
@@ -192,20 +228,34 @@ def test_a_trial_that_was_added_twice_is_measured_once(studies, tmp_path, alone)
             doubled.append(waiting[-1].user_attrs["ordinal"])
 
     calls = []
-    assert lead(held, 9, Sharing(pace=PACE, watch=watch), lambda x: calls.append(x) or setting()[1](x)) == alone[:9]
+    assert (
+        lead(held, 9, Sharing(pace=PACE, watch=watch), lambda x: calls.append(x) or setting()[1](x))
+        == alone[:9]
+    )
     (study,) = held.found()
-    assert sorted(t.state.name for t in study.trials if t.user_attrs["ordinal"] in doubled) == ["COMPLETE", "FAIL"]
+    assert sorted(t.state.name for t in study.trials if t.user_attrs["ordinal"] in doubled) == [
+        "COMPLETE",
+        "FAIL",
+    ]
     assert len(calls) == len(set(calls)) == 9
 
 
-def test_a_trial_that_costs_worker_after_worker_ends_the_run_and_a_new_one_tries_again(studies, tmp_path, alone):
+def test_a_trial_that_costs_worker_after_worker_ends_the_run_and_a_new_one_tries_again(
+    studies, tmp_path, alone
+):
     held, losses = studies(tmp_path), []
 
     def watch():
         for study in held.found():
             for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
-                if trial.user_attrs["ordinal"] == 4 and study._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.RUNNING):
-                    study._storage.set_trial_user_attr(trial._trial_id, heartbeat.OWNER, {"host": heartbeat._machine(), "pid": 2**22 + 1, "started": 1})
+                if trial.user_attrs["ordinal"] == 4 and study._storage.set_trial_state_values(
+                    trial._trial_id, optuna.trial.TrialState.RUNNING
+                ):
+                    study._storage.set_trial_user_attr(
+                        trial._trial_id,
+                        heartbeat.OWNER,
+                        {"host": heartbeat._machine(), "pid": 2**22 + 1, "started": 1},
+                    )
                     losses.append(trial.number)
 
     with pytest.raises(MpsearchError, match="Trial 4 was lost 5 times, at last because its process died"):
@@ -272,7 +322,9 @@ def test_a_storage_out_of_reach_is_waited_for_and_then_named(tmp_path):
     assert Pace(poll_s=0.01).patiently(action, said.append) == "there" and len(said) == 2
     with pytest.raises(StudyError, match="could not be reached for 0 s"):
         Pace(poll_s=0.01, patience_s=0).patiently(lambda: calls.clear() or action())
-    with pytest.raises(StudyError, match=r"postgresql\+psycopg://nobody:\*\*\*@/none\?host=.* cannot be used"):
+    with pytest.raises(
+        StudyError, match=r"postgresql\+psycopg://nobody:\*\*\*@/none\?host=.* cannot be used"
+    ):
         lead(Studies(f"postgresql://nobody:secret@/none?host={tmp_path}", RUN, PACE), 1, Sharing(pace=PACE))
 
 
@@ -295,12 +347,17 @@ def test_what_a_storage_cannot_be_is_said(tmp_path, monkeypatch):
         storage.check_sharing("sqlite:///trials.db")
     with pytest.raises(OptionError, match=r"grace_s=5.*grace_s must exceed beat_s"):
         Pace(beat_s=10, grace_s=5)
-    with pytest.raises(OptionError, match=r"redis:/\.\.\. is not a storage that mpsearch knows. Give postgresql://"):
+    with pytest.raises(
+        OptionError, match=r"redis:/\.\.\. is not a storage that mpsearch knows. Give postgresql://"
+    ):
         storage.storage_kind("redis://host")
     with pytest.raises(OptionError, match="names no file"):
         lead_at(Place("sqlite://", "s"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"'psycopg', which is not installed. Run: pip install 'mpsearch\[postgresql\]'"):
+    with pytest.raises(
+        MissingExtraError,
+        match=r"'psycopg', which is not installed. Run: pip install 'mpsearch\[postgresql\]'",
+    ):
         lead_at(Place("postgresql://user@host/database", "s"))
 
 

@@ -39,7 +39,8 @@ class Source(ABC):
     Attributes:
         name: What messages and records call it.
         labels: `N` labels known without decoding; None where there are none, or they come with the images.
-        classes: Names of the class folders, in the order of the labels; None where labels are given as numbers.
+        classes: Names of the class folders, in the order of the labels; None where labels are given as
+            numbers.
         changed_config: Entries of the model's data config that this source replaces.
     """
 
@@ -57,7 +58,9 @@ class Source(ABC):
         """Decode one image; called from several threads. Raises DataError, which names the image."""
 
     def visit(self, indices: Sequence[int], put: Callable[[int, Sample], None]) -> Iterator[None]:
-        """Call `put(k, sample)` for the k-th of `indices`, in any order; yields once for each finished image, from the caller's thread."""
+        """Call `put(k, sample)` for the k-th of `indices`, in any order; yields once for each finished image,
+        from the caller's thread.
+        """
 
         def one(job: tuple[int, int]) -> None:
             put(job[0], self.read(job[1]))

@@ -48,12 +48,22 @@ class Tree:
 
     def below(self, folder: str) -> Tree:
         """The part of the listing under a folder of it."""
-        inside = tuple(n.removeprefix(folder + "/") for n in self.names if n.startswith(folder + "/") and n != folder + "/")
+        inside = tuple(
+            n.removeprefix(folder + "/")
+            for n in self.names
+            if n.startswith(folder + "/") and n != folder + "/"
+        )
         return Tree(f"{self.name}/{folder}", inside, lambda path: self.read(f"{folder}/{path}"))
 
     def images(self) -> list[str]:
-        """Files that are images by their suffix, sorted; hidden ones and those that macOS adds to archives are passed over."""
-        return sorted(n for n in self.names if PurePosixPath(n).suffix.lower() in SUFFIXES and not n.endswith("/") and not _hidden(n))
+        """Files that are images by their suffix, sorted; hidden ones and those that macOS adds to archives
+        are passed over.
+        """
+        return sorted(
+            n
+            for n in self.names
+            if PurePosixPath(n).suffix.lower() in SUFFIXES and not n.endswith("/") and not _hidden(n)
+        )
 
     def folders(self) -> list[str]:
         """Names of the top folders, sorted."""
@@ -70,16 +80,21 @@ def tree_parts(tree: Tree) -> dict[str, str]:
     if not folders or LABEL_FILE in tree.names or not all(f in SPLITS for f in folders):
         return {}
     if len({SPLITS[f] for f in folders}) < len(folders):
-        raise DataError(f"{tree.name} has the parts {', '.join(folders)}, of which several are held-out ones. Name one of them instead.")
+        raise DataError(
+            f"{tree.name} has the parts {', '.join(folders)}, of which several are held-out ones. Name "
+            "one of them instead."
+        )
     return {SPLITS[f]: f for f in folders}
 
 
 def choose_part(tree: Tree, split: str | None = None) -> tuple[Tree, list[str]]:
-    """The part of a tree, and the class folders of all its parts: one that is missing from a part must not shift the labels there.
+    """The part of a tree, and the class folders of all its parts: one that is missing from a part must not
+    shift the labels there.
 
     Args:
         tree: The listing.
-        split: `train` or `test` (or a synonym); None takes `test` where there are parts, and all images where there are none.
+        split: `train` or `test` (or a synonym); None takes `test` where there are parts, and all images where
+            there are none.
 
     Raises:
         DataError: No such part.
@@ -87,7 +102,9 @@ def choose_part(tree: Tree, split: str | None = None) -> tuple[Tree, list[str]]:
     parts = tree_parts(tree)
     if split is not None and SPLITS.get(split) not in parts:
         has = f"the parts {', '.join(parts)}" if parts else "no train and val folders"
-        raise DataError(f"{tree.name} has no part {split!r}; it has {has}. Leave the part out, or name one it has.")
+        raise DataError(
+            f"{tree.name} has no part {split!r}; it has {has}. Leave the part out, or name one it has."
+        )
     if not parts:
         return tree, []
     folder = parts[SPLITS[split]] if split else parts.get(TEST) or next(iter(parts.values()))
@@ -97,8 +114,8 @@ def choose_part(tree: Tree, split: str | None = None) -> tuple[Tree, list[str]]:
 def catalogue(tree: Tree, folders: Sequence[str] = (), classes: Classes | None = None) -> Catalogue:
     """List the images of a tree and label them.
 
-    In this order: `labels.csv` with the header `file,label`; class folders, as `Classes.labels` reads them; a flat folder
-    without labels.
+    In this order: `labels.csv` with the header `file,label`; class folders, as `Classes.labels` reads them; a
+    flat folder without labels.
 
     Args:
         tree: The listing.
@@ -111,14 +128,19 @@ def catalogue(tree: Tree, folders: Sequence[str] = (), classes: Classes | None =
     classes = classes or Classes()
     images = tree.images()
     if not images:
-        raise DataError(f"{tree.name} holds no images. Put files in it that end in {', '.join(sorted(SUFFIXES))}.")
+        raise DataError(
+            f"{tree.name} holds no images. Put files in it that end in {', '.join(sorted(SUFFIXES))}."
+        )
     if LABEL_FILE in tree.names:
         return _from_label_file(tree, images, classes)
     stray = [n for n in images if "/" not in n]
     if len(stray) == len(images):
         return Catalogue(tuple(images))
     if stray:
-        raise DataError(f"{tree.name} holds class folders and also {len(stray)} images beside them, such as {stray[0]}. Move them into a class folder.")
+        raise DataError(
+            f"{tree.name} holds class folders and also {len(stray)} images beside them, such as "
+            f"{stray[0]}. Move them into a class folder."
+        )
     return _from_class_folders(tree, images, folders, classes)
 
 
@@ -128,7 +150,8 @@ def _from_class_folders(tree: Tree, images: list[str], folders: Sequence[str], c
     empty = [n for n in tree.folders() if n not in used]
     if empty and classes.folders is None:
         raise DataError(
-            f"{tree.name}: the class folder {empty[0]!r} holds no images, yet would count as a class. Fill it, remove it, or "
+            f"{tree.name}: the class folder {empty[0]!r} holds no images, yet would count as a class. "
+            "Fill it, remove it, or "
             "say which folder is which class with --class-map FILE."
         )
     label = classes.labels(tree.name, names)
@@ -138,9 +161,14 @@ def _from_class_folders(tree: Tree, images: list[str], folders: Sequence[str], c
 def _from_label_file(tree: Tree, images: list[str], classes: Classes) -> Catalogue:
     where = f"{tree.name}/{LABEL_FILE}"
     try:
-        rows = list(csv.DictReader(io.StringIO(tree.read(LABEL_FILE).decode("utf-8-sig"), newline=""), strict=True))
+        rows = list(
+            csv.DictReader(io.StringIO(tree.read(LABEL_FILE).decode("utf-8-sig"), newline=""), strict=True)
+        )
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{where} is not a CSV file in UTF-8 ({error}). Write the header file,label and one row for each image.") from None
+        raise DataError(
+            f"{where} is not a CSV file in UTF-8 ({error}). Write the header file,label and one row for "
+            "each image."
+        ) from None
     if not rows or not {"file", "label"} <= rows[0].keys():
         has = ",".join(map(str, rows[0])) if rows else "no rows"
         raise DataError(f"{where} has {has}; it needs the header file,label and one row for each image.")
@@ -158,14 +186,23 @@ def _from_label_file(tree: Tree, images: list[str], classes: Classes) -> Catalog
 def _same_files(where: str, listed: list[str], there: list[str]) -> None:
     absent, unlisted = sorted(set(listed) - set(there)), sorted(set(there) - set(listed))
     if absent:
-        raise DataError(f"{where} names {len(absent)} images that are not there, such as {absent[0]!r}. Remove these rows, or add the images.")
+        raise DataError(
+            f"{where} names {len(absent)} images that are not there, such as {absent[0]!r}. Remove these "
+            "rows, or add the images."
+        )
     if unlisted:
-        raise DataError(f"{where} has no label for {len(unlisted)} of {len(there)} images, such as {unlisted[0]!r}. Add a row for each, or remove the images.")
+        raise DataError(
+            f"{where} has no label for {len(unlisted)} of {len(there)} images, such as {unlisted[0]!r}. "
+            "Add a row for each, or remove the images."
+        )
 
 
 def _whole(where: str, file: str, text: str | None) -> int:
     if text is None or not text.strip().isdecimal() or len(text.strip()) > 9:
-        raise DataError(f"{where} has the label {text!r} for {file!r}; labels are whole numbers from 0. Write the class's index.")
+        raise DataError(
+            f"{where} has the label {text!r} for {file!r}; labels are whole numbers from 0. Write the "
+            "class's index."
+        )
     return int(text)
 
 

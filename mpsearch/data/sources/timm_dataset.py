@@ -1,4 +1,6 @@
-"""Datasets by the names that timm gives them: `hfds/...`, `hfids/...`, `tfds/...`, `wds/...`, `torch/cifar10`."""
+"""Datasets by the names that timm gives them: `hfds/...`, `hfids/...`, `tfds/...`, `wds/...`,
+`torch/cifar10`.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,22 @@ from mpsearch.data.preprocess import decode
 from mpsearch.data.sources._base import TEST, Sample, Source
 from mpsearch.errors import DataError
 
-PACKAGES = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset", "torch": "torchvision"}
+PACKAGES = {
+    "hfds": "datasets",
+    "hfids": "datasets",
+    "tfds": "tensorflow_datasets",
+    "wds": "webdataset",
+    "torch": "torchvision",
+}
 """Prefix of a name -> the package that reads it."""
 
 _HELD_OUT = {None: ("validation", "test"), TEST: ("test", "validation")}
 
 
 class IndexedSource(Source):
-    """A dataset with `dataset[i]`. timm's own reader is asked where there is one: its dataset class passes over damaged images."""
+    """A dataset with `dataset[i]`. timm's own reader is asked where there is one: its dataset class passes
+    over damaged images.
+    """
 
     def __init__(self, name: str, dataset: Any) -> None:
         self.name, self._dataset, self._reader = name, dataset, getattr(dataset, "reader", None)
@@ -51,7 +61,10 @@ class StreamSource(Source):
     def __init__(self, name: str, dataset: Any) -> None:
         self.name, self._dataset = name, dataset
         if not len(dataset):
-            raise DataError(f"{name} does not say how many images it has, so no subset of it can be drawn. Save it as a folder or a zip of images.")
+            raise DataError(
+                f"{name} does not say how many images it has, so no subset of it can be drawn. Save it "
+                "as a folder or a zip of images."
+            )
 
     def __len__(self) -> int:
         """Number of images."""
@@ -71,7 +84,10 @@ class StreamSource(Source):
         while places:
             index, pair = _guarded(self.name, lambda: next(stream, (-1, ())))
             if index < 0:
-                raise DataError(f"{self.name} ended before its {len(self)} images were read; {len(places)} are missing. Fetch the dataset again.")
+                raise DataError(
+                    f"{self.name} ended before its {len(self)} images were read; {len(places)} are "
+                    "missing. Fetch the dataset again."
+                )
             if index in places:
                 put(places.pop(index), _sample(pair[0], pair[1], f"{self.name}, image {index}"))
                 yield
@@ -86,15 +102,20 @@ def require_package(spec: str) -> None:
     """Raises DataError where the package that reads a dataset is not installed."""
     package = PACKAGES[spec.split("/", 1)[0].lower()]
     if importlib.util.find_spec(package) is None:
-        raise DataError(f"{spec} needs the package {package!r}, which is not installed. Run: pip install {package.replace('_', '-')}")
+        raise DataError(
+            f"{spec} needs the package {package!r}, which is not installed. Run: pip install "
+            f"{package.replace('_', '-')}"
+        )
 
 
 def open_timm(spec: str, split: str | None = None) -> Source:
     """Open a dataset through `timm.data.create_dataset`, which fetches it if it has to.
 
     Args:
-        spec: timm's name, or `name@folder` where the dataset lies or shall be kept (torch/ keeps it beside torch's hub otherwise).
-        split: The dataset's own name of a part; None takes `validation`, or `test` where there is no such part.
+        spec: timm's name, or `name@folder` where the dataset lies or shall be kept (torch/ keeps it beside
+            torch's hub otherwise).
+        split: The dataset's own name of a part; None takes `validation`, or `test` where there is no such
+            part.
 
     Raises:
         DataError: A package is missing, or timm cannot open the dataset.
@@ -139,7 +160,10 @@ def _sample(image: object, label: Any, where: str) -> Sample:
     if not isinstance(image, Image.Image):
         raise DataError(f"{where} is a {type(image).__name__}, not a picture. Use a dataset of images.")
     if label is not None and (np.ndim(label) or int(label) != label or label < -1):
-        raise DataError(f"{where} has the label {label!r}; labels are whole numbers from 0. Use a dataset with one class for each image.")
+        raise DataError(
+            f"{where} has the label {label!r}; labels are whole numbers from 0. Use a dataset with one "
+            "class for each image."
+        )
     return Sample(image, None if label is None or label == -1 else int(label), where)
 
 
@@ -148,4 +172,7 @@ def _guarded(where: str, call: Callable[[], Any]) -> Any:
         return call()
     except Exception as error:  # the datasets' packages share no root of their errors
         said = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        raise DataError(f"{where} cannot be read: {said}. Check the name, the part and the connection, or give the folder it lies in: name@folder.") from error
+        raise DataError(
+            f"{where} cannot be read: {said}. Check the name, the part and the connection, or give the "
+            "folder it lies in: name@folder."
+        ) from error

@@ -1,9 +1,10 @@
 """`hawq`: a bit configuration of HAWQ-V3, the dictionary of its `bit_config.py`, read as data and never run.
 
-HAWQ names the layers of its own quantised copies of pytorchcv's ResNets: `quant_init_block_convbn` (or `quant_init_convbn`), `stageS.unitU.quant_convbnK`,
-`stageS.unitU.quant_identity_convbn` and `quant_output`; the inputs of a unit's first convolution and of its shortcut are `quant_act`, of its
-K-th `quant_act<K-1>`, of the first convolution `quant_input`, of the head `quant_act_output`. `quant_act_int32` is the residual sum, which has no
-bits to choose. Here they are timm's and torchvision's names, or whatever names `names` gives.
+HAWQ names the layers of its own quantised copies of pytorchcv's ResNets: `quant_init_block_convbn` (or
+`quant_init_convbn`), `stageS.unitU.quant_convbnK`, `stageS.unitU.quant_identity_convbn` and `quant_output`;
+the inputs of a unit's first convolution and of its shortcut are `quant_act`, of its K-th `quant_act<K-1>`, of
+the first convolution `quant_input`, of the head `quant_act_output`. `quant_act_int32` is the residual sum,
+which has no bits to choose. Here they are timm's and torchvision's names, or whatever names `names` gives.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class FromHawq(Importer):
     """`bit_config.py`, or one configuration as JSON.
 
     Args:
-        config: Key of `bit_config_dict`, such as `bit_config_resnet18_modelsize_0.5`; needed where the file has more than one.
+        config: Key of `bit_config_dict`, such as `bit_config_resnet18_modelsize_0.5`; needed where the file
+            has more than one.
         names: JSON file of HAWQ's name -> name in the model, for models whose names are not torchvision's.
     """
 
@@ -47,7 +49,10 @@ class FromHawq(Importer):
             if name in _FIRST or name == "quant_output" or _UNIT.fullmatch(name):
                 unit = _torchvision(name) if given is None else given.get(name)
                 if not isinstance(unit, str):
-                    raise UserError(f"{self.names} has no name for {name!r}, which {path} gives {bits[name]} bits. Add it.")
+                    raise UserError(
+                        f"{self.names} has no name for {name!r}, which {path} gives {bits[name]} bits. "
+                        "Add it."
+                    )
                 found[unit] = (bits[name], _input_bits(name, bits))
         return assigned(path, layers, found)
 
@@ -56,13 +61,22 @@ class FromHawq(Importer):
         if all(isinstance(value, int) for value in held.values()):
             chosen = held
         elif self.config is None:
-            raise UserError(f"{path} has the configurations {', '.join(list(held)[:6])} and so on. Name one: --from hawq:config=NAME.")
+            raise UserError(
+                f"{path} has the configurations {', '.join(list(held)[:6])} and so on. Name one: --from "
+                "hawq:config=NAME."
+            )
         elif self.config not in held:
-            raise UserError(f"{path} has no configuration {self.config!r}; it has {', '.join(list(held)[:6])} and so on.")
+            raise UserError(
+                f"{path} has no configuration {self.config!r}; it has {', '.join(list(held)[:6])} and so on."
+            )
         else:
             chosen = held[self.config]
-        if not isinstance(chosen, dict) or not all(isinstance(k, str) and isinstance(v, int) for k, v in chosen.items()):
-            raise UserError(f"{path} is no bit configuration of HAWQ: it must give each name a number of bits.")
+        if not isinstance(chosen, dict) or not all(
+            isinstance(k, str) and isinstance(v, int) for k, v in chosen.items()
+        ):
+            raise UserError(
+                f"{path} is no bit configuration of HAWQ: it must give each name a number of bits."
+            )
         return chosen
 
 
@@ -95,12 +109,22 @@ def _literal(path: Path) -> dict[str, Any]:
         return _json_object(path)
     text = read_small_text(path)
     try:
-        values = [node.value for node in ast.parse(text).body if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None]
+        values = [
+            node.value
+            for node in ast.parse(text).body
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        ]
         found = [value for value in map(ast.literal_eval, values) if isinstance(value, dict)]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{path} is not a dictionary that is written out ({type(error).__name__}); code is not run. Save the configuration as JSON.") from None
+        raise UserError(
+            f"{path} is not a dictionary that is written out ({type(error).__name__}); code is not run. "
+            "Save the configuration as JSON."
+        ) from None
     if len(found) != 1 or not found[0]:
-        raise UserError(f"{path} assigns {len(found)} dictionaries; HAWQ's bit_config.py assigns one. Save the configuration as JSON.")
+        raise UserError(
+            f"{path} assigns {len(found)} dictionaries; HAWQ's bit_config.py assigns one. Save the "
+            "configuration as JSON."
+        )
     return found[0]
 
 

@@ -1,8 +1,10 @@
-"""`mct`: an ONNX file that Sony's Model Compression Toolkit exported in its MCTQ form; the bits stand on its quantiser nodes.
+"""`mct`: an ONNX file that Sony's Model Compression Toolkit exported in its MCTQ form; the bits stand on its
+quantiser nodes.
 
-`pytorch_export_model(..., serialization_format=ONNX, quantization_format=MCTQ)` writes `Weights*Quantizer` nodes, whose first input is named as the
-parameter, and `Activation*Quantizer` nodes, both in the domain `mct_quantizers` with the attribute `num_bits`. The toolkit traces a model by
-torch.fx and so writes `layer1_0_conv1` for `layer1.0.conv1`.
+`pytorch_export_model(..., serialization_format=ONNX, quantization_format=MCTQ)` writes `Weights*Quantizer`
+nodes, whose first input is named as the parameter, and `Activation*Quantizer` nodes, both in the domain
+`mct_quantizers` with the attribute `num_bits`. The toolkit traces a model by torch.fx and so writes
+`layer1_0_conv1` for `layer1.0.conv1`.
 """
 
 from __future__ import annotations
@@ -35,11 +37,17 @@ class FromMct(Importer):
         try:
             graph = onnx.load(str(path), load_external_data=False).graph
         except (OSError, DecodeError) as error:
-            raise UserError(f"{path} is not an ONNX file ({type(error).__name__}). Export with QuantizationFormat.MCTQ to ONNX.") from None
+            raise UserError(
+                f"{path} is not an ONNX file ({type(error).__name__}). Export with "
+                "QuantizationFormat.MCTQ to ONNX."
+            ) from None
         by_trace = {layer.name.replace(".", "_"): layer.name for layer in layers}
         found = {by_trace.get(name, name): bits for name, bits in _bits(graph).items()}
         if not found:
-            raise UserError(f"{path} has no quantiser nodes of the domain {_DOMAIN}. Export with QuantizationFormat.MCTQ, not fake-quantised.")
+            raise UserError(
+                f"{path} has no quantiser nodes of the domain {_DOMAIN}. Export with "
+                "QuantizationFormat.MCTQ, not fake-quantised."
+            )
         return assigned(path, layers, found)
 
 
@@ -52,7 +60,10 @@ def _bits(graph: GraphProto) -> dict[str, Bits]:
         weight = _quantizer(made, node.input[1], "Weights")
         if weight is not None:
             given = _quantizer(made, node.input[0], "Activation")
-            found[_layer_of(weight.input[0])] = (_num_bits(weight), None if given is None else _num_bits(given))
+            found[_layer_of(weight.input[0])] = (
+                _num_bits(weight),
+                None if given is None else _num_bits(given),
+            )
     return found
 
 
@@ -77,5 +88,8 @@ def _layer_of(parameter: str) -> str:
 def _num_bits(node: NodeProto) -> int:
     found = [a.i for a in node.attribute if a.name == "num_bits"]
     if not found:
-        raise UserError(f"The quantiser node {node.name!r} has no attribute num_bits. Export the file again with mct_quantizers.")
+        raise UserError(
+            f"The quantiser node {node.name!r} has no attribute num_bits. Export the file again with "
+            "mct_quantizers."
+        )
     return int(found[0])

@@ -1,7 +1,9 @@
-"""`modelopt`: NVIDIA ModelOpt's `quant_cfg` as JSON, in its list form or the earlier dictionary, patterns and all.
+"""`modelopt`: NVIDIA ModelOpt's `quant_cfg` as JSON, in its list form or the earlier dictionary, patterns and
+all.
 
-An entry's pattern is matched, as ModelOpt does with fnmatch, with the names `<layer>.weight_quantizer` and `<layer>.input_quantizer`; a later entry wins.
-Integers of 2 to 8 bits are taken; floating-point formats (`num_bits` of two numbers) are not, since no candidate here has them.
+An entry's pattern is matched, as ModelOpt does with fnmatch, with the names `<layer>.weight_quantizer` and
+`<layer>.input_quantizer`; a later entry wins. Integers of 2 to 8 bits are taken; floating-point formats
+(`num_bits` of two numbers) are not, since no candidate here has them.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class FromModelOpt(Importer):
         try:
             data = json.loads(read_small_text(path))
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON ({error}). Save ModelOpt's configuration with json.dump.") from None
+            raise UserError(
+                f"{path} is not JSON ({error}). Save ModelOpt's configuration with json.dump."
+            ) from None
         entries = _entries(path, data)
         units = [layer for layer in layers if layer.weight_shape]
         bits = {u.name: (_bits(path, entries, u, "weight"), _bits(path, entries, u, "input")) for u in units}
@@ -50,15 +54,24 @@ def _entries(path: Path, data: Any) -> list[_Entry]:
     held = data.get("quant_cfg", data) if isinstance(data, dict) else data
     raw = [{key: value} for key, value in held.items()] if isinstance(held, dict) else held
     if not isinstance(raw, list) or not raw or not all(isinstance(entry, dict) for entry in raw):
-        raise UserError(f"{path} is no quant_cfg of ModelOpt: it must be a list of entries, or an object of patterns.")
+        raise UserError(
+            f"{path} is no quant_cfg of ModelOpt: it must be a list of entries, or an object of patterns."
+        )
     return [found for entry in raw for found in _read(path, entry)]
 
 
 def _read(path: Path, entry: dict[str, Any]) -> list[_Entry]:
     if "quantizer_name" in entry:
         cfg, parent = entry.get("cfg"), entry.get("parent_class")
-        if not isinstance(entry["quantizer_name"], str) or not isinstance(cfg, dict | None) or not isinstance(parent, str | None):
-            raise UserError(f"{path} has the entry {entry}, which cannot be read: a name, a cfg object and a parent class are texts and an object.")
+        if (
+            not isinstance(entry["quantizer_name"], str)
+            or not isinstance(cfg, dict | None)
+            or not isinstance(parent, str | None)
+        ):
+            raise UserError(
+                f"{path} has the entry {entry}, which cannot be read: a name, a cfg object and a parent "
+                "class are texts and an object."
+            )
         return [_Entry(entry["quantizer_name"], parent, entry.get("enable"), cfg)]
     found = []
     for key, value in entry.items():
@@ -67,12 +80,18 @@ def _read(path: Path, entry: dict[str, Any]) -> list[_Entry]:
             raise UserError(f"{path} gives {key!r} the value {value!r}; an object of settings belongs there.")
         for name, settings in inner.items():
             cfg = {k: v for k, v in settings.items() if k != "enable"}
-            found.append(_Entry("*" if name == "default" else name, parent, settings.get("enable"), cfg or None))
+            found.append(
+                _Entry("*" if name == "default" else name, parent, settings.get("enable"), cfg or None)
+            )
     return found
 
 
 def _bits(path: Path, entries: list[_Entry], layer: Layer, which: str) -> int | None:
-    name, enabled, bits = f"{layer.name}.{which}_quantizer", True, 8  # ModelOpt's quantisers are on, at 8 bits, where nothing is said
+    name, enabled, bits = (
+        f"{layer.name}.{which}_quantizer",
+        True,
+        8,
+    )  # ModelOpt's quantisers are on, at 8 bits, where nothing is said
     for entry in entries:
         if not fnmatch.fnmatch(name, entry.pattern) or entry.parent not in (None, _CLASSES.get(layer.op)):
             continue
@@ -85,5 +104,8 @@ def _bits(path: Path, entries: list[_Entry], layer: Layer, which: str) -> int | 
 
 def _width(path: Path, name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"{path} gives {name!r} the format {value!r}; only whole numbers of bits can be imported, floating-point formats cannot.")
+        raise UserError(
+            f"{path} gives {name!r} the format {value!r}; only whole numbers of bits can be imported, "
+            "floating-point formats cannot."
+        )
     return value

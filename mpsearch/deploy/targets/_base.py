@@ -1,4 +1,6 @@
-"""The interface of a deployment target: what it is given, what it writes, and how what was written is run and measured."""
+"""The interface of a deployment target: what it is given, what it writes, and how what was written is run and
+measured.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ Run = Callable[[Tensor], Tensor]
 """From N x C x H x W to N x K logits."""
 
 MODEL_FILE = "model.safetensors"
-_NOT_MEASURED = "The target {} is written and run, and has no backend that times its units. Use `mpsearch bench` on an export."
+_NOT_MEASURED = (
+    "The target {} is written and run, and has no backend that times its units. Use "
+    "`mpsearch bench` on an export."
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,9 @@ class Job:
 
 
 class Layout(Protocol):
-    """What the file of a model takes, known to the byte before it is written: a constant and a sum over units."""
+    """What the file of a model takes, known to the byte before it is written: a constant and a sum over
+    units.
+    """
 
     @property
     def constant_bytes(self) -> int:
@@ -98,15 +105,15 @@ class TargetRun:
 class Target(ABC):
     """A runtime or tool; a frozen dataclass whose fields are the options of what is written.
 
-    `export` writes and runs every target. `run` searches for those that it can measure: the ones with a `backend`, and
-    `packed`, which has a size alone.
+    `export` writes and runs every target. `run` searches for those that it can measure: the ones with a
+    `backend`, and `packed`, which has a size alone.
 
     Class attributes:
         file: Name of the file that `write` makes, or of the first of them.
         runs_with: What `load` computes with, for people.
         needs_model: Whether `load` needs the float architecture beside the files.
-        integer: Whether the runtime multiplies integers, so that results differ from the fake-quantised model by roundings
-            of its own.
+        integer: Whether the runtime multiplies integers, so that results differ from the fake-quantised model
+            by roundings of its own.
         key: Prefix of what results of `run` say of its file, such as `onnx_bytes`.
         title: Name of the runtime, for people.
         file_alone: Whether the files are all that is needed to time it in a process of its own.
@@ -131,7 +138,8 @@ class Target(ABC):
         return False
 
     def backend(self, threads: int = 1) -> Backend | None:
-        """What says which candidates a unit can have on it, and times them; None where `run` cannot measure it.
+        """What says which candidates a unit can have on it, and times them; None where `run` cannot measure
+        it.
 
         Args:
             threads: Threads of the runtime.
@@ -139,7 +147,9 @@ class Target(ABC):
         return None
 
     def states(self, job: Job) -> Mapping[str, UnitState]:
-        """The states that the target computes with; they differ from the job's where it cannot express these."""
+        """The states that the target computes with; they differ from the job's where it cannot express
+        these.
+        """
         return job.states
 
     def layout(self, job: Job) -> Layout:
@@ -172,7 +182,8 @@ class Target(ABC):
         Args:
             folder: Folder of the artifact.
             threads: Threads of the runtime.
-            model: Float architecture, batch norms not folded; its weights do not matter. Needed where `needs_model`, unless timm has it.
+            model: Float architecture, batch norms not folded; its weights do not matter. Needed where
+                `needs_model`, unless timm has it.
         """
 
     def reload(self, job: Job, folder: Path, threads: int) -> Run:
@@ -180,7 +191,8 @@ class Target(ABC):
         return self.load(folder, threads)
 
     def one_call(self, job: Job, folder: Path, threads: int) -> tuple[Callable[[], object], int]:
-        """What was written, ready to be timed on the job's example, and how many calls of its units run quantised.
+        """What was written, ready to be timed on the job's example, and how many calls of its units run
+        quantised.
 
         Raises: UserError: The target has no `backend`.
         """
@@ -220,7 +232,9 @@ class Target(ABC):
         return str(identity())
 
     def energy_counter(self) -> Callable[[], float | None] | None:
-        """Reads the counter of the device that it runs on, in millijoules (None where that has none); None for a CPU, whose energy is not measured."""
+        """Reads the counter of the device that it runs on, in millijoules (None where that has none); None
+        for a CPU, whose energy is not measured.
+        """
         return None
 
 
@@ -228,21 +242,30 @@ TARGETS: Registry[Target] = Registry("deployment target", "mpsearch.deploy.targe
 
 
 def refuse_products(job: Job, target: str) -> None:
-    """Raise UserError where a product of two activations is quantised, which only the packed checkpoint holds."""
+    """Raise UserError where a product of two activations is quantised, which only the packed checkpoint
+    holds.
+    """
     held = [unit for unit, state in job.states.items() if state.second is not None]
     if held:
-        raise UserError(f"The target {target} has no quantised products of activations, such as {held[0]!r}. Leave them float, or export with --target packed.")
+        raise UserError(
+            f"The target {target} has no quantised products of activations, such as {held[0]!r}. Leave "
+            "them float, or export with --target packed."
+        )
 
 
 def save_on_grid(job: Job, path: Path) -> None:
-    """A checkpoint of float weights that lie on their grids, so that a tool which rounds to nearest on the same grid finds the learned codes again."""
+    """A checkpoint of float weights that lie on their grids, so that a tool which rounds to nearest on the
+    same grid finds the learned codes again.
+    """
     weights = {unit: UnitState(FLOAT) for unit in job.layout.units}
     module = bare(job.module, job.states)
     save_packed(path, job.layout, module, weights)
 
 
 def bare(module: nn.Module, states: Mapping[str, UnitState]) -> nn.Module:
-    """A copy of the float module with dequantised weights, the biases beside them, and float inputs, its layers not wrapped."""
+    """A copy of the float module with dequantised weights, the biases beside them, and float inputs, its
+    layers not wrapped.
+    """
     copied = install(module, {})
     with torch.no_grad():
         for unit, state in states.items():
@@ -261,15 +284,17 @@ def load_on_grid(folder: Path, model: nn.Module | None) -> nn.Module:
 def signed(job: Job, *, keep_unsigned: bool = False) -> dict[str, UnitState]:
     """The job's states with inputs on grids without a zero point.
 
-    A grid whose zero point is half its codes is signed already; any other is calibrated anew, signed, from the same sample. Weights keep
-    their learned codes.
+    A grid whose zero point is half its codes is signed already; any other is calibrated anew, signed, from
+    the same sample. Weights keep their learned codes.
 
     Args:
         job: Its inputs must be uniform.
         keep_unsigned: Leave grids alone that start at 0, for tools that have unsigned integers.
     """
     calibration = replace(job.calibration, symmetric_inputs=True, _input_params={})
-    return {unit: _signed_state(unit, state, calibration, keep_unsigned) for unit, state in job.states.items()}
+    return {
+        unit: _signed_state(unit, state, calibration, keep_unsigned) for unit, state in job.states.items()
+    }
 
 
 def _signed_state(unit: str, state: UnitState, calibration: Calibration, keep_unsigned: bool) -> UnitState:
@@ -280,7 +305,11 @@ def _signed_state(unit: str, state: UnitState, calibration: Calibration, keep_un
     if params.symmetric or (keep_unsigned and zero == 0):
         return state
     if zero == 1 << (params.bits - 1):
-        return replace(state, activation=replace(params, zero_point=torch.zeros_like(params.zero_point), symmetric=True))
+        return replace(
+            state, activation=replace(params, zero_point=torch.zeros_like(params.zero_point), symmetric=True)
+        )
     observer = calibration.input_observer if calibration.input_observer != "opt_m" else "mse"
-    found = replace(calibration, input_observer=observer, _input_params={}).input_params(unit, Candidate(8, params.bits))
+    found = replace(calibration, input_observer=observer, _input_params={}).input_params(
+        unit, Candidate(8, params.bits)
+    )
     return replace(state, activation=found)

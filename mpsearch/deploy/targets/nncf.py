@@ -1,4 +1,6 @@
-"""`nncf`: the configuration that `nncf.torch.load_from_config` reads, with the state of its quantisers and the float model."""
+"""`nncf`: the configuration that `nncf.torch.load_from_config` reads, with the state of its quantisers and
+the float model.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mpsearch.deploy.targets._base import MODEL_FILE, TARGETS, Job, Run, Target, load_on_grid, refuse_products, save_on_grid
+from mpsearch.deploy.targets._base import (
+    MODEL_FILE,
+    TARGETS,
+    Job,
+    Run,
+    Target,
+    load_on_grid,
+    refuse_products,
+    save_on_grid,
+)
 from mpsearch.errors import MissingExtraError, UserError
 from mpsearch.quant import AffineParams, UnitState, affine_input
 
@@ -21,7 +32,9 @@ CONFIG, QUANTIZERS = "nncf.json", "quantizers.safetensors"
 @TARGETS.register("nncf")
 @dataclass(frozen=True)
 class Nncf(Target):
-    """`nncf.json` (quantisers at named places of the model), their state, and the model with its weights on their grids."""
+    """`nncf.json` (quantisers at named places of the model), their state, and the model with its weights on
+    their grids.
+    """
 
     file: ClassVar[str] = MODEL_FILE
     runs_with: ClassVar[str] = "NNCF, fake quantisation in torch"
@@ -31,10 +44,21 @@ class Nncf(Target):
         """Three files."""
         refuse_products(job, self.name)
         save_on_grid(job, folder / MODEL_FILE)
-        hooks = [h for unit, state in job.quantized.items() for h in _hooks(unit, state, job.module.get_submodule(unit), job.calls.get(unit, 1))]
-        (folder / CONFIG).write_text(json.dumps({"compression_state": [config for config, _ in hooks]}, indent=1) + "\n")
+        hooks = [
+            h
+            for unit, state in job.quantized.items()
+            for h in _hooks(unit, state, job.module.get_submodule(unit), job.calls.get(unit, 1))
+        ]
+        (folder / CONFIG).write_text(
+            json.dumps({"compression_state": [config for config, _ in hooks]}, indent=1) + "\n"
+        )
         save_file(
-            {f"__nncf_hooks.{name}.{key}": value.clone() for config, state in hooks for name in config["hook_names_in_model"] for key, value in state.items()},
+            {
+                f"__nncf_hooks.{name}.{key}": value.clone()
+                for config, state in hooks
+                for name in config["hook_names_in_model"]
+                for key, value in state.items()
+            },
             folder / QUANTIZERS,
         )
         return []
@@ -50,12 +74,19 @@ class Nncf(Target):
         module = nncf.torch.load_from_config(module, json.loads((folder / CONFIG).read_text()))
         missing = module.load_state_dict(load_file(folder / QUANTIZERS), strict=False)
         if missing.unexpected_keys:
-            raise UserError(f"NNCF has no place for {missing.unexpected_keys[0]!r}. Export again with the installed version of NNCF.")
+            raise UserError(
+                f"NNCF has no place for {missing.unexpected_keys[0]!r}. Export again with the installed "
+                "version of NNCF."
+            )
         return module  # type: ignore[no-any-return]
 
 
-def _hooks(unit: str, state: UnitState, layer: nn.Module, calls: int) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Configuration and state of the quantisers of a unit's input (port 0) and weight (port 1), at each of its calls."""
+def _hooks(
+    unit: str, state: UnitState, layer: nn.Module, calls: int
+) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Configuration and state of the quantisers of a unit's input (port 0) and weight (port 1), at each of
+    its calls.
+    """
     assert state.weight is not None
     op = "conv2d" if isinstance(layer, nn.Conv2d) else "linear"
     found = []
@@ -78,13 +109,29 @@ def _config(names: list[str], params: AffineParams, shape: tuple[int, ...]) -> d
         "is_quantized_on_export": False,
     }
     kind = "SymmetricQuantizer" if params.symmetric else "AsymmetricQuantizer"
-    return {"hook_names_in_model": names, "module_path": "nncf.torch.quantization.layers", "module_cls_name": kind, "module_config": settings}
+    return {
+        "hook_names_in_model": names,
+        "module_path": "nncf.torch.quantization.layers",
+        "module_cls_name": kind,
+        "module_config": settings,
+    }
 
 
 def _state(params: AffineParams, shape: tuple[int, ...]) -> dict[str, Tensor]:
     """NNCF's range parameters: a symmetric `scale` is that of the greatest code."""
-    about = {"_num_bits": torch.tensor([params.bits], dtype=torch.int32), "enabled": torch.ones(1, dtype=torch.int32)}
+    about = {
+        "_num_bits": torch.tensor([params.bits], dtype=torch.int32),
+        "enabled": torch.ones(1, dtype=torch.int32),
+    }
     if params.symmetric:
-        return {**about, "signed_tensor": torch.ones(1, dtype=torch.int32), "scale": (params.scale * params.qmax).reshape(shape)}
+        return {
+            **about,
+            "signed_tensor": torch.ones(1, dtype=torch.int32),
+            "scale": (params.scale * params.qmax).reshape(shape),
+        }
     low = -params.zero_point * params.scale
-    return {**about, "input_low": low.reshape(shape), "input_range": (params.scale * params.qmax).reshape(shape)}
+    return {
+        **about,
+        "input_low": low.reshape(shape),
+        "input_range": (params.scale * params.qmax).reshape(shape),
+    }

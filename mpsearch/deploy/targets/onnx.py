@@ -29,10 +29,12 @@ class Onnx(Target):
     """An ONNX file that ONNX Runtime runs in integers.
 
     Args:
-        four_bit: How linear layers of at most 4 bits are stored: `no` (int8 containers, integer kernels), `matmulnbits` (ONNX Runtime's
-            operator) or `blockwise` (DequantizeLinear of opset 21); the latter two halve the bytes and multiply in float.
-        weights: How weights of integer units are stored: `packed` (as many bits as they have, unpacked when a session is
-            made) or `plain` (8-bit containers). Both run in the same kernels and give the same results.
+        four_bit: How linear layers of at most 4 bits are stored: `no` (int8 containers, integer kernels),
+            `matmulnbits` (ONNX Runtime's operator) or `blockwise` (DequantizeLinear of opset 21); the latter
+            two halve the bytes and multiply in float.
+        weights: How weights of integer units are stored: `packed` (as many bits as they have, unpacked when a
+            session is made) or `plain` (8-bit containers). Both run in the same kernels and give the same
+            results.
     """
 
     four_bit: Literal["no", "matmulnbits", "blockwise"] = "no"
@@ -57,7 +59,9 @@ class Onnx(Target):
     def states(self, job: Job) -> dict[str, UnitState]:
         """Weights whose products are exact on every x86 processor."""
         return {
-            unit: exact(state, getattr(job.module.get_submodule(unit), "groups", 1)) if state.weight is not None else state
+            unit: exact(state, getattr(job.module.get_submodule(unit), "groups", 1))
+            if state.weight is not None
+            else state
             for unit, state in job.states.items()
         }
 
@@ -67,7 +71,10 @@ class Onnx(Target):
         save_onnx(folder / self.file, self.model(job))
         states = self.states(job)
         moved = sum(states[unit] is not state for unit, state in job.states.items())
-        about = f"{moved} units have 8-bit weights of which some rows are on coarser scales: their products would overflow 16 bits on processors without VNNI."
+        about = (
+            f"{moved} units have 8-bit weights of which some rows are on coarser scales: their "
+            "products would overflow 16 bits on processors without VNNI."
+        )
         small = f"{sum(fits_four_bits(s) for s in job.states.values())} linear layers are stored in 4 bits."
         return [*([small] if self.four_bit != "no" else []), *([about] if moved else [])]
 
@@ -77,7 +84,12 @@ class Onnx(Target):
         if self.weights == "packed":
             pack_weights(model)
         if self._predicted:
-            pad_to(model, self.layout(job).size_bytes(Assignment(tuple((u, s.candidate) for u, s in job.states.items()))))
+            pad_to(
+                model,
+                self.layout(job).size_bytes(
+                    Assignment(tuple((u, s.candidate) for u, s in job.states.items()))
+                ),
+            )
         return model
 
     @property
@@ -92,7 +104,9 @@ class Onnx(Target):
         if self.four_bit == "no":
             return quantize_onnx(job.float_onnx(OPSET), job.states, job.calibration)
         form: FourBit = self.four_bit
-        small: Mapping[str, UnitState] = {unit: state for unit, state in job.states.items() if fits_four_bits(state)}
+        small: Mapping[str, UnitState] = {
+            unit: state for unit, state in job.states.items() if fits_four_bits(state)
+        }
         rest = {unit: state for unit, state in job.states.items() if unit not in small}
         return quantize_onnx(four_bit_onnx(job.float_onnx(OPSET_4BIT), small, form), rest, job.calibration)
 

@@ -32,7 +32,9 @@ class OnnxTensorRt(Target):
 
     max_batch: int = 32
     file: ClassVar[str] = "model.onnx"
-    runs_with: ClassVar[str] = "ONNX Runtime, CPU, in float between Q/DQ pairs: a check of the numbers, not TensorRT"
+    runs_with: ClassVar[str] = (
+        "ONNX Runtime, CPU, in float between Q/DQ pairs: a check of the numbers, not TensorRT"
+    )
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
@@ -54,14 +56,23 @@ class OnnxTensorRt(Target):
         below = sum(state.candidate.w_bits != 8 for state in job.quantized.values())
         return [
             f"{moved} inputs were calibrated anew, signed around zero: TensorRT has no zero points.",
-            f"{below} weights of fewer than 8 bits keep their narrower range in int8, which is what TensorRT multiplies.",
+            (
+                f"{below} weights of fewer than 8 bits keep their narrower range in int8, which is what "
+                "TensorRT multiplies."
+            ),
         ]
 
     def _command(self, name: str, shape: tuple[int, ...]) -> str:
         dims = "x".join(map(str, shape))
-        shapes = [f"--{which}Shapes={name}:{batch}x{dims}" for which, batch in (("min", 1), ("opt", 1), ("max", self.max_batch))]
+        shapes = [
+            f"--{which}Shapes={name}:{batch}x{dims}"
+            for which, batch in (("min", 1), ("opt", 1), ("max", self.max_batch))
+        ]
         parts = ["trtexec", f"--onnx={self.file}", "--stronglyTyped", *shapes, "--saveEngine=model.engine"]
-        return f'#!/bin/sh\n# Builds and times the engine; run it where TensorRT 10 or later is installed.\ncd "$(dirname "$0")" && {shlex.join(parts)}\n'
+        return (
+            "#!/bin/sh\n# Builds and times the engine; run it where TensorRT 10 or later is "
+            f'installed.\ncd "$(dirname "$0")" && {shlex.join(parts)}\n'
+        )
 
     def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
         """A session of ONNX Runtime, for the numbers alone."""

@@ -9,7 +9,14 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from mpsearch.deploy.openvino import load_openvino, measure_openvino, narrowed, overflowing, run_openvino, write_openvino
+from mpsearch.deploy.openvino import (
+    load_openvino,
+    measure_openvino,
+    narrowed,
+    overflowing,
+    run_openvino,
+    write_openvino,
+)
 from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, TargetRun, refuse_products
 from mpsearch.hardware.backends.openvino_cpu import OpenVinoCpu, OpenVinoCpuBf16
 from mpsearch.hardware.device import identity
@@ -27,9 +34,9 @@ class OpenVino(Target):
 
     Args:
         precision: What float layers compute in; bf16 needs a processor that has it.
-        overflow_fix: `on` stores 8-bit weights of integer layers with 7 bits, because their products overflow 16 bits on
-            processors without VNNI (but those of depthwise convolutions, which are added in 32); `off` keeps the eighth bit,
-            for processors with VNNI alone.
+        overflow_fix: `on` stores 8-bit weights of integer layers with 7 bits, because their products overflow
+            16 bits on processors without VNNI (but those of depthwise convolutions, which are added in 32);
+            `off` keeps the eighth bit, for processors with VNNI alone.
     """
 
     precision: Literal["f32", "bf16"] = "f32"
@@ -53,7 +60,10 @@ class OpenVino(Target):
     def states(self, job: Job) -> dict[str, UnitState]:
         """Weights of 7 bits where those of 8 would overflow."""
         wide = overflowing(job.states, job.module) if self.overflow_fix == "on" else ()
-        return {unit: narrowed(state, job.calibration.weight_observer) if unit in wide else state for unit, state in job.states.items()}
+        return {
+            unit: narrowed(state, job.calibration.weight_observer) if unit in wide else state
+            for unit, state in job.states.items()
+        }
 
     def write(self, job: Job, folder: Path) -> list[str]:
         """Two files."""
@@ -62,10 +72,18 @@ class OpenVino(Target):
         wide = overflowing(job.states, job.module)
         if not wide:
             return []
-        about = f"{len(wide)} units, such as {wide[0]!r}, have 8-bit weights, whose products overflow 16 bits on processors without VNNI"
+        about = (
+            f"{len(wide)} units, such as {wide[0]!r}, have 8-bit weights, whose products overflow 16 "
+            "bits on processors without VNNI"
+        )
         if self.overflow_fix == "on":
             return [f"{about}; they are stored with 7 bits."]
-        return [f"{about}, {'such as this one' if identity().saturates else 'which this one is not'}; overflow_fix=on stores them with 7 bits."]
+        return [
+            (
+                f"{about}, {'such as this one' if identity().saturates else 'which this one is not'}; "
+                "overflow_fix=on stores them with 7 bits."
+            )
+        ]
 
     def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
         """Compiled models, one for each size of batch."""

@@ -42,4 +42,8 @@ class Packed(Target):
     def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
         """The module that `mpsearch.load` gives."""
         torch.set_num_threads(threads)
-        return integer_module(*open_packed(folder / MODEL_FILE, model)) if self.integer_arithmetic else load_packed(folder / MODEL_FILE, model)
+        return (
+            integer_module(*open_packed(folder / MODEL_FILE, model))
+            if self.integer_arithmetic
+            else load_packed(folder / MODEL_FILE, model)
+        )

@@ -1,4 +1,6 @@
-"""`triton-cuda`: the packed checkpoint, run from its packed weights by the Triton kernels on an NVIDIA GPU."""
+"""`triton-cuda`: the packed checkpoint, run from its packed weights by the Triton kernels on an NVIDIA
+GPU.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class TritonCuda(Target):
 
     dtype: Literal["fp16", "bf16"] = "fp16"
     file: ClassVar[str] = MODEL_FILE
-    runs_with: ClassVar[str] = "mpsearch.load on the Triton kernels, GPU; inputs and logits pass through the host"
+    runs_with: ClassVar[str] = (
+        "mpsearch.load on the Triton kernels, GPU; inputs and logits pass through the host"
+    )
     needs_model: ClassVar[bool] = True
     integer: ClassVar[bool] = True
     key: ClassVar[str] = "triton"
@@ -75,7 +79,9 @@ class TritonCuda(Target):
             UserError: A unit has no kernel; names all of them.
         """
         device = cards.card().device
-        return _through_host(load(folder / MODEL_FILE, model, kernels="triton-cuda", device=device, dtype=self.dtype), device)
+        return _through_host(
+            load(folder / MODEL_FILE, model, kernels="triton-cuda", device=device, dtype=self.dtype), device
+        )
 
     def reload(self, job: Job, folder: Path, threads: int) -> Run:
         """As `load`, from the job's float model."""
@@ -130,7 +136,10 @@ def _calls(run: OneImage) -> int:
     from mpsearch.deploy.kernels import kernel_layers
 
     seen = Counter[str]()
-    hooks = [layer.register_forward_pre_hook(lambda *_, name=name: seen.update([name])) for name, layer in kernel_layers(run.module).items()]
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, name=name: seen.update([name]))
+        for name, layer in kernel_layers(run.module).items()
+    ]
     run()
     for hook in hooks:
         hook.remove()

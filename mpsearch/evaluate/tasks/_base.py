@@ -20,8 +20,8 @@ _PROBES = 8
 class Task(ABC):
     """Compares outputs; knows no model.
 
-    Class flags say what it is: `measure` names its damage in print, and `classes` whether the outputs are N x K logits of classes, which
-    the objectives and methods that draw labels from the model need.
+    Class flags say what it is: `measure` names its damage in print, and `classes` whether the outputs are N x
+    K logits of classes, which the objectives and methods that draw labels from the model need.
     """
 
     name: ClassVar[str]
@@ -30,26 +30,38 @@ class Task(ABC):
 
     @abstractmethod
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
-        """How far each sample's output is from the float model's, N float64; 0 where they are equal, NaN where it is not finite. What the search lowers."""
+        """How far each sample's output is from the float model's, N float64; 0 where they are equal, NaN
+        where it is not finite. What the search lowers.
+        """
 
     @abstractmethod
     def compare(self, outputs: Tensor, reference: Tensor, labels: Tensor | None = None) -> Metrics:
-        """Metrics of the outputs of N samples against the float model's, and against labels where there are some."""
+        """Metrics of the outputs of N samples against the float model's, and against labels where there are
+        some.
+        """
 
     def directions(self, reference: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """D x N x ...: random v with E[v v^T] the curvature of the damage at the float model's outputs, N x ....
+        """D x N x ...: random v with E[v v^T] the curvature of the damage at the float model's outputs, N x
+        ....
 
-        Here its diagonal alone is kept, estimated by products of the damage's own Hessian with random signs. A task that
-        knows a root of its curvature gives that.
+        Here its diagonal alone is kept, estimated by products of the damage's own Hessian with random signs.
+        A task that knows a root of its curvature gives that.
 
         Raises: OptionError: The damage cannot be differentiated.
         """
         outputs = reference.double().requires_grad_()
         with torch.enable_grad():
             damage = self.damage(outputs, reference.double()).sum()
-            slope = torch.autograd.grad(damage, outputs, create_graph=True)[0] if damage.requires_grad else outputs.detach()
+            slope = (
+                torch.autograd.grad(damage, outputs, create_graph=True)[0]
+                if damage.requires_grad
+                else outputs.detach()
+            )
             if not slope.requires_grad:
-                raise OptionError(f"The damage of the task {self.name!r} cannot be differentiated twice. Use the objective output_mse or kl.")
+                raise OptionError(
+                    f"The damage of the task {self.name!r} cannot be differentiated twice. Use the "
+                    "objective output_mse or kl."
+                )
             diagonal = torch.zeros_like(reference, dtype=torch.float64)
             for _ in range(_PROBES):
                 z = random_signs(reference, 1, generator)[0].double()
@@ -58,7 +70,9 @@ class Task(ABC):
         return root * random_signs(reference, count, generator)
 
     def require_labels(self, samples: SampleSet, outputs: Tensor) -> None:  # noqa: B027 (a task without labels looks at none)
-        """Raises DataError where a label of the samples is none that outputs of this shape, 1 x ..., can give."""
+        """Raises DataError where a label of the samples is none that outputs of this shape, 1 x ..., can
+        give.
+        """
 
     def loss(self, outputs: Tensor, reference: Tensor) -> float:
         """Mean damage."""
@@ -72,7 +86,9 @@ def random_signs(like: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 
 def softmax_directions(logits: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """D x N x ...: a root of diag(p) - p p^T, p the softmax over the last axis, times random signs: the curvature of KL(p || q) in the logits of q."""
+    """D x N x ...: a root of diag(p) - p p^T, p the softmax over the last axis, times random signs: the
+    curvature of KL(p || q) in the logits of q.
+    """
     p = logits.double().softmax(-1)
     signed = p.sqrt() * random_signs(logits, count, generator).double()
     return (signed - p * signed.sum(-1, keepdim=True)).to(logits.dtype)

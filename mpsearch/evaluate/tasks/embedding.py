@@ -20,9 +20,10 @@ from mpsearch.evaluate.tasks._base import TASKS, Task, random_signs
 class Embedding(Task):
     """Outputs are N x D; the damage is 1 - cosine to the float model's vector.
 
-    The scores are `cosine`, the mean and `least_cosine` the least over the samples; `spearman` and `kendall` (tau-b), each the mean over the
-    samples of the rank correlation between the float and the quantised model's similarities of that sample to all others: whether a
-    retrieval comes out in the same order. `agreement` is the share of samples whose most similar other one is the same; labels are not used.
+    The scores are `cosine`, the mean and `least_cosine` the least over the samples; `spearman` and `kendall`
+    (tau-b), each the mean over the samples of the rank correlation between the float and the quantised
+    model's similarities of that sample to all others: whether a retrieval comes out in the same order.
+    `agreement` is the share of samples whose most similar other one is the same; labels are not used.
 
     Args:
         queries: At most so many samples are ranked, the first ones; each against all.
@@ -36,7 +37,9 @@ class Embedding(Task):
         return 1 - F.cosine_similarity(outputs.double(), reference.double(), dim=1)
 
     def directions(self, reference: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """The curvature of 1 - cosine is (I - u u^T) / |y|^2, u = y / |y|: random signs without their part along u, over |y|."""
+        """The curvature of 1 - cosine is (I - u u^T) / |y|^2, u = y / |y|: random signs without their part
+        along u, over |y|.
+        """
         length = reference.norm(dim=1, keepdim=True).clamp(min=1e-12)
         signs, unit = random_signs(reference, count, generator), reference / length
         directions: Tensor = (signs - unit * (signs * unit).sum(2, keepdim=True)) / length

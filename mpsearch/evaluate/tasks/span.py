@@ -18,16 +18,19 @@ from mpsearch.evaluate.tasks._base import TASKS, Task, softmax_directions
 @TASKS.register("span")
 @dataclass(frozen=True)
 class Span(Task):
-    """Outputs are N x 2 x T: logits of the first and of the last token; the damage is the sum of both KL(float || quantised), in nats.
+    """Outputs are N x 2 x T: logits of the first and of the last token; the damage is the sum of both
+    KL(float || quantised), in nats.
 
-    The span of a sample is the pair of tokens of the greatest sum of logits that is not longer than `longest` and does not end before it
-    starts. Labels are N x 2: first and last token. The scores are `exact` (share of spans that are right) and `f1` (mean over samples of
-    2 |overlap| / (|found| + |right|), in tokens). `agreement` is the share of spans that are the float model's.
+    The span of a sample is the pair of tokens of the greatest sum of logits that is not longer than `longest`
+    and does not end before it starts. Labels are N x 2: first and last token. The scores are `exact` (share
+    of spans that are right) and `f1` (mean over samples of 2 |overlap| / (|found| + |right|), in tokens).
+    `agreement` is the share of spans that are the float model's.
 
     Args:
         longest: Tokens of a span at most.
 
-    References: Rajpurkar et al., SQuAD, EMNLP 2016, arXiv:1606.05250, section 6.1. Differs in: tokens, not words without articles.
+    References: Rajpurkar et al., SQuAD, EMNLP 2016, arXiv:1606.05250, section 6.1. Differs in: tokens, not
+        words without articles.
     """
 
     measure: ClassVar[str] = "KL"
@@ -62,7 +65,8 @@ class Span(Task):
         odd = ((first < 0) | (last < first) | (last >= tokens)).nonzero().flatten().tolist()
         if odd:
             raise DataError(
-                f"{samples.name} has the span {samples.labels[odd[0]].tolist()} at {odd[0]}; the model has {tokens} tokens, 0 to "
+                f"{samples.name} has the span {samples.labels[odd[0]].tolist()} at {odd[0]}; the model "
+                f"has {tokens} tokens, 0 to "
                 f"{tokens - 1}, and a span starts before it ends. Give each answer's first and last token."
             )
 
@@ -70,6 +74,8 @@ class Span(Task):
         """N x 2: first and last token."""
         tokens = outputs.shape[2]
         sums = outputs[:, 0, :, None] + outputs[:, 1, None, :]
-        allowed = torch.ones(tokens, tokens, dtype=torch.bool, device=outputs.device).triu().tril(self.longest - 1)
+        allowed = (
+            torch.ones(tokens, tokens, dtype=torch.bool, device=outputs.device).triu().tril(self.longest - 1)
+        )
         best = sums.masked_fill(~allowed, -torch.inf).flatten(1).argmax(1)
         return torch.stack([best // tokens, best % tokens], 1)

@@ -1,4 +1,6 @@
-"""The interface of a runtime: what it can run, one unit of it ready to be timed, and the bench that times it."""
+"""The interface of a runtime: what it can run, one unit of it ready to be timed, and the bench that times
+it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class Support:
     """What a backend makes of a unit at a candidate.
 
     Args:
-        status: `ok` (a kernel of its own), `storage-only` (fewer bits are stored; the kernel of `kernel` runs), or `no`.
+        status: `ok` (a kernel of its own), `storage-only` (fewer bits are stored; the kernel of `kernel`
+            runs), or `no`.
         reason: Why, for people.
         kernel: Candidate whose kernel runs, and whose latency it has; None where `status` is `no`.
     """
@@ -36,11 +39,13 @@ class Cell:
     Args:
         run: Runs it once on random input.
         executed: Operators that really run, in order.
-        as_asked: Whether they are those of the candidate; False is a fall-back, and its time is no latency of the candidate.
+        as_asked: Whether they are those of the candidate; False is a fall-back, and its time is no latency of
+            the candidate.
         relative_error: max |y - reference| / max |reference|, against float64 arithmetic.
         tolerance: What the error may be.
         bytes_touched: What one call reads and writes; 0 where it is not known.
-        another: Makes the same unit on buffers of its own, so that calls can find the cache cold; None where a backend cannot.
+        another: Makes the same unit on buffers of its own, so that calls can find the cache cold; None where
+            a backend cannot.
     """
 
     run: Callable[[], object]
@@ -159,7 +164,9 @@ class Backend(ABC):
         """
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
-        """Bytes of the weight and its scales in the runtime's file, at the kernel of a candidate: 8-bit containers unless a backend knows better."""
+        """Bytes of the weight and its scales in the runtime's file, at the kernel of a candidate: 8-bit
+        containers unless a backend knows better.
+        """
         if not layer.weight_shape or candidate.is_float:
             return layer.weight_numel * 4
         return layer.weight_numel + 4 * layer.weight_shape[0]

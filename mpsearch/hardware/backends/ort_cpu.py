@@ -1,4 +1,6 @@
-"""`ort-cpu`: ONNX Runtime on the CPU. Integer convolutions (u8 x s8, int32 bias) and linear layers through Q/DQ nodes, stored weights through MatMulNBits."""
+"""`ort-cpu`: ONNX Runtime on the CPU. Integer convolutions (u8 x s8, int32 bias) and linear layers through
+Q/DQ nodes, stored weights through MatMulNBits.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,16 @@ from onnx import TensorProto, helper, numpy_helper
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.bench import CpuBench
-from mpsearch.hardware.draws import Draw, draw, grid_of, on_grid, quantized, reference, relative_error, values_of
+from mpsearch.hardware.draws import (
+    Draw,
+    draw,
+    grid_of,
+    on_grid,
+    quantized,
+    reference,
+    relative_error,
+    values_of,
+)
 from mpsearch.hardware.overflow import is_depthwise, without_overflow
 from mpsearch.hardware.qdq import QdqWriter, opset_imports, stored_bytes
 from mpsearch.problem import FLOAT, Candidate, ConvAttributes, Layer
@@ -27,9 +38,14 @@ _ARITHMETIC = {
     "MatMulIntegerToFloat": "integer",
     "MatMulNBits": "stored",
     "DynamicQuantizeMatMul": "dynamic",
-    **dict.fromkeys(("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "ConvInteger", "MatMulInteger"), "float"),
+    **dict.fromkeys(
+        ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "ConvInteger", "MatMulInteger"),
+        "float",
+    ),
 }
-"""Operator of an optimised graph that multiplies -> what it computes in; the bare integer products count as float: no candidate asks for them."""
+"""Operator of an optimised graph that multiplies -> what it computes in; the bare integer products count as
+float: no candidate asks for them.
+"""
 
 
 def kernels_of(ran: tuple[str, ...]) -> list[str]:
@@ -42,16 +58,25 @@ def arithmetic_of(candidate: Candidate) -> str:
     return "float" if candidate.is_float else "stored" if candidate.weight_only else "integer"
 
 
-def session(model: bytes | Path, threads: int = 1, optimized: Path | None = None, *, arena: bool = True, fused: bool = True) -> ort.InferenceSession:
+def session(
+    model: bytes | Path,
+    threads: int = 1,
+    optimized: Path | None = None,
+    *,
+    arena: bool = True,
+    fused: bool = True,
+) -> ort.InferenceSession:
     """The one place where sessions are made, for timing cells and for the exported model alike.
 
-    It is ONNX Runtime's default session but for the threads: options that change a result do not travel with a file.
+    It is ONNX Runtime's default session but for the threads: options that change a result do not travel with
+    a file.
 
     Args:
         model: Serialised ONNX, or its file.
         threads: Threads of the runtime's pool.
         optimized: Where to write the graph that really runs.
-        arena: Whether memory is kept for the next call; without it, what a call takes can be read from the process.
+        arena: Whether memory is kept for the next call; without it, what a call takes can be read from the
+            process.
         fused: Whether Q/DQ pairs may become integer kernels; else what stands between them computes in float.
     """
     options = ort.SessionOptions()
@@ -92,7 +117,9 @@ class OrtCpu(Backend):
         return str(ort.__version__)
 
     def supports(self, layer: Layer, candidate: Candidate) -> Support:
-        """Float everywhere; integers through the 8-bit kernel for convolutions and linear layers; stored weights for linear layers."""
+        """Float everywhere; integers through the 8-bit kernel for convolutions and linear layers; stored
+        weights for linear layers.
+        """
         if candidate.is_float:
             return Support("ok", "float kernel", FLOAT)
         if layer.op == "matmul":
@@ -103,26 +130,40 @@ class OrtCpu(Backend):
             return _stored(layer, candidate)
         if candidate == W8A8:
             return Support("ok", "u8 x s8 integer kernel", W8A8)
-        return Support("storage-only", f"{candidate} is stored in 8-bit containers and runs the W8A8 kernel", W8A8)
+        return Support(
+            "storage-only", f"{candidate} is stored in 8-bit containers and runs the W8A8 kernel", W8A8
+        )
 
     def build(self, layer: Layer, candidate: Candidate, batch: int) -> Cell:
-        """A session of one unit on random data, checked against float64 arithmetic on the same quantised values."""
+        """A session of one unit on random data, checked against float64 arithmetic on the same quantised
+        values.
+        """
         support = self.supports(layer, candidate)
         if support.kernel != candidate:
-            raise TableError(f"{self.name} has no kernel for {candidate} of {layer.name!r}: {support.reason}.")
+            raise TableError(
+                f"{self.name} has no kernel for {candidate} of {layer.name!r}: {support.reason}."
+            )
         unit = _unit(layer, candidate, batch)
         model = unit.model.SerializeToString()
         ran = executed(model, self.threads)
         live = session(model, self.threads)
         error = relative_error(np.asarray(live.run(None, unit.feeds)[0]), unit.reference)
-        return Cell(lambda: live.run(None, unit.feeds), ran, kernels_of(ran) == [arithmetic_of(candidate)], error, unit.tolerance)
+        return Cell(
+            lambda: live.run(None, unit.feeds),
+            ran,
+            kernels_of(ran) == [arithmetic_of(candidate)],
+            error,
+            unit.tolerance,
+        )
 
     def bench(self, seconds: float = 0.25) -> CpuBench:
         """The CPU's bench, with as many threads as the runtime has."""
         return CpuBench(self.threads, seconds)
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
-        """Bytes of the weight, its scales and its zero points in the ONNX file, at the kernel of a candidate; the bias is not in it."""
+        """Bytes of the weight, its scales and its zero points in the ONNX file, at the kernel of a candidate;
+        the bias is not in it.
+        """
         if not layer.weight_shape or candidate.is_float:
             return layer.weight_numel * 4
         if candidate.weight_only:
@@ -133,12 +174,18 @@ class OrtCpu(Backend):
 def _stored(layer: Layer, candidate: Candidate) -> Support:
     """Weights alone, in the containers that MatMulNBits reads."""
     if layer.op != "linear":
-        return Support("no", "the runtime has no convolution that reads weights of fewer bits with float inputs", None)
+        return Support(
+            "no", "the runtime has no convolution that reads weights of fewer bits with float inputs", None
+        )
     kernel = Candidate(4 if (candidate.w_bits or 8) <= 4 else 8, candidate.a_bits)
     if candidate == kernel:
         return Support("ok", f"MatMulNBits with {candidate.w_bits}-bit weights and float inputs", kernel)
     # its 2-bit form took 20 times the float layer's time at one row, where it ran at all
-    return Support("storage-only", f"{candidate} is stored in {kernel.w_bits}-bit containers and runs the {kernel} kernel", kernel)
+    return Support(
+        "storage-only",
+        f"{candidate} is stored in {kernel.w_bits}-bit containers and runs the {kernel} kernel",
+        kernel,
+    )
 
 
 @dataclass(frozen=True)
@@ -160,16 +207,22 @@ def _unit(layer: Layer, candidate: Candidate, batch: int) -> _Unit:
 
 def _float_unit(writer: QdqWriter, layer: Layer, candidate: Candidate, data: Draw) -> _Unit:
     weight = np.asarray(data.weight)
-    writer.initializers.append(numpy_helper.from_array(np.ascontiguousarray(weight if layer.op == "conv2d" else weight.T), "w"))
+    writer.initializers.append(
+        numpy_helper.from_array(np.ascontiguousarray(weight if layer.op == "conv2d" else weight.T), "w")
+    )
     if data.bias is not None:
         writer.initializers.append(numpy_helper.from_array(data.bias, "b"))
     if layer.op == "conv2d":
-        writer.node("Conv", ["x0", "w", *(["b"] if data.bias is not None else [])], "y", **conv_attributes(layer))
+        writer.node(
+            "Conv", ["x0", "w", *(["b"] if data.bias is not None else [])], "y", **conv_attributes(layer)
+        )
     elif data.bias is None:
         writer.node("MatMul", ["x0", "w"], "y")
     else:
         writer.node("Add", [writer.node("MatMul", ["x0", "w"]), "b"], "y")
-    return _finish(writer, data.feeds, reference(layer, data.feeds, weight.astype(np.float64), data.bias), 1e-4)
+    return _finish(
+        writer, data.feeds, reference(layer, data.feeds, weight.astype(np.float64), data.bias), 1e-4
+    )
 
 
 def _stored_unit(writer: QdqWriter, layer: Layer, candidate: Candidate, data: Draw) -> _Unit:
@@ -187,7 +240,11 @@ def _integer_unit(writer: QdqWriter, layer: Layer, candidate: Candidate, data: D
         writer.linear("x0", weight, data.bias, grid, "y")
         return _finish(writer, data.feeds, wanted, 1e-3)
     behind = grid_of(wanted)
-    writer.node("Identity", [writer.quantized(writer.conv("x0", weight, data.bias, grid, conv_attributes(layer)), behind)], "y")
+    writer.node(
+        "Identity",
+        [writer.quantized(writer.conv("x0", weight, data.bias, grid, conv_attributes(layer)), behind)],
+        "y",
+    )
     # half a step of the output's 8-bit grid, and a step more where the accumulator lands on a tie
     return _finish(writer, data.feeds, wanted, 1.5 * behind.scale / float(np.abs(wanted).max()))
 

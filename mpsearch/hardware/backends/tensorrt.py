@@ -1,4 +1,6 @@
-"""`tensorrt`: TensorRT engines from Q/DQ ONNX, an optional extra: the maintained path for int8 convolutions on NVIDIA GPUs."""
+"""`tensorrt`: TensorRT engines from Q/DQ ONNX, an optional extra: the maintained path for int8 convolutions
+on NVIDIA GPUs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ W8A8 = Candidate(8, 8)
 class TensorRt(Backend):
     """TensorRT, strongly typed: half precision where the graph has no Q/DQ, symmetric int8 where it has.
 
-    A unit alone pays for its own casts and layouts and is not fused with its neighbours; whole models are timed with `gpu.trt.trtexec_command`.
+    A unit alone pays for its own casts and layouts and is not fused with its neighbours; whole models are
+    timed with `gpu.trt.trtexec_command`.
     """
 
     name: ClassVar[str]
@@ -39,23 +42,42 @@ class TensorRt(Backend):
         """Half precision and symmetric int8; fewer bits are stored in 8."""
         why = probe.why_not((8, 0), "TensorRT", ("tensorrt",))
         if why is not None:
-            hint = "; pip install 'mpsearch[tensorrt]', or export the model and run the trtexec of an installed TensorRT" if "not installed" in why else ""
+            hint = (
+                (
+                    "; pip install 'mpsearch[tensorrt]', or export the model and run the trtexec of an "
+                    "installed TensorRT"
+                )
+                if "not installed" in why
+                else ""
+            )
             return Support("no", why + hint, None)
         if layer.op == "matmul":
-            return Support("no", "activation products are fused into attention by TensorRT and have no time of their own; time the whole model", None)
+            return Support(
+                "no",
+                (
+                    "activation products are fused into attention by TensorRT and have no time of their own; "
+                    "time the whole model"
+                ),
+                None,
+            )
         if candidate.is_float:
             return Support("ok", "half-precision engine", FLOAT)
         if candidate.weight_only or candidate.number_format != "int":
             return Support("no", f"{candidate} is not offered; this backend writes symmetric int8 Q/DQ", None)
         if candidate == W8A8:
             return Support("ok", "symmetric int8 engine", W8A8)
-        return Support("storage-only", f"{candidate} is stored in 8-bit containers and runs the W8A8 engine", W8A8)
+        return Support(
+            "storage-only", f"{candidate} is stored in 8-bit containers and runs the W8A8 engine", W8A8
+        )
 
     def build(self, layer: Layer, candidate: Candidate, batch: int) -> Cell:
         """The unit on random data in an engine of its own, checked against float64."""
         probe.needed()
         if self.supports(layer, candidate).kernel != candidate:
-            raise TableError(f"{self.name} has no kernel for {layer.name!r} at {candidate}: {self.supports(layer, candidate).reason}.")
+            raise TableError(
+                f"{self.name} has no kernel for {layer.name!r} at {candidate}: "
+                f"{self.supports(layer, candidate).reason}."
+            )
         from mpsearch.hardware.gpu.trt import trt_cell
 
         return trt_cell(layer, candidate, batch)
@@ -73,5 +95,11 @@ class TensorRt(Backend):
         probe.require(self.name, self.threads, "TensorRT", "tensorrt", "tensorrt")
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
-        """Two bytes for a half-precision weight; one for int8, and a half-precision scale for each channel."""
-        return 2 * layer.weight_numel if candidate.is_float or not layer.weight_shape else layer.weight_numel + 2 * layer.weight_shape[0]
+        """Two bytes for a half-precision weight; one for int8, and a half-precision scale for each
+        channel.
+        """
+        return (
+            2 * layer.weight_numel
+            if candidate.is_float or not layer.weight_shape
+            else layer.weight_numel + 2 * layer.weight_shape[0]
+        )

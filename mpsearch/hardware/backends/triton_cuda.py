@@ -1,4 +1,6 @@
-"""`triton-cuda`: our own kernels on an NVIDIA GPU. Weights of 2 to 8 bits on int8 or half-precision inputs; products and convolutions."""
+"""`triton-cuda`: our own kernels on an NVIDIA GPU. Weights of 2 to 8 bits on int8 or half-precision inputs;
+products and convolutions.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class TritonCuda(Backend):
         return f"{triton}-{self.dtype}"
 
     def supports(self, layer: Layer, candidate: Candidate) -> Support:
-        """Every weight width has its kernel; inputs are int8 or half precision. Fewer input bits run the int8 kernel."""
+        """Every weight width has its kernel; inputs are int8 or half precision. Fewer input bits run the int8
+        kernel.
+        """
         why = probe.why_not((8, 0), "the Triton kernels", ("triton",))
         if why is not None:
             return Support("no", why, None)
@@ -53,19 +57,36 @@ class TritonCuda(Backend):
             return Support("no", f"no kernel for {candidate}; the kernels are for integers", None)
         kernel = Candidate(candidate.w_bits, 16 if candidate.weight_only else 8)
         if candidate.a_bits in (8, 16):
-            return Support("ok", f"w{candidate.w_bits} x {'half precision' if candidate.weight_only else 's8'} kernel", kernel)
-        return Support("storage-only", f"inputs of {candidate.a_bits} bits are held in 8 and run the {kernel} kernel", kernel)
+            return Support(
+                "ok",
+                f"w{candidate.w_bits} x {'half precision' if candidate.weight_only else 's8'} kernel",
+                kernel,
+            )
+        return Support(
+            "storage-only",
+            f"inputs of {candidate.a_bits} bits are held in 8 and run the {kernel} kernel",
+            kernel,
+        )
 
     def build(self, layer: Layer, candidate: Candidate, batch: int) -> Cell:
         """The unit on random data, half-precision tensors in and out, checked against float64."""
         device = probe.needed()
         if self.supports(layer, candidate).kernel != candidate:
-            raise TableError(f"{self.name} has no kernel for {layer.name!r} at {candidate}: {self.supports(layer, candidate).reason}.")
+            raise TableError(
+                f"{self.name} has no kernel for {layer.name!r} at {candidate}: "
+                f"{self.supports(layer, candidate).reason}."
+            )
         from mpsearch.hardware.gpu.cells import float_cell, own_cell
 
         if candidate.is_float:
             return float_cell(layer, batch, dtype=self.dtype)
-        return own_cell(layer, candidate, batch, dtype=self.dtype, tile=partial(default_tile, processors=device.processors))
+        return own_cell(
+            layer,
+            candidate,
+            batch,
+            dtype=self.dtype,
+            tile=partial(default_tile, processors=device.processors),
+        )
 
     def bench(self, seconds: float = 0.25) -> CudaBench:
         """The GPU's bench, which counts launches and not seconds."""
@@ -80,10 +101,17 @@ class TritonCuda(Backend):
         probe.require(self.name, self.threads, "the Triton kernels", "triton", "cuda")
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
-        """Bytes of `kernels.layout`: exactly `w_bits` for each weight, columns padded to 32, and 8 bytes of scale and correction for each channel."""
+        """Bytes of `kernels.layout`: exactly `w_bits` for each weight, columns padded to 32, and 8 bytes of
+        scale and correction for each channel.
+        """
         if candidate.is_float or not layer.weight_shape or candidate.w_bits is None:
             return 2 * layer.weight_numel
         rows, columns = layer.weight_shape[0], layer.weight_numel // layer.weight_shape[0]
-        if layer.op == "conv2d" and layer.conv is not None and layer.conv.groups == rows and layer.weight_shape[1] == 1:
+        if (
+            layer.op == "conv2d"
+            and layer.conv is not None
+            and layer.conv.groups == rows
+            and layer.weight_shape[1] == 1
+        ):
             rows, columns = columns, rows  # depthwise: a row for each tap
         return rows * (-(-columns // 32) * 32) * candidate.w_bits // 8 + 8 * layer.weight_shape[0]

@@ -29,8 +29,10 @@ class CudaBench(Bench):
     """
 
     method: ClassVar[str] = (
-        "random data; a CUDA graph of calls on rotating copies of weights and input, together over twice the L2 cache, timed by events; two passes, the "
-        "anchor (a product of 4096 x 4096 matrices) before and after; readings are taken again where the card was slowed down, its clock moved or they "
+        "random data; a CUDA graph of calls on rotating copies of weights and input, together over twice "
+        "the L2 cache, timed by events; two passes, the "
+        "anchor (a product of 4096 x 4096 matrices) before and after; readings are taken again where the "
+        "card was slowed down, its clock moved or they "
         "spread; energy by NVML's counter, whole board"
     )
     bytes_per_us: ClassVar[float] = 2e6
@@ -98,7 +100,9 @@ class CudaBench(Bench):
         trouble = list(dict.fromkeys(why for r in readings for why in r.trouble))
         if abs(after_us - before_us) > limit * before_us:
             trouble.append(f"anchor {before_us:.1f} to {after_us:.1f} us")
-        return Measured(timing, after_us, not trouble, energies if len(energies) == len(readings) else (), tuple(trouble))
+        return Measured(
+            timing, after_us, not trouble, energies if len(energies) == len(readings) else (), tuple(trouble)
+        )
 
     def _steady(self, run: Callable[[], object]) -> Reading:
         """The first reading without trouble, or the steadiest of `tries`.
@@ -109,11 +113,14 @@ class CudaBench(Bench):
         found: list[Reading] = []
         for _ in range(self.card.settings.tries):
             try:
-                found.append(read_cell(cell, self.card.timer, self.card.monitor, replace(self.card.settings, copies=1)))
+                found.append(
+                    read_cell(cell, self.card.timer, self.card.monitor, replace(self.card.settings, copies=1))
+                )
             except RuntimeError as error:  # what CUDA and torch raise
                 said = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise MpsearchError(
-                    f"The whole model could not be timed in a CUDA graph: {said}. Its forward must not wait for the device, nor copy between host "
+                    f"The whole model could not be timed in a CUDA graph: {said}. Its forward must not "
+                    "wait for the device, nor copy between host "
                     "and device, and must fit the card's memory. Change it, or run with --target packed."
                 ) from error
             if not found[-1].trouble:

@@ -1,4 +1,6 @@
-"""The GPU of this process with its instruments, opened once: what a run needs to measure on it. A test puts a fake in the place of `card`."""
+"""The GPU of this process with its instruments, opened once: what a run needs to measure on it. A test puts a
+fake in the place of `card`.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +54,12 @@ def card() -> Card:
     from mpsearch.hardware.gpu.graphs import CudaGraphTimer
     from mpsearch.hardware.gpu.nvml import NvmlMonitor
 
-    parent = multiprocessing.parent_process()  # it opened the card too, where cells are measured in a process of their own
+    parent = (
+        multiprocessing.parent_process()
+    )  # it opened the card too, where cells are measured in a process of their own
     own = () if parent is None or parent.pid is None else (parent.pid,)
-    monitor = NvmlMonitor(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid), processes=own)
+    monitor = NvmlMonitor(
+        str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid), processes=own
+    )
     product = Layer("anchor", "linear", (_SIDE, _SIDE), ((_SIDE, _SIDE),), (_SIDE, _SIDE), _SIDE**3, "")
     return Card(gpu, CudaGraphTimer(), monitor, float_cell(product, 1))

@@ -1,4 +1,6 @@
-"""Cells of one unit on random data: drawn, built in the kernels asked for, checked against float64. On a CPU our kernels run in Triton's interpreter."""
+"""Cells of one unit on random data: drawn, built in the kernels asked for, checked against float64. On a CPU
+our kernels run in Triton's interpreter.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCE = {torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6, torch.float32: 1e-5}
-"""Two units in the last place of the output's type, over its largest value: products and sums are exact or in float32."""
+"""Two units in the last place of the output's type, over its largest value: products and sums are exact or in
+float32.
+"""
 _SEED = 0
 
 
@@ -41,7 +45,9 @@ class Draw:
 
     @classmethod
     def of(cls, layer: Layer, batch: int, dtype: torch.dtype, device: str) -> Draw:
-        """Always the same values for a layer and a batch. Normal, not zero: a card draws less power on zeros, and clocks higher."""
+        """Always the same values for a layer and a batch. Normal, not zero: a card draws less power on zeros,
+        and clocks higher.
+        """
         generator = torch.Generator(device=device).manual_seed(_SEED)
 
         def normal(shape: tuple[int, ...]) -> Tensor:
@@ -51,7 +57,12 @@ class Draw:
         if layer.op == "conv2d":
             x = tuple(t.permute(0, 2, 3, 1).contiguous() for t in x)
         weight = normal(layer.weight_shape) * 0.05 if layer.weight_shape else None
-        return cls(layer, tuple(t.to(dtype) for t in x), weight, normal(layer.weight_shape[:1]) if layer.bias and layer.weight_shape else None)
+        return cls(
+            layer,
+            tuple(t.to(dtype) for t in x),
+            weight,
+            normal(layer.weight_shape[:1]) if layer.bias and layer.weight_shape else None,
+        )
 
     @property
     def grid(self) -> InputGrid:
@@ -66,12 +77,16 @@ class Draw:
         flat = self.weight.flatten(1)
         half = 1 << (bits - 1)
         scale = flat.abs().amax(1).clamp(min=1e-8) / max(half - 0.5, 0.5)
-        codes = torch.clamp(torch.round(self.weight / scale.view(-1, *[1] * (self.weight.ndim - 1))) + half, 0, 2 * half - 1)
+        codes = torch.clamp(
+            torch.round(self.weight / scale.view(-1, *[1] * (self.weight.ndim - 1))) + half, 0, 2 * half - 1
+        )
         return WeightCodes(codes.to(torch.int32), scale, None, bits)
 
     def quantized_input(self, grid: InputGrid) -> Tensor:
         """The values that an integer kernel computes with, float64."""
-        codes = torch.clamp(torch.round(self.x[0].float() / grid.scale) + grid.zero_point, 0, 2**grid.bits - 1)
+        codes = torch.clamp(
+            torch.round(self.x[0].float() / grid.scale) + grid.zero_point, 0, 2**grid.bits - 1
+        )
         return (codes.double() - grid.zero_point) * grid.scale
 
     def reference(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -80,14 +95,24 @@ class Draw:
         if self.layer.op == "linear":
             return F.linear(x.double(), weight.double(), bias)
         c = self.layer.conv or ConvAttributes()
-        y = F.conv2d(x.double().permute(0, 3, 1, 2), weight.double(), bias, c.stride, c.padding, c.dilation, c.groups)
+        y = F.conv2d(
+            x.double().permute(0, 3, 1, 2), weight.double(), bias, c.stride, c.padding, c.dilation, c.groups
+        )
         return y.permute(0, 2, 3, 1)
 
 
 Run = Callable[[], Tensor]
 
 
-def finished(draw: Draw, make: Callable[[], Run], expected: Tensor, executed: tuple[str, ...], as_asked: bool, tolerance: float, weight_bytes: int) -> Cell:
+def finished(
+    draw: Draw,
+    make: Callable[[], Run],
+    expected: Tensor,
+    executed: tuple[str, ...],
+    as_asked: bool,
+    tolerance: float,
+    weight_bytes: int,
+) -> Cell:
     """A cell from a maker of calls on buffers of their own.
 
     Args:
@@ -106,7 +131,15 @@ def finished(draw: Draw, make: Callable[[], Run], expected: Tensor, executed: tu
     return Cell(run, executed, as_asked, error, tolerance, touched, make)
 
 
-def own_cell(layer: Layer, candidate: Candidate, batch: int, *, dtype: str = "fp16", device: str = "cuda", tile: TileChooser = default_tile) -> Cell:
+def own_cell(
+    layer: Layer,
+    candidate: Candidate,
+    batch: int,
+    *,
+    dtype: str = "fp16",
+    device: str = "cuda",
+    tile: TileChooser = default_tile,
+) -> Cell:
     """A unit in our Triton kernels.
 
     Args:
@@ -152,7 +185,9 @@ def float_cell(layer: Layer, batch: int, *, dtype: str = "fp16", device: str = "
             a, b = left.clone(), right.clone()
             return lambda: torch.matmul(a, b)
 
-        return finished(draw, product, left.double() @ right.double(), ("matmul",), True, TOLERANCE[kind] * 2, 0)
+        return finished(
+            draw, product, left.double() @ right.double(), ("matmul",), True, TOLERANCE[kind] * 2, 0
+        )
     weight = draw.weight.to(kind)
     bias = None if draw.bias is None else draw.bias.to(kind)
     expected = Draw(layer, draw.x, weight, bias).reference(draw.x[0], weight)
@@ -172,24 +207,33 @@ def float_cell(layer: Layer, batch: int, *, dtype: str = "fp16", device: str = "
 def _copied(unit: KernelUnit) -> KernelUnit:
     """The same unit on buffers of its own."""
     weight = dataclasses.replace(unit.weight, data=unit.weight.data.clone())
-    held: dict[str, Any] = {name: None if (t := getattr(unit, name)) is None else t.clone() for name in ("scale", "bias", "corr", "zero")}
+    held: dict[str, Any] = {
+        name: None if (t := getattr(unit, name)) is None else t.clone()
+        for name in ("scale", "bias", "corr", "zero")
+    }
     return dataclasses.replace(unit, weight=weight, **held, ran=[], _frames={})
 
 
 def _ran(unit: KernelUnit) -> tuple[tuple[str, ...], bool]:
-    """Kernels of a unit with the matrix instruction that each compiled to, and whether the product is in one of the type asked for."""
+    """Kernels of a unit with the matrix instruction that each compiled to, and whether the product is in one
+    of the type asked for.
+    """
     names, good = [], True
     for name, handle in unit.ran:
         found = matrix_instruction(handle)
         names.append(name + (f"({found})" if found else ""))
         if name.startswith("product") and handle is not None:
-            meant = {"s8"} if unit.grid is not None else {"f16", "bf16"}  # one instruction of Blackwell takes both
+            meant = (
+                {"s8"} if unit.grid is not None else {"f16", "bf16"}
+            )  # one instruction of Blackwell takes both
             good = found is not None and found.split(".")[-1] in meant
     return tuple(names), good
 
 
 def matrix_instruction(handle: Any) -> str | None:
-    """Family and input type of the matrix instruction in a compiled Triton kernel, such as `wgmma.s8`; None where it has none, or under the interpreter."""
+    """Family and input type of the matrix instruction in a compiled Triton kernel, such as `wgmma.s8`; None
+    where it has none, or under the interpreter.
+    """
     text = "" if handle is None else str(getattr(handle, "asm", {}).get("ptx", ""))
     match = _MATRIX.search(text)
     if match is None:

@@ -40,7 +40,9 @@ class CudaGraphTimer:
         return launch
 
     def times_us(self, launch: Callable[[], None], repeats: int) -> list[float]:
-        """Each launch between two events; all are queued before the first is waited for, so the host is not in the way."""
+        """Each launch between two events; all are queued before the first is waited for, so the host is not
+        in the way.
+        """
         marks = [(_event(), _event()) for _ in range(repeats)]
         launch()
         for start, end in marks:

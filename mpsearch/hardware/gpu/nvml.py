@@ -1,4 +1,6 @@
-"""The card's own instruments, through NVML (package nvidia-ml-py). Reads only: clocks and power limits are never set."""
+"""The card's own instruments, through NVML (package nvidia-ml-py). Reads only: clocks and power limits are
+never set.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class NvmlMonitor:
     """The instruments of one card.
 
     Args:
-        uuid: Identifier of the card, as torch or `nvidia-smi -L` gives it; an index counts cards that torch may not see.
+        uuid: Identifier of the card, as torch or `nvidia-smi -L` gives it; an index counts cards that torch
+            may not see.
         library: The module `pynvml`, or a fake in a test.
         processes: Ids of further processes of this run that hold the card.
 
@@ -38,9 +41,14 @@ class NvmlMonitor:
         self._own = {os.getpid(), *processes}
         try:
             self._nvml.nvmlInit()
-            self._card = self._nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+            self._card = self._nvml.nvmlDeviceGetHandleByUUID(
+                uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+            )
         except self._nvml.NVMLError as error:
-            raise MpsearchError(f"NVML cannot read the card {uuid!r}: {error}. Without it no reading can be trusted; see that nvidia-smi runs.") from None
+            raise MpsearchError(
+                f"NVML cannot read the card {uuid!r}: {error}. Without it no reading can be trusted; see "
+                "that nvidia-smi runs."
+            ) from None
 
     def state(self) -> CardState:
         """Clocks, temperature, power, reasons."""
@@ -64,8 +72,8 @@ class NvmlMonitor:
     def foreign_processes(self) -> tuple[int, ...]:
         """Process ids that compute on the card and are not this run's.
 
-        Inside a container NVML gives the host's ids, or none. This run's processes hold the card when they measure, so
-        where none of their ids is listed, as many of the others are they.
+        Inside a container NVML gives the host's ids, or none. This run's processes hold the card when they
+        measure, so where none of their ids is listed, as many of the others are they.
         """
         found = sorted({int(p.pid) for p in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._card)})
         foreign = tuple(pid for pid in found if pid not in self._own)

@@ -37,7 +37,11 @@ class Gpu:
     @property
     def identity(self) -> DeviceIdentity:
         """As a latency table is tied to it; the processors are its cores."""
-        sizes = (f"{round(self.memory_bytes / 2**30)}gib", f"l2-{round(self.l2_bytes / 2**20)}mib", "sm{}{}".format(*self.capability))
+        sizes = (
+            f"{round(self.memory_bytes / 2**30)}gib",
+            f"l2-{round(self.l2_bytes / 2**20)}mib",
+            "sm{}{}".format(*self.capability),
+        )
         return DeviceIdentity(self.name, "cuda", self.processors, sizes, platform.system())
 
 
@@ -50,7 +54,12 @@ def gpu() -> Gpu | None:
         return None
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
     return Gpu(
-        found.name, (found.major, found.minor), found.multi_processor_count, found.total_memory, found.L2_cache_size, found.shared_memory_per_block_optin
+        found.name,
+        (found.major, found.minor),
+        found.multi_processor_count,
+        found.total_memory,
+        found.L2_cache_size,
+        found.shared_memory_per_block_optin,
     )
 
 
@@ -58,7 +67,9 @@ def needed() -> Gpu:
     """The device. Raises DeviceMismatchError where there is none."""
     found = gpu()
     if found is None:
-        raise DeviceMismatchError(f"{missing()} Run on a machine with an NVIDIA GPU, or take a CPU backend such as ort-cpu.")
+        raise DeviceMismatchError(
+            f"{missing()} Run on a machine with an NVIDIA GPU, or take a CPU backend such as ort-cpu."
+        )
     return found
 
 
@@ -83,7 +94,10 @@ def why_not(least: tuple[int, int], what: str, packages: tuple[str, ...] = ()) -
     if found is None:
         return missing()
     if found.capability < least:
-        return f"{what} needs compute capability {least[0]}.{least[1]}; {found.name} has {found.capability[0]}.{found.capability[1]}"
+        return (
+            f"{what} needs compute capability {least[0]}.{least[1]}; {found.name} has "
+            f"{found.capability[0]}.{found.capability[1]}"
+        )
     lacking = [p for p in packages if importlib.util.find_spec(p) is None]
     return f"{what} needs the package {lacking[0]!r}, which is not installed" if lacking else None
 
@@ -106,10 +120,14 @@ def require(target: str, threads: int, what: str, package: str, extra: str) -> N
     why = why_not(CAPABILITY, what)
     if why is not None:
         raise DeviceMismatchError(
-            f"--target {target} cannot run here: {why.rstrip('.')}. Run it on a machine with an NVIDIA GPU of compute capability 8.0 or more, or "
+            f"--target {target} cannot run here: {why.rstrip('.')}. Run it on a machine with an NVIDIA "
+            "GPU of compute capability 8.0 or more, or "
             "take a CPU target such as --target ort-cpu."
         )
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(package, extra, f"--target {target}")
     if threads != 1:
-        raise OptionError(f"threads is {threads}, and --target {target} runs on a GPU, which has no pool of them. Leave --threads out.")
+        raise OptionError(
+            f"threads is {threads}, and --target {target} runs on a GPU, which has no pool of them. "
+            "Leave --threads out."
+        )

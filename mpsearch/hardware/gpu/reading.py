@@ -1,9 +1,11 @@
 """One reading of a cell on a GPU, with what tells whether it can be trusted.
 
-A cell is timed by events around a CUDA graph that holds many calls, because one call is shorter than its launch. Cold: each call has weights and input of
-its own, together more than twice the L2 cache, as layers have in a model; hot: always the same. Around it the card is asked for clocks, temperature, power
-and what slows it down; a reading taken while it was slowed down, while its clock moved, or that spreads, is no latency but a reason to try again. Energy is
-the difference of the card's own counter (whole board, idle power included) over a stretch of calls, for one call.
+A cell is timed by events around a CUDA graph that holds many calls, because one call is shorter than its
+launch. Cold: each call has weights and input of its own, together more than twice the L2 cache, as layers
+have in a model; hot: always the same. Around it the card is asked for clocks, temperature, power and what
+slows it down; a reading taken while it was slowed down, while its clock moved, or that spreads, is no latency
+but a reason to try again. Energy is the difference of the card's own counter (whole board, idle power
+included) over a stretch of calls, for one call.
 
 CUDA and NVML stand behind two small protocols: what decides about a reading is tested without either.
 """
@@ -21,7 +23,9 @@ from mpsearch.errors import MpsearchError
 from mpsearch.hardware.backends import Cell
 
 SLOWED = frozenset({"sw_power_cap", "hw_slowdown", "sw_thermal", "hw_thermal", "power_brake"})
-"""Reasons of NVML for a lower clock that make a reading worthless; `idle` and clocks that somebody set are none."""
+"""Reasons of NVML for a lower clock that make a reading worthless; `idle` and clocks that somebody set are
+none.
+"""
 
 
 _STEP_SECONDS, _LONGEST_STEPS = 0.01, 100
@@ -85,11 +89,12 @@ class GpuSettings:
 
     Args:
         copies: Least calls in a graph.
-        most_copies: Most copies of a unit; a unit so small that these fit in the cache is timed with what they are, and its row says so.
+        most_copies: Most copies of a unit; a unit so small that these fit in the cache is timed with what
+            they are, and its row says so.
         repeats: Timed launches of a graph.
         warm_seconds: Work before the first look at the card, so that its clocks are those of sustained load.
-        energy_seconds: Least stretch over which energy is taken; it starts and ends where the counter moves, which it
-            does about every 100 ms. 0 leaves it out.
+        energy_seconds: Least stretch over which energy is taken; it starts and ends where the counter moves,
+            which it does about every 100 ms. 0 leaves it out.
         spread: Largest IQR over median of a good reading.
         clock_moved: Largest change of a clock over a good reading, as a share.
         tries: Readings before a whole model is called unstable.
@@ -139,20 +144,30 @@ class Reading:
 def read_cell(cell: Cell, timer: GraphTimer, monitor: Monitor, settings: GpuSettings) -> Reading:
     """Measure a cell once, and judge the reading.
 
-    Raises: ForeignProcessError: Another process computes on the card; what is measured beside it is worth nothing.
+    Raises: ForeignProcessError: Another process computes on the card; what is measured beside it is worth
+        nothing.
     """
     _alone(monitor)
     runs = _copies(cell, timer.l2_bytes, settings)
     cold, hot = timer.capture(runs), timer.capture([cell.run] * len(runs))
     timer.run_for(cold, settings.warm_seconds)
     before = monitor.state()
-    cold_us, hot_us = (np.asarray(timer.times_us(launch, settings.repeats)) / len(runs) for launch in (cold, hot))
+    cold_us, hot_us = (
+        np.asarray(timer.times_us(launch, settings.repeats)) / len(runs) for launch in (cold, hot)
+    )
     energy = _energy(cold, len(runs), timer, monitor, settings.energy_seconds)
     after = monitor.state()
     _alone(monitor)
     low, median, high = np.percentile(cold_us, (25, 50, 75))
     hot_low, hot_median, hot_high = np.percentile(hot_us, (25, 50, 75))
-    numbers = (float(median), float(high - low), float(cold_us.min()), settings.repeats, len(runs), len(runs) * cell.bytes_touched)
+    numbers = (
+        float(median),
+        float(high - low),
+        float(cold_us.min()),
+        settings.repeats,
+        len(runs),
+        len(runs) * cell.bytes_touched,
+    )
     reading = Reading(*numbers, float(hot_median), float(hot_high - hot_low), energy, before, after)
     return replace(reading, trouble=_trouble(reading, settings))
 
@@ -161,10 +176,15 @@ def _copies(cell: Cell, l2_bytes: int, settings: GpuSettings) -> list[Callable[[
     if cell.another is None or not cell.bytes_touched:
         return [cell.run] * settings.copies
     wanted = math.ceil(2 * l2_bytes / cell.bytes_touched) + 1
-    return [cell.run, *(cell.another() for _ in range(min(max(wanted, settings.copies), settings.most_copies) - 1))]
+    return [
+        cell.run,
+        *(cell.another() for _ in range(min(max(wanted, settings.copies), settings.most_copies) - 1)),
+    ]
 
 
-def _energy(launch: Callable[[], None], calls: int, timer: GraphTimer, monitor: Monitor, seconds: float) -> float | None:
+def _energy(
+    launch: Callable[[], None], calls: int, timer: GraphTimer, monitor: Monitor, seconds: float
+) -> float | None:
     start = monitor.energy_mj() if seconds else None
     if start is None:
         return None
@@ -179,8 +199,12 @@ def _energy(launch: Callable[[], None], calls: int, timer: GraphTimer, monitor: 
     return None if end is None else (end - start) / ((launches + more) * calls)
 
 
-def _until_moved(launch: Callable[[], None], timer: GraphTimer, monitor: Monitor, held: float) -> tuple[int, float | None]:
-    """Launch until the counter of energy moves. Returns how often, and what it shows then; None where it stands still."""
+def _until_moved(
+    launch: Callable[[], None], timer: GraphTimer, monitor: Monitor, held: float
+) -> tuple[int, float | None]:
+    """Launch until the counter of energy moves. Returns how often, and what it shows then; None where it
+    stands still.
+    """
     launches = 0
     for _ in range(_LONGEST_STEPS):
         launches += timer.run_for(launch, _STEP_SECONDS)
@@ -194,7 +218,8 @@ def _alone(monitor: Monitor) -> None:
     foreign = monitor.foreign_processes()
     if foreign:
         raise ForeignProcessError(
-            f"The processes {', '.join(map(str, foreign))} compute on this GPU. Times taken beside them are theirs too: end them, or take a free card."
+            f"The processes {', '.join(map(str, foreign))} compute on this GPU. Times taken beside them "
+            "are theirs too: end them, or take a free card."
         )
 
 

@@ -1,4 +1,6 @@
-"""TensorRT: a unit as strongly typed Q/DQ ONNX (symmetric int8), an engine from it, and the trtexec command for a whole model."""
+"""TensorRT: a unit as strongly typed Q/DQ ONNX (symmetric int8), an engine from it, and the trtexec command
+for a whole model.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,11 @@ from mpsearch.problem import Candidate, ConvAttributes, Layer
 OPSET = 20
 
 
-def trtexec_command(model: Path, log: Path, *, shapes: dict[str, tuple[int, ...]] | None = None, seconds: int = 5) -> list[str]:
-    """Arguments of trtexec that time a Q/DQ model as it is: strongly typed, one CUDA graph, no copies from the host, times and layers in files.
+def trtexec_command(
+    model: Path, log: Path, *, shapes: dict[str, tuple[int, ...]] | None = None, seconds: int = 5
+) -> list[str]:
+    """Arguments of trtexec that time a Q/DQ model as it is: strongly typed, one CUDA graph, no copies from
+    the host, times and layers in files.
 
     Args:
         model: ONNX.
@@ -29,15 +34,31 @@ def trtexec_command(model: Path, log: Path, *, shapes: dict[str, tuple[int, ...]
         shapes: Shapes of inputs whose batch is not fixed.
         seconds: Seconds of timing.
     """
-    command = ["trtexec", f"--onnx={model}", "--stronglyTyped", "--useCudaGraph", "--noDataTransfers", "--useSpinWait", f"--duration={seconds}", "--warmUp=500"]
-    command += [f"--exportTimes={log}.times.json", f"--exportLayerInfo={log}.layers.json", "--profilingVerbosity=detailed"]
+    command = [
+        "trtexec",
+        f"--onnx={model}",
+        "--stronglyTyped",
+        "--useCudaGraph",
+        "--noDataTransfers",
+        "--useSpinWait",
+        f"--duration={seconds}",
+        "--warmUp=500",
+    ]
+    command += [
+        f"--exportTimes={log}.times.json",
+        f"--exportLayerInfo={log}.layers.json",
+        "--profilingVerbosity=detailed",
+    ]
     if shapes:
-        command.append("--shapes=" + ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items()))
+        command.append(
+            "--shapes=" + ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+        )
     return command
 
 
 def unit_onnx(draw: Draw, candidate: Candidate) -> tuple[bytes, Tensor]:
-    """One unit in half precision, with Q/DQ pairs of int8 if not float; and what it must give, float64, laid out as ONNX lays it out.
+    """One unit in half precision, with Q/DQ pairs of int8 if not float; and what it must give, float64, laid
+    out as ONNX lays it out.
 
     Args:
         draw: Random data; pictures N x H x W x C.
@@ -52,9 +73,16 @@ def unit_onnx(draw: Draw, candidate: Candidate) -> tuple[bytes, Tensor]:
         scale = _half(draw.weight.flatten(1).abs().amax(1) / 127)
         wide = scale.double().view(-1, *[1] * (weight.ndim - 1))
         codes = torch.clamp(torch.round(draw.weight.double() / wide), -127, 127)
-        x, weight = torch.clamp(torch.round(x / input_scale.double()), -128, 127) * input_scale.double(), codes * wide
+        x, weight = (
+            torch.clamp(torch.round(x / input_scale.double()), -128, 127) * input_scale.double(),
+            codes * wide,
+        )
         source = graph.pair("x", input_scale)
-        named = graph.weight(codes.to(torch.int8) if layer.op == "conv2d" else codes.t().to(torch.int8), scale, 0 if layer.op == "conv2d" else 1)
+        named = graph.weight(
+            codes.to(torch.int8) if layer.op == "conv2d" else codes.t().to(torch.int8),
+            scale,
+            0 if layer.op == "conv2d" else 1,
+        )
     else:
         named = graph.constant("weight", (weight if layer.op == "conv2d" else weight.t()).half())
     bias = None if draw.bias is None else draw.bias.half()
@@ -80,18 +108,32 @@ class _Graph:
         return output
 
     def pair(self, x: str, scale: Tensor) -> str:
-        inputs = [self.constant(f"{x}_scale", scale), self.constant(f"{x}_zero", torch.zeros((), dtype=torch.int8))]
-        return self.node("DequantizeLinear", [self.node("QuantizeLinear", [x, *inputs], f"{x}_q"), *inputs], f"{x}_dq")
+        inputs = [
+            self.constant(f"{x}_scale", scale),
+            self.constant(f"{x}_zero", torch.zeros((), dtype=torch.int8)),
+        ]
+        return self.node(
+            "DequantizeLinear", [self.node("QuantizeLinear", [x, *inputs], f"{x}_q"), *inputs], f"{x}_dq"
+        )
 
     def weight(self, codes: Tensor, scale: Tensor, axis: int) -> str:
         zeros = self.constant("weight_zero", torch.zeros(len(scale), dtype=torch.int8))
-        return self.node("DequantizeLinear", [self.constant("weight_q", codes), self.constant("weight_scale", scale), zeros], "weight", axis=axis)
+        return self.node(
+            "DequantizeLinear",
+            [self.constant("weight_q", codes), self.constant("weight_scale", scale), zeros],
+            "weight",
+            axis=axis,
+        )
 
     def product(self, layer: Layer, x: str, weight: str, bias: Tensor | None) -> None:
         more = [] if bias is None else [self.constant("bias", bias)]
         if layer.op == "conv2d":
             c = layer.conv or ConvAttributes()
-            shape = {"kernel_shape": list(layer.weight_shape[2:]), "strides": list(c.stride), "pads": [*c.padding, *c.padding]}
+            shape = {
+                "kernel_shape": list(layer.weight_shape[2:]),
+                "strides": list(c.stride),
+                "pads": [*c.padding, *c.padding],
+            }
             self.node("Conv", [x, weight, *more], "y", **shape, dilations=list(c.dilation), group=c.groups)
         elif more:
             self.node("Add", [self.node("MatMul", [x, weight], "product"), *more], "y")
@@ -99,7 +141,10 @@ class _Graph:
             self.node("MatMul", [x, weight], "y")
 
     def model(self, shape: tuple[int, ...]) -> bytes:
-        ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT16, shape)], [helper.make_tensor_value_info("y", TensorProto.FLOAT16, None)]
+        ends = (
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT16, shape)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT16, None)],
+        )
         graph = helper.make_graph(self.nodes, "unit", *ends, self.constants)
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
         return bytes(made.SerializeToString())
@@ -111,13 +156,17 @@ def _half(scale: Tensor) -> Tensor:
 
 
 def trt_cell(layer: Layer, candidate: Candidate, batch: int) -> Cell:
-    """A unit in a TensorRT engine, on torch's buffers and stream. Raises RuntimeError if TensorRT refuses the graph."""
+    """A unit in a TensorRT engine, on torch's buffers and stream. Raises RuntimeError if TensorRT refuses the
+    graph.
+    """
     trt: Any = importlib.import_module("tensorrt")
     draw = Draw.of(layer, batch, torch.float16, "cuda")
     model, expected = unit_onnx(draw, candidate)
     plan = _plan(trt, model, layer.name)
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
-    layers = json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]
+    layers = json.loads(
+        engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    )["Layers"]
     names = tuple(str(found["Name"] if isinstance(found, dict) else found)[:80] for found in layers)
     integer = any("int8" in json.dumps(found).lower() for found in layers)
 
@@ -135,20 +184,28 @@ def trt_cell(layer: Layer, candidate: Candidate, batch: int) -> Cell:
         return run
 
     size = layer.weight_numel * (2 if candidate.is_float else 1)
-    return finished(draw, make, expected, names, candidate.is_float or integer, 4 * TOLERANCE[torch.float16], size)
+    return finished(
+        draw, make, expected, names, candidate.is_float or integer, 4 * TOLERANCE[torch.float16], size
+    )
 
 
 def _plan(trt: Any, model: bytes, name: str) -> Any:
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
-    flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # from version 11 on there is nothing else
+    flags = getattr(
+        trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
+    )  # from version 11 on there is nothing else
     network = builder.create_network(0 if flags is None else 1 << int(flags))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
-        raise RuntimeError(f"TensorRT {trt.__version__} cannot read the unit {name!r}: {parser.get_error(0)}.")
+        raise RuntimeError(
+            f"TensorRT {trt.__version__} cannot read the unit {name!r}: {parser.get_error(0)}."
+        )
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise RuntimeError(f"TensorRT {trt.__version__} builds no engine for the unit {name!r}; its log says why.")
+        raise RuntimeError(
+            f"TensorRT {trt.__version__} builds no engine for the unit {name!r}; its log says why."
+        )
     return plan

@@ -1,16 +1,20 @@
-"""The Triton kernels. Only code for the device stands here; `unit` launches it, `tiles` chooses its tile sizes.
+"""The Triton kernels. Only code for the device stands here; `unit` launches it, `tiles` chooses its tile
+sizes.
 
-One product kernel serves linear layers and convolutions (implicit GEMM over NHWC: the rows of A are output pixels, its columns are taps x channels,
-computed, not stored). A is M x K, W is N x K in bit planes (`layout`), y = (A W^T) as asked by the epilogue:
+One product kernel serves linear layers and convolutions (implicit GEMM over NHWC: the rows of A are output
+pixels, its columns are taps x channels, computed, not stored). A is M x K, W is N x K in bit planes
+(`layout`), y = (A W^T) as asked by the epilogue:
 
-    int8 x:  acc = sum_k s u              s = x's code - 2^(a-1), u = w's code - 2^(b-1), both in int8; int32 sums
+    int8 x:  acc = sum_k s u              s = x's code - 2^(a-1), u = w's code - 2^(b-1), both in int8; int32
+    sums
              y   = (acc + corr[n] - wz[n] sum_k s) scale[n] + bias[n]
     float x: y   = (sum_k x (code - zero[n])) scale[n] + bias[n], float32 sums
 
-with wz the weight's zero point on u's grid, and corr[n] = K zx wz[n] - zx sum_k u, the part of the zero points that does not depend on x.
-Columns past K read s = 0, so whatever the padding of W holds does not count. The int8 kernel never pads a picture: `quantize_kernel` writes codes into a
-frame that already holds the code of zero. Spread of a byte: `tl.join` puts the codes of a byte next to each other in one thread, so no data moves between
-threads.
+with wz the weight's zero point on u's grid, and corr[n] = K zx wz[n] - zx sum_k u, the part of the zero
+points that does not depend on x. Columns past K read s = 0, so whatever the padding of W holds does not
+count. The int8 kernel never pads a picture: `quantize_kernel` writes codes into a frame that already holds
+the code of zero. Spread of a byte: `tl.join` puts the codes of a byte next to each other in one thread, so no
+data moves between threads.
 """
 
 import triton
@@ -19,7 +23,9 @@ import triton.language as tl
 
 @triton.jit
 def _spread(held, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """ROWS x COLUMNS * WIDTH / 8 bytes to ROWS x COLUMNS codes: the code of column c lies at bit (c mod 8 / WIDTH) * WIDTH of its byte."""
+    """ROWS x COLUMNS * WIDTH / 8 bytes to ROWS x COLUMNS codes: the code of column c lies at bit (c mod 8 /
+    WIDTH) * WIDTH of its byte.
+    """
     if WIDTH == 8:
         codes = held
     elif WIDTH == 4:
@@ -35,7 +41,18 @@ def _spread(held, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 
 
 @triton.jit
-def _plane(w, rows, column, all_rows, units, SHIFT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN: tl.constexpr):
+def _plane(
+    w,
+    rows,
+    column,
+    all_rows,
+    units,
+    SHIFT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    EVEN: tl.constexpr,
+):
     """Codes of one plane, ROWS x COLUMNS, from column `column` (a multiple of COLUMNS)."""
     at = column * WIDTH // 8 + tl.arange(0, COLUMNS * WIDTH // 8)
     places = w + all_rows * (units * (4 * SHIFT)) + rows[:, None] * (units * (4 * WIDTH)) + at[None, :]
@@ -44,8 +61,20 @@ def _plane(w, rows, column, all_rows, units, SHIFT: tl.constexpr, WIDTH: tl.cons
 
 
 @triton.jit
-def _codes(w, rows, column, all_rows, units, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN: tl.constexpr):
-    """Codes of a tile of a `PlaneMatrix` of `all_rows` rows and `units` * 32 columns, uint8 ROWS x COLUMNS."""
+def _codes(
+    w,
+    rows,
+    column,
+    all_rows,
+    units,
+    BITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """Codes of a tile of a `PlaneMatrix` of `all_rows` rows and `units` * 32 columns, uint8 ROWS x
+    COLUMNS.
+    """
     if BITS == 8:
         codes = _plane(w, rows, column, all_rows, units, 0, 8, ROWS, COLUMNS, EVEN)
     elif BITS >= 4:
@@ -75,7 +104,9 @@ def _signed(codes, BITS: tl.constexpr):
 
 @triton.jit
 def _as_float(codes, BITS: tl.constexpr, TYPE: tl.constexpr):
-    """Codes as fp16 or bf16, exactly. Written into the mantissa of 1024 (of 128 in bf16), because integer conversion is slow on the device."""
+    """Codes as fp16 or bf16, exactly. Written into the mantissa of 1024 (of 128 in bf16), because integer
+    conversion is slow on the device.
+    """
     if TYPE == tl.float16:
         values = (codes.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1024.0
     elif BITS < 8:
@@ -113,10 +144,12 @@ def product_kernel(
 
     Args:
         a: int8, fp16 or bf16; M x K rows one behind the other, or N x H x WIDE x CHANNELS if CONV.
-        w: Bytes of a `PlaneMatrix` of `all_rows` = groups * N rows and K columns (taps x channels of a group if CONV).
+        w: Bytes of a `PlaneMatrix` of `all_rows` = groups * N rows and K columns (taps x channels of a group
+            if CONV).
         y: M x all_rows, if SPLIT_K is 1.
         partial: SPLIT_K x M x all_rows sums, int32 or float32, if SPLIT_K is more.
-        scale, bias: [all_rows] float32. corr, zero: [all_rows] int32; zero is on the grid of the unsigned codes for float a, less 2^(bits-1) for int8 a.
+        scale, bias: [all_rows] float32. corr, zero: [all_rows] int32; zero is on the grid of the unsigned
+            codes for float a, less 2^(bits-1) for int8 a.
         EVEN: K is a multiple of BLOCK_K, so no load in its direction is masked.
     """
     pid, part, group = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -148,7 +181,11 @@ def product_kernel(
             places = corner[:, None] + ((down * WIDE + right) * CHANNELS + channel)[None, :]
             if PAD_H or PAD_W:
                 line, row = top[:, None] + down[None, :], left[:, None] + right[None, :]
-                held = tl.load(a + places, mask=(line >= 0) & (line < H) & (row >= 0) & (row < WIDE) & (ks < K)[None, :], other=0)
+                held = tl.load(
+                    a + places,
+                    mask=(line >= 0) & (line < H) & (row >= 0) & (row < WIDE) & (ks < K)[None, :],
+                    other=0,
+                )
             elif EVEN:
                 held = tl.load(a + places)
             else:
@@ -188,7 +225,10 @@ def sum_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts of a product in a fixed order and finishes it: y[M, N] from partial[SPLIT_K, M, N]."""
-    rows, columns = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, columns = (
+        tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M),
+        tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N),
+    )
     inside = (rows < M)[:, None] & (columns < N)[None, :]
     at = rows[:, None].to(tl.int64) * N + columns[None, :]
     places = partial + at
@@ -196,7 +236,9 @@ def sum_kernel(
     for _ in range(1, SPLIT_K):
         places += M * N
         acc += tl.load(places, mask=inside, other=0)
-    tl.store(y + at, _finish(acc, columns, scale, bias, corr, N, INTEGER, BIAS).to(y.dtype.element_ty), mask=inside)
+    tl.store(
+        y + at, _finish(acc, columns, scale, bias, corr, N, INTEGER, BIAS).to(y.dtype.element_ty), mask=inside
+    )
 
 
 @triton.jit
@@ -208,7 +250,8 @@ def depthwise_kernel(
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A convolution whose output channels each read the one input channel of the same number; no matrix product, so no matrix unit.
+    """A convolution whose output channels each read the one input channel of the same number; no matrix
+    product, so no matrix unit.
 
     Args:
         a: NHWC, as in `product_kernel`.
@@ -239,7 +282,10 @@ def depthwise_kernel(
                 sums += held.to(tl.int32)
         else:
             if ZERO:
-                values = codes.to(tl.float32) - tl.load(zero + channels, mask=known, other=0).to(tl.float32)[None, :]
+                values = (
+                    codes.to(tl.float32)
+                    - tl.load(zero + channels, mask=known, other=0).to(tl.float32)[None, :]
+                )
             else:
                 values = codes.to(tl.float32) - (1 << (BITS - 1))
             acc += held.to(tl.float32) * values
@@ -255,7 +301,8 @@ def quantize_kernel(
     x, codes, scale, zero, top, count, H, WIDE, CHANNELS, HALF,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Codes: clamp(round(x / scale) + zero, 0, top) - HALF as int8, from N x H x WIDE x CHANNELS into the middle of a frame PAD_H, PAD_W larger on each side.
+    """Codes: clamp(round(x / scale) + zero, 0, top) - HALF as int8, from N x H x WIDE x CHANNELS into the
+    middle of a frame PAD_H, PAD_W larger on each side.
 
     scale, zero, top and HALF are float32: integers that happen to be 1 would be compiled in.
     """

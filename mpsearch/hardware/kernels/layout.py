@@ -1,8 +1,11 @@
-"""How codes of 1 to 8 bits lie in memory for the kernels: bit planes of 8, 4, 2 and 1 bits, exactly `bits` bits for each weight but for padding.
+"""How codes of 1 to 8 bits lie in memory for the kernels: bit planes of 8, 4, 2 and 1 bits, exactly `bits`
+bits for each weight but for padding.
 
-A plane of w bits holds bits `shift` .. `shift + w - 1` of every code, densely: w divides 8, so no code straddles a byte and a kernel spreads a byte with
-shifts alone. Within a plane the bytes of a row are those of `mpsearch.quant.packing.pack`; a row's columns are padded to a multiple of 32 so that rows start
-on whole bytes in every plane. The planes of a matrix lie one behind the other: 3 bits are 2 + 1, 5 are 4 + 1, 6 are 4 + 2, 7 are 4 + 2 + 1.
+A plane of w bits holds bits `shift` .. `shift + w - 1` of every code, densely: w divides 8, so no code
+straddles a byte and a kernel spreads a byte with shifts alone. Within a plane the bytes of a row are those of
+`mpsearch.quant.packing.pack`; a row's columns are padded to a multiple of 32 so that rows start on whole
+bytes in every plane. The planes of a matrix lie one behind the other: 3 bits are 2 + 1, 5 are 4 + 1, 6 are 4
++ 2, 7 are 4 + 2 + 1.
 """
 
 from __future__ import annotations
@@ -76,12 +79,21 @@ def pack_planes(codes: Tensor, bits: int) -> PlaneMatrix:
     Raises: ValueError: A code does not fit, or the width does not exist.
     """
     widths = planes(bits)
-    if codes.ndim != 2 or codes.is_floating_point() or (codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 2**bits)):
-        raise ValueError(f"Codes must be a matrix of integers in 0 .. {2**bits - 1}, not {tuple(codes.shape)} of {codes.dtype}.")
+    if (
+        codes.ndim != 2
+        or codes.is_floating_point()
+        or (codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 2**bits))
+    ):
+        raise ValueError(
+            f"Codes must be a matrix of integers in 0 .. {2**bits - 1}, not {tuple(codes.shape)} of "
+            f"{codes.dtype}."
+        )
     rows, columns = codes.shape
     padded = torch.zeros((rows, padded_columns(columns)), dtype=torch.uint8, device=codes.device)
     padded[:, :columns] = codes.to(torch.uint8)
-    return PlaneMatrix(torch.cat([_pack_plane(padded, width, shift) for width, shift in widths]), rows, columns, bits)
+    return PlaneMatrix(
+        torch.cat([_pack_plane(padded, width, shift) for width, shift in widths]), rows, columns, bits
+    )
 
 
 def unpack_planes(matrix: PlaneMatrix) -> Tensor:

@@ -51,7 +51,8 @@ class Shape:
 
 
 def default_tile(shape: Shape, processors: int = 132) -> Tile:
-    """The tile of a shape: as large as keeps every processor busy, K split where even the smallest tiles do not.
+    """The tile of a shape: as large as keeps every processor busy, K split where even the smallest tiles do
+    not.
 
     Args:
         shape: Shape of the product.

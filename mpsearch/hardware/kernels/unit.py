@@ -1,4 +1,6 @@
-"""A linear layer or a convolution with packed weights, ready to run: what the backend times and what a deployed module calls."""
+"""A linear layer or a convolution with packed weights, ready to run: what the backend times and what a
+deployed module calls.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ TileChooser = Callable[[Shape], Tile]
 
 @dataclass(frozen=True)
 class InputGrid:
-    """Quantiser of the input of an integer unit: codes 0 .. 2^bits - 1, x_hat = (q - zero_point) * scale; the kernels hold codes less 2^(bits - 1) as int8."""
+    """Quantiser of the input of an integer unit: codes 0 .. 2^bits - 1, x_hat = (q - zero_point) * scale; the
+    kernels hold codes less 2^(bits - 1) as int8.
+    """
 
     scale: float
     zero_point: int
@@ -50,15 +54,19 @@ class WeightCodes:
     def dequantize(self) -> Tensor:
         """float64, shape of `codes`."""
         shape = (-1, *[1] * (self.codes.ndim - 1))
-        zero = torch.full_like(self.scale, 1 << (self.bits - 1)) if self.zero_point is None else self.zero_point
+        zero = (
+            torch.full_like(self.scale, 1 << (self.bits - 1)) if self.zero_point is None else self.zero_point
+        )
         return (self.codes.double() - zero.double().view(shape)) * self.scale.double().view(shape)
 
 
 @dataclass(eq=False)
 class KernelUnit:
-    """One unit on one device. Call it on float NHWC (a convolution) or ... x K (a linear layer) of `dtype`; it returns the same type.
+    """One unit on one device. Call it on float NHWC (a convolution) or ... x K (a linear layer) of `dtype`;
+    it returns the same type.
 
-    Buffers that a call needs are made in the first call of each shape, so a CUDA graph can be captured from the second on.
+    Buffers that a call needs are made in the first call of each shape, so a CUDA graph can be captured from
+    the second on.
     """
 
     layer: Layer
@@ -75,7 +83,13 @@ class KernelUnit:
 
     @classmethod
     def make(
-        cls, layer: Layer, weight: WeightCodes, bias: Tensor | None, grid: InputGrid | None, dtype: torch.dtype, tile: TileChooser = default_tile
+        cls,
+        layer: Layer,
+        weight: WeightCodes,
+        bias: Tensor | None,
+        grid: InputGrid | None,
+        dtype: torch.dtype,
+        tile: TileChooser = default_tile,
     ) -> KernelUnit:
         """Pack a unit.
 
@@ -88,13 +102,20 @@ class KernelUnit:
             tile: Chooses the tile of a shape.
         """
         if grid is None and dtype == torch.float32:
-            raise ValueError("A weight-only unit reads float16 or bfloat16; the matrix units have no float32. Convert the model with .half() or .bfloat16().")
+            raise ValueError(
+                "A weight-only unit reads float16 or bfloat16; the matrix units have no float32. Convert "
+                "the model with .half() or .bfloat16()."
+            )
         if is_depthwise(layer):
             matrix = weight.codes.flatten(1).t().contiguous()  # a row for each tap, a column for each channel
         else:
             matrix = weight.codes if layer.op == "linear" else weight.codes.permute(0, 2, 3, 1).flatten(1)
         signed = weight.codes.to(torch.int32).flatten(1) - (1 << (weight.bits - 1))
-        zero = None if weight.zero_point is None else weight.zero_point.to(torch.int32) - (0 if grid is None else 1 << (weight.bits - 1))
+        zero = (
+            None
+            if weight.zero_point is None
+            else weight.zero_point.to(torch.int32) - (0 if grid is None else 1 << (weight.bits - 1))
+        )
         corr, scale = torch.zeros_like(signed[:, 0]), weight.scale.float()
         if grid is not None:
             centre = grid.zero_point - grid.half
@@ -102,7 +123,17 @@ class KernelUnit:
             corr = corr if zero is None else corr + signed.shape[1] * centre * zero
             scale = scale * grid.scale
         packed = pack_planes(matrix, weight.bits)
-        return cls(layer, packed, scale.contiguous(), None if bias is None else bias.float().contiguous(), corr.int().contiguous(), zero, grid, dtype, tile)
+        return cls(
+            layer,
+            packed,
+            scale.contiguous(),
+            None if bias is None else bias.float().contiguous(),
+            corr.int().contiguous(),
+            zero,
+            grid,
+            dtype,
+            tile,
+        )
 
     @property
     def packed_bytes(self) -> int:
@@ -118,22 +149,45 @@ class KernelUnit:
     def __call__(self, x: Tensor) -> Tensor:
         """The unit's output. Raises ValueError if `x` is not as the layer says."""
         if x.dtype != self.dtype or not x.is_contiguous():
-            raise ValueError(f"{self.layer.name!r} takes contiguous {self.dtype}, not {x.dtype} of strides {x.stride()}. Pictures are N x H x W x C.")
+            raise ValueError(
+                f"{self.layer.name!r} takes contiguous {self.dtype}, not {x.dtype} of strides "
+                f"{x.stride()}. Pictures are N x H x W x C."
+            )
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]  # Triton launches on the current device
             return self.product(x if self.grid is None else self.quantize(x))
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Codes of `x`, int8; those of a convolution with padding lie in a frame that holds the code of zero."""
+        """Codes of `x`, int8; those of a convolution with padding lie in a frame that holds the code of
+        zero.
+        """
         assert self.grid is not None
         pad_h, pad_w = self._attributes.padding if self.layer.op == "conv2d" else (0, 0)
         height, wide, channels = x.shape[1:] if self.layer.op == "conv2d" else (1, 1, x.shape[-1])
-        shape = (x.shape[0], height + 2 * pad_h, wide + 2 * pad_w, channels) if self.layer.op == "conv2d" else tuple(x.shape)
+        shape = (
+            (x.shape[0], height + 2 * pad_h, wide + 2 * pad_w, channels)
+            if self.layer.op == "conv2d"
+            else tuple(x.shape)
+        )
         if shape not in self._frames:
-            self._frames[shape] = torch.full(shape, self.grid.zero_point - self.grid.half, dtype=torch.int8, device=x.device)
+            self._frames[shape] = torch.full(
+                shape, self.grid.zero_point - self.grid.half, dtype=torch.int8, device=x.device
+            )
         codes, block = self._frames[shape], 1024
         numbers = (self.grid.scale, float(self.grid.zero_point), float(2**self.grid.bits - 1))
         launch = device_code.quantize_kernel[(-(-x.numel() // block),)]
-        handle = launch(x, codes, *numbers, x.numel(), height, wide, channels, float(self.grid.half), PAD_H=pad_h, PAD_W=pad_w, BLOCK=block)
+        handle = launch(
+            x,
+            codes,
+            *numbers,
+            x.numel(),
+            height,
+            wide,
+            channels,
+            float(self.grid.half),
+            PAD_H=pad_h,
+            PAD_W=pad_w,
+            BLOCK=block,
+        )
         self._note("quantize", handle)
         return codes
 
@@ -145,15 +199,27 @@ class KernelUnit:
         conv = self._attributes
         padding = (0, 0) if self.grid is not None else conv.padding
         kernel, (height, wide) = self.layer.weight_shape[2:], a.shape[1:3]
-        out = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in zip((height, wide), padding, conv.dilation, kernel, conv.stride, strict=True)]
+        out = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, p, d, k, s in zip(
+                (height, wide), padding, conv.dilation, kernel, conv.stride, strict=True
+            )
+        ]
         y = torch.empty((a.shape[0], *out, self.layer.weight_shape[0]), dtype=self.dtype, device=a.device)
-        geometry = {"STRIDE_H": conv.stride[0], "STRIDE_W": conv.stride[1], "PAD_H": padding[0], "PAD_W": padding[1]}
+        geometry = {
+            "STRIDE_H": conv.stride[0],
+            "STRIDE_W": conv.stride[1],
+            "PAD_H": padding[0],
+            "PAD_W": padding[1],
+        }
         geometry |= {"DILATION_H": conv.dilation[0], "DILATION_W": conv.dilation[1], "TAPS_W": kernel[1]}
         if is_depthwise(self.layer):
             return self._depthwise(a, y, geometry)
         rows = self.weight.rows // conv.groups
         plain = kernel == (1, 1) and conv.stride == (1, 1) and conv.groups == 1 and padding == (0, 0)
-        return self._product(a, y, y.numel() // y.shape[-1], rows, self.weight.columns, conv.groups, {} if plain else geometry)
+        return self._product(
+            a, y, y.numel() // y.shape[-1], rows, self.weight.columns, conv.groups, {} if plain else geometry
+        )
 
     @property
     def _attributes(self) -> ConvAttributes:
@@ -162,14 +228,20 @@ class KernelUnit:
     def shape(self, m: int) -> Shape:
         """Shape of the product over `m` rows."""
         groups = self._attributes.groups if self.layer.op == "conv2d" else 1
-        return Shape(m, self.weight.rows // groups, self.weight.columns, 2 if self.grid is None else 1, groups)
+        return Shape(
+            m, self.weight.rows // groups, self.weight.columns, 2 if self.grid is None else 1, groups
+        )
 
-    def _product(self, a: Tensor, y: Tensor, m: int, n: int, k: int, groups: int, geometry: dict[str, int]) -> Tensor:
+    def _product(
+        self, a: Tensor, y: Tensor, m: int, n: int, k: int, groups: int, geometry: dict[str, int]
+    ) -> Tensor:
         tile, integer = self.tile(self.shape(m)), self.grid is not None
         split = min(tile.split_k, -(-k // tile.block_k))
         partial = y
         if split > 1:
-            partial = torch.empty((split, m, groups * n), dtype=torch.int32 if integer else torch.float32, device=a.device)
+            partial = torch.empty(
+                (split, m, groups * n), dtype=torch.int32 if integer else torch.float32, device=a.device
+            )
         frame = (*a.shape[1:], *y.shape[1:3]) if geometry else (1, 1, 1, 1, 1)
         grid = (-(-m // tile.block_m) * -(-n // tile.block_n), split, groups)
         handle = device_code.product_kernel[grid](
@@ -223,7 +295,15 @@ class KernelUnit:
         block_c = min(128, max(32, 1 << (channels - 1).bit_length()))
         block_p = 1024 // block_c
         handle = device_code.depthwise_kernel[(-(-pixels // block_p), -(-channels // block_c))](
-            *(a, self.weight.data, y, self.scale, self.scale if self.bias is None else self.bias, self.corr, self.corr if self.zero is None else self.zero),
+            *(
+                a,
+                self.weight.data,
+                y,
+                self.scale,
+                self.scale if self.bias is None else self.bias,
+                self.corr,
+                self.corr if self.zero is None else self.zero,
+            ),
             *(pixels, channels, self.weight.column_units, *a.shape[1:3], *y.shape[1:3]),
             BITS=self.weight.bits,
             INTEGER=self.grid is not None,
@@ -243,11 +323,19 @@ class KernelUnit:
             self.ran.append((name, handle))
 
 
-_NO_GEOMETRY = {f"{what}_{axis}": 1 for what in ("STRIDE", "DILATION") for axis in "HW"} | {"PAD_H": 0, "PAD_W": 0, "TAPS_W": 1}
+_NO_GEOMETRY = {f"{what}_{axis}": 1 for what in ("STRIDE", "DILATION") for axis in "HW"} | {
+    "PAD_H": 0,
+    "PAD_W": 0,
+    "TAPS_W": 1,
+}
 
 
 def is_depthwise(layer: Layer) -> bool:
     """Whether each output channel reads the one input channel of its number."""
     return (
-        layer.op == "conv2d" and layer.conv is not None and layer.conv.groups == layer.weight_shape[0] and layer.weight_shape[1] == 1 and layer.conv.groups > 1
+        layer.op == "conv2d"
+        and layer.conv is not None
+        and layer.conv.groups == layer.weight_shape[0]
+        and layer.weight_shape[1] == 1
+        and layer.conv.groups > 1
     )

@@ -20,7 +20,8 @@ from mpsearch.registry import Registry
 class Couplings:
     """Rows and interactions, which add up to the predicted damage of an assignment.
 
-    Of layers that share a choice the first stands for all: its row and its interactions are those of the tie, the others have zeros.
+    Of layers that share a choice the first stands for all: its row and its interactions are those of the tie,
+    the others have zeros.
 
     Args:
         rows: `L x C_l`.
@@ -38,7 +39,11 @@ class Couplings:
 
     def put_into(self, problem: Problem, name: str) -> Problem:
         """The problem with this objective beside its others."""
-        return replace(problem, scores={**problem.scores, name: self.rows}, interactions={**problem.interactions, name: self.interactions})
+        return replace(
+            problem,
+            scores={**problem.scores, name: self.rows},
+            interactions={**problem.interactions, name: self.interactions},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
@@ -47,13 +52,18 @@ class Couplings:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Couplings:
         """Inverse of `to_json`."""
-        rows, terms = tuple(tuple(row) for row in data["rows"]), tuple(Interaction.from_json(d) for d in data["interactions"])
+        rows, terms = (
+            tuple(tuple(row) for row in data["rows"]),
+            tuple(Interaction.from_json(d) for d in data["interactions"]),
+        )
         passes = None if data["passes"] is None else Passes(**data["passes"])
         return cls(rows, terms, data["violations"], data["seconds"], passes)
 
 
 class Interacting(ABC):
-    """Scores choices of several layers together; lower is better, 0 is what the float model has. Flags as those of `Objective`."""
+    """Scores choices of several layers together; lower is better, 0 is what the float model has. Flags as
+    those of `Objective`.
+    """
 
     name: ClassVar[str]
     additive: ClassVar[bool] = False
@@ -70,7 +80,9 @@ class Interacting(ABC):
         """The work at most."""
 
 
-INTERACTING: Registry[Interacting] = Registry("objective with interactions", "mpsearch.objectives.interacting")
+INTERACTING: Registry[Interacting] = Registry(
+    "objective with interactions", "mpsearch.objectives.interacting"
+)
 
 
 def couple(objective: Interacting, context: ScoringContext) -> Couplings:
@@ -78,7 +90,14 @@ def couple(objective: Interacting, context: ScoringContext) -> Couplings:
     start = time.perf_counter()
     with torch.no_grad():
         found = objective.couple(context)
-    bad = [layer.name for layer, row in zip(context.layers, found.rows, strict=True) if not all(map(math.isfinite, row))]
+    bad = [
+        layer.name
+        for layer, row in zip(context.layers, found.rows, strict=True)
+        if not all(map(math.isfinite, row))
+    ]
     if bad:
-        raise MpsearchError(f"The objective {objective.name!r} gives NaN or infinity for {bad[0]!r}. Check the unit's weight and inputs.")
+        raise MpsearchError(
+            f"The objective {objective.name!r} gives NaN or infinity for {bad[0]!r}. Check the unit's "
+            "weight and inputs."
+        )
     return replace(found, seconds=time.perf_counter() - start, passes=objective.passes(context))

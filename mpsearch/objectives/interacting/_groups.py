@@ -53,7 +53,12 @@ def groups_of(context: ScoringContext) -> list[Group]:
         if layer.name in known and not all(c.is_float for c in context.candidates[i]):
             found.setdefault(("tie", layer.tie) if layer.tie is not None else ("free", i), []).append(i)
     return [
-        Group(tuple(at), tuple(context.layers[i].name for i in at), context.candidates[at[0]], frozenset(context.layers[i].block for i in at))
+        Group(
+            tuple(at),
+            tuple(context.layers[i].name for i in at),
+            context.candidates[at[0]],
+            frozenset(context.layers[i].block for i in at),
+        )
         for at in found.values()
     ]
 
@@ -66,14 +71,19 @@ def assignment(context: ScoringContext, chosen: Sequence[tuple[Group, int]]) -> 
 
 def table_of(context: ScoringContext, rows: dict[int, Sequence[float]]) -> Table:
     """`L x C_l` with the given rows, zeros elsewhere."""
-    return tuple(tuple(map(float, rows[i])) if i in rows else (0.0,) * len(c) for i, c in enumerate(context.candidates))
+    return tuple(
+        tuple(map(float, rows[i])) if i in rows else (0.0,) * len(c) for i, c in enumerate(context.candidates)
+    )
 
 
-def raised(table: NDArray[np.float64], axes: Sequence[Sequence[Candidate]]) -> tuple[NDArray[np.float64], int]:
-    """The least table that is no lower and does not fall where any axis gives up bits, and how many entries moved.
+def raised(
+    table: NDArray[np.float64], axes: Sequence[Sequence[Candidate]]
+) -> tuple[NDArray[np.float64], int]:
+    """The least table that is no lower and does not fall where any axis gives up bits, and how many entries
+    moved.
 
-    An entry becomes the largest of those that have at least its bits on every axis (a running maximum from high to low bits), so that an optimum
-    without a budget never prefers fewer bits for noise.
+    An entry becomes the largest of those that have at least its bits on every axis (a running maximum from
+    high to low bits), so that an optimum without a budget never prefers fewer bits for noise.
     """
     found = table
     for axis, candidates in enumerate(axes):

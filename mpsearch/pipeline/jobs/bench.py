@@ -17,22 +17,50 @@ from mpsearch.evaluate import TASKS
 from mpsearch.models import ModelSource
 
 
-def bench_artifacts(artifacts: Sequence[Artifact], batches: Sequence[int], seconds: float, threads: int, model: str | None = None) -> list[dict[str, Any]]:
+def bench_artifacts(
+    artifacts: Sequence[Artifact],
+    batches: Sequence[int],
+    seconds: float,
+    threads: int,
+    model: str | None = None,
+) -> list[dict[str, Any]]:
     """One row for each artifact, as `bench_apart` measures it, with its name, target and bytes."""
     rows = []
     for artifact in artifacts:
-        measured = bench_apart(artifact, batches=batches, seconds=seconds, threads=threads, model=_source(artifact, model))
-        about = {"artifact": artifact.label, "folder": str(artifact.folder), "target": artifact.manifest["target"], "bytes": artifact.size_bytes}
-        rows.append({**about, **measured, "runs_with": artifact.target.runs_with, "versions": artifact.manifest["versions"]})
+        measured = bench_apart(
+            artifact, batches=batches, seconds=seconds, threads=threads, model=_source(artifact, model)
+        )
+        about = {
+            "artifact": artifact.label,
+            "folder": str(artifact.folder),
+            "target": artifact.manifest["target"],
+            "bytes": artifact.size_bytes,
+        }
+        rows.append(
+            {
+                **about,
+                **measured,
+                "runs_with": artifact.target.runs_with,
+                "versions": artifact.manifest["versions"],
+            }
+        )
     return rows
 
 
 def evaluate_artifact(
-    artifact: Artifact, data: str, limit: int | None, seed: int, threads: int, model: str | None = None, class_map: str | None = None
+    artifact: Artifact,
+    data: str,
+    limit: int | None,
+    seed: int,
+    threads: int,
+    model: str | None = None,
+    class_map: str | None = None,
 ) -> dict[str, Any]:
-    """Metrics of the study's task for an artifact on images, which pass through the same pre-processing as in the study.
+    """Metrics of the study's task for an artifact on images, which pass through the same pre-processing as in
+    the study.
 
-    Classes are compared with labels. Other tasks compare with the float model, which is the artifact `float` of the same export.
+    Classes are compared with labels. Other tasks compare with the float model, which is the artifact `float`
+    of the same export.
 
     Args:
         artifact: To evaluate.
@@ -57,14 +85,29 @@ def evaluate_artifact(
     if task.classes:
         require_source(data, replace(classes, outputs=logits.shape[1]))
         task.require_labels(images, logits)
-    reference = logits if floats is None else run_apart(floats, images.inputs(), model=_source(floats, model), threads=threads)
+    reference = (
+        logits
+        if floats is None
+        else run_apart(floats, images.inputs(), model=_source(floats, model), threads=threads)
+    )
     metrics = task.compare(logits, reference, images.labels)
     finite = bool(torch.isfinite(logits).all())
-    row = {"artifact": artifact.label, "target": artifact.manifest["target"], "runs_with": artifact.target.runs_with, "images": len(images), "finite": finite}
+    row = {
+        "artifact": artifact.label,
+        "target": artifact.manifest["target"],
+        "runs_with": artifact.target.runs_with,
+        "images": len(images),
+        "finite": finite,
+    }
     loss = metrics.loss if metrics.loss is not None and math.isfinite(metrics.loss) else None
     row |= {"top1": metrics.top1, "top1_error": metrics.top1_error, "loss": loss}
     if floats is not None:
-        row |= {"measure": task.measure, "damage": metrics.kl if math.isfinite(metrics.kl) else None, "agreement": metrics.agreement, "scores": metrics.scores}
+        row |= {
+            "measure": task.measure,
+            "damage": metrics.kl if math.isfinite(metrics.kl) else None,
+            "agreement": metrics.agreement,
+            "scores": metrics.scores,
+        }
     return row
 
 
@@ -72,7 +115,8 @@ def _float_beside(artifact: Artifact) -> Artifact:
     folder = artifact.folder.resolve().parent / "float"
     if not folder.is_dir():
         raise OptionError(
-            f"The task {artifact.manifest['task']!r} compares with the float model, and there is no {folder}. Export with --references, which writes it beside."
+            f"The task {artifact.manifest['task']!r} compares with the float model, and there is no "
+            f"{folder}. Export with --references, which writes it beside."
         )
     return open_artifact(folder)
 

@@ -1,4 +1,6 @@
-"""Step 6 on its own: points of a study, or any assignment, become artifacts; each is run in a fresh process and compared with what it stands for."""
+"""Step 6 on its own: points of a study, or any assignment, become artifacts; each is run in a fresh process
+and compared with what it stands for.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,12 @@ class Deployer:
         job = self.workshop.deployment.job(states)
         assignment = Assignment(tuple((unit, states[unit].candidate) for unit in subject.layout.units))
         predicted, packed = (layout.size_bytes(assignment) for layout in (target.layout(job), subject.layout))
-        about = {"label": point.label, "study": self.workshop.study.name, "predicted": {"size_bytes": predicted}, "reconstructed": point.reconstruct}
+        about = {
+            "label": point.label,
+            "study": self.workshop.study.name,
+            "predicted": {"size_bytes": predicted},
+            "reconstructed": point.reconstruct,
+        }
         about["task"] = self.workshop.config.task
         with self.workshop.progress.task(f"export {point.label} for {target_text}") as advance:
             artifact = write_artifact(self.folder / slug(target_text) / point.label, target_text, job, about)
@@ -72,7 +79,9 @@ class Deployer:
         row |= {"predicted_bytes": predicted, "packed_bytes": packed, "artifact_bytes": artifact.size_bytes}
         weighted = [layer for layer in subject.graph.layers if layer.name in subject.layout.weights]
         row |= {"notes": list(artifact.manifest["notes"]), "mean_bits": mean_bits(weighted, point.assignment)}
-        with self.workshop.progress.task(f"run {point.label} for {target_text} in a process of its own") as advance:
+        with self.workshop.progress.task(
+            f"run {point.label} for {target_text} in a process of its own"
+        ) as advance:
             row |= self._checked(artifact, predict(target.reference(job), subject.splits.evaluation))
             advance(1, 1)
         return row
@@ -81,46 +90,80 @@ class Deployer:
         """Every unit of a point, reconstructed once for all targets."""
         if point.label not in self._states:
             learned = point.reconstruct and any(not c.is_float for c in point.assignment.values())
-            make = self.workshop.reconstructed if learned else lambda assignment, _: self.workshop.calibration.states(assignment)
+            make = (
+                self.workshop.reconstructed
+                if learned
+                else lambda assignment, _: self.workshop.calibration.states(assignment)
+            )
             self._states[point.label] = make(point.assignment, point.label)
         return self._states[point.label]
 
     def _checked(self, artifact: Artifact, expected: Tensor) -> dict[str, Any]:
-        """Metrics of the study's task for the fake-quantised module and through the runtime, and how their outputs agree.
+        """Metrics of the study's task for the fake-quantised module and through the runtime, and how their
+        outputs agree.
 
         Raises: MpsearchError: The packed checkpoint does not compute to the bit what was written.
         """
         images, source = self.workshop.subject.splits.evaluation, self.workshop.subject.source
         task, floats = self.workshop.task, self.workshop.evaluation.reference()["evaluation"]
         fake = task.compare(expected, floats, images.labels)
-        row: dict[str, Any] = {"images": len(images), "measure": task.measure, "fake_quantized": fake.to_json(), "runs_with": artifact.target.runs_with}
+        row: dict[str, Any] = {
+            "images": len(images),
+            "measure": task.measure,
+            "fake_quantized": fake.to_json(),
+            "runs_with": artifact.target.runs_with,
+        }
         if artifact.target.needs_model and source.kind == "module":
-            return row | {"runtime": None, "reason": "the model was given as an object, which another process cannot build"}
+            return row | {
+                "runtime": None,
+                "reason": "the model was given as an object, which another process cannot build",
+            }
         try:
             threads = torch.get_num_threads()
-            logits = run_apart(artifact, images.inputs(), model=source if source.kind == "factory" else None, threads=threads)
+            logits = run_apart(
+                artifact, images.inputs(), model=source if source.kind == "factory" else None, threads=threads
+            )
         except UserError as error:  # a tool that is not installed here: the files are there, and this is said
             return row | {"runtime": None, "reason": str(error)}
-        if artifact.target.name == "packed" and artifact.manifest["target"] == "packed" and not torch.equal(logits, expected):
-            raise MpsearchError(f"{artifact.folder} was read back in a process of its own and does not compute what was written. Please report this.")
+        if (
+            artifact.target.name == "packed"
+            and artifact.manifest["target"] == "packed"
+            and not torch.equal(logits, expected)
+        ):
+            raise MpsearchError(
+                f"{artifact.folder} was read back in a process of its own and does not compute what was "
+                "written. Please report this."
+            )
         return row | {"runtime": agreement(task, logits, expected, floats, images.labels)}
 
 
-def agreement(task: Task, outputs: Tensor, expected: Tensor, floats: Tensor, labels: Tensor | None) -> dict[str, Any]:
-    """Metrics of a runtime's outputs against the float model, and their likeness to the fake-quantised model's.
+def agreement(
+    task: Task, outputs: Tensor, expected: Tensor, floats: Tensor, labels: Tensor | None
+) -> dict[str, Any]:
+    """Metrics of a runtime's outputs against the float model, and their likeness to the fake-quantised
+    model's.
 
-    `same_decision` is the share of images on which both decide alike in the sense of the task, such as by their top class.
+    `same_decision` is the share of images on which both decide alike in the sense of the task, such as by
+    their top class.
     """
     cosine = torch.nn.functional.cosine_similarity(outputs.flatten(1).double(), expected.flatten(1).double())
     same = task.compare(outputs, expected).agreement
-    likeness = {"cosine_mean": float(cosine.mean()), "cosine_least": float(cosine.min()), "same_decision": same}
+    likeness = {
+        "cosine_mean": float(cosine.mean()),
+        "cosine_least": float(cosine.min()),
+        "same_decision": same,
+    }
     return {**task.compare(outputs, floats, labels).to_json(), **likeness}
 
 
-def export_points(deployer: Deployer, points: Sequence[Point], targets: Sequence[str]) -> tuple[list[dict[str, Any]], list[MpsearchError]]:
-    """Every point for every target; rows are added to `exports.json` as they are done, an earlier row of the same point and target replaced.
+def export_points(
+    deployer: Deployer, points: Sequence[Point], targets: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[MpsearchError]]:
+    """Every point for every target; rows are added to `exports.json` as they are done, an earlier row of the
+    same point and target replaced.
 
-    Returns: The rows, and an error for each export that failed: one target's does not keep the others from theirs.
+    Returns: The rows, and an error for each export that failed: one target's does not keep the others from
+        theirs.
     """
     for text in targets:
         TARGETS.create(text)
@@ -138,7 +181,12 @@ def export_points(deployer: Deployer, points: Sequence[Point], targets: Sequence
             _keep(deployer.folder / "exports.json", row)
         if row is not None:
             about = {"predicted": {"size_bytes": row["packed_bytes"]}, "metrics": row["fake_quantized"]}
-            write_assignment(deployer.workshop.subject, deployer.folder / "assignments" / point.label, point.assignment, about)
+            write_assignment(
+                deployer.workshop.subject,
+                deployer.folder / "assignments" / point.label,
+                point.assignment,
+                about,
+            )
     return rows, failed
 
 
@@ -147,13 +195,20 @@ def points_of(workshop: Workshop, texts: Sequence[str], *, reconstruct: bool = T
 
     Args:
         workshop: Workshop of the study.
-        texts: `best`; the number of a measured trial, such as `7`; `front:12` for the 12th point of the exact front in `front.json`; `float`; or
-            a uniform candidate such as `W4A8`.
+        texts: `best`; the number of a measured trial, such as `7`; `front:12` for the 12th point of the exact
+            front in `front.json`; `float`; or a uniform candidate such as `W4A8`.
         reconstruct: Whether weights are learned.
     Raises: UserError: There is no such point.
     """
     study = workshop.study.path
-    return [Point(text.replace(":", "-"), _assignment_of(study, workshop.subject, text), reconstruct and text != "float") for text in texts]
+    return [
+        Point(
+            text.replace(":", "-"),
+            _assignment_of(study, workshop.subject, text),
+            reconstruct and text != "float",
+        )
+        for text in texts
+    ]
 
 
 def _assignment_of(study: Path, subject: Subject, text: str) -> Assignment:
@@ -167,7 +222,10 @@ def _assignment_of(study: Path, subject: Subject, text: str) -> Assignment:
 def require_points(study: Path, texts: Sequence[str]) -> None:
     """Raises UserError as `points_of` does, before a model is loaded."""
     if not texts:
-        raise UserError("There is no point. Write best, the number of a trial such as 7, front:12, float, or a candidate such as W4A8.")
+        raise UserError(
+            "There is no point. Write best, the number of a trial such as 7, front:12, float, or a "
+            "candidate such as W4A8."
+        )
     for text in texts:
         if re.fullmatch(r"W\d+A\d+(/\w+)?", text):
             Candidate.parse(text)
@@ -182,12 +240,19 @@ def _numbered(study: Path, text: str) -> Sequence[int]:
     front = _read(study / "front.json")
     number = re.fullmatch(r"(front:)?(\d+)", text)
     if number is None:
-        raise UserError(f"{text!r} is no point. Write best, the number of a trial such as 7, front:12, float, or a candidate such as W4A8.")
-    numbered = enumerate(front["points"]) if number[1] else ((trial["number"], trial) for trial in front["measured"])
+        raise UserError(
+            f"{text!r} is no point. Write best, the number of a trial such as 7, front:12, float, or a "
+            "candidate such as W4A8."
+        )
+    numbered = (
+        enumerate(front["points"]) if number[1] else ((trial["number"], trial) for trial in front["measured"])
+    )
     held = {i: entry["indices"] for i, entry in numbered}
     if int(number[2]) not in held:
         what = "points on the exact front" if number[1] else "measured trials"
-        raise UserError(f"{study} has {len(held)} {what}, numbered {min(held)} to {max(held)}; {number[2]} is not one.")
+        raise UserError(
+            f"{study} has {len(held)} {what}, numbered {min(held)} to {max(held)}; {number[2]} is not one."
+        )
     found: Sequence[int] = held[int(number[2])]
     return found
 
@@ -195,7 +260,9 @@ def _numbered(study: Path, text: str) -> Sequence[int]:
 def uniform(subject: Subject, candidate: Candidate) -> Assignment:
     """One candidate at every layer that has a weight; products of activations stay float."""
     held = set(subject.units)
-    return Assignment(tuple((layer.name, candidate if layer.name in held else FLOAT) for layer in subject.graph.layers))
+    return Assignment(
+        tuple((layer.name, candidate if layer.name in held else FLOAT) for layer in subject.graph.layers)
+    )
 
 
 def slug(target_text: str) -> str:
@@ -208,9 +275,13 @@ def _read(path: Path) -> Mapping[str, Any]:
         found: Mapping[str, Any] = json.loads(path.read_text())
         return found
     except FileNotFoundError:
-        raise StudyError(f"There is no {path}. Finish the study first: mpsearch run --resume {path.parent}") from None
+        raise StudyError(
+            f"There is no {path}. Finish the study first: mpsearch run --resume {path.parent}"
+        ) from None
     except ValueError as error:
-        raise StudyError(f"{path} is damaged ({error}). Finish the study again: mpsearch run --resume {path.parent}") from None
+        raise StudyError(
+            f"{path} is damaged ({error}). Finish the study again: mpsearch run --resume {path.parent}"
+        ) from None
 
 
 def _keep(path: Path, row: Mapping[str, Any]) -> None:

@@ -33,16 +33,28 @@ def drop_of(text: str) -> float:
     except BudgetError:
         value, dimension = 0.0, ""
     if dimension != "fraction" or not 0 < value <= 1:
-        raise BudgetError(f"{text!r} is no drop of accuracy. Write points of top-1 above 0, such as 1% or 0.5%.")
+        raise BudgetError(
+            f"{text!r} is no drop of accuracy. Write points of top-1 above 0, such as 1% or 0.5%."
+        )
     return value
 
 
-def within_floor(folder: Path, problem: Problem, objective: str, budgets: Sequence[Budget], drop: float, resource: str, progress: Progress) -> dict[str, Any]:
+def within_floor(
+    folder: Path,
+    problem: Problem,
+    objective: str,
+    budgets: Sequence[Budget],
+    drop: float,
+    resource: str,
+    progress: Progress,
+) -> dict[str, Any]:
     """Bisect over the exact front, each time by what is really measured.
 
-    The optima of the objective are walked, from the least damage towards the least of the resource, by halving: some 14 measurements. Accuracy need not fall
-    evenly along them, so what is returned keeps the floor, as measured, but one that is cheaper and keeps it as well may exist. Weights are rounded to
-    nearest; reconstruction comes on top. Without labels the share of images whose top class changes stands for the drop, which it is never below.
+    The optima of the objective are walked, from the least damage towards the least of the resource, by
+    halving: some 14 measurements. Accuracy need not fall evenly along them, so what is returned keeps the
+    floor, as measured, but one that is cheaper and keeps it as well may exist. Weights are rounded to
+    nearest; reconstruction comes on top. Without labels the share of images whose top class changes stands
+    for the drop, which it is never below.
 
     Args:
         folder: Folder of a study; what is measured is kept in it.
@@ -52,7 +64,8 @@ def within_floor(folder: Path, problem: Problem, objective: str, budgets: Sequen
         drop: Allowed loss of top-1 on the search images, as a share.
         resource: What is to be least.
         progress: Where progress goes.
-    Returns: The assignment, its predicted costs, what was measured on search and evaluation images, every step, and a line for people.
+    Returns: The assignment, its predicted costs, what was measured on search and evaluation images, every
+        step, and a line for people.
 
     Raises:
         StudyError: No study is there, or it is of another model.
@@ -61,17 +74,23 @@ def within_floor(folder: Path, problem: Problem, objective: str, budgets: Sequen
     study = Study(folder)
     config = study.config()
     if not TASKS.create(config.task).classes:
-        raise OptionError(f"--max-drop is a drop of top-1, and the task {config.task!r} of {folder} has no classes. Take --budget, or --prices to choose by.")
+        raise OptionError(
+            f"--max-drop is a drop of top-1, and the task {config.task!r} of {folder} has no classes. "
+            "Take --budget, or --prices to choose by."
+        )
     with study.busy():
         subject = load_subject(config, progress)
         judge = _Judge(subject, calibrate_subject(subject, config, progress), problem, study)
         at, count = _walk(problem, objective, budgets, resource)
         with progress.task("measure assignments") as advance:
-            found, trail = _bisect(at, count, judge, drop, lambda done: advance(done, int(np.ceil(np.log2(max(2, count)))) + 1))
+            found, trail = _bisect(
+                at, count, judge, drop, lambda done: advance(done, int(np.ceil(np.log2(max(2, count)))) + 1)
+            )
         if found is None:
             least = trail[0]
             raise InfeasibleError(
-                f"A drop of {drop:.2%} is below the least reachable {least['drop']:.2%}, measured where {objective} predicts the least damage. "
+                f"A drop of {drop:.2%} is below the least reachable {least['drop']:.2%}, measured where "
+                f"{objective} predicts the least damage. "
                 "Allow more, raise the budgets, or add wider candidates with --bits."
             )
         return _result(judge, found, trail, drop, resource)
@@ -82,14 +101,23 @@ class _Judge:
 
     def __init__(self, subject: Subject, calibration: Calibration, problem: Problem, study: Study) -> None:
         if {layer.name for layer in problem.layers} != {layer.name for layer in subject.graph.layers}:
-            raise StudyError(f"The problem and the model of the study in {study.path} do not have the same layers. Name the study's own folder.")
+            raise StudyError(
+                f"The problem and the model of the study in {study.path} do not have the same layers. "
+                "Name the study's own folder."
+            )
         self.problem, self._subject, self._calibration, self._study = problem, subject, calibration, study
         self._evaluators: dict[str, FastEvaluator] = {}
 
     def measured(self, indices: Indices, part: str = "search") -> dict[str, Any]:
         """Metrics on a part of the images, and the drop against the float model."""
         assignment = self.problem.assignment(indices)
-        key = [self._subject.hashes, part, assignment.to_json(), self._calibration.weight_observer, self._calibration.input_observer]
+        key = [
+            self._subject.hashes,
+            part,
+            assignment.to_json(),
+            self._calibration.weight_observer,
+            self._calibration.input_observer,
+        ]
         found: dict[str, Any] = self._study.cached("accuracy", key, lambda: self._measure(assignment, part))
         return found
 
@@ -109,16 +137,27 @@ def _drop(metrics: Metrics, float_logits: Tensor, labels: Tensor | None) -> floa
     return (top1 or 0.0) - metrics.top1
 
 
-def _walk(problem: Problem, objective: str, budgets: Sequence[Budget], resource: str) -> tuple[Callable[[int], Indices], int]:
+def _walk(
+    problem: Problem, objective: str, budgets: Sequence[Budget], resource: str
+) -> tuple[Callable[[int], Indices], int]:
     """How many optima there are, from the least of the resource to the least damage, and what each is."""
     if resource not in problem.costs or resource in PEAKS:
-        raise OptionError(f"The problem has no costs {resource}, so its least cannot be looked for. It has: {', '.join(problem.costs)}.")
+        raise OptionError(
+            f"The problem has no costs {resource}, so its least cannot be looked for. It has: "
+            f"{', '.join(problem.costs)}."
+        )
     if all(b.resource == resource for b in budgets):
         front = problem_front(problem, objective, resource, min((b.limit for b in budgets), default=None))
         return front.indices, len(front)
-    low, high = least_within(problem, budgets)[resource], getattr(solve(problem, objective, budgets).cost, resource)
+    low, high = (
+        least_within(problem, budgets)[resource],
+        getattr(solve(problem, objective, budgets).cost, resource),
+    )
     limits = np.linspace(low, high, _LIMITS)
-    return lambda k: solve(problem, objective, [*budgets, Budget(resource, float(limits[k]), "")]).indices, len(limits)
+    return (
+        lambda k: solve(problem, objective, [*budgets, Budget(resource, float(limits[k]), "")]).indices,
+        len(limits),
+    )
 
 
 def _bisect(
@@ -142,12 +181,20 @@ def _bisect(
     return at(high), trail
 
 
-def _result(judge: _Judge, found: Indices, trail: list[dict[str, Any]], drop: float, resource: str) -> dict[str, Any]:
-    search, held_out, cost = judge.measured(found), judge.measured(found, "evaluation"), judge.problem.cost(found)
+def _result(
+    judge: _Judge, found: Indices, trail: list[dict[str, Any]], drop: float, resource: str
+) -> dict[str, Any]:
+    search, held_out, cost = (
+        judge.measured(found),
+        judge.measured(found, "evaluation"),
+        judge.problem.cost(found),
+    )
     what = "top-1 drops by" if search["top1"] is not None else "without labels, the top class changes on"
     told = (
-        f"{format_quantity(getattr(cost, resource), resource)}: {what} {search['drop']:.2%} on the {search['images']} search images (at most {drop:.2%} was "
-        f"allowed), and {held_out['drop']:.2%} on the {held_out['images']} evaluation images; {len(trail)} assignments measured, rounded to nearest."
+        f"{format_quantity(getattr(cost, resource), resource)}: {what} {search['drop']:.2%} on the "
+        f"{search['images']} search images (at most {drop:.2%} was "
+        f"allowed), and {held_out['drop']:.2%} on the {held_out['images']} evaluation images; "
+        f"{len(trail)} assignments measured, rounded to nearest."
     )
     return {
         "assignment": judge.problem.assignment(found).to_json(),

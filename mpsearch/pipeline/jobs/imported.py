@@ -1,4 +1,6 @@
-"""An assignment from elsewhere beside ours: scored, weighed and measured by the same evaluator, at the same bytes."""
+"""An assignment from elsewhere beside ours: scored, weighed and measured by the same evaluator, at the same
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from mpsearch.solvers import solve
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was read, and the rows: label, assignment, predicted costs and damages, what was measured with weights rounded to nearest, by `measure`."""
+    """What was read, and the rows: label, assignment, predicted costs and damages, what was measured with
+    weights rounded to nearest, by `measure`.
+    """
 
     imported: Imported
     rows: tuple[dict[str, Any], ...]
@@ -40,7 +44,9 @@ def open_workshop(config: RunConfig, study: Study, progress: Progress) -> Worksh
 
 
 def read_import(path: Path, importer: str, subject: Subject) -> Imported:
-    """The assignment of a file, its products of activations left float: no target but the packed checkpoint has them."""
+    """The assignment of a file, its products of activations left float: no target but the packed checkpoint
+    has them.
+    """
     found = IMPORTERS.create(importer).read(path, subject.graph.layers)
     held = set(subject.units)
     dropped = [name for name, c in found.assignment.items() if name not in held and not c.is_float]
@@ -50,7 +56,8 @@ def read_import(path: Path, importer: str, subject: Subject) -> Imported:
 
 
 def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
-    """Measure an assignment beside uniform ones and beside the exact optimum of the first objective at the same bytes.
+    """Measure an assignment beside uniform ones and beside the exact optimum of the first objective at the
+    same bytes.
 
     Writes `assignment.json`, `assignment.csv` and `imported.json` into the study's folder.
 
@@ -66,19 +73,34 @@ def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
     chosen = {"imported": imported.assignment} | {u.label: ours.assignment(u.indices) for u in wide}
     proxy = config.objectives[0].partition(":")[0]
     try:
-        optimum = solve(_integers_alone(problem, imported.assignment), proxy, [Budget.parse(f"{int(size or 0)}B")])
-        chosen[f"exact optimum of {proxy} at the same bytes"] = _integers_alone(problem, imported.assignment).assignment(optimum.indices)
+        optimum = solve(
+            _integers_alone(problem, imported.assignment), proxy, [Budget.parse(f"{int(size or 0)}B")]
+        )
+        chosen[f"exact optimum of {proxy} at the same bytes"] = _integers_alone(
+            problem, imported.assignment
+        ).assignment(optimum.indices)
     except InfeasibleError:  # the file has fewer bytes than 2 bits everywhere would
         workshop.progress.say(
-            f"No assignment of {min(config.bits)} to {max(config.bits)} bits has at most {size:.0f} bytes; there is no optimum beside the import."
+            f"No assignment of {min(config.bits)} to {max(config.bits)} bits has at most {size:.0f} "
+            "bytes; there is no optimum beside the import."
         )
-    rows = [_float_row(workshop), *(_row(label, assignment, problem, workshop) for label, assignment in chosen.items())]
+    rows = [
+        _float_row(workshop),
+        *(_row(label, assignment, problem, workshop) for label, assignment in chosen.items()),
+    ]
     about = {"predicted": rows[1]["predicted"], "metrics": rows[1]["measured"]["metrics"]}
     write_assignment(subject, study.path, imported.assignment, about)
     names = tuple(problem.scores)
     files.write_json(
         study.path / "imported.json",
-        {"schema": 1, "file": str(path), "from": importer, "notes": list(imported.notes), "measure": workshop.task.measure, "rows": rows},
+        {
+            "schema": 1,
+            "file": str(path),
+            "from": importer,
+            "notes": list(imported.notes),
+            "measure": workshop.task.measure,
+            "rows": rows,
+        },
     )
     return Comparison(imported, tuple(rows), names, workshop.task.measure)
 
@@ -87,29 +109,44 @@ def _problem(assignment: Assignment, subject: Subject, config: RunConfig) -> Pro
     """The problem of the configuration whose candidates hold the file's too."""
     base = sized_problem(subject, config)
     candidates = tuple(
-        choices if layer.name not in subject.layout.weights else tuple(dict.fromkeys((*choices, *_beside(choices, assignment[layer.name]))))
+        choices
+        if layer.name not in subject.layout.weights
+        else tuple(dict.fromkeys((*choices, *_beside(choices, assignment[layer.name]))))
         for layer, choices in zip(base.layers, base.candidates, strict=True)
     )
     size, bops = [], []
     for layer, choices in zip(base.layers, candidates, strict=True):
-        size.append(tuple(float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0 for c in choices))
+        size.append(
+            tuple(
+                float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0
+                for c in choices
+            )
+        )
         bops.append(tuple(float(layer.macs * (c.w_bits or 32) * (c.a_bits or 32)) for c in choices))
     return replace(base, candidates=candidates, costs={"size_bytes": tuple(size), "bops": tuple(bops)})
 
 
 def _beside(choices: Sequence[Candidate], given: Candidate) -> list[Candidate]:
-    """The file's candidate, and the layer's own widths with the input bits that it has, such as float inputs."""
+    """The file's candidate, and the layer's own widths with the input bits that it has, such as float
+    inputs.
+    """
     if given.is_float:
         return [given]
     return [given, *(Candidate(c.w_bits, given.a_bits) for c in choices if not c.is_float)]
 
 
 def _integers_alone(problem: Problem, assignment: Assignment) -> Problem:
-    """Candidates with the input bits that the file gives a layer: the optimum must not be better for having more of these."""
+    """Candidates with the input bits that the file gives a layer: the optimum must not be better for having
+    more of these.
+    """
     kept = []
     for layer, choices in zip(problem.layers, problem.candidates, strict=True):
         given = assignment[layer.name]
-        same = [i for i, c in enumerate(choices) if c == given or (not given.is_float and not c.is_float and c.a_bits == given.a_bits)]
+        same = [
+            i
+            for i, c in enumerate(choices)
+            if c == given or (not given.is_float and not c.is_float and c.a_bits == given.a_bits)
+        ]
         kept.append(same)
     return problem.only(kept)
 
@@ -120,10 +157,22 @@ def _row(label: str, assignment: Assignment, problem: Problem, workshop: Worksho
         measured = workshop.measured(workshop.calibration.states(assignment), whole=True)
         advance(1, 1)
     scores = {name: problem.score(name, indices) for name in problem.scores}
-    return {"label": label, "assignment": assignment.to_json(), "predicted": problem.cost(indices).to_json(), "scores": scores, "measured": measured}
+    return {
+        "label": label,
+        "assignment": assignment.to_json(),
+        "predicted": problem.cost(indices).to_json(),
+        "scores": scores,
+        "measured": measured,
+    }
 
 
 def _float_row(workshop: Workshop) -> dict[str, Any]:
     images, logits = workshop.subject.splits.evaluation, workshop.evaluation.reference()["evaluation"]
     metrics = workshop.task.compare(logits, logits, images.labels).to_json()
-    return {"label": "float", "assignment": {}, "predicted": {}, "scores": {}, "measured": {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()}}
+    return {
+        "label": "float",
+        "assignment": {},
+        "predicted": {},
+        "scores": {},
+        "measured": {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()},
+    }

@@ -17,29 +17,39 @@ from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
 from mpsearch.pipeline.steps.workshop import Workshop
 
 
-def profile_model(config: RunConfig, progress: Progress, at_most: int | None = None, models: int = 0) -> tuple[LatencyTable, Path]:
-    """Measure the rows that this device's table lacks for a model, or the most informative of them, and whole mixed models.
+def profile_model(
+    config: RunConfig, progress: Progress, at_most: int | None = None, models: int = 0
+) -> tuple[LatencyTable, Path]:
+    """Measure the rows that this device's table lacks for a model, or the most informative of them, and whole
+    mixed models.
 
     Args:
         config: Model, images, target, tables and threads.
         progress: Where progress goes.
         at_most: So many rows; None for all.
-        models: So many whole models, the uniform ones among them, to which the cost model of a latency budget is fitted; 0 for none. They are those that a
-            run measures, which finds them in the table.
+        models: So many whole models, the uniform ones among them, to which the cost model of a latency budget
+            is fitted; 0 for none. They are those that a run measures, which finds them in the table.
     Returns: The table and its file.
 
     Raises: OptionError: Whole models of a part of the rows.
     """
     if models and at_most is not None:
-        raise OptionError("Whole models are put together from every row, so --models and --at-most do not go together. Leave one of them out.")
+        raise OptionError(
+            "Whole models are put together from every row, so --models and --at-most do not go together. "
+            "Leave one of them out."
+        )
     require_tables(config)
     subject = load_subject(config, progress, labelled=False)
     problem = sized_problem(subject, config)
     table, where = latency_table(problem, config, progress, at_most)
     if models:
         with tempfile.TemporaryDirectory() as folder:  # nothing but the table is kept
-            workshop = Workshop(subject, calibrate_subject(subject, config, progress), config, Study(Path(folder)), progress)
-            _, about = add_latency(problem, config, table, where, workshop.deployment.architecture(problem), progress, models)
+            workshop = Workshop(
+                subject, calibrate_subject(subject, config, progress), config, Study(Path(folder)), progress
+            )
+            _, about = add_latency(
+                problem, config, table, where, workshop.deployment.architecture(problem), progress, models
+            )
         _tell_error(about, progress)
     return table, where
 
@@ -47,9 +57,17 @@ def profile_model(config: RunConfig, progress: Progress, at_most: int | None = N
 def _tell_error(about: dict[str, Any], progress: Progress) -> None:
     error = about["error"]
     if error is None:
-        progress.say(f"{about['runs']} whole models are too few to tell how well the latency of others is predicted; a latency budget measures {MIXED_RUNS}.")
+        progress.say(
+            f"{about['runs']} whole models are too few to tell how well the latency of others is "
+            f"predicted; a latency budget measures {MIXED_RUNS}."
+        )
         return
-    verdict = "well enough for a latency budget" if error["trusted"] else "too badly for a latency budget without --allow-estimate"
+    verdict = (
+        "well enough for a latency budget"
+        if error["trusted"]
+        else "too badly for a latency budget without --allow-estimate"
+    )
     progress.say(
-        f"Latency of mixed assignments is predicted {verdict}: {error['mape']:.1%} off on average, {error['worst']:.1%} at worst, {error['runs']} runs."
+        f"Latency of mixed assignments is predicted {verdict}: {error['mape']:.1%} off on average, "
+        f"{error['worst']:.1%} at worst, {error['runs']} runs."
     )

@@ -1,4 +1,6 @@
-"""`mpsearch score`: the tables of objectives on a model, cached in a study's folder under the hash of what they depend on."""
+"""`mpsearch score`: the tables of objectives on a model, cached in a study's folder under the hash of what
+they depend on.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class Scored:
         subject: Model and images.
         calibration: The states that the search would see.
         workshop: Finishes assignments.
-        problem: Sizes, and a table for each objective under its name as typed, with its interactions where it has some.
+        problem: Sizes, and a table for each objective under its name as typed, with its interactions where it
+            has some.
         about: Objective as typed -> seconds, violations, unit.
     """
 
@@ -50,14 +53,19 @@ class Scored:
 
     def to_json(self) -> dict[str, Any]:
         """The problem, which `mpsearch solve` reads, and how the tables came about."""
-        return {**self.problem.to_json(), "objectives": self.about, "hashes": self.subject.hashes, "config": self.config.to_json()}
+        return {
+            **self.problem.to_json(),
+            "objectives": self.about,
+            "hashes": self.subject.hashes,
+            "config": self.config.to_json(),
+        }
 
 
 def score_model(config: RunConfig, study: Study, progress: Progress | None = None) -> Scored:
     """Score every objective of `config`, or find its table in the study's folder, and write `scores.json`.
 
-    Two objectives may differ in their options alone: tables are named as the objectives were typed. The folder may be that of a run
-    of the same model and images, whose tables are then used.
+    Two objectives may differ in their options alone: tables are named as the objectives were typed. The
+    folder may be that of a run of the same model and images, whose tables are then used.
 
     Raises:
         UserError: An objective or one of its options is unknown.
@@ -65,7 +73,9 @@ def score_model(config: RunConfig, study: Study, progress: Progress | None = Non
     """
     progress = progress or Silent()
     for text in config.objectives:
-        (INTERACTING if interacts(text) else OBJECTIVES).create(text)  # a slip is told before anything is loaded
+        (INTERACTING if interacts(text) else OBJECTIVES).create(
+            text
+        )  # a slip is told before anything is loaded
     with study.busy():
         return score_held(config, study, progress)
 
@@ -87,7 +97,8 @@ def score_held(config: RunConfig, study: Study, progress: Progress) -> Scored:
 
 
 def claim(study: Study, config: RunConfig) -> None:
-    """Take a folder that is new, or that of the same model, images and candidates; objectives, budgets and the rest may differ.
+    """Take a folder that is new, or that of the same model, images and candidates; objectives, budgets and
+    the rest may differ.
 
     Raises: StudyError: It holds something else; names the settings that differ.
     """
@@ -97,11 +108,16 @@ def claim(study: Study, config: RunConfig) -> None:
     held = study.config()
     differ = [name for name in _DECIDE if getattr(held, name) != getattr(config, name)]
     if differ:
-        raise StudyError(f"{study.path} holds a study with other settings ({', '.join(differ)}). Give this one another name with --name.")
+        raise StudyError(
+            f"{study.path} holds a study with other settings ({', '.join(differ)}). Give this one "
+            "another name with --name."
+        )
 
 
 def score_rows(scored: Scored, text: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Header and rows of an objective's table for print: a line for each layer with a choice, a column for each candidate, `None` where it has none."""
+    """Header and rows of an objective's table for print: a line for each layer with a choice, a column for
+    each candidate, `None` where it has none.
+    """
     problem = scored.problem
     chosen = [i for i, choices in enumerate(problem.candidates) if problem.layers[i].weight_shape and choices]
     columns = list(dict.fromkeys(c for i in chosen for c in problem.candidates[i]))
@@ -116,10 +132,18 @@ LONG = ("objective", "layer", "candidate", "score", "weights", "activations")
 
 
 def long_rows(scored: Scored) -> list[tuple[Any, ...]]:
-    """`LONG`: one line for each entry of every table, units without a weight left out; what weights and inputs contribute where the objective tells."""
+    """`LONG`: one line for each entry of every table, units without a weight left out; what weights and
+    inputs contribute where the objective tells.
+    """
     problem = scored.problem
     return [
-        (text, layer.name, str(candidate), problem.scores[text][i][c], *(_entry(scored.about[text].get(part), i, c) for part in LONG[-2:]))
+        (
+            text,
+            layer.name,
+            str(candidate),
+            problem.scores[text][i][c],
+            *(_entry(scored.about[text].get(part), i, c) for part in LONG[-2:]),
+        )
         for text in problem.scores
         for i, (layer, choices) in enumerate(zip(problem.layers, problem.candidates, strict=True))
         for c, candidate in enumerate(choices)

@@ -1,4 +1,6 @@
-"""Step 6: the chosen states become the files of `artifact/`, which are read back, compared and timed as they lie there."""
+"""Step 6: the chosen states become the files of `artifact/`, which are read back, compared and timed as they
+lie there.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ PACKED_FILE = "model.safetensors"
 _FEW = 32
 """Images that the process of its own runs."""
 _SAME = 0.02
-"""Relative distance of the logits of two processes: other batch sizes and thread counts add in another order, and a code may tip over."""
+"""Relative distance of the logits of two processes: other batch sizes and thread counts add in another order,
+and a code may tip over.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,26 @@ class ArtifactWriter:
     folder: Path
 
     def write(self, states: States, description: dict[str, Any]) -> dict[str, Any]:
-        """Write the files, read them back, and compare: the checkpoint bit for bit, ONNX by its top class on the evaluation images.
+        """Write the files, read them back, and compare: the checkpoint bit for bit, ONNX by its top class on
+        the evaluation images.
 
         Args:
             states: States of every unit.
-            description: For `assignment.json`: the assignment, budgets, predicted and measured costs, metrics.
+            description: For `assignment.json`: the assignment, budgets, predicted and measured costs,
+                metrics.
         Returns: Paths, bytes, and how what was read back agrees.
         Raises: MpsearchError: What was read back does not compute what was written.
         """
-        subject, config, evaluation = self.measurement.subject, self.measurement.config, self.measurement.evaluation
-        packed, images, job = self.folder / PACKED_FILE, subject.splits.evaluation, self.measurement.deployment.job(states)
+        subject, config, evaluation = (
+            self.measurement.subject,
+            self.measurement.config,
+            self.measurement.evaluation,
+        )
+        packed, images, job = (
+            self.folder / PACKED_FILE,
+            subject.splits.evaluation,
+            self.measurement.deployment.job(states),
+        )
         told = {"label": "best", "study": self.measurement.study.name, "task": config.task}
         write_artifact(self.folder, config.target, job, told, functools.partial(_packed_beside, job))
         about: dict[str, Any] = {"packed": str(packed), "size_bytes": packed.stat().st_size}
@@ -67,18 +81,25 @@ class ArtifactWriter:
         found = evaluation.task.compare(logits, evaluation.reference()["evaluation"], images.labels)
         about |= {"top1": found.top1, "scores": found.scores}
         if not torch.equal(logits, predict(load_packed(packed, fresh), images)):
-            raise MpsearchError(f"{packed} was read back and does not compute what was written. Please report this with the model.")
+            raise MpsearchError(
+                f"{packed} was read back and does not compute what was written. Please report this with "
+                "the model."
+            )
         about["reloaded_bit_for_bit"] = True
         if has_backend(config):
             about |= self._compared(job, logits)
         measured = {**description["measured"], **about, **about.get("latency", {})}
-        description = {**description, "measured": {k: measured[k] for k in measured if k in description["measured"]}}
+        description = {
+            **description,
+            "measured": {k: measured[k] for k in measured if k in description["measured"]},
+        }
         assignment = Assignment.from_json(description.pop("assignment"))
         write_assignment(subject, self.folder, assignment, description)
         return about
 
     def _compared(self, job: Job, logits: Tensor) -> dict[str, Any]:
-        """Run the target's files: in a process of its own on a few images (where the files alone are enough), and by their top class on all.
+        """Run the target's files: in a process of its own on a few images (where the files alone are enough),
+        and by their top class on all.
 
         Raises: MpsearchError: The other process does not compute what this one does.
         """
@@ -98,7 +119,8 @@ class ArtifactWriter:
         apart = float((torch.from_numpy(fresh.outputs) - ran[: len(few)]).norm() / ran[: len(few)].norm())
         if not apart < _SAME:
             raise MpsearchError(
-                f"{path} computes other logits in a process of its own: they differ by {apart:.2g} of their norm. Please report this with the model."
+                f"{path} computes other logits in a process of its own: they differ by {apart:.2g} of "
+                "their norm. Please report this with the model."
             )
         if measurement.in_new_processes:
             earlier = measurement.measured(dict(job.states), whole=True).get("latency_readings_us", ())
@@ -113,10 +135,17 @@ def _packed_beside(job: Job, folder: Path) -> None:
         save_packed(folder / PACKED_FILE, job.layout, job.module, job.states)
 
 
-def write_assignment(subject: Subject, folder: Path, assignment: Assignment, about: Mapping[str, Any]) -> None:
+def write_assignment(
+    subject: Subject, folder: Path, assignment: Assignment, about: Mapping[str, Any]
+) -> None:
     """`assignment.json` and `assignment.csv`, for tools that do not know the model."""
     layout, layers = subject.layout, subject.graph.layers
-    sizes = {layer.name: layout.unit_bytes(layer.name, assignment[layer.name]) if layer.name in layout.units else 0 for layer in layers}
-    document = assignment_document(layers, assignment, size_bytes=sizes, about={"model": subject.source.to_json(), **about})
+    sizes = {
+        layer.name: layout.unit_bytes(layer.name, assignment[layer.name]) if layer.name in layout.units else 0
+        for layer in layers
+    }
+    document = assignment_document(
+        layers, assignment, size_bytes=sizes, about={"model": subject.source.to_json(), **about}
+    )
     files.write_json(folder / "assignment.json", document)
     files.write_text(folder / "assignment.csv", assignment_csv(document))

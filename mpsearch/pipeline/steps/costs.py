@@ -20,11 +20,21 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     integers = tuple(Candidate(bits, config.a_bits) for bits in sorted(config.bits, reverse=True))
     wide = (*integers, FLOAT) if limits(config, "latency_us", "energy_mj") else integers
     fixed = _fixed(subject, config)
-    candidates = tuple(fixed.get(layer.name, wide) if layer.name in subject.layout.weights else (FLOAT,) for layer in subject.graph.layers)
-    candidates = Restrictions.parse(config.fix, config.layer_bits).choose(subject.graph.layers, candidates, _possible(subject, candidates))
+    candidates = tuple(
+        fixed.get(layer.name, wide) if layer.name in subject.layout.weights else (FLOAT,)
+        for layer in subject.graph.layers
+    )
+    candidates = Restrictions.parse(config.fix, config.layer_bits).choose(
+        subject.graph.layers, candidates, _possible(subject, candidates)
+    )
     size, bops = [], []
     for layer, choices in zip(subject.graph.layers, candidates, strict=True):
-        size.append(tuple(float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0 for c in choices))
+        size.append(
+            tuple(
+                float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0
+                for c in choices
+            )
+        )
         bops.append(tuple(float(layer.macs * (c.w_bits or 32) * (c.a_bits or 32)) for c in choices))
     return Problem(
         subject.graph.layers,
@@ -37,16 +47,26 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
 def _possible(subject: Subject, candidates: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:
     """What rules may pick from: of a unit with a weight every width there is, the widest first, and float."""
     every = (*(Candidate(w, a) for w in range(8, 1, -1) for a in (*range(8, 1, -1), FLOAT_INPUT)), FLOAT)
-    return [every if layer.name in subject.layout.weights else tuple(row) for layer, row in zip(subject.graph.layers, candidates, strict=True)]
+    return [
+        every if layer.name in subject.layout.weights else tuple(row)
+        for layer, row in zip(subject.graph.layers, candidates, strict=True)
+    ]
 
 
 def _fixed(subject: Subject, config: RunConfig) -> dict[str, tuple[Candidate, ...]]:
     """The first and the last unit, and the units tied to them, where they are not left to the search."""
     if config.first_last_bits is None:
         return {}
-    ends, tie = {subject.units[0], subject.units[-1]}, {layer.name: layer.tie or layer.name for layer in subject.graph.layers}
+    ends, tie = (
+        {subject.units[0], subject.units[-1]},
+        {layer.name: layer.tie or layer.name for layer in subject.graph.layers},
+    )
     heads = {tie[unit] for unit in ends}
-    return {unit: (Candidate(config.first_last_bits, config.first_last_bits),) for unit in subject.units if tie[unit] in heads}
+    return {
+        unit: (Candidate(config.first_last_bits, config.first_last_bits),)
+        for unit in subject.units
+        if tie[unit] in heads
+    }
 
 
 def resolve_budgets(problem: Problem, config: RunConfig) -> tuple[Budget, ...]:
@@ -69,19 +89,26 @@ def resolve_budgets(problem: Problem, config: RunConfig) -> tuple[Budget, ...]:
 def _require_measured(budget: Budget, config: RunConfig) -> None:
     if budget.resource == "energy_mj" and not config.deployment.measures_energy:
         raise BudgetError(
-            f"The target {config.target} measures no energy, so the budget {budget.text} cannot be kept. Take --target triton-cuda on a machine with an NVIDIA "
+            f"The target {config.target} measures no energy, so the budget {budget.text} cannot be kept. "
+            "Take --target triton-cuda on a machine with an NVIDIA "
             "GPU, or limit size, latency, peak memory or bit operations."
         )
     if budget.resource == "memory_bytes" and not config.deployment.measures_memory:
-        raise BudgetError(f"Peak memory is measured for --target ort-cpu, not for {config.target}. Take that target, or leave the budget {budget.text} out.")
+        raise BudgetError(
+            f"Peak memory is measured for --target ort-cpu, not for {config.target}. Take that target, "
+            f"or leave the budget {budget.text} out."
+        )
     if budget.resource == "latency_us" and config.deployment.backend() is None:
         raise BudgetError(
-            f"The target {config.target} has no runtime, so the budget {budget.text} cannot be measured. Take --target ort-cpu, or leave the budget out."
+            f"The target {config.target} has no runtime, so the budget {budget.text} cannot be measured. "
+            "Take --target ort-cpu, or leave the budget out."
         )
 
 
 def limited(subject: Subject, config: RunConfig) -> tuple[Problem, tuple[Budget, ...]]:
-    """The problem and its absolute limits. Raises as `resolve_budgets`, and says what can be reached also where a budget cannot be read."""
+    """The problem and its absolute limits. Raises as `resolve_budgets`, and says what can be reached also
+    where a budget cannot be read.
+    """
     try:
         problem = sized_problem(subject, config)
         return problem, resolve_budgets(problem, config)

@@ -76,8 +76,12 @@ class Deployment:
 
         def load(kernels: Kernels) -> tuple[Callable[[], object], int]:
             """Ready to run, and how many calls of units were asked to run quantised and do not."""
-            asked = {unit: Candidate.parse(k) for unit, k in zip(units, kernels, strict=True) if unit is not None}
-            states = {unit.name: self.calibration.state(unit.name, candidate) for unit, candidate in asked.items()}
+            asked = {
+                unit: Candidate.parse(k) for unit, k in zip(units, kernels, strict=True) if unit is not None
+            }
+            states = {
+                unit.name: self.calibration.state(unit.name, candidate) for unit, candidate in asked.items()
+            }
             job = self.job(states)
             with tempfile.TemporaryDirectory() as folder:
                 self.target.write(job, Path(folder))
@@ -86,22 +90,30 @@ class Deployment:
 
         @functools.cache
         def never() -> int:
-            """Calls that run in float whatever is asked, such as a convolution that the model returns; their row is what they take there."""
+            """Calls that run in float whatever is asked, such as a convolution that the model returns; their
+            row is what they take there.
+            """
             return load(tuple("float" if unit is None else str(self._widest(unit)) for unit in units))[1]
 
         def build(kernels: Kernels) -> WholeModel:
             run, missing = load(kernels)
             return WholeModel(run, 0 <= missing <= max(0, never()))
 
-        return Architecture(self.subject.source.name.rpartition(":")[2], find_wires(self.float_onnx(), problem.layers), build)
+        return Architecture(
+            self.subject.source.name.rpartition(":")[2], find_wires(self.float_onnx(), problem.layers), build
+        )
 
     def uniform_peaks(self, kernels: Sequence[str]) -> dict[str, float]:
-        """Kernel -> peak memory of the activations of the model that is uniform in it, measured; once for these weights."""
+        """Kernel -> peak memory of the activations of the model that is uniform in it, measured; once for
+        these weights.
+        """
 
         def measure() -> dict[str, float]:
             found = {}
             for kernel in kernels:
-                states = {unit: self.calibration.state(unit, Candidate.parse(kernel)) for unit in self.subject.units}
+                states = {
+                    unit: self.calibration.state(unit, Candidate.parse(kernel)) for unit in self.subject.units
+                }
                 job = self.job(states)
                 with tempfile.TemporaryDirectory() as folder:
                     self.target.write(job, Path(folder))
@@ -109,7 +121,9 @@ class Deployment:
             return found
 
         with self.progress.task("measure the memory of uniform models") as advance:
-            peaks: dict[str, float] = self.study.cached("peaks", [self.subject.hashes, list(kernels)], measure)
+            peaks: dict[str, float] = self.study.cached(
+                "peaks", [self.subject.hashes, list(kernels)], measure
+            )
             advance(1, 1)
         return peaks
 

@@ -1,4 +1,6 @@
-"""The embedded default: resnet34 fitted on scikit-learn's digits, so that the first command works anywhere, without a network."""
+"""The embedded default: resnet34 fitted on scikit-learn's digits, so that the first command works anywhere,
+without a network.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,24 @@ DATA_CONFIG: dict[str, Any] = {
     "crop_mode": "squash",
 }
 EPOCHS, BATCH, RATE, SHIFT = 5, 64, 1e-3, 2
-_RECIPE = {"epochs": EPOCHS, "batch": BATCH, "rate": RATE, "shift": SHIFT, "model": NAME, "args": MODEL_ARGS, "data": DATA_CONFIG, "recipe": 2}
+_RECIPE = {
+    "epochs": EPOCHS,
+    "batch": BATCH,
+    "rate": RATE,
+    "shift": SHIFT,
+    "model": NAME,
+    "args": MODEL_ARGS,
+    "data": DATA_CONFIG,
+    "recipe": 2,
+}
 
 
 def cache_folder() -> Path:
     """`MPSEARCH_CACHE`, else `mpsearch` in the user's cache folder."""
     given = os.environ.get("MPSEARCH_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mpsearch"
+    return (
+        Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mpsearch"
+    )
 
 
 def default_model(progress: Progress) -> LoadedModel:
@@ -42,7 +55,10 @@ def default_model(progress: Progress) -> LoadedModel:
     if path.is_file():
         progress.say(f"Embedded model: {NAME} fitted on scikit-learn's digits, from {path}.")
     else:
-        progress.say(f"Embedded model: {NAME} has no weights here, so it is fitted now on 1,257 of scikit-learn's digits (cached in {path}).")
+        progress.say(
+            f"Embedded model: {NAME} has no weights here, so it is fitted now on 1,257 of scikit-learn's "
+            f"digits (cached in {path})."
+        )
         fitted = _fit(progress)
         with files.replacing(path) as beside:
             beside.write_bytes(save({k: v.contiguous() for k, v in fitted.state_dict().items()}))
@@ -51,7 +67,9 @@ def default_model(progress: Progress) -> LoadedModel:
 
 
 def _fit(progress: Progress) -> nn.Module:
-    """AdamW, one cycle, label smoothing 0.1, shifts of up to 2 pixels; the seed is fixed and torch's own generator left as found."""
+    """AdamW, one cycle, label smoothing 0.1, shifts of up to 2 pixels; the seed is fixed and torch's own
+    generator left as found.
+    """
     images = load_images("digits", DATA_CONFIG, split="train")
     inputs, labels = images.inputs().to(memory_format=torch.channels_last), images.require_labels(10)
     steps = len(images) // BATCH

@@ -1,4 +1,6 @@
-"""How good quantised models are: damage on the search images, metrics on the evaluation images, and what a pass over these takes."""
+"""How good quantised models are: damage on the search images, metrics on the evaluation images, and what a
+pass over these takes.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,17 @@ class Evaluation:
                 search = self._timed(self.subject.module)
                 advance(1, 2)
                 self.tell("The float model")
-                self._reference = {"search": search, "evaluation": predict(self.subject.module, self.subject.splits.evaluation)}
+                self._reference = {
+                    "search": search,
+                    "evaluation": predict(self.subject.module, self.subject.splits.evaluation),
+                }
                 advance(2, 2)
         return self._reference
 
     def search_losses(self, states: States) -> Tensor:
-        """Damage to each search image, KL to the float model for classification; kept, as a few numbers, for the next who asks."""
+        """Damage to each search image, KL to the float model for classification; kept, as a few numbers, for
+        the next who asks.
+        """
         key = digest_of_states(states)
         if key not in self._losses:
             floats = self.reference()["search"]
@@ -64,13 +71,21 @@ class Evaluation:
         images, floats = self.images(whole), self.reference()["evaluation"]
         if whole:
             self.tell("An assignment")
-        return self.task.compare(predict(install(self.subject.module, states), images), floats[: len(images)], images.labels)
+        return self.task.compare(
+            predict(install(self.subject.module, states), images), floats[: len(images)], images.labels
+        )
 
     def tell(self, what: str, passes: int = 1) -> None:
         """Say what passes over all evaluation images will take, by the last pass over the search images."""
         images, search = len(self.subject.splits.evaluation), len(self.subject.splits.search)
         seconds = passes * self._seconds * images / search
-        took = f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        took = (
+            f"{seconds:.1f} s"
+            if seconds < 10
+            else f"{seconds:.0f} s"
+            if seconds < 120
+            else f"{seconds / 60:.0f} min"
+        )
         times = "" if passes == 1 else f" {passes} times"
         self.progress.say(f"{what} goes over {images:,} evaluation images{times}, which takes about {took}.")
 

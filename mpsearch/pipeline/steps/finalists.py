@@ -16,7 +16,9 @@ from mpsearch.problem import Budget, Problem, mean_bits
 from mpsearch.reconstruct import Calibration
 
 TIE = 1.0
-"""Standard errors of the paired difference on the search images up to which the uniform assignment, being the simpler one, wins."""
+"""Standard errors of the paired difference on the search images up to which the uniform assignment, being the
+simpler one, wins.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,11 @@ def choose(
         hardware: What step 2 told of the float model.
         last: Whether a finalist that keeps the budgets is preferred to a better one that does not.
     """
-    shown = {u.label: u.indices for u in run_uniforms(problem, workshop.config) if u.candidate.w_bits in (8, 6, 4) or u.indices == found.uniform}
+    shown = {
+        u.label: u.indices
+        for u in run_uniforms(problem, workshop.config)
+        if u.candidate.w_bits in (8, 6, 4) or u.indices == found.uniform
+    }
     rows, learned = [], dict[Indices, States]()
     for label, indices in {**shown, **found.finalists}.items():
         row = _row(label, problem, indices, budgets, searched, workshop)
@@ -63,7 +69,9 @@ def choose(
             if indices not in learned:
                 learned[indices] = workshop.reconstructed(assignment, label)
             measured = workshop.measured(learned[indices], whole=True)
-            row = replace(row, reconstructed=measured, gained=tuple(workshop.reconstruction.gained(assignment)))
+            row = replace(
+                row, reconstructed=measured, gained=tuple(workshop.reconstruction.gained(assignment))
+            )
         rows.append(row)
     done = [row for row in rows if row.reconstructed is not None]
     keeping = [row for row in done if all(b.kept(row.reconstructed or {}) for b in budgets)]
@@ -85,25 +93,50 @@ def choose(
     return Chosen((_float_row(workshop, hardware), *rows), best, learned[row.indices])
 
 
-def _best_of(done: Sequence[Row], uniform: Indices | None, learned: Mapping[Indices, States], workshop: Workshop) -> tuple[Row, str]:
-    """The finalist of least loss on the search images; but the uniform one where that is better by no more than chance."""
+def _best_of(
+    done: Sequence[Row], uniform: Indices | None, learned: Mapping[Indices, States], workshop: Workshop
+) -> tuple[Row, str]:
+    """The finalist of least loss on the search images; but the uniform one where that is better by no more
+    than chance.
+    """
     best = min(done, key=lambda row: (row.reconstructed or {})["search_kl"])
     plain = next((row for row in done if row.indices == uniform), None)
     if plain is None or plain is best:
         return best, "least loss on the search images"
     ours, theirs = (workshop.evaluation.search_losses(learned[row.indices]) for row in (best, plain))
     if clearly_lower(ours, theirs, TIE):
-        return best, f"least loss on the search images, by more than {TIE:g} standard error below {plain.label}"
-    return plain, f"a tie with {best.label}, which is better on the search images by less than {TIE:g} standard error"
+        return (
+            best,
+            f"least loss on the search images, by more than {TIE:g} standard error below {plain.label}",
+        )
+    return (
+        plain,
+        f"a tie with {best.label}, which is better on the search images by less than {TIE:g} standard error",
+    )
 
 
-def _row(label: str, problem: Problem, indices: Indices, budgets: Sequence[Budget], searched: Calibration, workshop: Workshop) -> Row:
+def _row(
+    label: str,
+    problem: Problem,
+    indices: Indices,
+    budgets: Sequence[Budget],
+    searched: Calibration,
+    workshop: Workshop,
+) -> Row:
     assignment = problem.assignment(indices)
     with workshop.progress.task(f"measure {label}") as advance:
         before = workshop.measured(searched.states(assignment))
         advance(1, 1)
     fits = keeps(problem, indices, budgets)
-    return Row(label, mean_bits(problem.layers, assignment), before, fits, tuple(indices), assignment, problem.cost(indices))
+    return Row(
+        label,
+        mean_bits(problem.layers, assignment),
+        before,
+        fits,
+        tuple(indices),
+        assignment,
+        problem.cost(indices),
+    )
 
 
 def _float_row(workshop: Workshop, hardware: Mapping[str, Any]) -> Row:

@@ -17,25 +17,37 @@ MAX_POINTS = 512
 """Points of the exact front whose assignment is written; a longer front is thinned evenly, its ends kept."""
 
 
-def write_front(study: Study, problem: Problem, objective: str, front: Front, trials: Sequence[Trial]) -> None:
+def write_front(
+    study: Study, problem: Problem, objective: str, front: Front, trials: Sequence[Trial]
+) -> None:
     """Write both files whole.
 
-    `front.csv` has every point of the exact front of the proxy (size, damage). `front.json` has the assignments of at most 512 of
-    them, and every measured trial with whether it is on the front of the measured loss.
+    `front.csv` has every point of the exact front of the proxy (size, damage). `front.json` has the
+    assignments of at most 512 of them, and every measured trial with whether it is on the front of the
+    measured loss.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("size_bytes", objective))
-    writer.writerows((int(size), repr(float(damage))) for size, damage in zip(front.costs, front.scores, strict=True))
+    writer.writerows(
+        (int(size), repr(float(damage))) for size, damage in zip(front.costs, front.scores, strict=True)
+    )
     files.write_text(study.path / "front.csv", text.getvalue())
     step = max(1, -(-(len(front) - 1) // (MAX_POINTS - 1)))
     chosen = sorted({*range(0, len(front), step), len(front) - 1})
-    on_front = {trials[i].number for i in non_dominated([(float(t.cost.size_bytes or 0.0), t.loss) for t in trials])}
+    on_front = {
+        trials[i].number for i in non_dominated([(float(t.cost.size_bytes or 0.0), t.loss) for t in trials])
+    }
     points: list[dict[str, Any]] = []
     for p in chosen:
         indices = front.indices(p)
         points.append(
-            {"size_bytes": int(front.costs[p]), "score": float(front.scores[p]), "indices": list(indices), "predicted": problem.cost(indices).to_json()}
+            {
+                "size_bytes": int(front.costs[p]),
+                "score": float(front.scores[p]),
+                "indices": list(indices),
+                "predicted": problem.cost(indices).to_json(),
+            }
         )
     measured = [
         {
@@ -49,6 +61,17 @@ def write_front(study: Study, problem: Problem, objective: str, front: Front, tr
         }
         for t in trials
     ]
-    layers = [{"name": layer.name, "candidates": list(map(str, c))} for layer, c in zip(problem.layers, problem.candidates, strict=True)]
-    data = {"schema": 1, "objective": objective, "exact": front.exact, "points_in_all": len(front), "layers": layers, "points": points, "measured": measured}
+    layers = [
+        {"name": layer.name, "candidates": list(map(str, c))}
+        for layer, c in zip(problem.layers, problem.candidates, strict=True)
+    ]
+    data = {
+        "schema": 1,
+        "objective": objective,
+        "exact": front.exact,
+        "points_in_all": len(front),
+        "layers": layers,
+        "points": points,
+        "measured": measured,
+    }
     files.write_json(study.path / "front.json", data)

@@ -1,4 +1,6 @@
-"""Step 2: what each candidate takes on this device: measured rows, whole-model runs, and the cost model that puts them together."""
+"""Step 2: what each candidate takes on this device: measured rows, whole-model runs, and the cost model that
+puts them together.
+"""
 
 from __future__ import annotations
 
@@ -44,22 +46,39 @@ class Architecture:
     build: Callable[[Kernels], WholeModel]
 
 
-def latency_table(problem: Problem, config: RunConfig, progress: Progress, at_most: int | None = None) -> tuple[LatencyTable, Path]:
-    """The table that was asked for, or this device's, with what it lacks measured now (at most so many rows)."""
+def latency_table(
+    problem: Problem, config: RunConfig, progress: Progress, at_most: int | None = None
+) -> tuple[LatencyTable, Path]:
+    """The table that was asked for, or this device's, with what it lacks measured now (at most so many
+    rows).
+    """
     backend, folder = backend_of(config), Path(config.tables)
     if config.table is not None:
         return _given_table(config, backend), Path(config.table)
     table = LatencyTable.open(folder, backend.device(), backend.name, backend.version, config.threads)
     widths = tuple((*choices, FLOAT) for choices in problem.candidates)
     if at_most is not None and not backend.bench().predicts_rows:
-        raise OptionError(f"--at-most picks rows by a model of CPUs, and --target {config.target} is a GPU. Leave it out: every row is measured.")
+        raise OptionError(
+            f"--at-most picks rows by a model of CPUs, and --target {config.target} is a GPU. Leave it "
+            "out: every row is measured."
+        )
     with progress.task("measure latencies that the table lacks") as advance:
-        profile(problem.layers, widths, backend, table, folder, isolate=True, at_most=at_most, on_row=lambda done, total, _: advance(done, total))
+        profile(
+            problem.layers,
+            widths,
+            backend,
+            table,
+            folder,
+            isolate=True,
+            at_most=at_most,
+            on_row=lambda done, total, _: advance(done, total),
+        )
     return table, folder / table.file_name
 
 
 def require_tables(config: RunConfig) -> None:
-    """Told before anything is loaded: that the target's device is missing, the table that was asked for cannot be used, or the folder of tables is none.
+    """Told before anything is loaded: that the target's device is missing, the table that was asked for
+    cannot be used, or the folder of tables is none.
 
     Raises:
         TableError: The latter two.
@@ -71,9 +90,13 @@ def require_tables(config: RunConfig) -> None:
     backend_of(config).require()
     require_counter(config)
     folder = Path(config.tables)
-    blocking = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+    blocking = next(
+        (place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None
+    )
     if config.table is None and blocking is not None:
-        raise TableError(f"{blocking} is a file; the latency tables are kept in a folder. Name another with --tables.")
+        raise TableError(
+            f"{blocking} is a file; the latency tables are kept in a folder. Name another with --tables."
+        )
     if config.table is not None:
         _given_table(config, backend_of(config))
     else:
@@ -95,7 +118,10 @@ def backend_of(config: RunConfig) -> Backend:
     """The backend of a target. Raises OptionError where it has none."""
     backend = config.deployment.backend(config.threads)
     if backend is None:
-        raise OptionError(f"--target {config.target} has no runtime that could be timed. Take another, such as --target ort-cpu.")
+        raise OptionError(
+            f"--target {config.target} has no runtime that could be timed. Take another, such as "
+            "--target ort-cpu."
+        )
     return backend
 
 
@@ -105,13 +131,21 @@ def timed(config: RunConfig) -> bool:
 
 
 def add_latency(
-    problem: Problem, config: RunConfig, table: LatencyTable, where: Path, architecture: Architecture, progress: Progress, at_least: int = 0
+    problem: Problem,
+    config: RunConfig,
+    table: LatencyTable,
+    where: Path,
+    architecture: Architecture,
+    progress: Progress,
+    at_least: int = 0,
 ) -> tuple[Problem, dict[str, Any]]:
-    """Costs, conversions and the constant of the latency, from the cost model; it is fitted to `at_least` so many whole-model runs, or more if need be.
+    """Costs, conversions and the constant of the latency, from the cost model; it is fitted to `at_least` so
+    many whole-model runs, or more if need be.
 
     Raises:
         InfeasibleError: A layer has no candidate with a usable row.
-        TableError: The table lacks a float row; or there is a latency budget, and the latency of mixed assignments cannot be predicted well enough.
+        TableError: The table lacks a float row; or there is a latency budget, and the latency of mixed
+            assignments cannot be predicted well enough.
     """
     backend = backend_of(config)
     # a table that was given is not added to: what it lacks is predicted, if estimates are welcome
@@ -120,21 +154,53 @@ def add_latency(
     unusable = costs.unusable
     if costs.predicted:
         widest = max(spread for *_, spread in costs.predicted)
-        progress.say(f"{len(costs.predicted)} latencies are not in {where} and are predicted, with standard deviations of up to {widest:.0%}.")
+        progress.say(
+            f"{len(costs.predicted)} latencies are not in {where} and are predicted, with standard "
+            f"deviations of up to {widest:.0%}."
+        )
     if unusable:
-        problem = _without(problem, [[i for i, value in enumerate(row) if math.isfinite(value)] for row in costs.rows], unusable)
+        problem = _without(
+            problem,
+            [[i for i, value in enumerate(row) if math.isfinite(value)] for row in costs.rows],
+            unusable,
+        )
     kernels = _kernels(problem, backend)
     units = _units(problem, kernels, backend, table, where, predictor)
-    runs = whole_runs(problem, units, table, where.parent if config.table is None else None, architecture, config, progress, at_least)
+    runs = whole_runs(
+        problem,
+        units,
+        table,
+        where.parent if config.table is None else None,
+        architecture,
+        config,
+        progress,
+        at_least,
+    )
     model = fit_cost_model(units, architecture.wires, runs, backend.bench().bytes_per_us)
     require_trust(model, config, "latency_us", progress)
     problem = with_costs(problem, "latency_us", model, kernels, costs.estimated)
-    about: dict[str, Any] = {"device": table.device.to_json(), "backend": backend.name, "version": backend.version, "threads": config.threads}
-    about |= {"table": str(where), "estimated": costs.estimated, "unusable": [list(u) for u in unusable], "unstable": [list(u) for u in costs.unstable]}
+    about: dict[str, Any] = {
+        "device": table.device.to_json(),
+        "backend": backend.name,
+        "version": backend.version,
+        "threads": config.threads,
+    }
+    about |= {
+        "table": str(where),
+        "estimated": costs.estimated,
+        "unusable": [list(u) for u in unusable],
+        "unstable": [list(u) for u in costs.unstable],
+    }
     about |= {"predicted": [list(p) for p in costs.predicted]}
-    about |= {"model": dict(zip(model.names, model.values, strict=True)), "error": model.error.to_json() if model.error else None, "runs": len(runs)}
+    about |= {
+        "model": dict(zip(model.names, model.values, strict=True)),
+        "error": model.error.to_json() if model.error else None,
+        "runs": len(runs),
+    }
     about |= {"float_latency_us": next(run.latency_us for run in runs if set(run.kernels) == {"float"})}
-    problem, energy = add_energy(problem, config, backend, table, where, kernels, architecture.wires, runs, progress)
+    problem, energy = add_energy(
+        problem, config, backend, table, where, kernels, architecture.wires, runs, progress
+    )
     about |= energy
     return problem, about
 
@@ -151,8 +217,9 @@ def whole_runs(
 ) -> list[ModelRun]:
     """The whole-model runs of an architecture: the table's, and those it lacks, measured now and kept in it.
 
-    The uniform models, and `MIXED_RUNS` in all where there is a latency budget: a run finds those of an earlier one, or of `mpsearch profile --models`.
-    Of the latter those that do not hold still are measured again, and the steadiest reading is kept.
+    The uniform models, and `MIXED_RUNS` in all where there is a latency budget: a run finds those of an
+    earlier one, or of `mpsearch profile --models`. Of the latter those that do not hold still are measured
+    again, and the steadiest reading is kept.
 
     Args:
         problem: For ties.
@@ -174,7 +241,11 @@ def whole_runs(
 
     def lacking() -> list[Kernels]:
         there = {run.kernels: run.status for run in held.values() if run.key[:2] == (key, 1)}
-        return [kernels for kernels in wanted if kernels not in there or (patient and there[kernels] == "unstable")]
+        return [
+            kernels
+            for kernels in wanted
+            if kernels not in there or (patient and there[kernels] == "unstable")
+        ]
 
     with progress.task("measure the whole model at mixed assignments") as advance:
         for _ in range(TRIES):
@@ -182,7 +253,9 @@ def whole_runs(
             if not asked:
                 break
             for done, run in enumerate(measure_models(key, asked, architecture.build, bench), start=1):
-                held[run.key] = min(run, held.get(run.key, run), key=lambda r: (r.status == "unstable", r.spread))
+                held[run.key] = min(
+                    run, held.get(run.key, run), key=lambda r: (r.status == "unstable", r.spread)
+                )
                 if folder is not None and not table.estimated:
                     table.models[run.key] = held[run.key]
                     table.save(folder)
@@ -192,20 +265,31 @@ def whole_runs(
 
 def _kernels(problem: Problem, backend: Backend) -> list[list[str]]:
     """The kernel that each candidate runs."""
-    return [[str(backend.supports(layer, c).kernel) for c in row] for layer, row in zip(problem.layers, problem.candidates, strict=True)]
+    return [
+        [str(backend.supports(layer, c).kernel) for c in row]
+        for layer, row in zip(problem.layers, problem.candidates, strict=True)
+    ]
 
 
 def _units(
-    problem: Problem, kernels: Sequence[Sequence[str]], backend: Backend, table: LatencyTable, where: Path, predictor: RowPredictor | None
+    problem: Problem,
+    kernels: Sequence[Sequence[str]],
+    backend: Backend,
+    table: LatencyTable,
+    where: Path,
+    predictor: RowPredictor | None,
 ) -> list[Unit]:
-    """Rows and weight bytes of every kernel of every unit, float always among them: whole float models are measured too."""
+    """Rows and weight bytes of every kernel of every unit, float always among them: whole float models are
+    measured too.
+    """
     found = []
     for layer, row in zip(problem.layers, kernels, strict=True):
         choices = [Candidate.parse(name) for name in dict.fromkeys((*row, "float"))]
         costs = latency_costs([layer], [choices], backend, table, predictor=predictor)
         if costs.unusable:
             raise TableError(
-                f"{where} has no row for {layer.name!r} in float, so its rows cannot be put together to a whole model. Measure it with `mpsearch profile`."
+                f"{where} has no row for {layer.name!r} in float, so its rows cannot be put together to "
+                "a whole model. Measure it with `mpsearch profile`."
             )
         by_kernel = dict(zip(map(str, choices), costs.rows[0], strict=True))
         found.append(Unit(by_kernel, {str(c): backend.packed_bytes(layer, c) for c in choices}))
@@ -216,9 +300,14 @@ def _without(problem: Problem, kept: list[list[int]], unusable: Sequence[tuple[s
     for layer, at in zip(problem.layers, kept, strict=True):
         if not at:
             why = next((w for name, _, w in unusable if name == layer.name), "not measured")
-            raise InfeasibleError(f"Layer {layer.name!r} has no candidate with a measured latency ({why}). Measure it, or run with --target packed.")
+            raise InfeasibleError(
+                f"Layer {layer.name!r} has no candidate with a measured latency ({why}). Measure it, or "
+                "run with --target packed."
+            )
 
     def pick(table: Any) -> Any:
         return tuple(tuple(row[i] for i in at) for row, at in zip(table, kept, strict=True))
 
-    return replace(problem, candidates=pick(problem.candidates), costs={r: pick(t) for r, t in problem.costs.items()})
+    return replace(
+        problem, candidates=pick(problem.candidates), costs={r: pick(t) for r, t in problem.costs.items()}
+    )

@@ -1,9 +1,11 @@
-"""What the search sees: each unit at each candidate as it is delivered, or nearly so, and not as rounding to nearest leaves it.
+"""What the search sees: each unit at each candidate as it is delivered, or nearly so, and not as rounding to
+nearest leaves it.
 
-Rounding to nearest overstates the damage of few bits by an order of magnitude, and not by the same factor for every unit, so
-an assignment that is best for it need not be best once it is finished. Rounding in closed form (`reconstruct.closed_form`) takes
-seconds for all widths of all units, and comes near enough to what is delivered to choose by. A short reconstruction at each
-uniform bit-width is the other way; in an assignment of mixed bits its states were learned behind other neighbours.
+Rounding to nearest overstates the damage of few bits by an order of magnitude, and not by the same factor for
+every unit, so an assignment that is best for it need not be best once it is finished. Rounding in closed form
+(`reconstruct.closed_form`) takes seconds for all widths of all units, and comes near enough to what is
+delivered to choose by. A short reconstruction at each uniform bit-width is the other way; in an assignment of
+mixed bits its states were learned behind other neighbours.
 """
 
 from __future__ import annotations
@@ -24,24 +26,38 @@ from mpsearch.reconstruct.closed_form import Codes, round_units
 
 
 def searched_calibration(problem: Problem, workshop: Workshop) -> Calibration:
-    """The quantisers with the states that the settings ask for, of every integer candidate of a unit with a weight.
+    """The quantisers with the states that the settings ask for, of every integer candidate of a unit with a
+    weight.
 
     An interrupted call goes on behind its last unit, or block.
     """
     wanted = workshop.config.states
     if wanted.name == "gptq":
         return _rounded(problem, workshop)
-    return workshop.calibration if wanted.name == "nearest" else _reconstructed(problem, workshop, wanted.steps)
+    return (
+        workshop.calibration if wanted.name == "nearest" else _reconstructed(problem, workshop, wanted.steps)
+    )
 
 
 def _rounded(problem: Problem, workshop: Workshop) -> Calibration:
     """With codes in closed form; those of each unit are kept in a file of their own."""
     calibration, subject = workshop.calibration, workshop.subject
-    rows = {layer.name: row for layer, row in zip(problem.layers, problem.candidates, strict=True) if layer.name in calibration.weights}
+    rows = {
+        layer.name: row
+        for layer, row in zip(problem.layers, problem.candidates, strict=True)
+        if layer.name in calibration.weights
+    }
     images = subject.splits.calibration
-    kinds = {unit: sorted({(c.w_bits, c.w_granularity) for c in row if not c.is_float}) for unit, row in rows.items()}
+    kinds = {
+        unit: sorted({(c.w_bits, c.w_granularity) for c in row if not c.is_float})
+        for unit, row in rows.items()
+    }
     hashes = [subject.hashes["weights"], subject.hashes["calibration"]]
-    folder = workshop.study.step_path("codes", [hashes, calibration.weight_observer, workshop.config.seed, kinds, workshop.config.bias_correction], "")
+    folder = workshop.study.step_path(
+        "codes",
+        [hashes, calibration.weight_observer, workshop.config.seed, kinds, workshop.config.bias_correction],
+        "",
+    )
     paths = {unit: folder / f"{files.digest(unit)}.safetensors" for unit in rows}
     missing = {unit: row for unit, row in rows.items() if not paths[unit].is_file()}
     with workshop.progress.task("round every unit at every width") as advance:
@@ -76,7 +92,9 @@ def _kind(name: str) -> tuple[int, str]:
 def _reconstructed(problem: Problem, workshop: Workshop, steps: int) -> Calibration:
     """With learned states: the work is that of as many reconstructions as there are candidates."""
     learned: dict[tuple[str, Candidate], UnitState] = {}
-    for wanted in sorted({c for choices in problem.candidates for c in choices if not c.is_float}, key=_width, reverse=True):
+    for wanted in sorted(
+        {c for choices in problem.candidates for c in choices if not c.is_float}, key=_width, reverse=True
+    ):
         pairs = zip(problem.layers, problem.candidates, strict=True)
         assignment = Assignment(tuple((layer.name, _nearest(choices, wanted)) for layer, choices in pairs))
         states = workshop.reconstructed(assignment, f"every layer at {wanted}, for the search", steps)
@@ -85,16 +103,30 @@ def _reconstructed(problem: Problem, workshop: Workshop, steps: int) -> Calibrat
 
 
 def states_digest(calibration: Calibration) -> str:
-    """Of all that the states of units are made from beside the observers: what was learned or rounded, and the means."""
+    """Of all that the states of units are made from beside the observers: what was learned or rounded, and
+    the means.
+    """
     learned = {f"{unit} {candidate}": state for (unit, candidate), state in calibration.learned.items()}
     rounded = {" ".join(map(str, key)): codes for key, codes in calibration.rounded.items()}
     return digest_of({"learned": learned, "rounded": rounded, "means": calibration.means})
 
 
 def _nearest(choices: tuple[Candidate, ...], wanted: Candidate) -> Candidate:
-    """The choice itself where there is it, else the integer one of most similar bits; float where there is no other."""
+    """The choice itself where there is it, else the integer one of most similar bits; float where there is no
+    other.
+    """
     integers = [c for c in choices if not c.is_float]
-    return min(integers, key=lambda c: (c != wanted, *(abs(a - b) for a, b in zip(_width(c), _width(wanted), strict=True)))) if integers else choices[0]
+    return (
+        min(
+            integers,
+            key=lambda c: (
+                c != wanted,
+                *(abs(a - b) for a, b in zip(_width(c), _width(wanted), strict=True)),
+            ),
+        )
+        if integers
+        else choices[0]
+    )
 
 
 def _width(candidate: Candidate) -> tuple[int, int]:

@@ -46,7 +46,8 @@ class Measurement:
     evaluation: Evaluation
 
     def measured(self, states: States, whole: bool = False) -> dict[str, Any]:
-        """Written, weighed, timed and evaluated; the files are thrown away. Cached by the states and the device-independent inputs.
+        """Written, weighed, timed and evaluated; the files are thrown away. Cached by the states and the
+        device-independent inputs.
 
         Args:
             states: States of every unit.
@@ -54,7 +55,9 @@ class Measurement:
         Returns: `metrics`, `search_kl`, `size_bytes`, and what the runtime takes: `latency_us` and others.
         """
         key = [self.subject.hashes, digest_of_states(states), self.config.target, self.config.threads]
-        key += [] if self.config.task == "classification" else [self.config.task]  # the only one before tasks had names
+        key += (
+            [] if self.config.task == "classification" else [self.config.task]
+        )  # the only one before tasks had names
         key += ["new processes"] if self.in_new_processes else []
         key += ["memory"] if limits_memory(self.config) else []
         key += ["energy"] if limits(self.config, "energy_mj") else []
@@ -64,11 +67,14 @@ class Measurement:
 
     @property
     def in_new_processes(self) -> bool:
-        """Whether a latency is held against a budget and the file alone is enough to measure it as a deployment would."""
+        """Whether a latency is held against a budget and the file alone is enough to measure it as a
+        deployment would.
+        """
         return timed(self.config) and self.deployment.target.file_alone
 
     def latency(self, program: Program, earlier: Sequence[float] = ()) -> dict[str, Any]:
-        """Latency of what was written, by new processes: what is reported of it, and what is held against a budget.
+        """Latency of what was written, by new processes: what is reported of it, and what is held against a
+        budget.
 
         Args:
             program: What a process of its own loads.
@@ -78,12 +84,20 @@ class Measurement:
         with self.progress.task("time in new processes") as advance:
             timing = time_in_new_processes(program, image, threads=self.config.threads, on_process=advance)
             timing = replace(timing, readings_us=(*earlier, *timing.readings_us))
-        about: dict[str, Any] = {"latency_us": timing.median_us, "latency_iqr_us": timing.iqr_us, "latency_high_us": timing.high_us, "clock": timing.clock}
+        about: dict[str, Any] = {
+            "latency_us": timing.median_us,
+            "latency_iqr_us": timing.iqr_us,
+            "latency_high_us": timing.high_us,
+            "clock": timing.clock,
+        }
         return about | {"latency_high_share": SHARE, "latency_readings_us": list(timing.readings_us)}
 
     def _measure(self, states: States, whole: bool) -> dict[str, Any]:
         search_kl = float(self.evaluation.search_losses(states).mean())
-        result: dict[str, Any] = {"metrics": self.evaluation.metrics(states, whole).to_json(), "search_kl": search_kl}
+        result: dict[str, Any] = {
+            "metrics": self.evaluation.metrics(states, whole).to_json(),
+            "search_kl": search_kl,
+        }
         with tempfile.TemporaryDirectory() as folder:
             packed = Path(folder) / "model.safetensors"
             result["size_bytes"] = save_packed(packed, self.subject.layout, self.subject.module, states)
@@ -93,7 +107,10 @@ class Measurement:
 
     def _run(self, states: States) -> dict[str, Any]:
         """What the target's files take: bytes, latency, energy, peak memory."""
-        target, job = self.deployment.target, self.deployment.job(states, self.subject.splits.evaluation.inputs([0]))
+        target, job = (
+            self.deployment.target,
+            self.deployment.job(states, self.subject.splits.evaluation.inputs([0])),
+        )
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             target.write(job, folder)
@@ -105,7 +122,9 @@ class Measurement:
             result |= {"integer_units": run.integer_kernels, **energy_of(run, self.config)}
             if run.trouble:
                 readings = len(timing.passes_us) or 1
-                self.progress.say(f"The card did not hold still in {readings} readings: {', '.join(run.trouble)}.")
+                self.progress.say(
+                    f"The card did not hold still in {readings} readings: {', '.join(run.trouble)}."
+                )
             if self.in_new_processes:
                 result |= self.latency(target.program(folder))
             if limits_memory(self.config):

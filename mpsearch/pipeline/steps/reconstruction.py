@@ -1,4 +1,6 @@
-"""Assignments learn: their states after reconstruction, within the bound on memory, block by block as far as they were."""
+"""Assignments learn: their states after reconstruction, within the bound on memory, block by block as far as
+they were.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ from mpsearch.pipeline.steps.states import Gains, States, known_blocks, save_blo
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import UnitState
-from mpsearch.reconstruct import METHODS, BlockResult, Calibration, ReconstructionConfig, footprint, reconstruct
+from mpsearch.reconstruct import (
+    METHODS,
+    BlockResult,
+    Calibration,
+    ReconstructionConfig,
+    footprint,
+    reconstruct,
+)
 from mpsearch.units import format_bytes
 
 
@@ -66,12 +75,16 @@ class Reconstruction:
                     save_block(folder, states, gained)
                 advance(done, max(done, len(blocks)))
 
-            states = reconstruct(self.subject.module, blocks, start, inputs, config, known=known, on_block=keep)
+            states = reconstruct(
+                self.subject.module, blocks, start, inputs, config, known=known, on_block=keep
+            )
         self._gained[assignment] = _in_order(gains, order)
         return states
 
     def gained(self, assignment: Assignment) -> list[BlockResult]:
-        """What each block gained when the assignment was last reconstructed, phase by phase; none where nothing was learned."""
+        """What each block gained when the assignment was last reconstructed, phase by phase; none where
+        nothing was learned.
+        """
         return self._gained.get(assignment, [])
 
     def _folder(self, assignment: Assignment, config: ReconstructionConfig, images: int) -> Path:
@@ -81,12 +94,15 @@ class Reconstruction:
         return self.study.step_path("blocks", about, "")
 
     def _images(self, config: ReconstructionConfig) -> int:
-        """As many calibration images as there is room for, with every unit at 8 bits: coarser ones learn in bfloat16, which takes less.
+        """As many calibration images as there is room for, with every unit at 8 bits: coarser ones learn in
+        bfloat16, which takes less.
 
         Raises: OptionError: One image is too many.
         """
         calibration, bound = self.subject.splits.calibration, self.config.reconstruction_memory
-        if not [phase for phase in METHODS.create(config.method).phases() if phase.closed or config.iterations]:
+        if not [
+            phase for phase in METHODS.create(config.method).phases() if phase.closed or config.iterations
+        ]:
             return len(calibration)
         if self._room is None:
             states = {unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.units}
@@ -97,10 +113,20 @@ class Reconstruction:
             self._room = min(need.images_within(self.config.memory_bytes), len(calibration))
             if not self._room:
                 least = format_bytes(need.bytes_with(1))
-                raise OptionError(f"Reconstruction takes {least} with one image, and may take {bound}. Raise --reconstruction-memory, or use --method nearest.")
-            used = f"{self._room:,} of {len(calibration):,}" if self._room < len(calibration) else f"{self._room:,}"
+                raise OptionError(
+                    f"Reconstruction takes {least} with one image, and may take {bound}. Raise "
+                    "--reconstruction-memory, or use --method nearest."
+                )
+            used = (
+                f"{self._room:,} of {len(calibration):,}"
+                if self._room < len(calibration)
+                else f"{self._room:,}"
+            )
             taken = format_bytes(need.bytes_with(self._room))
-            self.progress.say(f"Reconstruction uses {used} calibration images, and takes up to {taken} of memory; its bound is {bound}.")
+            self.progress.say(
+                f"Reconstruction uses {used} calibration images, and takes up to {taken} of memory; its "
+                f"bound is {bound}."
+            )
         return self._room
 
 

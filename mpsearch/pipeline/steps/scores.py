@@ -1,4 +1,6 @@
-"""Step 3: the damage that each candidate does, by the objectives that were asked for: tables, with interactions or without."""
+"""Step 3: the damage that each candidate does, by the objectives that were asked for: tables, with
+interactions or without.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,24 @@ from mpsearch.reconstruct import Calibration
 
 
 def add_scores(
-    problem: Problem, subject: Subject, calibration: Calibration, config: RunConfig, study: Study, progress: Progress
+    problem: Problem,
+    subject: Subject,
+    calibration: Calibration,
+    config: RunConfig,
+    study: Study,
+    progress: Progress,
 ) -> tuple[Problem, dict[str, Any]]:
-    """The table of every objective asked for, and its interactions where it has some, each cached by what it depends on.
+    """The table of every objective asked for, and its interactions where it has some, each cached by what it
+    depends on.
 
     Raises: OptionError: An objective is given twice, or needs classes that the task has not.
     """
     names = [name_of(text) for text in config.objectives]
     if len(set(names)) < len(names):
-        raise OptionError(f"The objectives are {', '.join(config.objectives)}; a run keeps tables by name. Give each once; `score` compares options.")
+        raise OptionError(
+            f"The objectives are {', '.join(config.objectives)}; a run keeps tables by name. Give each "
+            "once; `score` compares options."
+        )
     problem, about = replace(problem, scores={}, interactions={}), {}
     scorer = Scorer(subject, calibration, config, study, progress)
     for name, text in zip(names, config.objectives, strict=True):
@@ -48,7 +59,8 @@ def interacts(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores objectives of both kinds on one model, each table kept in the study under all that it depends on.
+    """Scores objectives of both kinds on one model, each table kept in the study under all that it depends
+    on.
 
     Args:
         subject: Model and images.
@@ -65,7 +77,9 @@ class Scorer:
     progress: Progress
 
     def add(self, problem: Problem, text: str, name: str) -> tuple[Problem, dict[str, Any]]:
-        """The problem with the objective that was typed as `text` under `name`, and how its table came about."""
+        """The problem with the objective that was typed as `text` under `name`, and how its table came
+        about.
+        """
         if interacts(text):
             return self._coupled(problem, INTERACTING.create(text), name)
         return self._additive(problem, OBJECTIVES.create(text), name)
@@ -82,9 +96,18 @@ class Scorer:
         held = self._held(problem, objective, lambda context: couple(objective, context).to_json())
         found = Couplings.from_json(held)
         said = {k: held[k] for k in ("violations", "seconds", "passes")}
-        return found.put_into(problem, name), {**said, "unit": objective.unit, "interactions": len(found.interactions)}
+        return found.put_into(problem, name), {
+            **said,
+            "unit": objective.unit,
+            "interactions": len(found.interactions),
+        }
 
-    def _held(self, problem: Problem, objective: Objective | Interacting, work: Callable[[ScoringContext], dict[str, Any]]) -> dict[str, Any]:
+    def _held(
+        self,
+        problem: Problem,
+        objective: Objective | Interacting,
+        work: Callable[[ScoringContext], dict[str, Any]],
+    ) -> dict[str, Any]:
         """The kept result of the work, or that of doing it now."""
         key = self._key(problem, objective)
         with self.progress.task(f"score with {objective.name}") as advance:
@@ -103,7 +126,9 @@ class Scorer:
         return found
 
     def _key(self, problem: Problem, objective: Objective | Interacting) -> list[Any]:
-        """All that a table depends on; one with interactions also on which layers share a block or a choice."""
+        """All that a table depends on; one with interactions also on which layers share a block or a
+        choice.
+        """
         calibration, config = self.calibration, self.config
         key: list[Any] = [
             self.subject.hashes["weights"],

@@ -82,11 +82,14 @@ class Found:
         return {f"exact optimum of {self.proxy}": self.optimum.indices, self.label: self.best}
 
 
-def search_assignments(problem: Problem, limits: tuple[Budget, ...], calibration: Calibration, workshop: Workshop, crew: Crew) -> Found:
-    """The proxy's optimum, the greatest uniform assignment that fits, and the best of the study on the measured loss beside these two.
+def search_assignments(
+    problem: Problem, limits: tuple[Budget, ...], calibration: Calibration, workshop: Workshop, crew: Crew
+) -> Found:
+    """The proxy's optimum, the greatest uniform assignment that fits, and the best of the study on the
+    measured loss beside these two.
 
-    Where the states that the study measures were learned, those of one width were learned together: it is partial to the uniform assignment, which is a
-    finalist of its own.
+    Where the states that the study measures were learned, those of one width were learned together: it is
+    partial to the uniform assignment, which is a finalist of its own.
 
     Args:
         problem: With the tables of the objectives.
@@ -99,10 +102,18 @@ def search_assignments(problem: Problem, limits: tuple[Budget, ...], calibration
     config = workshop.config
     proxy = proxy_of(config)
     optimum = solve(problem, proxy, limits)
-    uniform = next((u.indices for u in run_uniforms(problem, config) if keeps(problem, u.indices, limits)), None)
+    uniform = next(
+        (u.indices for u in run_uniforms(problem, config) if keeps(problem, u.indices, limits)), None
+    )
     beyond = problem.interactions.get(proxy)  # the table alone, which the study corrects, has another optimum
-    warm = [indices for indices in dict.fromkeys((uniform, optimum.indices if beyond else None)) if indices is not None]
-    trials, name = _Study(replace(problem, interactions={}), limits, calibration, workshop, crew).run(additive(problem, proxy), warm)
+    warm = [
+        indices
+        for indices in dict.fromkeys((uniform, optimum.indices if beyond else None))
+        if indices is not None
+    ]
+    trials, name = _Study(replace(problem, interactions={}), limits, calibration, workshop, crew).run(
+        additive(problem, proxy), warm
+    )
     ranked = sorted((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
     best = next((t for t in ranked if t.indices not in (uniform, optimum.indices)), ranked[0])
     label = "best of the study" if best is ranked[0] else "best other of the study"
@@ -120,14 +131,18 @@ class _Study:
     crew: Crew
 
     def run(self, tables: Sequence[str], warm: Sequence[Indices]) -> tuple[list[Trial], str]:
-        """Trials with their polish, and the name of their journal or in the database; of the tables the first is corrected."""
+        """Trials with their polish, and the name of their journal or in the database; of the tables the first
+        is corrected.
+        """
         workshop, config, key = self.workshop, self.workshop.config, self._key()
         measure = _Measure(self.problem, self.calibration, workshop)
         explored = self._explore if config.sampler == "mpsearch" else self._explore_by_baseline
         trials, name = explored(tables, warm, measure)
         with workshop.progress.task("polish the best") as advance:
             held = LossFile(workshop.study.step_path("polish", [*key, config.trials], ".jsonl"), key)
-            trials += polish(self.problem, tables[0], self.limits, measure, trials, config.polish, held, on_trial=advance)
+            trials += polish(
+                self.problem, tables[0], self.limits, measure, trials, config.polish, held, on_trial=advance
+            )
         return trials, name
 
     def _key(self) -> list[object]:
@@ -136,7 +151,9 @@ class _Study:
         key = [self.problem.to_json(), limits, self.workshop.subject.hashes, config.seed, config.sampler]
         return [*key, states_digest(self.calibration), config.task]
 
-    def _explore(self, tables: Sequence[str], warm: Sequence[Indices], measure: _Measure) -> tuple[list[Trial], str]:
+    def _explore(
+        self, tables: Sequence[str], warm: Sequence[Indices], measure: _Measure
+    ) -> tuple[list[Trial], str]:
         """By our own sampler, whose trials others may measure."""
         workshop, crew, config = self.workshop, self.crew, self.workshop.config
         with contextlib.closing(crew.studies(workshop.study)) as studies:
@@ -162,7 +179,9 @@ class _Study:
             )
         return trials, Path(place.url).name if crew.storage is None else place.name
 
-    def _explore_by_baseline(self, tables: Sequence[str], warm: Sequence[Indices], measure: _Measure) -> tuple[list[Trial], str]:
+    def _explore_by_baseline(
+        self, tables: Sequence[str], warm: Sequence[Indices], measure: _Measure
+    ) -> tuple[list[Trial], str]:
         """By a baseline, in this process."""
         workshop, config = self.workshop, self.workshop.config
         name = f"optuna-{files.digest(self._key())}.log"
@@ -183,14 +202,24 @@ class _Study:
 
 
 def make_job(hashes: Mapping[str, str], problem: Problem, config: RunConfig, states: str) -> dict[str, Any]:
-    """What a worker needs to measure as the run does, and to know that it does; `states` is the digest of what was learned for the search."""
+    """What a worker needs to measure as the run does, and to know that it does; `states` is the digest of
+    what was learned for the search.
+    """
     plain = replace(problem, scores={}, interactions={}).to_json()
-    job = {"version": mpsearch.__version__, "hashes": dict(hashes), "states": states, "config": config.to_json(), "problem": plain}
+    job = {
+        "version": mpsearch.__version__,
+        "hashes": dict(hashes),
+        "states": states,
+        "config": config.to_json(),
+        "problem": plain,
+    }
     return dict(json.loads(json.dumps(job)))  # as it will be read
 
 
 class _Measure:
-    """The loss of L choices; the evaluator is made at the first call, which a run with workers may never make."""
+    """The loss of L choices; the evaluator is made at the first call, which a run with workers may never
+    make.
+    """
 
     def __init__(self, problem: Problem, calibration: Calibration, workshop: Workshop) -> None:
         self._problem, self._calibration, self._workshop = problem, calibration, workshop
@@ -199,7 +228,9 @@ class _Measure:
     def __call__(self, indices: Indices) -> float:
         if self._evaluator is None:
             subject = self._workshop.subject
-            self._evaluator = FastEvaluator(subject.module, self._calibration, subject.splits.search, task=self._workshop.task)
+            self._evaluator = FastEvaluator(
+                subject.module, self._calibration, subject.splits.search, task=self._workshop.task
+            )
         return self._evaluator.measure(self._problem.assignment(indices))
 
 
@@ -208,11 +239,14 @@ def _left_to_workers(indices: Indices) -> float:
 
 
 def additive(problem: Problem, proxy: str) -> tuple[str, ...]:
-    """The tables that a study starts from, the one that it corrects first: the proxy's, if that has no interactions, and those of other objectives without.
+    """The tables that a study starts from, the one that it corrects first: the proxy's, if that has no
+    interactions, and those of other objectives without.
 
     If all have interactions, the proxy's without them.
     """
-    return tuple(dict.fromkeys(name for name in (proxy, *problem.scores) if not problem.interactions.get(name))) or (proxy,)
+    return tuple(
+        dict.fromkeys(name for name in (proxy, *problem.scores) if not problem.interactions.get(name))
+    ) or (proxy,)
 
 
 def keeps(problem: Problem, indices: Sequence[int], limits: Sequence[Budget]) -> bool:

@@ -24,7 +24,9 @@ Gains = dict[tuple[int, str], BlockResult]
 
 
 def digest_of_states(states: Mapping[str, UnitState]) -> str:
-    """Digest of all that decides what the units compute: codes, steps and zero points of weights, inputs and both operands, biases."""
+    """Digest of all that decides what the units compute: codes, steps and zero points of weights, inputs and
+    both operands, biases.
+    """
     return digest_of(states)
 
 
@@ -87,7 +89,11 @@ def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:
     """Codes, biases and input scales, by unit."""
     weights = {unit: s.weight for unit, s in states.items() if s.weight is not None}
     tensors = {f"{unit}|codes": w.codes.to(torch.int8).contiguous() for unit, w in weights.items()}
-    inputs = {unit: s.activation for unit, s in states.items() if isinstance(s.activation, AffineParams | TwoRegionParams)}
+    inputs = {
+        unit: s.activation
+        for unit, s in states.items()
+        if isinstance(s.activation, AffineParams | TwoRegionParams)
+    }
     tensors |= {f"{unit}|bias": s.bias.clone() for unit, s in states.items() if s.bias is not None}
     return tensors | {f"{unit}|input": read.step.clone() for unit, read in inputs.items()}
 

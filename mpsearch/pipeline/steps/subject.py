@@ -80,11 +80,14 @@ class Subject:
     def float_bytes(self) -> float:
         """Size of the packed file if nothing were quantised."""
         float_unit = FLOAT
-        return self.layout.constant_bytes + sum(self.layout.unit_bytes(unit, float_unit) for unit in self.units)
+        return self.layout.constant_bytes + sum(
+            self.layout.unit_bytes(unit, float_unit) for unit in self.units
+        )
 
 
 def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True) -> Subject:
-    """Load model and images, fold, and analyse; what names no file is told before anything is downloaded or fitted.
+    """Load model and images, fold, and analyse; what names no file is told before anything is downloaded or
+    fitted.
 
     Args:
         config: Settings.
@@ -96,10 +99,14 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
         loaded = default_model(progress)
     else:
         weights = None if config.weights is None else Path(config.weights)
-        loaded = load_model(config.model, weights=weights, pretrained=_downloads(config), kwargs=dict(config.model_args))
+        loaded = load_model(
+            config.model, weights=weights, pretrained=_downloads(config), kwargs=dict(config.model_args)
+        )
     classes = replace(classes, outputs=_outputs(loaded, config) if labelled else None)
     with progress.task("read the images") as advance:
-        splits = draw(config, config.data or "digits", config.calibration_data, loaded.data_config, classes, advance)
+        splits = draw(
+            config, config.data or "digits", config.calibration_data, loaded.data_config, classes, advance
+        )
     return make_subject(loaded, splits, config, progress)
 
 
@@ -127,20 +134,30 @@ def draw(
 
 
 def require_same_weights(config: RunConfig) -> None:
-    """Raises ModelError where the model has other weights each time it is built: another process would measure another model."""
+    """Raises ModelError where the model has other weights each time it is built: another process would
+    measure another model.
+    """
     if config.model is None or config.weights is not None or _downloads(config):
         return
-    first, second = (weights_hash(load_model(config.model, kwargs=dict(config.model_args)).module) for _ in range(2))
+    first, second = (
+        weights_hash(load_model(config.model, kwargs=dict(config.model_args)).module) for _ in range(2)
+    )
     if first != second:
         raise ModelError(
-            f"{config.model} has other random weights each time it is built, so workers would measure other models than the run. "
-            "Set a seed in the factory, or save its weights once and name them with --weights; or run without --workers."
+            f"{config.model} has other random weights each time it is built, so workers would measure "
+            "other models than the run. "
+            "Set a seed in the factory, or save its weights once and name them with --weights; or run "
+            "without --workers."
         )
 
 
 def _downloads(config: RunConfig) -> bool:
     """Whether the weights are timm's own."""
-    return config.pretrained and config.weights is None and not str(config.model).partition(":")[0].endswith(".py")
+    return (
+        config.pretrained
+        and config.weights is None
+        and not str(config.model).partition(":")[0].endswith(".py")
+    )
 
 
 def _require_files(config: RunConfig, labelled: bool) -> Classes:
@@ -161,13 +178,17 @@ def _is_factory(config: RunConfig) -> bool:
 
 
 def _outputs(loaded: LoadedModel, config: RunConfig) -> int | None:
-    """How many classes the model has, by a pass over noise; None where the task has none, or the model gives no N x K."""
+    """How many classes the model has, by a pass over noise; None where the task has none, or the model gives
+    no N x K.
+    """
     noise = torch.randn(1, *loaded.data_config["input_size"], generator=torch.Generator().manual_seed(0))
     output = require_function(loaded.module, noise)
     return output.shape[1] if TASKS.create(config.task).classes and output.ndim == 2 else None
 
 
-def make_subject(loaded: LoadedModel, splits: Splits, config: RunConfig, progress: Progress, given: nn.Module | None = None) -> Subject:
+def make_subject(
+    loaded: LoadedModel, splits: Splits, config: RunConfig, progress: Progress, given: nn.Module | None = None
+) -> Subject:
     """Fold and analyse a loaded model.
 
     Args:
@@ -193,7 +214,10 @@ def make_subject(loaded: LoadedModel, splits: Splits, config: RunConfig, progres
     units = [layer.name for layer in graph.layers if layer.op != "matmul"]
     layout = PackedLayout.of(module, units, loaded.source, pairs, loaded.data_config)
     require_read_back(layout, module, loaded.source, given, example)
-    hashes = {"weights": weights_hash(module), **{name: part.content_hash for name, part in splits.parts.items()}}
+    hashes = {
+        "weights": weights_hash(module),
+        **{name: part.content_hash for name, part in splits.parts.items()},
+    }
     return Subject(loaded.source, module, graph, layout, splits, hashes, given)
 
 

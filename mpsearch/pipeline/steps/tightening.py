@@ -23,10 +23,14 @@ def proxy_of(config: RunConfig) -> str:
     return config.objectives[0].partition(":")[0]
 
 
-def scouted(problem: Problem, budgets: tuple[Budget, ...], least: Mapping[str, float], workshop: Workshop) -> tuple[tuple[Budget, ...], list[Repair]]:
-    """Limits under which the proxy's optimum, rounded to nearest, keeps the budgets when it is measured: found before the search, which is what takes long.
+def scouted(
+    problem: Problem, budgets: tuple[Budget, ...], least: Mapping[str, float], workshop: Workshop
+) -> tuple[tuple[Budget, ...], list[Repair]]:
+    """Limits under which the proxy's optimum, rounded to nearest, keeps the budgets when it is measured:
+    found before the search, which is what takes long.
 
-    A latency is predicted as the machine was when its table was measured. How far it is from that now, and new processes from each other, is learned here.
+    A latency is predicted as the machine was when its table was measured. How far it is from that now, and
+    new processes from each other, is learned here.
 
     Args:
         problem: Predicts costs.
@@ -51,8 +55,14 @@ def scouted(problem: Problem, budgets: tuple[Budget, ...], least: Mapping[str, f
             break
     for b, limit in zip(budgets, limits, strict=True):
         if limit.limit < b.limit:
-            said = f"Looking for {format_quantity(limit.limit, b.resource)} as predicted, so that {b.text} is kept as measured"
-            workshop.progress.say(f"{said}: the optimum of {proxy} may take {b.limit / limit.limit:.3f} times what is predicted.")
+            said = (
+                f"Looking for {format_quantity(limit.limit, b.resource)} as predicted, so that "
+                f"{b.text} is kept as measured"
+            )
+            workshop.progress.say(
+                f"{said}: the optimum of {proxy} may take {b.limit / limit.limit:.3f} times what is "
+                "predicted."
+            )
     return limits, repairs
 
 
@@ -69,10 +79,17 @@ def told(repair: Repair) -> str:
     return f"measured {got} breaks the budget of {limit} (predicted {said})"
 
 
-def lowered(budgets: tuple[Budget, ...], limits: tuple[Budget, ...], predicted: Cost, measured: Readings, least: Mapping[str, float]) -> tuple[Budget, ...]:
+def lowered(
+    budgets: tuple[Budget, ...],
+    limits: tuple[Budget, ...],
+    predicted: Cost,
+    measured: Readings,
+    least: Mapping[str, float],
+) -> tuple[Budget, ...]:
     """Limits for the solver, by what an assignment was predicted to take and takes.
 
-    Raises: InfeasibleError: It breaks a budget, and was found under a limit that nothing lower is predicted to keep.
+    Raises: InfeasibleError: It breaks a budget, and was found under a limit that nothing lower is predicted
+        to keep.
     """
     for b, limit in zip(budgets, limits, strict=True):
         if not b.kept(measured) and limit.limit <= least.get(b.resource, 0.0):
@@ -88,7 +105,9 @@ def lowered(budgets: tuple[Budget, ...], limits: tuple[Budget, ...], predicted: 
 
 
 def _tightened(budget: Budget, limit: Budget, predicted: Cost, measured: Readings, least: float) -> Budget:
-    """A limit for the solver that was wrong by as much as the last measurement was; not below what can be reached."""
+    """A limit for the solver that was wrong by as much as the last measurement was; not below what can be
+    reached.
+    """
     got, said = budget.spent(measured), getattr(predicted, budget.resource)
     if got is None or said is None:
         return limit

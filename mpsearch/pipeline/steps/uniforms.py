@@ -15,7 +15,8 @@ class Uniform:
 
     Args:
         candidate: That of these layers.
-        label: `uniform W4A8`; where layers with a weight are fixed at something else, `uniform W4A8 but fixed layers`.
+        label: `uniform W4A8`; where layers with a weight are fixed at something else, `uniform W4A8 but fixed
+            layers`.
         indices: L choices.
     """
 
@@ -33,7 +34,11 @@ def uniforms(problem: Problem, candidates: Iterable[Candidate]) -> list[Uniform]
             rows = zip(problem.layers, problem.candidates, indices, strict=True)
             has = [row[i] == candidate for layer, row, i in rows if layer.weight_shape]
             if any(has):  # else everything is fixed, and at something else
-                found.append(Uniform(candidate, f"uniform {candidate}" + ("" if all(has) else " but fixed layers"), indices))
+                found.append(
+                    Uniform(
+                        candidate, f"uniform {candidate}" + ("" if all(has) else " but fixed layers"), indices
+                    )
+                )
     return found
 
 

@@ -1,4 +1,6 @@
-"""What turns assignments into models: one object for each trade, made when it is asked for and kept over all assignments."""
+"""What turns assignments into models: one object for each trade, made when it is asked for and kept over all
+assignments.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ class Workshop:
     @functools.cached_property
     def measurement(self) -> Measurement:
         """Measures states."""
-        return Measurement(self.subject, self.config, self.study, self.progress, self.deployment, self.evaluation)
+        return Measurement(
+            self.subject, self.config, self.study, self.progress, self.deployment, self.evaluation
+        )
 
     @functools.cached_property
     def artifact(self) -> ArtifactWriter:

@@ -1,4 +1,6 @@
-"""Who measured what: the losses of a validation in the order in which they were asked for, each kept on disk once it is known."""
+"""Who measured what: the losses of a validation in the order in which they were asked for, each kept on disk
+once it is known.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,9 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Found:
-    """At one budget: L choices of each objective's optimum, whether it was proven, and of the widest uniform bits."""
+    """At one budget: L choices of each objective's optimum, whether it was proven, and of the widest uniform
+    bits.
+    """
 
     level: float
     budget: Budget
@@ -31,7 +33,10 @@ class Found:
     @property
     def measured(self) -> list[Indices]:
         """Optima and uniform bits."""
-        return [*(indices for indices, _ in self.optima.values()), *([] if self.uniform is None else [self.uniform])]
+        return [
+            *(indices for indices, _ in self.optima.values()),
+            *([] if self.uniform is None else [self.uniform]),
+        ]
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,10 @@ class Outcome:
     @cached_property
     def best(self) -> list[Indices]:
         """The best known assignment at each budget: the least loss of all that was measured and fits."""
-        return [min((i for i in self.book.asked if self._size(i) <= one.budget.limit), key=self._loss) for one in self.found]
+        return [
+            min((i for i in self.book.asked if self._size(i) <= one.budget.limit), key=self._loss)
+            for one in self.found
+        ]
 
     def to_json(self, progress: Progress) -> dict[str, Any]:
         """What is saved. Measures the best known, optima and uniform bits on the evaluation images first, and
@@ -84,7 +92,15 @@ class Outcome:
             "hashes": subject.hashes,
             "budgets": [self._budget(one, known) for one, known in pairs],
             "objectives": [self._objective(text) for text in self.problem.scores],
-            "samples": [{"indices": list(i), "size_bytes": self._size(i), "bits": self._bits(i), "loss": _plain(self._loss(i))} for i in self.samples],
+            "samples": [
+                {
+                    "indices": list(i),
+                    "size_bytes": self._size(i),
+                    "bits": self._bits(i),
+                    "loss": _plain(self._loss(i)),
+                }
+                for i in self.samples
+            ],
             "measured": len(self.book.asked),
             "seconds_for_each_loss": self.book.seconds_for_each,
         }
@@ -102,11 +118,15 @@ class Outcome:
             "uniform_loss": None if uniform is None else _plain(uniform),
             "uniform_regret": None if uniform is None else _plain(regret(uniform, loss.value)),
             "uniform_unseen": None if found.uniform is None else self.unseen.compare(found.uniform, best),
-            "uniform_finished": None if found.uniform is None else self.unseen.compare_finished(found.uniform, found.measured),
+            "uniform_finished": None
+            if found.uniform is None
+            else self.unseen.compare_finished(found.uniform, found.measured),
         }
 
     def _objective(self, text: str) -> dict[str, Any]:
-        """Agreement over all samples and over those of few bits, the optimum at each budget, seconds, violations."""
+        """Agreement over all samples and over those of few bits, the optimum at each budget, seconds,
+        violations.
+        """
         low = [i for i in self.samples if self._bits(i) <= LOW_BITS]
         optima = [self._optimum(text, one, known) for one, known in zip(self.found, self.best, strict=True)]
         asked = [optimum for optimum in optima if optimum["bits"] >= LOW_BITS]
@@ -122,7 +142,9 @@ class Outcome:
 
     def _agreement(self, text: str, chosen: list[Indices]) -> dict[str, Any]:
         predicted = [self.problem.score(text, i) for i in chosen]
-        return agreement(predicted, [self._loss(i) for i in chosen], [self._size(i) for i in chosen]).to_json()
+        return agreement(
+            predicted, [self._loss(i) for i in chosen], [self._size(i) for i in chosen]
+        ).to_json()
 
     def _optimum(self, text: str, found: Found, best: Indices) -> dict[str, Any]:
         indices, status = found.optima[text]

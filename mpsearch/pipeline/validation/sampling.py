@@ -11,10 +11,12 @@ Indices = tuple[int, ...]
 
 
 def spread_assignments(problem: Problem, count: int, seed: int) -> list[Indices]:
-    """`count` assignments, one in each of `count` equal parts of the range of sizes, which uniformly random bits would leave nearly empty at both ends.
+    """`count` assignments, one in each of `count` equal parts of the range of sizes, which uniformly random
+    bits would leave nearly empty at both ends.
 
-    Each starts from uniformly random choices; then random super-layers move by one candidate towards a random size within its part,
-    until that is passed. Ties are kept. The last of two on either side of the size is taken, whichever is nearer.
+    Each starts from uniformly random choices; then random super-layers move by one candidate towards a random
+    size within its part, until that is passed. Ties are kept. The last of two on either side of the size is
+    taken, whichever is nearer.
 
     Args:
         problem: Has a `size_bytes` table.
@@ -53,8 +55,11 @@ def _towards(target: float, sizes: list[np.ndarray], rng: np.random.Generator) -
         total = after
 
 
-def nudged(problem: Problem, layers: SuperLayers, start: Indices, limit: float, rng: np.random.Generator) -> Indices | None:
-    """One super-layer a candidate larger, then random others a candidate smaller until the size is within `limit` again; None if that fails.
+def nudged(
+    problem: Problem, layers: SuperLayers, start: Indices, limit: float, rng: np.random.Generator
+) -> Indices | None:
+    """One super-layer a candidate larger, then random others a candidate smaller until the size is within
+    `limit` again; None if that fails.
 
     Args:
         problem: Has a `size_bytes` table.

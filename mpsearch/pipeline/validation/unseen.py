@@ -1,4 +1,6 @@
-"""Losses by image on the evaluation images, which neither the objectives nor the search for the best known assignment saw."""
+"""Losses by image on the evaluation images, which neither the objectives nor the search for the best known
+assignment saw.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,14 @@ class Unseen:
     """
 
     def __init__(self, scored: Scored, study: Study, key: list[Any], images: int) -> None:
-        self._scored, self._study, self._key = scored, study, [*key, scored.subject.hashes["evaluation"], images]
-        self._images = scored.subject.splits.evaluation.subset(range(min(images, len(scored.subject.splits.evaluation))))
+        self._scored, self._study, self._key = (
+            scored,
+            study,
+            [*key, scored.subject.hashes["evaluation"], images],
+        )
+        self._images = scored.subject.splits.evaluation.subset(
+            range(min(images, len(scored.subject.splits.evaluation)))
+        )
         self._held: dict[Indices, NDArray[np.float64]] = {}
         self._finished: dict[Indices, NDArray[np.float64]] = {}
 
@@ -59,7 +67,9 @@ class Unseen:
         asked = list(dict.fromkeys(assignments))
         with progress.task("finish, and measure on unseen images") as advance:
             for done, indices in enumerate(asked, start=1):
-                self._finished[indices] = self._kept("finished", indices, functools.partial(self._of_finished, indices))
+                self._finished[indices] = self._kept(
+                    "finished", indices, functools.partial(self._of_finished, indices)
+                )
                 advance(done, len(asked))
 
     def compare_finished(self, indices: Indices, among: Iterable[Indices]) -> dict[str, float | None]:
@@ -73,13 +83,17 @@ class Unseen:
 
     def _losses(self, indices: Indices) -> NDArray[np.float64]:
         if indices not in self._held:
-            self._held[indices] = self._kept("unseen", indices, lambda: self._evaluator.losses(self._scored.problem.assignment(indices)))
+            self._held[indices] = self._kept(
+                "unseen", indices, lambda: self._evaluator.losses(self._scored.problem.assignment(indices))
+            )
         return self._held[indices]
 
     def _kept(self, step: str, indices: Indices, measure: Callable[[], Tensor]) -> NDArray[np.float64]:
         how = [self._scored.config.method, self._scored.config.steps] if step == "finished" else []
         key = [*self._key, list(indices), *how]
-        found = self._study.cached(step, key, lambda: [v if math.isfinite(v) else None for v in measure().tolist()])
+        found = self._study.cached(
+            step, key, lambda: [v if math.isfinite(v) else None for v in measure().tolist()]
+        )
         return np.array([math.inf if value is None else value for value in found])
 
     def _of_finished(self, indices: Indices) -> Tensor:

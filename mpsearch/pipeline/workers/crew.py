@@ -1,4 +1,6 @@
-"""Who measures the trials of a run: this process, processes that it starts, or workers on any number of hosts."""
+"""Who measures the trials of a run: this process, processes that it starts, or workers on any number of
+hosts.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,10 @@ class Crew:
     """Where the trials of a run are kept, and who measures them. The result does not depend on it.
 
     Args:
-        storage: `postgresql://...`, which workers on other hosts reach too, or `sqlite:///FILE`; None for a journal in the study's folder.
-        workers: Processes of this machine that measure. 1: the run's own; more: so many that it starts; 0: it leaves all to `mpsearch worker`.
+        storage: `postgresql://...`, which workers on other hosts reach too, or `sqlite:///FILE`; None for a
+            journal in the study's folder.
+        workers: Processes of this machine that measure. 1: the run's own; more: so many that it starts; 0: it
+            leaves all to `mpsearch worker`.
         pace: Intervals and patience of all of them.
     """
 
@@ -43,7 +47,10 @@ class Crew:
         if self.workers < 0:
             raise OptionError(f"workers is {self.workers}; it must be 0 or more.", ("workers",))
         if self.storage is not None and storage_kind(self.storage) == "journal":
-            raise OptionError(f"{self.storage!r} is no URL. Give postgresql://USER@HOST/DATABASE, or leave --storage out for a journal in the study's folder.")
+            raise OptionError(
+                f"{self.storage!r} is no URL. Give postgresql://USER@HOST/DATABASE, or leave --storage "
+                "out for a journal in the study's folder."
+            )
         if self.workers != 1 and self.storage is not None:
             check_sharing(self.storage)
 
@@ -60,7 +67,8 @@ class Crew:
         """Be the only run of this name in the storage, with these settings.
 
         Raises:
-            StudyError: Another process runs it; it has other settings there; or its trials are in another storage than this one.
+            StudyError: Another process runs it; it has other settings there; or its trials are in another
+                storage than this one.
         """
         self._remember(study)
         if self.storage is None:
@@ -68,8 +76,14 @@ class Crew:
             return
         with hold_run(self.storage, study.path.name), contextlib.closing(self.studies(study)) as studies:
             for job in (s.user_attrs.get(JOB) for s in studies.found()):
-                if job is not None and replace(RunConfig.from_json(job["config"]), budgets=config.budgets) != config:
-                    raise StudyError(f"{shown(self.storage)} holds a study {study.path.name!r} with other settings. Give this one another name with --name.")
+                if (
+                    job is not None
+                    and replace(RunConfig.from_json(job["config"]), budgets=config.budgets) != config
+                ):
+                    raise StudyError(
+                        f"{shown(self.storage)} holds a study {study.path.name!r} with other settings. "
+                        "Give this one another name with --name."
+                    )
             yield
 
     def _remember(self, study: Study) -> None:
@@ -77,7 +91,10 @@ class Crew:
         path, now = study.path / _STORAGE, None if self.storage is None else shown(self.storage)
         held = json.loads(path.read_text())["storage"] if path.is_file() else None
         if held is not None and held != now:
-            raise StudyError(f"The trials of {study.path} are in {held}. Give it with --storage, or start another study with --name.")
+            raise StudyError(
+                f"The trials of {study.path} are in {held}. Give it with --storage, or start another "
+                "study with --name."
+            )
         if held is None and now is not None:
             files.write_json(path, {"storage": now})
 
@@ -126,11 +143,16 @@ class Team:
         return Sharing(self._crew.workers == 1, job, self.watch, self._crew.pace, self._progress.say)
 
     def watch(self) -> None:
-        """Replace a worker that was killed. Raises MpsearchError where one failed, or too many were killed."""
+        """Replace a worker that was killed. Raises MpsearchError where one failed, or too many were
+        killed.
+        """
         for number in [n for n, (process, _) in self._running.items() if process.poll() is not None]:
             code = self._end(number)
             if code > 0 or self._replaced >= 3 * self._count:
-                raise MpsearchError(f"Worker {number + 1} ended with code {code}: {self._last_words(number)} More in {self._log(number)}.")
+                raise MpsearchError(
+                    f"Worker {number + 1} ended with code {code}: {self._last_words(number)} More in "
+                    f"{self._log(number)}."
+                )
             self._replaced += 1
             self._progress.say(f"Worker {number + 1} was killed (signal {-code}); another takes its place.")
             self._start(number)
@@ -145,10 +167,18 @@ class Team:
             stdout=log,
             stderr=log,
             text=True,
-            env={"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={
+                "OMP_NUM_THREADS": threads,
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
         )
         self._running[number] = process, log
-        order = {"where": self._crew.storage or str(self._study.path), "run": self._study.path.name, "pace": asdict(self._crew.pace)}
+        order = {
+            "where": self._crew.storage or str(self._study.path),
+            "run": self._study.path.name,
+            "pace": asdict(self._crew.pace),
+        }
         if process.stdin is not None:
             process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()

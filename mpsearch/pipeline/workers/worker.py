@@ -1,4 +1,6 @@
-"""A process that measures for a run, on this host or any other: the same model, images and quantisers, or none."""
+"""A process that measures for a run, on this host or any other: the same model, images and quantisers, or
+none.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,12 @@ def work(
     check_sharing(where)
     with contextlib.closing(Studies(where, run, pace)) as studies:
         _wait(studies, pace, wait_s, progress)
-        return Worker(studies.found, _Bench(locations or {}, Path(where) if Path(where).is_dir() else None, progress).prepare, pace, progress.say).run(on_trial)
+        return Worker(
+            studies.found,
+            _Bench(locations or {}, Path(where) if Path(where).is_dir() else None, progress).prepare,
+            pace,
+            progress.say,
+        ).run(on_trial)
 
 
 def _wait(studies: Studies, pace: Pace, wait_s: float | None, progress: Progress) -> None:
@@ -73,7 +80,8 @@ def _wait(studies: Studies, pace: Pace, wait_s: float | None, progress: Progress
     while not any(JOB in study.user_attrs for study in pace.patiently(studies.found, progress.say)):
         if wait_s is not None and time.monotonic() - since > wait_s:
             raise StudyError(
-                f"No search of a study {studies.run!r} has begun in {shown(studies.where)} within {wait_s:.0f} s. "
+                f"No search of a study {studies.run!r} has begun in {shown(studies.where)} within "
+                f"{wait_s:.0f} s. "
                 "Start it with `mpsearch run`, or correct --study and --storage; --wait waits longer."
             )
         time.sleep(pace.poll_s)
@@ -84,7 +92,8 @@ class _Bench:
 
     Args:
         locations: See `work`.
-        folder: Folder of the run, whose learned states are read from it; None: they are learned here again, which must give the same.
+        folder: Folder of the run, whose learned states are read from it; None: they are learned here again,
+            which must give the same.
         progress: Where progress goes.
     """
 
@@ -95,7 +104,10 @@ class _Bench:
     def prepare(self, job: Mapping[str, Any]) -> Measure:
         """The loss of L choices, as the run would measure it."""
         if job["version"] != mpsearch.__version__:
-            raise StudyError(f"The study was started by mpsearch {job['version']}; here is {mpsearch.__version__}. Install the same version here.")
+            raise StudyError(
+                f"The study was started by mpsearch {job['version']}; here is {mpsearch.__version__}. "
+                "Install the same version here."
+            )
         problem = Problem.from_json(job["problem"])
         _, evaluator = self._made = self._made or self._make(job, problem)
         return lambda indices: evaluator.measure(problem.assignment(indices))
@@ -106,21 +118,33 @@ class _Bench:
         for part, advice in _ADVICE.items():
             if subject.hashes[part] != job["hashes"][part]:
                 what = "weights" if part == "weights" else f"{part} images"
-                raise StudyError(f"The {what} here have the hash {subject.hashes[part]}, those of the study {job['hashes'][part]}. {advice}.")
+                raise StudyError(
+                    f"The {what} here have the hash {subject.hashes[part]}, those of the study "
+                    f"{job['hashes'][part]}. {advice}."
+                )
         with contextlib.ExitStack() as stack:
             folder = self._folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            workshop = Workshop(subject, calibrate_subject(subject, config, self._progress), config, Study(folder), self._progress)
+            workshop = Workshop(
+                subject,
+                calibrate_subject(subject, config, self._progress),
+                config,
+                Study(folder),
+                self._progress,
+            )
             calibration = searched_calibration(problem, workshop)
         if states_digest(calibration) != job["states"]:
             raise StudyError(
-                "What was learned here for the search is not what the run learned; another processor or library adds in another order. "
+                "What was learned here for the search is not what the run learned; another processor or "
+                "library adds in another order. "
                 "Give the run --search-states nearest, or let this worker read the run's folder."
             )
         return workshop, FastEvaluator(subject.module, calibration, subject.splits.search, task=workshop.task)
 
 
 def _serve_parent() -> int:
-    """For a run that starts its workers itself: one line on stdin says where, and its end is that of the run."""
+    """For a run that starts its workers itself: one line on stdin says where, and its end is that of the
+    run.
+    """
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

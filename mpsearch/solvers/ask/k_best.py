@@ -16,11 +16,18 @@ from mpsearch.solvers.optimum import as_solution, best_choices
 from mpsearch.solvers.tables.groups import SuperLayers
 
 
-def solve_best(problem: Problem, objective: str, budgets: Sequence[Budget], count: int, distance: int = 1, time_limit_s: float = 60.0) -> list[Solution]:
+def solve_best(
+    problem: Problem,
+    objective: str,
+    budgets: Sequence[Budget],
+    count: int,
+    distance: int = 1,
+    time_limit_s: float = 60.0,
+) -> list[Solution]:
     """Up to `count` assignments that keep the budgets, least damage first; fewer where there are no more.
 
-    Each is the best of those that differ from every earlier one in at least `distance` layers, members of a tie counted one by one. With a distance of 1
-    these are the `count` best there are.
+    Each is the best of those that differ from every earlier one in at least `distance` layers, members of a
+    tie counted one by one. With a distance of 1 these are the `count` best there are.
 
     Args:
         problem: Layers, candidates and tables, as for `solve`.
@@ -49,7 +56,11 @@ def solve_best(problem: Problem, objective: str, budgets: Sequence[Budget], coun
         found.append(as_solution(constraints, objective, best, by))
         cuts.append(_cut(coupled.layers, best.choices, distance))
     # of those that HiGHS cannot tell apart (1e-9 of the damage) the better may come later
-    return sorted(found, key=lambda s: s.score) if distance == 1 and all(s.status == "optimal" for s in found) else found
+    return (
+        sorted(found, key=lambda s: s.score)
+        if distance == 1 and all(s.status == "optimal" for s in found)
+        else found
+    )
 
 
 def apart(a: Solution, b: Solution) -> int:
@@ -70,6 +81,11 @@ def _cut(layers: SuperLayers, choices: Sequence[int], distance: int) -> Cut:
 def _check(problem: Problem, count: int, distance: int) -> None:
     free = sum(len(row) > 1 for row in problem.candidates)
     if count < 1 or distance < 1:
-        raise OptionError(f"{count} assignments at a distance of {distance} were asked for; both must be at least 1.")
+        raise OptionError(
+            f"{count} assignments at a distance of {distance} were asked for; both must be at least 1."
+        )
     if count > 1 and distance > max(free, 1):
-        raise OptionError(f"No two assignments differ in {distance} layers; {free} layers have more than one candidate. Ask for a distance of at most {free}.")
+        raise OptionError(
+            f"No two assignments differ in {distance} layers; {free} layers have more than one "
+            f"candidate. Ask for a distance of at most {free}."
+        )

@@ -1,4 +1,6 @@
-"""Exact optima of an additive table for many multipliers at once, and which of them would add most to a front."""
+"""Exact optima of an additive table for many multipliers at once, and which of them would add most to a
+front.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ _DRAWN = 1024
 
 
 def supported(constraints: Constraints, rows: Sequence[Row], rng: np.random.Generator) -> list[Choices]:
-    """Assignments that keep every budget and of which each is the true optimum of the table at its own costs, for some price of each resource.
+    """Assignments that keep every budget and of which each is the true optimum of the table at its own costs,
+    for some price of each resource.
 
     These are the corners of the convex hull of the exact front; what lies between two of them is left out.
 
@@ -27,10 +30,14 @@ def supported(constraints: Constraints, rows: Sequence[Row], rng: np.random.Gene
     costs = list(constraints.rows.values())
     grids = [np.geomspace(*price_range(rows, cost), _MULTIPLIERS.get(len(costs), 2)) for cost in costs]
     if len(costs) > 2:
-        prices = np.exp(np.column_stack([rng.uniform(np.log(grid[0]), np.log(grid[-1]), _DRAWN) for grid in grids]))
+        prices = np.exp(
+            np.column_stack([rng.uniform(np.log(grid[0]), np.log(grid[-1]), _DRAWN) for grid in grids])
+        )
     else:
         prices = np.stack(np.meshgrid(*grids, indexing="ij"), axis=-1).reshape(-1, len(costs))
-    best = np.column_stack([(row + prices @ np.array([cost[m] for cost in costs])).argmin(axis=1) for m, row in enumerate(rows)])
+    best = np.column_stack(
+        [(row + prices @ np.array([cost[m] for cost in costs])).argmin(axis=1) for m, row in enumerate(rows)]
+    )
     found = dict.fromkeys(tuple(map(int, line)) for line in best)
     return [choices for choices in found if constraints.fits(constraints.layers.expand(choices))]
 
@@ -50,7 +57,8 @@ def _slopes(row: Row, cost: Row) -> Row:
 
 
 def improvements(points: Row, found: Row, corner: tuple[float, float]) -> Row:
-    """[P] area that each of P points would add to what F others dominate, below a corner; both objectives are minimised.
+    """[P] area that each of P points would add to what F others dominate, below a corner; both objectives are
+    minimised.
 
     Args:
         points: `P x 2`.
@@ -68,7 +76,9 @@ def improvements(points: Row, found: Row, corner: tuple[float, float]) -> Row:
 
 
 def most_improving(points: Row, found: Row, corner: tuple[float, float], count: int) -> list[int]:
-    """Positions of up to `count` points, each chosen to add most to those before it; none that would add nothing."""
+    """Positions of up to `count` points, each chosen to add most to those before it; none that would add
+    nothing.
+    """
     chosen: list[int] = []
     for _ in range(count):
         gains = improvements(points, np.vstack([found, points[chosen]]), corner)

@@ -11,7 +11,8 @@ from mpsearch.errors import UserError
 
 
 def non_dominated(points: ArrayLike) -> list[int]:
-    """Positions of the points that no other point dominates, in their own order; of equal points only the first.
+    """Positions of the points that no other point dominates, in their own order; of equal points only the
+    first.
 
     Args:
         points: `N x D`, lower is better in each of the D objectives.
@@ -32,7 +33,8 @@ def non_dominated(points: ArrayLike) -> list[int]:
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Area between N points of two objectives and a reference point; what lies beyond the reference adds nothing. Exact.
+    """Area between N points of two objectives and a reference point; what lies beyond the reference adds
+    nothing. Exact.
 
     Args:
         points: `N x 2`, lower is better.

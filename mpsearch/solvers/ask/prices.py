@@ -1,4 +1,6 @@
-"""What the next byte, or the next microsecond, buys: the convex hull of the exact front as a list of prices."""
+"""What the next byte, or the next microsecond, buys: the convex hull of the exact front as a list of
+prices.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,13 @@ class Price:
 def marginal_prices(front: Front, most: int | None = None) -> list[Price]:
     """Steps from the least cost to the greatest, each saving no more for its cost than the one before.
 
-    Steps lead from corner to corner of the convex hull of the exact front, so nothing between two corners lies below the line that joins them.
+    Steps lead from corner to corner of the convex hull of the exact front, so nothing between two corners
+    lies below the line that joins them.
 
     Args:
         front: Exact.
-        most: Steps; neighbouring ones of the least savings are joined until there are no more than this. None for all.
+        most: Steps; neighbouring ones of the least savings are joined until there are no more than this. None
+            for all.
 
     Raises:
         OptionError: Fewer than one step.
@@ -75,7 +79,9 @@ def hull(front: Front) -> list[int]:
     for p in range(len(front)):
         while len(kept) > 1:
             a, b = kept[-2:]
-            if (scores[a] - scores[b]) * (costs[p] - costs[b]) > (scores[b] - scores[p]) * (costs[b] - costs[a]):
+            if (scores[a] - scores[b]) * (costs[p] - costs[b]) > (scores[b] - scores[p]) * (
+                costs[b] - costs[a]
+            ):
                 break
             kept.pop()
         kept.append(p)

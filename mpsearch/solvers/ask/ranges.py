@@ -21,18 +21,28 @@ def least_within(problem: Problem, budgets: Sequence[Budget], time_limit_s: floa
     Raises:
         InfeasibleError: No assignment keeps the budgets.
     """
-    return {r: _least_peak(problem, r, budgets) if r in PEAKS else _least_sum(problem, r, budgets, time_limit_s) for r in problem.costs}
+    return {
+        r: _least_peak(problem, r, budgets) if r in PEAKS else _least_sum(problem, r, budgets, time_limit_s)
+        for r in problem.costs
+    }
 
 
 def _least_sum(problem: Problem, resource: str, budgets: Sequence[Budget], time_limit_s: float) -> float:
     terms = {resource: problem.conversions[resource]} if resource in problem.conversions else {}
-    found = solve(replace(problem, scores={resource: problem.costs[resource]}, interactions=terms), resource, budgets, time_limit_s)
+    found = solve(
+        replace(problem, scores={resource: problem.costs[resource]}, interactions=terms),
+        resource,
+        budgets,
+        time_limit_s,
+    )
     return float(getattr(found.cost, resource))
 
 
 def _least_peak(problem: Problem, resource: str, budgets: Sequence[Budget]) -> float:
     """The least row value under which something is left: found by halving."""
-    anything = replace(problem, scores={"": tuple((0.0,) * len(row) for row in problem.candidates)}, interactions={})
+    anything = replace(
+        problem, scores={"": tuple((0.0,) * len(row) for row in problem.candidates)}, interactions={}
+    )
     constant = problem.constants.get(resource, 0.0)
     values = sorted({constant + v for row in problem.costs[resource] for v in row} or {constant})
     solve(anything, "", budgets)

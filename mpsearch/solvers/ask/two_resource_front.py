@@ -1,4 +1,5 @@
-"""Three objectives: least damage under limits on two resources, swept over both (the epsilon-constraint method).
+"""Three objectives: least damage under limits on two resources, swept over both (the epsilon-constraint
+method).
 
 References: Haimes, Lasdon and Wismer, IEEE Trans. SMC 1(3), 1971.
 """
@@ -24,10 +25,12 @@ def front_of_three(
     steps: int = 12,
     on_solve: Callable[[int, int], None] | None = None,
 ) -> list[Solution]:
-    """Assignments that no other one found is better than in damage and both resources, each the least damage under some pair of limits.
+    """Assignments that no other one found is better than in damage and both resources, each the least damage
+    under some pair of limits.
 
-    The limits are `steps` x `steps` ones, evenly spread over the reachable ranges below the budgets. A pair is not solved where a looser one already has its
-    answer. The whole front may have millions of points; this is as fine as its steps.
+    The limits are `steps` x `steps` ones, evenly spread over the reachable ranges below the budgets. A pair
+    is not solved where a looser one already has its answer. The whole front may have millions of points; this
+    is as fine as its steps.
 
     Args:
         problem: Layers, candidates and tables, as for `solve`.
@@ -43,14 +46,32 @@ def front_of_three(
         InfeasibleError: Nothing keeps the budgets.
     """
     if steps < 2 or len(set(resources)) != 2:
-        raise OptionError(f"A front of three objectives needs at least 2 steps and two resources, not {steps} and {', '.join(resources)}.")
+        raise OptionError(
+            f"A front of three objectives needs at least 2 steps and two resources, not {steps} and "
+            f"{', '.join(resources)}."
+        )
     best = solve(problem, objective, budgets)
-    grid = [(a, b) for a in _limits(problem, resources[0], best, steps) for b in _limits(problem, resources[1], best, steps)]
+    grid = [
+        (a, b)
+        for a in _limits(problem, resources[0], best, steps)
+        for b in _limits(problem, resources[1], best, steps)
+    ]
     found, out_of_reach = [(grid[0], best)], list[tuple[float, float]]()
     for done, limits in enumerate(grid, start=1):
-        if not any(_no_looser(limits, far) for far in out_of_reach) and not any(_answers(s, under, limits, resources) for under, s in found):
+        if not any(_no_looser(limits, far) for far in out_of_reach) and not any(
+            _answers(s, under, limits, resources) for under, s in found
+        ):
             try:
-                found.append((limits, solve(problem, objective, [*budgets, *(Budget(r, v, "") for r, v in zip(resources, limits, strict=True))])))
+                found.append(
+                    (
+                        limits,
+                        solve(
+                            problem,
+                            objective,
+                            [*budgets, *(Budget(r, v, "") for r, v in zip(resources, limits, strict=True))],
+                        ),
+                    )
+                )
             except InfeasibleError:
                 out_of_reach.append(limits)
         if on_solve is not None:
@@ -67,9 +88,15 @@ def _no_looser(a: tuple[float, float], b: tuple[float, float]) -> bool:
     return a[0] <= b[0] and a[1] <= b[1]
 
 
-def _answers(known: Solution, under: tuple[float, float], limits: tuple[float, float], resources: tuple[str, str]) -> bool:
+def _answers(
+    known: Solution, under: tuple[float, float], limits: tuple[float, float], resources: tuple[str, str]
+) -> bool:
     """Whether what is proven the best under limits that are no tighter keeps these."""
-    return known.status == "optimal" and _no_looser(limits, under) and _no_looser(_uses(known, resources), limits)
+    return (
+        known.status == "optimal"
+        and _no_looser(limits, under)
+        and _no_looser(_uses(known, resources), limits)
+    )
 
 
 def _limits(problem: Problem, resource: str, best: Solution, steps: int) -> list[float]:

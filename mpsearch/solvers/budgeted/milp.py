@@ -28,13 +28,18 @@ _ROUNDING = 1e-9
 _MOST_CUTS = 20
 _FEW_COLUMNS = 64  # below this HiGHS is done sooner than the bound
 _TIGHTENED = 1e-6  # share of the room given up once cutting one by one has not helped
-_FEW_LABELS, _MOST_LABELS = 2_000, 50_000  # partial assignments: for something near the optimum, and for the proof
+_FEW_LABELS, _MOST_LABELS = (
+    2_000,
+    50_000,
+)  # partial assignments: for something near the optimum, and for the proof
 _MOST_CHECKS = 200  # assignments at a limit that are checked exactly before HiGHS is asked
 
 
 @dataclass(frozen=True)
 class Found:
-    """M choices, whether they are proven optimal, a lower bound of their score, and who decided where there were several budgets."""
+    """M choices, whether they are proven optimal, a lower bound of their score, and who decided where there
+    were several budgets.
+    """
 
     choices: tuple[int, ...]
     proven: bool
@@ -68,7 +73,9 @@ def solve_rows(
     free = tuple(int(row.argmin()) for row in rows)
     if constraints.fits(constraints.layers.expand(free)) and all(cut.allows(free) for cut in cuts):
         return Found(free, True, base)
-    return _UnderMany(constraints, rows, base, Hunt(constraints, time.monotonic() + time_limit_s, node_limit, list(cuts))).solve(gap)
+    return _UnderMany(
+        constraints, rows, base, Hunt(constraints, time.monotonic() + time_limit_s, node_limit, list(cuts))
+    ).solve(gap)
 
 
 @dataclass
@@ -81,11 +88,24 @@ class _UnderMany:
     hunt: Hunt
 
     def solve(self, gap: float) -> Found:
-        """Something near the optimum first; then HiGHS on the candidates that it leaves, with scores in units of its own."""
-        paired = range(len(self.rows)) if self.hunt.cuts else ()  # beside a cut a candidate may be worse than another and still be wanted
-        columns = Columns.of(self.rows, list(self.constraints.rows.values()), [self.constraints.spare(r) for r in self.constraints.rows], paired)
+        """Something near the optimum first; then HiGHS on the candidates that it leaves, with scores in units
+        of its own.
+        """
+        paired = (
+            range(len(self.rows)) if self.hunt.cuts else ()
+        )  # beside a cut a candidate may be worse than another and still be wanted
+        columns = Columns.of(
+            self.rows,
+            list(self.constraints.rows.values()),
+            [self.constraints.spare(r) for r in self.constraints.rows],
+            paired,
+        )
         known, priced, reduced = None, 0.0, np.zeros(len(columns.layer))
-        if len(set(columns.layer.tolist())) == columns.count and len(columns.spare) and len(columns.layer) >= _FEW_COLUMNS:
+        if (
+            len(set(columns.layer.tolist())) == columns.count
+            and len(columns.spare)
+            and len(columns.layer) >= _FEW_COLUMNS
+        ):
             ranks = Ranks.of(columns)
             dual = maximise(ranks.oracle, columns.spare, float(columns.scores.max(initial=0.0)))
             start, priced, reduced = ranks.start(dual), dual.bound, ranks.reduced(dual.prices)
@@ -93,10 +113,14 @@ class _UnderMany:
             if known is not None:
                 known, proven = self._labelled(ranks, dual, known)
                 if proven:
-                    return Found(known, True, self.base + _score(self.rows, known), "dynamic programme with bounds")
+                    return Found(
+                        known, True, self.base + _score(self.rows, known), "dynamic programme with bounds"
+                    )
         known, rough = (known, 0.0) if known is not None else self._roughly(columns)
         upper = _score(self.rows, known)
-        left = columns.only(reduced <= (upper - priced) + _ROUNDING * (upper + abs(priced)))  # taking any other, the prices alone say, is worse
+        left = columns.only(
+            reduced <= (upper - priced) + _ROUNDING * (upper + abs(priced))
+        )  # taking any other, the prices alone say, is worse
         return self._decided(left, known, max(priced, rough, 0.0), gap)
 
     def _labelled(self, ranks: Ranks, dual: Dual, known: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
@@ -105,7 +129,14 @@ class _UnderMany:
             labels = label(ranks, dual, _score(self.rows, known), most, thin=thin)
             if labels is None:
                 continue
-            found = next((c for picked, _ in zip(labels, range(_MOST_CHECKS), strict=False) if (c := self._choices(ranks.columns, picked)) is not None), None)
+            found = next(
+                (
+                    c
+                    for picked, _ in zip(labels, range(_MOST_CHECKS), strict=False)
+                    if (c := self._choices(ranks.columns, picked)) is not None
+                ),
+                None,
+            )
             if labels.complete and (found is not None or len(labels.scores) <= _MOST_CHECKS):
                 return found or known, True
             known = found or known
@@ -114,7 +145,9 @@ class _UnderMany:
     def _choices(self, columns: Columns, picked: Picks) -> tuple[int, ...] | None:
         """M choices of M columns; None where they pass a limit by a rounding, or are cut off."""
         choices = tuple(int(c) for c in columns.candidate[picked])
-        allowed = self.constraints.fits(self.constraints.layers.expand(choices)) and all(cut.allows(choices) for cut in self.hunt.cuts)
+        allowed = self.constraints.fits(self.constraints.layers.expand(choices)) and all(
+            cut.allows(choices) for cut in self.hunt.cuts
+        )
         return choices if allowed else None
 
     def _roughly(self, columns: Columns) -> tuple[tuple[int, ...], float]:
@@ -123,7 +156,10 @@ class _UnderMany:
         if rough.choices is None:
             if rough.proven:
                 raise self.constraints.joint_error()
-            raise MpsearchError("HiGHS found no assignment that keeps all budgets in the time it had, nor proved that there is none. Give it more time.")
+            raise MpsearchError(
+                "HiGHS found no assignment that keeps all budgets in the time it had, nor proved that "
+                "there is none. Give it more time."
+            )
         return rough.choices, rough.bound
 
     def _decided(self, columns: Columns, known: tuple[int, ...], bound: float, gap: float) -> Found:
@@ -131,7 +167,11 @@ class _UnderMany:
         if upper <= 0:
             return Found(known, True, self.base)
         exact = self.hunt.find(columns.only(columns.scores <= upper * (1 + _ROUNDING)), upper, gap)
-        choices = exact.choices if exact.choices is not None and _score(self.rows, exact.choices) <= upper else known
+        choices = (
+            exact.choices
+            if exact.choices is not None and _score(self.rows, exact.choices) <= upper
+            else known
+        )
         proven = exact.proven and exact.choices is not None and gap == 0
         return Found(choices, proven, self.base + min(max(bound, exact.bound), upper))
 
@@ -155,7 +195,9 @@ class Hunt:
         unit = (scale or 1.0) / _OBJECTIVE_SCALE
         bound = 0.0
         for attempt in range(2 * _MOST_CUTS):
-            tightened = attempt >= _MOST_CUTS  # a swarm of assignments a rounding above a limit: give up the proof, not the limit
+            tightened = (
+                attempt >= _MOST_CUTS
+            )  # a swarm of assignments a rounding above a limit: give up the proof, not the limit
             outcome = minimise(
                 replace(columns, spare=columns.spare * (1 - _TIGHTENED)) if tightened else columns,
                 self.cuts,
@@ -166,7 +208,9 @@ class Hunt:
                 self.links,
             )
             bound = bound if tightened else max(bound, outcome.bound)
-            if outcome.choices is None or self.constraints.fits(self.constraints.layers.expand(outcome.choices)):
+            if outcome.choices is None or self.constraints.fits(
+                self.constraints.layers.expand(outcome.choices)
+            ):
                 return Outcome(outcome.choices, bound, outcome.proven and not tightened)
             self.cuts.append(Cut.itself(outcome.choices, self.constraints.layers.widths))
         return Outcome(None, bound, False)

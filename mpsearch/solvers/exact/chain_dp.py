@@ -1,4 +1,5 @@
-"""Exact front and exact optimum under one limit, of super-layers that are free or linked by pairs: of damage, of cost or of both.
+"""Exact front and exact optimum under one limit, of super-layers that are free or linked by pairs: of damage,
+of cost or of both.
 
 Layer by layer, every kept (cost, damage) is extended by every choice, in one list for each state of the line
 (one list in all, where nothing is linked); a list is sorted by cost and swept by a running minimum. For an
@@ -26,7 +27,9 @@ from mpsearch.solvers.tables.pair_tables import Pair, T
 _ROUNDING = 1e-12  # share of the sums by which float64 may err here; the band is widened by it
 _PRICES = 40
 _State = tuple[int, ...]
-_Part = tuple[IntRow, Row, int, NDArray[np.intp]]  # C x P costs and scores, number of the first of P parents, C choices
+_Part = tuple[
+    IntRow, Row, int, NDArray[np.intp]
+]  # C x P costs and scores, number of the first of P parents, C choices
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,19 @@ class Linked:
     whole: WholeCosts
 
     @classmethod
-    def of(cls, layers: SuperLayers, rows: Sequence[Row], pairs: Sequence[Pair[Row]], whole: WholeCosts) -> Linked | None:
+    def of(
+        cls, layers: SuperLayers, rows: Sequence[Row], pairs: Sequence[Pair[Row]], whole: WholeCosts
+    ) -> Linked | None:
         """None where too many choices stay open at once; never where nothing is linked."""
         links = [*((p.first, p.second) for p in pairs), *((p.first, p.second) for p in whole.pairs)]
         order = by_range(whole.rows) if not links else tuple(range(len(rows)))
         line = Line.of([layers.widths[m] for m in order], links)
         if links and line.states > MOST_STATES:
             return None
-        scores, costs = line.steps([rows[m] for m in order], pairs), line.steps([whole.rows[m] for m in order], whole.pairs)
+        scores, costs = (
+            line.steps([rows[m] for m in order], pairs),
+            line.steps([whole.rows[m] for m in order], whole.pairs),
+        )
         return cls(layers, order, line, scores, costs, whole)
 
     def front(self, limit: float = math.inf, epsilon: float = 0.0) -> Front:
@@ -78,15 +86,24 @@ class Linked:
     def near_optimum(self, limit: float) -> Front:
         """Points around the optimum under `limit`, which is the last of them. Raises InfeasibleError."""
         price, upper = self._price(limit)
-        rest = self.line.rest([score + price * self.whole.real(cost) for score, cost in zip(self.scores, self.costs, strict=True)])
+        rest = self.line.rest(
+            [
+                score + price * self.whole.real(cost)
+                for score, cost in zip(self.scores, self.costs, strict=True)
+            ]
+        )
         return self._sweep(limit, rest, price, upper)
 
-    def _sweep(self, limit: float, bound: Sequence[Row | float], price: float, upper: float, bucket: int = 0) -> Front:
+    def _sweep(
+        self, limit: float, bound: Sequence[Row | float], price: float, upper: float, bucket: int = 0
+    ) -> Front:
         """Drops partial sums that cannot keep the limit, or whose Lagrangian bound is above `upper`."""
         ceiling, least = self.whole.ceiling(limit), self.line.rest(self.costs)
         if ceiling < self.whole.constant + int(least[0]):
             reachable = math.ldexp(self.whole.constant + int(least[0]), -self.whole.power)
-            raise InfeasibleError(f"A limit of {limit:g} is below the least reachable cost {reachable:g}. Raise it.")
+            raise InfeasibleError(
+                f"A limit of {limit:g} is below the least reachable cost {reachable:g}. Raise it."
+            )
         tops = self._tops(price, limit, upper)
         held: dict[_State, tuple[IntRow, Row, int]] = {(): (np.array([self.whole.constant]), np.zeros(1), 0)}
         steps = []
@@ -94,9 +111,14 @@ class Linked:
             arrived = self._arrivals(m, held)
             held, origins, offset = {}, [], 0
             for state in sorted(arrived):
-                cost, score = _flat([part[0] for part in arrived[state]]), _flat([part[1] for part in arrived[state]])
+                cost, score = (
+                    _flat([part[0] for part in arrived[state]]),
+                    _flat([part[1] for part in arrived[state]]),
+                )
                 ahead = bound[m + 1][state] if tops < math.inf else 0.0  # type: ignore[index]
-                kept = _kept(cost, score, ceiling - int(least[m + 1][state]), tops - ahead, price, limit, self.whole)
+                kept = _kept(
+                    cost, score, ceiling - int(least[m + 1][state]), tops - ahead, price, limit, self.whole
+                )
                 kept = kept if bucket < 2 else kept[_best_of_buckets(cost[kept], bucket)]
                 if len(kept):
                     held[state] = (cost[kept], score[kept], offset)
@@ -107,12 +129,17 @@ class Linked:
         return Front.of_last(self.whole, cost, score, bucket == 0, self.layers, self.order, steps)
 
     def _arrivals(self, m: int, held: dict[_State, tuple[IntRow, Row, int]]) -> dict[_State, list[_Part]]:
-        """Every list extended by every choice of super-layer m, by the state it leads to; parents count through all lists."""
+        """Every list extended by every choice of super-layer m, by the state it leads to; parents count
+        through all lists.
+        """
         found: dict[_State, list[_Part]] = {}
         for state, (cost, score, offset) in held.items():
             more, worse = self.costs[m][state], self.scores[m][state]
             if m in self.line.open[m + 1]:
-                leads = [(self.line.after(m, state, choice), np.array([choice])) for choice in range(self.line.widths[m])]
+                leads = [
+                    (self.line.after(m, state, choice), np.array([choice]))
+                    for choice in range(self.line.widths[m])
+                ]
             else:
                 leads = [(self.line.after(m, state, 0), useful(more, worse))]
             for after, choices in leads:
@@ -128,10 +155,13 @@ class Linked:
 
     def _most(self, limit: float) -> float:
         """No sum of costs and limit that is formed on the way is greater."""
-        return abs(limit) + math.ldexp(abs(self.whole.constant) + sum(int(np.abs(step).max()) for step in self.costs), -self.whole.power)
+        return abs(limit) + math.ldexp(
+            abs(self.whole.constant) + sum(int(np.abs(step).max()) for step in self.costs), -self.whole.power
+        )
 
     def _price(self, limit: float) -> tuple[float, float]:
-        """The price of a unit of cost at which the Lagrangian bound is greatest, and the damage of something that fits; infinite if nothing was met.
+        """The price of a unit of cost at which the Lagrangian bound is greatest, and the damage of something
+        that fits; infinite if nothing was met.
 
         The line between two assignments, one that fits and one that does not, is lowered until none lies
         below it.
@@ -154,14 +184,17 @@ class Linked:
             if above[1] <= below[1] or below[0] <= above[0]:
                 break
             price = (below[0] - above[0]) / (above[1] - below[1])
-            found = met(self.line.best([score + price * cost for score, cost in zip(self.scores, real, strict=True)]))
+            found = met(
+                self.line.best([score + price * cost for score, cost in zip(self.scores, real, strict=True)])
+            )
             if found[2] in (above[2], below[2]):
                 break
             above, below = (above, found) if found[1] <= room else (found, below)
         return price, min(upper, self._filled(below[2], real, slack))
 
     def _filled(self, choices: Choices, real: Sequence[Row], room: float) -> float:
-        """The damage of choices once the room that they leave is used up by single changes, best gain first; infinite where they do not fit.
+        """The damage of choices once the room that they leave is used up by single changes, best gain first;
+        infinite where they do not fit.
 
         Only super-layers that are linked to no other are changed.
         """
@@ -184,8 +217,12 @@ class Linked:
         return damage
 
 
-def _kept(cost: IntRow, score: Row, cap: float, most: float, price: float, limit: float, whole: WholeCosts) -> NDArray[np.intp]:
-    """Positions of what costs no more than `cap`: what no other dominates and whose bound is at most `most`."""
+def _kept(
+    cost: IntRow, score: Row, cap: float, most: float, price: float, limit: float, whole: WholeCosts
+) -> NDArray[np.intp]:
+    """Positions of what costs no more than `cap`: what no other dominates and whose bound is at most
+    `most`.
+    """
     left = np.arange(len(cost))
     if cap < math.inf:
         left = left[cost <= cap]
@@ -196,7 +233,9 @@ def _kept(cost: IntRow, score: Row, cap: float, most: float, price: float, limit
 
 
 def _best_of_buckets(cost: IntRow, bucket: int) -> NDArray[np.bool_]:
-    """Of rising costs with falling damage the last of each bucket, and the first: without it a tight limit would leave nothing."""
+    """Of rising costs with falling damage the last of each bucket, and the first: without it a tight limit
+    would leave nothing.
+    """
     cells = cost // bucket
     last: NDArray[np.bool_] = np.append(cells[1:] > cells[:-1], True)[: len(cost)]
     last[:1] = True

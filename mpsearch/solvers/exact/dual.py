@@ -1,9 +1,11 @@
-"""Prices of several limited resources at which the Lagrangian bound is greatest, what the bound rules out, and an assignment to start from.
+"""Prices of several limited resources at which the Lagrangian bound is greatest, what the bound rules out,
+and an assignment to start from.
 
-The dual is maximised by cutting planes over a few prices; its oracle is whatever finds the least of damage plus priced costs.
+The dual is maximised by cutting planes over a few prices; its oracle is whatever finds the least of damage
+plus priced costs.
 
-References: Fisher, The Lagrangian relaxation method for solving integer programming problems, Management Science 27(1), 1981. Kelley, The cutting-plane method
-for solving convex programs, J. SIAM 8(4), 1960.
+References: Fisher, The Lagrangian relaxation method for solving integer programming problems, Management
+Science 27(1), 1981. Kelley, The cutting-plane method for solving convex programs, J. SIAM 8(4), 1960.
 """
 
 from __future__ import annotations
@@ -61,10 +63,15 @@ def maximise(oracle: Oracle, spare: Row, scale: float) -> Dual:
         value = score + float(prices @ over)
         if value > best:
             best, held = value, prices
-        cuts.append(np.append(-over / room, 1.0))  # prices in units of unit / room, damage in units of its own: HiGHS drops small numbers
+        cuts.append(
+            np.append(-over / room, 1.0)
+        )  # prices in units of unit / room, damage in units of its own: HiGHS drops small numbers
         values.append(score / unit)
         master = scipy.optimize.linprog(
-            np.append(np.zeros(len(spare)), -1.0), A_ub=np.array(cuts), b_ub=np.array(values), bounds=[(0, _STEEPEST)] * len(spare) + [(None, None)]
+            np.append(np.zeros(len(spare)), -1.0),
+            A_ub=np.array(cuts),
+            b_ub=np.array(values),
+            bounds=[(0, _STEEPEST)] * len(spare) + [(None, None)],
         )
         if master.x is None or -master.fun * unit - best <= _ENOUGH * max(abs(best), _ROUNDING * scale):
             break
@@ -101,7 +108,9 @@ class Ranks:
         return above
 
     def start(self, dual: Dual) -> Picks | None:
-        """Columns that keep the limits: what the bound's prices, or dearer ones, lead to, improved by exchanges."""
+        """Columns that keep the limits: what the bound's prices, or dearer ones, lead to, improved by
+        exchanges.
+        """
         for dearer in (1.0, 1.001, 1.003, 1.01, 1.03, 1.1, 1.3, 2.0, 5.0, 30.0, 1e3):
             picked, _, use = self.oracle(dual.prices * dearer)
             if (use <= self.columns.spare).all():
@@ -109,7 +118,9 @@ class Ranks:
         return None
 
     def _exchanged(self, picked: Picks, reduced: Row) -> Picks:
-        """One and two changes at a time, among the columns that the bound hardly rules out, as long as the damage falls."""
+        """One and two changes at a time, among the columns that the bound hardly rules out, as long as the
+        damage falls.
+        """
         columns, picked = self.columns, picked.copy()
         few = np.argsort(reduced, kind="stable")[:_PAIRED]
         layer, apart = columns.layer[few], columns.layer[few][:, None] != columns.layer[few][None, :]
@@ -121,7 +132,10 @@ class Ranks:
             both = gain[:, None] + gain[None, :]
             fits = apart | np.eye(len(few), dtype=bool)
             for b in range(len(room)):
-                fits &= more[b][:, None] + np.where(np.eye(len(few), dtype=bool), 0.0, more[b][None, :]) <= room[b]
+                fits &= (
+                    more[b][:, None] + np.where(np.eye(len(few), dtype=bool), 0.0, more[b][None, :])
+                    <= room[b]
+                )
             both[np.diag_indices(len(few))] = gain
             both[~fits] = np.inf
             first, second = divmod(int(both.argmin()), len(few))

@@ -1,4 +1,5 @@
-"""Super-layers taken one after the other, with the choices that later ones are still linked to: the states of a dynamic programme.
+"""Super-layers taken one after the other, with the choices that later ones are still linked to: the states of
+a dynamic programme.
 
 On a chain the state is the last choice; where a branch stays open beside it, the choice before that branch as
 well.
@@ -37,12 +38,16 @@ class Line:
         last = list(range(len(widths)))
         for first, second in links:
             last[first] = max(last[first], second)
-        return cls(tuple(widths), tuple(tuple(k for k in range(m) if last[k] >= m) for m in range(len(widths) + 1)))
+        return cls(
+            tuple(widths), tuple(tuple(k for k in range(m) if last[k] >= m) for m in range(len(widths) + 1))
+        )
 
     @property
     def states(self) -> int:
         """The most states times choices of any step."""
-        return max((self.shape(m)[-1] * math.prod(self.shape(m)[:-1]) for m in range(len(self.widths))), default=1)
+        return max(
+            (self.shape(m)[-1] * math.prod(self.shape(m)[:-1]) for m in range(len(self.widths))), default=1
+        )
 
     def alone(self, m: int) -> bool:
         """Whether nothing is open before super-layer m, nor behind it."""
@@ -53,14 +58,18 @@ class Line:
         return (*(self.widths[k] for k in self.open[m]), self.widths[m])
 
     def steps(self, rows: Sequence[T], pairs: Sequence[Pair[T]]) -> list[T]:
-        """For each super-layer what its choice adds, given what is open: M tables of the shapes `shape(m)`."""
+        """For each super-layer what its choice adds, given what is open: M tables of the shapes
+        `shape(m)`.
+        """
         found = []
         for m, row in enumerate(rows):
             table = np.broadcast_to(row, self.shape(m))
             for pair in pairs:
                 if pair.second == m:
                     axis = self.open[m].index(pair.first)
-                    table = table + pair.table.reshape([-1 if k == axis else 1 for k in range(len(self.open[m]))] + [self.widths[m]])
+                    table = table + pair.table.reshape(
+                        [-1 if k == axis else 1 for k in range(len(self.open[m]))] + [self.widths[m]]
+                    )
             found.append(table)
         return found
 
@@ -68,7 +77,11 @@ class Line:
         """For each of M + 1 points the least that the steps behind it add up to, by what is open there."""
         found: list[T] = [np.zeros((), steps[0].dtype if steps else np.float64)]
         for m in range(len(self.widths) - 1, -1, -1):
-            found.append(found[-1] + steps[m].min() if self.alone(m) else (steps[m] + self._ahead(m, found[-1])).min(-1))
+            found.append(
+                found[-1] + steps[m].min()
+                if self.alone(m)
+                else (steps[m] + self._ahead(m, found[-1])).min(-1)
+            )
         return found[::-1]
 
     def best(self, steps: Sequence[T]) -> tuple[int, ...]:
@@ -95,4 +108,6 @@ class Line:
 
 def total(steps: Sequence[Row] | Sequence[IntRow], line: Line, choices: Sequence[int]) -> float:
     """Sum of the steps of M choices."""
-    return math.fsum(float(step[(*(choices[k] for k in line.open[m]), choices[m])]) for m, step in enumerate(steps))
+    return math.fsum(
+        float(step[(*(choices[k] for k in line.open[m]), choices[m])]) for m, step in enumerate(steps)
+    )

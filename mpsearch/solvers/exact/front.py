@@ -41,13 +41,26 @@ class Front:
     _steps: tuple[_Step, ...]
 
     @classmethod
-    def of_last(cls, costs: WholeCosts, total: IntRow, score: Row, exact: bool, layers: SuperLayers, order: Sequence[int], steps: Sequence[_Step]) -> Front:
+    def of_last(
+        cls,
+        costs: WholeCosts,
+        total: IntRow,
+        score: Row,
+        exact: bool,
+        layers: SuperLayers,
+        order: Sequence[int],
+        steps: Sequence[_Step],
+    ) -> Front:
         """Of the points of the last step, in any order."""
         found = np.lexsort((score, total))
         found = found[keep_non_dominated(total[found], score[found])]
         values = costs.real(total[found]) if costs.power else total[found]
-        single = np.append(values[1:] > values[:-1], True)  # costs that only the integers told apart are one point
-        return cls(values[single], score[found[single]], exact, layers, tuple(order), found[single], tuple(steps))
+        single = np.append(
+            values[1:] > values[:-1], True
+        )  # costs that only the integers told apart are one point
+        return cls(
+            values[single], score[found[single]], exact, layers, tuple(order), found[single], tuple(steps)
+        )
 
     def __len__(self) -> int:
         """P."""
@@ -68,7 +81,10 @@ class Front:
         """The point of least score whose cost is at most `limit`. Raises InfeasibleError if there is none."""
         p = int(np.searchsorted(self.costs, limit, side="right")) - 1
         if p < 0:
-            raise InfeasibleError(f"A limit of {limit:g} is below the least cost {self.costs[0]:g} of the front. Raise it.", {"cost": float(self.costs[0])})
+            raise InfeasibleError(
+                f"A limit of {limit:g} is below the least cost {self.costs[0]:g} of the front. Raise it.",
+                {"cost": float(self.costs[0])},
+            )
         return p
 
 

@@ -1,4 +1,6 @@
-"""One call of HiGHS on a scaled multiple-choice knapsack with any number of limits and with pair tables, kept quiet."""
+"""One call of HiGHS on a scaled multiple-choice knapsack with any number of limits and with pair tables, kept
+quiet.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from mpsearch.errors import MpsearchError
 from mpsearch.solvers.tables.groups import Row
 from mpsearch.solvers.tables.pair_tables import Pair
 
-_LIMIT_SCALE = 100.0  # scaled spare room of a limit: HiGHS's absolute tolerance of 1e-6 is then 1e-8 of the room
+_LIMIT_SCALE = (
+    100.0  # scaled spare room of a limit: HiGHS's absolute tolerance of 1e-6 is then 1e-8 of the room
+)
 _OPTIMAL, _STOPPED, _INFEASIBLE = 0, 1, 2  # status of scipy.optimize.milp
 
 
@@ -58,8 +62,15 @@ class Columns:
     spare: Row
 
     @classmethod
-    def of(cls, scores: Sequence[Row], costs: Sequence[Sequence[Row]], spare: Sequence[float], paired: Collection[int] = ()) -> Columns:
-        """Flatten M score rows and B x M cost rows; candidates that cannot fit or that another one dominates are left out.
+    def of(
+        cls,
+        scores: Sequence[Row],
+        costs: Sequence[Sequence[Row]],
+        spare: Sequence[float],
+        paired: Collection[int] = (),
+    ) -> Columns:
+        """Flatten M score rows and B x M cost rows; candidates that cannot fit or that another one dominates
+        are left out.
 
         In the super-layers of `paired` nothing is dominated: what a candidate is worth depends on others.
         """
@@ -72,7 +83,14 @@ class Columns:
 
     def only(self, mask: NDArray[np.bool_]) -> Columns:
         """Those of a mask."""
-        return Columns(self.count, self.layer[mask], self.candidate[mask], self.scores[mask], self.costs[:, mask], self.spare)
+        return Columns(
+            self.count,
+            self.layer[mask],
+            self.candidate[mask],
+            self.scores[mask],
+            self.costs[:, mask],
+            self.spare,
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +136,10 @@ class Cut:
     @classmethod
     def itself(cls, choices: Sequence[int], widths: Sequence[int]) -> Cut:
         """Forbids M choices and nothing else."""
-        return cls(tuple((np.arange(width) == c).astype(float) for c, width in zip(choices, widths, strict=True)), len(choices) - 1)
+        return cls(
+            tuple((np.arange(width) == c).astype(float) for c, width in zip(choices, widths, strict=True)),
+            len(choices) - 1,
+        )
 
     def allows(self, choices: Sequence[int]) -> bool:
         """Whether M choices are not forbidden."""
@@ -126,12 +147,18 @@ class Cut:
 
 
 def minimise(
-    columns: Columns, cuts: Sequence[Cut], unit: float, gap: float, time_limit_s: float, node_limit: int | None, links: Sequence[Link] = ()
+    columns: Columns,
+    cuts: Sequence[Cut],
+    unit: float,
+    gap: float,
+    time_limit_s: float,
+    node_limit: int | None,
+    links: Sequence[Link] = (),
 ) -> Outcome:
     """Least score with one candidate for each super-layer and each limit kept up to HiGHS's tolerance.
 
-    A link is linearised with one variable in 0..1 for each entry of its table, whose sums over either side are the binary variables of the
-    other (RLT; tighter than McCormick's).
+    A link is linearised with one variable in 0..1 for each entry of its table, whose sums over either side
+    are the binary variables of the other (RLT; tighter than McCormick's).
 
     Args:
         columns: The variables.
@@ -145,29 +172,41 @@ def minimise(
     if len(np.unique(columns.layer)) < columns.count:
         return Outcome(None, 0.0, proven=True)  # a super-layer has no candidate that fits
     linked, values, uses = _linking(columns, links)
-    beyond = (uses > columns.spare[:, None] * (1 + 1e-9)).any(0)  # such an entry cannot be; its coefficient, which may be huge, is left out
+    beyond = (uses > columns.spare[:, None] * (1 + 1e-9)).any(
+        0
+    )  # such an entry cannot be; its coefficient, which may be huge, is left out
     uses = np.where(beyond, 0.0, uses)
     choosing, lower, upper = _choosing(columns, cuts, uses)
     matrix = vstack([choosing, linked])
     nothing = np.zeros(linked.shape[0])
-    options = {"mip_rel_gap": gap, "time_limit": time_limit_s} | ({} if node_limit is None else {"node_limit": node_limit})
+    options = {"mip_rel_gap": gap, "time_limit": time_limit_s} | (
+        {} if node_limit is None else {"node_limit": node_limit}
+    )
     with _quiet():
         result = scipy.optimize.milp(
             np.append(columns.scores, values) / unit,
             integrality=np.append(np.ones(len(columns.layer)), np.zeros(len(values))),
-            bounds=scipy.optimize.Bounds(0, np.append(np.ones(len(columns.layer)), np.where(beyond, 0.0, 1.0))),
-            constraints=scipy.optimize.LinearConstraint(matrix, np.append(lower, nothing), np.append(upper, nothing)),
+            bounds=scipy.optimize.Bounds(
+                0, np.append(np.ones(len(columns.layer)), np.where(beyond, 0.0, 1.0))
+            ),
+            constraints=scipy.optimize.LinearConstraint(
+                matrix, np.append(lower, nothing), np.append(upper, nothing)
+            ),
             options=options,
         )
     return _outcome(result, columns, unit)
 
 
 def _choosing(columns: Columns, cuts: Sequence[Cut], uses: Row) -> tuple[csr_array, Row, Row]:
-    """One candidate for each super-layer, the limits, and the cuts: matrix over columns and entries of links, least and greatest value of each row."""
+    """One candidate for each super-layer, the limits, and the cuts: matrix over columns and entries of links,
+    least and greatest value of each row.
+    """
     count, width = columns.count, len(columns.layer)
     one_of_each = csr_array((np.ones(width), (columns.layer, np.arange(width))), shape=(count, width))
     factor = np.where(columns.spare > 0, _LIMIT_SCALE / np.where(columns.spare > 0, columns.spare, 1.0), 1.0)
-    agreeing = np.array([[cut.agreement[m][c] for m, c in zip(columns.layer, columns.candidate, strict=True)] for cut in cuts]).reshape(len(cuts), width)
+    agreeing = np.array(
+        [[cut.agreement[m][c] for m, c in zip(columns.layer, columns.candidate, strict=True)] for cut in cuts]
+    ).reshape(len(cuts), width)
     limits = hstack([csr_array(columns.costs * factor[:, None]), csr_array(uses * factor[:, None])])
     nowhere = [csr_array((rows, uses.shape[1])) for rows in (count, len(cuts))]
     matrix = vstack([hstack([one_of_each, nowhere[0]]), limits, hstack([csr_array(agreeing), nowhere[1]])])
@@ -176,8 +215,17 @@ def _choosing(columns: Columns, cuts: Sequence[Cut], uses: Row) -> tuple[csr_arr
 
 
 def _linking(columns: Columns, links: Sequence[Link]) -> tuple[csr_array, Row, Row]:
-    """Rows that hold the entries of each link to its binary variables, the score of each of Z entries, and its costs. `R x (N + Z)`, [Z], `B x Z`."""
-    width, rows, at, signs, values, uses = len(columns.layer), [], [], [], [np.zeros(0)], [np.zeros((len(columns.spare), 0))]
+    """Rows that hold the entries of each link to its binary variables, the score of each of Z entries, and
+    its costs. `R x (N + Z)`, [Z], `B x Z`.
+    """
+    width, rows, at, signs, values, uses = (
+        len(columns.layer),
+        [],
+        [],
+        [],
+        [np.zeros(0)],
+        [np.zeros((len(columns.spare), 0))],
+    )
     row, column = 0, width
     for link in links:
         sides = [np.flatnonzero(columns.layer == m) for m in (link.first, link.second)]
@@ -194,7 +242,9 @@ def _linking(columns: Columns, links: Sequence[Link]) -> tuple[csr_array, Row, R
         column += entries.size
     if not links:
         return csr_array((0, width)), values[0], uses[0]
-    matrix = csr_array((np.concatenate(signs), (np.concatenate(rows), np.concatenate(at))), shape=(row, column))
+    matrix = csr_array(
+        (np.concatenate(signs), (np.concatenate(rows), np.concatenate(at))), shape=(row, column)
+    )
     return matrix, np.concatenate(values), np.concatenate(uses, axis=1)
 
 
@@ -212,7 +262,9 @@ def _outcome(result: scipy.optimize.OptimizeResult, columns: Columns, unit: floa
 
 
 def _dominated(layer: NDArray[np.intp], values: Row) -> NDArray[np.bool_]:
-    """Columns that another column of the same super-layer is no worse than in every row of `values`; of equals the first stays."""
+    """Columns that another column of the same super-layer is no worse than in every row of `values`; of
+    equals the first stays.
+    """
     found = np.zeros(len(layer), bool)
     for m in range(int(layer.max()) + 1):
         at = np.flatnonzero(layer == m)

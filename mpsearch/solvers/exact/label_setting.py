@@ -1,9 +1,12 @@
-"""The least damage under several limits by dynamic programming with bounds: partial assignments, layer by layer, that no Lagrangian bound rules out.
+"""The least damage under several limits by dynamic programming with bounds: partial assignments, layer by
+layer, that no Lagrangian bound rules out.
 
-Near the optimum few candidates stay open (those whose reduced damage is within the gap), and bounds at some dozens of prices around the best ones leave a
-few hundred partial assignments a layer, where branch and bound on the same problem takes seconds.
+Near the optimum few candidates stay open (those whose reduced damage is within the gap), and bounds at some
+dozens of prices around the best ones leave a few hundred partial assignments a layer, where branch and bound
+on the same problem takes seconds.
 
-References: Morin and Marsten, Branch-and-bound strategies for dynamic programming, Operations Research 24(4), 1976. The several prices are ours.
+References: Morin and Marsten, Branch-and-bound strategies for dynamic programming, Operations Research 24(4),
+    1976. The several prices are ours.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ from numpy.typing import NDArray
 from mpsearch.solvers.exact.dual import Dual, Picks, Ranks
 from mpsearch.solvers.tables.groups import Row
 
-_DEARER = {2: (0.5, 0.8, 0.9, 0.96, 1.0, 1.04, 1.1, 1.25, 2.0), 3: (0.5, 0.9, 1.0, 1.1, 2.0)}  # for each limit, by their number
+_DEARER = {
+    2: (0.5, 0.8, 0.9, 0.96, 1.0, 1.04, 1.1, 1.25, 2.0),
+    3: (0.5, 0.9, 1.0, 1.1, 2.0),
+}  # for each limit, by their number
 _FEWER = (0.5, 1.0, 2.0)
 _MOST_PRICES = 256
 _CELL = 0.05  # of the gap
@@ -27,10 +33,12 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Labels:
-    """Whole assignments whose bounds do not exceed a ceiling; iterating gives the positions of their M columns, least damage first.
+    """Whole assignments whose bounds do not exceed a ceiling; iterating gives the positions of their M
+    columns, least damage first.
 
     Args:
-        complete: Whether every assignment of at most the ceiling's damage that keeps the limits is among them.
+        complete: Whether every assignment of at most the ceiling's damage that keeps the limits is among
+            them.
         scores: [S], ascending.
     """
 
@@ -59,21 +67,28 @@ def label(ranks: Ranks, dual: Dual, upper: float, most: int, *, thin: bool = Fal
         ranks: The columns; every super-layer has one.
         dual: Its prices and bound.
         upper: Damage that is not to be exceeded.
-        most: Partial assignments that a layer may leave. Memory is about 200 bytes times the choices of a layer times this, and 16 bytes times the open layers
-            times this.
-        thin: Where there are more, go on with some of them, spread over what they leave of the limits, and not completely; else give up with None.
+        most: Partial assignments that a layer may leave. Memory is about 200 bytes times the choices of a
+            layer times this, and 16 bytes times the open layers times this.
+        thin: Where there are more, go on with some of them, spread over what they leave of the limits, and
+            not completely; else give up with None.
     """
     open_ = _Open.of(ranks, dual, upper + _ROUNDING * (upper + abs(dual.bound)))
     complete, score, use = True, np.array([open_.base]), np.zeros((len(open_.room), 1))
     parents, taken = [], []
     for i, (gain, more) in enumerate(zip(open_.gain, open_.more, strict=True)):
         count = len(score)
-        score, use = (score[None] + gain[:, None]).ravel(), (use[:, None, :] + more[:, :, None]).reshape(len(use), -1)
+        score, use = (
+            (score[None] + gain[:, None]).ravel(),
+            (use[:, None, :] + more[:, :, None]).reshape(len(use), -1),
+        )
         kept, bound = open_.possible(i + 1, score, use)
         if len(kept) > most:
             if not thin:
                 return None
-            complete, kept = False, kept[_spread(bound, dual.prices[:, None] * use[:, kept], open_.ceiling - dual.bound, most)]
+            complete, kept = (
+                False,
+                kept[_spread(bound, dual.prices[:, None] * use[:, kept], open_.ceiling - dual.bound, most)],
+            )
         score, use = score[kept], use[:, kept]
         parents.append(kept % count)
         taken.append(kept // count)
@@ -87,13 +102,15 @@ class _Open:
 
     Args:
         ceiling: Upper bound of the damage.
-        best: [M] positions of the columns that the bound's prices lead to; damage and costs below are measured from there.
+        best: [M] positions of the columns that the bound's prices lead to; damage and costs below are
+            measured from there.
         base: Their damage.
         room: [B] what they leave of the limits, negative where they do not fit, and a rounding.
         layers: L open ones, those first whose choice matters most.
         columns, gain, more: For each, positions of its C candidates, their damage ([C]) and costs (`B x C`).
         prices: `P x B` at which bounds are taken, the best first.
-        least, fewest: `(L + 1) x P` and `(L + 1) x B`, the least of priced damage and of costs from a layer on.
+        least, fewest: `(L + 1) x P` and `(L + 1) x B`, the least of priced damage and of costs from a layer
+            on.
     """
 
     ceiling: float
@@ -111,7 +128,10 @@ class _Open:
     @classmethod
     def of(cls, ranks: Ranks, dual: Dual, ceiling: float) -> _Open:
         columns, reduced, (best, *_) = ranks.columns, ranks.reduced(dual.prices), ranks.oracle(dual.prices)
-        left = [at[(at >= 0) & ((reduced[at] <= ceiling - dual.bound) | (at == best[m]))] for m, at in enumerate(ranks.at)]
+        left = [
+            at[(at >= 0) & ((reduced[at] <= ceiling - dual.bound) | (at == best[m]))]
+            for m, at in enumerate(ranks.at)
+        ]
         more = [columns.costs[:, at] - columns.costs[:, [best[m]]] for m, at in enumerate(left)]
         weight = [float(np.abs(dual.prices @ table).max()) for table in more]
         layers = sorted((m for m, at in enumerate(left) if len(at) > 1), key=lambda m: -weight[m])
@@ -129,12 +149,16 @@ class _Open:
             gain=gain,
             more=more,
             prices=prices,
-            least=_least_of_the_rest([g + prices @ table for g, table in zip(gain, more, strict=True)], len(prices)),
+            least=_least_of_the_rest(
+                [g + prices @ table for g, table in zip(gain, more, strict=True)], len(prices)
+            ),
             fewest=_least_of_the_rest(more, len(columns.spare)),
         )
 
     def possible(self, done: int, score: Row, use: Row) -> tuple[NDArray[np.intp], Row]:
-        """Positions of the partial assignments that may still keep the limits and the ceiling, and the greatest of their bounds."""
+        """Positions of the partial assignments that may still keep the limits and the ceiling, and the
+        greatest of their bounds.
+        """
         kept = np.flatnonzero((use + self.fewest[done][:, None] <= self.room[:, None]).all(0))
         bound = np.full(len(kept), -np.inf)
         for part in (slice(0, 1), slice(1, None)):  # the best price alone rules out most
@@ -145,7 +169,9 @@ class _Open:
 
 
 def _spread(bound: Row, priced: Row, gap: float, most: int) -> NDArray[np.intp]:
-    """At most so many of S partial assignments: the least bound of each cell of priced use (`B x S`), and of those the least."""
+    """At most so many of S partial assignments: the least bound of each cell of priced use (`B x S`), and of
+    those the least.
+    """
     cell = np.round(priced / (_CELL * gap)).astype(np.int64)
     order = np.lexsort((bound, *cell))
     cell = cell[:, order]
@@ -156,8 +182,12 @@ def _spread(bound: Row, priced: Row, gap: float, most: int) -> NDArray[np.intp]:
 def _around(prices: Row) -> Row:
     """`P x B`: the prices, those with each dearer or cheaper by itself, and none at all."""
     factors = _DEARER.get(len(prices), _FEWER)
-    near = sorted(itertools.product(factors, repeat=len(prices)), key=lambda f: float(np.abs(np.log(f)).sum()))[:_MOST_PRICES]
-    return np.array(list(dict.fromkeys(map(tuple, [*(prices * np.array(near)).tolist(), [0.0] * len(prices)]))))
+    near = sorted(
+        itertools.product(factors, repeat=len(prices)), key=lambda f: float(np.abs(np.log(f)).sum())
+    )[:_MOST_PRICES]
+    return np.array(
+        list(dict.fromkeys(map(tuple, [*(prices * np.array(near)).tolist(), [0.0] * len(prices)])))
+    )
 
 
 def _least_of_the_rest(tables: list[Row], rows: int) -> Row:

@@ -1,1 +1,3 @@
-"""Tables in the form that solvers use: groups of layers that share a choice, pairs between them, costs as integers."""
+"""Tables in the form that solvers use: groups of layers that share a choice, pairs between them, costs as
+integers.
+"""

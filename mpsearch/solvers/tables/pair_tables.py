@@ -1,4 +1,6 @@
-"""Tables over the choices of several layers in the form that solvers use: rows of super-layers, and pairs between them."""
+"""Tables over the choices of several layers in the form that solvers use: rows of super-layers, and pairs
+between them.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,11 @@ class Pair(Generic[T]):
     table: T
 
 
-def spread(layers: SuperLayers, rows: Sequence[T], tables: Sequence[tuple[Interaction, T]]) -> tuple[list[T], tuple[Pair[T], ...]]:
-    """M rows, to which each table within one super-layer is added, and at most one pair for any two super-layers.
+def spread(
+    layers: SuperLayers, rows: Sequence[T], tables: Sequence[tuple[Interaction, T]]
+) -> tuple[list[T], tuple[Pair[T], ...]]:
+    """M rows, to which each table within one super-layer is added, and at most one pair for any two
+    super-layers.
 
     Args:
         layers: M super-layers; no table may reach over more than two of them.
@@ -47,7 +52,10 @@ def spread(layers: SuperLayers, rows: Sequence[T], tables: Sequence[tuple[Intera
         else:
             key = (homes[0], homes[1])
             pairs[key] = pairs[key] + table if key in pairs else table
-    return rows, tuple(Pair(first, second, table) for (first, second), table in sorted(pairs.items(), key=lambda item: item[0]))
+    return rows, tuple(
+        Pair(first, second, table)
+        for (first, second), table in sorted(pairs.items(), key=lambda item: item[0])
+    )
 
 
 def _by_choice(layers: SuperLayers, term: Interaction, values: T) -> tuple[list[int], T]:
@@ -58,7 +66,11 @@ def _by_choice(layers: SuperLayers, term: Interaction, values: T) -> tuple[list[
     at: NDArray[np.intp] = np.zeros((1,) * len(homes), np.intp)
     for axis, m in enumerate(homes):
         picks = np.array(layers.picks[m], dtype=np.intp)
-        part = sum(step * picks[:, layers.groups[m].index(i)] for i, step in zip(term.layers, steps, strict=True) if home[i] == m)
+        part = sum(
+            step * picks[:, layers.groups[m].index(i)]
+            for i, step in zip(term.layers, steps, strict=True)
+            if home[i] == m
+        )
         shape = [1] * len(homes)
         shape[axis] = -1
         at = at + np.reshape(part, shape)
@@ -66,7 +78,9 @@ def _by_choice(layers: SuperLayers, term: Interaction, values: T) -> tuple[list[
 
 
 def connected(count: int, links: Iterable[Sequence[int]]) -> list[list[int]]:
-    """Positions 0 to `count` - 1 by connected component, in the order of first members; a link joins all positions that it names."""
+    """Positions 0 to `count` - 1 by connected component, in the order of first members; a link joins all
+    positions that it names.
+    """
     edges = np.array([(link[0], m) for link in links for m in link[1:]], np.intp).reshape(-1, 2)
     graph = scipy.sparse.coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count))
     labels = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]

@@ -1,10 +1,12 @@
 """The additive table corrected by measurements: Bayesian regression on logarithms with the proxy as prior.
 
-The measured loss is modelled as `base + exp(level) * (sum_l s[l, c_l] * exp(u[l] + v[l, c_l])) ** slope`: the proxy `s` up to a power, each
-super-layer off by a factor of its own and each entry by a smaller one. The factors are positive, so no drawn table calls a harmful choice
-useful, and what was never measured stays at the proxy. All of it is normal in logarithms: `u` and `v` around 0, errors around the model.
-The posterior is that of the model made linear at its mode (Gauss-Newton, Laplace); the widths, the noise and the base are those of greatest
-evidence on fixed grids. It takes `N x N` factorisations for N measurements, whatever the number of entries.
+The measured loss is modelled as `base + exp(level) * (sum_l s[l, c_l] * exp(u[l] + v[l, c_l])) ** slope`: the
+proxy `s` up to a power, each super-layer off by a factor of its own and each entry by a smaller one. The
+factors are positive, so no drawn table calls a harmful choice useful, and what was never measured stays at
+the proxy. All of it is normal in logarithms: `u` and `v` around 0, errors around the model. The posterior is
+that of the model made linear at its mode (Gauss-Newton, Laplace); the widths, the noise and the base are
+those of greatest evidence on fixed grids. It takes `N x N` factorisations for N measurements, whatever the
+number of entries.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ NOISES = (0.02, 0.06, 0.15, 0.4)  # of what the model cannot say, in log loss
 _SLOPE_SD, _LEVEL_SD = 0.3, 1.0
 _SLOPES = (0.3, 3.0)  # what a straight line through the logarithms may start from
 _BASES = (0.005, 0.02, 0.1, 0.5)  # distances of the base below the least loss, in units of median less least
-_ZERO_BASE = 2.0  # how much more likely, in logs, a base of zero is than another: divergences and mean squares have it
+_ZERO_BASE = (
+    2.0  # how much more likely, in logs, a base of zero is than another: divergences and mean squares have it
+)
 _REACH = 0.7  # distance in log damage at which a measurement counts half
 _FAR = 10.0  # times the least loss: beyond that a measurement counts less too
 _MOST_MEASUREMENTS = 400  # the nearest are used, so that a batch stays cheap in a long study
@@ -100,7 +104,9 @@ class CorrectedTable:
         """M rows of a table drawn from the posterior (Thompson): a prior draw moved by what it gets wrong."""
         prior = self.prior_sd * rng.standard_normal(len(self.prior_sd))
         seen = self.features @ prior + self.noise_sd * rng.standard_normal(len(self.noise_sd))
-        return self._rows(self.mode + prior - self.prior_sd**2 * (self.features.T @ cho_solve((self.factor, True), seen)))
+        return self._rows(
+            self.mode + prior - self.prior_sd**2 * (self.features.T @ cho_solve((self.factor, True), seen))
+        )
 
     def log_loss(self, damage: Row) -> Row:
         """[P] expected log of the loss above the base, from P sums of `mean()`."""
@@ -111,7 +117,9 @@ class CorrectedTable:
 
 
 def positive(rows: Sequence[Row]) -> list[Row]:
-    """The proxy with nothing at or below zero, of which no factor could make something: a tenth of the row's least harm instead."""
+    """The proxy with nothing at or below zero, of which no factor could make something: a tenth of the row's
+    least harm instead.
+    """
     shifted = [row - min(float(row.min()), 0.0) for row in rows]
     flat = np.concatenate(shifted)
     floor = float(np.median(flat[flat > 0])) * 1e-3 if (flat > 0).any() else 1.0
@@ -119,7 +127,11 @@ def positive(rows: Sequence[Row]) -> list[Row]:
 
 
 def correct(
-    rows: Sequence[Row], choices: NDArray[np.intp], losses: Row, focus: Sequence[int] | None = None, like: CorrectedTable | None = None
+    rows: Sequence[Row],
+    choices: NDArray[np.intp],
+    losses: Row,
+    focus: Sequence[int] | None = None,
+    like: CorrectedTable | None = None,
 ) -> CorrectedTable:
     """Fit the table to measurements.
 
@@ -132,19 +144,36 @@ def correct(
     """
     logs = [np.log(row) for row in positive(rows)]
     damage = _log_damage(logs, choices)
-    distance = damage - (damage.mean() if focus is None else float(_log_damage(logs, np.asarray(focus)[None])[0]))
+    distance = damage - (
+        damage.mean() if focus is None else float(_log_damage(logs, np.asarray(focus)[None])[0])
+    )
     near = np.sort(np.argsort(np.abs(distance), kind="stable")[:_MOST_MEASUREMENTS])
-    doubt = np.ones(len(near)) if focus is None else np.sqrt(1 + (np.maximum(np.abs(distance[near]), _above(losses[near])) / _REACH) ** 2)
-    with threadpool_limits(1, user_api="blas"):  # small matrices: threads cost more than they save, and would round differently
+    doubt = (
+        np.ones(len(near))
+        if focus is None
+        else np.sqrt(1 + (np.maximum(np.abs(distance[near]), _above(losses[near])) / _REACH) ** 2)
+    )
+    with threadpool_limits(
+        1, user_api="blas"
+    ):  # small matrices: threads cost more than they save, and would round differently
         if like is not None and like.base < losses.min():
-            return _mode(_data(logs, choices[near], losses[near], damage[near], doubt, like.base), like.base, like.width, like.mode)
-        found = [_at_base(logs, choices[near], losses[near], damage[near], doubt, base) for base in _bases(losses)]
+            return _mode(
+                _data(logs, choices[near], losses[near], damage[near], doubt, like.base),
+                like.base,
+                like.width,
+                like.mode,
+            )
+        found = [
+            _at_base(logs, choices[near], losses[near], damage[near], doubt, base) for base in _bases(losses)
+        ]
         best = max(found, key=lambda table: table.evidence)
         return _mode(best.data, best.base, _most_likely_width(best), best.mode)
 
 
 def _above(losses: Row) -> Row:
-    """[N] log of each loss over ten times the least, at least 0: what is far worse than was predicted says little about the best."""
+    """[N] log of each loss over ten times the least, at least 0: what is far worse than was predicted says
+    little about the best.
+    """
     least = float(losses.min())
     return np.log(np.maximum(losses / (_FAR * least), 1.0)) if least > 0 else np.zeros(len(losses))
 
@@ -155,17 +184,25 @@ def _bases(losses: Row) -> list[float]:
     return ([0.0] if least > 0 else []) + [least - share * room for share in _BASES]
 
 
-def _at_base(logs: list[Row], choices: NDArray[np.intp], losses: Row, damage: Row, doubt: Row, base: float) -> CorrectedTable:
-    """The posterior under this base; its evidence is that of the losses, not of their logarithms, so that bases can be compared."""
+def _at_base(
+    logs: list[Row], choices: NDArray[np.intp], losses: Row, damage: Row, doubt: Row, base: float
+) -> CorrectedTable:
+    """The posterior under this base; its evidence is that of the losses, not of their logarithms, so that
+    bases can be compared.
+    """
     data = _data(logs, choices, losses, damage, doubt, base)
     at = np.zeros(sum(map(len, logs)) + len(logs) + 2)
     at[-2:] = data.start
     found = _mode(data, base, _Width(), at)
     found = _mode(data, base, _most_likely_width(found), found.mode)
-    return replace(found, evidence=found.evidence - float(data.target.sum()) + (_ZERO_BASE if base == 0 else 0.0))
+    return replace(
+        found, evidence=found.evidence - float(data.target.sum()) + (_ZERO_BASE if base == 0 else 0.0)
+    )
 
 
-def _data(logs: list[Row], choices: NDArray[np.intp], losses: Row, damage: Row, doubt: Row, base: float) -> _Data:
+def _data(
+    logs: list[Row], choices: NDArray[np.intp], losses: Row, damage: Row, doubt: Row, base: float
+) -> _Data:
     target = np.log(losses - base)
     centre = float(np.average(damage, weights=doubt**-2))
     return _Data(logs, choices, target, doubt, _line(damage - centre, target, doubt**-2), centre)
@@ -184,7 +221,9 @@ def _line(x: Row, y: Row, weight: Row) -> tuple[float, float]:
 def _mode(data: _Data, base: float, width: _Width, at: Row) -> CorrectedTable:
     """The posterior at its mode, from Gauss-Newton steps of bounded length."""
     entries = sum(map(len, data.logs))
-    prior_sd = np.concatenate([np.full(entries, width.own), np.full(len(data.logs), width.shared), [_SLOPE_SD, _LEVEL_SD]])
+    prior_sd = np.concatenate(
+        [np.full(entries, width.own), np.full(len(data.logs), width.shared), [_SLOPE_SD, _LEVEL_SD]]
+    )
     prior_mean = np.zeros(len(prior_sd))
     prior_mean[-2:] = data.start
     for _ in range(_STEPS):
@@ -209,8 +248,15 @@ def _most_likely_width(table: CorrectedTable) -> _Width:
     own_gram, shared_gram, line_gram = own @ own.T, shared @ shared.T, line @ line.T
 
     def evidence(width: _Width) -> float:
-        factor = factor_of(width.own**2 * own_gram + width.shared**2 * shared_gram + line_gram + np.diag((width.noise * data.doubt) ** 2))
-        return -0.5 * float(residual @ cho_solve((factor, True), residual)) - float(np.log(np.diag(factor)).sum())
+        factor = factor_of(
+            width.own**2 * own_gram
+            + width.shared**2 * shared_gram
+            + line_gram
+            + np.diag((width.noise * data.doubt) ** 2)
+        )
+        return -0.5 * float(residual @ cho_solve((factor, True), residual)) - float(
+            np.log(np.diag(factor)).sum()
+        )
 
     best = max((_Width(shared, own) for shared, own in itertools.product(_SHARED, _OWN)), key=evidence)
     return max((replace(best, noise=noise) for noise in NOISES), key=evidence)
@@ -232,13 +278,18 @@ def linear(data: _Data, choices: NDArray[np.intp], at: Row) -> tuple[Row, Row]:
     starts = np.cumsum([0, *(len(row) for row in logs[:-1])])
     entries = np.zeros((len(damage), sum(map(len, logs))))
     np.put_along_axis(entries, choices + starts, share, axis=1)
-    return np.column_stack([entries, share, damage - data.centre, np.ones(len(damage))]), at[-1] + at[-2] * (damage - data.centre)
+    return np.column_stack([entries, share, damage - data.centre, np.ones(len(damage))]), at[-1] + at[-2] * (
+        damage - data.centre
+    )
 
 
 def _corrected(logs: Sequence[Row], weights: Row) -> list[Row]:
     ends = np.cumsum([len(row) for row in logs])
     shared = weights[ends[-1] : ends[-1] + len(logs)]
-    return [row + own + u for row, own, u in zip(logs, np.split(weights[: ends[-1]], ends[:-1]), shared, strict=True)]
+    return [
+        row + own + u
+        for row, own, u in zip(logs, np.split(weights[: ends[-1]], ends[:-1]), shared, strict=True)
+    ]
 
 
 def _log_damage(logs: Sequence[Row], choices: NDArray[np.intp]) -> Row:

@@ -1,8 +1,11 @@
-"""Losses near what was measured: the corrected table, and what it gets wrong, which assignments with most choices in common share.
+"""Losses near what was measured: the corrected table, and what it gets wrong, which assignments with most
+choices in common share.
 
-On few images the loss of an assignment is to a tenth or so the luck of errors that cancel. No table can say that, but a neighbour shares it: the errors
-of two assignments that differ in d super-layers are correlated by `likeness ** d`, the overlap kernel of Gaussian processes on categories (after Wan et
-al., Think Global and Act Local, ICML 2021). The mean is the corrected table; likeness and deviation are those of greatest evidence on fixed grids.
+On few images the loss of an assignment is to a tenth or so the luck of errors that cancel. No table can say
+that, but a neighbour shares it: the errors of two assignments that differ in d super-layers are correlated by
+`likeness ** d`, the overlap kernel of Gaussian processes on categories (after Wan et al., Think Global and
+Act Local, ICML 2021). The mean is the corrected table; likeness and deviation are those of greatest evidence
+on fixed grids.
 """
 
 from __future__ import annotations
@@ -48,12 +51,16 @@ class LocalModel:
 
     @classmethod
     def of(cls, table: CorrectedTable, like: LocalModel | None = None) -> LocalModel:
-        """From the measurements that the table was corrected by; with the likeness and the deviation of another where one is given."""
+        """From the measurements that the table was corrected by; with the likeness and the deviation of
+        another where one is given.
+        """
         data, variance = table.data, table.prior_sd**2
         features, expected = linear(data, data.choices, table.mode)
         wrong = data.target - expected + features @ (table.mode - table.prior_mean)
         apart = _differing(data.choices, data.choices)
-        given = (features * variance) @ features.T + np.diag(table.noise_sd**2 * (1 - data.doubt**-2))  # what is far says less than the noise near the focus
+        given = (features * variance) @ features.T + np.diag(
+            table.noise_sd**2 * (1 - data.doubt**-2)
+        )  # what is far says less than the noise near the focus
         best = None
         for likeness in _LIKENESSES if like is None else (like.likeness,):
             correlation = _correlation(likeness, apart)
@@ -65,10 +72,20 @@ class LocalModel:
                     best = evidence, deviation, likeness, solved, factor
         assert best is not None
         _, deviation, likeness, solved, factor = best
-        return cls(table, deviation, likeness, table.prior_mean + variance * (features.T @ solved), features, solved, factor)
+        return cls(
+            table,
+            deviation,
+            likeness,
+            table.prior_mean + variance * (features.T @ solved),
+            features,
+            solved,
+            factor,
+        )
 
     def log_loss(self, choices: Sequence[Sequence[int]]) -> tuple[Row, Row]:
-        """[P] expected log of the loss above the base of each of P assignments, and [P] its standard deviation."""
+        """[P] expected log of the loss above the base of each of P assignments, and [P] its standard
+        deviation.
+        """
         taken = np.array(choices, dtype=np.intp)
         features, expected = linear(self.table.data, taken, self.table.mode)
         by_error = self._errors(taken)
@@ -76,10 +93,13 @@ class LocalModel:
         variance = self.table.prior_sd**2
         across = (features * variance) @ self.features.T + by_error
         known = (solve_triangular(self.factor, across.T, lower=True) ** 2).sum(axis=0)
-        return mean, np.sqrt(np.maximum((features**2 * variance).sum(axis=1) + self.deviation**2 - known, 1e-12))
+        return mean, np.sqrt(
+            np.maximum((features**2 * variance).sum(axis=1) + self.deviation**2 - known, 1e-12)
+        )
 
     def expected_improvement(self, choices: Sequence[Sequence[int]], loss: float) -> Row:
-        """[P] by how much each of P unmeasured assignments is expected to lower the log of a loss, where it lowers it.
+        """[P] by how much each of P unmeasured assignments is expected to lower the log of a loss, where it
+        lowers it.
 
         Jones, Schonlau and Welch, Efficient Global Optimization, J. Global Optim. 13, 1998, eq. 15.
         """
@@ -102,5 +122,7 @@ def _differing(first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.
 
 
 def _correlation(likeness: float, apart: NDArray[np.int16]) -> Row:
-    powers = np.array(list(itertools.accumulate([likeness] * int(apart.max(initial=0)), lambda a, b: a * b, initial=1.0)))
+    powers = np.array(
+        list(itertools.accumulate([likeness] * int(apart.max(initial=0)), lambda a, b: a * b, initial=1.0))
+    )
     return np.asarray(_SHARED * powers[apart] + (1 - _SHARED) * (apart == 0))

@@ -1,4 +1,6 @@
-"""Studies in a database: the storage that Optuna keeps there, and the server's own lock for the process that leads one."""
+"""Studies in a database: the storage that Optuna keeps there, and the server's own lock for the process that
+leads one.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class DatabaseStorage(RDBStorage):
         """Names of all studies, oldest first; Optuna's own listing reads every attribute of every study."""
         try:
             with self.engine.connect() as connection:
-                return list(connection.execute(text("SELECT study_name FROM studies ORDER BY study_id")).scalars())
+                return list(
+                    connection.execute(text("SELECT study_name FROM studies ORDER BY study_id")).scalars()
+                )
         except DBAPIError as error:
             raise StorageInternalError("The studies could not be listed.") from error
 
@@ -58,10 +62,16 @@ def connect(url: str, pace: Pace) -> DatabaseStorage:
         with _Turn(address), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return DatabaseStorage(
-                address.render_as_string(hide_password=False), engine_kwargs=options, heartbeat_interval=pace.beat_s, grace_period=pace.grace_s
+                address.render_as_string(hide_password=False),
+                engine_kwargs=options,
+                heartbeat_interval=pace.beat_s,
+                grace_period=pace.grace_s,
             )
     except (DBAPIError, RuntimeError) as error:  # RuntimeError: tables of another version of Optuna
-        raise StudyError(f"{without_password(url)} cannot be used ({_reason(error)}). Start the server, or correct --storage.") from error
+        raise StudyError(
+            f"{without_password(url)} cannot be used ({_reason(error)}). Start the server, or correct "
+            "--storage."
+        ) from error
 
 
 def without_password(url: str) -> str:
@@ -78,9 +88,11 @@ def database_file(url: str) -> Path:
 
 
 class ServerHold:
-    """PostgreSQL's advisory lock of a study's name: let go of by the server when the connection of its holder ends.
+    """PostgreSQL's advisory lock of a study's name: let go of by the server when the connection of its holder
+    ends.
 
-    A server that is restarted forgets it; `check` takes it again on a new connection, unless another process was faster.
+    A server that is restarted forgets it; `check` takes it again on a new connection, unless another process
+    was faster.
 
     Args:
         url: Address of the server.
@@ -99,10 +111,15 @@ class ServerHold:
         try:
             self.check()
         except StorageInternalError as error:
-            raise StudyError(f"{self._engine.url!r} cannot be used ({_reason(error.__cause__)}). Start the server, or correct --storage.") from error
+            raise StudyError(
+                f"{self._engine.url!r} cannot be used ({_reason(error.__cause__)}). Start the server, or "
+                "correct --storage."
+            ) from error
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._drop()
 
     def check(self) -> None:
@@ -112,8 +129,12 @@ class ServerHold:
                 self._connection.execute(text("SELECT 1"))
                 return
             self._connection = self._engine.connect()
-            self._connection.execute(text("SET tcp_keepalives_idle = 30"))  # a holder whose host vanished must not block the next one for hours
-            taken = self._connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _key(self._name)}).scalar()
+            self._connection.execute(
+                text("SET tcp_keepalives_idle = 30")
+            )  # a holder whose host vanished must not block the next one for hours
+            taken = self._connection.execute(
+                text("SELECT pg_try_advisory_lock(:key)"), {"key": _key(self._name)}
+            ).scalar()
         except DBAPIError as error:
             if self._connection is not None and self._lost_at is None:
                 self._lost_at = time.monotonic()
@@ -124,7 +145,9 @@ class ServerHold:
             return
         self._drop()
         if self._lost_at is not None and time.monotonic() - self._lost_at < _FORGET_S:
-            raise StorageInternalError("The server has not noticed yet that the connection that held the study is gone.")
+            raise StorageInternalError(
+                "The server has not noticed yet that the connection that held the study is gone."
+            )
         raise StudyError(
             f"Another process is running the study {self._name!r} in {self._engine.url!r}. "
             "Wait until it ends, help it with `mpsearch worker`, or name another study with --name."
@@ -147,7 +170,9 @@ class _Turn:
     def __enter__(self) -> None:
         if self._engine is not None:
             self._connection = self._engine.connect()
-            self._connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _key("mpsearch makes tables", own=False)})
+            self._connection.execute(
+                text("SELECT pg_advisory_lock(:key)"), {"key": _key("mpsearch makes tables", own=False)}
+            )
 
     def __exit__(self, *_: object) -> None:
         if self._connection is not None:
@@ -155,18 +180,26 @@ class _Turn:
 
 
 def _engine(address: URL) -> Engine:
-    return create_engine(address, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=_connect_args(address))
+    return create_engine(
+        address, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=_connect_args(address)
+    )
 
 
 def _connect_args(address: URL) -> dict[str, Any]:
-    return {k: v for k, v in _ALIVE.items() if k not in address.query} if address.get_backend_name() == "postgresql" else {}
+    return (
+        {k: v for k, v in _ALIVE.items() if k not in address.query}
+        if address.get_backend_name() == "postgresql"
+        else {}
+    )
 
 
 def _address(url: str) -> URL:
     try:
         address = make_url(url)
     except ArgumentError:
-        raise OptionError(f"{url!r} is no URL of a database. Write postgresql://USER@HOST/DATABASE.") from None
+        raise OptionError(
+            f"{url!r} is no URL of a database. Write postgresql://USER@HOST/DATABASE."
+        ) from None
     if address.drivername == "postgresql":
         address = address.set(drivername="postgresql+psycopg")
     if address.drivername == "postgresql+psycopg" and importlib.util.find_spec("psycopg") is None:
@@ -176,7 +209,9 @@ def _address(url: str) -> URL:
 
 def _key(name: str, *, own: bool = True) -> int:
     """64 bits, signed; studies and the rest do not share keys."""
-    return int.from_bytes(hashlib.sha256(f"{'study' if own else 'other'}:{name}".encode()).digest()[:8], "big", signed=True)
+    return int.from_bytes(
+        hashlib.sha256(f"{'study' if own else 'other'}:{name}".encode()).digest()[:8], "big", signed=True
+    )
 
 
 def _reason(error: BaseException | None) -> str:

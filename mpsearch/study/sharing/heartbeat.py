@@ -49,11 +49,16 @@ class ServerPulse:
 
     def silent(self, study: Study, running: list[FrozenTrial]) -> set[int]:
         """See `Pulse`."""
-        return set(self._storage._get_stale_trial_ids(study._study_id)) & {t._trial_id for t in running} if running else set()
+        return (
+            set(self._storage._get_stale_trial_ids(study._study_id)) & {t._trial_id for t in running}
+            if running
+            else set()
+        )
 
 
 class JournalPulse:
-    """An attribute of the trial. Clocks of hosts may differ, so silence is what this process has seen not to change for the grace, by its own clock.
+    """An attribute of the trial. Clocks of hosts may differ, so silence is what this process has seen not to
+    change for the grace, by its own clock.
 
     Args:
         storage: Journal.
@@ -111,7 +116,9 @@ def beating(pulse: Pulse, trial_id: int, pace: Pace) -> Iterator[None]:
 
 
 def dead(pulse: Pulse, study: Study, trials: Trials) -> list[FrozenTrial]:
-    """Running ones of a study's trials whose process is gone: at once where it was one of this machine, else after the grace."""
+    """Running ones of a study's trials whose process is gone: at once where it was one of this machine, else
+    after the grace.
+    """
     running = trials.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     silent = pulse.silent(study, running)
     return [t for t in running if t._trial_id in silent or gone(t.user_attrs.get(OWNER))]
@@ -132,7 +139,9 @@ def gone(owner: dict[str, Any] | None) -> bool:
         return True
     except PermissionError:
         pass
-    return bool(_started(owner["pid"]) != owner["started"])  # another process got its number, or it is a zombie
+    return bool(
+        _started(owner["pid"]) != owner["started"]
+    )  # another process got its number, or it is a zombie
 
 
 def _machine() -> str:
@@ -146,7 +155,9 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """Clock ticks from boot to the start of a process that is not a zombie; None where the system does not tell, or there is none."""
+    """Clock ticks from boot to the start of a process that is not a zombie; None where the system does not
+    tell, or there is none.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,6 @@
-"""A journal file that one explorer at a time leads and any number of workers write, kept in good order whatever becomes of them."""
+"""A journal file that one explorer at a time leads and any number of workers write, kept in good order
+whatever becomes of them.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,12 @@ _BLOCK = 1 << 16
 
 
 class JournalLock(JournalFileOpenLock):
-    """Optuna's lock file, behind a lock of the system, which lets go of it when a process dies however it dies.
+    """Optuna's lock file, behind a lock of the system, which lets go of it when a process dies however it
+    dies.
 
-    With Optuna's lock alone, two processes that wait for a dead one's lock may both take it. Whoever holds the system's lock knows that
-    no other process of ours writes: it removes a lock file that a dead one left, and what a dead one wrote of a line.
+    With Optuna's lock alone, two processes that wait for a dead one's lock may both take it. Whoever holds
+    the system's lock knows that no other process of ours writes: it removes a lock file that a dead one left,
+    and what a dead one wrote of a line.
 
     Args:
         path: The journal.
@@ -62,16 +66,21 @@ class JournalLock(JournalFileOpenLock):
 
 
 def join_journal(path: Path) -> JournalStorage:
-    """The storage for a process that works for the study's explorer, beside it and beside others. Raises StudyError where the file is no journal."""
+    """The storage for a process that works for the study's explorer, beside it and beside others. Raises
+    StudyError where the file is no journal.
+    """
     try:
         return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
     except (ValueError, KeyError, TypeError) as error:
-        raise StudyError(f"{path} is not a journal of Optuna ({error}). Name another study, or remove the file.") from None
+        raise StudyError(
+            f"{path} is not a journal of Optuna ({error}). Name another study, or remove the file."
+        ) from None
 
 
 @contextlib.contextmanager
 def open_journal(path: Path) -> Iterator[JournalStorage]:
-    """The storage of a study that nobody else explores meanwhile; a torn last line and a lock left by a dead process are removed.
+    """The storage of a study that nobody else explores meanwhile; a torn last line and a lock left by a dead
+    process are removed.
 
     Raises:
         StudyError: Another process explores the study, or the file is not a journal.
@@ -88,11 +97,15 @@ def open_journal(path: Path) -> Iterator[JournalStorage]:
 
 @contextlib.contextmanager
 def busy_file(path: Path) -> Iterator[None]:
-    """Be the only explorer of the study in a file of this machine. Raises StudyError where another process is."""
+    """Be the only explorer of the study in a file of this machine. Raises StudyError where another process
+    is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".busy").open("w") as busy:
         if not files.lock(busy, by=fcntl.lockf):
-            raise StudyError(f"Another process is exploring {path}. Wait until it ends, stop it, or name another study.")
+            raise StudyError(
+                f"Another process is exploring {path}. Wait until it ends, stop it, or name another study."
+            )
         yield
 
 
@@ -104,7 +117,9 @@ def _remove_stale_lock(path: Path) -> None:
 
 
 def _cut_torn_tail(path: Path) -> None:
-    """A line is written with its newline last; what follows the last newline never counted, and the next line would be glued to it."""
+    """A line is written with its newline last; what follows the last newline never counted, and the next line
+    would be glued to it.
+    """
     with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
         size = end = file.seek(0, os.SEEK_END)
         while end:
@@ -129,7 +144,10 @@ def _check_lines(path: Path) -> None:
         for number, line in enumerate(lines, start=1):
             whole = _is_record(line)
             if not whole and number < len(lines):
-                raise StudyError(f"Line {number} of {path} is not a record of Optuna's journal. Name another study, or remove the line if the file is one.")
+                raise StudyError(
+                    f"Line {number} of {path} is not a record of Optuna's journal. Name another study, "
+                    "or remove the line if the file is one."
+                )
             if not whole:
                 file.truncate(sum(map(len, lines[:-1])))
                 os.fsync(file.fileno())

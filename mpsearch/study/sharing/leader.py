@@ -1,4 +1,6 @@
-"""The process that proposes: it keeps the queue filled, measures too, and takes back what dead workers held."""
+"""The process that proposes: it keeps the queue filled, measures too, and takes back what dead workers
+held.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,17 @@ from optuna.trial import TrialState
 from mpsearch.errors import MpsearchError
 from mpsearch.study.sampler import ORDINAL, Trials
 from mpsearch.study.sharing.heartbeat import dead, pulse_of
-from mpsearch.study.sharing.queue import LOST, MOST_LOSSES, OPEN, Measure, Proposer, Sharing, Snapshot, give_back, work
+from mpsearch.study.sharing.queue import (
+    LOST,
+    MOST_LOSSES,
+    OPEN,
+    Measure,
+    Proposer,
+    Sharing,
+    Snapshot,
+    give_back,
+    work,
+)
 from mpsearch.study.sharing.storage import Hold
 
 
@@ -27,7 +39,13 @@ class Leader:
     """
 
     def __init__(self, study: Study, proposer: Proposer, trials: int, hold: Hold, sharing: Sharing) -> None:
-        self._study, self._proposer, self._trials, self._hold, self._sharing = study, proposer, trials, hold, sharing
+        self._study, self._proposer, self._trials, self._hold, self._sharing = (
+            study,
+            proposer,
+            trials,
+            hold,
+            sharing,
+        )
         self._pulse = pulse_of(study._storage, sharing.pace)
         self._lost = _losses(study)
 
@@ -50,7 +68,9 @@ class Leader:
                 time.sleep(pace.poll_s)
 
     def _round(self) -> tuple[int, int, bool]:
-        """Take back what the dead had, and add one proposal if it may be; how many ordinals are done and how many open, and whether one was added."""
+        """Take back what the dead had, and add one proposal if it may be; how many ordinals are done and how
+        many open, and whether one was added.
+        """
         self._hold.check()
         trials = Snapshot(self._study)
         for trial in dead(self._pulse, self._study, trials):
@@ -65,18 +85,28 @@ class Leader:
         return len(done), len({k for k in still_open if k < self._trials} - done), proposed is not None
 
     def _drop_doubles(self, trials: Trials) -> None:
-        """A connection that breaks while a trial is added may leave it there twice; what waits beyond `trials` is for a later run."""
+        """A connection that breaks while a trial is added may leave it there twice; what waits beyond
+        `trials` is for a later run.
+        """
         seen = self._proposer.finished(trials)
-        for trial in sorted(trials.get_trials(states=OPEN), key=lambda t: (t.state == TrialState.WAITING, t.number)):
+        for trial in sorted(
+            trials.get_trials(states=OPEN), key=lambda t: (t.state == TrialState.WAITING, t.number)
+        ):
             ordinal = trial.user_attrs.get(ORDINAL)
-            if trial.state == TrialState.WAITING and ordinal is not None and (ordinal in seen or ordinal >= self._trials):
+            if (
+                trial.state == TrialState.WAITING
+                and ordinal is not None
+                and (ordinal in seen or ordinal >= self._trials)
+            ):
                 give_back(self._study, trial, None)
             if ordinal is not None:
                 seen.add(ordinal)
 
     def _stop_where_all_die(self, trials: Trials) -> None:
         for ordinal, why in _losses(trials).items():
-            if len(why) >= MOST_LOSSES and len(why) > len(self._lost.get(ordinal, ())):  # a new run may try once more
+            if len(why) >= MOST_LOSSES and len(why) > len(
+                self._lost.get(ordinal, ())
+            ):  # a new run may try once more
                 raise MpsearchError(
                     f"Trial {ordinal} was lost {len(why)} times, at last because {why[-1]}. "
                     "Look at what the workers said and at their memory; the same command goes on from here."

@@ -38,10 +38,13 @@ class Pace:
 
     def __post_init__(self) -> None:
         if not (self.poll_s > 0 and 1 <= self.beat_s < self.grace_s and self.patience_s >= 0):
-            raise OptionError(f"Invalid timing {self}: all seconds must be positive, and grace_s must exceed beat_s.")
+            raise OptionError(
+                f"Invalid timing {self}: all seconds must be positive, and grace_s must exceed beat_s."
+            )
 
     def patiently(self, action: Callable[[], _T], say: Callable[[str], None] = lambda _: None) -> _T:
-        """`action`, tried again while its storage cannot be reached; it must read what is there before it writes.
+        """`action`, tried again while its storage cannot be reached; it must read what is there before it
+        writes.
 
         Raises:
             StudyError: The storage could not be reached for `patience_s`.
@@ -56,7 +59,10 @@ class Pace:
                     since = now
                     say(f"The storage of the study cannot be reached ({reason}); trying again.")
                 if now - since > self.patience_s:
-                    raise StudyError(f"The storage of the study could not be reached for {self.patience_s:.0f} s ({reason}). Start it, and go on.") from error
+                    raise StudyError(
+                        f"The storage of the study could not be reached for {self.patience_s:.0f} s "
+                        f"({reason}). Start it, and go on."
+                    ) from error
                 time.sleep(max(self.poll_s, 0.1))
             else:
                 if since is not None:
@@ -72,6 +78,7 @@ def storage_kind(url: str) -> str:
     kind = scheme[1].partition("+")[0].lower()
     if kind not in _KINDS:
         raise OptionError(
-            f"{scheme[0]}... is not a storage that mpsearch knows. Give postgresql://USER@HOST/DATABASE, sqlite:///FILE, or none for a journal file."
+            f"{scheme[0]}... is not a storage that mpsearch knows. Give postgresql://USER@HOST/DATABASE, "
+            "sqlite:///FILE, or none for a journal file."
         )
     return kind

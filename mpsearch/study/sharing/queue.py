@@ -1,7 +1,9 @@
-"""A study's waiting trials as a queue: one process leads and fills it, any number of processes take from it, and what a dead one had is tried again.
+"""A study's waiting trials as a queue: one process leads and fills it, any number of processes take from it,
+and what a dead one had is tried again.
 
-Written down before it is measured, told once: Optuna's storage lets one process take a waiting trial and one finish a running one, so
-whatever happens in between, an assignment is counted once. A trial's `ordinal` says which proposal it is; a second try has the same.
+Written down before it is measured, told once: Optuna's storage lets one process take a waiting trial and one
+finish a running one, so whatever happens in between, an assignment is counted once. A trial's `ordinal` says
+which proposal it is; a second try has the same.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from mpsearch.study.sharing.pace import Pace
 from mpsearch.study.sharing.storage import FINISHED
 
 COST, LOST, JOB = "cost", "lost", "job"
-"""Attributes: a trial's second value; why a trial must be tried again; of a study, what workers need to know."""
+"""Attributes: a trial's second value; why a trial must be tried again; of a study, what workers need to
+know.
+"""
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
 MOST_LOSSES = 5
 
@@ -57,7 +61,9 @@ class Proposer(Protocol):
     """What the leader fills the queue from."""
 
     def next_trial(self, study: Trials, limit: int) -> FrozenTrial | None:
-        """A waiting trial, not yet added, of the least ordinal below `limit` that is neither finished nor open; None while it must wait for open ones."""
+        """A waiting trial, not yet added, of the least ordinal below `limit` that is neither finished nor
+        open; None while it must wait for open ones.
+        """
 
     def finished(self, study: Trials) -> set[int]:
         """Ordinals that are not to be tried again."""
@@ -73,15 +79,21 @@ class Snapshot:
     def __init__(self, study: Study) -> None:
         self._trials = study.get_trials(deepcopy=False)
 
-    def get_trials(self, deepcopy: bool = False, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+    def get_trials(
+        self, deepcopy: bool = False, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
         """Those in these states; never copied."""
         return [t for t in self._trials if states is None or t.state in states]
 
 
 def take(study: Study, pulse: Pulse) -> FrozenTrial | None:
-    """Make a waiting trial this process's own; None where there is none. The sign of life comes first: a death in between is noticed."""
+    """Make a waiting trial this process's own; None where there is none. The sign of life comes first: a
+    death in between is noticed.
+    """
     trials = Snapshot(study)
-    taken = {t.user_attrs.get(ORDINAL) for t in trials.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE))}
+    taken = {
+        t.user_attrs.get(ORDINAL) for t in trials.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE))
+    }
     for trial in trials.get_trials(states=(TrialState.WAITING,)):
         if ORDINAL not in trial.user_attrs or trial.user_attrs[ORDINAL] in taken:
             continue
@@ -101,14 +113,22 @@ def work(study: Study, measure: Measure, pulse: Pulse, pace: Pace, say: Callable
     return None if trial is None else evaluate(study, trial, measure, pulse, pace, say)
 
 
-def evaluate(study: Study, trial: FrozenTrial, measure: Measure, pulse: Pulse, pace: Pace, say: Callable[[str], None]) -> bool:
-    """Measure a taken trial and tell; whether it counted. A loss that is not finite fails it for good, an exception until it is tried again."""
+def evaluate(
+    study: Study, trial: FrozenTrial, measure: Measure, pulse: Pulse, pace: Pace, say: Callable[[str], None]
+) -> bool:
+    """Measure a taken trial and tell; whether it counted. A loss that is not finite fails it for good, an
+    exception until it is tried again.
+    """
     try:
         with beating(pulse, trial._trial_id, pace):
             loss = float(measure(tuple(trial.user_attrs[INDICES])))
     except BaseException as error:
-        with contextlib.suppress(StorageInternalError):  # out of reach: it stays this process's own, which is found to be dead
-            give_back(study, trial, f"{type(error).__name__}: {error}" if isinstance(error, Exception) else None)
+        with contextlib.suppress(
+            StorageInternalError
+        ):  # out of reach: it stays this process's own, which is found to be dead
+            give_back(
+                study, trial, f"{type(error).__name__}: {error}" if isinstance(error, Exception) else None
+            )
         raise
     return pace.patiently(lambda: _tell(study, trial, loss), say)
 
@@ -117,15 +137,21 @@ def _tell(study: Study, trial: FrozenTrial, loss: float) -> bool:
     storage, trial_id = study._storage, trial._trial_id
     try:
         if math.isfinite(loss):
-            return storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [loss, trial.user_attrs[COST]])
+            return storage.set_trial_state_values(
+                trial_id, TrialState.COMPLETE, [loss, trial.user_attrs[COST]]
+            )
         storage.set_trial_user_attr(trial_id, REASON, f"the measured loss is {loss}")
         return storage.set_trial_state_values(trial_id, TrialState.FAIL)
-    except UpdateFinishedTrialError:  # this process was thought dead, or has told already and the answer was lost
+    except (
+        UpdateFinishedTrialError
+    ):  # this process was thought dead, or has told already and the answer was lost
         return False
 
 
 def give_back(study: Study, trial: FrozenTrial, lost: str | None) -> None:
-    """Fail a trial so that it is tried again; `lost` is the error that ended its measuring, None where it was only interrupted."""
+    """Fail a trial so that it is tried again; `lost` is the error that ended its measuring, None where it was
+    only interrupted.
+    """
     try:
         study._storage.set_trial_user_attr(trial._trial_id, REASON, INTERRUPTED)
         if lost is not None:
@@ -146,7 +172,11 @@ class Worker:
     """
 
     def __init__(
-        self, found: Callable[[], list[Study]], prepare: Callable[[Mapping[str, Any]], Measure], pace: Pace, say: Callable[[str], None] = lambda _: None
+        self,
+        found: Callable[[], list[Study]],
+        prepare: Callable[[Mapping[str, Any]], Measure],
+        pace: Pace,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._found, self._prepare, self._pace, self._say = found, prepare, pace, say
         self._ready: dict[int, tuple[Study, Measure, Pulse]] = {}

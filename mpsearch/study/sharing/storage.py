@@ -1,4 +1,6 @@
-"""Where a study lies, and how it is opened: by the one process that leads it, or by those that work for it."""
+"""Where a study lies, and how it is opened: by the one process that leads it, or by those that work for
+it.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class Hold(Protocol):
     """Being the only process that leads a study."""
 
     def check(self) -> None:
-        """Raises StudyError where another process leads by now, StorageInternalError where that cannot be found out."""
+        """Raises StudyError where another process leads by now, StorageInternalError where that cannot be
+        found out.
+        """
 
 
 @runtime_checkable
@@ -64,7 +68,8 @@ def check_sharing(url: str) -> None:
     if storage_kind(url) == "sqlite":
         raise OptionError(
             "SQLite is for one process alone: Optuna hands one waiting trial to two workers there. "
-            "Leave --storage out, which keeps a journal file that processes of one machine may share, or give postgresql://USER@HOST/DATABASE."
+            "Leave --storage out, which keeps a journal file that processes of one machine may share, or "
+            "give postgresql://USER@HOST/DATABASE."
         )
 
 
@@ -81,7 +86,11 @@ def lead(place: Place, pace: Pace) -> Iterator[tuple[BaseStorage, Hold]]:
         with open_journal(Path(place.url)) as storage:
             yield storage, FileHold()
         return
-    from mpsearch.study.sharing.database import ServerHold, connect, database_file  # SQLAlchemy is imported where a database is asked for
+    from mpsearch.study.sharing.database import (
+        ServerHold,
+        connect,
+        database_file,
+    )  # SQLAlchemy is imported where a database is asked for
 
     held = busy_file(database_file(place.url)) if kind == "sqlite" else ServerHold(place.url, place.name)
     with held as hold, contextlib.closing(connect(place.url, pace)) as storage:
@@ -89,7 +98,9 @@ def lead(place: Place, pace: Pace) -> Iterator[tuple[BaseStorage, Hold]]:
 
 
 def join(url: str, pace: Pace) -> BaseStorage:
-    """The storage for a process that works for the study's leader; its `close`, if it has one, ends its connections. Raises as `lead`, but for another."""
+    """The storage for a process that works for the study's leader; its `close`, if it has one, ends its
+    connections. Raises as `lead`, but for another.
+    """
     if storage_kind(url) == "journal":
         return join_journal(Path(url))
     from mpsearch.study.sharing.database import connect
@@ -98,7 +109,8 @@ def join(url: str, pace: Pace) -> BaseStorage:
 
 
 class Studies:
-    """The studies of one run: journals in its folder, or those in a database whose name is the run's and a hash.
+    """The studies of one run: journals in its folder, or those in a database whose name is the run's and a
+    hash.
 
     A run makes one for each set of limits that it searches under.
 
@@ -142,17 +154,25 @@ class Studies:
                 study.set_user_attr(FINISHED, True)
 
     def _join(self, url: str) -> BaseStorage:
-        """As `join`, but a server that is away is waited for like one that goes away later: it may be starting again."""
+        """As `join`, but a server that is away is waited for like one that goes away later: it may be
+        starting again.
+        """
         try:
             return join(url, self._pace)
         except StudyError as error:
-            if storage_kind(url) != "journal" and not isinstance(error.__cause__, RuntimeError):  # that is another version's tables
+            if storage_kind(url) != "journal" and not isinstance(
+                error.__cause__, RuntimeError
+            ):  # that is another version's tables
                 raise StorageInternalError(str(error)) from error.__cause__
             raise
 
     def _named(self, url: str, pattern: str) -> list[Study]:
         storage = self._opened.get(url) or self._opened.setdefault(url, self._join(url))
-        every = storage.names() if isinstance(storage, Listed) else [study.study_name for study in storage.get_all_studies()]
+        every = (
+            storage.names()
+            if isinstance(storage, Listed)
+            else [study.study_name for study in storage.get_all_studies()]
+        )
         names = [name for name in every if re.fullmatch(pattern, name)]
         for name in names:
             if (url, name) not in self._studies:  # a study keeps the finished trials that it has read

@@ -17,9 +17,17 @@ class WeightSpread(Objective):
 
     def score(self, context: ScoringContext) -> list[list[float]]:
         rows = []
-        for done, (layer, candidates) in enumerate(zip(context.layers, context.candidates, strict=True), start=1):
+        for done, (layer, candidates) in enumerate(
+            zip(context.layers, context.candidates, strict=True), start=1
+        ):
             weight = context.calibration.weights.get(layer.name)
-            spread = 0.0 if weight is None else float((weight.max() - weight.min()) / weight.std().clamp_min(1e-30))
-            rows.append([0.0 if c.w_bits is None else (spread / (2**c.w_bits - 1)) ** self.power for c in candidates])
+            spread = (
+                0.0
+                if weight is None
+                else float((weight.max() - weight.min()) / weight.std().clamp_min(1e-30))
+            )
+            rows.append(
+                [0.0 if c.w_bits is None else (spread / (2**c.w_bits - 1)) ** self.power for c in candidates]
+            )
             context.on_step(done, len(context.layers))
         return rows
