@@ -30,7 +30,12 @@ Trials = Annotated[
 ]
 Sampler = Annotated[
     str,
-    typer.Option(help="Search method: mpsearch; tpe, nsga2 and random are baselines for comparison."),
+    typer.Option(
+        help=(
+            "Search method: mpsearch; tpe, nsga2 and random are baselines for comparison; greedy_mp walks "
+            "down from the widest bits beside it."
+        )
+    ),
 ]
 Polish = Annotated[
     int | None,

@@ -66,7 +66,7 @@ def run(
     evaluation_images: EvaluationImages = None,
     bits: Bits = None,
     fix: Fix = None,
-    a_bits: InputBits = 8,
+    a_bits: InputBits = "8",
     objective: options.RunObjectives = None,
     trials: options.Trials = None,
     sampler: options.Sampler = "mpsearch",

@@ -12,7 +12,7 @@ from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
 from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.reconstruct import METHODS
-from mpsearch.study import SAMPLERS
+from mpsearch.study import SAMPLERS, WALKS, GreedyMP
 from mpsearch.units import parse_quantity
 
 DEFAULT_TARGET = "ort-cpu"
@@ -76,12 +76,14 @@ class RunConfig:
         search_images: Images for the loss that the search measures; None for 256, or a share of few images.
         evaluation_images: Images for what is reported; None for all that are left.
         bits: Weight bits that a unit may have.
-        a_bits: Input bits; 16 leaves inputs float and quantises weights alone.
+        a_bits: Input bits that a unit may have, beside each of `bits`; 16 leaves its input float and
+            quantises the weight alone. A single number may be given as such.
         layer_bits: Rules for single units, such as `head=6..8`; they count above `bits` and `a_bits`.
         fix: Units that have one choice, such as `head=W8A8`; above all others.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
         trials: Assignments whose loss is measured.
-        sampler: Who proposes them: `mpsearch`, or a baseline, `tpe`, `nsga2` or `random`.
+        sampler: Who proposes them: `mpsearch`, or a baseline, `tpe`, `nsga2` or `random`. `greedy_mp`, with
+            options, walks down from the widest bits beside the trials of `mpsearch`.
         polish: Exchanges around the best of them whose loss is measured afterwards.
         first_last_bits: Weight and input bits of the first and the last unit; None leaves them to the search.
         method: Registered reconstruction method, with options.
@@ -117,7 +119,7 @@ class RunConfig:
     search_images: int | None = None
     evaluation_images: int | None = None
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
-    a_bits: int = 8
+    a_bits: tuple[int, ...] = (8,)
     layer_bits: tuple[str, ...] = ()
     fix: tuple[str, ...] = ()
     first_last_bits: int | None = None
@@ -139,6 +141,7 @@ class RunConfig:
     task: str = "classification"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "a_bits", _tuple(self.a_bits))
         if not self.budgets:
             raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
         self._check_numbers()
@@ -151,8 +154,8 @@ class RunConfig:
                 f"for it. Run with --target {DEFAULT_TARGET}, "
                 f"then write it with `mpsearch export STUDY --target {self.target}`."
             )
-        if self.sampler not in SAMPLERS:
-            raise UnknownNameError("sampler", self.sampler, SAMPLERS)
+        if self.sampler not in SAMPLERS and self.greedy is None:
+            raise UnknownNameError("sampler", self.sampler, [*SAMPLERS, *WALKS.names()])
         if not self.objectives:
             raise OptionError("There is no objective. Give at least one, such as --objective output_mse.")
         self._check_objectives()
@@ -176,11 +179,12 @@ class RunConfig:
         if (
             not self.bits
             or not set(self.bits) <= set(range(2, 9))
-            or self.a_bits not in (*range(2, 9), FLOAT_INPUT)
+            or not self.a_bits
+            or not set(self.a_bits) <= {*range(2, 9), FLOAT_INPUT}
         ):
             raise OptionError(
-                f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to "
-                "8, or 16 for inputs that stay float."
+                f"Bits are {list(self.bits)} for weights and {list(self.a_bits)} for inputs; each must "
+                "be 2 to 8, or 16 for inputs that stay float."
             )
         if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
             raise OptionError(
@@ -223,6 +227,11 @@ class RunConfig:
             )
 
     @property
+    def greedy(self) -> GreedyMP | None:
+        """The walk that is asked for; None where the sampler is another. Raises OptionError."""
+        return WALKS.create(self.sampler) if self.sampler.partition(":")[0] in WALKS.names() else None
+
+    @property
     def deployment(self) -> Target:
         """The target."""
         return TARGETS.create(self.target)
@@ -263,6 +272,11 @@ class RunConfig:
             )
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**settings)
+
+
+def _tuple(widths: object) -> tuple[int, ...]:
+    """Bit-widths, one of which may be given as a number."""
+    return (widths,) if isinstance(widths, int) else tuple(widths)  # type: ignore[arg-type]
 
 
 def limits(config: RunConfig, *resources: str) -> bool:

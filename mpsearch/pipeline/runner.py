@@ -89,7 +89,7 @@ def run(
     progress, crew = progress or Silent(), crew or Crew()
     if config.sampler != "mpsearch" and (crew.workers != 1 or crew.storage is not None):
         raise OptionError(
-            f"The baseline --sampler {config.sampler} measures in the run's own process. Leave out "
+            f"--sampler {config.sampler} measures in the run's own process. Leave out "
             "--workers and --storage."
         )
     require_tables(config)

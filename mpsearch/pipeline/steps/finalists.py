@@ -10,7 +10,7 @@ from mpsearch.evaluate import clearly_lower
 from mpsearch.pipeline.results import MEASURED, Choice, Proxy, Row
 from mpsearch.pipeline.steps.search import Found, Indices, keeps
 from mpsearch.pipeline.steps.states import States
-from mpsearch.pipeline.steps.uniforms import run_uniforms
+from mpsearch.pipeline.steps.uniforms import even_uniforms, run_uniforms
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Budget, Problem, mean_bits
 from mpsearch.reconstruct import Calibration
@@ -56,10 +56,11 @@ def choose(
         hardware: What step 2 told of the float model.
         last: Whether a finalist that keeps the budgets is preferred to a better one that does not.
     """
+    even = even_uniforms(problem, workshop.config)
     shown = {
         u.label: u.indices
         for u in run_uniforms(problem, workshop.config)
-        if u.candidate.w_bits in (8, 6, 4) or u.indices == found.uniform
+        if u.indices == found.uniform or (u in even and u.candidate.w_bits in (8, 6, 4))
     }
     rows, learned = [], dict[Indices, States]()
     for label, indices in {**shown, **found.finalists}.items():
