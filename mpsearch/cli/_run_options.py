@@ -25,6 +25,15 @@ RunObjectives = Annotated[
         )
     ),
 ]
+Assign = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "Give bits without a budget or a search: coding_length[:reading=own_grid|rate] clusters the "
+            "layers' coding lengths into the widths of --bits (3-6 without it), after Attention Round."
+        )
+    ),
+]
 Trials = Annotated[
     int | None, typer.Option(help="Assignments whose loss is measured. 12, or 6 on the embedded default.")
 ]

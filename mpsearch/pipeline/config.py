@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from mpsearch.deploy.targets import TARGETS, Target
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
 from mpsearch.evaluate import TASKS
 from mpsearch.objectives import OBJECTIVES
+from mpsearch.objectives.coding_length import CodingLength
 from mpsearch.objectives.interacting import INTERACTING
+from mpsearch.pipeline.search_states import SearchStates
 from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.reconstruct import METHODS
 from mpsearch.study import SAMPLERS, WALKS, GreedyMP
@@ -17,7 +19,6 @@ from mpsearch.units import parse_quantity
 
 DEFAULT_TARGET = "ort-cpu"
 _MOST_SEED = 2**31 - 1
-_SEARCH_STATES = ("gptq", "nearest", "reconstructed")
 _LEAST = {
     **dict.fromkeys(("trials", "threads", "calibration_images", "search_images", "evaluation_images"), 1),
     **dict.fromkeys(("polish", "iterations", "seed"), 0),
@@ -25,36 +26,6 @@ _LEAST = {
 USUAL_IMAGES = (512, 256, 256)
 """For calibration and search, and for evaluation at least, where nothing is said and there are as many."""
 DEFAULT_OBJECTIVES = ("sketch", "weight_mse")
-
-
-@dataclass(frozen=True)
-class SearchStates:
-    """What the search sees of a unit at a candidate.
-
-    Args:
-        name: `gptq` (rounded in closed form, for every width at once), `nearest`, or `reconstructed` (as the
-            method leaves it after a few steps, with every unit at that candidate).
-        steps: Of `reconstructed`, for each block.
-    """
-
-    name: str
-    steps: int = 20
-
-    @classmethod
-    def parse(cls, text: str) -> SearchStates:
-        """From `gptq`, `nearest` or `reconstructed:steps=20`. Raises UnknownNameError or OptionError."""
-        name, _, rest = text.partition(":")
-        if name not in _SEARCH_STATES:
-            raise UnknownNameError("kind of search states", name, _SEARCH_STATES)
-        key, _, value = rest.partition("=")
-        if not rest:
-            return cls(name)
-        if name != "reconstructed" or key != "steps" or not value.isdigit() or int(value) < 1:
-            raise OptionError(
-                f"Search states {text!r} cannot be read. Write gptq, nearest, or reconstructed:steps=20 "
-                "with at least 1 step."
-            )
-        return cls(name, int(value))
 
 
 @dataclass(frozen=True)
@@ -82,6 +53,8 @@ class RunConfig:
         fix: Units that have one choice, such as `head=W8A8`; above all others.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
         trials: Assignments whose loss is measured.
+        assign: `coding_length`, with options, gives bits without a budget or a search; then there are no
+            `budgets`, and `bits` are what it divides the units among.
         sampler: Who proposes them: `mpsearch`, or a baseline, `tpe`, `nsga2` or `random`. `greedy_mp`, with
             options, walks down from the widest bits beside the trials of `mpsearch`.
         polish: Exchanges around the best of them whose loss is measured afterwards.
@@ -125,6 +98,7 @@ class RunConfig:
     first_last_bits: int | None = None
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
     trials: int = 12
+    assign: str | None = None
     sampler: str = "mpsearch"
     polish: int = 4
     method: str = "gptq"
@@ -142,8 +116,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "a_bits", _tuple(self.a_bits))
-        if not self.budgets:
+        if not self.budgets and self.assigner is None:
             raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
+        if self.budgets and self.assigner is not None:
+            raise OptionError(
+                f"--assign {self.assign} gives bits without a budget, and --budget {self.budgets[0]} is "
+                "given. Leave one of them out."
+            )
         self._check_numbers()
         Restrictions.parse(self.fix, self.layer_bits)
         SearchStates.parse(self.search_states)
@@ -227,6 +206,15 @@ class RunConfig:
             )
 
     @property
+    def assigner(self) -> CodingLength | None:
+        """What gives bits without a budget; None for a search. Raises UnknownNameError or OptionError."""
+        if self.assign is None:
+            return None
+        if self.assign.partition(":")[0] != CodingLength.name:
+            raise UnknownNameError("way to --assign bits", self.assign, [CodingLength.name])
+        return cast(CodingLength, OBJECTIVES.create(self.assign))
+
+    @property
     def greedy(self) -> GreedyMP | None:
         """The walk that is asked for; None where the sampler is another. Raises OptionError."""
         return WALKS.create(self.sampler) if self.sampler.partition(":")[0] in WALKS.names() else None
@@ -262,6 +250,7 @@ class RunConfig:
         data = {
             "task": "classification",
             "class_map": None,
+            "assign": None,
             **data,
         }  # what studies had before these had names
         known = {f.name for f in fields(cls)}

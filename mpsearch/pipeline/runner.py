@@ -22,6 +22,7 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.results import Choice, Results
+from mpsearch.pipeline.steps.assigned import assigned
 from mpsearch.pipeline.steps.costs import limited
 from mpsearch.pipeline.steps.finalists import Chosen, choose
 from mpsearch.pipeline.steps.front import write_front
@@ -171,8 +172,11 @@ def _run(
     study.describe(config, {**about, **hardware, "objectives": objectives})
     workshop.evaluation.reference()
     crew = crew or Crew()
-    chosen, found, limits = _within_budgets(
-        problem, budgets, searched, workshop, crew, hardware.get("hardware", {})
+    told = hardware.get("hardware", {})
+    chosen, found, limits = (
+        _within_budgets(problem, budgets, searched, workshop, crew, told)
+        if config.assigner is None
+        else _without_budgets(problem, searched, workshop, told)
     )
     results = _written(problem, chosen, found, limits, workshop)
     with contextlib.closing(crew.studies(study)) as studies:
@@ -236,6 +240,15 @@ def _within_budgets(
         ),
         {b.resource: b.spent(best.measured) or 0.0 for b in budgets},
     )
+
+
+def _without_budgets(
+    problem: Problem, searched: Calibration, workshop: Workshop, hardware: Mapping[str, Any]
+) -> tuple[Chosen, Found, tuple[Budget, ...]]:
+    """Steps 4 to 6 of `--assign`. Returns: As `_within_budgets`."""
+    found = assigned(problem, searched, workshop)
+    chosen = choose(problem, (), found, searched, workshop, hardware)
+    return replace(chosen, best=_shipped(chosen, workshop)), found, ()
 
 
 def _shipped(chosen: Chosen, workshop: Workshop) -> Choice:

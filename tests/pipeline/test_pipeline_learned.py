@@ -10,9 +10,9 @@ import torch
 from mpsearch.errors import OptionError, UnknownNameError
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.pipeline import run
-from mpsearch.pipeline.config import SearchStates
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
+from mpsearch.pipeline.search_states import SearchStates
 from mpsearch.pipeline.steps import learned
 from mpsearch.pipeline.steps.costs import sized_problem
 from mpsearch.pipeline.steps.learned import searched_calibration

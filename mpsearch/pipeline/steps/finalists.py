@@ -76,7 +76,11 @@ def choose(
         rows.append(row)
     done = [row for row in rows if row.reconstructed is not None]
     keeping = [row for row in done if all(b.kept(row.reconstructed or {}) for b in budgets)]
-    row, reason = _best_of(keeping if last and keeping else done, found.uniform, learned, workshop)
+    row, reason = (
+        _best_of(keeping if last and keeping else done, found.uniform, learned, workshop)
+        if found.asked_for is None
+        else (next(row for row in done if row.label == found.label), f"asked for by {found.asked_for}")
+    )
     proxy = Proxy(found.proxy, found.optimum.status, found.optimum.found_by)
     readings = row.reconstructed or {}
     best = Choice(

@@ -67,6 +67,7 @@ class Found:
         trials: All that the study measured.
         journal: Name of its journal, or of the study in the database.
         greedy: Where Greedy MP came to, if it was asked for; its steps are the last of the trials.
+        asked_for: By what option `best` is to be delivered, whatever the losses are; None where they decide.
     """
 
     proxy: str
@@ -77,6 +78,7 @@ class Found:
     trials: list[Trial]
     journal: str
     greedy: Indices | None = None
+    asked_for: str | None = None
 
     @property
     def finalists(self) -> dict[str, Indices]:
@@ -105,7 +107,7 @@ def search_assignments(
     config = workshop.config
     proxy = proxy_of(config)
     optimum = solve(problem, proxy, limits)
-    uniform = _best_uniform(problem, config, proxy, limits)
+    uniform = best_uniform(problem, config, proxy, limits)
     beyond = problem.interactions.get(proxy)  # the table alone, which the study corrects, has another optimum
     warm = [
         indices
@@ -121,7 +123,7 @@ def search_assignments(
     return found if config.greedy is None else study.walked(found, config.greedy)
 
 
-def _best_uniform(
+def best_uniform(
     problem: Problem, config: RunConfig, proxy: str, limits: tuple[Budget, ...]
 ) -> Indices | None:
     """Of the uniform assignments that fit, that of least predicted damage: the widest, where inputs have one
