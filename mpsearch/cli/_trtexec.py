@@ -24,7 +24,7 @@ def profile_from(context: typer.Context, source: str, output: Format) -> None:
         source: `trtexec:DIR`.
         output: Format of the rows.
     """
-    from mpsearch.pipeline.jobs.trtexec import import_trtexec, source_folder
+    from mpsearch.hardware.trtexec import read_builds, source_folder
 
     given = context.params
     if (given["model"] is None) != (given["data"] is None):
@@ -32,11 +32,14 @@ def profile_from(context: typer.Context, source: str, output: Format) -> None:
             "--from takes --model and --data together, or neither: the data give the input's size."
         )
     folder, config = source_folder(source), None
+    builds = read_builds(folder)  # bad files are told before a model is loaded
+    from mpsearch.pipeline.jobs.trtexec import import_trtexec
+
     if given["model"] is not None:
         one = dict.fromkeys(("calibration_images", "search_images", "evaluation_images"), 1)
         config = config_of(context, budgets=("8bits",), pretrained=False, target="packed", **one)
     found = import_trtexec(
-        folder, config, Path(given["tables"]), ProgressBars(), allow_estimate=given["allow_estimate"]
+        folder, builds, config, Path(given["tables"]), ProgressBars(), allow_estimate=given["allow_estimate"]
     )
     rows = []
     for build in found.builds:

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from mpsearch.cli import app
 from mpsearch.errors import OptionError, TableError
-from mpsearch.hardware.trtexec import fit_network, import_builds, read_builds
+from mpsearch.hardware.trtexec import fit_network, import_builds, read_builds, source_folder
 from mpsearch.pipeline import RunConfig
-from mpsearch.pipeline.jobs.trtexec import import_trtexec, source_folder
+from mpsearch.pipeline.jobs.trtexec import import_trtexec
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps.network import network_of
 from mpsearch.pipeline.steps.subject import load_subject
@@ -82,7 +82,7 @@ def test_mobilenet_v2_is_imported_by_the_command(tmp_path):
 
 def test_a_single_iteration_is_refused(tmp_path):
     with pytest.raises(TableError, match=r"is of one iteration.*--allow-estimate"):
-        import_trtexec(real_files(*A100), None, tmp_path, Silent())
+        import_trtexec(real_files(*A100), read_builds(real_files(*A100)), None, tmp_path, Silent())
     assert not list(tmp_path.glob("*.csv"))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mpsearch.errors import TableError
+from mpsearch.errors import OptionError, TableError
 from mpsearch.hardware.device import DeviceIdentity
 from mpsearch.hardware.trtexec.engine import EngineLayer, joined, read_layers, read_profile
 
@@ -23,6 +23,14 @@ _TIMES = (".times.json", ".timing.json")
 _LOGS = (".log", ".profile.metadata.json")
 _FLAGS = "--exportLayerInfo, --exportProfile and --exportTimes"
 _LEAST_TIMES = 10
+
+
+def source_folder(text: str) -> Path:
+    """The folder of `trtexec:DIR`. Raises OptionError on anything else."""
+    kind, colon, folder = text.partition(":")
+    if kind != "trtexec" or not colon or not folder:
+        raise OptionError(f"--from is {text!r}; write trtexec:DIR, the folder of trtexec's JSON files.")
+    return Path(folder)
 
 
 @dataclass(frozen=True)

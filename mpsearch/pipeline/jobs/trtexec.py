@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mpsearch.errors import OptionError, TableError
+from mpsearch.errors import TableError
 from mpsearch.hardware.cost_model import CostModel
 from mpsearch.hardware.table import require_writable
 from mpsearch.hardware.trtexec import (
+    Build,
     Imported,
     Network,
     fit_network,
     import_builds,
-    read_builds,
     read_manifest,
 )
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.network import network_of
 from mpsearch.pipeline.steps.subject import load_subject
-
-SOURCE = "trtexec"
 
 
 @dataclass(frozen=True)
@@ -59,21 +58,19 @@ class TrtexecTable:
     model: CostModel | None
 
 
-def source_folder(text: str) -> Path:
-    """The folder of `trtexec:DIR`. Raises OptionError on anything else."""
-    kind, colon, folder = text.partition(":")
-    if kind != SOURCE or not colon or not folder:
-        raise OptionError(f"--from is {text!r}; write trtexec:DIR, the folder of trtexec's JSON files.")
-    return Path(folder)
-
-
 def import_trtexec(
-    folder: Path, config: RunConfig | None, tables: Path, progress: Progress, allow_estimate: bool = False
+    folder: Path,
+    builds: Sequence[Build],
+    config: RunConfig | None,
+    tables: Path,
+    progress: Progress,
+    allow_estimate: bool = False,
 ) -> TrtexecTable:
     """Read a folder of builds into this folder of tables.
 
     Args:
         folder: Where trtexec's files are.
+        builds: What `read_builds` has read there.
         config: Model and images; None where `builds.json` says what was built, or each engine layer is to be
             taken for a unit.
         tables: Folder of latency tables.
@@ -81,7 +78,6 @@ def import_trtexec(
         allow_estimate: Take profiles of a single iteration.
     Raises: TableError: A file is bad, or the engines are of another model.
     """
-    builds = read_builds(folder)
     network, batch = read_manifest(folder) or (None, builds[0].batch)
     if batch != builds[0].batch:
         raise TableError(
