@@ -68,7 +68,7 @@ class LatencyTable:
 
     def save(self, folder: Path) -> Path:
         """Write the table, together with what another writer saved there meanwhile (ours wins). Raises
-        TableError on an estimate.
+        TableError on an estimate, and where a published table and a measured one would be merged.
         """
         if self.estimated:
             raise TableError(
@@ -78,7 +78,12 @@ class LatencyTable:
         path = folder / self.file_name
         with _locked(folder):
             if path.is_file():
-                held = LatencyTable.load(path, self.device, allow_estimate=self.published is not None)
+                held = LatencyTable.load(path, self.device, allow_estimate=True)
+                if held.published != self.published:
+                    raise TableError(
+                        f"{path} is {_origin(held)}, and what is to be saved is {_origin(self)}: the two are "
+                        "never merged. Keep them in different folders, with --tables."
+                    )
                 self.rows, self.models = {**held.rows, **self.rows}, {**held.models, **self.models}
             files.write_json(path.with_suffix(".json"), self._about())
             if self.models:
@@ -186,6 +191,10 @@ def differences(table: LatencyTable, device: DeviceIdentity, fits: LatencyTable 
     if fits is not None and table.threads != fits.threads:
         found.append(f"was measured with {table.threads} threads; {fits.threads} were asked for")
     return found
+
+
+def _origin(table: LatencyTable) -> str:
+    return "measured" if table.published is None else "published by others"
 
 
 def models_path(path: Path) -> Path:
