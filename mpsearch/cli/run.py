@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.workers.crew import Crew
 
+ASSIGNED_BITS = (3, 4, 5, 6)
+"""What --assign divides the layers among where --bits does not say: a group at 2 bits ruins most networks."""
+
 _WITH_RESUME = {"resume", "budget", "allow_estimate", "storage", "workers", "output"}
 
 
@@ -69,8 +72,9 @@ def run(
     evaluation_images: EvaluationImages = None,
     bits: Bits = None,
     fix: Fix = None,
-    a_bits: InputBits = 8,
+    a_bits: InputBits = "8",
     objective: options.RunObjectives = None,
+    assign: options.Assign = None,
     trials: options.Trials = None,
     sampler: options.Sampler = "mpsearch",
     polish: options.Polish = None,
@@ -114,12 +118,25 @@ def _started(context: typer.Context) -> tuple[RunConfig, Study]:
     from mpsearch.pipeline.folder import Study
 
     given = context.params
+    if given["assign"] is not None:
+        _require_no_search(context)
+    said = any("=" not in text for text in given["bits"] or ())
+    narrow = {"bits": ASSIGNED_BITS} if given["assign"] is not None and not said else {}
     config = config_of(
         context,
+        **narrow,
         budgets=tuple(given["budget"] or ()),
         objectives=tuple(given["objective"] or DEFAULT_OBJECTIVES),
     )
-    return config, Study(study_folder(given["name"] or study_name(config.model, config.budgets)))
+    about = config.budgets if config.assign is None else (config.assign,)
+    return config, Study(study_folder(given["name"] or study_name(config.model, about)))
+
+
+def _require_no_search(context: typer.Context) -> None:
+    """Raises OptionError where an option of the search is given beside --assign, which makes none."""
+    for name in ("trials", "sampler", "polish", "storage", "workers"):
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
+            raise OptionError(f"--assign makes no search, and --{name} is given. Leave one of them out.")
 
 
 def _resumed(context: typer.Context, folder: Path) -> tuple[RunConfig, Study]:
@@ -155,7 +172,7 @@ def _finish(config: RunConfig, study: Study, crew: Crew, output: Format) -> None
 
 def _began() -> float:
     """When this process began, as `time.monotonic()` counts: imports take part of a time limit too."""
-    return time.monotonic() - (time.time() - psutil.Process().create_time())
+    return time.monotonic() - (time.time() - float(psutil.Process().create_time()))
 
 
 def _require_unchanged(context: typer.Context) -> None:

@@ -22,6 +22,7 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.results import Choice, Results
+from mpsearch.pipeline.steps.assigned import assigned
 from mpsearch.pipeline.steps.clock import Clock
 from mpsearch.pipeline.steps.costs import limited
 from mpsearch.pipeline.steps.finalists import Chosen, choose
@@ -98,7 +99,7 @@ def run(
     progress, crew = progress or Silent(), crew or Crew()
     if config.sampler != "mpsearch" and (crew.workers != 1 or crew.storage is not None):
         raise OptionError(
-            f"The baseline --sampler {config.sampler} measures in the run's own process. Leave out "
+            f"--sampler {config.sampler} measures in the run's own process. Leave out "
             "--workers and --storage."
         )
     require_tables(config)
@@ -195,8 +196,11 @@ def _run(
     with clock.step("float model"):
         workshop.evaluation.reference()
     crew = crew or Crew()
-    chosen, found, limits = _within_budgets(
-        problem, budgets, searched, workshop, crew, hardware.get("hardware", {})
+    told = hardware.get("hardware", {})
+    chosen, found, limits = (
+        _within_budgets(problem, budgets, searched, workshop, crew, told)
+        if config.assigner is None
+        else _without_budgets(problem, searched, workshop, told)
     )
     results = _written(problem, chosen, found, limits, workshop)
     with contextlib.closing(crew.studies(study)) as studies:
@@ -276,6 +280,15 @@ def _within_budgets(
         ),
         {b.resource: b.spent(best.measured) or 0.0 for b in budgets},
     )
+
+
+def _without_budgets(
+    problem: Problem, searched: Calibration, workshop: Workshop, hardware: Mapping[str, Any]
+) -> tuple[Chosen, Found, tuple[Budget, ...]]:
+    """Steps 4 to 6 of `--assign`. Returns: As `_within_budgets`."""
+    found = assigned(problem, searched, workshop)
+    chosen = choose(problem, (), found, searched, workshop, hardware)
+    return replace(chosen, best=_shipped(chosen.best, chosen.states, workshop)), found, ()
 
 
 def _shipped(choice: Choice, states: States, workshop: Workshop) -> Choice:
