@@ -46,7 +46,7 @@ def assigned(problem: Problem, calibration: Calibration, workshop: Workshop) -> 
             loss = evaluator.measure(problem.assignment(each))
             trials.append(Trial(number, each, loss, problem.cost(each), True, name))
             advance(number + 1, len(shown))
-    return Found(proxy, optimum, uniform, LABEL, indices, trials, "", asked_for=f"--assign {config.assign}")
+    return Found(proxy, optimum, uniform, {LABEL: indices}, trials, "", asked_for=f"--assign {config.assign}")
 
 
 def clustered(problem: Problem, calibration: Calibration, reading: CodingLength) -> Indices:

@@ -62,8 +62,8 @@ class Found:
         proxy: The objective that was solved.
         optimum: Of it.
         uniform: The uniform assignment that fits with the least predicted damage; None where none fits.
-        label: Of `best`: whether it is the best of the study, or the best beside the other two.
-        best: The best that the study measured and that is neither of these.
+        rivals: The best that the study measured and that are neither of these, by label; none where it
+            measured nothing.
         trials: All that the study measured.
         journal: Name of its journal, or of the study in the database.
         greedy: Where Greedy MP came to, if it was asked for; its steps are the last of the trials.
@@ -73,8 +73,7 @@ class Found:
     proxy: str
     optimum: Solution
     uniform: Indices | None
-    label: str
-    best: Indices
+    rivals: Mapping[str, Indices]
     trials: list[Trial]
     journal: str
     greedy: Indices | None = None
@@ -84,7 +83,7 @@ class Found:
     def finalists(self) -> dict[str, Indices]:
         """By label, the uniform one apart."""
         walked = {} if self.greedy is None else {"Greedy MP": self.greedy}
-        return {f"exact optimum of {self.proxy}": self.optimum.indices, **walked, self.label: self.best}
+        return {f"exact optimum of {self.proxy}": self.optimum.indices, **walked, **self.rivals}
 
 
 def search_assignments(
@@ -108,6 +107,9 @@ def search_assignments(
     proxy = proxy_of(config)
     optimum = solve(problem, proxy, limits)
     uniform = best_uniform(problem, config, proxy, limits)
+    count = _affordable(workshop, config.trial_count)
+    if count < config.trial_count:
+        workshop = replace(workshop, config=replace(config, trials=count, polish=0))
     beyond = problem.interactions.get(proxy)  # the table alone, which the study corrects, has another optimum
     warm = [
         indices
@@ -115,11 +117,9 @@ def search_assignments(
         if indices is not None
     ]
     study = _Study(replace(problem, interactions={}), limits, calibration, workshop, crew)
-    trials, name = study.run(additive(problem, proxy), warm)
-    ranked = sorted((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
-    best = next((t for t in ranked if t.indices not in (uniform, optimum.indices)), ranked[0])
-    label = "best of the study" if best is ranked[0] else "best other of the study"
-    found = Found(proxy, optimum, uniform, label, best.indices, trials, name)
+    trials, name = study.run(additive(problem, proxy), warm) if count else ([], "")
+    rivals = _rivals(trials, (uniform, optimum.indices), config.effort_settings.rivals)
+    found = Found(proxy, optimum, uniform, rivals, trials, name)
     return found if config.greedy is None else study.walked(found, config.greedy)
 
 
@@ -131,6 +131,24 @@ def best_uniform(
     """
     fitting = [u.indices for u in run_uniforms(problem, config) if keeps(problem, u.indices, limits)]
     return min(fitting, key=lambda indices: problem.score(proxy, indices), default=None)
+
+
+def _affordable(workshop: Workshop, trials: int) -> int:
+    """As many trials as leave time for two finalists and the artifact."""
+    clock, plan = workshop.clock, workshop.plan
+    if clock.limit is None or plan is None:
+        return trials
+    left = clock.limit - clock.spent - 2 * plan.finish - 2 * plan.artifact
+    return max(0, min(trials, int(left / plan.trial)))
+
+
+def _rivals(trials: Sequence[Trial], known: Sequence[Indices | None], most: int) -> dict[str, Indices]:
+    """The best trials beside the known assignments, by label."""
+    ranked = sorted((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
+    others = [t for t in ranked if t.indices not in known][:most]
+    labels = ["best of the study" if others and others[0] is ranked[0] else "best other of the study"]
+    labels += [f"number {place} of the study" for place in range(2, most + 1)]
+    return {label: trial.indices for label, trial in zip(labels, others, strict=False)}
 
 
 @dataclass(frozen=True)
@@ -153,9 +171,16 @@ class _Study:
         explored = self._explore if own else self._explore_by_baseline
         trials, name = explored(tables, warm, measure)
         with workshop.progress.task("polish the best") as advance:
-            held = LossFile(workshop.study.step_path("polish", [*key, config.trials], ".jsonl"), key)
+            held = LossFile(workshop.study.step_path("polish", [*key, config.trial_count], ".jsonl"), key)
             trials += polish(
-                self.problem, tables[0], self.limits, measure, trials, config.polish, held, on_trial=advance
+                self.problem,
+                tables[0],
+                self.limits,
+                measure,
+                trials,
+                config.polish_count,
+                held,
+                on_trial=advance,
             )
         return trials, name
 
@@ -171,7 +196,7 @@ class _Study:
             walk = greedy.solve(self.problem, self.limits, measure, losses=losses, on_step=advance)
         end = Step(walk.solution.indices, walk.solution.score, walk.solution.cost)
         path = dict.fromkeys([*walk.trajectory, end])
-        first = 1 + max(t.number for t in found.trials)
+        first = 1 + max((t.number for t in found.trials), default=-1)
         steps = [
             Trial(number, s.indices, s.loss, s.cost, keeps(self.problem, s.indices, self.limits), "greedy MP")
             for number, s in enumerate(path, first)
@@ -203,7 +228,7 @@ class _Study:
                 self.limits,
                 measure if crew.workers == 1 else _left_to_workers,
                 place,
-                config.trials,
+                config.trial_count,
                 config.seed,
                 warm,
                 on_trial=advance,
@@ -226,7 +251,7 @@ class _Study:
                 self.limits,
                 measure,
                 workshop.study.path / name,
-                config.trials,
+                config.trial_count,
                 config.seed,
                 warm,
                 on_trial=advance,
