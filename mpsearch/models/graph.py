@@ -40,25 +40,26 @@ class ModelGraph:
     leftovers: tuple[str, ...] = ()
 
 
-def analyze(module: nn.Module, example: Tensor) -> ModelGraph:
+def analyze(module: nn.Module, example: Tensor, *, functions: bool = False) -> ModelGraph:
     """Find units, ties and blocks from one traced forward pass and the module tree.
 
     Args:
         module: Model whose batch norms are folded; left as found.
         example: N x C x H x W, float; the first image is used.
+        functions: Whether residual sums and what layer norms, softmax and GELU read are units too.
     Raises: ModelError: The model has no unit, holds NaN, does not take the example or two of it, cannot be
         exported, or two units share a weight.
     """
     check_finite(module)
     trace = trace_model(module, example)
-    found = find_units(trace, module)
+    found = find_units(trace, module, functions=functions)
     calls = observe_calls(
         module,
         example[:1].detach(),
-        _with_holders(unit.layer.name for unit in found if unit.layer.op != "matmul"),
+        _with_holders(unit.layer.name for unit in found if unit.layer.weight_shape),
     )
-    units = tuple(unit for unit in found if unit.layer.op == "matmul" or unit.layer.name in calls.one_tensor)
-    weighted = [unit.layer.name for unit in units if unit.layer.op != "matmul"]
+    units = tuple(unit for unit in found if not unit.layer.weight_shape or unit.layer.name in calls.one_tensor)
+    weighted = [unit.layer.name for unit in units if unit.layer.weight_shape]
     if not weighted:
         raise ModelError(
             "The forward of the model calls no nn.Conv2d and no nn.Linear below its root, so there is "
@@ -109,7 +110,7 @@ def _refuse_shared(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def _leftovers(trace: Trace, units: Sequence[Unit]) -> tuple[str, ...]:
-    weighted = [unit for unit in units if unit.layer.op != "matmul"]
+    weighted = [unit for unit in units if unit.layer.weight_shape]
     held = {f"{unit.layer.name}.{kind}" for unit in weighted for kind in ("weight", "bias")}
     own = {op.id for unit in weighted for op in unit.ops}
     found: dict[str, None] = {}

@@ -1,4 +1,6 @@
-"""Units: convolution and linear modules with a weight of their own, and the products of two activations."""
+"""Units: convolution and linear modules with a weight of their own, the products of two activations, and further
+functions of activations.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,18 @@ from mpsearch.models.tree import is_own_weight
 from mpsearch.problem import Layer
 
 Shape = tuple[int, ...]
+_FUNCTIONS = {
+    "softmax": "softmax",
+    "_softmax": "softmax",
+    "gelu": "gelu",
+    "layer_norm": "layer_norm",
+    "native_layer_norm": "layer_norm",
+    "addcmul": "addcmul",
+    "add": "add",
+    "add_": "add",
+    "scaled_dot_product_attention": "softmax",
+}
+"""Operation -> what a unit that is a call of it is named by."""
 _MATMULS = {"matmul", "mm", "bmm", "addmm", "baddbmm", "linear", "einsum", "scaled_dot_product_attention"}
 
 
@@ -27,7 +41,7 @@ class Unit:
     ops: tuple[Op, ...]
 
 
-def find_units(trace: Trace, module: nn.Module) -> tuple[Unit, ...]:
+def find_units(trace: Trace, module: nn.Module, *, functions: bool = False) -> tuple[Unit, ...]:
     """All units in order of first execution.
 
     A convolution or linear layer below the root is a unit where its module is called and multiplies what
@@ -37,8 +51,11 @@ def find_units(trace: Trace, module: nn.Module) -> tuple[Unit, ...]:
     Args:
         trace: Trace of `module`.
         module: Model with its batch norms folded.
+        functions: Whether further functions of activations are units too, as `mpsearch.quant.operands` names them:
+            residual sums, softmax, GELU, layer norms.
     """
     found = [*_weight_units(trace, module), *_matmul_units(trace)]
+    found += _function_units(trace) if functions else ()
     return tuple(sorted(found, key=lambda unit: unit.ops[0].id))
 
 
@@ -52,7 +69,7 @@ def find_ties(trace: Trace, units: Sequence[Unit]) -> dict[str, str]:
     head = {name: name for name in order}
     reader: dict[int, str] = {}
     for unit in units:
-        for op in unit.ops if unit.layer.op != "matmul" else ():
+        for op in unit.ops if unit.layer.weight_shape else ():
             joined = {head[reader.setdefault(_entering(trace, op), unit.layer.name)], head[unit.layer.name]}
             first = min(joined, key=order.__getitem__)
             head = {name: first if h in joined else h for name, h in head.items()}
@@ -122,6 +139,41 @@ def _matmul_units(trace: Trace) -> Iterable[Unit]:
             else:
                 units[name] = Unit(Layer(name, "matmul", (), (left, right), out, macs, block=""), (op,))
     return units.values()
+
+
+def _function_units(trace: Trace) -> Iterable[Unit]:
+    units: dict[str, Unit] = {}
+    count: Counter[tuple[str, str, str]] = Counter()
+    for op in trace.ops:
+        shapes = _read_shapes(trace, op) if op.kind in _FUNCTIONS else ()
+        if not shapes:
+            continue
+        kind = _FUNCTIONS[op.kind]
+        index = count[op.path, op.call, kind]
+        count[op.path, op.call, kind] += 1
+        name = f"{op.path}.{kind}{index}".lstrip(".")
+        if name in units:
+            seen = units[name]
+            units[name] = Unit(replace(seen.layer, calls=seen.layer.calls + 1), (*seen.ops, op))
+        else:
+            units[name] = Unit(Layer(name, kind, (), shapes, op.shape, 0, block=""), (op,))
+    return units.values()
+
+
+def _read_shapes(trace: Trace, op: Op) -> tuple[Shape, ...]:
+    """Shapes of the tensors that a function reads from the input: of the sum both or none, of any other one."""
+    live = [i for i in op.inputs if i in trace.dynamic]
+    if _FUNCTIONS[op.kind] == "add":
+        operands = live * 2 if len(live) == 1 == len(op.inputs) else live  # x + x
+        whole = len(operands) == 2 and all(trace.shape(i) == op.shape for i in operands)
+        return tuple(trace.shape(i) for i in operands) if whole else ()
+    if op.kind == "scaled_dot_product_attention":
+        query, key, _ = op.operands
+        scores = (*trace.shape(query)[:-1], trace.shape(key)[-2])
+        return (scores,) if query in trace.dynamic or key in trace.dynamic else ()
+    if op.kind == "addcmul" and len(live) != 1:
+        return ()
+    return (trace.shape(op.inputs[0] if op.kind != "addcmul" else live[0]),) if live else ()
 
 
 def _products(trace: Trace, op: Op) -> Iterable[tuple[Shape, Shape, Shape]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from mpsearch.errors import UserError
 
-_PRINTED = re.compile(r"W(\d)A(\d|16)")
+_PRINTED = re.compile(r"(?:W(\d))?A(\d|16)")
 
 FLOAT_INPUT = 16
 """`a_bits` of a candidate that quantises the weight alone."""
@@ -16,10 +16,11 @@ FLOAT_INPUT = 16
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """One choice for one unit; prints as `W4A8`, with float inputs as `W4A16`, the float choice as `float`.
+    """One choice for one unit; prints as `W4A8`, with float inputs as `W4A16`, that of a unit without a weight as
+    `A8`, the float choice as `float`.
 
     Args:
-        w_bits: Bits of the weight, 2 to 8; None for float.
+        w_bits: Bits of the weight, 2 to 8; None for float, and where there is no weight.
         a_bits: Bits of the unit's input, 2 to 8; 16 where the weight alone is quantised and the input stays
             in the runtime's float; None for float.
         number_format: `int`, `float`, or `fp8` (e4m3 weights and inputs; prints as `fp8`).
@@ -37,6 +38,8 @@ class Candidate:
                 raise UserError(f"A float candidate has no bit-widths, not {self.w_bits}, {self.a_bits}.")
         elif self.number_format == "int":
             for what, bits in (("w_bits", self.w_bits), ("a_bits", self.a_bits)):
+                if what == "w_bits" and bits is None and self.a_bits != FLOAT_INPUT:
+                    continue  # a unit without a weight
                 if bits is None or not (2 <= bits <= 8 or (what == "a_bits" and bits == FLOAT_INPUT)):
                     raise UserError(
                         f"{what} is {bits}; an integer candidate has 2 to 8 bits, or a_bits 16 for an "
@@ -71,7 +74,8 @@ class Candidate:
             return "float"
         if self.number_format == "fp8":
             return "fp8"
-        return f"W{self.w_bits}A{self.a_bits}" + ("" if self.w_granularity == "channel" else "/tensor")
+        weight = "" if self.w_bits is None else f"W{self.w_bits}"
+        return f"{weight}A{self.a_bits}" + ("" if self.w_granularity == "channel" else "/tensor")
 
     @classmethod
     def parse(cls, text: str) -> Candidate:
@@ -85,9 +89,10 @@ class Candidate:
         if match is None:
             raise UserError(
                 f"{text!r} is not a candidate. Write W4A8 (weight bits 2 to 8, input bits 2 to 8), W4A16 "
-                "(float input) or float."
+                "(float input), A8 (a unit without a weight) or float."
             )
-        return cls(int(match[1]), int(match[2]), w_granularity=granularity if slash else "channel")
+        bits = None if match[1] is None else int(match[1])
+        return cls(bits, int(match[2]), w_granularity=granularity if slash else "channel")
 
 
 Choices = tuple[int, ...]

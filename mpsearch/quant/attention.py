@@ -12,6 +12,8 @@ from mpsearch.errors import ModelError
 
 Operands = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Quantises both operands of a product."""
+Scores = Callable[[Tensor], Tensor]
+"""Quantises what the softmax reads."""
 
 
 def attention(
@@ -26,6 +28,7 @@ def attention(
     *,
     first: Operands | None = None,
     second: Operands | None = None,
+    scores: Scores | None = None,
 ) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention` step by step, with quantised operands.
 
@@ -42,6 +45,7 @@ def attention(
         enable_gqa: Whether fewer heads of keys and values are shared by the heads of queries.
         first: Quantisers of query and key.
         second: Quantisers of probabilities and value.
+        scores: Quantiser of the scaled scores, before any mask.
     Raises: ModelError: Both a mask and `is_causal` are given.
     """
     if is_causal and attn_mask is not None:
@@ -52,14 +56,13 @@ def attention(
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         k = k.repeat_interleave(groups, -3)
-    scores = (q @ k.transpose(-2, -1)) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    read = (q @ k.transpose(-2, -1)) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    read = read if scores is None else scores(read)
     if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        attn_mask = torch.ones(read.shape[-2:], dtype=torch.bool, device=read.device).tril()
     if attn_mask is not None:
-        scores = (
-            scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-        )
-    probabilities = nn.functional.dropout(_softmax(scores, masked=attn_mask is not None), dropout_p)
+        read = read.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else read + attn_mask
+    probabilities = nn.functional.dropout(_softmax(read, masked=attn_mask is not None), dropout_p)
     p, v = (probabilities, value) if second is None else second(probabilities, value)
     return p @ (v.repeat_interleave(groups, -3) if enable_gqa else v)
 

@@ -28,6 +28,8 @@ class InputQuantizer(nn.Module):
         dtype: Type that is computed in while the step is learned; that of the input where None.
         workspace: Where what is quantised lies while a block is reconstructed: it holds until the workspace
             begins anew.
+        second_half: Whether only the second half of the rows is quantised: two streams, one of them float,
+            pass through together.
         log_step: Logarithm of the factor on the scale, or on both steps of two regions, that is being
             learned; None where nothing is learned.
     """
@@ -41,6 +43,7 @@ class InputQuantizer(nn.Module):
         self.generator: torch.Generator | None = None
         self.dtype: torch.dtype | None = None
         self.workspace: Workspace | None = None
+        self.second_half = False
         self.register_parameter("log_step", None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,17 +54,23 @@ class InputQuantizer(nn.Module):
         """
         if self.params is None:
             return x
+        if self.second_half:
+            rows = len(x) // 2
+            return torch.cat([x[:rows], self._quantized(x[rows:], self.params)])
+        return self._quantized(x, self.params)
+
+    def _quantized(self, x: Tensor, params: ActivationQuantizer) -> Tensor:
         learned = self.log_step is not None and isinstance(
-            self.params, AffineParams
+            params, AffineParams
         )  # the one that keeps bfloat16, which autocast makes
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) and not learned else x
         keep = None if self.keep_prob >= 1 else keep_mask(x, self.keep_prob, self.generator, self.workspace)
-        if self.log_step is not None and isinstance(self.params, AffineParams):
-            return learned_step(x, self.params, self.log_step.exp(), keep, self.workspace, self.dtype)
-        if self.log_step is not None and isinstance(self.params, TwoRegionParams):
-            quantized = learned_regions(x, self.params, self.log_step.exp())
+        if self.log_step is not None and isinstance(params, AffineParams):
+            return learned_step(x, params, self.log_step.exp(), keep, self.workspace, self.dtype)
+        if self.log_step is not None and isinstance(params, TwoRegionParams):
+            quantized = learned_regions(x, params, self.log_step.exp())
         else:
-            quantized = self.params.fake_quantize(x)
+            quantized = params.fake_quantize(x)
         return quantized if keep is None else torch.lerp(x, quantized, keep)
 
     def place(self, device: torch.device) -> None:

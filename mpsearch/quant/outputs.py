@@ -10,47 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mpsearch.errors import ModelError, UnknownNameError
-from mpsearch.quant.inputs import InputQuantizer
-from mpsearch.quant.states import UnitState
+from mpsearch.quant.operands import QuantOperand
 
 OUTPUT = "output"
 """Last part of the name of such a unit, behind that of the module."""
 
 
-class QuantOutput(nn.Module):
-    """The quantiser of what one module returns.
-
-    Attributes:
-        value: Quantiser of the tensor.
-        second_half: Whether only the second half of the rows is quantised: two streams, one of them float,
-            pass through together.
-    """
+class QuantOutput(QuantOperand):
+    """The quantiser of what one module returns."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.value = InputQuantizer()
-        self.second_half = False
         self.handle: RemovableHandle | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x`, quantised."""
-        if self.second_half and self.value.params is not None:
-            rows = len(x) // 2
-            return torch.cat([x[:rows], self.value(x[rows:])])
-        return self.value(x)  # type: ignore[no-any-return]
-
-    def inputs(self) -> tuple[InputQuantizer, ...]:
-        """Its one quantiser."""
-        return (self.value,)
-
-    def set_state(self, state: UnitState) -> None:
-        """Quantise as `state` says; a float state passes the tensor on."""
-        self.value.params = state.activation
 
     def take(self, module: nn.Module, _: tuple[Any, ...], output: Any) -> Tensor:
         """The forward hook. Raises ModelError where the module returns anything but one tensor."""

@@ -1,5 +1,5 @@
-"""Units without a weight, of both kinds: products of two activations (`<module>.matmul<i>`), and tensors that
-modules return (`<module>.output`).
+"""Units without a weight, of both kinds: functions of activations (`<module>.matmul<i>`, `<module>.softmax<i>`), and
+tensors that modules return (`<module>.output`).
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from mpsearch.quant.outputs import QuantOutput, output_names, unwrap_outputs, wrap_outputs
-from mpsearch.quant.products import QuantProduct, product_names, unwrap_products, wrap_products
+from mpsearch.quant.operands import TWO_OPERANDS
+from mpsearch.quant.products import QuantFunction, product_names, unwrap_products, wrap_products
 
-Weightless = QuantProduct | QuantOutput
+Weightless = QuantFunction
 
 
 def weightless_names(module: nn.Module, names: Iterable[str]) -> list[str]:
@@ -22,8 +23,9 @@ def weightless_names(module: nn.Module, names: Iterable[str]) -> list[str]:
 
 
 def operands_of(unit: str) -> int:
-    """How many tensors a unit without a weight quantises: two of a product, else one."""
-    return 2 if unit.rpartition(".")[2].startswith("matmul") else 1
+    """How many tensors a unit without a weight quantises: two of a product or a sum, else one."""
+    called = unit.rpartition(".")[2]
+    return 2 if called.startswith(TWO_OPERANDS) and not called.startswith("addcmul") else 1
 
 
 def wrap_weightless(module: nn.Module, names: Iterable[str]) -> dict[str, Weightless]:
@@ -38,4 +40,4 @@ def wrap_weightless(module: nn.Module, names: Iterable[str]) -> dict[str, Weight
 def unwrap_weightless(module: nn.Module, wrapped: Mapping[str, Weightless]) -> None:
     """Undo `wrap_weightless`."""
     unwrap_outputs({name: unit for name, unit in wrapped.items() if isinstance(unit, QuantOutput)})
-    unwrap_products(module, [name for name, unit in wrapped.items() if isinstance(unit, QuantProduct)])
+    unwrap_products(module, [name for name, unit in wrapped.items() if not isinstance(unit, QuantOutput)])

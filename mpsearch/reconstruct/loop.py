@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.errors import DataError, ModelError
-from mpsearch.quant import LogParams, UnitState, wrap_units
+from mpsearch.quant import LogParams, QuantLayer, UnitState, wrap_units
 from mpsearch.quant.outputs import QuantOutput
 from mpsearch.reconstruct.closed_form import match_means, round_block
 from mpsearch.reconstruct.crops import quarters
@@ -175,13 +175,16 @@ class _Walker:
         self._incoming: Rows | None = None
 
     def _part_streams(self) -> None:
-        """Both streams pass what lies in no block together: there an output is quantised in the second
+        """Both streams pass what lies in no block together: there a unit without a weight quantises in the second
         alone.
         """
         inside = tuple(f"{name}." for name, _ in self._blocks)
         for unit, layer in self._layers.items():
-            if isinstance(layer, QuantOutput):
-                layer.second_half = not unit.rpartition(".")[0].startswith(inside)
+            if not isinstance(layer, QuantLayer):
+                owner = unit.rpartition(".")[0]  # what a block returns lies outside of it, its functions inside
+                within = owner if isinstance(layer, QuantOutput) else f"{owner}."
+                for quantizer in layer.inputs():
+                    quantizer.second_half = not within.startswith(inside)
 
     def run(self, inputs: Tensor) -> dict[str, UnitState]:
         """Walk, learn, and return the states."""
