@@ -86,6 +86,45 @@ InputBits = Annotated[
         )
     ),
 ]
+Quantize = Annotated[
+    str,
+    typer.Option(
+        help=(
+            "What is quantised beside weights: linear (the inputs of layers), matmul (both products of "
+            "attention "
+            "too) or full (also what softmax, GELU and layer norms read, and residual sums; --target packed)."
+        )
+    ),
+]
+Smooth = Annotated[
+    str,
+    typer.Option(
+        help=(
+            "Move outlier channels behind layer norms into the weights first: none, smoothquant, or sqb, "
+            "which "
+            "centres them too."
+        )
+    ),
+]
+InputObserver = Annotated[
+    str,
+    typer.Option(
+        help=(
+            "Grids of inputs: minmax, mse, percentile[:99.9], opt_m (uniform or two steps) or auto, the "
+            "last two "
+            "by the damage at each unit's output."
+        )
+    ),
+]
+Softmax = Annotated[
+    str,
+    typer.Option(
+        help=(
+            "Grid of the probabilities of attention: uniform (the input observer's), log2, two_region or "
+            "auto."
+        )
+    ),
+]
 FirstLastBits = Annotated[
     int | None, typer.Option(help="Fix the first and the last unit, weights and inputs, at these bits.")
 ]

@@ -365,7 +365,7 @@ def _fits(node: NodeProto, values: Mapping[str, Any], low: float, high: float) -
 
 
 def _output_grid(calibration: Calibration, values: Tensor) -> Grid:
-    return _grid(OBSERVERS.create(calibration.input_observer).observe(values, 8, symmetric=False))
+    return _grid(OBSERVERS.create(calibration.uniform_observer).observe(values, 8, symmetric=False))
 
 
 def _grid(params: AffineParams) -> Grid:

@@ -58,7 +58,9 @@ def analyze(module: nn.Module, example: Tensor, *, functions: bool = False) -> M
         example[:1].detach(),
         _with_holders(unit.layer.name for unit in found if unit.layer.weight_shape),
     )
-    units = tuple(unit for unit in found if not unit.layer.weight_shape or unit.layer.name in calls.one_tensor)
+    units = tuple(
+        unit for unit in found if not unit.layer.weight_shape or unit.layer.name in calls.one_tensor
+    )
     weighted = [unit.layer.name for unit in units if unit.layer.weight_shape]
     if not weighted:
         raise ModelError(

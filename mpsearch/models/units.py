@@ -1,5 +1,5 @@
-"""Units: convolution and linear modules with a weight of their own, the products of two activations, and further
-functions of activations.
+"""Units: convolution and linear modules with a weight of their own, the products of two activations, and
+further functions of activations.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def find_units(trace: Trace, module: nn.Module, *, functions: bool = False) -> t
     Args:
         trace: Trace of `module`.
         module: Model with its batch norms folded.
-        functions: Whether further functions of activations are units too, as `mpsearch.quant.operands` names them:
-            residual sums, softmax, GELU, layer norms.
+        functions: Whether further functions of activations are units too, as `mpsearch.quant.operands` names
+            them: residual sums, softmax, GELU, layer norms.
     """
     found = [*_weight_units(trace, module), *_matmul_units(trace)]
     found += _function_units(trace) if functions else ()
@@ -161,7 +161,9 @@ def _function_units(trace: Trace) -> Iterable[Unit]:
 
 
 def _read_shapes(trace: Trace, op: Op) -> tuple[Shape, ...]:
-    """Shapes of the tensors that a function reads from the input: of the sum both or none, of any other one."""
+    """Shapes of the tensors that a function reads from the input: of the sum both or none, of any other
+    one.
+    """
     live = [i for i in op.inputs if i in trace.dynamic]
     if _FUNCTIONS[op.kind] == "add":
         operands = live * 2 if len(live) == 1 == len(op.inputs) else live  # x + x

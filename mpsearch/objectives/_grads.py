@@ -35,10 +35,12 @@ class Call:
         nodes: Tensors of the graph that belong to this call alone: the output of a layer, or what a unit
             reads.
         shifts: By how much a state of the unit moves each of them; new tensors, which may be written over.
+        reads: Whether the nodes are what the unit reads.
     """
 
     nodes: tuple[Tensor, ...]
     shifts: Callable[[UnitState], tuple[Tensor, ...]]
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _keep_operands(calls: list[Call], count: int, _: nn.Module, args: tuple[Any,
     with torch.enable_grad():
         nodes = tuple(_node(x).clone() for x in args[:count])
     held = tuple(x.detach() for x in nodes)
-    calls.append(Call(nodes, lambda state: operand_shifts(state, held)))
+    calls.append(Call(nodes, lambda state: operand_shifts(state, held), reads=True))
     return (*nodes, *args[count:])
 
 

@@ -12,6 +12,7 @@ from mpsearch.evaluate import TASKS
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.coding_length import CodingLength
 from mpsearch.objectives.interacting import INTERACTING
+from mpsearch.pipeline.operands import check_operands, functions_of
 from mpsearch.pipeline.search_states import SearchStates
 from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.reconstruct import METHODS
@@ -50,6 +51,13 @@ class RunConfig:
         bits: Weight bits that a unit may have.
         a_bits: Input bits that a unit may have, beside each of `bits`; 16 leaves its input float and
             quantises the weight alone. A single number may be given as such.
+        quantize: `linear` (the inputs of layers), `matmul` (both products of attention too) or `full` (also
+            what softmax, GELU and layer norms read, and residual sums).
+        smooth: `smoothquant` or `sqb` moves outlier channels behind layer norms into the weights of the float
+            model; `none`.
+        input_observer: Registered observer of inputs, or `opt_m` or `auto`, which choose by the damage at
+            each unit's output.
+        softmax: Grid of the probabilities of attention: `uniform`, `log2`, `two_region` or `auto`.
         layer_bits: Rules for single units, such as `head=6..8`; they count above `bits` and `a_bits`.
         fix: Units that have one choice, such as `head=W8A8`; above all others.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
@@ -99,6 +107,10 @@ class RunConfig:
     evaluation_images: int | None = None
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     a_bits: tuple[int, ...] = (8,)
+    quantize: str = "linear"
+    smooth: str = "none"
+    input_observer: str = "mse"
+    softmax: str = "uniform"
     layer_bits: tuple[str, ...] = ()
     fix: tuple[str, ...] = ()
     first_last_bits: int | None = None
@@ -139,6 +151,9 @@ class RunConfig:
         Restrictions.parse(self.fix, self.layer_bits)
         SearchStates.parse(self.search_states)
         self._check_task()
+        check_operands(
+            self.quantize, self.smooth, self.input_observer, self.softmax, self.target, self.deployment
+        )
         if not self.deployment.in_run:
             raise OptionError(
                 f"--target {self.target} is written but not measured by mpsearch, so a run cannot search "
@@ -264,6 +279,11 @@ class RunConfig:
         return TARGETS.create(self.target)
 
     @property
+    def functions(self) -> tuple[str, ...]:
+        """The functions of activations that are quantised, as `quant.operands` names them."""
+        return functions_of(self.quantize, self.deployment)
+
+    @property
     def memory_bytes(self) -> int:
         """`reconstruction_memory` in bytes."""
         value, dimension = parse_quantity(self.reconstruction_memory)
@@ -291,6 +311,7 @@ class RunConfig:
             "class_map": None,
             **dict.fromkeys(("time_limit", "kept_images", "assign")),
             "effort": "balanced",
+            **{"quantize": "linear", "smooth": "none", "input_observer": "mse", "softmax": "uniform"},
             **data,
         }  # what studies had before these had names
         known = {f.name for f in fields(cls)}

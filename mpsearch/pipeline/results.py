@@ -212,7 +212,7 @@ class Results:
         measure: What the damage is, such as KL.
         solver_limits: The limits that the last search was given.
         model: What of the model is not searched: `not_quantized`, `header_bytes`, `unused`, `float_in_graph`,
-            `rounded_to_nearest`, `blocks`.
+            `rounded_to_nearest`, `blocks`, and by unit the `input_grids` that were chosen by damage.
     """
 
     rows: tuple[Row, ...]

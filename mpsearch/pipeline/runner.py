@@ -27,6 +27,7 @@ from mpsearch.pipeline.steps.clock import Clock
 from mpsearch.pipeline.steps.costs import limited
 from mpsearch.pipeline.steps.finalists import Chosen, choose
 from mpsearch.pipeline.steps.front import write_front
+from mpsearch.pipeline.steps.inputs import chosen_names
 from mpsearch.pipeline.steps.latency import (
     add_latency,
     backend_of,
@@ -182,7 +183,7 @@ def _run(
     problem, budgets = limited(subject, given)
     subject, config, plan = planned(subject, given, study, progress, clock)
     with clock.step("ranges of inputs"):
-        calibration = calibrate_subject(subject, config, progress)
+        calibration = calibrate_subject(subject, config, progress, study)
     workshop = Workshop(subject, calibration, config, study, progress, plan, clock)
     with clock.step("latency table"):
         problem, hardware = _priced(problem, workshop)
@@ -312,7 +313,8 @@ def _written(
         "not_quantized": subject.layout.leftover_bytes(),
         "header_bytes": subject.layout.header_bytes,
         "unused": list(subject.graph.unused),
-        "float_in_graph": [layer.name for layer in problem.layers if not layer.weight_shape],
+        "float_in_graph": [layer.name for layer in problem.layers if layer.name not in subject.layout.units],
+        "input_grids": chosen_names(workshop.calibration, chosen.states),
         "rounded_to_nearest": subject.unlearned,
         "blocks": [[name, list(units)] for name, units in subject.blocks],
         "plan": _told(workshop),

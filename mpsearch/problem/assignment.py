@@ -16,8 +16,8 @@ FLOAT_INPUT = 16
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """One choice for one unit; prints as `W4A8`, with float inputs as `W4A16`, that of a unit without a weight as
-    `A8`, the float choice as `float`.
+    """One choice for one unit; prints as `W4A8`, with float inputs as `W4A16`, that of a unit without a
+    weight as `A8`, the float choice as `float`.
 
     Args:
         w_bits: Bits of the weight, 2 to 8; None for float, and where there is no weight.
@@ -67,6 +67,13 @@ class Candidate:
     def weight_only(self) -> bool:
         """Whether the weight is quantised and the input is not."""
         return self.a_bits == FLOAT_INPUT
+
+    @property
+    def of_inputs(self) -> Candidate:
+        """The same for a unit without a weight: `A8` of `W4A8`; float where inputs stay float."""
+        if self.is_float or self.weight_only:
+            return FLOAT
+        return Candidate(None, self.a_bits) if self.number_format == "int" else self
 
     def __str__(self) -> str:
         """`W4A8`, `W4A8/tensor` or `float`."""

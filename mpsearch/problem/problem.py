@@ -186,13 +186,16 @@ class Problem:
 
     def uniform(self, candidate: Candidate) -> tuple[int, ...] | None:
         """Indices of `candidate` at every layer that has more than one choice; None if one of these lacks
-        it.
+        it. A layer without a weight has its input bits.
         """
         found = []
         for candidates in self.candidates:
-            if len(candidates) > 1 and candidate not in candidates:
+            place = next(
+                (candidates.index(c) for c in (candidate, candidate.of_inputs) if c in candidates), None
+            )
+            if place is None and len(candidates) > 1:
                 return None
-            found.append(candidates.index(candidate) if candidate in candidates else 0)
+            found.append(place or 0)
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:

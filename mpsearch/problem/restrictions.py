@@ -34,6 +34,11 @@ class Rule:
     of_inputs: bool = False
     bits: frozenset[int] = frozenset()
 
+    @property
+    def of_weights(self) -> bool:
+        """Whether it is about the bits of weights."""
+        return self.fixed is None and not self.of_inputs
+
     def matches(self, name: str) -> bool:
         """Whether it is about a layer."""
         return fnmatchcase(name, self.pattern)
@@ -41,7 +46,7 @@ class Rule:
     def allows(self, candidate: Candidate) -> bool:
         """Whether a candidate keeps it; the float candidate has no bits and keeps only being fixed to it."""
         if self.fixed is not None:
-            return candidate == self.fixed
+            return candidate == (self.fixed.of_inputs if _is_weightless(candidate) else self.fixed)
         return (candidate.a_bits if self.of_inputs else candidate.w_bits) in self.bits
 
 
@@ -129,8 +134,12 @@ class Restrictions:
         about its inputs.
         """
         only_float = all(c.is_float for c in possible)
+        weightless = any(_is_weightless(c) for c in possible)
         found = [
-            rule for rule in self.rules if rule.matches(name) and (rule.pattern == name or not only_float)
+            rule
+            for rule in self.rules
+            if rule.matches(name)
+            and (rule.pattern == name or not (only_float or (weightless and rule.of_weights)))
         ]
         fixing = [rule for rule in found if rule.fixed is not None]
         if fixing:
@@ -140,6 +149,11 @@ class Restrictions:
             for inputs in (False, True)
             if (rules := [rule for rule in found if rule.of_inputs is inputs])
         ]
+
+
+def _is_weightless(candidate: Candidate) -> bool:
+    """Whether it is a choice of a unit without a weight."""
+    return candidate.w_bits is None and not candidate.is_float
 
 
 def _left(

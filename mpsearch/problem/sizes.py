@@ -45,7 +45,8 @@ def _uniform(problem: Problem, bits: int) -> float:
     rows = problem.costs["size_bytes"]
     units = zip(problem.layers, problem.candidates, rows, strict=True)
     return math.fsum(
-        _unit_bytes(layer, choices, row, bits) for layer, choices, row in units if layer.weight_shape
+        _unit_bytes(layer, choices, row, bits) if layer.weight_shape else max(row)
+        for layer, choices, row in units
     )
 
 

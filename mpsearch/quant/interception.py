@@ -1,11 +1,12 @@
 """What runs around the forward of a module whose functions are quantised: it counts the calls of each kind of
 function, and puts quantised operands in the place of the float ones.
 
-What counts, and in which order, is what `mpsearch.models` finds by tracing. A product (matmul, mm, bmm, addmm,
-baddbmm, linear, einsum of two operands, and scaled_dot_product_attention as two with a softmax between) counts
-where both operands depend on more than parameters, buffers and literals; a sum where they do and have one shape;
-softmax, gelu and layer_norm where their operand does. Only calls by the module itself count, not those of a
-child. Tensors that a caller computes from parameters alone and passes in count as activations here.
+What counts, and in which order, is what `mpsearch.models` finds by tracing. A product (matmul, mm, bmm,
+addmm, baddbmm, linear, einsum of two operands, and scaled_dot_product_attention as two with a softmax
+between) counts where both operands depend on more than parameters, buffers and literals; a sum where they do
+and have one shape; softmax, gelu and layer_norm where their operand does. Only calls by the module itself
+count, not those of a child. Tensors that a caller computes from parameters alone and passes in count as
+activations here.
 """
 
 from __future__ import annotations
@@ -37,10 +38,8 @@ _PRODUCTS: Mapping[str, tuple[Place, Place]] = {
     "linear": ((0, ("input",)), (1, ("weight",))),
 }
 """Function -> position and names of the arguments that it multiplies."""
-_SUMS: Mapping[str, tuple[Place, Place]] = {
-    name: ((0, ("input", "self")), (1, ("other",)))
-    for name in ("add", "add_", "__add__", "__radd__", "__iadd__")
-}
+_ADDENDS: tuple[Place, Place] = ((0, ("input", "self")), (1, ("other",)))
+_SUMS = dict.fromkeys(("add", "add_", "__add__", "__radd__", "__iadd__"), _ADDENDS)
 _IN_PLACE = ("add_", "__iadd__")
 _SINGLE = ("softmax", "gelu", "layer_norm")
 _HIDDEN = -1e4

@@ -1,8 +1,9 @@
-"""Functions whose operands can be quantised: what they are called as units, and the quantisers of their operands.
+"""Functions whose operands can be quantised: what they are called as units, and the quantisers of their
+operands.
 
-The i-th call of such a function in the forward of a module is the unit `<module>.<op><i>`: `matmul` (any product of
-two activations), `add` (a residual sum), `softmax`, `gelu`, `layer_norm`, and `addcmul` (a scale and a shift for each
-channel, the "norm" of ResMLP).
+The i-th call of such a function in the forward of a module is the unit `<module>.<op><i>`: `matmul` (any
+product of two activations), `add` (a residual sum), `softmax`, `gelu`, `layer_norm`, and `addcmul` (a scale
+and a shift for each channel, the "norm" of ResMLP).
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 forward.
 
 A module that calls such functions becomes a subclass of its own class (as `torch.nn.utils.parametrize` does),
-whose forward runs under a `TorchFunctionMode` (`interception`) that puts the quantised operands in the place of
-the float ones. The module keeps its name, its children and its parameters; each quantised function is a new
-child `<op><i>` (`operands`), so that its path is the name of its unit.
+whose forward runs under a `TorchFunctionMode` (`interception`) that puts the quantised operands in the place
+of the float ones. The module keeps its name, its children and its parameters; each quantised function is a
+new child `<op><i>` (`operands`), so that its path is the name of its unit.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ def unwrap_products(module: nn.Module, names: Iterable[str]) -> None:
         owner, child = _owner(module, name), name.rpartition(".")[2]
         held = getattr(owner, child)
         for attention in held.unfused if isinstance(held, QuantOperand) else ():
-            attention.fused_attn = True
+            attention.fused_attn = True  # type: ignore[assignment]
         delattr(owner, child)
         if isinstance(owner, _Multiplying) and not owner.held_functions():
             owner.__class__ = type(owner).__mro__[2]
 
 
 def _quantiser(module: nn.Module, name: str) -> QuantFunction:
-    """The quantisers of a function. timm's attentions that hold one as a child, such as Swin's softmax, are told
-    to call it.
+    """The quantisers of a function. timm's attentions that hold one as a child, such as Swin's softmax, are
+    told to call it.
     """
     path, _, called = name.rpartition(".")
     if not called.startswith(ONE_OPERAND):
@@ -88,8 +88,9 @@ def _owner(module: nn.Module, name: str) -> nn.Module:
             return module.get_submodule(match["path"] or "")
     except AttributeError:
         pass
+    others = ", ".join(FUNCTIONS[1:])
     how = (
-        f"A product is written <module>.matmul<i>, with a module of the model; other functions are {FUNCTIONS[1:]}."
+        f"A product is written <module>.matmul<i>, with a module of the model; other functions are {others}."
     )
     raise UnknownNameError("product", name, [], how)
 

@@ -4,6 +4,8 @@ cases.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,21 @@ def two_region_params(x: Tensor, bits: int, split: Split, weights: Tensor | None
     Raises: DataError: No values, or some are NaN or infinite, or the weights do not fit.
     """
     return _best_two_region(_Sample(x, weights), bits, split)[0]
+
+
+def two_region_shortlist(x: Tensor, bits: int, split: Split, count: int) -> list[TwoRegionParams]:
+    """The steps of least mean squared error on `x` for each of the `count` best ratios of coarse to fine,
+    the best first.
+
+    Args and Raises: As `two_region_params`.
+        count: Ratios, at most 16.
+    """
+    steps, shifts, errors = _two_region_errors(_Sample(x, None), bits, split)
+    by_shift = errors.view(COARSE_STEPS, -1)
+    least, row = by_shift.min(0)
+    ranked = least.argsort(stable=True)[:count].tolist()
+    at = [int(row[shift]) * by_shift.shape[1] + shift for shift in ranked]
+    return [TwoRegionParams(steps[i].clone(), int(shifts[i]), bits, split) for i in at]
 
 
 def log_params(x: Tensor, bits: int, root: int = 1, weights: Tensor | None = None) -> LogParams:
@@ -77,6 +94,38 @@ def post_softmax_params(
     uniform = OBSERVERS.create("mse").observe(x, bits, symmetric=symmetric)
     logs = (_best_log(sample, bits, root) for root in (1, 2))
     return _least([(uniform, sample.error(uniform)), *logs, _best_two_region(sample, bits, "unsigned")])
+
+
+def least_weighted(
+    x: Tensor,
+    bits: int,
+    weights: Tensor,
+    uniform: Mapping[str, AffineParams],
+    splits: Sequence[Split] = (),
+    roots: Sequence[int] = (),
+) -> tuple[str, ActivationQuantizer]:
+    """The grid with the least weighted squared error on `x`, and what it is called; of equals the first.
+
+    Args and Raises: As `two_region_params`.
+        uniform: Uniform grids by name.
+        splits: Splits whose best two steps are tried.
+        roots: Logarithmic levels that are tried, by the root of their base.
+    """
+    sample = _Sample(x, weights)
+    found: list[tuple[ActivationQuantizer, float]] = [(each, sample.error(each)) for each in uniform.values()]
+    found += [_best_two_region(sample, bits, split) for split in splits]
+    found += [_best_log(sample, bits, root) for root in roots]
+    best = _least(found)
+    return next((name for name, each in uniform.items() if each is best), named(best)), best
+
+
+def named(grid: ActivationQuantizer) -> str:
+    """What a grid is called in results."""
+    if isinstance(grid, TwoRegionParams):
+        return f"two steps, {grid.split}, 2^{grid.shift}"
+    if isinstance(grid, LogParams):
+        return "log2" if grid.root == 1 else "log sqrt 2"
+    return "uniform"
 
 
 def _least(found: list[tuple[ActivationQuantizer, float]]) -> ActivationQuantizer:
@@ -130,15 +179,20 @@ class _Sample:
 
 
 def _best_two_region(sample: _Sample, bits: int, split: Split) -> tuple[TwoRegionParams, float]:
+    steps, shifts, errors = _two_region_errors(sample, bits, split)
+    best = int(errors.argmin())
+    return TwoRegionParams(steps[best].clone(), int(shifts[best]), bits, split), float(errors[best])
+
+
+def _two_region_errors(sample: _Sample, bits: int, split: Split) -> tuple[Tensor, Tensor, Tensor]:
+    """Fine steps, exponents and errors of all pairs, the exponent running fastest; [48 * 16] each."""
     shifts = torch.arange(MAX_SHIFT + 1)
     coarse = _span(sample, bits, split) * torch.exp2(torch.arange(COARSE_STEPS) / -12)
     steps = step_of(coarse[:, None] / 2.0 ** shifts[None], 1).flatten()
     shifts = shifts.repeat(COARSE_STEPS)
     chunk = max(1, CHUNK_LEVELS >> bits)
     pairs = zip(torch.split(steps, chunk), torch.split(shifts, chunk), strict=True)
-    errors = torch.cat([sample.errors(two_region_levels(a, m, split, bits)) for a, m in pairs])
-    best = int(errors.argmin())
-    return TwoRegionParams(steps[best].clone(), int(shifts[best]), bits, split), float(errors[best])
+    return steps, shifts, torch.cat([sample.errors(two_region_levels(a, m, split, bits)) for a, m in pairs])
 
 
 def _best_log(sample: _Sample, bits: int, root: int) -> tuple[LogParams, float]:

@@ -1,5 +1,5 @@
-"""Units without a weight, of both kinds: functions of activations (`<module>.matmul<i>`, `<module>.softmax<i>`), and
-tensors that modules return (`<module>.output`).
+"""Units without a weight, of both kinds: functions of activations (`<module>.matmul<i>`,
+`<module>.softmax<i>`), and tensors that modules return (`<module>.output`).
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from mpsearch.quant.outputs import QuantOutput, output_names, unwrap_outputs, wrap_outputs
 from mpsearch.quant.operands import TWO_OPERANDS
+from mpsearch.quant.outputs import QuantOutput, output_names, unwrap_outputs, wrap_outputs
 from mpsearch.quant.products import QuantFunction, product_names, unwrap_products, wrap_products
 
 Weightless = QuantFunction

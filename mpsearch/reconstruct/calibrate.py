@@ -17,7 +17,14 @@ from mpsearch.models.reads import Reads
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
 from mpsearch.quant.weightless import operands_of, unwrap_weightless, weightless_names, wrap_weightless
-from mpsearch.reconstruct.ranges import MAX_INPUT_VALUES, Operand, RunningMean, RunningSample, input_quantizer
+from mpsearch.reconstruct.ranges import (
+    MAX_INPUT_VALUES,
+    SEARCHED,
+    Operand,
+    RunningMean,
+    RunningSample,
+    input_quantizer,
+)
 
 __all__ = ["MAX_INPUT_VALUES", "Calibration", "calibrate"]
 
@@ -37,6 +44,9 @@ class Calibration:
             logarithmic levels for a unit.
         products: Unit without a weight -> what is known of what it quantises: the left and the right operand
             of a product of two activations, or the tensor that a module returns.
+        softmax: Grid of operands that are probabilities: `uniform`, `log2`, or `two_region` by the error of
+            the tensor; `uniform` leaves them to `input_observer`.
+        chosen: (unit, bits, operand) -> name and grid that were chosen for it; all others are observed.
         twins: Unit -> another that reads the very same tensor, and whose grid it shares.
         symmetric_inputs: Whether the uniform grids of inputs are signed around zero, which integer kernels
             without zero points need.
@@ -60,6 +70,8 @@ class Calibration:
     rounded: Mapping[tuple[str, int, str], Tensor] = field(default_factory=dict)
     call_outputs: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     twins: Mapping[str, str] = field(default_factory=dict)
+    softmax: str = "uniform"
+    chosen: Mapping[tuple[str, int, int], tuple[str, ActivationQuantizer]] = field(default_factory=dict)
     _weight_params: dict[tuple[str, int, str], AffineParams] = field(default_factory=dict, repr=False)
     _input_params: dict[tuple[str, int, int], ActivationQuantizer] = field(default_factory=dict, repr=False)
 
@@ -84,12 +96,23 @@ class Calibration:
             return params
         unit = self.twins.get(unit, unit)
         key = (unit, _bits(candidate.a_bits), operand)
+        if key in self.chosen:
+            return self.chosen[key][1]
         if key not in self._input_params:
             seen = self.products[unit][operand] if unit in self.products else Operand(self.inputs[unit])
             self._input_params[key] = input_quantizer(
-                self.input_observer, seen, key[1], symmetric=self.symmetric_inputs
+                self.observer_of(seen), seen, key[1], symmetric=self.symmetric_inputs
             )
         return self._input_params[key]
+
+    @property
+    def uniform_observer(self) -> str:
+        """The observer of tensors that must have a uniform grid."""
+        return self.input_observer if self.input_observer not in SEARCHED else "mse"
+
+    def observer_of(self, seen: Operand) -> str:
+        """What chooses the grid of a tensor."""
+        return self.softmax if seen.is_distribution and self.softmax != "uniform" else self.input_observer
 
     def state(self, unit: str, candidate: Candidate) -> UnitState:
         """The unit at a candidate, as it was learned, else with its weight rounded to nearest. A unit without
@@ -166,6 +189,7 @@ def calibrate(
     weight_observer: str = "mse",
     input_observer: str = "mse",
     symmetric_inputs: bool = False,
+    softmax: str = "uniform",
     bias_correction: bool = True,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
@@ -180,6 +204,7 @@ def calibrate(
         weight_observer: For weights.
         input_observer: For inputs and operands.
         symmetric_inputs: Whether uniform grids of inputs are signed around zero.
+        softmax: Grid of the probabilities of attention, as in `Calibration`.
         bias_correction: Whether the biases of quantised units make up for the mean error of their weights.
         seed: Of the sample.
         on_batch: Called with the number of images done.
@@ -242,6 +267,7 @@ def calibrate(
         biases,
         call_outputs=calls,
         twins=same.twins(),
+        softmax=softmax,
     )
 
 

@@ -175,13 +175,15 @@ class _Walker:
         self._incoming: Rows | None = None
 
     def _part_streams(self) -> None:
-        """Both streams pass what lies in no block together: there a unit without a weight quantises in the second
-        alone.
+        """Both streams pass what lies in no block together: there a unit without a weight quantises in the
+        second alone.
         """
         inside = tuple(f"{name}." for name, _ in self._blocks)
         for unit, layer in self._layers.items():
             if not isinstance(layer, QuantLayer):
-                owner = unit.rpartition(".")[0]  # what a block returns lies outside of it, its functions inside
+                owner = unit.rpartition(".")[
+                    0
+                ]  # what a block returns lies outside of it, its functions inside
                 within = owner if isinstance(layer, QuantOutput) else f"{owner}."
                 for quantizer in layer.inputs():
                     quantizer.second_half = not within.startswith(inside)

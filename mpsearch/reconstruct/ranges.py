@@ -12,7 +12,7 @@ from torch import Tensor
 from mpsearch.errors import ModelError
 from mpsearch.models.reads import Read
 from mpsearch.quant import OBSERVERS, ActivationQuantizer
-from mpsearch.quant.region_search import opt_m, post_softmax_params
+from mpsearch.quant.region_search import log_params, opt_m, post_softmax_params, two_region_params
 
 MAX_INPUT_VALUES = 2**18
 """Values of one tensor that are kept for its range: 1 MiB for each, whatever the number of images."""
@@ -38,8 +38,9 @@ def input_quantizer(observer: str, operand: Operand, bits: int, *, symmetric: bo
     """The quantiser of a tensor.
 
     Args:
-        observer: `opt_m`, which tries uniform, two-region and, for distributions, logarithmic grids and keeps
-            the best on the sample; else a registered observer, which gives a uniform grid.
+        observer: `opt_m` or `auto`, which try uniform, two-region and, for distributions, logarithmic grids
+            and keep the best on the sample; for distributions also `log2` and `two_region`; else a registered
+            observer, which gives a uniform grid.
         operand: What was seen of the tensor.
         bits: 2 to 8.
         symmetric: Whether a uniform grid is signed around zero.
@@ -50,10 +51,24 @@ def input_quantizer(observer: str, operand: Operand, bits: int, *, symmetric: bo
     return OBSERVERS.create(observer).observe(operand.values, bits, symmetric=symmetric)
 
 
+def _log2(values: Tensor, bits: int, *, symmetric: bool) -> ActivationQuantizer:
+    return log_params(values, bits)
+
+
+def _two_region(values: Tensor, bits: int, *, symmetric: bool) -> ActivationQuantizer:
+    return two_region_params(values, bits, "unsigned")
+
+
 _SEARCHES: Mapping[tuple[str, bool], Callable[..., ActivationQuantizer]] = {
     ("opt_m", False): opt_m,
     ("opt_m", True): post_softmax_params,
+    ("auto", False): opt_m,
+    ("auto", True): post_softmax_params,
+    ("log2", True): _log2,
+    ("two_region", True): _two_region,
 }
+SEARCHED = frozenset(name for name, _ in _SEARCHES)
+"""Names that stand for a search among grids of several kinds, and for no observer."""
 
 
 class RunningSample:

@@ -67,7 +67,7 @@ def symmetric_input(calibration: Calibration, unit: str, candidate: Candidate) -
     """The symmetric quantiser of a unit's input, by the calibration's observer."""
     if candidate.a_bits is None:
         raise ValueError("A float candidate has no quantiser.")
-    return OBSERVERS.create(calibration.input_observer).observe(
+    return OBSERVERS.create(calibration.uniform_observer).observe(
         calibration.inputs[unit], candidate.a_bits, symmetric=True
     )
 

@@ -67,7 +67,12 @@ class Fold:
 
 @torch.no_grad()
 def smooth(
-    module: nn.Module, batches: Iterable[Tensor], *, alpha: float = 0.5, bias: bool = True
+    module: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    alpha: float = 0.5,
+    bias: bool = True,
+    new_parameters: bool = True,
 ) -> nn.Module:
     """A copy of a float model that computes the same with channels of even reach in front of its linear
     layers.
@@ -78,6 +83,8 @@ def smooth(
         alpha: Share of a channel's reach that moves into the weights: s = max|X - b|^alpha / max|W|^(1 -
             alpha), the weight's maximum taken over all layers that read the channel.
         bias: SQ-b, which centres the channels; False is SmoothQuant. A layer without a bias gets one.
+        new_parameters: Whether parameters may be added; else channels in front of a layer without a bias are
+            not centred, and a normalisation without both its parameters stays as it is.
 
     Raises:
         OptionError: alpha is not between 0 and 1.
@@ -94,6 +101,8 @@ def smooth(
         raise DataError("Smoothing got no images. Give at least one batch.")
     smoothed = copy.deepcopy(module)
     folds = find_folds(smoothed, first)
+    if not new_parameters:
+        folds = tuple(fold for fold in folds if all(p is not None for p in _affine(smoothed, fold)))
     if not folds:
         raise ModelError(
             "The model has no LayerNorm or per-channel affine whose output linear layers alone read, so "
@@ -101,7 +110,9 @@ def smooth(
         )
     ranges = _channel_ranges(smoothed, [fold.norm for fold in folds], chain([first], feed))
     for fold in folds:
-        _apply(smoothed, fold, *ranges[fold.norm], alpha, bias)
+        biases = (smoothed.get_submodule(name)._parameters["bias"] for name in fold.linears)
+        centred = bias and (new_parameters or all(b is not None for b in biases))
+        _apply(smoothed, fold, *ranges[fold.norm], alpha, centred)
     return smoothed
 
 
@@ -259,6 +270,13 @@ def _channel_ranges(
         for handle in handles:
             handle.remove()
     return found
+
+
+def _affine(module: nn.Module, fold: Fold) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+    """Scale and shift of a normalisation."""
+    norm = module.get_submodule(fold.norm)
+    names = ("weight", "bias") if isinstance(norm, nn.LayerNorm) else ("alpha", "beta")
+    return norm._parameters[names[0]], norm._parameters[names[1]]
 
 
 def _apply(module: nn.Module, fold: Fold, low: Tensor, high: Tensor, alpha: float, bias: bool) -> None:

@@ -119,6 +119,9 @@ class Target(ABC):
         file_alone: Whether the files are all that is needed to time it in a process of its own.
         measures_memory: Whether the peak memory of its activations is measured.
         measures_energy: Whether it runs on a device that may count energy.
+        functions: Functions of activations that it quantises, as `quant.operands` names them; others stay
+            float.
+        uneven_grids: Whether inputs may have two steps or logarithmic levels.
     """
 
     name: ClassVar[str]
@@ -131,6 +134,8 @@ class Target(ABC):
     file_alone: ClassVar[bool] = False
     measures_memory: ClassVar[bool] = False
     measures_energy: ClassVar[bool] = False
+    functions: ClassVar[tuple[str, ...]] = ()
+    uneven_grids: ClassVar[bool] = False
 
     @property
     def in_run(self) -> bool:
@@ -242,13 +247,15 @@ TARGETS: Registry[Target] = Registry("deployment target", "mpsearch.deploy.targe
 
 
 def refuse_products(job: Job, target: str) -> None:
-    """Raise UserError where a product of two activations is quantised, which only the packed checkpoint
-    holds.
-    """
-    held = [unit for unit, state in job.states.items() if state.second is not None]
+    """Raise UserError where a unit without a weight is quantised, which only the packed checkpoint holds."""
+    held = [
+        unit
+        for unit, state in job.states.items()
+        if state.weight is None and not state.candidate.is_float and not state.candidate.weight_only
+    ]
     if held:
         raise UserError(
-            f"The target {target} has no quantised products of activations, such as {held[0]!r}. Leave "
+            f"The target {target} has no quantised functions of activations, such as {held[0]!r}. Leave "
             "them float, or export with --target packed."
         )
 
@@ -291,7 +298,7 @@ def signed(job: Job, *, keep_unsigned: bool = False) -> dict[str, UnitState]:
         job: Its inputs must be uniform.
         keep_unsigned: Leave grids alone that start at 0, for tools that have unsigned integers.
     """
-    calibration = replace(job.calibration, symmetric_inputs=True, _input_params={})
+    calibration = replace(job.calibration, symmetric_inputs=True, chosen={}, _input_params={})
     return {
         unit: _signed_state(unit, state, calibration, keep_unsigned) for unit, state in job.states.items()
     }
@@ -308,8 +315,7 @@ def _signed_state(unit: str, state: UnitState, calibration: Calibration, keep_un
         return replace(
             state, activation=replace(params, zero_point=torch.zeros_like(params.zero_point), symmetric=True)
         )
-    observer = calibration.input_observer if calibration.input_observer != "opt_m" else "mse"
-    found = replace(calibration, input_observer=observer, _input_params={}).input_params(
+    found = replace(calibration, input_observer=calibration.uniform_observer, _input_params={}).input_params(
         unit, Candidate(8, params.bits)
     )
     return replace(state, activation=found)

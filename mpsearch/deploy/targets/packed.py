@@ -13,6 +13,7 @@ from mpsearch.deploy.integer import integer_module
 from mpsearch.deploy.packed import save_packed
 from mpsearch.deploy.packed_reading import load_packed, open_packed
 from mpsearch.deploy.targets._base import MODEL_FILE, TARGETS, Job, Run, Target
+from mpsearch.quant.operands import FUNCTIONS
 
 
 @TARGETS.register("packed")
@@ -28,6 +29,8 @@ class Packed(Target):
     file: ClassVar[str] = MODEL_FILE
     runs_with: ClassVar[str] = "mpsearch.load"
     needs_model: ClassVar[bool] = True
+    functions: ClassVar[tuple[str, ...]] = FUNCTIONS
+    uneven_grids: ClassVar[bool] = True
 
     @property
     def in_run(self) -> bool:

@@ -258,11 +258,12 @@ def _numbered(study: Path, text: str) -> Sequence[int]:
 
 
 def uniform(subject: Subject, candidate: Candidate) -> Assignment:
-    """One candidate at every layer that has a weight; products of activations stay float."""
-    held = set(subject.units)
-    return Assignment(
-        tuple((layer.name, candidate if layer.name in held else FLOAT) for layer in subject.graph.layers)
-    )
+    """One candidate at every layer that has a weight, and its input bits at other units that are
+    quantised.
+    """
+    held = {**dict.fromkeys(subject.units, candidate)}
+    held |= dict.fromkeys(subject.layout.products, candidate.of_inputs)
+    return Assignment(tuple((layer.name, held.get(layer.name, FLOAT)) for layer in subject.graph.layers))
 
 
 def slug(target_text: str) -> str:

@@ -80,7 +80,7 @@ def within_floor(
         )
     with study.busy():
         subject = load_subject(config, progress)
-        judge = _Judge(subject, calibrate_subject(subject, config, progress), problem, study)
+        judge = _Judge(subject, calibrate_subject(subject, config, progress, study), problem, study)
         at, count = _walk(problem, objective, budgets, resource)
         with progress.task("measure assignments") as advance:
             found, trail = _bisect(

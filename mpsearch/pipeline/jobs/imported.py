@@ -40,7 +40,7 @@ class Comparison:
 def open_workshop(config: RunConfig, study: Study, progress: Progress) -> Workshop:
     """Model, images and ranges of a configuration."""
     subject = load_subject(config, progress)
-    return Workshop(subject, calibrate_subject(subject, config, progress), config, study, progress)
+    return Workshop(subject, calibrate_subject(subject, config, progress, study), config, study, progress)
 
 
 def read_import(path: Path, importer: str, subject: Subject) -> Imported:

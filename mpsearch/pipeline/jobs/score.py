@@ -84,7 +84,7 @@ def score_held(config: RunConfig, study: Study, progress: Progress) -> Scored:
     """The same for a caller that holds the folder."""
     claim(study, config)
     subject = load_subject(config, progress)
-    workshop = Workshop(subject, calibrate_subject(subject, config, progress), config, study, progress)
+    workshop = Workshop(subject, calibrate_subject(subject, config, progress, study), config, study, progress)
     problem = sized_problem(subject, config)
     calibration = searched_calibration(problem, workshop)
     about: dict[str, dict[str, Any]] = {}

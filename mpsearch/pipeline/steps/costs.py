@@ -9,7 +9,7 @@ from mpsearch.errors import BudgetError
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.pipeline.steps.uniforms import pairs_of_bits
-from mpsearch.problem import FLOAT, FLOAT_INPUT, Budget, Candidate, Problem, Restrictions, absolute
+from mpsearch.problem import FLOAT, FLOAT_INPUT, Budget, Candidate, Layer, Problem, Restrictions, absolute
 from mpsearch.solvers import describe_least, reachable, solve
 
 
@@ -20,9 +20,11 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     """
     integers = tuple(pairs_of_bits(config))
     wide = (*integers, FLOAT) if limits(config, "latency_us", "energy_mj") else integers
-    fixed = _fixed(subject, config)
+    fixed, weightless = _fixed(subject, config), _weightless(wide)
     candidates = tuple(
-        fixed.get(layer.name, wide) if layer.name in subject.layout.weights else (FLOAT,)
+        fixed.get(layer.name, wide)
+        if layer.name in subject.layout.weights
+        else (weightless if layer.name in subject.layout.products else (FLOAT,))
         for layer in subject.graph.layers
     )
     candidates = Restrictions.parse(config.fix, config.layer_bits).choose(
@@ -32,11 +34,11 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     for layer, choices in zip(subject.graph.layers, candidates, strict=True):
         size.append(
             tuple(
-                float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0
+                float(subject.layout.unit_bytes(layer.name, c)) if layer.name in subject.layout.units else 0.0
                 for c in choices
             )
         )
-        bops.append(tuple(float(layer.macs * (c.w_bits or 32) * (c.a_bits or 32)) for c in choices))
+        bops.append(tuple(bit_operations(layer, c) for c in choices))
     return Problem(
         subject.graph.layers,
         candidates,
@@ -45,11 +47,30 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     )
 
 
+def bit_operations(layer: Layer, candidate: Candidate) -> float:
+    """Multiply-accumulates times the bits of both operands, 32 of a float one; those of a product of
+    activations have the same width.
+    """
+    inputs = candidate.a_bits or 32
+    other = inputs if not layer.weight_shape else candidate.w_bits or 32
+    return float(layer.macs * other * inputs)
+
+
+def _weightless(wide: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The candidates of a unit without a weight: each width of inputs once, float where inputs may stay
+    so.
+    """
+    return tuple(dict.fromkeys(c.of_inputs for c in wide))
+
+
 def _possible(subject: Subject, candidates: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:
     """What rules may pick from: of a unit with a weight every width there is, the widest first, and float."""
     every = (*(Candidate(w, a) for w in range(8, 1, -1) for a in (*range(8, 1, -1), FLOAT_INPUT)), FLOAT)
+    inputs = (*(Candidate(None, a) for a in range(8, 1, -1)), FLOAT)
     return [
-        every if layer.name in subject.layout.weights else tuple(row)
+        every
+        if layer.name in subject.layout.weights
+        else (inputs if layer.name in subject.layout.products else tuple(row))
         for layer, row in zip(subject.graph.layers, candidates, strict=True)
     ]
 

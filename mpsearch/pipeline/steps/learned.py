@@ -129,7 +129,10 @@ def states_digest(calibration: Calibration) -> str:
     """
     learned = {f"{unit} {candidate}": state for (unit, candidate), state in calibration.learned.items()}
     rounded = {" ".join(map(str, key)): codes for key, codes in calibration.rounded.items()}
-    return digest_of({"learned": learned, "rounded": rounded, "means": calibration.means})
+    about = {"learned": learned, "rounded": rounded, "means": calibration.means}
+    grids = {" ".join(map(str, key)): grid for key, (_, grid) in calibration.chosen.items()}
+    other = {"softmax": calibration.softmax} if calibration.softmax != "uniform" else {}
+    return digest_of(about | ({"grids": grids} if grids else {}) | other)
 
 
 def _nearest(choices: tuple[Candidate, ...], wanted: Candidate) -> Candidate:

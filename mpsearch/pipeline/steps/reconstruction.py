@@ -14,7 +14,7 @@ from mpsearch.errors import OptionError
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.steps.states import Gains, States, known_blocks, save_block
+from mpsearch.pipeline.steps.states import Gains, States, digest_of, known_blocks, save_block
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import UnitState
@@ -92,6 +92,8 @@ class Reconstruction:
         """Of the blocks that are learned from the same start in the same way."""
         observers = [self.calibration.weight_observer, self.calibration.input_observer]
         about: list[Any] = [self.subject.hashes, assignment.to_json(), config.__dict__, images, *observers]
+        if self.calibration.chosen or self.calibration.softmax != "uniform":
+            about.append(digest_of([self.calibration.softmax, *sorted(self.calibration.chosen.items())]))
         return self.study.step_path("blocks", about, "")
 
     def _surely_fits(self, config: ReconstructionConfig) -> bool:
@@ -118,7 +120,9 @@ class Reconstruction:
         if self._room is None and self._surely_fits(config):
             self._room = len(calibration)
         if self._room is None:
-            states = {unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.units}
+            states = {
+                unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.layout.units
+            }
             few = calibration.inputs(slice(0, min(8, len(calibration))))
             with self.progress.task("rehearse the reconstruction") as advance:
                 need = footprint(self.subject.module, self.subject.blocks, states, few, config)

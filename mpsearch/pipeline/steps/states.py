@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mpsearch import files
-from mpsearch.quant import AffineParams, TwoRegionParams, UnitState
+from mpsearch.quant import ActivationQuantizer, AffineParams, TwoRegionParams, UnitState
 from mpsearch.reconstruct import BlockResult
 
 States = dict[str, UnitState]
@@ -86,7 +86,7 @@ def known_blocks(folder: Path, start: States) -> tuple[dict[int, States], Gains]
 
 
 def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:
-    """Codes, biases and input scales, by unit."""
+    """Codes, biases and the scales of inputs, by unit; of a unit that has none of these an empty tensor."""
     weights = {unit: s.weight for unit, s in states.items() if s.weight is not None}
     tensors = {f"{unit}|codes": w.codes.to(torch.int8).contiguous() for unit, w in weights.items()}
     inputs = {
@@ -95,15 +95,28 @@ def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:
         if isinstance(s.activation, AffineParams | TwoRegionParams)
     }
     tensors |= {f"{unit}|bias": s.bias.clone() for unit, s in states.items() if s.bias is not None}
-    return tensors | {f"{unit}|input": read.step.clone() for unit, read in inputs.items()}
+    seconds = {
+        unit: s.second for unit, s in states.items() if isinstance(s.second, AffineParams | TwoRegionParams)
+    }
+    tensors |= {f"{unit}|second": read.step.clone() for unit, read in seconds.items()}
+    tensors |= {f"{unit}|input": read.step.clone() for unit, read in inputs.items()}
+    named = {name.rpartition("|")[0] for name in tensors}
+    return tensors | {f"{unit}|nothing": torch.zeros(0) for unit in states if unit not in named}
 
 
 def _restored(state: UnitState, tensors: Mapping[str, Tensor], unit: str) -> UnitState:
     if state.weight is not None:
         codes = tensors[f"{unit}|codes"].to(torch.int16)
         state = replace(state, weight=replace(state.weight, codes=codes), bias=tensors.get(f"{unit}|bias"))
-    if isinstance(state.activation, AffineParams):
-        return replace(state, activation=replace(state.activation, scale=tensors[f"{unit}|input"]))
-    if isinstance(state.activation, TwoRegionParams):
-        return replace(state, activation=replace(state.activation, step=tensors[f"{unit}|input"]))
-    return state
+    return replace(
+        state,
+        activation=_with_step(state.activation, tensors.get(f"{unit}|input")),
+        second=_with_step(state.second, tensors.get(f"{unit}|second")),
+    )
+
+
+def _with_step(read: ActivationQuantizer | None, step: Tensor | None) -> ActivationQuantizer | None:
+    """The quantiser with the step that was learned; logarithmic levels stay as they are."""
+    if isinstance(read, AffineParams) and step is not None:
+        return replace(read, scale=step)
+    return replace(read, step=step) if isinstance(read, TwoRegionParams) and step is not None else read

@@ -29,8 +29,12 @@ from mpsearch.models import (
     weights_hash,
 )
 from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.operands import observer_of
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.embedded import default_model
+from mpsearch.pipeline.steps.inputs import chosen_inputs
+from mpsearch.pipeline.steps.smoothing import smoothed
 from mpsearch.problem import FLOAT
 from mpsearch.reconstruct import Calibration, calibrate
 
@@ -66,10 +70,10 @@ class Subject:
 
     @property
     def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Blocks that can be reconstructed and hold a unit with a weight, with those units."""
-        held = set(self.units)
+        """Blocks that can be reconstructed and hold a unit with a weight, with their units."""
+        held, weighted = set(self.layout.units), set(self.units)
         blocks = [(b.name, tuple(u for u in b.units if u in held)) for b in self.graph.blocks if b.learns]
-        return [(name, units) for name, units in blocks if units]
+        return [(name, units) for name, units in blocks if not weighted.isdisjoint(units)]
 
     @property
     def unlearned(self) -> list[str]:
@@ -81,7 +85,7 @@ class Subject:
         """Size of the packed file if nothing were quantised."""
         float_unit = FLOAT
         return self.layout.constant_bytes + sum(
-            self.layout.unit_bytes(unit, float_unit) for unit in self.units
+            self.layout.unit_bytes(unit, float_unit) for unit in self.layout.units
         )
 
 
@@ -240,22 +244,49 @@ def make_subject(
     for part in splits.parts.values():
         TASKS.create(config.task).require_labels(part, output)
     pairs = find_foldable(trace_model(loaded.module, example), loaded.module)
-    module = fold_batch_norm(loaded.module, pairs)
-    graph = analyze(module, example)
-    units = [layer.name for layer in graph.layers if layer.op != "matmul"]
+    module = smoothed(fold_batch_norm(loaded.module, pairs), splits.calibration, config, progress)
+    graph = analyze(module, example, functions=config.quantize == "full")
+    units = [layer.name for layer in graph.layers if layer.weight_shape or layer.op in config.functions]
+    _require_functions(graph, config)
     layout = PackedLayout.of(module, units, loaded.source, pairs, loaded.data_config)
     require_read_back(layout, module, loaded.source, given, example)
     return Subject(loaded.source, module, graph, layout, splits, _hashes(module, splits), given)
 
 
-def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
-    """Ranges of every unit on the calibration images."""
+def _require_functions(graph: ModelGraph, config: RunConfig) -> None:
+    """Raises ModelError where nothing that is to be quantised beside the layers is in the model."""
+    if config.functions and not any(layer.op in config.functions for layer in graph.layers):
+        raise ModelError(
+            f"--quantize {config.quantize} quantises {', '.join(config.functions)}, and the model has "
+            f"none of "
+            "them. Leave it out" + (", or take --quantize full." if config.quantize == "matmul" else ".")
+        )
+
+
+def calibrate_subject(
+    subject: Subject, config: RunConfig, progress: Progress, study: Study | None = None
+) -> Calibration:
+    """Ranges of every unit on the calibration images, with the grids that were chosen by damage where the
+    settings ask for that.
+
+    Args:
+        subject: Model and images.
+        config: Settings.
+        progress: Where progress goes.
+        study: Where choices are kept; None to make them anew.
+    """
+    return chosen_inputs(_observed(subject, config, progress), subject, config, progress, study)
+
+
+def _observed(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
     images = subject.splits.calibration
     with progress.task("calibrate ranges") as advance:
         return calibrate(
             subject.module,
-            subject.units,
+            subject.layout.units,
             (inputs for inputs, _ in images.batches(BATCH)),
+            input_observer=observer_of(config.input_observer),
+            softmax=config.softmax,
             bias_correction=config.bias_correction,
             seed=config.seed,
             on_batch=lambda done: advance(done, len(images)),

@@ -124,13 +124,9 @@ class _Bench:
                 )
         with contextlib.ExitStack() as stack:
             folder = self._folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            workshop = Workshop(
-                subject,
-                calibrate_subject(subject, config, self._progress),
-                config,
-                Study(folder),
-                self._progress,
-            )
+            study = Study(folder)
+            made = calibrate_subject(subject, config, self._progress, study)
+            workshop = Workshop(subject, made, config, study, self._progress)
             calibration = searched_calibration(problem, workshop)
         if states_digest(calibration) != job["states"]:
             raise StudyError(
