@@ -182,12 +182,12 @@ def decided(pace: Pace, config: RunConfig, there: tuple[int, int, int], left: fl
         plan = make_plan(pace, tried, images)
         if plan.seconds <= left:
             break
-        smaller = (
-            max(min(FEWEST[0], there[0]), int(images[0] * SHRINK)),
-            max(min(FEWEST[1], there[1]), int(images[1] * SHRINK)),
-            max(min(FEWEST[2], there[2]), int(images[2] * SHRINK)),
-        )
+        least = tuple(min(few, most) for few, most in zip(FEWEST, there, strict=True))
+        smaller = tuple(max(few, int(n * SHRINK)) for few, n in zip(least, images, strict=True))
         fewer = int(trials * SHRINK), int(polish * SHRINK)
+        judging = plan.seconds - make_plan(pace, tried, (*images[:2], least[2])).seconds
+        if judging > left / 3:  # what is reported must not starve what is searched
+            smaller, fewer = (*images[:2], smaller[2]), (trials, polish)
         if (smaller, *fewer) == (images, trials, polish):
             need = format_duration(plan.seconds)
             raise OptionError(
@@ -195,5 +195,5 @@ def decided(pace: Pace, config: RunConfig, there: tuple[int, int, int], left: fl
                 f"--time-limit {config.time_limit} leaves {format_duration(max(left, 0.0))} for them. Allow "
                 "more time, or give fewer bit-widths with --bits."
             )
-        images, (trials, polish) = smaller, fewer
+        images, (trials, polish) = (smaller[0], smaller[1], smaller[2]), fewer
     return {"kept_images": list(images), "trials": trials, "polish": polish}
