@@ -4,19 +4,22 @@ cannot be is refused early.
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import jsonschema
 import pytest
 import torch
 
 from mpsearch.deploy.packed_reading import open_packed
 from mpsearch.deploy.targets._base import refuse_products
 from mpsearch.errors import ModelError, OptionError, UnknownNameError, UserError
-from mpsearch.models import load_model
-from mpsearch.pipeline import run
+from mpsearch.models import SpanHead, load_model
+from mpsearch.pipeline import run, search
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.steps.costs import bit_operations
 from mpsearch.problem import FLOAT, Candidate, Layer, Problem, Restrictions
+from mpsearch.testing.text import tiny_text, tiny_tokens
 
 FACTORY = """
 import torch
@@ -69,6 +72,8 @@ def test_every_tensor_of_a_transformer_has_bits_and_is_read_back(settings, vit, 
     assert all(
         (state.second is not None) == (ops[unit] in ("matmul", "add")) for unit, state in states.items()
     )
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "assignment.schema.json").read_text())
+    jsonschema.validate(_json(study, "artifact/assignment.json"), schema)
     again = run(config, study)
     assert again["best"]["assignment"] == assignment and again["rows"] == result["rows"]
     with pytest.raises(UserError, match="export with --target packed"):
@@ -138,3 +143,23 @@ def test_the_choice_of_grids_is_kept(settings, vit, tmp_path):
     assert first["input_grids"] == second["input_grids"]
     assert len(list((tmp_path / "first" / "steps").glob("inputs-*.json"))) == 1
     assert torch.isfinite(torch.tensor(first["best"]["metrics"]["kl"]))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "none"])
+def test_a_text_encoder_with_masked_scores(tmp_path, pooling):
+    model = tiny_text(SpanHead(16) if pooling == "none" else None, pooling)
+    found = search(
+        model,
+        tiny_tokens(40),
+        budgets=["6bits"],
+        study=tmp_path / "text",
+        task="embedding" if pooling == "mean" else "span",
+        bits=(6, 8),
+        trials=0,
+        polish=0,
+        target="packed",
+        objectives=("output_mse",),
+        **{**FULL, "smooth": "none"},
+    )
+    assert found["float_in_graph"] == [] and found["best"]["artifact"]["reloaded_bit_for_bit"]
+    assert found["best"]["metrics"]["kl"] < 0.1

@@ -195,7 +195,7 @@ def test_a_text_that_is_no_candidate_is_refused(text):
     "arguments",
     [
         (4, None),
-        (None, 8),
+        (None, 16),
         (1, 8),
         (8, 9),
         (4, 8, "fp8"),

@@ -36,7 +36,7 @@ def smoothed(module: nn.Module, images: SampleSet, config: RunConfig, progress: 
     try:
         found = smooth(module, [few], bias=config.smooth == "sqb", new_parameters=False)
     except ModelError as error:
-        raise ModelError(f"--smooth {config.smooth} cannot be done: {error}") from None
+        raise ModelError(f"--smooth {config.smooth} cannot be done: {error} (--smooth none.)") from None
     with torch.no_grad():
         before, after = module(few), found(few)
     apart = float((before - after).norm() / before.norm())
