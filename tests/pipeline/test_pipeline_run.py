@@ -177,7 +177,7 @@ def test_shares_and_bits_are_of_the_file_of_the_target(settings):
             subject.file.size_bytes(Assignment(tuple((unit, Candidate.parse(text)) for unit in units)))
             for text in ("float", "W5A8")
         ]
-        assert (share.limit, bits.limit) == (0.95 * sizes[0], sizes[1])
+        assert (share.limit, bits.limit) == pytest.approx((0.95 * sizes[0], sizes[1]), rel=1e-12)
         assert sizes[0] - subject.file.constant_bytes >= 4 * sum(
             math.prod(shape) for shape in subject.layout.weights.values()
         )
