@@ -146,6 +146,19 @@ class Reads(Products):
         return func(**given)
 
 
+class ReadsOnly(Reads):
+    """As `Reads`, without the products: for a layer that gives its product as it is, whose output nobody
+    asks for.
+    """
+
+    def meet(self, units: list[str], func: Callable[..., Tensor], given: dict[str, Any]) -> Tensor:
+        """The input itself."""
+        found = read_of(given)
+        for unit in units:
+            self._on_read(unit, found)
+        return found.x
+
+
 def read_of(given: Mapping[str, Any]) -> Read:
     """The input of a call of `conv2d` or `linear`, from its arguments by name; padded."""
     x, weight = given["input"].detach(), given["weight"]

@@ -223,8 +223,8 @@ class _Walker:
             self._learn(index, run, layers, data, original)
 
         def answer(number: int) -> Tensor:
-            x_quant, y = data.chunk(number)
-            return torch.cat([y, run(x_quant, data.further.chunk(number)) if self._phase.asymmetric else y])
+            y = data.chunk(number)[1]
+            return torch.cat([y, data.output(run, number) if self._phase.asymmetric else y])
 
         return answer
 
