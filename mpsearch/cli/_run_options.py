@@ -26,7 +26,26 @@ RunObjectives = Annotated[
     ),
 ]
 Trials = Annotated[
-    int | None, typer.Option(help="Assignments whose loss is measured. 12, or 6 on the embedded default.")
+    int | None, typer.Option(help="Assignments whose loss is measured. Without it as many as --effort says.")
+]
+EffortName = Annotated[
+    str,
+    typer.Option(
+        "--effort",
+        help=(
+            "How much is done: quick (closed form alone, no trials), balanced, or thorough (more images, "
+            "trials and finalists)."
+        ),
+    ),
+]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "Time that the run may take: 90s, 10min, 1h. Images, trials and finalists are as many as fit; "
+            "the best artifact so far is always on disk."
+        )
+    ),
 ]
 Sampler = Annotated[
     str,
@@ -36,8 +55,8 @@ Polish = Annotated[
     int | None,
     typer.Option(
         help=(
-            "Extra measurements that refine the best assignments after the search. 4, or 2 on the "
-            "embedded default."
+            "Extra measurements that refine the best assignments after the search. Without it as many as "
+            "--effort says."
         )
     ),
 ]

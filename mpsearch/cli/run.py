@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import typer
 
 from mpsearch.cli import _run_options as options
@@ -38,6 +40,7 @@ from mpsearch.cli._options import (
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+from mpsearch.efforts import effort_of, format_duration, parse_duration
 from mpsearch.errors import OptionError
 from mpsearch.problem import Budget
 from mpsearch.units import format_bytes, format_pair, format_quantity
@@ -71,6 +74,8 @@ def run(
     trials: options.Trials = None,
     sampler: options.Sampler = "mpsearch",
     polish: options.Polish = None,
+    effort: options.EffortName = "balanced",
+    time_limit: options.TimeLimit = None,
     first_last_bits: FirstLastBits = None,
     method: options.Method = "gptq",
     reconstruction_memory: options.ReconstructionMemory = "8GiB",
@@ -93,6 +98,9 @@ def run(
     """Search, quantise, write the artifact, and report: all seven steps."""
     for text in budget or ():
         Budget.parse(text)  # before torch is imported: a slip is told at once
+    effort_of(effort)
+    if time_limit is not None:
+        parse_duration(time_limit)
     from mpsearch.pipeline.workers.crew import Crew
 
     crew = Crew(storage, workers)
@@ -106,13 +114,10 @@ def _started(context: typer.Context) -> tuple[RunConfig, Study]:
     from mpsearch.pipeline.folder import Study
 
     given = context.params
-    usual, refined = (6, 2) if given["model"] is None else (12, 4)
     config = config_of(
         context,
         budgets=tuple(given["budget"] or ()),
         objectives=tuple(given["objective"] or DEFAULT_OBJECTIVES),
-        trials=usual if given["trials"] is None else given["trials"],
-        polish=refined if given["polish"] is None else given["polish"],
     )
     return config, Study(study_folder(given["name"] or study_name(config.model, config.budgets)))
 
@@ -139,13 +144,18 @@ def _finish(config: RunConfig, study: Study, crew: Crew, output: Format) -> None
     if study.holds(config):
         say(f"Continuing the study in {study.path}: what it holds already is used.")
     try:
-        result = run_study(config, study, ProgressBars(), crew)
+        result = run_study(config, study, ProgressBars(), crew, started=_began())
     except KeyboardInterrupt:
         say(f"\nInterrupted. Finish it with: mpsearch run --resume {study.path}")
         raise
     report = write_report(study.path)
     _print_result(result, output)
     _tell(result, report)
+
+
+def _began() -> float:
+    """When this process began, as `time.monotonic()` counts: imports take part of a time limit too."""
+    return float(time.monotonic() - (time.time() - psutil.Process().create_time()))
 
 
 def _require_unchanged(context: typer.Context) -> None:
@@ -249,6 +259,10 @@ def _tell(result: dict[str, Any], report: Path) -> None:
     optimum = f"the proxy's optimum is {proxy['status']} ({proxy['found_by']})"
     say(f"Chosen: {best['label']} ({best['reason']}); {optimum}.")
     _tell_files(best["artifact"], best["metrics"]["images"])
+    plan = result["plan"]
+    if "seconds" in plan:
+        took, meant = format_duration(plan["took_s"]), format_duration(plan["seconds"])
+        say(f"Took {took}; the plan of the steps was {meant}.")
     left = result["not_quantized"]
     say(f"Not quantised: {format_bytes(sum(left.values()))} in {len(left)} tensors, named in {report}.")
     say(f"Report: {report}")

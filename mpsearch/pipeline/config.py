@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from mpsearch.deploy.targets import TARGETS, Target
+from mpsearch.efforts import Effort, effort_of, parse_duration
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
 from mpsearch.evaluate import TASKS
 from mpsearch.objectives import OBJECTIVES
@@ -19,11 +20,11 @@ DEFAULT_TARGET = "ort-cpu"
 _MOST_SEED = 2**31 - 1
 _SEARCH_STATES = ("gptq", "nearest", "reconstructed")
 _LEAST = {
-    **dict.fromkeys(("trials", "threads", "calibration_images", "search_images", "evaluation_images"), 1),
-    **dict.fromkeys(("polish", "iterations", "seed"), 0),
+    **dict.fromkeys(("threads", "calibration_images", "search_images", "evaluation_images"), 1),
+    **dict.fromkeys(("trials", "polish", "iterations", "seed"), 0),
 }
-USUAL_IMAGES = (512, 256, 256)
-"""For calibration and search, and for evaluation at least, where nothing is said and there are as many."""
+USUAL_EVALUATION = 256
+"""Evaluation images, at least, where nothing is said and there are as many."""
 DEFAULT_OBJECTIVES = ("sketch", "weight_mse")
 
 
@@ -80,7 +81,7 @@ class RunConfig:
         layer_bits: Rules for single units, such as `head=6..8`; they count above `bits` and `a_bits`.
         fix: Units that have one choice, such as `head=W8A8`; above all others.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
-        trials: Assignments whose loss is measured.
+        trials: Assignments whose loss is measured; None for those of the effort.
         sampler: Who proposes them: `mpsearch`, or a baseline, `tpe`, `nsga2` or `random`.
         polish: Exchanges around the best of them whose loss is measured afterwards.
         first_last_bits: Weight and input bits of the first and the last unit; None leaves them to the search.
@@ -103,6 +104,11 @@ class RunConfig:
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
         task: Registered task, with options: how outputs are compared with the float model's and with labels.
+        effort: How much is done where nothing else is said: `quick`, `balanced` or `thorough` (`efforts`).
+        time_limit: Time that the run may take, such as `10min`: images, trials and finalists are as many as
+            fit; None for no limit.
+        kept_images: Calibration, search and evaluation images that are used of those drawn; set by the plan,
+            None for all.
     """
 
     budgets: tuple[str, ...]
@@ -122,9 +128,9 @@ class RunConfig:
     fix: tuple[str, ...] = ()
     first_last_bits: int | None = None
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
-    trials: int = 12
+    trials: int | None = None
     sampler: str = "mpsearch"
-    polish: int = 4
+    polish: int | None = None
     method: str = "gptq"
     iterations: int | None = None
     search_states: str = "gptq"
@@ -137,11 +143,17 @@ class RunConfig:
     threads: int = 1
     seed: int = 0
     task: str = "classification"
+    effort: str = "balanced"
+    time_limit: str | None = None
+    kept_images: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.budgets:
             raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
         self._check_numbers()
+        effort_of(self.effort)
+        if self.time_limit is not None:
+            parse_duration(self.time_limit)
         Restrictions.parse(self.fix, self.layer_bits)
         SearchStates.parse(self.search_states)
         self._check_task()
@@ -223,6 +235,33 @@ class RunConfig:
             )
 
     @property
+    def effort_settings(self) -> Effort:
+        """What the effort stands for."""
+        return effort_of(self.effort)
+
+    @property
+    def usual_images(self) -> tuple[int, int, int]:
+        """Calibration and search images, and evaluation images at least, where nothing is said."""
+        return self.effort_settings.calibration, self.effort_settings.search, USUAL_EVALUATION
+
+    @property
+    def trial_count(self) -> int:
+        """Trials: as given, else of the effort; half as many on the embedded default, which is to be fast."""
+        usual = self.effort_settings.trials
+        return self.trials if self.trials is not None else usual if self.model is not None else usual // 2
+
+    @property
+    def polish_count(self) -> int:
+        """Exchanges around the best trials, as `trial_count`; none behind no trials."""
+        usual = self.effort_settings.polish if self.trial_count else 0
+        return self.polish if self.polish is not None else usual if self.model is not None else usual // 2
+
+    @property
+    def limit_s(self) -> float | None:
+        """The time limit in seconds."""
+        return None if self.time_limit is None else parse_duration(self.time_limit)
+
+    @property
     def deployment(self) -> Target:
         """The target."""
         return TARGETS.create(self.target)
@@ -253,6 +292,8 @@ class RunConfig:
         data = {
             "task": "classification",
             "class_map": None,
+            **dict.fromkeys(("time_limit", "kept_images")),
+            "effort": "balanced",
             **data,
         }  # what studies had before these had names
         known = {f.name for f in fields(cls)}

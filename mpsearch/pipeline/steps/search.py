@@ -62,8 +62,8 @@ class Found:
         proxy: The objective that was solved.
         optimum: Of it.
         uniform: The widest uniform assignment that fits; None where none does.
-        label: Of `best`: whether it is the best of the study, or the best beside the other two.
-        best: The best that the study measured and that is neither of these.
+        rivals: The best that the study measured and that are neither of these, by label; none where it
+            measured nothing.
         trials: All that the study measured.
         journal: Name of its journal, or of the study in the database.
     """
@@ -71,15 +71,14 @@ class Found:
     proxy: str
     optimum: Solution
     uniform: Indices | None
-    label: str
-    best: Indices
+    rivals: Mapping[str, Indices]
     trials: list[Trial]
     journal: str
 
     @property
     def finalists(self) -> dict[str, Indices]:
         """By label, the uniform one apart."""
-        return {f"exact optimum of {self.proxy}": self.optimum.indices, self.label: self.best}
+        return {f"exact optimum of {self.proxy}": self.optimum.indices, **self.rivals}
 
 
 def search_assignments(
@@ -105,6 +104,11 @@ def search_assignments(
     uniform = next(
         (u.indices for u in run_uniforms(problem, config) if keeps(problem, u.indices, limits)), None
     )
+    count = _affordable(workshop, config.trial_count)
+    if not count:
+        return Found(proxy, optimum, uniform, {}, [], "")
+    if count < config.trial_count:
+        workshop = replace(workshop, config=replace(config, trials=count, polish=0))
     beyond = problem.interactions.get(proxy)  # the table alone, which the study corrects, has another optimum
     warm = [
         indices
@@ -114,10 +118,26 @@ def search_assignments(
     trials, name = _Study(replace(problem, interactions={}), limits, calibration, workshop, crew).run(
         additive(problem, proxy), warm
     )
+    rivals = _rivals(trials, (uniform, optimum.indices), config.effort_settings.rivals)
+    return Found(proxy, optimum, uniform, rivals, trials, name)
+
+
+def _affordable(workshop: Workshop, trials: int) -> int:
+    """As many trials as leave time for two finalists and the artifact."""
+    clock, plan = workshop.clock, workshop.plan
+    if clock.limit is None or plan is None:
+        return trials
+    left = clock.limit - clock.spent - 2 * plan.finish - 2 * plan.artifact
+    return max(0, min(trials, int(left / plan.trial)))
+
+
+def _rivals(trials: Sequence[Trial], known: Sequence[Indices | None], most: int) -> dict[str, Indices]:
+    """The best trials beside the known assignments, by label."""
     ranked = sorted((t for t in trials if t.feasible), key=lambda t: (t.loss, t.number))
-    best = next((t for t in ranked if t.indices not in (uniform, optimum.indices)), ranked[0])
-    label = "best of the study" if best is ranked[0] else "best other of the study"
-    return Found(proxy, optimum, uniform, label, best.indices, trials, name)
+    others = [t for t in ranked if t.indices not in known][:most]
+    labels = ["best of the study" if others and others[0] is ranked[0] else "best other of the study"]
+    labels += [f"number {place} of the study" for place in range(2, most + 1)]
+    return {label: trial.indices for label, trial in zip(labels, others, strict=False)}
 
 
 @dataclass(frozen=True)
@@ -139,9 +159,16 @@ class _Study:
         explored = self._explore if config.sampler == "mpsearch" else self._explore_by_baseline
         trials, name = explored(tables, warm, measure)
         with workshop.progress.task("polish the best") as advance:
-            held = LossFile(workshop.study.step_path("polish", [*key, config.trials], ".jsonl"), key)
+            held = LossFile(workshop.study.step_path("polish", [*key, config.trial_count], ".jsonl"), key)
             trials += polish(
-                self.problem, tables[0], self.limits, measure, trials, config.polish, held, on_trial=advance
+                self.problem,
+                tables[0],
+                self.limits,
+                measure,
+                trials,
+                config.polish_count,
+                held,
+                on_trial=advance,
             )
         return trials, name
 
@@ -170,7 +197,7 @@ class _Study:
                 self.limits,
                 measure if crew.workers == 1 else _left_to_workers,
                 place,
-                config.trials,
+                config.trial_count,
                 config.seed,
                 warm,
                 on_trial=advance,
@@ -193,7 +220,7 @@ class _Study:
                 self.limits,
                 measure,
                 workshop.study.path / name,
-                config.trials,
+                config.trial_count,
                 config.seed,
                 warm,
                 on_trial=advance,
