@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +198,7 @@ def _print_result(result: dict[str, Any], output: Format) -> None:
     timed = any("latency_us" in row["searched"] for row in result["rows"])
     labelled = any(row["searched"]["metrics"]["top1"] is not None for row in result["rows"])
     compared = [*(["top-1"] if labelled else []), result["measure"]]
+    beside = result["best"]["artifact"]["file"] != result["best"]["artifact"]["packed"]
     times = [
         *(["ms predicted", "ms measured"] if timed else []),
         *(["mJ predicted", "mJ measured"] if _has_energy(result) else []),
@@ -207,18 +208,26 @@ def _print_result(result: dict[str, Any], output: Format) -> None:
         "bits",
         "size predicted",
         "size on disk",
+        *(["checkpoint"] if beside else []),
         *times,
         *compared,
         *(f"{name} finished" for name in compared),
     )
-    print_rows(
-        header,
-        [
-            _cells(row, timed, _has_energy(result), labelled, result["best"]["label"])
-            for row in result["rows"]
-        ],
-        output,
-    )
+    shown = _Shown(beside, timed, _has_energy(result), labelled, result["best"]["label"])
+    print_rows(header, [_cells(row, shown) for row in result["rows"]], output)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Which columns there are (size of a checkpoint beside the file that the budget limits, latency, energy,
+    top-1), and the label of the choice.
+    """
+
+    checkpoint: bool
+    timed: bool
+    energy: bool
+    labelled: bool
+    chosen: str
 
 
 def _has_energy(result: dict[str, Any]) -> bool:
@@ -226,26 +235,26 @@ def _has_energy(result: dict[str, Any]) -> bool:
     return any("energy_mj" in row["searched"] for row in result["rows"])
 
 
-def _cells(row: dict[str, Any], timed: bool, energy: bool, labelled: bool, chosen: str) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], shown: _Shown) -> tuple[str, ...]:
     near, after, said = row["searched"], row.get("reconstructed"), row["predicted"]
     written = after or near
-    size = f"{near['size_bytes']:,.0f} B" if row["label"] != "float" else f"({near['size_bytes']:,.0f} B)"
+    sizes = [f"{near[key]:,.0f} B" for key in ("size_bytes", *(["packed_bytes"] if shown.checkpoint else []))]
     cells = [
-        row["label"] + (" [chosen]" if row["label"] == chosen else ""),
+        row["label"] + (" [chosen]" if row["label"] == shown.chosen else ""),
         f"{row['mean_bits']:.2f}",
         f"{said['size_bytes']:,.0f} B" if said else "",
-        size,
+        *([f"({size})" for size in sizes] if row["label"] == "float" else sizes),
     ]
-    if timed:
+    if shown.timed:
         cells += [f"{said['latency_us'] / 1e3:.3f}" if said else "", f"{written['latency_us'] / 1e3:.3f}"]
-    if energy:
+    if shown.energy:
         cells += [
             f"{known['energy_mj']:.3f}" if known.get("energy_mj") is not None else ""
             for known in (said, written)
         ]
     for measured in (near, after):
         metrics = measured["metrics"] if measured else None
-        if labelled:
+        if shown.labelled:
             cells.append("" if metrics is None or metrics["top1"] is None else f"{metrics['top1']:.2%}")
         cells.append("" if metrics is None else f"{metrics['kl']:.5f}")
     return tuple(cells)
@@ -279,13 +288,14 @@ def _tell(result: dict[str, Any], report: Path) -> None:
 def _tell_files(artifact: dict[str, Any], images: int) -> None:
     """What was written, and how it agrees with the checkpoint on so many images."""
     say(
-        f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with "
+        f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['packed_bytes'])}; open it with "
         "mpsearch.load."
     )
     for key, title in (("onnx", "ONNX"), ("openvino", "OpenVINO")):
         if key not in artifact:
             continue
-        units = f"8-bit containers, {format_bytes(artifact[f'{key}_bytes'])}"
+        form = "bit-packed weights" if artifact[key] == artifact["file"] else "8-bit containers"
+        units = f"{form}, {format_bytes(artifact[f'{key}_bytes'])}"
         agreement = f"it decides as the checkpoint on {artifact[f'{key}_agreement']:.2%} of {images} images"
         if "latency" not in artifact:
             agreement += f"; {artifact[f'{key}_fresh_latency_us'] / 1e3:.3f} ms in a process of its own"

@@ -68,10 +68,10 @@ class RunConfig:
         bias_correction: Whether the biases of quantised units make up for the mean error of their weights.
         reconstruction_memory: Bound on the memory that a reconstruction takes beside the model and the
             images, such as `8GiB`; it uses fewer images to keep it.
-        target: Registered deployment target that a run can measure, with options: `ort-cpu` (packed
-            checkpoint and ONNX), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR),
-            `triton-cuda` (checkpoint on the Triton kernels, latency and energy), or `packed` (checkpoint
-            alone, no latency).
+        target: Registered deployment target that a run can measure, with options: `ort-cpu` (ONNX, whose
+            size a budget limits, and packed checkpoint), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint
+            and OpenVINO's IR), `triton-cuda` (checkpoint on the Triton kernels, latency and energy), or
+            `packed` (checkpoint alone, no latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
         allow_estimate: Take a table of another device or version as an estimate, and keep a latency budget by

@@ -219,7 +219,7 @@ def _priced(problem: Problem, workshop: Workshop) -> tuple[Problem, dict[str, An
     if limits_memory(config):
         backend = backend_of(config)
         peaks = deployment.uniform_peaks(memory_kernels(problem, backend))
-        problem, about["memory"] = add_memory(problem, backend, deployment.float_onnx(), peaks, progress)
+        problem, about["memory"] = add_memory(problem, backend, workshop.subject.graphs.at(), peaks, progress)
     return problem, about
 
 

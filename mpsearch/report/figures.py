@@ -55,7 +55,7 @@ def front_figure(saved: Saved) -> str:
     return _html(
         figure,
         "front",
-        "size of the packed file (MB, 10⁶ bytes)",
+        f"size of {escape(saved.file)} (MB, 10⁶ bytes)",
         f"predicted damage: {escape(objective)}",
         log=True,
     )
@@ -98,7 +98,7 @@ def trials_figure(saved: Saved) -> str:
     return _html(
         figure,
         "trials",
-        "size of the packed file (MB, 10⁶ bytes)",
+        f"size of {escape(saved.file)} (MB, 10⁶ bytes)",
         f"measured loss: {saved.measure} to float",
         log=log,
     )

@@ -58,6 +58,16 @@ class Saved:
         return tuple(self.rows[0]["searched"]["metrics"].get("scores", {}))
 
     @property
+    def file(self) -> str:
+        """Name of the file that budgets of bytes limit."""
+        return Path(self.best["artifact"]["file"]).name
+
+    @property
+    def checkpoint_beside(self) -> bool:
+        """Whether that is another file than the packed checkpoint."""
+        return bool(self.best["artifact"]["file"] != self.best["artifact"]["packed"])
+
+    @property
     def timed(self) -> bool:
         """Whether latency was measured."""
         return any("latency_us" in row["searched"] for row in self.rows)

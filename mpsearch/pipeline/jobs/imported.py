@@ -16,7 +16,7 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.artifact import write_assignment
-from mpsearch.pipeline.steps.costs import sized_problem
+from mpsearch.pipeline.steps.costs import sized_problem, static_costs
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
 from mpsearch.pipeline.steps.uniforms import even_uniforms
@@ -114,16 +114,7 @@ def _problem(assignment: Assignment, subject: Subject, config: RunConfig) -> Pro
         else tuple(dict.fromkeys((*choices, *_beside(choices, assignment[layer.name]))))
         for layer, choices in zip(base.layers, base.candidates, strict=True)
     )
-    size, bops = [], []
-    for layer, choices in zip(base.layers, candidates, strict=True):
-        size.append(
-            tuple(
-                float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0
-                for c in choices
-            )
-        )
-        bops.append(tuple(float(layer.macs * (c.w_bits or 32) * (c.a_bits or 32)) for c in choices))
-    return replace(base, candidates=candidates, costs={"size_bytes": tuple(size), "bops": tuple(bops)})
+    return replace(base, candidates=candidates, costs=static_costs(subject, candidates))
 
 
 def _beside(choices: Sequence[Candidate], given: Candidate) -> list[Candidate]:
@@ -174,5 +165,5 @@ def _float_row(workshop: Workshop) -> dict[str, Any]:
         "assignment": {},
         "predicted": {},
         "scores": {},
-        "measured": {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()},
+        "measured": {"metrics": metrics, **workshop.measurement.float_sizes()},
     }

@@ -200,6 +200,6 @@ def _row(
 def _float_row(workshop: Workshop, hardware: Mapping[str, Any]) -> Row:
     images, logits = workshop.subject.splits.evaluation, workshop.evaluation.reference()["evaluation"]
     metrics = workshop.task.compare(logits, logits, images.labels).to_json()
-    measured: dict[str, Any] = {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()}
+    measured: dict[str, Any] = {"metrics": metrics, **workshop.measurement.float_sizes()}
     took = {name: hardware.get(f"float_{name}") for name in ("latency_us", "energy_mj")}
     return Row("float", 32.0, measured | {name: value for name, value in took.items() if value is not None})

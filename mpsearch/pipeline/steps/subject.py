@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from mpsearch.data import Classes, SampleSet, Splits, make_splits, read_class_map, require_source
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.readback import require_read_back
+from mpsearch.deploy.targets import Layout, Target
 from mpsearch.errors import ModelError
 from mpsearch.evaluate import TASKS
 from mpsearch.models import (
@@ -31,7 +33,8 @@ from mpsearch.models import (
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.embedded import default_model
-from mpsearch.problem import FLOAT
+from mpsearch.pipeline.steps.float_graphs import FloatGraphs
+from mpsearch.problem import FLOAT, Assignment
 from mpsearch.reconstruct import Calibration, calibrate
 
 BATCH = 32
@@ -48,6 +51,8 @@ class Subject:
         layout: Layout of its packed checkpoint.
         splits: Images.
         hashes: Hashes of weights and images.
+        target: What files are written for.
+        graphs: The float graph.
         given: The module that the user gave as an object, as it was; None where the source builds the model.
     """
 
@@ -57,6 +62,8 @@ class Subject:
     layout: PackedLayout
     splits: Splits
     hashes: dict[str, str]
+    target: Target
+    graphs: FloatGraphs
     given: nn.Module | None = None
 
     @property
@@ -77,12 +84,14 @@ class Subject:
         held = {unit for _, units in self.blocks for unit in units}
         return [unit for unit in self.units if unit not in held]
 
-    def float_bytes(self) -> float:
-        """Size of the packed file if nothing were quantised."""
-        float_unit = FLOAT
-        return self.layout.constant_bytes + sum(
-            self.layout.unit_bytes(unit, float_unit) for unit in self.units
-        )
+    @functools.cached_property
+    def file(self) -> Layout:
+        """Layout of the target's file that budgets limit, `target.budgeted`."""
+        return self.target.layout(self.layout, self.graphs.at)
+
+    def float_bytes(self, layout: Layout) -> float:
+        """Size of a file if nothing were quantised."""
+        return float(layout.size_bytes(Assignment(tuple((unit, FLOAT) for unit in self.layout.units))))
 
 
 def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True) -> Subject:
@@ -245,7 +254,8 @@ def make_subject(
     units = [layer.name for layer in graph.layers if layer.op != "matmul"]
     layout = PackedLayout.of(module, units, loaded.source, pairs, loaded.data_config)
     require_read_back(layout, module, loaded.source, given, example)
-    return Subject(loaded.source, module, graph, layout, splits, _hashes(module, splits), given)
+    hashes, graphs = _hashes(module, splits), FloatGraphs(module, example, progress)
+    return Subject(loaded.source, module, graph, layout, splits, hashes, config.deployment, graphs, given)
 
 
 def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
