@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mpsearch.accelerator import require_device_name
 from mpsearch.cli._show import Format
 from mpsearch.errors import OptionError, UserError
 
@@ -104,6 +105,22 @@ Storage = Annotated[
             "Where trials are kept: postgresql://USER@HOST/DATABASE for several hosts. Without it, a "
             "journal in the study's folder."
         )
+    ),
+]
+
+
+def device_name(text: str | None) -> str | None:
+    """The text, where it names a device: told before torch is imported."""
+    if text is not None:
+        require_device_name(text)
+    return text
+
+
+Device = Annotated[
+    str,
+    typer.Option(
+        callback=device_name,
+        help="What computes: auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1 or mps.",
     ),
 ]
 Output = Annotated[Format, typer.Option("--format", help="Format of the results on stdout.")]

@@ -17,6 +17,7 @@ from mpsearch.cli._options import (
     CalibrationImages,
     ClassMap,
     Data,
+    Device,
     EvaluationImages,
     FirstLastBits,
     Fix,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.workers.crew import Crew
 
-_WITH_RESUME = {"resume", "budget", "allow_estimate", "storage", "workers", "output"}
+_WITH_RESUME = {"resume", "budget", "allow_estimate", "device", "storage", "workers", "output"}
 
 
 @app.command()
@@ -82,6 +83,7 @@ def run(
     table: options.Table = None,
     allow_estimate: options.AllowEstimate = False,
     threads: Threads = 1,
+    device: Device = "auto",
     seed: Seed = 0,
     task: TaskName = "classification",
     name: Name = None,
@@ -124,6 +126,8 @@ def _resumed(context: typer.Context, folder: Path) -> tuple[RunConfig, Study]:
     study = Study(folder)
     config = study.config()
     _require_unchanged(context)
+    if _is_given(context, "device"):
+        config = replace(config, device=context.params["device"])
     if context.params["allow_estimate"]:
         config = replace(config, allow_estimate=True)
     if context.params["budget"]:
@@ -148,14 +152,14 @@ def _finish(config: RunConfig, study: Study, crew: Crew, output: Format) -> None
     _tell(result, report)
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was typed."""
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
 def _require_unchanged(context: typer.Context) -> None:
     """Raises OptionError where a setting is given that a study which goes on would pass over."""
-    given = [
-        name
-        for name in context.params
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        and name not in _WITH_RESUME
-    ]
+    given = [name for name in context.params if _is_given(context, name) and name not in _WITH_RESUME]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise OptionError(

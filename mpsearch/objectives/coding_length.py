@@ -16,6 +16,7 @@ from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Rows, Scorin
 from mpsearch.objectives._clusters import cluster
 from mpsearch.objectives._local import by_kind, weight_kind
 from mpsearch.problem import Candidate
+from mpsearch.quant.devices import wide
 from mpsearch.reconstruct import Calibration
 
 REFERENCE_BITS = 16
@@ -35,11 +36,11 @@ def coding_length(vectors: Tensor, eps2: float) -> float:
     Returns: Bits; 0 where all vectors are equal.
     References: Ma, Derksen, Hong, Wright, TPAMI 29(9), 2007, eq. 6 (zero mean).
     """
-    v = vectors.double()
+    v = wide(vectors)
     v = v - v.mean(1, keepdim=True)
     n, m = v.shape
     gram = v.T @ v if m < n else v @ v.T
-    identity = torch.eye(len(gram), dtype=gram.dtype)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     bits = (
         0.5
         * (m + n)
@@ -155,7 +156,7 @@ class CodingLength(Objective):
 
     def rate(self, weight: Tensor) -> float:
         """Coding length in bits for each weight; 0 for a constant weight."""
-        rows = weight.flatten(1).double()
+        rows = wide(weight.flatten(1))
         variance = float(rows.var(unbiased=False))
         return 0.0 if variance <= 0 else coding_length(rows.T, self.eps2 * variance) / weight.numel()
 
@@ -176,6 +177,6 @@ def _lost_bits(calibration: Calibration, unit: str, candidate: Candidate) -> flo
     """
     weight, params = calibration.weights[unit], calibration.weight_params(unit, candidate)
     scale, _ = params.expanded(weight.ndim)
-    steps = (weight.double() / scale).flatten(1).T
+    steps = (wide(weight) / scale).flatten(1).T
     fine = 4.0 ** (params.bits - REFERENCE_BITS)
     return max(coding_length(steps, fine / 12) - coding_length(steps, 1 / 12), 0.0)

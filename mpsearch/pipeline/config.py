@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from mpsearch.accelerator import AUTO, require_device_name
 from mpsearch.deploy.targets import TARGETS, Target
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
 from mpsearch.evaluate import TASKS
@@ -103,6 +104,8 @@ class RunConfig:
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
         task: Registered task, with options: how outputs are compared with the float model's and with labels.
+        device: What computes: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or
+            `mps`. A study may go on with another: what depends on it is kept for each kind of device.
     """
 
     budgets: tuple[str, ...]
@@ -137,10 +140,12 @@ class RunConfig:
     threads: int = 1
     seed: int = 0
     task: str = "classification"
+    device: str = field(default=AUTO, compare=False)
 
     def __post_init__(self) -> None:
         if not self.budgets:
             raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
+        require_device_name(self.device)
         self._check_numbers()
         Restrictions.parse(self.fix, self.layer_bits)
         SearchStates.parse(self.search_states)
@@ -253,6 +258,7 @@ class RunConfig:
         data = {
             "task": "classification",
             "class_map": None,
+            "device": "cpu",
             **data,
         }  # what studies had before these had names
         known = {f.name for f in fields(cls)}

@@ -23,6 +23,7 @@ from mpsearch.pipeline.steps.latency import has_backend, timed
 from mpsearch.pipeline.steps.memory import limits_memory
 from mpsearch.pipeline.steps.states import States, digest_of_states
 from mpsearch.pipeline.steps.subject import Subject
+from mpsearch.quant.devices import CPU, on_device
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Measurement:
             whole: Whether metrics are on all evaluation images, else on the first `FEW`.
         Returns: `metrics`, `search_kl`, `size_bytes`, and what the runtime takes: `latency_us` and others.
         """
+        states = on_device(states, CPU)  # what is weighed, written and run is there
         key = [self.subject.hashes, digest_of_states(states), self.config.target, self.config.threads]
         key += (
             [] if self.config.task == "classification" else [self.config.task]
@@ -61,6 +63,7 @@ class Measurement:
         key += ["new processes"] if self.in_new_processes else []
         key += ["memory"] if limits_memory(self.config) else []
         key += ["energy"] if limits(self.config, "energy_mj") else []
+        key += self.subject.arithmetic
         key += [] if whole or len(self.subject.splits.evaluation) <= FEW else [f"first {FEW}"]
         found: dict[str, Any] = self.study.cached("measured", key, lambda: self._measure(states, whole))
         return found

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mpsearch.data import Classes, SampleSet, Splits, make_splits, read_class_map, require_source
+from mpsearch.accelerator import find_device
+from mpsearch.data import Classes, SampleSet, Splits, make_splits, placed, read_class_map, require_source
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.readback import require_read_back
 from mpsearch.errors import ModelError
@@ -28,10 +30,12 @@ from mpsearch.models import (
     trace_model,
     weights_hash,
 )
+from mpsearch.models.tree import copied
 from mpsearch.pipeline.config import USUAL_IMAGES, RunConfig
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.embedded import default_model
 from mpsearch.problem import FLOAT
+from mpsearch.quant.devices import CPU
 from mpsearch.reconstruct import Calibration, calibrate
 
 BATCH = 32
@@ -49,6 +53,9 @@ class Subject:
         splits: Images.
         hashes: Hashes of weights and images.
         given: The module that the user gave as an object, as it was; None where the source builds the model.
+        device: What computes. `module` and `splits` are in the CPU's memory, for what is written and
+            deployed; `placed` are those that compute.
+        kept_for: Type of the device whose results are looked for in the study; that of `device` where empty.
     """
 
     source: ModelSource
@@ -58,6 +65,21 @@ class Subject:
     splits: Splits
     hashes: dict[str, str]
     given: nn.Module | None = None
+    device: torch.device = CPU
+    kept_for: str = ""
+
+    @cached_property
+    def placed(self) -> Placed:
+        """What computes: the model and its images on the device."""
+        parts = (placed(part, self.device) for part in self.splits.parts.values())
+        here = self.device.type == "cpu"
+        return Placed(self.module if here else copied(self.module).to(self.device), *parts)
+
+    @property
+    def arithmetic(self) -> list[str]:
+        """What the key of a result says of the device: other types add in another order. Nothing of a CPU."""
+        kind = self.kept_for or self.device.type
+        return [] if kind == "cpu" else [kind]
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -85,6 +107,16 @@ class Subject:
         )
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A model and its images where they are computed with."""
+
+    module: nn.Module
+    calibration: SampleSet
+    search: SampleSet
+    evaluation: SampleSet
+
+
 def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True) -> Subject:
     """Load model and images, fold, and analyse; what names no file is told before anything is downloaded or
     fitted.
@@ -94,6 +126,7 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
         progress: Where progress goes.
         labelled: Whether labels matter; else any order of class folders does.
     """
+    find_device(config.device)
     classes = _require_files(config, labelled)
     if config.model is None:
         loaded = default_model(progress)
@@ -218,15 +251,16 @@ def make_subject(
         "weights": weights_hash(module),
         **{name: part.content_hash for name, part in splits.parts.items()},
     }
-    return Subject(loaded.source, module, graph, layout, splits, hashes, given)
+    device = find_device(config.device)
+    return Subject(loaded.source, module, graph, layout, splits, hashes, given, device)
 
 
 def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
-    """Ranges of every unit on the calibration images."""
-    images = subject.splits.calibration
+    """Ranges of every unit on the calibration images, on the subject's device."""
+    images = subject.placed.calibration
     with progress.task("calibrate ranges") as advance:
         return calibrate(
-            subject.module,
+            subject.placed.module,
             subject.units,
             (inputs for inputs, _ in images.batches(BATCH)),
             bias_correction=config.bias_correction,

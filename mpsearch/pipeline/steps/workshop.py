@@ -20,6 +20,7 @@ from mpsearch.pipeline.steps.reconstruction import Reconstruction
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment
+from mpsearch.quant.devices import CPU
 from mpsearch.reconstruct import Calibration
 
 
@@ -29,7 +30,7 @@ class Workshop:
 
     Args:
         subject: Model and images.
-        calibration: Quantisers.
+        calibration: Quantisers, on the subject's device.
         config: Settings.
         study: Where results are kept.
         progress: Where progress goes.
@@ -59,7 +60,8 @@ class Workshop:
     @functools.cached_property
     def deployment(self) -> Deployment:
         """Writes the files of the target."""
-        return Deployment(self.subject, self.calibration, self.config, self.study, self.progress)
+        here = self.calibration.on(CPU)  # files are made there, whatever computes
+        return Deployment(self.subject, here, self.config, self.study, self.progress)
 
     @functools.cached_property
     def measurement(self) -> Measurement:
