@@ -1,4 +1,6 @@
-"""Samples whose inputs come on a device, batch by batch; the set, its labels and hashes stay where they are."""
+"""Samples whose inputs come on a device, batch by batch; the set, its labels and hashes stay where they
+are.
+"""
 
 from __future__ import annotations
 
