@@ -227,8 +227,8 @@ class _Walker:
             self._learn(index, run, layers, data, original)
 
         def answer(number: int) -> Tensor:
-            x_quant, y = data.chunk(number)
-            return torch.cat([y, run(x_quant, data.further.chunk(number)) if self._phase.asymmetric else y])
+            y = data.chunk(number)[1]
+            return torch.cat([y, data.output(run, number) if self._phase.asymmetric else y])
 
         return answer
 
@@ -246,7 +246,7 @@ class _Walker:
             y = _call(original, x_float, further.chunk(number))
             if not (isinstance(y, Tensor) and len(y) == size):
                 raise ModelError(_unusable(name, finite=True))
-            finite.append(torch.stack([torch.isfinite(y).all(), torch.isfinite(x_quant).all()]))
+            finite.append(torch.stack([_finite(y), _finite(x_quant)]))
             same = same and torch.equal(x_float, x_quant)
             outputs = outputs or Rows(y, rows)
             outputs.write(start, y)
@@ -345,6 +345,12 @@ def _convolving_fast(module: nn.Module, image: Tensor) -> bool:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _finite(x: Tensor) -> Tensor:
+    """By the extremes, which are NaN where a value is: one look at each, and nothing is made; 0-d bool."""
+    low, high = x.aminmax()
+    return torch.isfinite(low) & torch.isfinite(high)
 
 
 def _unusable(name: str, finite: bool) -> str:
