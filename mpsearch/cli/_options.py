@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpsearch.accelerator import require_device_name
+from mpsearch.accelerator import find_device
 from mpsearch.cli._show import Format
 from mpsearch.errors import OptionError, UserError
 
@@ -110,9 +110,9 @@ Storage = Annotated[
 
 
 def device_name(text: str | None) -> str | None:
-    """The text, where it names a device: told before torch is imported."""
-    if text is not None:
-        require_device_name(text)
+    """The text, where it names a device that is there: told before anything but torch is imported."""
+    if text not in (None, "auto", "cpu"):
+        find_device(text)
     return text
 
 
