@@ -4,6 +4,7 @@ they were.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,21 @@ class Reconstruction:
         about: list[Any] = [self.subject.hashes, assignment.to_json(), config.__dict__, images, *observers]
         return self.study.step_path("blocks", [*about, *self.subject.arithmetic], "")
 
+    def _surely_fits(self, config: ReconstructionConfig) -> bool:
+        """Whether the bound holds even all that all units read and give in both networks, where each unit is
+        rounded by itself: then nothing need be rehearsed.
+        """
+        layers = self.subject.graph.layers
+        values = sum(math.prod(n.output_shape) + sum(map(math.prod, n.input_shapes)) for n in layers)
+        taken = 2 * 4 * values * len(self.subject.splits.calibration)
+        closed = all(phase.closed for phase in METHODS.create(config.method).phases())
+        return closed and taken <= self._most
+
+    @property
+    def _most(self) -> int:
+        """Bytes that it may take: the bound, or half of what a GPU has free."""
+        return within_free(self.config.memory_bytes, self.subject.device)
+
     def _images(self, config: ReconstructionConfig) -> int:
         """As many calibration images as there is room for, with every unit at 8 bits: coarser ones learn in
         bfloat16, which takes less.
@@ -107,16 +123,17 @@ class Reconstruction:
             phase for phase in METHODS.create(config.method).phases() if phase.closed or config.iterations
         ]:
             return len(calibration)
+        if self._room is None and self._surely_fits(config):
+            self._room = len(calibration)
         if self._room is None:
             states = {unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.units}
             few = calibration.inputs(slice(0, min(8, len(calibration))))
             with self.progress.task("rehearse the reconstruction") as advance:
                 need = footprint(self.subject.placed.module, self.subject.blocks, states, few, config)
                 advance(1, 1)
-            most = within_free(self.config.memory_bytes, self.subject.device)
-            bound = (
-                bound if most == self.config.memory_bytes else f"{format_bytes(most)} (half of what is free)"
-            )
+            most = self._most
+            if most < self.config.memory_bytes:
+                bound = f"{format_bytes(most)} (half of what is free)"
             self._room = min(need.images_within(most), len(calibration))
             if not self._room:
                 least = format_bytes(need.bytes_with(1))
