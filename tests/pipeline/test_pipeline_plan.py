@@ -56,7 +56,12 @@ def test_without_a_limit_the_effort_decides(settings):
     config = settings(trials=None, polish=None, effort="thorough")
     found = decided(PACE, config, (100, 200, 300), None)
     wanted = EFFORTS["thorough"]
-    assert found == {"kept_images": [100, 200, 300], "trials": wanted.trials, "polish": wanted.polish}
+    assert found == {
+        "kept_images": [100, 200, 300],
+        "trials": wanted.trials,
+        "polish": wanted.polish,
+        "finalists": 6,
+    }
 
 
 @pytest.mark.parametrize("seconds", [60, 120, 300])
@@ -65,7 +70,8 @@ def test_a_limit_is_kept_by_the_plan_and_no_more_is_given_up_than_needed(setting
     there = (512, 256, 2000)
     found = decided(PACE, config, there, seconds)
     tried = dataclasses.replace(config, trials=found["trials"], polish=found["polish"])
-    assert 0.5 * seconds < make_plan(PACE, tried, tuple(found["kept_images"])).seconds <= seconds
+    plan = make_plan(PACE, tried, tuple(found["kept_images"]), finalists=found["finalists"])
+    assert 0.5 * seconds < plan.seconds <= seconds
     assert all(least <= n <= most for least, n, most in zip(FEWEST, found["kept_images"], there, strict=True))
 
 
