@@ -19,6 +19,7 @@ from mpsearch.cli._options import (
     CalibrationImages,
     ClassMap,
     Data,
+    Device,
     EvaluationImages,
     FirstLastBits,
     Fix,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 ASSIGNED_BITS = (3, 4, 5, 6)
 """What --assign divides the layers among where --bits does not say: a group at 2 bits ruins most networks."""
 
-_WITH_RESUME = {"resume", "budget", "allow_estimate", "storage", "workers", "output"}
+_WITH_RESUME = {"resume", "budget", "allow_estimate", "device", "storage", "workers", "output"}
 
 
 @app.command()
@@ -91,6 +92,7 @@ def run(
     table: options.Table = None,
     allow_estimate: options.AllowEstimate = False,
     threads: Threads = 1,
+    device: Device = "auto",
     seed: Seed = 0,
     task: TaskName = "classification",
     name: Name = None,
@@ -146,6 +148,8 @@ def _resumed(context: typer.Context, folder: Path) -> tuple[RunConfig, Study]:
     study = Study(folder)
     config = study.config()
     _require_unchanged(context)
+    if _is_given(context, "device"):
+        config = replace(config, device=context.params["device"])
     if context.params["allow_estimate"]:
         config = replace(config, allow_estimate=True)
     if context.params["budget"]:
@@ -170,6 +174,11 @@ def _finish(config: RunConfig, study: Study, crew: Crew, output: Format) -> None
     _tell(result, report)
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was typed."""
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
 def _began() -> float:
     """When this process began, as `time.monotonic()` counts: imports take part of a time limit too."""
     return time.monotonic() - (time.time() - float(psutil.Process().create_time()))
@@ -177,12 +186,7 @@ def _began() -> float:
 
 def _require_unchanged(context: typer.Context) -> None:
     """Raises OptionError where a setting is given that a study which goes on would pass over."""
-    given = [
-        name
-        for name in context.params
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        and name not in _WITH_RESUME
-    ]
+    given = [name for name in context.params if _is_given(context, name) and name not in _WITH_RESUME]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise OptionError(

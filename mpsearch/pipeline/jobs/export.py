@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mpsearch import files
+from mpsearch.accelerator import exact_float32
 from mpsearch.deploy.artifact import Artifact, write_artifact
 from mpsearch.deploy.process import run_apart
 from mpsearch.deploy.targets import TARGETS
@@ -95,7 +96,7 @@ class Deployer:
             make = (
                 self.workshop.reconstructed
                 if learned
-                else lambda assignment, _: self.workshop.calibration.states(assignment)
+                else lambda assignment, _: self.workshop.deployment.calibration.states(assignment)
             )
             self._states[point.label] = make(point.assignment, point.label)
         return self._states[point.label]
@@ -158,6 +159,7 @@ def agreement(
     return {**task.compare(outputs, floats, labels).to_json(), **likeness}
 
 
+@exact_float32()
 def export_points(
     deployer: Deployer, points: Sequence[Point], targets: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[MpsearchError]]:

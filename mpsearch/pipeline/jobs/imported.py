@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mpsearch import files
+from mpsearch.accelerator import AUTO, exact_float32, find_device
 from mpsearch.deploy.imports import IMPORTERS, Imported
-from mpsearch.errors import InfeasibleError
+from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
@@ -37,9 +38,22 @@ class Comparison:
     measure: str
 
 
+@exact_float32()
 def open_workshop(config: RunConfig, study: Study, progress: Progress) -> Workshop:
-    """Model, images and ranges of a configuration."""
-    subject = load_subject(config, progress)
+    """Model, images and ranges of a study.
+
+    What its own device has computed is used; where that is not here, another goes on.
+    """
+    try:
+        find_device(config.device)
+    except OptionError:
+        config = replace(config, device=AUTO)
+    subject = replace(load_subject(config, progress), kept_for=study.device()["type"])
+    if subject.kept_for != subject.device.type:
+        progress.say(
+            f"The study was computed on {subject.kept_for}, and this on {subject.device.type}: what it holds "
+            "is used as it is, and only what it lacks is computed here."
+        )
     return Workshop(subject, calibrate_subject(subject, config, progress), config, study, progress)
 
 
@@ -55,6 +69,7 @@ def read_import(path: Path, importer: str, subject: Subject) -> Imported:
     return Imported(Assignment(choices), (*found.notes, *note))
 
 
+@exact_float32()
 def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
     """Measure an assignment beside uniform ones and beside the exact optimum of the first objective at the
     same bytes.

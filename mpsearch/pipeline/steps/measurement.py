@@ -26,6 +26,7 @@ from mpsearch.pipeline.steps.memory import limits_memory
 from mpsearch.pipeline.steps.states import States, digest_of_states
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment
+from mpsearch.quant.devices import CPU, on_device
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Measurement:
         Returns: `metrics`, `search_kl`, `size_bytes` (of the target's file, which budgets limit),
             `packed_bytes` (of the checkpoint), and what the runtime takes: `latency_us` and others.
         """
+        states = on_device(states, CPU)  # what is weighed, written and run is there
         key = [self.subject.hashes, digest_of_states(states), self.config.target, self.config.threads]
         key += (
             [] if self.config.task == "classification" else [self.config.task]
@@ -67,6 +69,7 @@ class Measurement:
         key += ["new processes"] if self.in_new_processes else []
         key += ["memory"] if limits_memory(self.config) else []
         key += ["energy"] if limits(self.config, "energy_mj") else []
+        key += self.subject.arithmetic
         key += [] if whole or len(self.subject.splits.evaluation) <= FEW else [f"first {FEW}"]
         found: dict[str, Any] = self.study.cached("measured", key, lambda: self._measure(states, whole))
         return found

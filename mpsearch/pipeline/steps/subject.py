@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mpsearch.data import Classes, SampleSet, Splits, make_splits, read_class_map, require_source
+from mpsearch.accelerator import find_device
+from mpsearch.data import Classes, SampleSet, Splits, make_splits, placed, read_class_map, require_source
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.readback import require_read_back
 from mpsearch.deploy.targets import Layout, Target
@@ -30,11 +31,13 @@ from mpsearch.models import (
     trace_model,
     weights_hash,
 )
+from mpsearch.models.tree import copied
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.embedded import default_model
 from mpsearch.pipeline.steps.float_graphs import FloatGraphs
 from mpsearch.problem import FLOAT, Assignment
+from mpsearch.quant.devices import CPU
 from mpsearch.reconstruct import Calibration, calibrate
 
 BATCH = 32
@@ -54,6 +57,9 @@ class Subject:
         target: What files are written for.
         graphs: The float graph.
         given: The module that the user gave as an object, as it was; None where the source builds the model.
+        device: What computes. `module` and `splits` are in the CPU's memory, for what is written and
+            deployed; `placed` are those that compute.
+        kept_for: Type of the device whose results are looked for in the study; that of `device` where empty.
     """
 
     source: ModelSource
@@ -65,6 +71,21 @@ class Subject:
     target: Target
     graphs: FloatGraphs
     given: nn.Module | None = None
+    device: torch.device = CPU
+    kept_for: str = ""
+
+    @cached_property
+    def placed(self) -> Placed:
+        """What computes: the model and its images on the device."""
+        parts = (placed(part, self.device) for part in self.splits.parts.values())
+        here = self.device.type == "cpu"
+        return Placed(self.module if here else copied(self.module).to(self.device), *parts)
+
+    @property
+    def arithmetic(self) -> list[str]:
+        """What the key of a result says of the device: other types add in another order. Nothing of a CPU."""
+        kind = self.kept_for or self.device.type
+        return [] if kind == "cpu" else [kind]
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -84,7 +105,7 @@ class Subject:
         held = {unit for _, units in self.blocks for unit in units}
         return [unit for unit in self.units if unit not in held]
 
-    @functools.cached_property
+    @cached_property
     def file(self) -> Layout:
         """Layout of the target's file that budgets limit, `target.budgeted`."""
         return self.target.layout(self.layout, self.graphs.at)
@@ -92,6 +113,16 @@ class Subject:
     def float_bytes(self, layout: Layout) -> float:
         """Size of a file if nothing were quantised."""
         return float(layout.size_bytes(Assignment(tuple((unit, FLOAT) for unit in self.layout.units))))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A model and its images where they are computed with."""
+
+    module: nn.Module
+    calibration: SampleSet
+    search: SampleSet
+    evaluation: SampleSet
 
 
 def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True) -> Subject:
@@ -103,6 +134,7 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
         progress: Where progress goes.
         labelled: Whether labels matter; else any order of class folders does.
     """
+    find_device(config.device)
     classes = _require_files(config, labelled)
     if config.model is None:
         loaded = default_model(progress)
@@ -255,15 +287,16 @@ def make_subject(
     layout = PackedLayout.of(module, units, loaded.source, pairs, loaded.data_config)
     require_read_back(layout, module, loaded.source, given, example)
     hashes, graphs = _hashes(module, splits), FloatGraphs(module, example, progress)
-    return Subject(loaded.source, module, graph, layout, splits, hashes, config.deployment, graphs, given)
+    device, target = find_device(config.device), config.deployment
+    return Subject(loaded.source, module, graph, layout, splits, hashes, target, graphs, given, device)
 
 
 def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
-    """Ranges of every unit on the calibration images."""
-    images = subject.splits.calibration
+    """Ranges of every unit on the calibration images, on the subject's device."""
+    images = subject.placed.calibration
     with progress.task("calibrate ranges") as advance:
         return calibrate(
-            subject.module,
+            subject.placed.module,
             subject.units,
             (inputs for inputs, _ in images.batches(BATCH)),
             bias_correction=config.bias_correction,
