@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from mpsearch.deploy.memory import measured_peak
 from mpsearch.deploy.targets import Job, Target
 from mpsearch.deploy.wiring import find_wires
@@ -22,6 +20,7 @@ from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.latency import Architecture, backend_of
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import FLOAT, Candidate, Layer, Problem
+from mpsearch.pytrees import Inputs, sizes_of
 from mpsearch.quant import UnitState
 from mpsearch.reconstruct import Calibration
 
@@ -50,7 +49,7 @@ class Deployment:
         """What files are written for."""
         return self.config.deployment
 
-    def job(self, states: Mapping[str, UnitState], example: Tensor | None = None) -> Job:
+    def job(self, states: Mapping[str, UnitState], example: Inputs | None = None) -> Job:
         """What targets make their files of; float graphs are shared between jobs.
 
         Args:
@@ -117,7 +116,9 @@ class Deployment:
                 job = self.job(states)
                 with tempfile.TemporaryDirectory() as folder:
                     self.target.write(job, Path(folder))
-                    found[kernel] = float(measured_peak(Path(folder) / self.target.file, job.example.shape))
+                    found[kernel] = float(
+                        measured_peak(Path(folder) / self.target.file, sizes_of(job.example))
+                    )
             return found
 
         with self.progress.task("measure the memory of uniform models") as advance:
