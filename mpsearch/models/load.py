@@ -4,14 +4,10 @@ checked.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import timm
@@ -24,6 +20,7 @@ from mpsearch.errors import ModelError, UnknownNameError
 from mpsearch.foreign import first_line
 from mpsearch.models.tree import copied
 from mpsearch.models.weights import check_finite, load_weights
+from mpsearch.usercode import call_code, names_code, require_code
 
 DataConfig = dict[str, Any]
 
@@ -88,7 +85,7 @@ def load_model(
         UnknownNameError: timm has no model of this name.
         ModelError: The model cannot be built or downloaded, or its weights do not fit or are not finite.
     """
-    source = ModelSource("factory" if _is_factory(spec) else "timm", spec, dict(kwargs or {}))
+    source = ModelSource("factory" if names_code(spec) else "timm", spec, dict(kwargs or {}))
     if pretrained and weights is not None:
         raise ModelError(f"Both pretrained weights and {weights} are asked for. Give one of them.")
     module = build_model(source, pretrained=pretrained)
@@ -147,10 +144,6 @@ def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
     return module.float().eval()
 
 
-def _is_factory(spec: str) -> bool:
-    return spec.rpartition(":")[0].endswith(".py") or spec.endswith(".py")
-
-
 def _build_timm(source: ModelSource, pretrained: bool) -> nn.Module:
     name = source.name
     if not timm.is_model(name):
@@ -177,29 +170,13 @@ def _build_timm(source: ModelSource, pretrained: bool) -> nn.Module:
 
 
 def _build_factory(source: ModelSource, pretrained: bool) -> nn.Module:
-    file, _, function = (
-        source.name.rpartition(":") if not source.name.endswith(".py") else (source.name, "", "")
-    )
-    if not function:
-        raise ModelError(f"{source.name!r} names no function. Write path/to/file.py:function.")
+    require_code(source.name, ModelError)
     if pretrained:
         raise ModelError(
             f"The factory {source.name!r} has no pretrained weights to download. Pass them with "
             "--weights FILE.safetensors."
         )
-    factory = getattr(_import_file(Path(file)), function, None)
-    if not callable(factory):
-        raise ModelError(
-            f"{file} has no function {function!r}. Write path/to/file.py:function with a function that "
-            "returns an nn.Module."
-        )
-    try:
-        module = factory(**source.kwargs)
-    except Exception as error:  # the user's own code may raise anything
-        raise ModelError(
-            f"{source.name} failed with {source.kwargs}: {type(error).__name__}: {first_line(error)} "
-            "Mend the factory or its arguments."
-        ) from error
+    module = call_code(source.name, "a function that returns an nn.Module", ModelError, **source.kwargs)
     if not isinstance(module, nn.Module):
         raise ModelError(f"{source.name} returned a {type(module).__name__}. It must return an nn.Module.")
     return unwrapped(module)
@@ -237,28 +214,6 @@ def as_stored(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> nn.Module
         if tensor.is_floating_point() and dtype.is_floating_point:
             tensor.data = tensor.data.to(dtype)
     return copy
-
-
-def _import_file(path: Path) -> ModuleType:
-    """Import a file under a name of its own, so that two files of one name, or of an installed package's
-    name, do not meet.
-    """
-    if not path.is_file():
-        raise ModelError(f"There is no file {path}. Write path/to/file.py:function.")
-    name = f"_mpsearch_factory_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"{path} cannot be imported as Python. Write path/to/file.py:function.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code may raise anything
-        del sys.modules[name]
-        raise ModelError(
-            f"{path} cannot be imported: {type(error).__name__}: {first_line(error)} Mend the file."
-        ) from error
-    return module
 
 
 def _data_config(module: nn.Module, kwargs: Mapping[str, Any]) -> DataConfig:
