@@ -34,7 +34,13 @@ RandomWeights = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option(help="Folder, .zip, .npz, timm dataset name or digits: evaluation images, or all images."),
+    typer.Option(
+        help=(
+            "Folder, .zip, .npz, timm dataset name, digits, or file.py:function (a Dataset, a DataLoader or "
+            "any "
+            "iterable of samples): evaluation images, or all images."
+        )
+    ),
 ]
 CalibrationData = Annotated[str | None, typer.Option(help="Source of the calibration and search images.")]
 ClassMap = Annotated[
@@ -90,9 +96,14 @@ Objectives = Annotated[list[str] | None, typer.Option(help="NAME[:option=value,.
 TaskName = Annotated[
     str,
     typer.Option(
-        "--task", help="How outputs are compared: classification, embedding or span, with :option=value."
+        "--task",
+        help=(
+            "How outputs are compared: classification, segmentation, regression, embedding, span or outputs, "
+            "with :option=value, or file.py:Class. By the outputs without it."
+        ),
     ),
 ]
+BatchAxis = Annotated[int, typer.Option(help="Axis of the samples in what the model reads and gives.")]
 Tables = Annotated[str, typer.Option(help="Folder of latency tables.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of the runtime that is timed.")]
 Seed = Annotated[int, typer.Option(help="Random seed of splits, sampler and reconstruction.")]

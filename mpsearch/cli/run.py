@@ -12,6 +12,7 @@ import typer
 from mpsearch.cli import _run_options as options
 from mpsearch.cli._app import app
 from mpsearch.cli._options import (
+    BatchAxis,
     Bits,
     CalibrationData,
     CalibrationImages,
@@ -83,7 +84,8 @@ def run(
     allow_estimate: options.AllowEstimate = False,
     threads: Threads = 1,
     seed: Seed = 0,
-    task: TaskName = "classification",
+    task: TaskName = "auto",
+    batch_axis: BatchAxis = 0,
     name: Name = None,
     storage: Storage = None,
     workers: options.Workers = 1,

@@ -11,6 +11,7 @@ import typer
 from mpsearch.cli import _score_options as options
 from mpsearch.cli._app import app
 from mpsearch.cli._options import (
+    BatchAxis,
     Bits,
     CalibrationData,
     CalibrationImages,
@@ -58,7 +59,8 @@ def score(
     local_steps: options.LocalSteps = 24,
     unseen_images: options.UnseenImages = 1000,
     seed: Seed = 0,
-    task: TaskName = "classification",
+    task: TaskName = "auto",
+    batch_axis: BatchAxis = 0,
     name: options.Name = None,
     output: Output = Format.table,
 ) -> None:

@@ -21,6 +21,7 @@ from mpsearch.data.sources.classes import Classes
 from mpsearch.data.sources.files import folder_tree, open_files, zip_tree
 from mpsearch.data.sources.timm_dataset import PACKAGES, is_timm_name, open_timm, require_package
 from mpsearch.errors import DataError
+from mpsearch.usercode import names_code, require_code
 
 Progress = Callable[[int, int], None]
 """Called with the images done and their number."""
@@ -82,9 +83,11 @@ def open_source(spec: str, split: str | None = None, classes: Classes | None = N
 def require_source(spec: str, classes: Classes | None = None) -> None:
     """Raises DataError where there is no such source, or its list of images cannot be read.
 
-    A dataset of timm's is not fetched: only its package is asked.
+    A dataset of timm's is not fetched: only its package is asked; the function of a file is not run.
     """
-    if is_timm_name(spec):
+    if names_code(spec):
+        require_code(spec, DataError)
+    elif is_timm_name(spec):
         require_package(spec)
     else:
         open_source(spec, classes=classes)

@@ -7,20 +7,21 @@ from typing import Any
 
 from mpsearch.deploy.targets import TARGETS, Target
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
-from mpsearch.evaluate import TASKS
+from mpsearch.evaluate import AUTO, made
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
 from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.reconstruct import METHODS
 from mpsearch.study import SAMPLERS
 from mpsearch.units import parse_quantity
+from mpsearch.usercode import names_code, require_code
 
 DEFAULT_TARGET = "ort-cpu"
 _MOST_SEED = 2**31 - 1
 _SEARCH_STATES = ("gptq", "nearest", "reconstructed")
 _LEAST = {
     **dict.fromkeys(("trials", "threads", "calibration_images", "search_images", "evaluation_images"), 1),
-    **dict.fromkeys(("polish", "iterations", "seed"), 0),
+    **dict.fromkeys(("polish", "iterations", "seed", "batch_axis"), 0),
 }
 USUAL_IMAGES = (512, 256, 256)
 """For calibration and search, and for evaluation at least, where nothing is said and there are as many."""
@@ -102,7 +103,9 @@ class RunConfig:
             predictions that are known to be poor.
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
-        task: Registered task, with options: how outputs are compared with the float model's and with labels.
+        task: Registered task, with options, or `file.py:Class`: how outputs are compared with the float
+            model's and with labels; `auto` goes by the outputs (see `mpsearch.evaluate.task_for`).
+        batch_axis: Axis of the samples in what the model reads and gives.
     """
 
     budgets: tuple[str, ...]
@@ -136,7 +139,8 @@ class RunConfig:
     allow_estimate: bool = False
     threads: int = 1
     seed: int = 0
-    task: str = "classification"
+    task: str = "auto"
+    batch_axis: int = 0
 
     def __post_init__(self) -> None:
         if not self.budgets:
@@ -213,10 +217,14 @@ class RunConfig:
 
     def _check_task(self) -> None:
         """Raises OptionError where the method draws labels from the model, and the model has no classes;
-        objectives are asked by `add_scores`.
+        what is known by the outputs alone is asked when they are there.
         """
-        method, task = METHODS.create(self.method), TASKS.create(self.task)
-        if method.loss == "fisher" and not task.classes:
+        method = METHODS.create(self.method)
+        if names_code(self.task):
+            require_code(self.task, OptionError)
+            return
+        task = made(self.task)
+        if self.task != AUTO and method.loss == "fisher" and not task.classes:
             raise OptionError(
                 f"The method {self.method!r} draws classes from the model, and the task {self.task!r} "
                 "has none. Add loss=mse, or use qdrop."
@@ -253,6 +261,7 @@ class RunConfig:
         data = {
             "task": "classification",
             "class_map": None,
+            "batch_axis": 0,
             **data,
         }  # what studies had before these had names
         known = {f.name for f in fields(cls)}

@@ -13,7 +13,7 @@ from mpsearch.data import Classes, load_images, read_class_map, require_source
 from mpsearch.deploy.artifact import Artifact, open_artifact
 from mpsearch.deploy.process import bench_apart, run_apart
 from mpsearch.errors import OptionError
-from mpsearch.evaluate import TASKS
+from mpsearch.evaluate import made
 from mpsearch.models import ModelSource
 
 
@@ -75,7 +75,7 @@ def evaluate_artifact(
         OptionError: The float model is needed, and is not there.
         DataError: The images cannot be read, or have labels that the model has no output for.
     """
-    task = TASKS.create(str(artifact.manifest.get("task", "classification")))
+    task = made(str(artifact.manifest.get("task", "classification")))
     floats = None if task.classes else _float_beside(artifact)
     folders = None if class_map is None else read_class_map(class_map)
     classes = Classes(timm=not task.classes or artifact.source.kind == "timm", folders=folders)

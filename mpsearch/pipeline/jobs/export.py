@@ -71,7 +71,7 @@ class Deployer:
             "predicted": {"size_bytes": predicted},
             "reconstructed": point.reconstruct,
         }
-        about["task"] = self.workshop.config.task
+        about["task"] = subject.task_text
         with self.workshop.progress.task(f"export {point.label} for {target_text}") as advance:
             artifact = write_artifact(self.folder / slug(target_text) / point.label, target_text, job, about)
             advance(1, 1)

@@ -149,7 +149,7 @@ class _Study:
         """What the trials depend on."""
         config, limits = self.workshop.config, [b.to_json() for b in self.limits]
         key = [self.problem.to_json(), limits, self.workshop.subject.hashes, config.seed, config.sampler]
-        return [*key, states_digest(self.calibration), config.task]
+        return [*key, states_digest(self.calibration), self.workshop.subject.task_text]
 
     def _explore(
         self, tables: Sequence[str], warm: Sequence[Indices], measure: _Measure

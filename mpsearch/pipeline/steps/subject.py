@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mpsearch.data import Classes, SampleSet, Splits, make_splits, read_class_map, require_source
+from mpsearch.data import Classes, Splits, Takes, make_splits, read_class_map, require_source
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.readback import require_read_back
 from mpsearch.errors import ModelError
-from mpsearch.evaluate import TASKS
+from mpsearch.evaluate import AUTO, Classification, Task, made
 from mpsearch.models import (
+    Form,
     LoadedModel,
     ModelGraph,
     ModelSource,
@@ -23,7 +24,6 @@ from mpsearch.models import (
     find_foldable,
     fold_batch_norm,
     load_model,
-    require_function,
     require_weights,
     trace_model,
     weights_hash,
@@ -31,8 +31,10 @@ from mpsearch.models import (
 from mpsearch.pipeline.config import USUAL_IMAGES, RunConfig
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.embedded import default_model
+from mpsearch.pipeline.steps.trial import outputs_of, takes_of, try_model
 from mpsearch.problem import FLOAT
 from mpsearch.reconstruct import Calibration, calibrate
+from mpsearch.usercode import names_code
 
 BATCH = 32
 
@@ -49,6 +51,9 @@ class Subject:
         splits: Images.
         hashes: Hashes of weights and images.
         given: The module that the user gave as an object, as it was; None where the source builds the model.
+        form: How the model is called; None for one tensor in, one tensor out, which is what `module` is.
+        task_text: Its task as one would type it.
+        task: How outputs are compared.
     """
 
     source: ModelSource
@@ -58,6 +63,9 @@ class Subject:
     splits: Splits
     hashes: dict[str, str]
     given: nn.Module | None = None
+    form: Form | None = None
+    task_text: str = "classification"
+    task: Task = field(default_factory=Classification)
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -105,18 +113,25 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
     classes = replace(classes, outputs=_outputs(loaded, config) if labelled else None)
     with progress.task("read the images") as advance:
         splits = draw(
-            config, config.data or "digits", config.calibration_data, loaded.data_config, classes, advance
+            config,
+            config.data or "digits",
+            config.calibration_data,
+            loaded.data_config,
+            classes,
+            advance,
+            takes_of(loaded.module, config),
         )
     return make_subject(loaded, splits, config, progress)
 
 
 def draw(
     config: RunConfig,
-    data: str | SampleSet,
-    calibration: str | SampleSet | None,
+    data: Any,
+    calibration: Any,
     data_config: Mapping[str, Any] | None = None,
     classes: Classes | None = None,
     on_image: Callable[[int, int], None] | None = None,
+    takes: Takes | None = None,
 ) -> Splits:
     """The images of a configuration. Args and Raises: As `make_splits`."""
     return make_splits(
@@ -130,6 +145,7 @@ def draw(
         seed=config.seed,
         classes=classes,
         on_image=on_image,
+        takes=takes,
     )
 
 
@@ -165,7 +181,7 @@ def _require_files(config: RunConfig, labelled: bool) -> Classes:
     if config.weights is not None:
         require_weights(Path(config.weights))
     classes = Classes(folders=None if config.class_map is None else read_class_map(config.class_map))
-    if not (labelled and TASKS.create(config.task).classes) or not _is_factory(config):
+    if not (labelled and (made(config.task).classes or config.task == AUTO)) or not _is_factory(config):
         classes = replace(classes, timm=True)
     for source in (config.data, config.calibration_data):
         if source is not None:
@@ -179,11 +195,13 @@ def _is_factory(config: RunConfig) -> bool:
 
 def _outputs(loaded: LoadedModel, config: RunConfig) -> int | None:
     """How many classes the model has, by a pass over noise; None where the task has none, or the model gives
-    no N x K.
+    no N x K, or the samples are not read by mpsearch.
     """
+    if config.data is not None and names_code(config.data):
+        return None
     noise = torch.randn(1, *loaded.data_config["input_size"], generator=torch.Generator().manual_seed(0))
-    output = require_function(loaded.module, noise)
-    return output.shape[1] if TASKS.create(config.task).classes and output.ndim == 2 else None
+    task, output = outputs_of(loaded.module, noise, config)
+    return output.shape[1] if task.classes and output.ndim == 2 else None
 
 
 def make_subject(
@@ -205,11 +223,9 @@ def make_subject(
     if splits.warning:
         progress.say(f"Warning: {splits.warning}")
     example = splits.calibration.inputs([0])
-    output = require_function(loaded.module, example)
-    for part in splits.parts.values():
-        TASKS.create(config.task).require_labels(part, output)
-    pairs = find_foldable(trace_model(loaded.module, example), loaded.module)
-    module = fold_batch_norm(loaded.module, pairs)
+    tried = try_model(loaded.module, splits, config)
+    pairs = find_foldable(trace_model(tried.module, example), tried.module)
+    module = fold_batch_norm(tried.module, pairs)
     graph = analyze(module, example)
     units = [layer.name for layer in graph.layers if layer.op != "matmul"]
     layout = PackedLayout.of(module, units, loaded.source, pairs, loaded.data_config)
@@ -218,7 +234,8 @@ def make_subject(
         "weights": weights_hash(module),
         **{name: part.content_hash for name, part in splits.parts.items()},
     }
-    return Subject(loaded.source, module, graph, layout, splits, hashes, given)
+    about = tried.form, tried.task_text, tried.task
+    return Subject(loaded.source, module, graph, layout, splits, hashes, given, *about)
 
 
 def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:

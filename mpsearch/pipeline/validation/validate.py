@@ -13,7 +13,7 @@ import numpy as np
 
 from mpsearch import files
 from mpsearch.errors import InfeasibleError, OptionError
-from mpsearch.evaluate import TASKS, FastEvaluator
+from mpsearch.evaluate import FastEvaluator
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.jobs.score import Scored, score_held
@@ -149,7 +149,7 @@ def _key(scored: Scored) -> list[Any]:
         states_digest(calibration),
     ]
     key += [[[str(c) for c in row] for row in scored.problem.candidates], scored.config.seed]
-    return key if scored.config.task == "classification" else [*key, scored.config.task]
+    return key if scored.subject.task_text == "classification" else [*key, scored.subject.task_text]
 
 
 def _book(scored: Scored, study: Study) -> LossBook:
@@ -163,7 +163,7 @@ def _book(scored: Scored, study: Study) -> LossBook:
             scored.subject.module,
             calibration,
             scored.subject.splits.search,
-            task=TASKS.create(scored.config.task),
+            task=scored.subject.task,
         )
 
     held = LossFile(study.step_path("losses", key, ".jsonl"), key)
