@@ -10,6 +10,7 @@ import typer
 from mpsearch.cli._app import app
 from mpsearch.cli._options import ModelArguments, Output, Tables, Threads, config_of
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+from mpsearch.cli._trtexec import profile_from
 from mpsearch.errors import DeviceMismatchError, OptionError, TableError
 
 
@@ -46,9 +47,25 @@ def profile(
             help="Measure nothing: tell whether this table, or each table of this folder, fits this device."
         ),
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help=(
+                "trtexec:DIR: measure nothing, and read what trtexec has written of TensorRT engines. "
+                "--model and --data tell whose engines they are, where mpsearch did not write them."
+            ),
+        ),
+    ] = None,
+    allow_estimate: Annotated[
+        bool, typer.Option("--allow-estimate", help="With --from: take profiles of one iteration.")
+    ] = False,
     output: Output = Format.table,
 ) -> None:
     """Measure the rows that this device's latency table lacks for a model's shapes. Weights do not matter."""
+    if source is not None:
+        profile_from(context, source, output)
+        return
     if check is not None:
         _check(check, output)
         return

@@ -17,7 +17,9 @@ _THROUGH = {"Relu", "Clip", "Identity", "MaxPool", "Flatten", "Reshape", "Squeez
 _UNITS = ("Conv", "Gemm", "MatMul")
 
 
-def find_wires(model: ModelProto, layers: Sequence[Layer]) -> tuple[Wire, ...]:
+def find_wires(
+    model: ModelProto, layers: Sequence[Layer], tensors: Mapping[str, str] | None = None
+) -> tuple[Wire, ...]:
     """The wires of a float graph.
 
     From the output of every unit, forward through activations, pooling and changes of shape, and through one
@@ -26,14 +28,20 @@ def find_wires(model: ModelProto, layers: Sequence[Layer]) -> tuple[Wire, ...]:
     Args:
         model: From `export_float`.
         layers: The problem's units; activation products have no wires.
+        tensors: Tensor of the graph -> the layer that its precision is, where that is a choice of its own: a
+            wire ends there, and another begins.
     """
+    tensors = tensors or {}
+    places = {layer.name: i for i, layer in enumerate(layers)}
     at = {layer.name: i for i, layer in enumerate(layers) if layer.weight_shape}
     readers: dict[str, list[NodeProto]] = defaultdict(list)
     for node in model.graph.node:
         for name in node.input:
             readers[name].append(node)
     walk = _Walk(
-        {id(n): at[unit_of(n)] for n in model.graph.node if n.op_type in _UNITS and unit_of(n) in at}, readers
+        {id(n): at[unit_of(n)] for n in model.graph.node if n.op_type in _UNITS and unit_of(n) in at},
+        readers,
+        {tensor: places[name] for tensor, name in tensors.items()},
     )
     for node in model.graph.node:
         if id(node) in walk.units:
@@ -43,13 +51,17 @@ def find_wires(model: ModelProto, layers: Sequence[Layer]) -> tuple[Wire, ...]:
                 math.prod(layers[walk.units[id(node)]].output_shape),
                 "direct",
             )
+    for tensor, place in walk.tensors.items():
+        walk.forward(place, tensor, math.prod(layers[place].output_shape), "direct")
     walk.joins(layers)
     return tuple(sorted(walk.found))
 
 
 class _Walk:
-    def __init__(self, units: Mapping[int, int], readers: Mapping[str, list[NodeProto]]) -> None:
-        self.units, self.readers = units, readers
+    def __init__(
+        self, units: Mapping[int, int], readers: Mapping[str, list[NodeProto]], tensors: Mapping[str, int]
+    ) -> None:
+        self.units, self.readers, self.tensors = units, readers, tensors
         self.found: set[Wire] = set()
         self._sums: dict[int, dict[int, int]] = defaultdict(
             dict
@@ -57,6 +69,9 @@ class _Walk:
 
     def forward(self, source: int, tensor: str, numel: int, kind: str) -> None:
         """Follow a tensor that `source` has written to whoever reads it."""
+        if self.tensors.get(tensor, source) != source:
+            self.found.add(Wire(source, self.tensors[tensor], kind, numel))
+            return
         for node in self.readers[tensor]:
             if id(node) in self.units:
                 target = self.units[id(node)]

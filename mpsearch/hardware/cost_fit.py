@@ -22,6 +22,8 @@ from mpsearch.hardware.cost_model import (
 from mpsearch.hardware.rows import ModelRun
 from mpsearch.hardware.wires import Wire
 
+_FOLDS = 6
+
 
 def _columns(units: Sequence[Unit], wires: Sequence[Wire], runs: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Names of the coefficients that some run can tell something of."""
@@ -105,7 +107,12 @@ def _noise(runs: Sequence[ModelRun]) -> float:
 
 
 def fit_cost_model(
-    units: Sequence[Unit], wires: Sequence[Wire], runs: Sequence[ModelRun], bytes_per: float = BYTES_PER_US
+    units: Sequence[Unit],
+    wires: Sequence[Wire],
+    runs: Sequence[ModelRun],
+    bytes_per: float = BYTES_PER_US,
+    *,
+    leave_one_out: bool = False,
 ) -> CostModel:
     """Fit the coefficients to whole-model runs.
 
@@ -115,16 +122,20 @@ def fit_cost_model(
         runs: At least one; with fewer than `LEAST_RUNS` there is no statement of the error.
         bytes_per: Bytes of memory that are read in a microsecond (or with a millijoule, where rows and runs
             are energies), for the prior alone.
+        leave_one_out: State the error of fewer than `LEAST_RUNS` too, but of one: each run as the others
+            predict it.
     """
     names = _columns(units, wires, [run.kernels for run in runs])
     if len(runs) < LEAST_RUNS:
-        width = _WIDTHS[-2]
+        width, error = _WIDTHS[-2], None
+        if leave_one_out and len(runs) > 1:
+            error = fit_error(_held_out(units, wires, names, runs, width, bytes_per, len(runs)), runs)
         return CostModel(
             tuple(units),
             tuple(wires),
             names,
             tuple(_solve(units, wires, names, runs, width, bytes_per).tolist()),
-            None,
+            error,
             width,
         )
     errors = {
@@ -148,18 +159,16 @@ def _held_out(
     runs: Sequence[ModelRun],
     width: tuple[float, float],
     bytes_per: float,
+    folds: int = _FOLDS,
 ) -> list[float]:
     """Each run predicted from those of other folds."""
     predicted = [0.0] * len(runs)
-    for fold in range(_FOLDS):
-        kept = [run for i, run in enumerate(runs) if i % _FOLDS != fold]
+    for fold in range(folds):
+        kept = [run for i, run in enumerate(runs) if i % folds != fold]
         values = _solve(units, wires, names, kept, width, bytes_per)
-        for i in range(fold, len(runs), _FOLDS):
+        for i in range(fold, len(runs), folds):
             predicted[i] = float(features(units, wires, names, runs[i].kernels) @ values)
     return predicted
-
-
-_FOLDS = 6
 
 
 _WIDTHS = tuple((common, own) for common in (0.03, 0.1, 0.3, 1.0) for own in (0.01, 0.03, 0.1, 0.3))

@@ -13,7 +13,7 @@ from mpsearch.problem import Layer
 STATUSES = ("ok", "unstable", "fallback", "wrong", "unsupported", "crash")
 """Only `ok` and `unstable` (right, but its spread stayed too wide after every try) are ever a latency."""
 USABLE = ("ok", "unstable")
-KINDS = ("layer", "edge", "other")
+KINDS = ("layer", "group", "edge", "other")
 CLOCKS = ("cpu", "wall", "gpu")
 
 
@@ -33,7 +33,8 @@ class Row:
         executed: Operators that ran.
         relative_error: Against float64 arithmetic.
         date: UTC, ISO 8601.
-        kind: `layer` (a unit), `edge` (a change of precision), `other` (what is not quantised).
+        kind: `layer` (a unit), `group` (several units in one kernel, whose time is not divided), `edge` (a
+            change of precision), `other` (what is not quantised).
         min_us: Least sample.
         rounds: Medians of the passes, in order, separated by blanks: how far two of the same lie apart.
         anchor_us: The fixed piece of work that was timed beside it; another anchor is another state of the

@@ -40,6 +40,9 @@ class LatencyTable:
             the user said so.
         models: Whole-model runs, by their key.
         method: How it was measured, for people.
+        batch: Images in a call, of rows and runs alike, where rows were measured in whole models; else 1.
+        published: Where it is from, if others have measured and published it: `repository`, `commit`, `path`,
+            `licence`, `method`, `samples`. It is only ever an estimate.
     """
 
     device: DeviceIdentity
@@ -50,6 +53,8 @@ class LatencyTable:
     estimated: bool = False
     models: dict[tuple[str, int, tuple[str, ...]], ModelRun] = field(default_factory=dict)
     method: str = ""
+    batch: int = 1
+    published: dict[str, Any] | None = None
 
     @property
     def file_name(self) -> str:
@@ -73,7 +78,7 @@ class LatencyTable:
         path = folder / self.file_name
         with _locked(folder):
             if path.is_file():
-                held = LatencyTable.load(path, self.device)
+                held = LatencyTable.load(path, self.device, allow_estimate=self.published is not None)
                 self.rows, self.models = {**held.rows, **self.rows}, {**held.models, **self.models}
             files.write_json(path.with_suffix(".json"), self._about())
             if self.models:
@@ -98,6 +103,9 @@ class LatencyTable:
             "version": self.version,
             "threads": self.threads,
         }
+        about |= {"batch": self.batch} if self.batch != 1 else {}
+        if self.published is not None:
+            return {**about, "method": self.method, "published": self.published}
         return {**about, "software": software(), "method": self.method}
 
     @classmethod
@@ -149,6 +157,7 @@ class LatencyTable:
                 f"{path} is a table of the backend {table.backend}; {fits.backend} was asked for. Give "
                 f"its own table, or --target {table.backend}."
             )
+        table.batch, table.published = int(about.get("batch", 1)), about.get("published")
         differs = differences(table, device, fits)
         if differs and not allow_estimate:
             raise DeviceMismatchError(
@@ -167,6 +176,9 @@ def differences(table: LatencyTable, device: DeviceIdentity, fits: LatencyTable 
     are.
     """
     found = []
+    if table.published is not None:
+        where = " ".join(str(table.published.get(k, "")) for k in ("repository", "commit")).strip()
+        found.append(f"was measured and published by others ({where}), and is an estimate anywhere")
     if table.device != device:
         found.append(f"was measured on {table.device}; this device is {device}")
     if fits is not None and table.version != fits.version:

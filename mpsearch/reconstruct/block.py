@@ -101,6 +101,7 @@ class BlockData:
         channel_axis: Axis of `y` that the loss sums over.
         further: What the block reads beside `x`.
         crops: Quarters of the output that a step may learn on; none for the whole.
+        given: N x ... outputs of the quantised block as it is left, where they were kept.
     """
 
     x: Rows
@@ -111,6 +112,7 @@ class BlockData:
     channel_axis: int
     further: Further
     crops: tuple[Crop, ...] = ()
+    given: Rows | None = None
 
     def chunk(self, number: int) -> tuple[Tensor, Tensor]:
         """A chunk's inputs in the quantised network, and its float outputs, without a copy."""
@@ -123,16 +125,31 @@ class BlockData:
         before = (size.cumsum(0) - size).repeat_interleave(size) + torch.arange(len(self.y))
         return before.to(device), (before + size.repeat_interleave(size)).to(device)
 
-    def error(self, run: Run) -> float:
-        """(Weighted) mean squared error of the block on all images, summed in float64."""
-        return sum(self._squared(run, number) for number in range(len(self.sizes))) / math.prod(self.y.shape)
+    def output(self, run: Run, number: int) -> Tensor:
+        """What the quantised block gives for a chunk."""
+        start, size = sum(self.sizes[:number]), self.sizes[number]
+        if self.given is not None:
+            return self.given.read(start, start + size)
+        return run(self.chunk(number)[0], self.further.chunk(number))
 
-    def _squared(self, run: Run, number: int) -> float:
+    def error(self, run: Run, keep: bool = False) -> float:
+        """(Weighted) mean squared error of the block on all images, summed in float64; the outputs are kept
+        as `given` where they will be asked for.
+        """
+        kept = Rows(self.y.read(0, 1), len(self.y)) if keep else None
+        found = sum(self._squared(run, number, kept) for number in range(len(self.sizes)))
+        self.given = kept or self.given
+        return found / math.prod(self.y.shape)
+
+    def _squared(self, run: Run, number: int, kept: Rows | None) -> float:
         """The sum over a chunk."""
-        x, y = self.chunk(number)
+        _, y = self.chunk(number)
         weights = [] if self.weight is None else [self.weight.expand_as(y)]
         total = torch.zeros((), dtype=torch.float64, device=y.device)
-        for target, found, *w in pieces(y, run(x, self.further.chunk(number)), *weights):
+        output = self.output(run, number)
+        if kept is not None:
+            kept.write(sum(self.sizes[:number]), output)
+        for target, found, *w in pieces(y, output, *weights):
             error = (found - target).double()
             total += torch.dot(error * w[0] if w else error, error)
         return float(total)

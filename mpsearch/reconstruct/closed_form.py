@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.models.reads import Read, Reads
+from mpsearch.models.reads import Read, Reads, ReadsOnly
 from mpsearch.problem import Candidate
 from mpsearch.pytrees import Inputs
 from mpsearch.quant import QuantizedTensor, QuantLayer, UnitState
@@ -117,13 +117,13 @@ def round_on_prefix(
         more = data.further.chunk(number)
         ours = _reads(
             unit,
-            layer.inner.get_parameter("weight"),
+            layer.inner,
             run,
             data.x.read(2 * start + size, 2 * (start + size)),
             more,
         )
         theirs = _reads(
-            unit, weight, partial(_call, original), data.x.read(2 * start, 2 * start + size), more
+            unit, original, partial(_call, original), data.x.read(2 * start, 2 * start + size), more
         )
         seen.add(ours, theirs)
         start += size
@@ -185,9 +185,11 @@ class _Seen:
         return mean_matched(bias, weight, theirs, quantized, ours)
 
 
-def _reads(unit: str, weight: Tensor, run: Run, x: Tensor, more: Values) -> list[Read]:
+def _reads(unit: str, layer: nn.Module, run: Run, x: Tensor, more: Values) -> list[Read]:
+    """What meets the weight of a layer, which is not multiplied where nothing but the product is done."""
     found: list[Read] = []
-    with Reads({unit: weight}, lambda _, read: found.append(read)):
+    reads = ReadsOnly if type(layer) in (nn.Conv2d, nn.Linear) else Reads
+    with reads({unit: layer.get_parameter("weight")}, lambda _, read: found.append(read)):
         run(x, more)
     return found
 
@@ -205,9 +207,10 @@ def round_block(
     before = data.error(run)
     found = round_on_prefix(unit, layer, original, state, run, data, seed)
     layer.set_state(found)
-    after = data.error(run)
+    after = data.error(run, keep=True)
     if after < before:
         return {unit: found}, before, after
+    data.given = None
     layer.set_state(state)
     return {unit: state}, before, after
 

@@ -1,0 +1,28 @@
+"""TensorRT engines that were built and timed elsewhere, read from the files that trtexec writes."""
+
+from mpsearch.hardware.trtexec.account import Account, Entry, account
+from mpsearch.hardware.trtexec.align import TENSORS, aligned, kernels_of_build
+from mpsearch.hardware.trtexec.builds import Build, card_identity, read_builds, source_folder
+from mpsearch.hardware.trtexec.manifest import read_manifest, write_manifest
+from mpsearch.hardware.trtexec.model import fit_network, network_units
+from mpsearch.hardware.trtexec.table import Imported, Network, import_builds
+
+__all__ = [
+    "TENSORS",
+    "Account",
+    "Build",
+    "Entry",
+    "Imported",
+    "Network",
+    "account",
+    "aligned",
+    "card_identity",
+    "fit_network",
+    "import_builds",
+    "kernels_of_build",
+    "network_units",
+    "read_builds",
+    "read_manifest",
+    "source_folder",
+    "write_manifest",
+]
