@@ -4,7 +4,7 @@ fixed by seed and content hash.
 
 from mpsearch.data.digits import digits_split
 from mpsearch.data.images import ImageSet
-from mpsearch.data.loading import load_images, require_source
+from mpsearch.data.loading import load_images, preparation, require_source
 from mpsearch.data.nested import NestedSet
 from mpsearch.data.reading import Samples, Takes, drawn, opened
 from mpsearch.data.samples import SampleSet
@@ -26,6 +26,7 @@ __all__ = [
     "load_images",
     "make_splits",
     "opened",
+    "preparation",
     "read_class_map",
     "require_source",
     "tokenize",

@@ -126,10 +126,9 @@ class NestedSet:
         alone = len(self.leaves) == len(args.parts) == 1 and not kwargs.parts
         return alone and args.parts[0].kind == "leaf"
 
-    def __str__(self) -> str:
-        told = ", ".join(
-            f"{name or 'input'} {shape_text(leaf.shape[1:])} {str(leaf.dtype).removeprefix('torch.')}"
-            for name, leaf in zip(self.call.names(), self.leaves, strict=True)
-        )
-        truth = "no labels" if self.labels is None else f"labels {shape_text(self.labels.shape[1:])}"
-        return f"{self.name}: {told}; {'targets' if self.labels is None and self.targets else truth}"
+    @property
+    def truth(self) -> str:
+        """What is known of the samples, for people."""
+        if self.labels is None:
+            return "targets" if self.targets else "no labels"
+        return f"labels {shape_text(self.labels.shape[1:])}"

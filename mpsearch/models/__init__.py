@@ -15,6 +15,7 @@ from mpsearch.models.load import (
     as_stored,
     build_model,
     from_module,
+    kind_of,
     load_model,
     unwrapped,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "fold_batch_norm",
     "form_of",
     "from_module",
+    "kind_of",
     "load_model",
     "load_weights",
     "observe_form",

@@ -1,5 +1,5 @@
-"""Models from timm, from a factory in a Python file, or from an `nn.Module`: in eval mode, float32, weights
-checked.
+"""Models from timm, from a factory in a Python file, from an exported program, or from an `nn.Module`: in
+eval mode, float32, weights checked.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpsearch.errors import ModelError, UnknownNameError
 from mpsearch.foreign import first_line
+from mpsearch.models.program import load_program
 from mpsearch.models.tree import copied
 from mpsearch.models.weights import check_finite, load_weights
+from mpsearch.named import HUB, require_model_name
 from mpsearch.usercode import call_code, names_code, require_code
 
 DataConfig = dict[str, Any]
@@ -30,9 +32,10 @@ class ModelSource:
     """How a model is built anew.
 
     Args:
-        kind: `timm`, `factory` (`path/to/file.py:function`) or `module` (given as an object, so it cannot be
-            built from this).
-        name: Name in timm, the factory as it was typed, or the class of the module.
+        kind: `timm`, `factory` (`path/to/file.py:function`), `program` (a `.pt2` file) or `module` (given as
+        an
+            object, so it cannot be built from this).
+        name: Name in timm, the factory or file as it was typed, or the class of the module.
         kwargs: Arguments of the model; plain JSON values.
     """
 
@@ -76,8 +79,8 @@ def load_model(
     where it does not, timm's ImageNet defaults hold.
 
     Args:
-        spec: Name in timm, or `path/to/file.py:function`.
-        weights: Safetensors file with the model's parameter names.
+        spec: Name in timm, `path/to/file.py:function`, or a program of `torch.export.save` (`.pt2`).
+        weights: Safetensors file or state dict with the model's parameter names.
         pretrained: Download timm's weights.
         kwargs: Arguments for the model's constructor or the factory; plain JSON values.
 
@@ -85,7 +88,7 @@ def load_model(
         UnknownNameError: timm has no model of this name.
         ModelError: The model cannot be built or downloaded, or its weights do not fit or are not finite.
     """
-    source = ModelSource("factory" if names_code(spec) else "timm", spec, dict(kwargs or {}))
+    source = ModelSource(kind_of(spec), spec, dict(kwargs or {}))
     if pretrained and weights is not None:
         raise ModelError(f"Both pretrained weights and {weights} are asked for. Give one of them.")
     module = build_model(source, pretrained=pretrained)
@@ -136,6 +139,8 @@ def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
         module = _build_timm(source, pretrained)
     elif source.kind == "factory":
         module = _build_factory(source, pretrained)
+    elif source.kind == "program":
+        module = load_program(Path(source.name))
     else:
         raise ModelError(
             f"The model {source.name!r} was given as an object and cannot be built from its name. Pass "
@@ -144,13 +149,16 @@ def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
     return module.float().eval()
 
 
+def kind_of(spec: str) -> str:
+    """The kind of `ModelSource` that a text names."""
+    return "factory" if names_code(spec) else "program" if spec.endswith(".pt2") else "timm"
+
+
 def _build_timm(source: ModelSource, pretrained: bool) -> nn.Module:
     name = source.name
-    if not timm.is_model(name):
-        known = timm.list_models()
-        raise UnknownNameError(
-            "timm model", name, known, "A model of your own is written path/to/file.py:function."
-        )
+    if not timm.is_model(name) and not name.startswith(HUB):
+        require_model_name(name)
+        raise UnknownNameError("timm model", name, timm.list_models())
     try:
         module: nn.Module = timm.create_model(name, pretrained=False, **source.kwargs)
     except Exception as error:  # a constructor may raise anything on arguments that it does not take

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -106,6 +107,11 @@ class RunConfig:
         task: Registered task, with options, or `file.py:Class`: how outputs are compared with the float
             model's and with labels; `auto` goes by the outputs (see `mpsearch.evaluate.task_for`).
         batch_axis: Axis of the samples in what the model reads and gives.
+        input_size: Channels, height and width of the images that the model reads, or one number for height
+            and width; None for what the model says.
+        mean: Of the normalisation, for each channel, of values in 0 to 1; None for what the model says.
+        std: Standard deviations there.
+        interpolation: With which images are resized, such as `bilinear`; None for what the model says.
     """
 
     budgets: tuple[str, ...]
@@ -141,6 +147,10 @@ class RunConfig:
     seed: int = 0
     task: str = "auto"
     batch_axis: int = 0
+    input_size: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
 
     def __post_init__(self) -> None:
         if not self.budgets:
@@ -200,6 +210,13 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}; it must be {least} or more.", (name,))
+        if self.input_size is not None and (len(self.input_size) not in (1, 3) or min(self.input_size) < 1):
+            raise OptionError(
+                f"input_size is {self.input_size}; it must be channels, height and width, such as 3,32,32, "
+                "or one "
+                "number for both sides.",
+                ("input_size",),
+            )
         if self.seed > _MOST_SEED:
             raise OptionError(
                 f"seed is {self.seed}; it must be at most {_MOST_SEED}, which every generator takes.",
@@ -235,6 +252,19 @@ class RunConfig:
         """The target."""
         return TARGETS.create(self.target)
 
+    def image_settings(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """What images look like: what the model says, and over it what was asked for."""
+        asked = {name: getattr(self, name) for name in ("mean", "std", "interpolation")}
+        found = {**model, **{name: value for name, value in asked.items() if value is not None}}
+        if self.input_size is not None:
+            one = len(self.input_size) == 1
+            size = (model["input_size"][0], *self.input_size * 2) if one else self.input_size
+            found |= {"input_size": size, "crop_pct": 1.0}  # images of that size stay as they are
+            for name in ("mean", "std"):
+                if asked[name] is None and len(model[name]) != size[0] and len(set(model[name])) == 1:
+                    found[name] = model[name][:1] * size[0]
+        return found
+
     @property
     def memory_bytes(self) -> int:
         """`reconstruction_memory` in bytes."""
@@ -262,6 +292,7 @@ class RunConfig:
             "task": "classification",
             "class_map": None,
             "batch_axis": 0,
+            **dict.fromkeys(("input_size", "mean", "std", "interpolation")),
             **data,
         }  # what studies had before these had names
         known = {f.name for f in fields(cls)}

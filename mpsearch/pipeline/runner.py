@@ -64,7 +64,10 @@ _PACKAGES = (
     "scikit-learn",
     "safetensors",
 )
-_GIVEN = {"model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"}
+_GIVEN = {
+    *("model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"),
+    *("input_size", "mean", "std", "interpolation"),
+}
 """Settings that say where a model and images come from."""
 
 

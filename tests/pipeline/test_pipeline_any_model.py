@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -16,7 +18,10 @@ from mpsearch.deploy.artifact import open_artifact
 from mpsearch.deploy.process import bench_apart, run_apart
 from mpsearch.errors import OptionError
 from mpsearch.models import observe_form
-from mpsearch.pipeline import search
+from mpsearch.pipeline import RunConfig, run, search
+from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.progress import Silent
+from mpsearch.pipeline.steps.subject import load_subject
 from mpsearch.pytrees import Batch, flatten
 
 SETTINGS = {"trials": 3, "polish": 0, "bits": (3, 8), "iterations": 5}
@@ -107,3 +112,80 @@ def test_a_task_about_one_of_the_outputs(tmp_path):
     assert result["measure"] == "KL" and result["best"]["metrics"]["kl"] > 0
     written = json.loads((Path(result["study"]) / "artifact" / "artifact.json").read_text())
     assert written["task"] == "segmentation:output=maps.all" and written["form"]["call"]["kind"] == "tuple"
+
+
+MINE = """
+import torch
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 8), nn.Conv2d(1, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, row, image):
+        return {"logits": self.head(torch.relu(self.a(row) + self.b(image).mean((2, 3))))}
+
+def build():
+    torch.manual_seed(0)
+    return Two()
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+def samples():
+    draw = torch.Generator().manual_seed(1)
+    return [((torch.randn(6, generator=draw), torch.randn(1, 5, 5, generator=draw)), i % 4) for i in range(40)]
+"""
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_model_and_samples_of_a_file(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    config = RunConfig(
+        ("5bits",),
+        model=f"{tmp_path / 'mine.py'}:build",
+        data=f"{tmp_path / 'mine.py'}:samples",
+        target="packed",
+        **{**SETTINGS, "iterations": 0},
+    )
+    told = Told()
+    result = run(config, Study(tmp_path / "study"), told)
+    assert result["measure"] == "KL" and result["rows"][0]["searched"]["metrics"]["top1"] is not None
+    assert any("row 6 float32, image 1 x 5 x 5 float32" in line for line in told.lines)
+    again = mpsearch.load(result["best"]["artifact"]["packed"], model=config.model)
+    assert set(again(row=torch.zeros(1, 6), image=torch.zeros(1, 1, 5, 5))) == {"logits"}
+
+
+def test_images_are_not_resized_in_silence(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    draw = np.random.default_rng(0)
+    for i in range(12):
+        folder = tmp_path / "images" / f"{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+    config = RunConfig(
+        ("5bits",), model=f"{tmp_path / 'mine.py'}:plain", data=str(tmp_path / "images"), **SETTINGS
+    )
+    told = Told()
+    splits = load_subject(config, told).splits
+    assert splits.evaluation.inputs([0]).shape == (1, 3, 224, 224)
+    assert any("224 x 224" in line and "the first was 32 x 32" in line for line in told.lines)
+    assert any("the model does not say" in line and "--input-size" in line for line in told.lines)
+    told = Told()
+    sized = replace(config, input_size=(32,), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    evaluation = load_subject(sized, told).splits.evaluation
+    assert len(told.lines) == 2 and "resized to 32 x 32" in told.lines[0]  # and that there are few
+    given = {
+        np.asarray(Image.open(path)).transpose(2, 0, 1).tobytes()
+        for path in (tmp_path / "images").rglob("*.png")
+    }
+    assert {x.numpy().tobytes() for x in evaluation.images} <= given  # byte for byte

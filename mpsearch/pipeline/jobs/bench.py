@@ -14,7 +14,7 @@ from mpsearch.deploy.artifact import Artifact, open_artifact
 from mpsearch.deploy.process import bench_apart, run_apart
 from mpsearch.errors import OptionError
 from mpsearch.evaluate import made
-from mpsearch.models import ModelSource
+from mpsearch.models import ModelSource, kind_of
 
 
 def bench_artifacts(
@@ -126,4 +126,4 @@ def _source(artifact: Artifact, model: str | None) -> ModelSource | None:
     if model is None:
         return None
     kwargs = artifact.source.kwargs if artifact.source.name == model else {}
-    return ModelSource("factory" if ".py" in model else "timm", model, kwargs)
+    return ModelSource(kind_of(model), model, kwargs)

@@ -121,7 +121,10 @@ class Deployer:
         try:
             threads = torch.get_num_threads()
             logits = run_apart(
-                artifact, images.inputs(), model=source if source.kind == "factory" else None, threads=threads
+                artifact,
+                images.inputs(),
+                model=source if source.kind in ("factory", "program") else None,
+                threads=threads,
             )
         except UserError as error:  # a tool that is not installed here: the files are there, and this is said
             return row | {"runtime": None, "reason": str(error)}

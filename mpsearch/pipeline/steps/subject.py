@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpsearch.data import Classes, Splits, Takes, make_splits, read_class_map, require_source
+from mpsearch.data import (
+    Classes,
+    NestedSet,
+    Splits,
+    Takes,
+    make_splits,
+    preparation,
+    read_class_map,
+    require_source,
+)
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.readback import require_read_back
 from mpsearch.errors import ModelError
@@ -23,6 +32,7 @@ from mpsearch.models import (
     analyze,
     find_foldable,
     fold_batch_norm,
+    kind_of,
     load_model,
     require_weights,
     trace_model,
@@ -110,6 +120,7 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
         loaded = load_model(
             config.model, weights=weights, pretrained=_downloads(config), kwargs=dict(config.model_args)
         )
+    loaded = replace(loaded, data_config=config.image_settings(loaded.data_config))
     classes = replace(classes, outputs=_outputs(loaded, config) if labelled else None)
     with progress.task("read the images") as advance:
         splits = draw(
@@ -121,7 +132,23 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
             advance,
             takes_of(loaded.module, config),
         )
+    _tell_images(loaded, splits, config, progress)
     return make_subject(loaded, splits, config, progress)
+
+
+def _tell_images(loaded: LoadedModel, splits: Splits, config: RunConfig, progress: Progress) -> None:
+    """Say how the samples were prepared; where the model does not know, what would change it."""
+    if config.data is None or isinstance(splits.evaluation, NestedSet):
+        return
+    progress.say(f"Images: {preparation(config.data, loaded.data_config)}.")
+    says = getattr(loaded.module, "pretrained_cfg", None) or getattr(loaded.module, "default_cfg", None)
+    if not says and None in (config.input_size, config.mean, config.std):
+        progress.say(
+            "Warning: the model does not say what its images look like, so timm's ImageNet defaults hold "
+            "where "
+            "nothing is given. Say --input-size, --mean, --std and --interpolation, or set "
+            "model.pretrained_cfg."
+        )
 
 
 def draw(
@@ -169,11 +196,7 @@ def require_same_weights(config: RunConfig) -> None:
 
 def _downloads(config: RunConfig) -> bool:
     """Whether the weights are timm's own."""
-    return (
-        config.pretrained
-        and config.weights is None
-        and not str(config.model).partition(":")[0].endswith(".py")
-    )
+    return config.pretrained and config.weights is None and kind_of(str(config.model)) == "timm"
 
 
 def _require_files(config: RunConfig, labelled: bool) -> Classes:
@@ -190,7 +213,7 @@ def _require_files(config: RunConfig, labelled: bool) -> Classes:
 
 
 def _is_factory(config: RunConfig) -> bool:
-    return config.model is not None and ".py" in config.model
+    return config.model is not None and kind_of(config.model) != "timm"
 
 
 def _outputs(loaded: LoadedModel, config: RunConfig) -> int | None:
@@ -224,6 +247,11 @@ def make_subject(
         progress.say(f"Warning: {splits.warning}")
     example = splits.calibration.inputs([0])
     tried = try_model(loaded.module, splits, config)
+    if isinstance(splits.calibration, NestedSet):
+        progress.say(
+            f"Samples as they are, nothing is resized or normalised: {', '.join(map(str, tried.reads))}; "
+            f"{splits.calibration.truth}; task {tried.task_text}."
+        )
     pairs = find_foldable(trace_model(tried.module, example), tried.module)
     module = fold_batch_norm(tried.module, pairs)
     graph = analyze(module, example)

@@ -14,7 +14,7 @@ from mpsearch.data import SampleSet, Splits, Takes
 from mpsearch.errors import OptionError
 from mpsearch.evaluate import Outputs, Task, task_for
 from mpsearch.models import Form, as_batch, bound, observe_form, require_function
-from mpsearch.models.form import ONE_TENSOR
+from mpsearch.models.form import ONE_TENSOR, Leaf
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
 from mpsearch.pipeline.config import RunConfig
@@ -34,12 +34,14 @@ class Tried:
         form: How its author meant it to be called; None for one tensor in, one tensor out.
         task_text: The task as one would type it.
         task: The task.
+        reads: What it reads.
     """
 
     module: nn.Module
     form: Form | None
     task_text: str
     task: Task
+    reads: tuple[Leaf, ...]
 
 
 def takes_of(module: nn.Module, config: RunConfig) -> Takes:
@@ -72,7 +74,7 @@ def try_model(module: nn.Module, splits: Splits, config: RunConfig) -> Tried:
     for part in splits.parts.values():
         task.require_labels(part, output)
     require_classes(config, text, task)
-    return Tried(module, form, text, task)
+    return Tried(module, form, text, task, found.inputs)
 
 
 def call_of(samples: SampleSet) -> Structure:
