@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import typer
 
 from mpsearch.cli import _run_options as options
@@ -43,6 +45,7 @@ from mpsearch.cli._options import (
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+from mpsearch.efforts import effort_of, format_duration, parse_duration
 from mpsearch.errors import OptionError
 from mpsearch.problem import Budget
 from mpsearch.units import format_bytes, format_pair, format_quantity
@@ -51,6 +54,9 @@ if TYPE_CHECKING:
     from mpsearch.pipeline import RunConfig
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.workers.crew import Crew
+
+ASSIGNED_BITS = (3, 4, 5, 6)
+"""What --assign divides the layers among where --bits does not say: a group at 2 bits ruins most networks."""
 
 _WITH_RESUME = {"resume", "budget", "allow_estimate", "storage", "workers", "output"}
 
@@ -75,11 +81,14 @@ def run(
     evaluation_images: EvaluationImages = None,
     bits: Bits = None,
     fix: Fix = None,
-    a_bits: InputBits = 8,
+    a_bits: InputBits = "8",
     objective: options.RunObjectives = None,
+    assign: options.Assign = None,
     trials: options.Trials = None,
     sampler: options.Sampler = "mpsearch",
     polish: options.Polish = None,
+    effort: options.EffortName = "balanced",
+    time_limit: options.TimeLimit = None,
     first_last_bits: FirstLastBits = None,
     method: options.Method = "gptq",
     reconstruction_memory: options.ReconstructionMemory = "8GiB",
@@ -103,6 +112,9 @@ def run(
     """Search, quantise, write the artifact, and report: all seven steps."""
     for text in budget or ():
         Budget.parse(text)  # before torch is imported: a slip is told at once
+    effort_of(effort)
+    if time_limit is not None:
+        parse_duration(time_limit)
     from mpsearch.pipeline.workers.crew import Crew
 
     crew = Crew(storage, workers)
@@ -116,15 +128,25 @@ def _started(context: typer.Context) -> tuple[RunConfig, Study]:
     from mpsearch.pipeline.folder import Study
 
     given = context.params
-    usual, refined = (6, 2) if given["model"] is None else (12, 4)
+    if given["assign"] is not None:
+        _require_no_search(context)
+    said = any("=" not in text for text in given["bits"] or ())
+    narrow = {"bits": ASSIGNED_BITS} if given["assign"] is not None and not said else {}
     config = config_of(
         context,
+        **narrow,
         budgets=tuple(given["budget"] or ()),
         objectives=tuple(given["objective"] or DEFAULT_OBJECTIVES),
-        trials=usual if given["trials"] is None else given["trials"],
-        polish=refined if given["polish"] is None else given["polish"],
     )
-    return config, Study(study_folder(given["name"] or study_name(config.model, config.budgets)))
+    about = config.budgets if config.assign is None else (config.assign,)
+    return config, Study(study_folder(given["name"] or study_name(config.model, about)))
+
+
+def _require_no_search(context: typer.Context) -> None:
+    """Raises OptionError where an option of the search is given beside --assign, which makes none."""
+    for name in ("trials", "sampler", "polish", "storage", "workers"):
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
+            raise OptionError(f"--assign makes no search, and --{name} is given. Leave one of them out.")
 
 
 def _resumed(context: typer.Context, folder: Path) -> tuple[RunConfig, Study]:
@@ -149,13 +171,18 @@ def _finish(config: RunConfig, study: Study, crew: Crew, output: Format) -> None
     if study.holds(config):
         say(f"Continuing the study in {study.path}: what it holds already is used.")
     try:
-        result = run_study(config, study, ProgressBars(), crew)
+        result = run_study(config, study, ProgressBars(), crew, started=_began())
     except KeyboardInterrupt:
         say(f"\nInterrupted. Finish it with: mpsearch run --resume {study.path}")
         raise
     report = write_report(study.path)
     _print_result(result, output)
     _tell(result, report)
+
+
+def _began() -> float:
+    """When this process began, as `time.monotonic()` counts: imports take part of a time limit too."""
+    return time.monotonic() - (time.time() - float(psutil.Process().create_time()))
 
 
 def _require_unchanged(context: typer.Context) -> None:
@@ -250,6 +277,10 @@ def _tell(result: dict[str, Any], report: Path) -> None:
     optimum = f"the proxy's optimum is {proxy['status']} ({proxy['found_by']})"
     say(f"Chosen: {best['label']} ({best['reason']}); {optimum}.")
     _tell_files(best["artifact"], best["metrics"]["images"])
+    plan = result["plan"]
+    if "seconds" in plan:
+        took, meant = format_duration(plan["took_s"]), format_duration(plan["seconds"])
+        say(f"Took {took}; the plan of the steps was {meant}.")
     left = result["not_quantized"]
     say(f"Not quantised: {format_bytes(sum(left.values()))} in {len(left)} tensors, named in {report}.")
     say(f"Report: {report}")

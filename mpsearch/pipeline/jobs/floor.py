@@ -72,7 +72,7 @@ def within_floor(
         InfeasibleError: Not even the least damage keeps the floor.
     """
     study = Study(folder)
-    config = study.config()
+    config = study.settled()
     _require_classes(folder, config.task, config.task == AUTO or made(config.task).classes)
     with study.busy():
         subject = load_subject(config, progress)

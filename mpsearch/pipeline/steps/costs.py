@@ -8,6 +8,7 @@ from dataclasses import replace
 from mpsearch.errors import BudgetError
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.steps.subject import Subject
+from mpsearch.pipeline.steps.uniforms import pairs_of_bits
 from mpsearch.problem import FLOAT, FLOAT_INPUT, Budget, Candidate, Problem, Restrictions, absolute
 from mpsearch.solvers import describe_least, reachable, solve
 
@@ -17,7 +18,7 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
 
     Where a latency or an energy is asked for, float is a candidate too: integers are not always faster.
     """
-    integers = tuple(Candidate(bits, config.a_bits) for bits in sorted(config.bits, reverse=True))
+    integers = tuple(pairs_of_bits(config))
     wide = (*integers, FLOAT) if limits(config, "latency_us", "energy_mj") else integers
     fixed = _fixed(subject, config)
     candidates = tuple(

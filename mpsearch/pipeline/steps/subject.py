@@ -16,7 +16,6 @@ from mpsearch.data import (
     Splits,
     Takes,
     make_splits,
-    preparation,
     read_class_map,
     require_source,
 )
@@ -38,9 +37,10 @@ from mpsearch.models import (
     trace_model,
     weights_hash,
 )
-from mpsearch.pipeline.config import USUAL_IMAGES, RunConfig
+from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.embedded import default_model
+from mpsearch.pipeline.steps.pictures import image_settings, tell_images
 from mpsearch.pipeline.steps.trial import outputs_of, takes_of, try_model
 from mpsearch.problem import FLOAT
 from mpsearch.reconstruct import Calibration, calibrate
@@ -120,7 +120,7 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
         loaded = load_model(
             config.model, weights=weights, pretrained=_downloads(config), kwargs=dict(config.model_args)
         )
-    loaded = replace(loaded, data_config=config.image_settings(loaded.data_config))
+    loaded = replace(loaded, data_config=image_settings(loaded.data_config, config))
     classes = replace(classes, outputs=_outputs(loaded, config) if labelled else None)
     with progress.task("read the images") as advance:
         splits = draw(
@@ -132,23 +132,8 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
             advance,
             takes_of(loaded.module, config),
         )
-    _tell_images(loaded, splits, config, progress)
+    tell_images(loaded, splits, config, progress)
     return make_subject(loaded, splits, config, progress)
-
-
-def _tell_images(loaded: LoadedModel, splits: Splits, config: RunConfig, progress: Progress) -> None:
-    """Say how the samples were prepared; where the model does not know, what would change it."""
-    if config.data is None or isinstance(splits.evaluation, NestedSet):
-        return
-    progress.say(f"Images: {preparation(config.data, loaded.data_config)}.")
-    says = getattr(loaded.module, "pretrained_cfg", None) or getattr(loaded.module, "default_cfg", None)
-    if not says and None in (config.input_size, config.mean, config.std):
-        progress.say(
-            "Warning: the model does not say what its images look like, so timm's ImageNet defaults hold "
-            "where "
-            "nothing is given. Say --input-size, --mean, --std and --interpolation, or set "
-            "model.pretrained_cfg."
-        )
 
 
 def draw(
@@ -161,19 +146,50 @@ def draw(
     takes: Takes | None = None,
 ) -> Splits:
     """The images of a configuration. Args and Raises: As `make_splits`."""
-    return make_splits(
+    drawn = make_splits(
         data,
         data_config,
         calibration=calibration,
         calibration_images=config.calibration_images,
         search_images=config.search_images,
         evaluation_images=config.evaluation_images,
-        usual=USUAL_IMAGES,
+        usual=config.usual_images,
         seed=config.seed,
         classes=classes,
         on_image=on_image,
         takes=takes,
     )
+    return _kept(drawn, config)
+
+
+def _kept(splits: Splits, config: RunConfig) -> Splits:
+    """As many of the images as the plan keeps: the first of each set, whose order is random by the seed."""
+    if config.kept_images is None:
+        return splits
+    fewer: dict[str, Any] = {
+        name: part.subset(range(count))
+        for (name, part), count in zip(splits.parts.items(), config.kept_images, strict=True)
+        if count < len(part)
+    }
+    return replace(splits, **fewer)
+
+
+def with_images(subject: Subject, config: RunConfig) -> Subject:
+    """The same model with as many of its images as `config` keeps."""
+    splits = _kept(subject.splits, config)
+    return (
+        subject
+        if splits is subject.splits
+        else replace(subject, splits=splits, hashes=_hashes(subject.module, splits))
+    )
+
+
+def _hashes(module: nn.Module, splits: Splits) -> dict[str, str]:
+    """Of the weights and of each set of images."""
+    return {
+        "weights": weights_hash(module),
+        **{name: part.content_hash for name, part in splits.parts.items()},
+    }
 
 
 def require_same_weights(config: RunConfig) -> None:
@@ -258,12 +274,8 @@ def make_subject(
     units = [layer.name for layer in graph.layers if layer.op != "matmul"]
     layout = PackedLayout.of(module, units, loaded.source, pairs, loaded.data_config)
     require_read_back(layout, module, loaded.source, given, example)
-    hashes = {
-        "weights": weights_hash(module),
-        **{name: part.content_hash for name, part in splits.parts.items()},
-    }
     about = tried.form, tried.task_text, tried.task
-    return Subject(loaded.source, module, graph, layout, splits, hashes, given, *about)
+    return Subject(loaded.source, module, graph, layout, splits, _hashes(module, splits), given, *about)
 
 
 def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
