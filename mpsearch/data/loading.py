@@ -94,9 +94,9 @@ def require_source(spec: str, classes: Classes | None = None) -> None:
         open_source(spec, classes=classes)
 
 
-def preparation(spec: str, data_config: Mapping[str, Any]) -> str:
+def preparation(spec: str, data_config: Mapping[str, Any], classes: Classes | None = None) -> str:
     """How the images of a source are prepared, for people, and what size the first one had."""
-    source = open_source(spec)
+    source = open_source(spec, classes=classes)
     prepared = Preprocessor.from_config(data_config).changed(**source.changed_config)
     first = source.read(0).image.size if not is_timm_name(spec) else None
     return f"{prepared}{'' if first is None else f'; the first was {first[1]} x {first[0]}'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mpsearch.data import NestedSet, Splits, preparation
+from mpsearch.data import Classes, NestedSet, Splits, preparation
 from mpsearch.models import LoadedModel
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.progress import Progress
@@ -25,11 +25,13 @@ def image_settings(model: Mapping[str, Any], config: RunConfig) -> dict[str, Any
     return found
 
 
-def tell_images(loaded: LoadedModel, splits: Splits, config: RunConfig, progress: Progress) -> None:
+def tell_images(
+    loaded: LoadedModel, splits: Splits, config: RunConfig, progress: Progress, classes: Classes
+) -> None:
     """Say how images were prepared; where the model does not know how, what would change it."""
     if config.data is None or isinstance(splits.evaluation, NestedSet):
         return
-    progress.say(f"Images: {preparation(config.data, loaded.data_config)}.")
+    progress.say(f"Images: {preparation(config.data, loaded.data_config, classes)}.")
     says = getattr(loaded.module, "pretrained_cfg", None) or getattr(loaded.module, "default_cfg", None)
     if not says and None in (config.input_size, config.mean, config.std):
         progress.say(

@@ -132,7 +132,7 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
             advance,
             takes_of(loaded.module, config),
         )
-    tell_images(loaded, splits, config, progress)
+    tell_images(loaded, splits, config, progress, classes)
     return make_subject(loaded, splits, config, progress)
 
 
