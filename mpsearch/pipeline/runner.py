@@ -186,7 +186,7 @@ def _run(
     the settings.
     """
     problem, budgets = limited(subject, given)
-    subject, config, plan = planned(subject, given, study, progress, clock)
+    subject, config, plan = planned(subject, problem, given, study, progress, clock)
     with clock.step("ranges of inputs"):
         calibration = calibrate_subject(subject, config, progress)
     workshop = Workshop(subject, calibration, config, study, progress, plan, clock)
