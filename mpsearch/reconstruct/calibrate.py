@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mpsearch.errors import DataError, ModelError
 from mpsearch.models.reads import Reads
 from mpsearch.problem import Assignment, Candidate
+from mpsearch.pytrees import Inputs
 from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
 from mpsearch.quant.devices import on_device, wide
 from mpsearch.quant.products import product_names, unwrap_products, wrap_products
@@ -161,7 +162,7 @@ def _bits(bits: int | None) -> int:
 def calibrate(
     module: nn.Module,
     units: Iterable[str],
-    batches: Iterable[Tensor],
+    batches: Iterable[Inputs],
     *,
     weight_observer: str = "mse",
     input_observer: str = "mse",
@@ -176,7 +177,7 @@ def calibrate(
         module: Float model in eval mode; left as found.
         units: Names of its convolution and linear units, and of those products of two activations that are to
             be quantised.
-        batches: Normalised inputs, B x C x H x W each.
+        batches: Normalised inputs, B x C x H x W each, or what else the model reads.
         weight_observer: For weights.
         input_observer: For inputs and operands.
         symmetric_inputs: Whether uniform grids of inputs are signed around zero.
@@ -281,14 +282,14 @@ class _Given:
         return tuple(sample.values(unit) for sample in self.calls)
 
 
-def _each_begun(batches: Iterable[Tensor], given: Collection[_Given]) -> Iterator[Tensor]:
+def _each_begun(batches: Iterable[Inputs], given: Collection[_Given]) -> Iterator[Inputs]:
     for batch in batches:
         for sample in given:
             sample.begin()
         yield batch
 
 
-def _pass_by(module: nn.Module, batches: Iterable[Tensor], on_batch: Callable[[int], None] | None) -> None:
+def _pass_by(module: nn.Module, batches: Iterable[Inputs], on_batch: Callable[[int], None] | None) -> None:
     done = 0
     for batch in batches:
         module(batch)
