@@ -98,7 +98,7 @@ def test_a_study_goes_on_on_another_device(settings, tmp_path):
 
     told = Told()
     here = run(replace(config, device="cpu"), study, told)
-    assert "computed on cuda. Now cpu" in told.said[0]
+    assert "computed on cuda. Now cpu" in " ".join(told.said)
     assert study.device() == {"type": "cpu"} and study.config().device == "cpu"
     assert here["best"]["assignment"] == there["best"]["assignment"]
     both = steps()
