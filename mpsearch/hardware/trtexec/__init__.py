@@ -3,6 +3,7 @@
 from mpsearch.hardware.trtexec.account import Account, Entry, account
 from mpsearch.hardware.trtexec.align import TENSORS, aligned, kernels_of_build
 from mpsearch.hardware.trtexec.builds import Build, card_identity, read_builds, source_folder
+from mpsearch.hardware.trtexec.command import script, trtexec_call
 from mpsearch.hardware.trtexec.manifest import read_manifest, write_manifest
 from mpsearch.hardware.trtexec.model import fit_network, network_units
 from mpsearch.hardware.trtexec.table import Imported, Network, import_builds
@@ -23,6 +24,8 @@ __all__ = [
     "network_units",
     "read_builds",
     "read_manifest",
+    "script",
     "source_folder",
+    "trtexec_call",
     "write_manifest",
 ]

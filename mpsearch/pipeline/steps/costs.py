@@ -17,11 +17,11 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
 
     Where a latency or an energy is asked for, float is a candidate too: integers are not always faster.
     """
-    integers = tuple(Candidate(bits, config.a_bits) for bits in sorted(config.bits, reverse=True))
+    integers = tuple(Candidate(bits, config.a_bits) for bits in sorted(searched_bits(config), reverse=True))
     wide = (*integers, FLOAT) if limits(config, "latency_us", "energy_mj") else integers
     fixed = _fixed(subject, config)
     candidates = tuple(
-        fixed.get(layer.name, wide) if layer.name in subject.layout.weights else (FLOAT,)
+        fixed.get(layer.name, wide) if layer.name in subject.layout.units else (FLOAT,)
         for layer in subject.graph.layers
     )
     candidates = Restrictions.parse(config.fix, config.layer_bits).choose(
@@ -31,7 +31,7 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     for layer, choices in zip(subject.graph.layers, candidates, strict=True):
         size.append(
             tuple(
-                float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0
+                float(subject.layout.unit_bytes(layer.name, c)) if layer.name in subject.layout.units else 0.0
                 for c in choices
             )
         )
@@ -42,6 +42,12 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
         costs={"size_bytes": tuple(size), "bops": tuple(bops)},
         constants={"size_bytes": float(subject.layout.constant_bytes), "bops": 0.0},
     )
+
+
+def searched_bits(config: RunConfig) -> tuple[int, ...]:
+    """Weight bits of the candidates: those that were asked for and that the target multiplies."""
+    widths = config.deployment.widths
+    return tuple(bits for bits in config.bits if not widths or bits in widths)
 
 
 def _possible(subject: Subject, candidates: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.engines import table_batch
 from mpsearch.pipeline.steps.latency import Architecture, backend_of
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import FLOAT, Candidate, Layer, Problem
@@ -43,7 +44,6 @@ class Deployment:
     config: RunConfig
     study: Study
     progress: Progress
-    _graphs: dict[int, Any] = field(default_factory=dict)
 
     @property
     def target(self) -> Target:
@@ -60,15 +60,16 @@ class Deployment:
         subject = self.subject
         calls = {layer.name: layer.calls for layer in subject.graph.layers if layer.calls > 1}
         one = subject.splits.calibration.inputs([0]) if example is None else example
-        return Job(subject.module, subject.layout, states, self.calibration, one, calls, self._graphs)
+        told = (subject.module, subject.layout, states, self.calibration, one, calls)
+        return Job(*told, graphs=subject.onnx, batch=table_batch(self.config))
 
     def float_onnx(self) -> Any:
         """The float graph, exported at the first call."""
-        if OPSET not in self._graphs:
+        if OPSET not in self.subject.onnx:
             with self.progress.task("export to ONNX") as advance:
                 self.job({}).float_onnx(OPSET)
                 advance(1, 1)
-        return self._graphs[OPSET]
+        return self.subject.onnx[OPSET]
 
     def architecture(self, problem: Problem) -> Architecture:
         """What whole-model runs are of: the exported graph, whose units this builds in any kernels."""

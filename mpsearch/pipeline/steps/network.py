@@ -27,10 +27,15 @@ def network_of(
         progress: Where progress goes.
         asked: Build -> kernels, as `Network` has them.
     """
-    with progress.task("export to ONNX") as advance:
-        graph: ModelProto = export_float(subject.module, subject.splits.calibration.inputs([0]), OPSET)
-        advance(1, 1)
-    tensors = find_tensors(graph)
-    layers = (*subject.graph.layers, *(choice.layer for choice in tensors))
+    if OPSET not in subject.onnx:
+        with progress.task("export to ONNX") as advance:
+            example = subject.splits.calibration.inputs([0])
+            subject.onnx[OPSET] = export_float(subject.module, example, OPSET)
+            advance(1, 1)
+    graph: ModelProto = subject.onnx[OPSET]
+    tensors = subject.tensors or find_tensors(graph)
+    layers = subject.graph.layers
+    if not subject.tensors:
+        layers = (*layers, *(choice.layer for choice in tensors))
     wires = find_wires(graph, layers, graph_names(tensors))
     return Network(subject.source.name.rpartition(":")[2], layers, wires, asked or {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from mpsearch.data import Classes, SampleSet, Splits, make_splits, read_class_map, require_source
+from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.readback import require_read_back
+from mpsearch.deploy.tensors import ChoiceTensor, find_tensors
 from mpsearch.errors import ModelError
 from mpsearch.evaluate import TASKS
+from mpsearch.hardware.qdq import OPSET
 from mpsearch.models import (
     LoadedModel,
     ModelGraph,
@@ -49,6 +52,8 @@ class Subject:
         splits: Images.
         hashes: Hashes of weights and images.
         given: The module that the user gave as an object, as it was; None where the source builds the model.
+        tensors: Tensors whose precision is a choice, where the target has such; they are in the graph's layers.
+        onnx: Float ONNX graphs by opset, exported at the first use.
     """
 
     source: ModelSource
@@ -58,6 +63,8 @@ class Subject:
     splits: Splits
     hashes: dict[str, str]
     given: nn.Module | None = None
+    tensors: tuple[ChoiceTensor, ...] = ()
+    onnx: dict[int, Any] = field(default_factory=dict, repr=False)
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -212,13 +219,19 @@ def make_subject(
     module = fold_batch_norm(loaded.module, pairs)
     graph = analyze(module, example)
     units = [layer.name for layer in graph.layers if layer.op != "matmul"]
-    layout = PackedLayout.of(module, units, loaded.source, pairs, loaded.data_config)
+    exported, tensors = dict[int, Any](), tuple[ChoiceTensor, ...]()
+    if config.deployment.tensors:
+        exported[OPSET] = export_float(module, example, OPSET)
+        tensors = find_tensors(exported[OPSET])
+        graph = replace(graph, layers=(*graph.layers, *(choice.layer for choice in tensors)))
+    names = [*units, *(choice.layer.name for choice in tensors)]
+    layout = PackedLayout.of(module, names, loaded.source, pairs, loaded.data_config)
     require_read_back(layout, module, loaded.source, given, example)
     hashes = {
         "weights": weights_hash(module),
         **{name: part.content_hash for name, part in splits.parts.items()},
     }
-    return Subject(loaded.source, module, graph, layout, splits, hashes, given)
+    return Subject(loaded.source, module, graph, layout, splits, hashes, given, tensors, exported)
 
 
 def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
@@ -227,8 +240,9 @@ def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -
     with progress.task("calibrate ranges") as advance:
         return calibrate(
             subject.module,
-            subject.units,
+            subject.layout.units,
             (inputs for inputs, _ in images.batches(BATCH)),
+            symmetric_inputs=config.deployment.signed_inputs,
             bias_correction=config.bias_correction,
             seed=config.seed,
             on_batch=lambda done: advance(done, len(images)),

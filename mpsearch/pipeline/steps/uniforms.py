@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mpsearch.pipeline.config import RunConfig
+from mpsearch.pipeline.steps.costs import searched_bits
 from mpsearch.problem import Candidate, Problem
 
 
@@ -44,4 +45,4 @@ def uniforms(problem: Problem, candidates: Iterable[Candidate]) -> list[Uniform]
 
 def run_uniforms(problem: Problem, config: RunConfig) -> list[Uniform]:
     """Those of the bit-widths that a run searches: W8A8 and so on, widest first."""
-    return uniforms(problem, [Candidate(b, config.a_bits) for b in sorted(config.bits, reverse=True)])
+    return uniforms(problem, [Candidate(b, config.a_bits) for b in sorted(searched_bits(config), reverse=True)])
