@@ -336,7 +336,7 @@ def test_every_registry_can_be_listed(call):
         "packed",
     }
     assert set(call("list", "tasks").stdout.split()) >= {"classification", "embedding", "span"}
-    assert call("list", "samplers").stdout.split() == ["mpsearch", "nsga2", "random", "tpe"]
+    assert call("list", "samplers").stdout.split() == ["greedy_mp", "mpsearch", "nsga2", "random", "tpe"]
 
 
 def test_an_unknown_objective_is_told_before_the_study_is_begun(place, call):

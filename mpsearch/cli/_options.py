@@ -78,9 +78,12 @@ Fix = Annotated[
     ),
 ]
 InputBits = Annotated[
-    int,
+    str,
     typer.Option(
-        help="Bits of every unit's input, 2 to 8; 16 leaves inputs float and quantises weights alone."
+        help=(
+            "Bits of every unit's input, 2 to 8; 4..8 or 4,8 searches them beside the weights'; 16 leaves "
+            "inputs float and quantises weights alone."
+        )
     ),
 ]
 FirstLastBits = Annotated[
@@ -125,6 +128,7 @@ def config_of(context: typer.Context, **settings: Any) -> RunConfig:
         "model_args": model_arguments(given.get("model_arg") or []),
         "pretrained": not given.get("random_weights"),
         "bits": widths,
+        "a_bits": bit_widths(given.get("a_bits", "8")),
         "layer_bits": rules,
         "fix": tuple(given.get("fix") or ()),
     }

@@ -25,19 +25,52 @@ RunObjectives = Annotated[
         )
     ),
 ]
+Assign = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "Give bits without a budget or a search: coding_length[:reading=own_grid|rate] clusters the "
+            "layers' coding lengths into the widths of --bits (3-6 without it), after Attention Round."
+        )
+    ),
+]
 Trials = Annotated[
-    int | None, typer.Option(help="Assignments whose loss is measured. 12, or 6 on the embedded default.")
+    int | None, typer.Option(help="Assignments whose loss is measured. Without it as many as --effort says.")
+]
+EffortName = Annotated[
+    str,
+    typer.Option(
+        "--effort",
+        help=(
+            "How much is done: quick (closed form alone, no trials), balanced, or thorough (more images, "
+            "trials and finalists)."
+        ),
+    ),
+]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "Time that the run may take: 90s, 10min, 1h. Images, trials and finalists are as many as fit; "
+            "the best artifact so far is always on disk."
+        )
+    ),
 ]
 Sampler = Annotated[
     str,
-    typer.Option(help="Search method: mpsearch; tpe, nsga2 and random are baselines for comparison."),
+    typer.Option(
+        help=(
+            "Search method: mpsearch; tpe, nsga2 and random are baselines for comparison; greedy_mp walks "
+            "down from the widest bits beside it."
+        )
+    ),
 ]
 Polish = Annotated[
     int | None,
     typer.Option(
         help=(
-            "Extra measurements that refine the best assignments after the search. 4, or 2 on the "
-            "embedded default."
+            "Extra measurements that refine the best assignments after the search. Without it as many as "
+            "--effort says."
         )
     ),
 ]

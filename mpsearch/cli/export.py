@@ -118,7 +118,7 @@ def _export(folder: Path, targets: list[str], points: Any, output: Format) -> No
     for text in targets:
         TARGETS.create(text)  # before the model is loaded: a slip is told at once
     study = Study(folder)
-    config = study.config()
+    config = study.settled()
     with study.busy():
         workshop = open_workshop(config, study, ProgressBars())
         rows, failed = export_points(Deployer(workshop, folder / "export"), points(workshop), targets)

@@ -55,7 +55,7 @@ def import_assignment(
     search_images: SearchImages = 256,
     evaluation_images: EvaluationImages = None,
     bits: Bits = None,
-    a_bits: InputBits = 8,
+    a_bits: InputBits = "8",
     objective: Objectives = None,
     seed: Seed = 0,
     task: TaskName = "classification",

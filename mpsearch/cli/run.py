@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import typer
 
 from mpsearch.cli import _run_options as options
@@ -38,6 +40,7 @@ from mpsearch.cli._options import (
     study_name,
 )
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
+from mpsearch.efforts import effort_of, format_duration, parse_duration
 from mpsearch.errors import OptionError
 from mpsearch.problem import Budget
 from mpsearch.units import format_bytes, format_pair, format_quantity
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
     from mpsearch.pipeline import RunConfig
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.workers.crew import Crew
+
+ASSIGNED_BITS = (3, 4, 5, 6)
+"""What --assign divides the layers among where --bits does not say: a group at 2 bits ruins most networks."""
 
 _WITH_RESUME = {"resume", "budget", "allow_estimate", "storage", "workers", "output"}
 
@@ -66,11 +72,14 @@ def run(
     evaluation_images: EvaluationImages = None,
     bits: Bits = None,
     fix: Fix = None,
-    a_bits: InputBits = 8,
+    a_bits: InputBits = "8",
     objective: options.RunObjectives = None,
+    assign: options.Assign = None,
     trials: options.Trials = None,
     sampler: options.Sampler = "mpsearch",
     polish: options.Polish = None,
+    effort: options.EffortName = "balanced",
+    time_limit: options.TimeLimit = None,
     first_last_bits: FirstLastBits = None,
     method: options.Method = "gptq",
     reconstruction_memory: options.ReconstructionMemory = "8GiB",
@@ -93,6 +102,9 @@ def run(
     """Search, quantise, write the artifact, and report: all seven steps."""
     for text in budget or ():
         Budget.parse(text)  # before torch is imported: a slip is told at once
+    effort_of(effort)
+    if time_limit is not None:
+        parse_duration(time_limit)
     from mpsearch.pipeline.workers.crew import Crew
 
     crew = Crew(storage, workers)
@@ -106,15 +118,25 @@ def _started(context: typer.Context) -> tuple[RunConfig, Study]:
     from mpsearch.pipeline.folder import Study
 
     given = context.params
-    usual, refined = (6, 2) if given["model"] is None else (12, 4)
+    if given["assign"] is not None:
+        _require_no_search(context)
+    said = any("=" not in text for text in given["bits"] or ())
+    narrow = {"bits": ASSIGNED_BITS} if given["assign"] is not None and not said else {}
     config = config_of(
         context,
+        **narrow,
         budgets=tuple(given["budget"] or ()),
         objectives=tuple(given["objective"] or DEFAULT_OBJECTIVES),
-        trials=usual if given["trials"] is None else given["trials"],
-        polish=refined if given["polish"] is None else given["polish"],
     )
-    return config, Study(study_folder(given["name"] or study_name(config.model, config.budgets)))
+    about = config.budgets if config.assign is None else (config.assign,)
+    return config, Study(study_folder(given["name"] or study_name(config.model, about)))
+
+
+def _require_no_search(context: typer.Context) -> None:
+    """Raises OptionError where an option of the search is given beside --assign, which makes none."""
+    for name in ("trials", "sampler", "polish", "storage", "workers"):
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
+            raise OptionError(f"--assign makes no search, and --{name} is given. Leave one of them out.")
 
 
 def _resumed(context: typer.Context, folder: Path) -> tuple[RunConfig, Study]:
@@ -139,13 +161,18 @@ def _finish(config: RunConfig, study: Study, crew: Crew, output: Format) -> None
     if study.holds(config):
         say(f"Continuing the study in {study.path}: what it holds already is used.")
     try:
-        result = run_study(config, study, ProgressBars(), crew)
+        result = run_study(config, study, ProgressBars(), crew, started=_began())
     except KeyboardInterrupt:
         say(f"\nInterrupted. Finish it with: mpsearch run --resume {study.path}")
         raise
     report = write_report(study.path)
     _print_result(result, output)
     _tell(result, report)
+
+
+def _began() -> float:
+    """When this process began, as `time.monotonic()` counts: imports take part of a time limit too."""
+    return time.monotonic() - (time.time() - float(psutil.Process().create_time()))
 
 
 def _require_unchanged(context: typer.Context) -> None:
@@ -168,11 +195,11 @@ def _print_result(result: dict[str, Any], output: Format) -> None:
     if output is Format.json:
         print(json.dumps(result, indent=1))
         return
-    timed = any("latency_us" in row["searched"] for row in result["rows"])
+    timed = bool(result.get("latencies")) or any("latency_us" in row["searched"] for row in result["rows"])
     labelled = any(row["searched"]["metrics"]["top1"] is not None for row in result["rows"])
     compared = [*(["top-1"] if labelled else []), result["measure"]]
     times = [
-        *(["ms predicted", "ms measured"] if timed else []),
+        *([f"ms {'ESTIMATED' if _is_estimate(result) else 'predicted'}", "ms measured"] if timed else []),
         *(["mJ predicted", "mJ measured"] if _has_energy(result) else []),
     ]
     header = (
@@ -194,6 +221,11 @@ def _print_result(result: dict[str, Any], output: Format) -> None:
     )
 
 
+def _is_estimate(result: dict[str, Any]) -> bool:
+    """Whether latencies are by a table that others have published, and not measured."""
+    return str(result.get("latencies") or "").startswith("ESTIMATED")
+
+
 def _has_energy(result: dict[str, Any]) -> bool:
     """Whether the energy of the rows was predicted and measured."""
     return any("energy_mj" in row["searched"] for row in result["rows"])
@@ -202,7 +234,9 @@ def _has_energy(result: dict[str, Any]) -> bool:
 def _cells(row: dict[str, Any], timed: bool, energy: bool, labelled: bool, chosen: str) -> tuple[str, ...]:
     near, after, said = row["searched"], row.get("reconstructed"), row["predicted"]
     written = after or near
-    size = f"{near['size_bytes']:,.0f} B" if row["label"] != "float" else f"({near['size_bytes']:,.0f} B)"
+    size = f"{near['size_bytes']:,.0f} B"
+    if row["label"].startswith("float"):
+        size = f"({size})"  # not written
     cells = [
         row["label"] + (" [chosen]" if row["label"] == chosen else ""),
         f"{row['mean_bits']:.2f}",
@@ -210,7 +244,10 @@ def _cells(row: dict[str, Any], timed: bool, energy: bool, labelled: bool, chose
         size,
     ]
     if timed:
-        cells += [f"{said['latency_us'] / 1e3:.3f}" if said else "", f"{written['latency_us'] / 1e3:.3f}"]
+        cells += [
+            f"{known['latency_us'] / 1e3:.3f}" if known.get("latency_us") is not None else ""
+            for known in (said, written)
+        ]
     if energy:
         cells += [
             f"{known['energy_mj']:.3f}" if known.get("energy_mj") is not None else ""
@@ -231,7 +268,10 @@ def _tell(result: dict[str, Any], report: Path) -> None:
         kept = "predicted" if got is None else "measured"
         value = best["predicted"][budget.resource] if got is None else got
         used, limit = format_pair(value, budget.limit, budget.resource)
-        say(f"Budget {budget.text}: {kept} {used} of {limit}{_in_new_processes(budget, best)}.")
+        where = (
+            f", {result['latencies']}" if result.get("latencies") and b["resource"] == "latency_us" else ""
+        )
+        say(f"Budget {budget.text}: {kept} {used} of {limit}{_in_new_processes(budget, best)}{where}.")
     for r in best.get("repairs", []):
         got, limit = format_pair(r["measured"], r["limit"], r["resource"])
         predicted = format_quantity(r["predicted"], r["resource"])
@@ -240,6 +280,10 @@ def _tell(result: dict[str, Any], report: Path) -> None:
     optimum = f"the proxy's optimum is {proxy['status']} ({proxy['found_by']})"
     say(f"Chosen: {best['label']} ({best['reason']}); {optimum}.")
     _tell_files(best["artifact"], best["metrics"]["images"])
+    plan = result["plan"]
+    if "seconds" in plan:
+        took, meant = format_duration(plan["took_s"]), format_duration(plan["seconds"])
+        say(f"Took {took}; the plan of the steps was {meant}.")
     left = result["not_quantized"]
     say(f"Not quantised: {format_bytes(sum(left.values()))} in {len(left)} tensors, named in {report}.")
     say(f"Report: {report}")
@@ -262,6 +306,14 @@ def _tell_files(artifact: dict[str, Any], images: int) -> None:
         fallbacks = ", ".join(f"{unit} ({ran})" for unit, ran in artifact[f"{key}_fallbacks"].items())
         if fallbacks:
             say(f"Not in the kernel they were written for: {fallbacks}.")
+    if "tensorrt" in artifact:
+        script = Path(artifact["tensorrt"]).with_name("build.sh")
+        agreement = f"{artifact['tensorrt_agreement']:.2%} of {images} images"
+        say(
+            f"For TensorRT: {artifact['tensorrt']} (strongly typed float16 and int8), which ONNX Runtime "
+            f"decides as the checkpoint on {agreement}. Build and time it where the GPU is with {script}, "
+            f"then compare: mpsearch profile --from trtexec:{script.parent}."
+        )
     if "triton" in artifact:
         agreement = f"{artifact['triton_agreement']:.2%} of {images} images"
         say(f"On the kernels of triton-cuda it decides as the fake-quantised model on {agreement}.")

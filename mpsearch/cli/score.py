@@ -49,7 +49,7 @@ def score(
     evaluation_images: options.EvaluationImages = None,
     bits: Bits = None,
     fix: Fix = None,
-    a_bits: InputBits = 8,
+    a_bits: InputBits = "8",
     first_last_bits: FirstLastBits = None,
     objective: options.Objectives = None,
     validate: options.Validate = False,

@@ -5,7 +5,7 @@ padding of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,13 +21,14 @@ class Read:
     """The input of one product with a weight.
 
     Args:
-        x: N x C x H x W, padded, of a convolution; N x ... x n, or n, of a linear layer.
+        x: N x C x H x W of a convolution, before it is padded; N x ... x n, or n, of a linear layer.
         kernel: Height and width of a convolution's kernel; None for a linear layer.
         stride: Stride of the convolution.
         dilation: Dilation of the convolution.
         groups: Groups of the convolution; 1 for a linear layer.
         bias: What is added to the product: the layer's own parameter, unless it computes another; None for
             nothing.
+        pads: Zeros around the image of a convolution: left, right, above, below.
     """
 
     x: Tensor
@@ -36,6 +37,7 @@ class Read:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     bias: Tensor | None = None
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def columns(self) -> int:
@@ -64,31 +66,29 @@ class Read:
             )
             found = x.transpose(1, 2).unsqueeze(1)
             return found if places is None else found[..., places]
-        count, channels = self.x.shape[:2]
+        x = F.pad(self.x, self.pads) if any(self.pads) else self.x
+        count, channels = x.shape[:2]
         (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
         shape = (count, self.groups, channels // self.groups * kh * kw, -1)
         if places is None:
-            image, channel, row, column = self.x.stride()
+            image, channel, row, column = x.stride()
             strides = (image, channel, row * dh, column * dw, row * sh, column * sw)
-            return self.x.as_strided((count, channels, kh, kw, *self._extent()), strides).reshape(shape)
+            return x.as_strided((count, channels, kh, kw, *self._extent()), strides).reshape(shape)
         across = self._extent()[1]
         down = (places // across * sh)[None, :] + torch.arange(kh, device=places.device)[:, None] * dh
         along = (places % across * sw)[None, :] + torch.arange(kw, device=places.device)[:, None] * dw
-        return self.x[:, :, down[:, None, :], along[None, :, :]].reshape(shape)
+        return x[:, :, down[:, None, :], along[None, :, :]].reshape(shape)
 
     def mean(self) -> Tensor:
         """G x n: mean over all places of all images."""
         if self.kernel is None:
             return self.x.reshape(-1, self.x.shape[-1]).mean(0, keepdim=True)
-        return (
-            Read(self.x.mean(0, keepdim=True), self.kernel, self.stride, self.dilation, self.groups)
-            .windows()[0]
-            .mean(2)
-        )
+        return replace(self, x=self.x.mean(0, keepdim=True)).windows()[0].mean(2)
 
     def _extent(self) -> tuple[int, int]:
         (kh, kw), (sh, sw), (dh, dw) = self.kernel or (1, 1), self.stride, self.dilation
-        height, width = self.x.shape[2:]
+        left, right, above, below = self.pads
+        height, width = self.x.shape[2] + above + below, self.x.shape[3] + left + right
         return (height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1
 
 
@@ -160,7 +160,7 @@ class ReadsOnly(Reads):
 
 
 def read_of(given: Mapping[str, Any]) -> Read:
-    """The input of a call of `conv2d` or `linear`, from its arguments by name; padded."""
+    """The input of a call of `conv2d` or `linear`, from its arguments by name."""
     x, weight = given["input"].detach(), given["weight"]
     if weight.ndim == 2:
         return Read(x, bias=given.get("bias"))
@@ -174,12 +174,13 @@ def read_of(given: Mapping[str, Any]) -> Read:
         pads = (width, width, height, height)
     x = x.unsqueeze(0) if x.ndim == 3 else x
     return Read(
-        F.pad(x, pads) if any(pads) else x,
+        x,
         kernel,
         stride,
         dilation,
         given.get("groups", 1),
         given.get("bias"),
+        pads,
     )
 
 

@@ -16,7 +16,13 @@ from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Rows, Scorin
 from mpsearch.objectives._clusters import cluster
 from mpsearch.objectives._local import by_kind, weight_kind
 from mpsearch.problem import Candidate
+from mpsearch.quant import OBSERVERS
 from mpsearch.reconstruct import Calibration
+
+GRID_BITS = 4
+"""Bits of the grid at whose own error the reading `own_grid` takes the length."""
+
+_NOISES = 3  # draws of noise that a length is compared with
 
 REFERENCE_BITS = 16
 """Bits of the grid that `distortion` takes for lossless."""
@@ -80,9 +86,15 @@ class CodingLength(Objective):
     """Damage from the coding length of a weight alone: how many bits each of its N numbers is worth, in three
     forms.
 
-    Vectors are the rows of the weight seen as a matrix [C_out, C_in / groups * k * k], so m = C_out; with R
-    bits for each weight at a distortion of `eps2` of the weight's variance, which makes R independent of the
-    weight's scale:
+    Vectors are the rows of the weight seen as a matrix [C_out, C_in / groups * k * k], so m = C_out. R is the
+    length for each weight, which does not depend on the weight's scale, in one of two readings:
+
+    - `own_grid`: at the error of the weight's own 4-bit grid, step^2 / 12, with rows divided by their step,
+      less the same of Gaussian noise of that shape on its own grid. What the shape alone makes of a length
+      cancels; what is left is how evenly the weights fill their grid.
+    - `rate`: at a distortion of `eps2` of the weight's variance. It mostly measures the shape.
+
+    What is made of it:
 
     - `budget`: N * 4^(R - b), the distortion left at b bits.
     - `cluster`: N * 4^(B - b) with B the bit-width that `cluster_bits` gives the unit among the candidates'
@@ -98,13 +110,17 @@ class CodingLength(Objective):
     normalisation were not published in what could be read; those, and the tables, were chosen here.
 
     Args:
-        eps2: Distortion as a share of the weight's variance; not used by `distortion`.
+        eps2: Distortion of `rate` as a share of the weight's variance.
         mode: `budget`, `cluster` or `distortion`.
+        reading: `own_grid` or `rate`; not used by the mode `distortion`.
     """
+
+    revision: ClassVar[int] = 1
 
     unit: ClassVar[str] = "relative distortion (bits in the mode distortion)"
     eps2: float = 1e-2
     mode: Literal["budget", "cluster", "distortion"] = "budget"
+    reading: Literal["own_grid", "rate"] = "own_grid"
 
     def __post_init__(self) -> None:
         if not self.eps2 > 0:
@@ -123,7 +139,7 @@ class CodingLength(Objective):
             {}
             if self.mode == "distortion"
             else {
-                layer.name: self.rate(weights[layer.name])
+                layer.name: self.level(context.calibration, layer.name)
                 for layer in context.layers
                 if layer.name in weights
             }
@@ -153,11 +169,38 @@ class CodingLength(Objective):
             context.on_step(done + 1, len(context.layers))
         return rows
 
+    def level(self, calibration: Calibration, unit: str) -> float:
+        """R of a unit's weight, by the reading."""
+        weight = calibration.weights[unit]
+        return self.rate(weight) if self.reading == "rate" else excess(weight, calibration.weight_observer)
+
     def rate(self, weight: Tensor) -> float:
         """Coding length in bits for each weight; 0 for a constant weight."""
         rows = weight.flatten(1).double()
         variance = float(rows.var(unbiased=False))
         return 0.0 if variance <= 0 else coding_length(rows.T, self.eps2 * variance) / weight.numel()
+
+
+def excess(weight: Tensor, observer: str) -> float:
+    """Bits for each weight that its coding length at the error of its own grid of `GRID_BITS` bits is above
+    that of Gaussian noise of the same shape; 0 for a constant weight.
+
+    Args:
+        weight: [C_out, ...].
+        observer: Registered observer, which makes both grids.
+    """
+    rows = weight.flatten(1)
+    if float(rows.double().var(unbiased=False)) <= 0:
+        return 0.0
+    draws = (torch.Generator().manual_seed(seed) for seed in range(_NOISES))
+    noise = [_at_own_grid(torch.randn(rows.shape, generator=draw), observer) for draw in draws]
+    return _at_own_grid(rows, observer) - sum(noise) / len(noise)
+
+
+def _at_own_grid(rows: Tensor, observer: str) -> float:
+    """Coding length in bits for each number of rows [m, n], each row in units of its own step."""
+    grid = OBSERVERS.create(observer).observe(rows, GRID_BITS, symmetric=True, axis=0)
+    return coding_length((rows.double() / grid.scale.double()[:, None]).T, 1 / 12) / rows.numel()
 
 
 def _clusters(bits: Mapping[str, int], numel: Mapping[str, int]) -> str:

@@ -3,58 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from mpsearch.deploy.targets import TARGETS, Target
+from mpsearch.efforts import Effort, effort_of, parse_duration
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
 from mpsearch.evaluate import TASKS
 from mpsearch.objectives import OBJECTIVES
+from mpsearch.objectives.coding_length import CodingLength
 from mpsearch.objectives.interacting import INTERACTING
+from mpsearch.pipeline.search_states import SearchStates
 from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.reconstruct import METHODS
-from mpsearch.study import SAMPLERS
+from mpsearch.study import SAMPLERS, WALKS, GreedyMP
 from mpsearch.units import parse_quantity
 
 DEFAULT_TARGET = "ort-cpu"
 _MOST_SEED = 2**31 - 1
-_SEARCH_STATES = ("gptq", "nearest", "reconstructed")
 _LEAST = {
-    **dict.fromkeys(("trials", "threads", "calibration_images", "search_images", "evaluation_images"), 1),
-    **dict.fromkeys(("polish", "iterations", "seed"), 0),
+    **dict.fromkeys(("threads", "calibration_images", "search_images", "evaluation_images"), 1),
+    **dict.fromkeys(("trials", "polish", "iterations", "seed"), 0),
 }
-USUAL_IMAGES = (512, 256, 256)
-"""For calibration and search, and for evaluation at least, where nothing is said and there are as many."""
+USUAL_EVALUATION = 256
+"""Evaluation images, at least, where nothing is said and there are as many."""
 DEFAULT_OBJECTIVES = ("sketch", "weight_mse")
-
-
-@dataclass(frozen=True)
-class SearchStates:
-    """What the search sees of a unit at a candidate.
-
-    Args:
-        name: `gptq` (rounded in closed form, for every width at once), `nearest`, or `reconstructed` (as the
-            method leaves it after a few steps, with every unit at that candidate).
-        steps: Of `reconstructed`, for each block.
-    """
-
-    name: str
-    steps: int = 20
-
-    @classmethod
-    def parse(cls, text: str) -> SearchStates:
-        """From `gptq`, `nearest` or `reconstructed:steps=20`. Raises UnknownNameError or OptionError."""
-        name, _, rest = text.partition(":")
-        if name not in _SEARCH_STATES:
-            raise UnknownNameError("kind of search states", name, _SEARCH_STATES)
-        key, _, value = rest.partition("=")
-        if not rest:
-            return cls(name)
-        if name != "reconstructed" or key != "steps" or not value.isdigit() or int(value) < 1:
-            raise OptionError(
-                f"Search states {text!r} cannot be read. Write gptq, nearest, or reconstructed:steps=20 "
-                "with at least 1 step."
-            )
-        return cls(name, int(value))
 
 
 @dataclass(frozen=True)
@@ -76,12 +48,16 @@ class RunConfig:
         search_images: Images for the loss that the search measures; None for 256, or a share of few images.
         evaluation_images: Images for what is reported; None for all that are left.
         bits: Weight bits that a unit may have.
-        a_bits: Input bits; 16 leaves inputs float and quantises weights alone.
+        a_bits: Input bits that a unit may have, beside each of `bits`; 16 leaves its input float and
+            quantises the weight alone. A single number may be given as such.
         layer_bits: Rules for single units, such as `head=6..8`; they count above `bits` and `a_bits`.
         fix: Units that have one choice, such as `head=W8A8`; above all others.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
-        trials: Assignments whose loss is measured.
-        sampler: Who proposes them: `mpsearch`, or a baseline, `tpe`, `nsga2` or `random`.
+        trials: Assignments whose loss is measured; None for those of the effort.
+        assign: `coding_length`, with options, gives bits without a budget or a search; then there are no
+            `budgets`, and `bits` are what it divides the units among.
+        sampler: Who proposes them: `mpsearch`, or a baseline, `tpe`, `nsga2` or `random`. `greedy_mp`, with
+            options, walks down from the widest bits beside the trials of `mpsearch`.
         polish: Exchanges around the best of them whose loss is measured afterwards.
         first_last_bits: Weight and input bits of the first and the last unit; None leaves them to the search.
         method: Registered reconstruction method, with options.
@@ -103,6 +79,11 @@ class RunConfig:
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
         task: Registered task, with options: how outputs are compared with the float model's and with labels.
+        effort: How much is done where nothing else is said: `quick`, `balanced` or `thorough` (`efforts`).
+        time_limit: Time that the run may take, such as `10min`: images, trials and finalists are as many as
+            fit; None for no limit.
+        kept_images: Calibration, search and evaluation images that are used of those drawn; set by the plan,
+            None for all.
     """
 
     budgets: tuple[str, ...]
@@ -117,14 +98,15 @@ class RunConfig:
     search_images: int | None = None
     evaluation_images: int | None = None
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
-    a_bits: int = 8
+    a_bits: tuple[int, ...] = (8,)
     layer_bits: tuple[str, ...] = ()
     fix: tuple[str, ...] = ()
     first_last_bits: int | None = None
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
-    trials: int = 12
+    trials: int | None = None
+    assign: str | None = None
     sampler: str = "mpsearch"
-    polish: int = 4
+    polish: int | None = None
     method: str = "gptq"
     iterations: int | None = None
     search_states: str = "gptq"
@@ -137,11 +119,23 @@ class RunConfig:
     threads: int = 1
     seed: int = 0
     task: str = "classification"
+    effort: str = "balanced"
+    time_limit: str | None = None
+    kept_images: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.budgets:
+        object.__setattr__(self, "a_bits", _tuple(self.a_bits))
+        if not self.budgets and self.assigner is None:
             raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
+        if self.budgets and self.assigner is not None:
+            raise OptionError(
+                f"--assign {self.assign} gives bits without a budget, and --budget {self.budgets[0]} is "
+                "given. Leave one of them out."
+            )
         self._check_numbers()
+        effort_of(self.effort)
+        if self.time_limit is not None:
+            parse_duration(self.time_limit)
         Restrictions.parse(self.fix, self.layer_bits)
         SearchStates.parse(self.search_states)
         self._check_task()
@@ -151,8 +145,15 @@ class RunConfig:
                 f"for it. Run with --target {DEFAULT_TARGET}, "
                 f"then write it with `mpsearch export STUDY --target {self.target}`."
             )
-        if self.sampler not in SAMPLERS:
-            raise UnknownNameError("sampler", self.sampler, SAMPLERS)
+        held = set(self.deployment.widths)
+        if held and not (held & set(self.bits) and held & set(self.a_bits)):
+            raise OptionError(
+                f"--target {self.target} multiplies {', '.join(map(str, sorted(held)))} bits alone, beside "
+                f"float, and neither is left by --bits {list(self.bits)} with --a-bits {list(self.a_bits)}. "
+                "Give 8 to both."
+            )
+        if self.sampler not in SAMPLERS and self.greedy is None:
+            raise UnknownNameError("sampler", self.sampler, [*SAMPLERS, *WALKS.names()])
         if not self.objectives:
             raise OptionError("There is no objective. Give at least one, such as --objective output_mse.")
         self._check_objectives()
@@ -176,11 +177,12 @@ class RunConfig:
         if (
             not self.bits
             or not set(self.bits) <= set(range(2, 9))
-            or self.a_bits not in (*range(2, 9), FLOAT_INPUT)
+            or not self.a_bits
+            or not set(self.a_bits) <= {*range(2, 9), FLOAT_INPUT}
         ):
             raise OptionError(
-                f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to "
-                "8, or 16 for inputs that stay float."
+                f"Bits are {list(self.bits)} for weights and {list(self.a_bits)} for inputs; each must "
+                "be 2 to 8, or 16 for inputs that stay float."
             )
         if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
             raise OptionError(
@@ -223,6 +225,47 @@ class RunConfig:
             )
 
     @property
+    def effort_settings(self) -> Effort:
+        """What the effort stands for."""
+        return effort_of(self.effort)
+
+    @property
+    def usual_images(self) -> tuple[int, int, int]:
+        """Calibration and search images, and evaluation images at least, where nothing is said."""
+        return self.effort_settings.calibration, self.effort_settings.search, USUAL_EVALUATION
+
+    @property
+    def trial_count(self) -> int:
+        """Trials: as given, else of the effort; half as many on the embedded default, which is to be fast."""
+        usual = self.effort_settings.trials
+        return self.trials if self.trials is not None else usual if self.model is not None else usual // 2
+
+    @property
+    def polish_count(self) -> int:
+        """Exchanges around the best trials, as `trial_count`; none behind no trials."""
+        usual = self.effort_settings.polish if self.trial_count else 0
+        return self.polish if self.polish is not None else usual if self.model is not None else usual // 2
+
+    @property
+    def limit_s(self) -> float | None:
+        """The time limit in seconds."""
+        return None if self.time_limit is None else parse_duration(self.time_limit)
+
+    @property
+    def assigner(self) -> CodingLength | None:
+        """What gives bits without a budget; None for a search. Raises UnknownNameError or OptionError."""
+        if self.assign is None:
+            return None
+        if self.assign.partition(":")[0] != CodingLength.name:
+            raise UnknownNameError("way to --assign bits", self.assign, [CodingLength.name])
+        return cast(CodingLength, OBJECTIVES.create(self.assign))
+
+    @property
+    def greedy(self) -> GreedyMP | None:
+        """The walk that is asked for; None where the sampler is another. Raises OptionError."""
+        return WALKS.create(self.sampler) if self.sampler.partition(":")[0] in WALKS.names() else None
+
+    @property
     def deployment(self) -> Target:
         """The target."""
         return TARGETS.create(self.target)
@@ -253,6 +296,8 @@ class RunConfig:
         data = {
             "task": "classification",
             "class_map": None,
+            **dict.fromkeys(("time_limit", "kept_images", "assign")),
+            "effort": "balanced",
             **data,
         }  # what studies had before these had names
         known = {f.name for f in fields(cls)}
@@ -263,6 +308,11 @@ class RunConfig:
             )
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**settings)
+
+
+def _tuple(widths: object) -> tuple[int, ...]:
+    """Bit-widths, one of which may be given as a number."""
+    return (widths,) if isinstance(widths, int) else tuple(widths)  # type: ignore[arg-type]
 
 
 def limits(config: RunConfig, *resources: str) -> bool:

@@ -58,6 +58,12 @@ class Study:
                 f"{self.path / 'study.json'} is damaged ({type(error).__name__}: {error}). Start a new study."
             ) from None
 
+    def settled(self) -> RunConfig:
+        """The settings with what its plan decided of them. Raises as `config`."""
+        given = self.config()
+        held = json.loads((self.path / "study.json").read_text()).get("settled")
+        return given if held is None else RunConfig.from_json(held)
+
     @property
     def begun(self) -> bool:
         """Whether some step was done; settings that ended a run before its first step, such as a slip, bind

@@ -17,7 +17,7 @@ resources.
 """
 MEASURED = (
     *("size_bytes", "latency_us", "latency_high_us", "energy_mj", "memory_bytes"),
-    *("onnx_bytes", "openvino_bytes", "triton_bytes"),
+    *("onnx_bytes", "openvino_bytes", "triton_bytes", "tensorrt_bytes"),
 )
 """Readings that are told of the choice."""
 

@@ -22,7 +22,10 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.results import Choice, Results
+from mpsearch.pipeline.steps.assigned import assigned
+from mpsearch.pipeline.steps.clock import Clock
 from mpsearch.pipeline.steps.costs import limited
+from mpsearch.pipeline.steps.engines import add_engines, say_of
 from mpsearch.pipeline.steps.finalists import Chosen, choose
 from mpsearch.pipeline.steps.front import write_front
 from mpsearch.pipeline.steps.latency import (
@@ -34,8 +37,10 @@ from mpsearch.pipeline.steps.latency import (
 )
 from mpsearch.pipeline.steps.learned import searched_calibration
 from mpsearch.pipeline.steps.memory import add_memory, limits_memory, memory_kernels
+from mpsearch.pipeline.steps.plan import planned
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.pipeline.steps.search import Found, additive, search_assignments
+from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import (
     Subject,
     calibrate_subject,
@@ -49,7 +54,7 @@ from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.pipeline.workers.crew import Crew
 from mpsearch.problem import Budget, Problem
 from mpsearch.reconstruct import Calibration
-from mpsearch.solvers import problem_front, reachable
+from mpsearch.solvers import reachable
 
 _PACKAGES = (
     "mpsearch",
@@ -69,7 +74,12 @@ _GIVEN = {"model", "model_args", "weights", "pretrained", "data", "calibration_d
 
 
 def run(
-    config: RunConfig, study: Study, progress: Progress | None = None, crew: Crew | None = None
+    config: RunConfig,
+    study: Study,
+    progress: Progress | None = None,
+    crew: Crew | None = None,
+    *,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Do, or finish, a study.
 
@@ -78,6 +88,7 @@ def run(
         study: Its folder; what is there already is used.
         progress: Where progress goes.
         crew: Who measures the trials; None: this process.
+        started: `time.monotonic()` from when on a time limit counts; None for now.
     Returns: What was written to `results.json`: rows of the results table, the chosen assignment, predicted
         and measured.
 
@@ -89,16 +100,17 @@ def run(
     progress, crew = progress or Silent(), crew or Crew()
     if config.sampler != "mpsearch" and (crew.workers != 1 or crew.storage is not None):
         raise OptionError(
-            f"The baseline --sampler {config.sampler} measures in the run's own process. Leave out "
+            f"--sampler {config.sampler} measures in the run's own process. Leave out "
             "--workers and --storage."
         )
     require_tables(config)
+    clock = Clock(config.limit_s) if started is None else Clock(config.limit_s, started)
     with study.busy(), crew.held(study, config):
         study.claim(config)
         if crew.workers != 1:
             require_same_weights(config)
         subject = load_subject(config, progress)
-        return _run(subject, config, study, progress, crew).to_json()
+        return _run(subject, config, study, progress, clock, crew).to_json()
 
 
 def search(
@@ -130,12 +142,14 @@ def search(
     progress, folder = progress or Silent(), Study(Path(study))
     config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=calibration.name, **settings)
     require_tables(config)
+    clock = Clock(config.limit_s)
     loaded = from_module(model)
     both = (calibration, None) if evaluation is None else (evaluation, calibration)
     splits = draw(config, *both)
     with folder.busy():
         folder.claim(config)
-        return _run(make_subject(loaded, splits, config, progress, model), config, folder, progress).to_json()
+        subject = make_subject(loaded, splits, config, progress, model)
+        return _run(subject, config, folder, progress, clock).to_json()
 
 
 def _require_settings(settings: Mapping[str, Any]) -> None:
@@ -156,23 +170,38 @@ def _require_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _run(
-    subject: Subject, config: RunConfig, study: Study, progress: Progress, crew: Crew | None = None
+    subject: Subject,
+    given: RunConfig,
+    study: Study,
+    progress: Progress,
+    clock: Clock,
+    crew: Crew | None = None,
 ) -> Results:
     """The seven steps, from a model and its images on; `crew` where other processes can load the model from
-    `config`.
+    the settings.
     """
-    problem, budgets = limited(subject, config)
-    workshop = Workshop(subject, calibrate_subject(subject, config, progress), config, study, progress)
-    problem, hardware = _priced(problem, workshop)
-    searched = searched_calibration(problem, workshop)
-    problem, objectives = add_scores(problem, subject, searched, config, study, progress)
+    problem, budgets = limited(subject, given)
+    subject, config, plan = planned(subject, problem, given, study, progress, clock)
+    with clock.step("ranges of inputs"):
+        calibration = calibrate_subject(subject, config, progress)
+    workshop = Workshop(subject, calibration, config, study, progress, plan, clock)
+    with clock.step("latency table"):
+        problem, hardware = _priced(problem, budgets, workshop)
+    with clock.step("codes of every unit at every width"):
+        searched = searched_calibration(problem, workshop)
+    with clock.step("scores"):
+        problem, objectives = add_scores(problem, subject, searched, config, study, progress)
     files.write_json(study.path / "problem.json", problem.to_json())
     about = {"versions": _versions(), "hashes": subject.hashes, "splits": subject.splits.to_json()}
-    study.describe(config, {**about, **hardware, "objectives": objectives})
-    workshop.evaluation.reference()
+    study.describe(given, {**about, **hardware, "objectives": objectives, "settled": config.to_json()})
+    with clock.step("float model"):
+        workshop.evaluation.reference()
     crew = crew or Crew()
-    chosen, found, limits = _within_budgets(
-        problem, budgets, searched, workshop, crew, hardware.get("hardware", {})
+    told = hardware.get("hardware", {})
+    chosen, found, limits = (
+        _within_budgets(problem, budgets, searched, workshop, crew, told)
+        if config.assigner is None
+        else _without_budgets(problem, searched, workshop, told)
     )
     results = _written(problem, chosen, found, limits, workshop)
     with contextlib.closing(crew.studies(study)) as studies:
@@ -180,11 +209,16 @@ def _run(
     return results
 
 
-def _priced(problem: Problem, workshop: Workshop) -> tuple[Problem, dict[str, Any]]:
+def _priced(
+    problem: Problem, budgets: tuple[Budget, ...], workshop: Workshop
+) -> tuple[Problem, dict[str, Any]]:
     """Step 2: the problem with what its candidates take on the target, and how that came about."""
     config, progress, about = workshop.config, workshop.progress, dict[str, Any]()
     deployment = workshop.deployment
-    if has_backend(config):
+    engines = deployment.engines
+    if engines is not None:
+        problem, about["hardware"] = add_engines(problem, budgets, config, engines, progress)
+    elif has_backend(config):
         table, where = latency_table(problem, config, progress)
         architecture = deployment.architecture(problem)
         problem, about["hardware"] = add_latency(problem, config, table, where, architecture, progress)
@@ -213,15 +247,31 @@ def _within_budgets(
     """
     least = {resource: low for resource, (low, _) in reachable(problem).items()}
     limits, repairs = scouted(problem, budgets, least, workshop)
+    shipped: dict[tuple[int, ...], Choice] = {}
+
+    def ship(choice: Choice, states: States) -> None:
+        if choice.indices not in shipped:
+            shipped.clear()  # its files are replaced
+            shipped[choice.indices] = _shipped(choice, states, workshop)
+
     for turn in range(REPAIRS):
-        found = search_assignments(problem, limits, searched, workshop, crew)
+        with workshop.clock.step("trials"):
+            found = search_assignments(problem, limits, searched, workshop, crew)
         last = turn == REPAIRS - 1 or any(limit.limit <= least.get(limit.resource, 0.0) for limit in limits)
-        chosen = choose(problem, budgets, found, searched, workshop, hardware, last)
+        with workshop.clock.step("finalists"):
+            early = None if workshop.clock.limit is None else ship
+            chosen = choose(problem, budgets, found, searched, workshop, hardware, last, early)
         if chosen.best.kept:
-            chosen = replace(chosen, best=_shipped(chosen, workshop))
+            with workshop.clock.step("artifact"):
+                ship(chosen.best, chosen.states)
+            written = replace(
+                shipped[chosen.best.indices], label=chosen.best.label, reason=chosen.best.reason
+            )
+            chosen = replace(chosen, best=written)
             if chosen.best.kept:
                 return replace(chosen, best=replace(chosen.best, repairs=tuple(repairs))), found, limits
             shutil.rmtree(workshop.study.artifact)  # what breaks a budget is not to be shipped
+            shipped.clear()
         best = chosen.best
         for repair in broken(budgets, best.predicted, best.measured):
             repairs.append(repair)
@@ -238,14 +288,23 @@ def _within_budgets(
     )
 
 
-def _shipped(chosen: Chosen, workshop: Workshop) -> Choice:
+def _without_budgets(
+    problem: Problem, searched: Calibration, workshop: Workshop, hardware: Mapping[str, Any]
+) -> tuple[Chosen, Found, tuple[Budget, ...]]:
+    """Steps 4 to 6 of `--assign`. Returns: As `_within_budgets`."""
+    found = assigned(problem, searched, workshop)
+    chosen = choose(problem, (), found, searched, workshop, hardware)
+    return replace(chosen, best=_shipped(chosen.best, chosen.states, workshop)), found, ()
+
+
+def _shipped(choice: Choice, states: States, workshop: Workshop) -> Choice:
     """Step 6: the choice with its files."""
     earlier = workshop.study.set_aside(workshop.config.budgets)
     if earlier is not None:
         workshop.progress.say(f"The artifact and the report of earlier budgets are in {earlier} now.")
     told = ("assignment", "budgets", "predicted", "measured", "metrics")
-    description = {name: value for name, value in chosen.best.to_json().items() if name in told}
-    return chosen.best.shipped(workshop.artifact.write(chosen.states, description))
+    description = {name: value for name, value in choice.to_json().items() if name in told}
+    return choice.shipped(workshop.artifact.write(states, description))
 
 
 def _written(
@@ -254,19 +313,34 @@ def _written(
     """What step 7 reads: `front.*`, `best.json` and `results.json`."""
     study, subject, best = workshop.study, workshop.subject, chosen.best
     base, alone = additive(problem, best.proxy.objective)[0], replace(problem, interactions={})
-    write_front(study, alone, base, problem_front(alone, base), found.trials)
+    write_front(study, alone, base, workshop.front_over, found.trials)
     model = {
         "not_quantized": subject.layout.leftover_bytes(),
         "header_bytes": subject.layout.header_bytes,
         "unused": list(subject.graph.unused),
-        "float_in_graph": [layer.name for layer in problem.layers if not layer.weight_shape],
+        "float_in_graph": _float_alone(problem),
         "rounded_to_nearest": subject.unlearned,
         "blocks": [[name, list(units)] for name, units in subject.blocks],
+        "plan": _told(workshop),
+        "latencies": say_of(problem, workshop.deployment.engines),
     }
     results = Results(chosen.rows, best, found.journal, str(study.path), workshop.task.measure, limits, model)
     files.write_json(study.path / "best.json", best.to_json())
     files.write_json(study.path / "results.json", results.to_json())
     return results
+
+
+def _float_alone(problem: Problem) -> list[str]:
+    """What takes time and has no choice: products of activations."""
+    pairs = zip(problem.layers, problem.candidates, strict=True)
+    return [layer.name for layer, row in pairs if not layer.weight_shape and len(row) == 1]
+
+
+def _told(workshop: Workshop) -> dict[str, Any]:
+    """What was planned, and what it took."""
+    took = {name: round(seconds, 2) for name, seconds in workshop.clock.took.items()}
+    plan = {} if workshop.plan is None else workshop.plan.to_json()
+    return {**plan, "took": took, "took_s": round(workshop.clock.spent, 2)}
 
 
 def _versions() -> dict[str, str]:

@@ -4,7 +4,8 @@ error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -111,6 +112,37 @@ def _factors(moments: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     return root.float(), torch.linalg.solve_triangular(root, unit, upper=True).float()
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Steps of a tenth of a millisecond: threads that wait for each other take longer than they save, many
+    times longer where other processes want the cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _round_block(block: Tensor, grid: _Grid, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and errors, G x m x R, of m columns that follow each other, which are overwritten.
+
+    Args:
+        block: G x m x R.
+        grid: Grids of the rows.
+        factor: G x m x m, those rows and columns of U.
+    """
+    rounded, errors = torch.empty_like(block), torch.empty_like(block)
+    for j in range(block.shape[1]):
+        row, column = factor[:, j, :, None], block[:, j, :, None]
+        found = grid.codes(column)
+        error = (column - grid.values(found))[:, None, :, 0].div_(row[:, j : j + 1])
+        block[:, j + 1 :].addcmul_(row[:, j + 1 :], error, value=-1)
+        rounded[:, j], errors[:, j] = found[:, :, 0], error[:, 0]
+    return rounded, errors
+
+
 def _compensate(wanted: Tensor, grid: _Grid, root: Tensor, factor: Tensor) -> Tensor:
     """Codes, G x R x n, in the order of the columns of `wanted`, which is overwritten.
 
@@ -126,13 +158,8 @@ def _compensate(wanted: Tensor, grid: _Grid, root: Tensor, factor: Tensor) -> Te
         block = (
             wanted[:, :, start:stop].transpose(1, 2).contiguous()
         )  # G x n x R: a column is one stretch of memory
-        rounded, errors = torch.empty_like(block), torch.empty_like(block)
-        for j in range(stop - start):
-            row, column = factor[:, start + j, start:stop, None], block[:, j, :, None]
-            found = grid.codes(column)
-            error = (column - grid.values(found))[:, None, :, 0].div_(row[:, j : j + 1])
-            block[:, j + 1 :].addcmul_(row[:, j + 1 :], error, value=-1)
-            rounded[:, j], errors[:, j] = found[:, :, 0], error[:, 0]
+        with _one_thread():
+            rounded, errors = _round_block(block, grid, factor[:, start:stop, start:stop])
         codes[:, :, start:stop], errors = rounded.transpose(1, 2), errors.transpose(1, 2).contiguous()
         wanted[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
         ours += errors.square_().sum(2, keepdim=True)

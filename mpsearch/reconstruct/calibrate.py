@@ -220,7 +220,7 @@ def calibrate(
             handle.remove()
     inputs = {unit: sample.values(unit) for unit, sample in samples.items()}
     outputs = {unit: sample.whole.values(unit) for unit, sample in given.items()}
-    calls = {unit: sample.of_calls(unit) for unit, sample in given.items() if len(sample.calls) > 1}
+    calls = {unit: sample.of_calls(unit) for unit, sample in given.items() if sample.calls}
     weights = {unit: m.get_parameter("weight").detach() for unit, m in modules.items()}
     seen = {unit: tuple(each.operand(unit) for each in taken) for unit, taken in operands.items()}
     biases = {
@@ -306,10 +306,12 @@ class _Given:
 
     def take(self, values: Tensor) -> None:
         """The output of the next call."""
+        if self._passes == 1 and self._call == 1:
+            self.calls.append(self.whole.copy())  # the first call was the only one so far
         self.whole.take(values)
-        if self._passes == 1 and self._call == len(self.calls):
+        if self._passes == 1 and self._call:
             self.calls.append(RunningSample(self._seed))
-        if self._passes == 1 or len(self.calls) > 1:
+        if self.calls:
             self.calls[self._call].take(values)
         self._call += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -81,12 +82,14 @@ class RunningSample:
         )
         while sum(map(len, self._kept)) > MAX_INPUT_VALUES:
             self._share /= 2
-            self._kept = [torch.cat(self._kept)]
-            self._kept = [
-                self._kept[0][
-                    torch.randperm(len(self._kept[0]), generator=self._generator)[: len(self._kept[0]) // 2]
-                ]
-            ]
+            held = torch.cat(self._kept)
+            self._kept = [held[torch.randint(len(held), (len(held) // 2,), generator=self._generator)]]
+
+    def copy(self) -> RunningSample:
+        """Another that has seen the same."""
+        found = copy.copy(self)
+        found._kept, found._generator = list(self._kept), self._generator.clone_state()
+        return found
 
     def take_operand(self, values: Tensor) -> None:
         """`take`, and remember whether all that passed was a softmax's output."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 
@@ -78,8 +79,8 @@ def _outside_the_heap(example: Tensor, shape: tuple[int, ...]) -> Tensor:
     numbers = math.prod(shape)
     if example.device.type != "cpu" or not numbers:
         return example.new_empty(shape)
-    return held(
-        torch.frombuffer(
-            mmap.mmap(-1, numbers * example.element_size()), dtype=example.dtype, count=numbers
-        ).view(shape)
-    )
+    memory = mmap.mmap(-1, numbers * example.element_size())
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux: a page fault for each 2 MiB instead of each 4 KiB
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return held(torch.frombuffer(memory, dtype=example.dtype, count=numbers).view(shape))

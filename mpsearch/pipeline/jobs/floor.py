@@ -72,7 +72,7 @@ def within_floor(
         InfeasibleError: Not even the least damage keeps the floor.
     """
     study = Study(folder)
-    config = study.config()
+    config = study.settled()
     if not TASKS.create(config.task).classes:
         raise OptionError(
             f"--max-drop is a drop of top-1, and the task {config.task!r} of {folder} has no classes. "

@@ -19,7 +19,7 @@ from mpsearch.pipeline.steps.artifact import write_assignment
 from mpsearch.pipeline.steps.costs import sized_problem
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
-from mpsearch.pipeline.steps.uniforms import uniforms
+from mpsearch.pipeline.steps.uniforms import even_uniforms
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import FLOAT, Assignment, Budget, Candidate, Problem
 from mpsearch.solvers import solve
@@ -69,7 +69,7 @@ def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
     problem, _ = add_scores(problem, subject, workshop.calibration, config, study, workshop.progress)
     size = problem.cost(problem.indices(imported.assignment)).size_bytes
     ours = sized_problem(subject, config)
-    wide = uniforms(ours, [Candidate(b, config.a_bits) for b in sorted(config.bits)[::-1]])
+    wide = even_uniforms(ours, config)
     chosen = {"imported": imported.assignment} | {u.label: ours.assignment(u.indices) for u in wide}
     proxy = config.objectives[0].partition(":")[0]
     try:

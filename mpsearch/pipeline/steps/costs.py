@@ -8,6 +8,7 @@ from dataclasses import replace
 from mpsearch.errors import BudgetError
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.steps.subject import Subject
+from mpsearch.pipeline.steps.uniforms import pairs_of_bits
 from mpsearch.problem import FLOAT, FLOAT_INPUT, Budget, Candidate, Problem, Restrictions, absolute
 from mpsearch.solvers import describe_least, reachable, solve
 
@@ -17,8 +18,9 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
 
     Where a latency or an energy is asked for, float is a candidate too: integers are not always faster.
     """
-    integers = tuple(Candidate(bits, config.a_bits) for bits in sorted(searched_bits(config), reverse=True))
-    wide = (*integers, FLOAT) if limits(config, "latency_us", "energy_mj") else integers
+    integers = tuple(pairs_of_bits(config))
+    may = config.deployment.elsewhere or limits(config, "latency_us", "energy_mj")
+    wide = (*integers, FLOAT) if may else integers
     fixed = _fixed(subject, config)
     candidates = tuple(
         fixed.get(layer.name, wide) if layer.name in subject.layout.units else (FLOAT,)
@@ -42,12 +44,6 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
         costs={"size_bytes": tuple(size), "bops": tuple(bops)},
         constants={"size_bytes": float(subject.layout.constant_bytes), "bops": 0.0},
     )
-
-
-def searched_bits(config: RunConfig) -> tuple[int, ...]:
-    """Weight bits of the candidates: those that were asked for and that the target multiplies."""
-    widths = config.deployment.widths
-    return tuple(bits for bits in config.bits if not widths or bits in widths)
 
 
 def _possible(subject: Subject, candidates: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:

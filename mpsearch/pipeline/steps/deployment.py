@@ -19,8 +19,9 @@ from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.steps.engines import table_batch
+from mpsearch.pipeline.steps.engines import Engines, given_table, table_batch
 from mpsearch.pipeline.steps.latency import Architecture, backend_of
+from mpsearch.pipeline.steps.network import network_of
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import FLOAT, Candidate, Layer, Problem
 from mpsearch.quant import UnitState
@@ -62,6 +63,14 @@ class Deployment:
         one = subject.splits.calibration.inputs([0]) if example is None else example
         told = (subject.module, subject.layout, states, self.calibration, one, calls)
         return Job(*told, graphs=subject.onnx, batch=table_batch(self.config))
+
+    @functools.cached_property
+    def engines(self) -> Engines | None:
+        """The table of a target that is timed elsewhere; None for any other."""
+        if not self.target.elsewhere:
+            return None
+        network = network_of(self.subject, self.progress)
+        return Engines(given_table(self.config), Path(str(self.config.table)), network)
 
     def float_onnx(self) -> Any:
         """The float graph, exported at the first call."""

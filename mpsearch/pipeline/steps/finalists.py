@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mpsearch.evaluate import clearly_lower
+from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.results import MEASURED, Choice, Proxy, Row
 from mpsearch.pipeline.steps.search import Found, Indices, keeps
 from mpsearch.pipeline.steps.states import States
-from mpsearch.pipeline.steps.uniforms import run_uniforms
+from mpsearch.pipeline.steps.uniforms import even_uniforms, run_uniforms
 from mpsearch.pipeline.steps.workshop import Workshop
-from mpsearch.problem import Budget, Problem, mean_bits
+from mpsearch.problem import FLOAT, Budget, Problem, mean_bits
 from mpsearch.reconstruct import Calibration
 
 TIE = 1.0
@@ -36,6 +37,10 @@ class Chosen:
     states: States
 
 
+OnFirst = Callable[[Choice, States], None]
+"""Called with the first finalist that is finished, if it keeps the budgets."""
+
+
 def choose(
     problem: Problem,
     budgets: tuple[Budget, ...],
@@ -44,6 +49,7 @@ def choose(
     workshop: Workshop,
     hardware: Mapping[str, Any],
     last: bool = False,
+    on_first: OnFirst | None = None,
 ) -> Chosen:
     """Measure the rows of the results table, reconstruct the finalists, and choose one.
 
@@ -52,33 +58,99 @@ def choose(
         budgets: That count when it is measured.
         found: By the search.
         searched: The states that the search saw.
-        workshop: Reconstructs and measures.
+        workshop: Reconstructs and measures; its clock says for how many finalists there is time.
         hardware: What step 2 told of the float model.
         last: Whether a finalist that keeps the budgets is preferred to a better one that does not.
+        on_first: Called with the first of them.
     """
+    labels = {**_shown(problem, found, workshop.config), **found.finalists}
+    rows, learned = dict[str, Row](), dict[Indices, States]()
+    optimum, *others = found.finalists.values()
+    order = [optimum, *([found.uniform] if found.uniform else []), *others]
+    for done, indices in enumerate(dict.fromkeys(order)):
+        if done and not _in_time(workshop, len(set(order)) - done):
+            break
+        label = next(label for label, held in labels.items() if held == indices)
+        with workshop.timed("finish"):
+            learned[indices] = workshop.reconstructed(problem.assignment(indices), label)
+            rows[label] = _finished(label, problem, indices, budgets, searched, learned[indices], workshop)
+        if (
+            not done
+            and on_first is not None
+            and all(b.kept(rows[label].reconstructed or {}) for b in budgets)
+        ):
+            on_first(
+                _choice(rows[label], "the first that was finished", problem, budgets, found), learned[indices]
+            )
+    for label, indices in labels.items():
+        if label not in rows and (indices in learned or indices not in order):
+            made = _row(label, problem, indices, budgets, searched, workshop)
+            twin = next((row for row in rows.values() if row.indices == indices), made)
+            rows[label] = replace(made, reconstructed=twin.reconstructed, gained=twin.gained)
+    kept = [rows[label] for label in labels if label in rows]
+    done_rows = [row for row in kept if row.reconstructed is not None]
+    keeping = [row for row in done_rows if all(b.kept(row.reconstructed or {}) for b in budgets)]
+    row, reason = (
+        _best_of(keeping if last and keeping else done_rows, found.uniform, learned, workshop)
+        if found.asked_for is None
+        else (rows[next(iter(found.rivals))], f"asked for by {found.asked_for}")
+    )
+    best = _choice(row, reason, problem, budgets, found)
+    return Chosen((_float_row(problem, budgets, workshop, hardware), *kept), best, learned[row.indices])
+
+
+def _shown(problem: Problem, found: Found, config: RunConfig) -> dict[str, Indices]:
+    """The uniform assignments of the table, by label."""
+    wide = (8, 6, 4) if config.effort_settings.shown and config.time_limit is None else ()
+    even = even_uniforms(problem, config)
     shown = {
         u.label: u.indices
-        for u in run_uniforms(problem, workshop.config)
-        if u.candidate.w_bits in (8, 6, 4) or u.indices == found.uniform
+        for u in run_uniforms(problem, config)
+        if u.indices == found.uniform or (u in even and u.candidate.w_bits in wide)
     }
-    rows, learned = [], dict[Indices, States]()
-    for label, indices in {**shown, **found.finalists}.items():
-        row = _row(label, problem, indices, budgets, searched, workshop)
-        if label in found.finalists or indices == found.uniform:
-            assignment = problem.assignment(indices)
-            if indices not in learned:
-                learned[indices] = workshop.reconstructed(assignment, label)
-            measured = workshop.measured(learned[indices], whole=True)
-            row = replace(
-                row, reconstructed=measured, gained=tuple(workshop.reconstruction.gained(assignment))
-            )
-        rows.append(row)
-    done = [row for row in rows if row.reconstructed is not None]
-    keeping = [row for row in done if all(b.kept(row.reconstructed or {}) for b in budgets)]
-    row, reason = _best_of(keeping if last and keeping else done, found.uniform, learned, workshop)
-    proxy = Proxy(found.proxy, found.optimum.status, found.optimum.found_by)
+    return shown | (_units_alone(problem, shown) if config.deployment.tensors else {})
+
+
+def _units_alone(problem: Problem, shown: Mapping[str, Indices]) -> dict[str, Indices]:
+    """The same with residual operands and pool inputs in float: Q/DQ at the inputs of units alone."""
+    found = {}
+    for label, indices in shown.items():
+        pairs = zip(problem.layers, problem.candidates, indices, strict=True)
+        alone = tuple(
+            i if layer.weight_shape or FLOAT not in row else row.index(FLOAT) for layer, row, i in pairs
+        )
+        found[f"{label} at unit inputs alone"] = alone
+    return found
+
+
+def _in_time(workshop: Workshop, left: int) -> bool:
+    """Whether there is time for one more finalist, as long as the one before, and the artifact."""
+    took, plan = workshop.last_took.get("finish", 0.0), workshop.plan
+    if workshop.clock.allows(took + (plan.artifact if plan else 0.0)):
+        return True
+    workshop.progress.say(f"The time limit leaves no room for {left} further finalists.")
+    return False
+
+
+def _finished(
+    label: str,
+    problem: Problem,
+    indices: Indices,
+    budgets: Sequence[Budget],
+    searched: Calibration,
+    states: States,
+    workshop: Workshop,
+) -> Row:
+    """The row of a finalist."""
+    row = _row(label, problem, indices, budgets, searched, workshop)
+    gained = tuple(workshop.reconstruction.gained(problem.assignment(indices)))
+    return replace(row, reconstructed=workshop.measured(states, whole=True), gained=gained)
+
+
+def _choice(row: Row, reason: str, problem: Problem, budgets: tuple[Budget, ...], found: Found) -> Choice:
+    """A finalist as what is shipped, its files not written yet."""
     readings = row.reconstructed or {}
-    best = Choice(
+    return Choice(
         row.label,
         reason,
         problem.assignment(row.indices),
@@ -87,10 +159,9 @@ def choose(
         problem.cost(row.indices),
         {k: v for k, v in readings.items() if k in MEASURED},
         readings["metrics"],
-        proxy,
+        Proxy(found.proxy, found.optimum.status, found.optimum.found_by),
         {},
     )
-    return Chosen((_float_row(workshop, hardware), *rows), best, learned[row.indices])
 
 
 def _best_of(
@@ -139,9 +210,23 @@ def _row(
     )
 
 
-def _float_row(workshop: Workshop, hardware: Mapping[str, Any]) -> Row:
+def _float_row(
+    problem: Problem, budgets: Sequence[Budget], workshop: Workshop, hardware: Mapping[str, Any]
+) -> Row:
+    """The model in which nothing is quantised: on a target that is timed elsewhere an engine, with what it is
+    predicted to take.
+    """
     images, logits = workshop.subject.splits.evaluation, workshop.evaluation.reference()["evaluation"]
     metrics = workshop.task.compare(logits, logits, images.labels).to_json()
     measured: dict[str, Any] = {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()}
+    target, indices = workshop.config.deployment, problem.uniform(FLOAT)
+    if target.elsewhere and indices is not None:
+        cost, plain = problem.cost(indices), problem.assignment(indices)
+        fits = keeps(problem, indices, budgets)
+        return Row(target.float_label, 32.0, measured, fits, indices, plain, cost)
     took = {name: hardware.get(f"float_{name}") for name in ("latency_us", "energy_mj")}
-    return Row("float", 32.0, measured | {name: value for name, value in took.items() if value is not None})
+    return Row(
+        target.float_label,
+        32.0,
+        measured | {name: value for name, value in took.items() if value is not None},
+    )

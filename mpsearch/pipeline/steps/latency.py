@@ -6,23 +6,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpsearch.errors import InfeasibleError, OptionError, TableError
+from mpsearch.errors import OptionError, TableError
 from mpsearch.hardware import Backend, LatencyTable, ModelRun, latency_costs, profile
 from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.cost_fit import fit_cost_model
 from mpsearch.hardware.cost_model import Unit
 from mpsearch.hardware.predict import RowPredictor
+from mpsearch.hardware.profile import missing_cells
 from mpsearch.hardware.table import require_writable
 from mpsearch.hardware.whole import Kernels, WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import Wire, model_key
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.energy import add_energy, require_counter
-from mpsearch.pipeline.steps.fitted import require_trust, with_costs
+from mpsearch.pipeline.steps.engines import given_table
+from mpsearch.pipeline.steps.fitted import require_trust, with_costs, without
 from mpsearch.problem import FLOAT, Candidate, Problem
 
 MODEL_SECONDS = 0.3
@@ -76,6 +78,22 @@ def latency_table(
     return table, folder / table.file_name
 
 
+CELL_SECONDS, RUN_SECONDS = 0.4, 3.0
+"""What a row and a whole model take to measure, about."""
+
+
+def lacking_seconds(problem: Problem, config: RunConfig) -> float:
+    """What it takes, about, to measure what the table lacks for a model; 0 for a table that was given."""
+    if not has_backend(config) or config.table is not None or config.deployment.elsewhere:
+        return 0.0
+    backend, folder = backend_of(config), Path(config.tables)
+    table = LatencyTable.open(folder, backend.device(), backend.name, backend.version, config.threads)
+    widths = tuple((*choices, FLOAT) for choices in problem.candidates)
+    lacking = missing_cells(problem.layers, widths, backend, table)
+    runs = MIXED_RUNS if timed(config) else 3
+    return CELL_SECONDS * len(lacking) + (RUN_SECONDS * runs if lacking else 0.0)
+
+
 def require_tables(config: RunConfig) -> None:
     """Told before anything is loaded: that the target's device is missing, the table that was asked for
     cannot be used, or the folder of tables is none.
@@ -86,6 +104,9 @@ def require_tables(config: RunConfig) -> None:
         BudgetError: A budget limits energy, and the device counts none.
     """
     if not has_backend(config):
+        return
+    if config.deployment.elsewhere:
+        given_table(config)
         return
     backend_of(config).require()
     require_counter(config)
@@ -159,7 +180,7 @@ def add_latency(
             f"deviations of up to {widest:.0%}."
         )
     if unusable:
-        problem = _without(
+        problem = without(
             problem,
             [[i for i, value in enumerate(row) if math.isfinite(value)] for row in costs.rows],
             unusable,
@@ -294,20 +315,3 @@ def _units(
         by_kernel = dict(zip(map(str, choices), costs.rows[0], strict=True))
         found.append(Unit(by_kernel, {str(c): backend.packed_bytes(layer, c) for c in choices}))
     return found
-
-
-def _without(problem: Problem, kept: list[list[int]], unusable: Sequence[tuple[str, str, str]]) -> Problem:
-    for layer, at in zip(problem.layers, kept, strict=True):
-        if not at:
-            why = next((w for name, _, w in unusable if name == layer.name), "not measured")
-            raise InfeasibleError(
-                f"Layer {layer.name!r} has no candidate with a measured latency ({why}). Measure it, or "
-                "run with --target packed."
-            )
-
-    def pick(table: Any) -> Any:
-        return tuple(tuple(row[i] for i in at) for row, at in zip(table, kept, strict=True))
-
-    return replace(
-        problem, candidates=pick(problem.candidates), costs={r: pick(t) for r, t in problem.costs.items()}
-    )

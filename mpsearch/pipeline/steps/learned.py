@@ -90,16 +90,37 @@ def _kind(name: str) -> tuple[int, str]:
 
 
 def _reconstructed(problem: Problem, workshop: Workshop, steps: int) -> Calibration:
-    """With learned states: the work is that of as many reconstructions as there are candidates."""
-    learned: dict[tuple[str, Candidate], UnitState] = {}
-    for wanted in sorted(
-        {c for choices in problem.candidates for c in choices if not c.is_float}, key=_width, reverse=True
-    ):
+    """With learned states. Weights and inputs apart: one reconstruction for each width of weights, at the
+    widest inputs, and one for each width of inputs, at the widest weights; a candidate that is neither takes
+    its weight from the one and its input's step from the other.
+    """
+    wide = [[c for c in choices if not c.is_float] for choices in problem.candidates]
+    by_weight = [{_kind_of(c): c for c in sorted(choices, key=_width)} for choices in wide]
+    by_input = [{c.a_bits: c for c in sorted(choices, key=_width)} for choices in wide]
+    found: dict[tuple[str, Candidate], UnitState] = {}
+    apart = {c for rows in (by_weight, by_input) for row in rows for c in dict(row).values()}
+    for wanted in sorted(apart, key=_width, reverse=True):
         pairs = zip(problem.layers, problem.candidates, strict=True)
         assignment = Assignment(tuple((layer.name, _nearest(choices, wanted)) for layer, choices in pairs))
         states = workshop.reconstructed(assignment, f"every layer at {wanted}, for the search", steps)
-        learned |= {(unit, wanted): state for unit, state in states.items() if assignment[unit] == wanted}
+        found |= {(unit, wanted): state for unit, state in states.items() if assignment[unit] == wanted}
+    learned = {
+        (layer.name, c): found.get((layer.name, c))
+        or replace(
+            found[layer.name, weights[_kind_of(c)]],
+            candidate=c,
+            activation=found[layer.name, inputs[c.a_bits]].activation,
+        )
+        for layer, choices, weights, inputs in zip(problem.layers, wide, by_weight, by_input, strict=True)
+        for c in choices
+        if layer.weight_shape
+    }
     return replace(workshop.calibration, learned=learned)
+
+
+def _kind_of(candidate: Candidate) -> tuple[int | None, str]:
+    """What of a candidate the weight depends on."""
+    return candidate.w_bits, candidate.w_granularity
 
 
 def states_digest(calibration: Calibration) -> str:

@@ -4,6 +4,7 @@ they were.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,16 @@ class Reconstruction:
         about: list[Any] = [self.subject.hashes, assignment.to_json(), config.__dict__, images, *observers]
         return self.study.step_path("blocks", about, "")
 
+    def _surely_fits(self, config: ReconstructionConfig) -> bool:
+        """Whether the bound holds even all that all units read and give in both networks, where each unit is
+        rounded by itself: then nothing need be rehearsed.
+        """
+        layers = self.subject.graph.layers
+        values = sum(math.prod(n.output_shape) + sum(map(math.prod, n.input_shapes)) for n in layers)
+        taken = 2 * 4 * values * len(self.subject.splits.calibration)
+        closed = all(phase.closed for phase in METHODS.create(config.method).phases())
+        return closed and taken <= self.config.memory_bytes
+
     def _images(self, config: ReconstructionConfig) -> int:
         """As many calibration images as there is room for, with every unit at 8 bits: coarser ones learn in
         bfloat16, which takes less.
@@ -104,6 +115,8 @@ class Reconstruction:
             phase for phase in METHODS.create(config.method).phases() if phase.closed or config.iterations
         ]:
             return len(calibration)
+        if self._room is None and self._surely_fits(config):
+            self._room = len(calibration)
         if self._room is None:
             states = {unit: self.calibration.state(unit, Candidate(8, 8)) for unit in self.subject.units}
             few = calibration.inputs(slice(0, min(8, len(calibration))))

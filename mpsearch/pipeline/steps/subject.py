@@ -31,7 +31,7 @@ from mpsearch.models import (
     trace_model,
     weights_hash,
 )
-from mpsearch.pipeline.config import USUAL_IMAGES, RunConfig
+from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.embedded import default_model
 from mpsearch.problem import FLOAT
@@ -52,7 +52,7 @@ class Subject:
         splits: Images.
         hashes: Hashes of weights and images.
         given: The module that the user gave as an object, as it was; None where the source builds the model.
-        tensors: Tensors whose precision is a choice, where the target has such; they are in the graph's layers.
+        tensors: Tensors whose precision is a choice, where the target has such; they are layers of the graph.
         onnx: Float ONNX graphs by opset, exported at the first use.
     """
 
@@ -126,18 +126,49 @@ def draw(
     on_image: Callable[[int, int], None] | None = None,
 ) -> Splits:
     """The images of a configuration. Args and Raises: As `make_splits`."""
-    return make_splits(
+    drawn = make_splits(
         data,
         data_config,
         calibration=calibration,
         calibration_images=config.calibration_images,
         search_images=config.search_images,
         evaluation_images=config.evaluation_images,
-        usual=USUAL_IMAGES,
+        usual=config.usual_images,
         seed=config.seed,
         classes=classes,
         on_image=on_image,
     )
+    return _kept(drawn, config)
+
+
+def _kept(splits: Splits, config: RunConfig) -> Splits:
+    """As many of the images as the plan keeps: the first of each set, whose order is random by the seed."""
+    if config.kept_images is None:
+        return splits
+    fewer: dict[str, Any] = {
+        name: part.subset(range(count))
+        for (name, part), count in zip(splits.parts.items(), config.kept_images, strict=True)
+        if count < len(part)
+    }
+    return replace(splits, **fewer)
+
+
+def with_images(subject: Subject, config: RunConfig) -> Subject:
+    """The same model with as many of its images as `config` keeps."""
+    splits = _kept(subject.splits, config)
+    return (
+        subject
+        if splits is subject.splits
+        else replace(subject, splits=splits, hashes=_hashes(subject.module, splits))
+    )
+
+
+def _hashes(module: nn.Module, splits: Splits) -> dict[str, str]:
+    """Of the weights and of each set of images."""
+    return {
+        "weights": weights_hash(module),
+        **{name: part.content_hash for name, part in splits.parts.items()},
+    }
 
 
 def require_same_weights(config: RunConfig) -> None:
@@ -227,10 +258,7 @@ def make_subject(
     names = [*units, *(choice.layer.name for choice in tensors)]
     layout = PackedLayout.of(module, names, loaded.source, pairs, loaded.data_config)
     require_read_back(layout, module, loaded.source, given, example)
-    hashes = {
-        "weights": weights_hash(module),
-        **{name: part.content_hash for name, part in splits.parts.items()},
-    }
+    hashes = _hashes(module, splits)
     return Subject(loaded.source, module, graph, layout, splits, hashes, given, tensors, exported)
 
 

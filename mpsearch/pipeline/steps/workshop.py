@@ -4,8 +4,11 @@ assignments.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from mpsearch.evaluate import TASKS, Task
@@ -13,9 +16,11 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.artifact import ArtifactWriter
+from mpsearch.pipeline.steps.clock import Clock
 from mpsearch.pipeline.steps.deployment import Deployment
 from mpsearch.pipeline.steps.evaluation import Evaluation
 from mpsearch.pipeline.steps.measurement import Measurement
+from mpsearch.pipeline.steps.plan import Plan
 from mpsearch.pipeline.steps.reconstruction import Reconstruction
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import Subject
@@ -33,6 +38,9 @@ class Workshop:
         config: Settings.
         study: Where results are kept.
         progress: Where progress goes.
+        plan: What the run means to do; None where there is none.
+        clock: How much time there is.
+        last_took: Name of a piece of work -> seconds that it took last.
     """
 
     subject: Subject
@@ -40,11 +48,26 @@ class Workshop:
     config: RunConfig
     study: Study
     progress: Progress
+    plan: Plan | None = None
+    clock: Clock = field(default_factory=Clock)
+    last_took: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Remembers how long a piece of work took."""
+        start = time.monotonic()
+        yield
+        self.last_took[name] = time.monotonic() - start
 
     @property
     def task(self) -> Task:
         """What the model is for."""
         return TASKS.create(self.config.task)
+
+    @property
+    def front_over(self) -> str:
+        """The resource that the front of damage is over."""
+        return "latency_us" if self.config.deployment.elsewhere else "size_bytes"
 
     @functools.cached_property
     def reconstruction(self) -> Reconstruction:

@@ -84,7 +84,7 @@ class Outcome:
             "measure": TASKS.create(config.task).measure,
             "model": config.model or "the embedded default",
             "bits": list(config.bits),
-            "a_bits": config.a_bits,
+            "a_bits": list(config.a_bits),
             "states": config.search_states,
             "method": config.method,
             "seed": config.seed,

@@ -209,7 +209,7 @@ class _Search:
     def _uniform(self) -> Uniform | None:
         choices = sorted(
             {c for row in self.problem.candidates for c in row if not c.is_float},
-            key=lambda c: -(c.w_bits or 0),
+            key=lambda c: (-(c.w_bits or 0), -(c.a_bits or 0)),
         )
         return next((u for u in uniforms(self.problem, choices) if self._fits(u.indices)), None)
 

@@ -1,0 +1,98 @@
+"""How fast this machine is with a model: what a plan is made from, measured in about a second."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch.data import SampleSet
+from mpsearch.models import ModelGraph
+
+_IMAGES = 32
+_SIDE = 384
+_TIMES = 3
+_ENOUGH = 0.5
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of this machine, and the sizes of a model that they are multiplied with.
+
+    Args:
+        forward: Seconds of the float model for an image.
+        copy: Seconds to write a float32 to memory that is not in any cache.
+        multiply: Seconds of a multiplication with its addition in a product of matrices, float32.
+        values: Numbers that all units read and give for an image.
+        units: Units with a weight.
+        weights: Their weights.
+        columns: Columns of all their weights.
+        rounding: Multiplications that make up for the errors of all columns, at one width.
+        factoring: Those of the factors of the moments.
+    """
+
+    forward: float
+    copy: float
+    multiply: float
+    values: int
+    units: int
+    weights: int
+    columns: int
+    rounding: int
+    factoring: int
+
+
+def measure_pace(module: nn.Module, graph: ModelGraph, images: SampleSet) -> Pace:
+    """Time the model on some of the images, and the machine on a copy and a product.
+
+    Args:
+        module: Float model in eval mode.
+        graph: Its units.
+        images: Any of the model's inputs.
+    """
+    few = images.inputs(slice(0, min(_IMAGES, len(images))))
+    with torch.no_grad():
+        forward = _seconds(lambda: module(few)) / len(images.inputs(slice(0, min(_IMAGES, len(images)))))
+    source, into = torch.ones(2**22), torch.empty(2**22)
+    square = torch.ones(_SIDE, _SIDE)
+    shapes = [
+        (layer.weight_shape, _groups(module, layer.name)) for layer in graph.layers if layer.weight_shape
+    ]
+    sizes = [(shape[0], math.prod(shape[1:]), groups) for shape, groups in shapes]
+    values = sum(
+        math.prod(layer.output_shape) + sum(map(math.prod, layer.input_shapes)) for layer in graph.layers
+    )
+    return Pace(
+        forward,
+        _seconds(lambda: into.copy_(source)) / len(source),
+        _seconds(lambda: square @ square) / _SIDE**3,
+        values,
+        len(sizes),
+        sum(rows * columns for rows, columns, _ in sizes),
+        sum(columns for _, columns, _ in sizes),
+        sum(rows * columns**2 // 2 for rows, columns, _ in sizes),
+        sum(groups * columns**3 for _, columns, groups in sizes),
+    )
+
+
+def _groups(module: nn.Module, unit: str) -> int:
+    return int(getattr(module.get_submodule(unit), "groups", 1))
+
+
+def _seconds(work: Callable[[], Tensor]) -> float:
+    """The least of a few times, behind one that is not counted; of one alone where that takes long."""
+    start = time.perf_counter()
+    work()
+    first = time.perf_counter() - start
+    if first > _ENOUGH:
+        return first
+    found = []
+    for _ in range(_TIMES):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
