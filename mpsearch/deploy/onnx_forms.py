@@ -25,7 +25,7 @@ WriteUnit = Callable[[NodeProto, UnitState, str], None]
 """From the node of a unit, its state and its name."""
 OPSET_4BIT = 21
 """First with 4-bit integers and a block size in DequantizeLinear."""
-_OPS = ("Conv", "Gemm", "MatMul")
+UNIT_OPS = ("Conv", "Gemm", "MatMul")
 
 
 def four_bit_onnx(float_model: ModelProto, states: Mapping[str, UnitState], form: FourBit) -> ModelProto:
@@ -100,7 +100,7 @@ def rewrite_units(
     placed = set()
     for node in model.graph.node:
         name = unit_of(node)
-        if node.op_type in _OPS and name in quantized:
+        if node.op_type in UNIT_OPS and name in quantized:
             unit(node, quantized[name], name)
             placed.add(name)
         else:

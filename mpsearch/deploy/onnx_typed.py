@@ -7,6 +7,7 @@ on one grid.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 from torch import Tensor
 
-from mpsearch.deploy.graph import with_biases
+from mpsearch.deploy.graph import unit_of, with_biases
 from mpsearch.deploy.half import KEPT, half_onnx
-from mpsearch.deploy.onnx_forms import rewrite_units
+from mpsearch.deploy.onnx_forms import UNIT_OPS, rewrite_units
 from mpsearch.deploy.tensors import find_tensors
 from mpsearch.errors import ModelError, UserError
 from mpsearch.hardware.qdq import QdqWriter
@@ -52,6 +53,7 @@ def typed_onnx(
             f"{both[0]!r} is quantised, and fp32= names it. Leave it float: --fix {both[0]}=float."
         )
     model = half_onnx(with_biases(float_model, states), kept)
+    _name_units(model)
     writer = QdqWriter("mpsearch/typed")
     pairs = _Pairs(writer)
     tensors = {choice.layer.name: choice.tensor for choice in find_tensors(float_model)}
@@ -76,6 +78,18 @@ def typed_onnx(
 
     rewrite_units(model, states, writer, unit)
     return model
+
+
+def _name_units(model: ModelProto) -> None:
+    """Give the node of each unit the unit's name, which engines carry along: further calls `name#2` and so
+    on.
+    """
+    calls = Counter[str]()
+    for node in model.graph.node:
+        unit = unit_of(node) if node.op_type in UNIT_OPS else ""
+        if unit:
+            calls[unit] += 1
+            node.name = unit if calls[unit] == 1 else f"{unit}#{calls[unit]}"
 
 
 class _Pairs:

@@ -72,19 +72,7 @@ class OnnxTensorRt(Target):
 
     def write(self, job: Job, folder: Path) -> list[str]:
         """The ONNX file and the command."""
-        refuse_products(job, self.name, tensors=True)
-        states = self.states(job)
-        model = typed_onnx(job.float_onnx(OPSET), states, tuple(filter(None, self.fp32.split("+"))))
-        onnx.checker.check_model(model, full_check=True)
-        save_onnx(folder / self.file, model)
-        call = trtexec_call(
-            NAME,
-            self.file,
-            model.graph.input[0].name,
-            job.example.shape[1:],
-            job.batch,
-            max(self.max_batch, job.batch),
-        )
+        call = self.write_model(job, folder, NAME, max(self.max_batch, job.batch))
         (folder / COMMAND).write_text(script([(NAME, call)], f"the engine of {self.file}"))
         moved = sum(not _is_symmetric(job.states[unit]) for unit in job.quantized)
         below = sum(state.candidate.w_bits != 8 for state in job.quantized.values())
@@ -95,6 +83,24 @@ class OnnxTensorRt(Target):
                 "TensorRT multiplies."
             ),
         ]
+
+    def write_model(self, job: Job, folder: Path, name: str, most: int | None = None) -> list[str]:
+        """Write `<name>.onnx`.
+
+        Args:
+            job: What it is of.
+            folder: Where it goes.
+            name: Of the build.
+            most: Greatest batch of the engine; None for the job's alone.
+        Returns: The call that builds and times it.
+        """
+        refuse_products(job, self.name, tensors=True)
+        kept = tuple(filter(None, self.fp32.split("+")))
+        model = typed_onnx(job.float_onnx(OPSET), self.states(job), kept)
+        onnx.checker.check_model(model, full_check=True)
+        save_onnx(folder / f"{name}.onnx", model)
+        reads = model.graph.input[0].name
+        return trtexec_call(name, f"{name}.onnx", reads, job.example.shape[1:], job.batch, most)
 
     def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
         """A session of ONNX Runtime, for the numbers alone."""

@@ -5,10 +5,11 @@ from mpsearch.hardware.trtexec.align import TENSORS, aligned, kernels_of_build
 from mpsearch.hardware.trtexec.builds import Build, card_identity, read_builds, source_folder
 from mpsearch.hardware.trtexec.command import script, trtexec_call
 from mpsearch.hardware.trtexec.manifest import read_manifest, read_predictions, write_manifest
-from mpsearch.hardware.trtexec.model import fit_network, fit_runs, network_units
+from mpsearch.hardware.trtexec.model import KERNELS, fit_network, fit_runs, network_units
 from mpsearch.hardware.trtexec.table import Imported, Network, import_builds
 
 __all__ = [
+    "KERNELS",
     "TENSORS",
     "Account",
     "Build",

@@ -51,18 +51,21 @@ class Deployment:
         """What files are written for."""
         return self.config.deployment
 
-    def job(self, states: Mapping[str, UnitState], example: Tensor | None = None) -> Job:
+    def job(
+        self, states: Mapping[str, UnitState], example: Tensor | None = None, batch: int | None = None
+    ) -> Job:
         """What targets make their files of; float graphs are shared between jobs.
 
         Args:
             states: Codes and quantisers of every unit.
             example: 1 x ..., which is what is timed; the first calibration image where it is left out.
+            batch: Images in a call that is timed; None for that of the latency table.
         """
         subject = self.subject
         calls = {layer.name: layer.calls for layer in subject.graph.layers if layer.calls > 1}
         one = subject.splits.calibration.inputs([0]) if example is None else example
         told = (subject.module, subject.layout, states, self.calibration, one, calls)
-        return Job(*told, graphs=subject.onnx, batch=table_batch(self.config))
+        return Job(*told, graphs=subject.onnx, batch=batch or table_batch(self.config))
 
     @functools.cached_property
     def engines(self) -> Engines | None:

@@ -167,8 +167,9 @@ def add_engines(
         "model": dict(zip(model.names, model.values, strict=True)),
         "error": model.error.to_json() if model.error else None,
         "runs": 0 if model.error is None else model.error.runs,
-        "float_latency_us": model.predict(["float"] * len(problem.layers)),
     }
+    if all("float" in unit.rows_us for unit in model.units):
+        about["float_latency_us"] = model.predict(["float"] * len(problem.layers))
     return problem, about
 
 
