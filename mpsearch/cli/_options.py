@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mpsearch.accelerator import find_device
 from mpsearch.cli._show import Format
 from mpsearch.errors import OptionError, UserError
 
@@ -107,6 +108,22 @@ Storage = Annotated[
             "Where trials are kept: postgresql://USER@HOST/DATABASE for several hosts. Without it, a "
             "journal in the study's folder."
         )
+    ),
+]
+
+
+def device_name(text: str | None) -> str | None:
+    """The text, where it names a device that is there: told before anything but torch is imported."""
+    if text not in (None, "auto", "cpu"):
+        find_device(text)
+    return text
+
+
+Device = Annotated[
+    str,
+    typer.Option(
+        callback=device_name,
+        help="What computes: auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1 or mps.",
     ),
 ]
 Output = Annotated[Format, typer.Option("--format", help="Format of the results on stdout.")]

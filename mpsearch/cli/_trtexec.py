@@ -91,8 +91,8 @@ def profile_from(context: typer.Context, source: str, output: Format) -> None:
         if build.before and build.predicted_us is not None:
             more = build.measured_us / build.predicted_us - 1
             say(
-                f"{build.name} takes {build.measured_us / 1e3:.3f} ms; {build.predicted_us / 1e3:.3f} ms were "
-                f"predicted ({more:+.1%}). A run with --table {found.path} knows it, and repairs its budget."
+                f"{build.name} takes {build.measured_us / 1e3:.3f} ms; {build.predicted_us / 1e3:.3f} ms "
+                f"were predicted ({more:+.1%}). A run with --table {found.path} knows it, and repairs its budget."
             )
     _say_error(found)
 

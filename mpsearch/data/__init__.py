@@ -5,6 +5,7 @@ fixed by seed and content hash.
 from mpsearch.data.digits import digits_split
 from mpsearch.data.images import ImageSet
 from mpsearch.data.loading import load_images, require_source
+from mpsearch.data.placed import placed
 from mpsearch.data.samples import SampleSet
 from mpsearch.data.sources.classes import Classes, read_class_map
 from mpsearch.data.splits import Splits, make_splits
@@ -19,6 +20,7 @@ __all__ = [
     "digits_split",
     "load_images",
     "make_splits",
+    "placed",
     "read_class_map",
     "require_source",
     "tokenize",

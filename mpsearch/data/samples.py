@@ -122,6 +122,10 @@ class HeldSamples:
         labels = None if self.labels is None else self.labels[where]
         return cast(Self, replace(cast(Any, self), **{self.held: self._samples[where]}, labels=labels))
 
+    def on(self, device: torch.device) -> Self:
+        """The same with the samples in a device's memory; labels stay where they are."""
+        return cast(Self, replace(cast(Any, self), **{self.held: self._samples.to(device)}))
+
     def joined(self, others: Sequence[Self]) -> Self:
         """These samples, then those of the other sets; the set itself where there is no other."""
         if not others:

@@ -59,7 +59,7 @@ class PrefixRunner:
         self._watched = _around(module, units)
         self._given: dict[int, Tensor | Callable[[Tensor], Tensor]] = {}
         self._takes: Callable[[int, Tensor], None] | None = None
-        self._nothing = torch.zeros(0)
+        self._nothing = torch.zeros(0, device=example.device)
         self._ended: list[int] = []
         self._started: list[str] = []
         self._originals = [m.forward for _, m in self._watched]
@@ -137,7 +137,7 @@ class PrefixRunner:
         long as a layer.
         """
         if self._nothing.numel() < shape.numel():
-            self._nothing = torch.zeros(shape.numel())
+            self._nothing = torch.zeros(shape.numel(), device=self._nothing.device)
         return self._nothing[: shape.numel()].view(shape)
 
     def _find(self, example: Tensor) -> list[Cut]:
@@ -180,8 +180,8 @@ class PrefixRunner:
 
     def _cuts(self, example: Tensor, logits: Tensor, place: int, output: Tensor) -> bool:
         fillings: list[Callable[[torch.Size], Tensor]] = [
-            lambda shape: torch.full(shape, float("nan")),
-            lambda shape: torch.full(shape, 37.0),
+            lambda shape: torch.full(shape, float("nan"), device=output.device),
+            lambda shape: torch.full(shape, 37.0, device=output.device),
         ]
         try:
             return all(

@@ -221,10 +221,10 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def as_float(module: nn.Module) -> nn.Module:
-    """A copy in float32 and eval mode: what a module that was given as an object is taken for, whenever it is
-    given.
+    """A copy in float32, in eval mode and in the CPU's memory: what a module that was given as an object is
+    taken for, whenever it is given.
     """
-    return copied(unwrapped(module)).float().eval()
+    return copied(unwrapped(module)).cpu().float().eval()
 
 
 def as_stored(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
+from mpsearch.accelerator import AUTO, require_device_name
 from mpsearch.deploy.targets import TARGETS, Target
 from mpsearch.efforts import Effort, effort_of, parse_duration
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
@@ -68,10 +69,10 @@ class RunConfig:
         bias_correction: Whether the biases of quantised units make up for the mean error of their weights.
         reconstruction_memory: Bound on the memory that a reconstruction takes beside the model and the
             images, such as `8GiB`; it uses fewer images to keep it.
-        target: Registered deployment target that a run can measure, with options: `ort-cpu` (packed
-            checkpoint and ONNX), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR),
-            `triton-cuda` (checkpoint on the Triton kernels, latency and energy), or `packed` (checkpoint
-            alone, no latency).
+        target: Registered deployment target that a run can measure, with options: `ort-cpu` (ONNX, whose
+            size a budget limits, and packed checkpoint), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint
+            and OpenVINO's IR), `triton-cuda` (checkpoint on the Triton kernels, latency and energy), or
+            `packed` (checkpoint alone, no latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
         allow_estimate: Take a table of another device or version as an estimate, and keep a latency budget by
@@ -79,6 +80,8 @@ class RunConfig:
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
         task: Registered task, with options: how outputs are compared with the float model's and with labels.
+        device: What computes: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or
+            `mps`. A study may go on with another: what depends on it is kept for each kind of device.
         effort: How much is done where nothing else is said: `quick`, `balanced` or `thorough` (`efforts`).
         time_limit: Time that the run may take, such as `10min`: images, trials and finalists are as many as
             fit; None for no limit.
@@ -119,6 +122,7 @@ class RunConfig:
     threads: int = 1
     seed: int = 0
     task: str = "classification"
+    device: str = field(default=AUTO, compare=False)
     effort: str = "balanced"
     time_limit: str | None = None
     kept_images: tuple[int, ...] | None = None
@@ -127,6 +131,7 @@ class RunConfig:
         object.__setattr__(self, "a_bits", _tuple(self.a_bits))
         if not self.budgets and self.assigner is None:
             raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
+        require_device_name(self.device)
         if self.budgets and self.assigner is not None:
             raise OptionError(
                 f"--assign {self.assign} gives bits without a budget, and --budget {self.budgets[0]} is "
@@ -296,6 +301,7 @@ class RunConfig:
         data = {
             "task": "classification",
             "class_map": None,
+            "device": "cpu",
             **dict.fromkeys(("time_limit", "kept_images", "assign")),
             "effort": "balanced",
             **data,

@@ -15,9 +15,11 @@ from typing import Any
 from torch import nn
 
 from mpsearch import files
+from mpsearch.accelerator import describe_device, exact_float32, find_device
 from mpsearch.data import SampleSet
 from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.models import from_module
+from mpsearch.models.tree import copied
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
@@ -53,6 +55,7 @@ from mpsearch.pipeline.steps.tightening import REPAIRS, broken, lowered, scouted
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.pipeline.workers.crew import Crew
 from mpsearch.problem import Budget, Problem
+from mpsearch.quant.devices import CPU, device_of
 from mpsearch.reconstruct import Calibration
 from mpsearch.solvers import reachable
 
@@ -73,6 +76,7 @@ _GIVEN = {"model", "model_args", "weights", "pretrained", "data", "calibration_d
 """Settings that say where a model and images come from."""
 
 
+@exact_float32()
 def run(
     config: RunConfig,
     study: Study,
@@ -103,16 +107,18 @@ def run(
             f"--sampler {config.sampler} measures in the run's own process. Leave out "
             "--workers and --storage."
         )
+    find_device(config.device)
     require_tables(config)
     clock = Clock(config.limit_s) if started is None else Clock(config.limit_s, started)
     with study.busy(), crew.held(study, config):
-        study.claim(config)
+        _claim(study, config, progress)
         if crew.workers != 1:
             require_same_weights(config)
         subject = load_subject(config, progress)
         return _run(subject, config, study, progress, clock, crew).to_json()
 
 
+@exact_float32()
 def search(
     model: nn.Module,
     calibration: SampleSet,
@@ -141,15 +147,27 @@ def search(
         Budget.parse(text)  # a slip is told at once
     progress, folder = progress or Silent(), Study(Path(study))
     config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=calibration.name, **settings)
+    find_device(config.device)
     require_tables(config)
     clock = Clock(config.limit_s)
     loaded = from_module(model)
     both = (calibration, None) if evaluation is None else (evaluation, calibration)
     splits = draw(config, *both)
     with folder.busy():
-        folder.claim(config)
-        subject = make_subject(loaded, splits, config, progress, model)
+        _claim(folder, config, progress)
+        given = model if device_of(model).type == "cpu" else copied(model).to(CPU)
+        subject = make_subject(loaded, splits, config, progress, given)
         return _run(subject, config, folder, progress, clock).to_json()
+
+
+def _claim(study: Study, config: RunConfig, progress: Progress) -> None:
+    """Take the folder, and say where it was computed on another kind of device so far."""
+    before, now = study.claim(config), find_device(config.device).type
+    if before != now:
+        progress.say(
+            f"What {study.path} holds was computed on {before}. Now {now} computes, which adds in another "
+            "order: what depends on that is computed again, and kept beside it."
+        )
 
 
 def _require_settings(settings: Mapping[str, Any]) -> None:
@@ -193,6 +211,7 @@ def _run(
         problem, objectives = add_scores(problem, subject, searched, config, study, progress)
     files.write_json(study.path / "problem.json", problem.to_json())
     about = {"versions": _versions(), "hashes": subject.hashes, "splits": subject.splits.to_json()}
+    about["device"] = describe_device(subject.device)
     study.describe(given, {**about, **hardware, "objectives": objectives, "settled": config.to_json()})
     with clock.step("float model"):
         workshop.evaluation.reference()
@@ -225,7 +244,7 @@ def _priced(
     if limits_memory(config):
         backend = backend_of(config)
         peaks = deployment.uniform_peaks(memory_kernels(problem, backend))
-        problem, about["memory"] = add_memory(problem, backend, deployment.float_onnx(), peaks, progress)
+        problem, about["memory"] = add_memory(problem, backend, workshop.subject.graphs.at(), peaks, progress)
     return problem, about
 
 

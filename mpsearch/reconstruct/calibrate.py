@@ -16,6 +16,7 @@ from mpsearch.errors import DataError, ModelError
 from mpsearch.models.reads import Reads
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
+from mpsearch.quant.devices import on_device, wide
 from mpsearch.quant.weightless import operands_of, unwrap_weightless, weightless_names, wrap_weightless
 from mpsearch.reconstruct.ranges import MAX_INPUT_VALUES, Operand, RunningMean, RunningSample, input_quantizer
 
@@ -125,6 +126,10 @@ class Calibration:
             quantize(self.weights[unit], params) if codes is None else codes.to(torch.int16), params
         )
 
+    def on(self, device: torch.device) -> Calibration:
+        """The same on a device; itself where it is there already."""
+        return on_device(self, device)
+
     def states(self, assignment: Assignment) -> dict[str, UnitState]:
         """Every unit that was calibrated, at the candidate the assignment gives it."""
         return {unit: self.state(unit, assignment[unit]) for unit in (*self.weights, *self.products)}
@@ -146,9 +151,9 @@ def mean_matched(
         of samples.
     """
     groups, columns = mean.shape
-    before = weight.double().reshape(groups, -1, columns) @ float_mean.double()[:, :, None]
-    now = quantized.dequantize().double().reshape(groups, -1, columns) @ mean.double()[:, :, None]
-    return (bias.double() + (before - now).flatten()).float()
+    before = wide(weight).reshape(groups, -1, columns) @ wide(float_mean)[:, :, None]
+    now = wide(quantized.dequantize()).reshape(groups, -1, columns) @ wide(mean)[:, :, None]
+    return (wide(bias) + (before - now).flatten()).float()
 
 
 def _bits(bits: int | None) -> int:

@@ -12,7 +12,6 @@ References: Li et al., BRECQ, ICLR 2021 (blocks); Wei et al., QDrop, ICLR 2022, 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from mpsearch.errors import DataError, ModelError
 from mpsearch.quant import LogParams, UnitState, wrap_units
+from mpsearch.quant.devices import on_device
 from mpsearch.quant.outputs import QuantOutput
 from mpsearch.reconstruct.closed_form import match_means, round_block
 from mpsearch.reconstruct.crops import quarters
@@ -70,7 +70,7 @@ def reconstruct(
             are not learned again.
         on_block: Called after each block with its name, the states of its units, and what it gained (None
             where it was known or has no units).
-    Returns: The learned states.
+    Returns: The learned states, where the images are.
 
     Raises:
         DataError: There is no image.
@@ -84,6 +84,9 @@ def reconstruct(
     learned = dict(states)
     if not phases:
         return learned
+    states = on_device(learned, inputs.device)
+    learned = dict(states)
+    known = on_device({n: dict(held) for n, held in (known or {}).items()}, inputs.device)
     each = [
         (unit, [unit]) for _, units in blocks for unit in units if states[unit].weight is not None
     ]  # a product of activations is no module
@@ -94,7 +97,7 @@ def reconstruct(
     )
     corrected = {unit for unit, state in states.items() if state.bias is not None}
     for number, phase in enumerate(phases):
-        held, parts = (known or {}).get(number, {}), each if method.layerwise or phase.closed else blocks
+        held, parts = known.get(number, {}), each if method.layerwise or phase.closed else blocks
         if {u for _, units in parts for u in units if not states[u].candidate.is_float} <= set(
             held
         ):  # nothing is left to walk for
@@ -248,17 +251,22 @@ class _Walker:
         rows, start, same = sum(sizes), 0, True
         further = Further(name, [(halt.args, halt.kwargs) for halt in halts], sizes)
         x, self._incoming, outputs = self._incoming, None, None
+        finite = list[Tensor]()
         for number, (size, halt) in enumerate(zip(sizes, halts, strict=True)):
             x_float, x_quant = halt.x[:size], halt.x[size:]
             y = _call(original, x_float, further.chunk(number))
-            if not (isinstance(y, Tensor) and len(y) == size and _finite(y) and _finite(x_quant)):
-                raise ModelError(_unusable(name, y))
+            if not (isinstance(y, Tensor) and len(y) == size):
+                raise ModelError(_unusable(name, finite=True))
+            finite.append(torch.stack([_finite(y), _finite(x_quant)]))
             same = same and torch.equal(x_float, x_quant)
             outputs = outputs or Rows(y, rows)
             outputs.write(start, y)
             start += size
             del y
         assert x is not None and outputs is not None  # there is at least one chunk
+        gives, reads = torch.stack(finite).all(0).tolist()  # read once, not for each chunk
+        if not (gives and reads):
+            raise ModelError(_unusable(name, finite=gives))
         return BlockData(
             x,
             outputs,
@@ -350,13 +358,15 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def _finite(x: Tensor) -> bool:
-    """By the extremes, which are NaN where a value is: one look at each, and nothing is made."""
-    return all(math.isfinite(float(extreme)) for extreme in x.aminmax())
+def _finite(x: Tensor) -> Tensor:
+    """By the extremes, which are NaN where a value is: one look at each, and nothing is made; 0-d bool."""
+    low, high = x.aminmax()
+    return torch.isfinite(low) & torch.isfinite(high)
 
 
-def _unusable(name: str, y: Any) -> str:
-    if isinstance(y, Tensor) and not _finite(y):
+def _unusable(name: str, finite: bool) -> str:
+    """Why a block cannot learn; `finite` is whether what it gives is."""
+    if not finite:
         return (
             f"Block {name!r} gives NaN or infinity on the calibration images. Check the weights and "
             "the normalisation of the images."

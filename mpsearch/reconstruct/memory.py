@@ -176,7 +176,7 @@ def rehearsed(call: Callable[[Tensor, int], object], inputs: Tensor, most: Mappi
     """
     found = []
     for images, at_once in REHEARSED:
-        given = inputs[torch.arange(images) % len(inputs)]
+        given = inputs[torch.arange(images, device=inputs.device) % len(inputs)]
         with counting() as count:
             call(given, at_once)
         found.append(count.peaks)

@@ -180,7 +180,7 @@ def _unit(saved: Saved) -> str:
 
 def _axis(saved: Saved) -> str:
     if saved.resource == "size_bytes":
-        return "size of the packed file (MB, 10⁶ bytes)"
+        return f"size of {escape(saved.file)} (MB, 10⁶ bytes)"
     return f"predicted latency (ms), {escape(str(saved.latencies))}"
 
 

@@ -68,6 +68,16 @@ class Saved:
         return self.results.get("latencies")
 
     @property
+    def file(self) -> str:
+        """Name of the file that budgets of bytes limit."""
+        return Path(self.best["artifact"]["file"]).name
+
+    @property
+    def checkpoint_beside(self) -> bool:
+        """Whether that is another file than the packed checkpoint."""
+        return bool(self.best["artifact"]["file"] != self.best["artifact"]["packed"])
+
+    @property
     def timed(self) -> bool:
         """Whether latency was measured, here or elsewhere."""
         return self.latencies is not None or any("latency_us" in row["searched"] for row in self.rows)

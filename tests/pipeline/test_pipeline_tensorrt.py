@@ -107,7 +107,7 @@ def test_an_impossible_budget_tells_the_least(published):
     config = replace(Study(path).config(), budgets=("0.3ms",))
     subject = load_subject(config, Silent(), labelled=False)
     table = LatencyTable.load(A100, None, allow_estimate=True)
-    engines = Engines(table, A100, network_of(subject, Silent()))
+    engines = Engines(table, A100, network_of(subject))
     with pytest.raises(
         InfeasibleError, match=r"below the least reachable latency, 0.500 ms, ESTIMATED"
     ) as error:
@@ -143,7 +143,7 @@ def small(settings, tmp_path):
     1 us for 256 elements.
     """
     config = settings(budgets=("1ms",), table=str(tmp_path / "t.csv"), **engines_of())
-    network = network_of(load_subject(config, Silent(), labelled=False), Silent())
+    network = network_of(load_subject(config, Silent(), labelled=False))
     device = card_identity("NVIDIA H200", 132, 2.0**37, "9.0")
     table = LatencyTable(device, "tensorrt", "10.9", 1, batch=4)
     took = {"float": 10.0, "W8A8": 4.0}

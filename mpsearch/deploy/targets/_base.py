@@ -164,13 +164,21 @@ class Target(ABC):
         """
         return job.states
 
-    def layout(self, job: Job) -> Layout:
-        """What its file takes; that of the packed checkpoint where the target does not tell its own.
+    @property
+    def budgeted(self) -> str:
+        """Name of the file that a budget of bytes limits, whose size `layout` tells: the packed checkpoint
+        where the target does not tell its own.
+        """
+        return MODEL_FILE
+
+    def layout(self, packed: PackedLayout, float_onnx: Callable[[int], Any]) -> Layout:
+        """What the file `budgeted` takes.
 
         Args:
-            job: Its states do not matter.
+            packed: Layout of the packed checkpoint.
+            float_onnx: Opset -> the float graph.
         """
-        return job.layout
+        return packed
 
     def reference(self, job: Job) -> nn.Module:
         """The fake-quantised module that the artifact stands for."""

@@ -13,6 +13,7 @@ from mpsearch.data import SampleSet
 from mpsearch.errors import DataError
 from mpsearch.evaluate.metrics import Metrics
 from mpsearch.evaluate.tasks._base import TASKS, Task, softmax_directions
+from mpsearch.quant.devices import wide
 
 
 @TASKS.register("span")
@@ -38,7 +39,7 @@ class Span(Task):
 
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """KL of the start plus KL of the end, N."""
-        p, q = F.log_softmax(reference.double(), 2), F.log_softmax(outputs.double(), 2)
+        p, q = F.log_softmax(wide(reference), 2), F.log_softmax(wide(outputs), 2)
         return (p.exp() * (p - q)).sum((1, 2))
 
     def directions(self, reference: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -52,7 +52,7 @@ def write_engines(
         raise OptionError(f"--batch is {batch}; it must be 1 or more.")
     require_empty(folder)
     subject = load_subject(config, progress, labelled=False)
-    network = network_of(subject, progress)
+    network = network_of(subject)
     calibration = calibrate_subject(subject, config, progress)
     builds = planned_builds(network.layers, sized_problem(subject, config).ties, count, config.seed)
     target = config.deployment

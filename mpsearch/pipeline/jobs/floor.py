@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mpsearch.data import ImageSet
+from mpsearch.accelerator import exact_float32
+from mpsearch.data import SampleSet
 from mpsearch.errors import BudgetError, InfeasibleError, OptionError, StudyError
 from mpsearch.evaluate import TASKS, FastEvaluator, Metrics, compare
 from mpsearch.pipeline.folder import Study
@@ -39,6 +40,7 @@ def drop_of(text: str) -> float:
     return value
 
 
+@exact_float32()
 def within_floor(
     folder: Path,
     problem: Problem,
@@ -117,14 +119,16 @@ class _Judge:
             assignment.to_json(),
             self._calibration.weight_observer,
             self._calibration.input_observer,
+            *self._subject.arithmetic,
         ]
         found: dict[str, Any] = self._study.cached("accuracy", key, lambda: self._measure(assignment, part))
         return found
 
     def _measure(self, assignment: Assignment, part: str) -> dict[str, Any]:
-        images: ImageSet = getattr(self._subject.splits, part)
+        here = self._subject.placed
+        images: SampleSet = getattr(here, part)
         if part not in self._evaluators:
-            self._evaluators[part] = FastEvaluator(self._subject.module, self._calibration, images)
+            self._evaluators[part] = FastEvaluator(here.module, self._calibration, images)
         evaluator = self._evaluators[part]
         metrics = compare(evaluator.logits(assignment), evaluator.float_logits, images.labels)
         return {"drop": _drop(metrics, evaluator.float_logits, images.labels), **metrics.to_json()}

@@ -90,7 +90,7 @@ def import_trtexec(
         )
     require_writable(tables)
     if network is None and config is not None:
-        network = network_of(load_subject(config, progress, labelled=False), progress)
+        network = network_of(load_subject(config, progress, labelled=False))
     date = datetime.now(UTC).isoformat(timespec="seconds")
     imported = import_builds(builds, network, date=date, allow_estimate=allow_estimate)
     model = None if network is None else _fitted(imported, network)

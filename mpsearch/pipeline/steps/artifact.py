@@ -17,7 +17,7 @@ from mpsearch import files
 from mpsearch.deploy.artifact import write_artifact
 from mpsearch.deploy.packed import save_packed
 from mpsearch.deploy.packed_reading import load_packed
-from mpsearch.deploy.targets import Job
+from mpsearch.deploy.targets import MODEL_FILE, Job
 from mpsearch.errors import MpsearchError
 from mpsearch.evaluate import Metrics, predict
 from mpsearch.hardware.fresh import run_fresh
@@ -29,8 +29,6 @@ from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment, assignment_csv, assignment_document
 from mpsearch.quant import install
 
-PACKED_FILE = "model.safetensors"
-"""The packed checkpoint among the files of a run."""
 _FEW = 32
 """Images that the process of its own runs."""
 _SAME = 0.02
@@ -68,15 +66,16 @@ class ArtifactWriter:
             self.measurement.evaluation,
         )
         packed, images, job = (
-            self.folder / PACKED_FILE,
+            self.folder / MODEL_FILE,
             subject.splits.evaluation,
             self.measurement.deployment.job(states),
         )
         told = {"label": "best", "study": self.measurement.study.name, "task": config.task}
-        write_artifact(
-            self.folder, config.target, job, told, functools.partial(self._beside, job, description)
-        )
-        about: dict[str, Any] = {"packed": str(packed), "size_bytes": packed.stat().st_size}
+        beside = functools.partial(self._beside, job, description)
+        write_artifact(self.folder, config.target, job, told, beside)
+        about: dict[str, Any] = {"packed": str(packed), "packed_bytes": packed.stat().st_size}
+        file = self.folder / subject.target.budgeted
+        about |= {"file": str(file), "size_bytes": file.stat().st_size}
         fresh = subject.given if subject.given is not None else build_model(subject.source)
         evaluation.tell("The artifact", 2 + has_backend(config))
         logits = predict(install(subject.module, states), images)
@@ -101,8 +100,8 @@ class ArtifactWriter:
 
     def _beside(self, job: Job, description: Mapping[str, Any], folder: Path) -> None:
         """The packed checkpoint, where it is not the target's own file, and what an engine's input is."""
-        if not (folder / PACKED_FILE).exists():
-            save_packed(folder / PACKED_FILE, job.layout, job.module, job.states)
+        if not (folder / MODEL_FILE).exists():
+            save_packed(folder / MODEL_FILE, job.layout, job.module, job.states)
         engines = self.measurement.deployment.engines
         if engines is not None:
             predicted = description["predicted"].get("latency_us")
@@ -144,9 +143,9 @@ def write_assignment(
     subject: Subject, folder: Path, assignment: Assignment, about: Mapping[str, Any]
 ) -> None:
     """`assignment.json` and `assignment.csv`, for tools that do not know the model."""
-    layout, layers = subject.layout, subject.graph.layers
+    layers, units = subject.graph.layers, subject.layout.units
     sizes = {
-        layer.name: layout.unit_bytes(layer.name, assignment[layer.name]) if layer.name in layout.units else 0
+        layer.name: subject.file.unit_bytes(layer.name, assignment[layer.name]) if layer.name in units else 0
         for layer in layers
     }
     document = assignment_document(

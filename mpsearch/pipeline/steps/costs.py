@@ -9,12 +9,22 @@ from mpsearch.errors import BudgetError
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.pipeline.steps.uniforms import pairs_of_bits
-from mpsearch.problem import FLOAT, FLOAT_INPUT, Budget, Candidate, Problem, Restrictions, absolute
+from mpsearch.problem import (
+    FLOAT,
+    FLOAT_BYTES,
+    FLOAT_INPUT,
+    Budget,
+    Candidate,
+    Problem,
+    Restrictions,
+    Table,
+    absolute,
+)
 from mpsearch.solvers import describe_least, reachable, solve
 
 
 def sized_problem(subject: Subject, config: RunConfig) -> Problem:
-    """Layers, candidates, and the costs that need no measuring: bytes of the packed file and bit operations.
+    """Layers, candidates, and the costs that need no measuring: bytes of the target's file, bit operations.
 
     Where a latency or an energy is asked for, float is a candidate too: integers are not always faster.
     """
@@ -29,21 +39,33 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     candidates = Restrictions.parse(config.fix, config.layer_bits).choose(
         subject.graph.layers, candidates, _possible(subject, candidates)
     )
-    size, bops = [], []
-    for layer, choices in zip(subject.graph.layers, candidates, strict=True):
-        size.append(
-            tuple(
-                float(subject.layout.unit_bytes(layer.name, c)) if layer.name in subject.layout.units else 0.0
-                for c in choices
-            )
-        )
-        bops.append(tuple(float(layer.macs * (c.w_bits or 32) * (c.a_bits or 32)) for c in choices))
     return Problem(
         subject.graph.layers,
         candidates,
-        costs={"size_bytes": tuple(size), "bops": tuple(bops)},
-        constants={"size_bytes": float(subject.layout.constant_bytes), "bops": 0.0},
+        costs=static_costs(subject, candidates),
+        constants={
+            "size_bytes": float(subject.file.constant_bytes),
+            "bops": 0.0,
+            FLOAT_BYTES: subject.float_bytes(subject.file),
+        },
     )
+
+
+def static_costs(subject: Subject, candidates: Sequence[Sequence[Candidate]]) -> dict[str, Table]:
+    """Bytes in the target's file and bit operations of each layer's candidates."""
+    rows = list(zip(subject.graph.layers, candidates, strict=True))
+    size = tuple(
+        tuple(
+            float(subject.file.unit_bytes(layer.name, c)) if layer.name in subject.layout.units else 0.0
+            for c in choices
+        )
+        for layer, choices in rows
+    )
+    bops = tuple(
+        tuple(float(layer.macs * (c.w_bits or 32) * (c.a_bits or 32)) for c in choices)
+        for layer, choices in rows
+    )
+    return {"size_bytes": size, "bops": bops}
 
 
 def _possible(subject: Subject, candidates: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:

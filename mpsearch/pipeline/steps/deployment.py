@@ -1,4 +1,4 @@
-"""Models in the files of the target: the float graph, whole-model runs, and the memory of uniform models."""
+"""Models in the files of the target: whole-model runs, and the memory of uniform models."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from mpsearch.deploy.memory import measured_peak
 from mpsearch.deploy.targets import Job, Target
 from mpsearch.deploy.wiring import find_wires
-from mpsearch.hardware.qdq import OPSET
 from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
@@ -30,7 +28,7 @@ from mpsearch.reconstruct import Calibration
 
 @dataclass
 class Deployment:
-    """Writes models for the target; the float graph is exported once.
+    """Writes models for the target.
 
     Args:
         subject: Model and images.
@@ -49,7 +47,7 @@ class Deployment:
     @property
     def target(self) -> Target:
         """What files are written for."""
-        return self.config.deployment
+        return self.subject.target
 
     def job(
         self, states: Mapping[str, UnitState], example: Tensor | None = None, batch: int | None = None
@@ -64,24 +62,16 @@ class Deployment:
         subject = self.subject
         calls = {layer.name: layer.calls for layer in subject.graph.layers if layer.calls > 1}
         one = subject.splits.calibration.inputs([0]) if example is None else example
-        told = (subject.module, subject.layout, states, self.calibration, one, calls)
-        return Job(*told, graphs=subject.onnx, batch=batch or table_batch(self.config))
+        told = (subject.module, subject.layout, states, self.calibration, one, calls, subject.graphs.held)
+        return Job(*told, batch=batch or table_batch(self.config))
 
     @functools.cached_property
     def engines(self) -> Engines | None:
         """The table of a target that is timed elsewhere; None for any other."""
         if not self.target.elsewhere:
             return None
-        network = network_of(self.subject, self.progress)
+        network = network_of(self.subject)
         return Engines(given_table(self.config), Path(str(self.config.table)), network)
-
-    def float_onnx(self) -> Any:
-        """The float graph, exported at the first call."""
-        if OPSET not in self.subject.onnx:
-            with self.progress.task("export to ONNX") as advance:
-                self.job({}).float_onnx(OPSET)
-                advance(1, 1)
-        return self.subject.onnx[OPSET]
 
     def architecture(self, problem: Problem) -> Architecture:
         """What whole-model runs are of: the exported graph, whose units this builds in any kernels."""
@@ -113,7 +103,9 @@ class Deployment:
             return WholeModel(run, 0 <= missing <= max(0, never()))
 
         return Architecture(
-            self.subject.source.name.rpartition(":")[2], find_wires(self.float_onnx(), problem.layers), build
+            self.subject.source.name.rpartition(":")[2],
+            find_wires(self.subject.graphs.at(), problem.layers),
+            build,
         )
 
     def uniform_peaks(self, kernels: Sequence[str]) -> dict[str, float]:

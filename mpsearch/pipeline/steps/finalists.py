@@ -218,7 +218,7 @@ def _float_row(
     """
     images, logits = workshop.subject.splits.evaluation, workshop.evaluation.reference()["evaluation"]
     metrics = workshop.task.compare(logits, logits, images.labels).to_json()
-    measured: dict[str, Any] = {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()}
+    measured: dict[str, Any] = {"metrics": metrics, **workshop.measurement.float_sizes()}
     target, indices = workshop.config.deployment, problem.uniform(FLOAT)
     if target.elsewhere and indices is not None:
         cost, plain = problem.cost(indices), problem.assignment(indices)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mpsearch.deploy.memory import measured_peak
 from mpsearch.deploy.packed import save_packed
+from mpsearch.deploy.targets import MODEL_FILE
+from mpsearch.errors import MpsearchError
 from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.fresh import Program
 from mpsearch.hardware.new_process import SHARE, time_in_new_processes
@@ -23,6 +25,8 @@ from mpsearch.pipeline.steps.latency import has_backend, timed
 from mpsearch.pipeline.steps.memory import limits_memory
 from mpsearch.pipeline.steps.states import States, digest_of_states
 from mpsearch.pipeline.steps.subject import Subject
+from mpsearch.problem import Assignment
+from mpsearch.quant.devices import CPU, on_device
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,22 @@ class Measurement:
         Args:
             states: States of every unit.
             whole: Whether metrics are on all evaluation images, else on the first `FEW`.
-        Returns: `metrics`, `search_kl`, `size_bytes`, and what the runtime takes: `latency_us` and others.
+        Returns: `metrics`, `search_kl`, `size_bytes` (of the target's file, which budgets limit),
+            `packed_bytes` (of the checkpoint), and what the runtime takes: `latency_us` and others.
         """
+        states = on_device(states, CPU)  # what is weighed, written and run is there
         key = [self.subject.hashes, digest_of_states(states), self.config.target, self.config.threads]
         key += (
             [] if self.config.task == "classification" else [self.config.task]
         )  # the only one before tasks had names
+        own = self.subject.target.budgeted
+        key += [] if own == MODEL_FILE else [own]
         key += ["new processes"] if self.in_new_processes else []
         key += ["memory"] if limits_memory(self.config) else []
         known = self._known_us(states)
         key += [] if known is None else [known]
         key += ["energy"] if limits(self.config, "energy_mj") else []
+        key += self.subject.arithmetic
         key += [] if whole or len(self.subject.splits.evaluation) <= FEW else [f"first {FEW}"]
         found: dict[str, Any] = self.study.cached("measured", key, lambda: self._measure(states, whole))
         return found
@@ -101,11 +110,31 @@ class Measurement:
             "search_kl": search_kl,
         }
         with tempfile.TemporaryDirectory() as folder:
-            packed = Path(folder) / "model.safetensors"
-            result["size_bytes"] = save_packed(packed, self.subject.layout, self.subject.module, states)
+            packed = Path(folder) / MODEL_FILE
+            result["packed_bytes"] = save_packed(packed, self.subject.layout, self.subject.module, states)
         if has_backend(self.config):
             result |= self._run(states)
-        return result
+        return result | {"size_bytes": self._predicted_size(states, result)}
+
+    def _predicted_size(self, states: States, result: Mapping[str, Any]) -> int:
+        """Bytes of the file that budgets limit. Raises MpsearchError where they are not those predicted."""
+        target, subject = self.subject.target, self.subject
+        size = int(result["packed_bytes" if target.budgeted == MODEL_FILE else f"{target.key}_bytes"])
+        chosen = Assignment(tuple((unit, states[unit].candidate) for unit in subject.layout.units))
+        predicted = subject.file.size_bytes(chosen)
+        if size != predicted:
+            raise MpsearchError(
+                f"{target.budgeted} has {size} bytes, not the predicted {predicted}. Please report this."
+            )
+        return size
+
+    def float_sizes(self) -> dict[str, float]:
+        """Bytes of the same files if nothing were quantised."""
+        subject = self.subject
+        return {
+            "size_bytes": subject.float_bytes(subject.file),
+            "packed_bytes": subject.float_bytes(subject.layout),
+        }
 
     def _known_us(self, states: States) -> float | None:
         """What another machine has measured of the engine of these states."""

@@ -8,31 +8,20 @@ from collections.abc import Mapping
 
 from onnx import ModelProto
 
-from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.tensors import find_tensors, graph_names
 from mpsearch.deploy.wiring import find_wires
-from mpsearch.hardware.qdq import OPSET
 from mpsearch.hardware.trtexec import Network
-from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.subject import Subject
 
 
-def network_of(
-    subject: Subject, progress: Progress, asked: Mapping[str, tuple[str, ...]] | None = None
-) -> Network:
+def network_of(subject: Subject, asked: Mapping[str, tuple[str, ...]] | None = None) -> Network:
     """The network of a model.
 
     Args:
         subject: The model.
-        progress: Where progress goes.
         asked: Build -> kernels, as `Network` has them.
     """
-    if OPSET not in subject.onnx:
-        with progress.task("export to ONNX") as advance:
-            example = subject.splits.calibration.inputs([0])
-            subject.onnx[OPSET] = export_float(subject.module, example, OPSET)
-            advance(1, 1)
-    graph: ModelProto = subject.onnx[OPSET]
+    graph: ModelProto = subject.graphs.at()
     tensors = subject.tensors or find_tensors(graph)
     layers = subject.graph.layers
     if not subject.tensors:

@@ -112,15 +112,15 @@ class Scorer:
         key = self._key(problem, objective)
         with self.progress.task(f"score with {objective.name}") as advance:
             context = ScoringContext(
-                self.subject.module,
+                self.subject.placed.module,
                 problem.layers,
                 problem.candidates,
                 self.calibration,
-                self.subject.splits.calibration,
+                self.subject.placed.calibration,
                 self.config.seed,
                 advance,
                 TASKS.create(self.config.task),
-                self.subject.splits.search,
+                self.subject.placed.search,
             )
             found: dict[str, Any] = self.study.cached(f"score-{objective.name}", key, lambda: work(context))
         return found
@@ -142,6 +142,7 @@ class Scorer:
             config.seed,
             states_digest(calibration),
             config.task,
+            *self.subject.arithmetic,
         ]
         if isinstance(objective, Interacting):
             key.append([[layer.name, layer.block, layer.tie] for layer in problem.layers])

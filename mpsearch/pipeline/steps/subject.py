@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mpsearch.data import Classes, SampleSet, Splits, make_splits, read_class_map, require_source
-from mpsearch.deploy.onnx import export_float
+from mpsearch.accelerator import find_device
+from mpsearch.data import Classes, SampleSet, Splits, make_splits, placed, read_class_map, require_source
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.readback import require_read_back
+from mpsearch.deploy.targets import Layout, Target
 from mpsearch.deploy.tensors import ChoiceTensor, find_tensors
 from mpsearch.errors import ModelError
 from mpsearch.evaluate import TASKS
-from mpsearch.hardware.qdq import OPSET
 from mpsearch.models import (
     LoadedModel,
     ModelGraph,
@@ -31,10 +32,13 @@ from mpsearch.models import (
     trace_model,
     weights_hash,
 )
+from mpsearch.models.tree import copied
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.embedded import default_model
-from mpsearch.problem import FLOAT
+from mpsearch.pipeline.steps.float_graphs import FloatGraphs
+from mpsearch.problem import FLOAT, Assignment
+from mpsearch.quant.devices import CPU
 from mpsearch.reconstruct import Calibration, calibrate
 
 BATCH = 32
@@ -51,9 +55,13 @@ class Subject:
         layout: Layout of its packed checkpoint.
         splits: Images.
         hashes: Hashes of weights and images.
+        target: What files are written for.
+        graphs: The float graph.
         given: The module that the user gave as an object, as it was; None where the source builds the model.
+        device: What computes. `module` and `splits` are in the CPU's memory, for what is written and
+            deployed; `placed` are those that compute.
+        kept_for: Type of the device whose results are looked for in the study; that of `device` where empty.
         tensors: Tensors whose precision is a choice, where the target has such; they are layers of the graph.
-        onnx: Float ONNX graphs by opset, exported at the first use.
     """
 
     source: ModelSource
@@ -62,9 +70,25 @@ class Subject:
     layout: PackedLayout
     splits: Splits
     hashes: dict[str, str]
+    target: Target
+    graphs: FloatGraphs
     given: nn.Module | None = None
+    device: torch.device = CPU
+    kept_for: str = ""
     tensors: tuple[ChoiceTensor, ...] = ()
-    onnx: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def placed(self) -> Placed:
+        """What computes: the model and its images on the device."""
+        parts = (placed(part, self.device) for part in self.splits.parts.values())
+        here = self.device.type == "cpu"
+        return Placed(self.module if here else copied(self.module).to(self.device), *parts)
+
+    @property
+    def arithmetic(self) -> list[str]:
+        """What the key of a result says of the device: other types add in another order. Nothing of a CPU."""
+        kind = self.kept_for or self.device.type
+        return [] if kind == "cpu" else [kind]
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -84,12 +108,24 @@ class Subject:
         held = {unit for _, units in self.blocks for unit in units}
         return [unit for unit in self.units if unit not in held]
 
-    def float_bytes(self) -> float:
-        """Size of the packed file if nothing were quantised."""
-        float_unit = FLOAT
-        return self.layout.constant_bytes + sum(
-            self.layout.unit_bytes(unit, float_unit) for unit in self.units
-        )
+    @cached_property
+    def file(self) -> Layout:
+        """Layout of the target's file that budgets limit, `target.budgeted`."""
+        return self.target.layout(self.layout, self.graphs.at)
+
+    def float_bytes(self, layout: Layout) -> float:
+        """Size of a file if nothing were quantised."""
+        return float(layout.size_bytes(Assignment(tuple((unit, FLOAT) for unit in self.layout.units))))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A model and its images where they are computed with."""
+
+    module: nn.Module
+    calibration: SampleSet
+    search: SampleSet
+    evaluation: SampleSet
 
 
 def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True) -> Subject:
@@ -101,6 +137,7 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
         progress: Where progress goes.
         labelled: Whether labels matter; else any order of class folders does.
     """
+    find_device(config.device)
     classes = _require_files(config, labelled)
     if config.model is None:
         loaded = default_model(progress)
@@ -250,24 +287,24 @@ def make_subject(
     module = fold_batch_norm(loaded.module, pairs)
     graph = analyze(module, example)
     units = [layer.name for layer in graph.layers if layer.op != "matmul"]
-    exported, tensors = dict[int, Any](), tuple[ChoiceTensor, ...]()
-    if config.deployment.tensors:
-        exported[OPSET] = export_float(module, example, OPSET)
-        tensors = find_tensors(exported[OPSET])
+    target, graphs = config.deployment, FloatGraphs(module, example, progress)
+    tensors = find_tensors(graphs.at()) if target.tensors else ()
+    if tensors:
         graph = replace(graph, layers=(*graph.layers, *(choice.layer for choice in tensors)))
     names = [*units, *(choice.layer.name for choice in tensors)]
     layout = PackedLayout.of(module, names, loaded.source, pairs, loaded.data_config)
     require_read_back(layout, module, loaded.source, given, example)
-    hashes = _hashes(module, splits)
-    return Subject(loaded.source, module, graph, layout, splits, hashes, given, tensors, exported)
+    hashes, device = _hashes(module, splits), find_device(config.device)
+    held = (loaded.source, module, graph, layout, splits, hashes, target, graphs, given, device)
+    return Subject(*held, tensors=tensors)
 
 
 def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
-    """Ranges of every unit on the calibration images."""
-    images = subject.splits.calibration
+    """Ranges of every unit on the calibration images, on the subject's device."""
+    images = subject.placed.calibration
     with progress.task("calibrate ranges") as advance:
         return calibrate(
-            subject.module,
+            subject.placed.module,
             subject.layout.units,
             (inputs for inputs, _ in images.batches(BATCH)),
             symmetric_inputs=config.deployment.signed_inputs,

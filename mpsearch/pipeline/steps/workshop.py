@@ -25,6 +25,7 @@ from mpsearch.pipeline.steps.reconstruction import Reconstruction
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment
+from mpsearch.quant.devices import CPU
 from mpsearch.reconstruct import Calibration
 
 
@@ -34,7 +35,7 @@ class Workshop:
 
     Args:
         subject: Model and images.
-        calibration: Quantisers.
+        calibration: Quantisers, on the subject's device.
         config: Settings.
         study: Where results are kept.
         progress: Where progress goes.
@@ -82,7 +83,8 @@ class Workshop:
     @functools.cached_property
     def deployment(self) -> Deployment:
         """Writes the files of the target."""
-        return Deployment(self.subject, self.calibration, self.config, self.study, self.progress)
+        here = self.calibration.on(CPU)  # files are made there, whatever computes
+        return Deployment(self.subject, here, self.config, self.study, self.progress)
 
     @functools.cached_property
     def measurement(self) -> Measurement:

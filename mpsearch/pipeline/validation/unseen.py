@@ -39,7 +39,7 @@ class Unseen:
             study,
             [*key, scored.subject.hashes["evaluation"], images],
         )
-        self._images = scored.subject.splits.evaluation.subset(
+        self._images = scored.subject.placed.evaluation.subset(
             range(min(images, len(scored.subject.splits.evaluation)))
         )
         self._held: dict[Indices, NDArray[np.float64]] = {}
@@ -48,7 +48,7 @@ class Unseen:
     @functools.cached_property
     def _evaluator(self) -> FastEvaluator:
         subject, task = self._scored.subject, TASKS.create(self._scored.config.task)
-        return FastEvaluator(subject.module, self._scored.calibration, self._images, task=task)
+        return FastEvaluator(subject.placed.module, self._scored.calibration, self._images, task=task)
 
     def __len__(self) -> int:
         """Images."""
@@ -99,7 +99,7 @@ class Unseen:
     def _of_finished(self, indices: Indices) -> Tensor:
         scored, assignment = self._scored, self._scored.problem.assignment(indices)
         states = scored.workshop.reconstructed(assignment, "an optimum")
-        outputs = predict(install(scored.subject.module, states), self._images)
+        outputs = predict(install(scored.subject.placed.module, states), self._images)
         return TASKS.create(scored.config.task).damage(outputs, self._evaluator.float_logits)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpsearch import files
+from mpsearch.accelerator import exact_float32
 from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.evaluate import TASKS, FastEvaluator
 from mpsearch.pipeline.config import RunConfig
@@ -77,6 +78,7 @@ class Effort:
         return found
 
 
+@exact_float32()
 def validate_objectives(
     config: RunConfig, study: Study, effort: Effort | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -149,6 +151,7 @@ def _key(scored: Scored) -> list[Any]:
         states_digest(calibration),
     ]
     key += [[[str(c) for c in row] for row in scored.problem.candidates], scored.config.seed]
+    key += scored.subject.arithmetic
     return key if scored.config.task == "classification" else [*key, scored.config.task]
 
 
@@ -160,9 +163,9 @@ def _book(scored: Scored, study: Study) -> LossBook:
     @functools.cache
     def evaluator() -> FastEvaluator:
         return FastEvaluator(
-            scored.subject.module,
+            scored.subject.placed.module,
             calibration,
-            scored.subject.splits.search,
+            scored.subject.placed.search,
             task=TASKS.create(scored.config.task),
         )
 
