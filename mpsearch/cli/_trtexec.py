@@ -92,7 +92,8 @@ def profile_from(context: typer.Context, source: str, output: Format) -> None:
             more = build.measured_us / build.predicted_us - 1
             say(
                 f"{build.name} takes {build.measured_us / 1e3:.3f} ms; {build.predicted_us / 1e3:.3f} ms "
-                f"were predicted ({more:+.1%}). A run with --table {found.path} knows it, and repairs its budget."
+                f"were predicted ({more:+.1%}). A run with --table {found.path} knows it, and repairs its "
+                "budget."
             )
     _say_error(found)
 
