@@ -485,7 +485,7 @@ def test_flags_are_named_as_they_are_typed(place, call):
 def test_a_budget_is_read_before_torch_is_imported(place):
     code = (
         "import sys; from mpsearch.cli import main; sys.argv[1:] = ['run', '--budget', 'small', "
-        "'--model', 'resnet50', '--data', 'x']"
+        "'--model', 'resnet50', '--data', 'digits']"
     )
     code += "\ntry: main()\nfinally: print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -10,6 +10,7 @@ import typer
 
 from mpsearch.cli._app import app
 from mpsearch.cli._options import (
+    BatchAxis,
     Bits,
     CalibrationData,
     CalibrationImages,
@@ -60,7 +61,8 @@ def import_assignment(
     objective: Objectives = None,
     device: Device = "auto",
     seed: Seed = 0,
-    task: TaskName = "classification",
+    task: TaskName = "auto",
+    batch_axis: BatchAxis = 0,
     name: Name = None,
     output: Output = Format.table,
 ) -> None:

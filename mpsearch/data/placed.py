@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mpsearch.data.samples import HeldSamples, Indices, SampleSet
+from mpsearch.pytrees import Inputs
 
 
 def placed(samples: SampleSet, device: torch.device) -> SampleSet:
@@ -41,14 +42,14 @@ class PlacedSamples:
         """Number of samples."""
         return len(self.samples)
 
-    def inputs(self, indices: Indices | None = None) -> Tensor:
+    def inputs(self, indices: Indices | None = None) -> Inputs:
         """`N x ...` on the device."""
         if isinstance(self.samples, HeldSamples):
             part = self.samples.subset(slice(None) if indices is None else indices)
             return part.on(self.device).inputs()
         return self.samples.inputs(indices).to(self.device)
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(self, size: int) -> Iterator[tuple[Inputs, Tensor | None]]:
         """`(inputs, labels)` of `size` samples at a time; the labels stay in the CPU's memory."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)

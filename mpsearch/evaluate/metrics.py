@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mpsearch.data import SampleSet
 from mpsearch.errors import DataError, MpsearchError
+from mpsearch.pytrees import Inputs
 from mpsearch.quant.devices import wide
 
 BATCH = 64
@@ -52,7 +53,7 @@ class Metrics:
 
 @torch.no_grad()
 def predict(
-    module: Callable[[Tensor], Tensor] | nn.Module,
+    module: Callable[[Inputs], Tensor] | nn.Module,
     images: SampleSet,
     *,
     on_batch: Callable[[int], None] | None = None,

@@ -21,6 +21,7 @@ from mpsearch.data import SampleSet
 from mpsearch.errors import ModelError
 from mpsearch.objectives._base import ScoringContext
 from mpsearch.objectives._local import UnitRun, operand_shifts
+from mpsearch.pytrees import Inputs
 from mpsearch.quant import UnitState, weightless_names
 from mpsearch.quant.devices import wide
 from mpsearch.quant.weightless import unwrap_weightless, wrap_weightless
@@ -125,7 +126,7 @@ def parameters_of(context: ScoringContext, units: Iterable[str]) -> dict[str, nn
     }
 
 
-def logits_of(module: nn.Module, inputs: Tensor, *, any_shape: bool = False) -> Tensor:
+def logits_of(module: nn.Module, inputs: Inputs, *, any_shape: bool = False) -> Tensor:
     """N x K, or N x ... in `any_shape`, with a graph. Raises ModelError where the model gives something
     else.
     """

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
-from mpsearch.accelerator import AUTO, require_device_name
+from mpsearch.accelerator import AUTO as AUTO_DEVICE
+from mpsearch.accelerator import require_device_name
 from mpsearch.deploy.targets import TARGETS, Target
 from mpsearch.efforts import Effort, effort_of, parse_duration
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
-from mpsearch.evaluate import TASKS
+from mpsearch.evaluate import AUTO, made
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.coding_length import CodingLength
 from mpsearch.objectives.interacting import INTERACTING
@@ -18,12 +19,13 @@ from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.reconstruct import METHODS
 from mpsearch.study import SAMPLERS, WALKS, GreedyMP
 from mpsearch.units import parse_quantity
+from mpsearch.usercode import names_code, require_code
 
 DEFAULT_TARGET = "ort-cpu"
 _MOST_SEED = 2**31 - 1
 _LEAST = {
     **dict.fromkeys(("threads", "calibration_images", "search_images", "evaluation_images"), 1),
-    **dict.fromkeys(("trials", "polish", "iterations", "seed"), 0),
+    **dict.fromkeys(("trials", "polish", "iterations", "seed", "batch_axis"), 0),
 }
 USUAL_EVALUATION = 256
 """Evaluation images, at least, where nothing is said and there are as many."""
@@ -79,9 +81,16 @@ class RunConfig:
             predictions that are known to be poor.
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
-        task: Registered task, with options: how outputs are compared with the float model's and with labels.
+        task: Registered task, with options, or `file.py:Class`: how outputs are compared with the float
+            model's and with labels; `auto` goes by the outputs (see `mpsearch.evaluate.task_for`).
         device: What computes: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or
             `mps`. A study may go on with another: what depends on it is kept for each kind of device.
+        batch_axis: Axis of the samples in what the model reads and gives.
+        input_size: Channels, height and width of the images that the model reads, or one number for height
+            and width; None for what the model says.
+        mean: Of the normalisation, for each channel, of values in 0 to 1; None for what the model says.
+        std: Standard deviations there.
+        interpolation: With which images are resized, such as `bilinear`; None for what the model says.
         effort: How much is done where nothing else is said: `quick`, `balanced` or `thorough` (`efforts`).
         time_limit: Time that the run may take, such as `10min`: images, trials and finalists are as many as
             fit; None for no limit.
@@ -121,8 +130,13 @@ class RunConfig:
     allow_estimate: bool = False
     threads: int = 1
     seed: int = 0
-    task: str = "classification"
-    device: str = field(default=AUTO, compare=False)
+    task: str = "auto"
+    device: str = field(default=AUTO_DEVICE, compare=False)
+    batch_axis: int = 0
+    input_size: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
     effort: str = "balanced"
     time_limit: str | None = None
     kept_images: tuple[int, ...] | None = None
@@ -203,6 +217,13 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}; it must be {least} or more.", (name,))
+        if self.input_size is not None and (len(self.input_size) not in (1, 3) or min(self.input_size) < 1):
+            raise OptionError(
+                f"input_size is {self.input_size}; it must be channels, height and width, such as 3,32,32, "
+                "or one "
+                "number for both sides.",
+                ("input_size",),
+            )
         if self.seed > _MOST_SEED:
             raise OptionError(
                 f"seed is {self.seed}; it must be at most {_MOST_SEED}, which every generator takes.",
@@ -220,10 +241,14 @@ class RunConfig:
 
     def _check_task(self) -> None:
         """Raises OptionError where the method draws labels from the model, and the model has no classes;
-        objectives are asked by `add_scores`.
+        what is known by the outputs alone is asked when they are there.
         """
-        method, task = METHODS.create(self.method), TASKS.create(self.task)
-        if method.loss == "fisher" and not task.classes:
+        method = METHODS.create(self.method)
+        if names_code(self.task):
+            require_code(self.task, OptionError)
+            return
+        task = made(self.task)
+        if self.task != AUTO and method.loss == "fisher" and not task.classes:
             raise OptionError(
                 f"The method {self.method!r} draws classes from the model, and the task {self.task!r} "
                 "has none. Add loss=mse, or use qdrop."
@@ -302,6 +327,8 @@ class RunConfig:
             "task": "classification",
             "class_map": None,
             "device": "cpu",
+            "batch_axis": 0,
+            **dict.fromkeys(("input_size", "mean", "std", "interpolation")),
             **dict.fromkeys(("time_limit", "kept_images", "assign")),
             "effort": "balanced",
             **data,

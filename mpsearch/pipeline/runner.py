@@ -16,7 +16,6 @@ from torch import nn
 
 from mpsearch import files
 from mpsearch.accelerator import describe_device, exact_float32, find_device
-from mpsearch.data import SampleSet
 from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.models import from_module
 from mpsearch.models.tree import copied
@@ -52,6 +51,7 @@ from mpsearch.pipeline.steps.subject import (
     require_same_weights,
 )
 from mpsearch.pipeline.steps.tightening import REPAIRS, broken, lowered, scouted, told
+from mpsearch.pipeline.steps.trial import takes_of
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.pipeline.workers.crew import Crew
 from mpsearch.problem import Budget, Problem
@@ -72,7 +72,10 @@ _PACKAGES = (
     "scikit-learn",
     "safetensors",
 )
-_GIVEN = {"model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"}
+_GIVEN = {
+    *("model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"),
+    *("input_size", "mean", "std", "interpolation"),
+}
 """Settings that say where a model and images come from."""
 
 
@@ -121,10 +124,10 @@ def run(
 @exact_float32()
 def search(
     model: nn.Module,
-    calibration: SampleSet,
+    calibration: Any,
     *,
     budgets: Sequence[str],
-    evaluation: SampleSet | None = None,
+    evaluation: Any = None,
     study: str | Path = "studies/search",
     progress: Progress | None = None,
     **settings: Any,
@@ -132,11 +135,13 @@ def search(
     """The same on any module.
 
     Args:
-        model: Float, one tensor in, logits (or what the `task` compares) out; not changed.
-        calibration: Images, or texts as a `TokenSet`, for ranges, reconstruction and the searched loss (and
-            evaluation, where none is given).
+        model: Float; not changed. It may read and give any mix of tensors in tuples, lists, dicts and
+            dataclasses.
+        calibration: A DataLoader, a Dataset, any iterable of samples (inputs, label), an `ImageSet` or a
+            `TokenSet`: for ranges, reconstruction and the searched loss (and evaluation, where none is
+            given).
         budgets: Limits as on the command line, such as `["15MB"]`.
-        evaluation: Images for what is reported.
+        evaluation: Samples for what is reported.
         study: Folder for the results; the artifact is in `artifact/` below it.
         progress: Where progress goes.
         settings: Further fields of `RunConfig`, such as `task="embedding"`.
@@ -146,13 +151,14 @@ def search(
     for text in budgets:
         Budget.parse(text)  # a slip is told at once
     progress, folder = progress or Silent(), Study(Path(study))
-    config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=calibration.name, **settings)
+    name = str(getattr(calibration, "name", None) or type(calibration).__name__)
+    config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=name, **settings)
     find_device(config.device)
     require_tables(config)
     clock = Clock(config.limit_s)
     loaded = from_module(model)
-    both = (calibration, None) if evaluation is None else (evaluation, calibration)
-    splits = draw(config, *both)
+    data, other = (calibration, None) if evaluation is None else (evaluation, calibration)
+    splits = draw(config, data, other, takes=takes_of(loaded.module, config))
     with folder.busy():
         _claim(folder, config, progress)
         given = model if device_of(model).type == "cpu" else copied(model).to(CPU)

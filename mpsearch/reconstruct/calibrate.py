@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from mpsearch.errors import DataError, ModelError
 from mpsearch.models.reads import Reads
 from mpsearch.problem import Assignment, Candidate
+from mpsearch.pytrees import Inputs
 from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
 from mpsearch.quant.devices import on_device, wide
 from mpsearch.quant.weightless import operands_of, unwrap_weightless, weightless_names, wrap_weightless
@@ -166,7 +167,7 @@ def _bits(bits: int | None) -> int:
 def calibrate(
     module: nn.Module,
     units: Iterable[str],
-    batches: Iterable[Tensor],
+    batches: Iterable[Inputs],
     *,
     weight_observer: str = "mse",
     input_observer: str = "mse",
@@ -181,7 +182,7 @@ def calibrate(
         module: Float model in eval mode; left as found.
         units: Names of its convolution and linear units, and of those without a weight that are to be
             quantised.
-        batches: Normalised inputs, B x C x H x W each.
+        batches: Normalised inputs, B x C x H x W each, or what else the model reads.
         weight_observer: For weights.
         input_observer: For inputs and operands.
         symmetric_inputs: Whether uniform grids of inputs are signed around zero.
@@ -325,14 +326,14 @@ class _Given:
         return tuple(sample.values(unit) for sample in self.calls)
 
 
-def _each_begun(batches: Iterable[Tensor], given: Collection[_Given]) -> Iterator[Tensor]:
+def _each_begun(batches: Iterable[Inputs], given: Collection[_Given]) -> Iterator[Inputs]:
     for batch in batches:
         for sample in given:
             sample.begin()
         yield batch
 
 
-def _pass_by(module: nn.Module, batches: Iterable[Tensor], on_batch: Callable[[int], None] | None) -> None:
+def _pass_by(module: nn.Module, batches: Iterable[Inputs], on_batch: Callable[[int], None] | None) -> None:
     done = 0
     for batch in batches:
         module(batch)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mpsearch.models.reads import Read, Reads, ReadsOnly
 from mpsearch.problem import Candidate
+from mpsearch.pytrees import Inputs
 from mpsearch.quant import QuantizedTensor, QuantLayer, UnitState
 from mpsearch.quant.compensated import DAMPING, compensated
 from mpsearch.quant.devices import wide
@@ -32,7 +33,7 @@ def round_units(
     module: nn.Module,
     calibration: Calibration,
     candidates: Mapping[str, Iterable[Candidate]],
-    batches: Callable[[], Iterable[Tensor]],
+    batches: Callable[[], Iterable[Inputs]],
     images: int,
     *,
     memory_bytes: int = 2**30,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.errors import DataError, ModelError
+from mpsearch.pytrees import Inputs, joined, leaves_of, like, split
 from mpsearch.quant import LogParams, UnitState, wrap_units
 from mpsearch.quant.devices import on_device
 from mpsearch.quant.outputs import QuantOutput
@@ -51,7 +52,7 @@ def reconstruct(
     module: nn.Module,
     blocks: Blocks,
     states: Mapping[str, UnitState],
-    inputs: Tensor,
+    inputs: Inputs,
     config: ReconstructionConfig,
     *,
     known: Mapping[int, Mapping[str, UnitState]] | None = None,
@@ -64,7 +65,7 @@ def reconstruct(
         blocks: (module name, names of its units), in order of execution. A unit with a weight that is in none
             is not learned, and stays float while the others learn.
         states: Where to start: each unit rounded to nearest.
-        inputs: N x C x H x W normalised calibration images.
+        inputs: N x C x H x W normalised calibration images, or what else the model reads.
         config: How long and how.
         known: Phase -> units that an interrupted call with the same arguments had learned in it: their blocks
             are not learned again.
@@ -114,7 +115,7 @@ def footprint(
     module: nn.Module,
     blocks: Blocks,
     states: Mapping[str, UnitState],
-    inputs: Tensor,
+    inputs: Inputs,
     config: ReconstructionConfig,
 ) -> Footprint:
     """The memory that `reconstruct` takes with these arguments and any number of images: block inputs and
@@ -124,7 +125,7 @@ def footprint(
     """
     brief = replace(config, iterations=min(2, config.iterations), tolerance=0, capture=False)
 
-    def rehearse(images: Tensor, at_once: int) -> None:
+    def rehearse(images: Inputs, at_once: int) -> None:
         reconstruct(module, blocks, states, images, replace(brief, batch_size=at_once, chunk_size=at_once))
 
     return rehearsed(rehearse, inputs, {"chunk": config.chunk_size, "step": config.batch_size})
@@ -186,19 +187,19 @@ class _Walker:
             if isinstance(layer, QuantOutput):
                 layer.second_half = not unit.rpartition(".")[0].startswith(inside)
 
-    def run(self, inputs: Tensor) -> dict[str, UnitState]:
+    def run(self, inputs: Inputs) -> dict[str, UnitState]:
         """Walk, learn, and return the states."""
         with torch.no_grad():
             arrange = (
                 _channels_last if _convolving_fast(self._network, inputs[:1]) else torch.Tensor.contiguous
             )
-        parts = torch.split(inputs, self._config.chunk_size)
+        parts = list(split(inputs, self._config.chunk_size))
         self._sizes = [len(part) for part in parts]
         section("chunk")
         walk(
             self._network,
             [name for name, _ in self._blocks],
-            (arrange(torch.cat([part, part])) for part in parts),
+            (like(part, map(arrange, leaves_of(joined([part, part])))) for part in parts),
             self._at_block,
             self._arrive,
         )
@@ -334,7 +335,7 @@ def _call(block: Callable[..., Tensor], x: Tensor, further: Values) -> Tensor:
     return block(x, *further[0], **further[1])
 
 
-def _convolving_fast(module: nn.Module, image: Tensor) -> bool:
+def _convolving_fast(module: nn.Module, image: Inputs) -> bool:
     """Lay out the weights of convolutions with their channels last, in place, where the model takes an image
     laid out so; whether it does.
 
@@ -345,7 +346,7 @@ def _convolving_fast(module: nn.Module, image: Tensor) -> bool:
     if any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
         return False
     try:
-        module(_channels_last(image))
+        module(like(image, map(_channels_last, leaves_of(image))))
     except RuntimeError:
         return False
     for layer in module.modules():

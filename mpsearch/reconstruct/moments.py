@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.models.reads import Read, Reads
+from mpsearch.pytrees import Inputs
 from mpsearch.quant.devices import wide
 
 ROWS_PER_COLUMN, FEWEST_COLUMNS = 8, 512
@@ -94,7 +95,7 @@ class Sums:
 def gather_moments(
     module: nn.Module,
     units: Sequence[str],
-    batches: Callable[[], Iterable[Tensor]],
+    batches: Callable[[], Iterable[Inputs]],
     images: int,
     *,
     memory_bytes: int = 2**30,

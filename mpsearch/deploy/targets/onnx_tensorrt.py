@@ -21,6 +21,7 @@ from mpsearch.hardware import Backend
 from mpsearch.hardware.backends import tensorrt as backends
 from mpsearch.hardware.qdq import OPSET
 from mpsearch.hardware.trtexec import script, trtexec_call
+from mpsearch.pytrees import sizes_of
 from mpsearch.quant import UnitState
 
 COMMAND = "build.sh"
@@ -99,8 +100,9 @@ class OnnxTensorRt(Target):
         model = typed_onnx(job.float_onnx(OPSET), self.states(job), kept)
         onnx.checker.check_model(model, full_check=True)
         save_onnx(folder / f"{name}.onnx", model)
-        reads = model.graph.input[0].name
-        return trtexec_call(name, f"{name}.onnx", reads, job.example.shape[1:], job.batch, most)
+        pairs = zip(model.graph.input, sizes_of(job.example), strict=True)
+        reads = {given.name: shape[1:] for given, (shape, _) in pairs}
+        return trtexec_call(name, f"{name}.onnx", reads, job.batch, most)
 
     def load(self, folder: Path, threads: int, model: nn.Module | None = None) -> Run:
         """A session of ONNX Runtime, for the numbers alone."""

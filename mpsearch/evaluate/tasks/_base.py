@@ -21,13 +21,16 @@ _PROBES = 8
 class Task(ABC):
     """Compares outputs; knows no model.
 
-    Class flags say what it is: `measure` names its damage in print, and `classes` whether the outputs are N x
-    K logits of classes, which the objectives and methods that draw labels from the model need.
+    Class flags say what it is: `measure` names its damage in print, `classes` whether the outputs are N x K
+    logits of classes, which the objectives and methods that draw labels from the model need, and `several`
+    whether it takes all float outputs of a model, a dict of N x ... by name, in the place of one. Others have
+    a field `output`: the name of the one that they are about, of a model that gives several.
     """
 
     name: ClassVar[str]
     measure: ClassVar[str]
     classes: ClassVar[bool] = False
+    several: ClassVar[bool] = False
 
     @abstractmethod
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:

@@ -28,10 +28,12 @@ class Embedding(Task):
 
     Args:
         queries: At most so many samples are ranked, the first ones; each against all.
+        output: Name of the vectors, of a model that gives several outputs.
     """
 
     measure: ClassVar[str] = "1 - cosine"
     queries: int = 512
+    output: str = ""
 
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """1 - cosine of each sample, N."""

@@ -29,6 +29,7 @@ class Span(Task):
 
     Args:
         longest: Tokens of a span at most.
+        output: Name of the logits, of a model that gives several outputs.
 
     References: Rajpurkar et al., SQuAD, EMNLP 2016, arXiv:1606.05250, section 6.1. Differs in: tokens, not
         words without articles.
@@ -36,6 +37,7 @@ class Span(Task):
 
     measure: ClassVar[str] = "KL"
     longest: int = 30
+    output: str = ""
 
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """KL of the start plus KL of the end, N."""

@@ -5,7 +5,7 @@ reads.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 FLAGS = (
     *("--stronglyTyped", "--profilingVerbosity=detailed", "--separateProfileRun"),
@@ -23,27 +23,29 @@ cd "$(dirname "$0")" || exit 1
 
 
 def trtexec_call(
-    name: str, model: str, reads: str, shape: Sequence[int], batch: int, most: int | None = None
+    name: str, model: str, reads: Mapping[str, Sequence[int]], batch: int, most: int | None = None
 ) -> list[str]:
     """Arguments of trtexec for one engine.
 
     Args:
         name: Of the build: its files are `<name>.engine`, `<name>.layers.json` and so on.
         model: ONNX file.
-        reads: Name of what the model reads.
-        shape: Of one image, C x H x W.
+        reads: Name of each tensor that the model reads -> its shape for one sample, such as C x H x W.
         batch: Images in a call, which is timed.
         most: Greatest batch that the engine takes; None for `batch` alone.
     """
-    dims = "x".join(map(str, shape))
     sizes = {"min": 1 if most else batch, "opt": batch, "max": most or batch}
-    shapes = [f"--{which}Shapes={reads}:{size}x{dims}" for which, size in sizes.items()]
-    timed = f"--shapes={reads}:{batch}x{dims}"
+    shapes = [f"--{which}Shapes={_shapes(reads, size)}" for which, size in sizes.items()]
+    timed = f"--shapes={_shapes(reads, batch)}"
     return [
         *("trtexec", f"--onnx={model}", *FLAGS, *shapes, timed, f"--saveEngine={name}.engine"),
         *(f"--exportTimes={name}.times.json", f"--exportProfile={name}.profile.json"),
         f"--exportLayerInfo={name}.layers.json",
     ]
+
+
+def _shapes(reads: Mapping[str, Sequence[int]], batch: int) -> str:
+    return ",".join(f"{name}:{'x'.join(map(str, (batch, *shape)))}" for name, shape in reads.items())
 
 
 def script(calls: Sequence[tuple[str, Sequence[str]]], what: str) -> str:

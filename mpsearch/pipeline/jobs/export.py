@@ -73,7 +73,7 @@ class Deployer:
             "predicted": {"size_bytes": predicted},
             "reconstructed": point.reconstruct,
         }
-        about["task"] = self.workshop.config.task
+        about["task"] = subject.task_text
         with self.workshop.progress.task(f"export {point.label} for {target_text}") as advance:
             artifact = write_artifact(self.folder / slug(target_text) / point.label, target_text, job, about)
             advance(1, 1)
@@ -124,7 +124,10 @@ class Deployer:
         try:
             threads = torch.get_num_threads()
             logits = run_apart(
-                artifact, images.inputs(), model=source if source.kind == "factory" else None, threads=threads
+                artifact,
+                images.inputs(),
+                model=source if source.kind in ("factory", "program") else None,
+                threads=threads,
             )
         except UserError as error:  # a tool that is not installed here: the files are there, and this is said
             return row | {"runtime": None, "reason": str(error)}

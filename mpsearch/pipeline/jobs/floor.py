@@ -12,7 +12,7 @@ from torch import Tensor
 from mpsearch.accelerator import exact_float32
 from mpsearch.data import SampleSet
 from mpsearch.errors import BudgetError, InfeasibleError, OptionError, StudyError
-from mpsearch.evaluate import TASKS, FastEvaluator, Metrics, compare
+from mpsearch.evaluate import AUTO, FastEvaluator, Metrics, compare, made
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
@@ -75,13 +75,10 @@ def within_floor(
     """
     study = Study(folder)
     config = study.settled()
-    if not TASKS.create(config.task).classes:
-        raise OptionError(
-            f"--max-drop is a drop of top-1, and the task {config.task!r} of {folder} has no classes. "
-            "Take --budget, or --prices to choose by."
-        )
+    _require_classes(folder, config.task, config.task == AUTO or made(config.task).classes)
     with study.busy():
         subject = load_subject(config, progress)
+        _require_classes(folder, subject.task_text, subject.task.classes)
         judge = _Judge(subject, calibrate_subject(subject, config, progress), problem, study)
         at, count = _walk(problem, objective, budgets, resource)
         with progress.task("measure assignments") as advance:
@@ -96,6 +93,15 @@ def within_floor(
                 "Allow more, raise the budgets, or add wider candidates with --bits."
             )
         return _result(judge, found, trail, drop, resource)
+
+
+def _require_classes(folder: Path, task: str, classes: bool) -> None:
+    if not classes:
+        raise OptionError(
+            f"--max-drop is a drop of top-1, and the task {task!r} of {folder} has no classes. Take "
+            "--budget, or "
+            "--prices to choose by."
+        )
 
 
 class _Judge:

@@ -207,8 +207,8 @@ class _Study:
         """What the trials depend on."""
         config, limits = self.workshop.config, [b.to_json() for b in self.limits]
         key = [self.problem.to_json(), limits, self.workshop.subject.hashes, config.seed, config.sampler]
-        arithmetic = self.workshop.subject.arithmetic
-        return [*key, states_digest(self.calibration), config.task, *arithmetic]
+        subject = self.workshop.subject
+        return [*key, states_digest(self.calibration), subject.task_text, *subject.arithmetic]
 
     def _explore(
         self, tables: Sequence[str], warm: Sequence[Indices], measure: _Measure

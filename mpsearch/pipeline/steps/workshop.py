@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mpsearch.evaluate import TASKS, Task
+from mpsearch.evaluate import Task
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
@@ -63,7 +63,7 @@ class Workshop:
     @property
     def task(self) -> Task:
         """What the model is for."""
-        return TASKS.create(self.config.task)
+        return self.subject.task
 
     @property
     def front_over(self) -> str:

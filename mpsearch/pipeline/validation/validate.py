@@ -14,7 +14,7 @@ import numpy as np
 from mpsearch import files
 from mpsearch.accelerator import exact_float32
 from mpsearch.errors import InfeasibleError, OptionError
-from mpsearch.evaluate import TASKS, FastEvaluator
+from mpsearch.evaluate import FastEvaluator
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.jobs.score import Scored, score_held
@@ -152,7 +152,7 @@ def _key(scored: Scored) -> list[Any]:
     ]
     key += [[[str(c) for c in row] for row in scored.problem.candidates], scored.config.seed]
     key += scored.subject.arithmetic
-    return key if scored.config.task == "classification" else [*key, scored.config.task]
+    return key if scored.subject.task_text == "classification" else [*key, scored.subject.task_text]
 
 
 def _book(scored: Scored, study: Study) -> LossBook:
@@ -166,7 +166,7 @@ def _book(scored: Scored, study: Study) -> LossBook:
             scored.subject.placed.module,
             calibration,
             scored.subject.placed.search,
-            task=TASKS.create(scored.config.task),
+            task=scored.subject.task,
         )
 
     held = LossFile(study.step_path("losses", key, ".jsonl"), key)
