@@ -77,6 +77,7 @@ class RunConfig:
         search_images: Images for the loss that the search measures; None for 256, or a share of few images.
         evaluation_images: Images for what is reported; None for all that are left.
         bits: Weight bits that a unit may have.
+        floats: Whether a unit may stay float, under any budget; under one of latency or energy it always may.
         a_bits: Input bits; 16 leaves inputs float and quantises weights alone.
         layer_bits: Rules for single units, such as `head=6..8`; they count above `bits` and `a_bits`.
         fix: Units that have one choice, such as `head=W8A8`; above all others.
@@ -123,6 +124,7 @@ class RunConfig:
     search_images: int | None = None
     evaluation_images: int | None = None
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    floats: bool = False
     a_bits: int = 8
     layer_bits: tuple[str, ...] = ()
     fix: tuple[str, ...] = ()
@@ -294,6 +296,7 @@ class RunConfig:
             "class_map": None,
             **dict.fromkeys(("time_limit", "kept_images")),
             "effort": "balanced",
+            "floats": False,
             **data,
         }  # what studies had before these had names
         known = {f.name for f in fields(cls)}

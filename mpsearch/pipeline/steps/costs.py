@@ -25,10 +25,12 @@ from mpsearch.solvers import describe_least, reachable, solve
 def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     """Layers, candidates, and the costs that need no measuring: bytes of the target's file, bit operations.
 
-    Where a latency or an energy is asked for, float is a candidate too: integers are not always faster.
+    Float is a candidate where it is asked for, and where a latency or an energy is limited: integers are not
+    always faster.
     """
     integers = tuple(Candidate(bits, config.a_bits) for bits in sorted(config.bits, reverse=True))
-    wide = (*integers, FLOAT) if limits(config, "latency_us", "energy_mj") else integers
+    floats = config.floats or limits(config, "latency_us", "energy_mj")
+    wide = (*integers, FLOAT) if floats else integers
     fixed = _fixed(subject, config)
     candidates = tuple(
         fixed.get(layer.name, wide) if layer.name in subject.layout.weights else (FLOAT,)
