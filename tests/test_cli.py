@@ -336,7 +336,7 @@ def test_every_registry_can_be_listed(call):
         "packed",
     }
     assert set(call("list", "tasks").stdout.split()) >= {"classification", "embedding", "span"}
-    assert call("list", "samplers").stdout.split() == ["mpsearch", "nsga2", "random", "tpe"]
+    assert call("list", "samplers").stdout.split() == ["greedy_mp", "mpsearch", "nsga2", "random", "tpe"]
 
 
 def test_an_unknown_objective_is_told_before_the_study_is_begun(place, call):
@@ -485,7 +485,7 @@ def test_flags_are_named_as_they_are_typed(place, call):
 def test_a_budget_is_read_before_torch_is_imported(place):
     code = (
         "import sys; from mpsearch.cli import main; sys.argv[1:] = ['run', '--budget', 'small', "
-        "'--model', 'resnet50', '--data', 'x']"
+        "'--model', 'resnet50', '--data', 'digits']"
     )
     code += "\ntry: main()\nfinally: print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

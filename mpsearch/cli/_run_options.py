@@ -25,6 +25,15 @@ RunObjectives = Annotated[
         )
     ),
 ]
+Assign = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "Give bits without a budget or a search: coding_length[:reading=own_grid|rate] clusters the "
+            "layers' coding lengths into the widths of --bits (3-6 without it), after Attention Round."
+        )
+    ),
+]
 Trials = Annotated[
     int | None, typer.Option(help="Assignments whose loss is measured. Without it as many as --effort says.")
 ]
@@ -49,7 +58,12 @@ TimeLimit = Annotated[
 ]
 Sampler = Annotated[
     str,
-    typer.Option(help="Search method: mpsearch; tpe, nsga2 and random are baselines for comparison."),
+    typer.Option(
+        help=(
+            "Search method: mpsearch; tpe, nsga2 and random are baselines for comparison; greedy_mp walks "
+            "down from the widest bits beside it."
+        )
+    ),
 ]
 Polish = Annotated[
     int | None,
@@ -121,8 +135,8 @@ Resume = Annotated[
     Path | None,
     typer.Option(
         help=(
-            "Finish the study in this folder with its own settings; only --budget and --allow-estimate "
-            "may change."
+            "Finish the study in this folder with its own settings; only --budget, --allow-estimate and "
+            "--device may change."
         )
     ),
 ]

@@ -12,10 +12,19 @@ from enum import StrEnum
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
+
+from mpsearch.efforts import format_duration
 
 talk = Console(stderr=True)
 
@@ -28,8 +37,12 @@ class Format(StrEnum):
     csv = "csv"
 
 
+TOLD_EVERY = 20.0
+"""Seconds between two lines of a task where there is no terminal to draw a bar on."""
+
+
 class ProgressBars:
-    """Progress bars on stderr; plain lines where it is no terminal."""
+    """Progress bars with the remaining time on stderr; plain lines where it is no terminal."""
 
     @contextlib.contextmanager
     def task(self, label: str) -> Iterator[Any]:
@@ -40,13 +53,20 @@ class ProgressBars:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
         )
-        start = time.monotonic()
+        start = told = time.monotonic()
         with Bars(*columns, console=talk, disable=not talk.is_terminal) as bars:
             bar = bars.add_task(label, total=None)
 
             def advance(done: int, total: int | None = None) -> None:
+                nonlocal told
                 bars.update(bar, completed=done, total=total)
+                now = time.monotonic()
+                if not talk.is_terminal and total and 0 < done < total and now - told > TOLD_EVERY:
+                    told = now
+                    left = format_duration((now - start) / done * (total - done))
+                    say(f"  {label}: {done} of {total} after {now - start:.0f} s, about {left} left")
 
             yield advance
         if not talk.is_terminal:

@@ -10,10 +10,12 @@ import typer
 
 from mpsearch.cli._app import app
 from mpsearch.cli._options import (
+    BatchAxis,
     Bits,
     CalibrationData,
     CalibrationImages,
     Data,
+    Device,
     EvaluationImages,
     InputBits,
     Model,
@@ -55,10 +57,12 @@ def import_assignment(
     search_images: SearchImages = 256,
     evaluation_images: EvaluationImages = None,
     bits: Bits = None,
-    a_bits: InputBits = 8,
+    a_bits: InputBits = "8",
     objective: Objectives = None,
+    device: Device = "auto",
     seed: Seed = 0,
-    task: TaskName = "classification",
+    task: TaskName = "auto",
+    batch_axis: BatchAxis = 0,
     name: Name = None,
     output: Output = Format.table,
 ) -> None:

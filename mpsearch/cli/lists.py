@@ -59,9 +59,9 @@ def _members(what: str, pattern: str) -> list[str]:
         module, name = _REGISTRIES[what]
         return list(getattr(importlib.import_module(module), name).names())
     if what == "samplers":
-        from mpsearch.study import SAMPLERS
+        from mpsearch.study import SAMPLERS, WALKS
 
-        return sorted(SAMPLERS)
+        return sorted([*SAMPLERS, *WALKS.names()])
     if what == "budgets":
         return list(_BUDGETS)
     if what == "models":

@@ -14,15 +14,20 @@ import typer
 from mpsearch.cli import _run_options as options
 from mpsearch.cli._app import app
 from mpsearch.cli._options import (
+    BatchAxis,
     Bits,
     CalibrationData,
     CalibrationImages,
     ClassMap,
     Data,
+    Device,
     EvaluationImages,
     FirstLastBits,
     Fix,
     InputBits,
+    InputSize,
+    Interpolation,
+    Mean,
     Model,
     ModelArguments,
     Name,
@@ -30,6 +35,7 @@ from mpsearch.cli._options import (
     RandomWeights,
     SearchImages,
     Seed,
+    Std,
     Storage,
     Tables,
     TaskName,
@@ -50,7 +56,10 @@ if TYPE_CHECKING:
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.workers.crew import Crew
 
-_WITH_RESUME = {"resume", "budget", "allow_estimate", "storage", "workers", "output"}
+ASSIGNED_BITS = (3, 4, 5, 6)
+"""What --assign divides the layers among where --bits does not say: a group at 2 bits ruins most networks."""
+
+_WITH_RESUME = {"resume", "budget", "allow_estimate", "device", "storage", "workers", "output"}
 
 
 @app.command()
@@ -64,13 +73,18 @@ def run(
     data: Data = None,
     calibration_data: CalibrationData = None,
     class_map: ClassMap = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
     calibration_images: CalibrationImages = None,
     search_images: SearchImages = None,
     evaluation_images: EvaluationImages = None,
     bits: Bits = None,
     fix: Fix = None,
-    a_bits: InputBits = 8,
+    a_bits: InputBits = "8",
     objective: options.RunObjectives = None,
+    assign: options.Assign = None,
     trials: options.Trials = None,
     sampler: options.Sampler = "mpsearch",
     polish: options.Polish = None,
@@ -87,8 +101,10 @@ def run(
     table: options.Table = None,
     allow_estimate: options.AllowEstimate = False,
     threads: Threads = 1,
+    device: Device = "auto",
     seed: Seed = 0,
-    task: TaskName = "classification",
+    task: TaskName = "auto",
+    batch_axis: BatchAxis = 0,
     name: Name = None,
     storage: Storage = None,
     workers: options.Workers = 1,
@@ -114,12 +130,25 @@ def _started(context: typer.Context) -> tuple[RunConfig, Study]:
     from mpsearch.pipeline.folder import Study
 
     given = context.params
+    if given["assign"] is not None:
+        _require_no_search(context)
+    said = any("=" not in text for text in given["bits"] or ())
+    narrow = {"bits": ASSIGNED_BITS} if given["assign"] is not None and not said else {}
     config = config_of(
         context,
+        **narrow,
         budgets=tuple(given["budget"] or ()),
         objectives=tuple(given["objective"] or DEFAULT_OBJECTIVES),
     )
-    return config, Study(study_folder(given["name"] or study_name(config.model, config.budgets)))
+    about = config.budgets if config.assign is None else (config.assign,)
+    return config, Study(study_folder(given["name"] or study_name(config.model, about)))
+
+
+def _require_no_search(context: typer.Context) -> None:
+    """Raises OptionError where an option of the search is given beside --assign, which makes none."""
+    for name in ("trials", "sampler", "polish", "storage", "workers"):
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
+            raise OptionError(f"--assign makes no search, and --{name} is given. Leave one of them out.")
 
 
 def _resumed(context: typer.Context, folder: Path) -> tuple[RunConfig, Study]:
@@ -129,6 +158,8 @@ def _resumed(context: typer.Context, folder: Path) -> tuple[RunConfig, Study]:
     study = Study(folder)
     config = study.config()
     _require_unchanged(context)
+    if _is_given(context, "device"):
+        config = replace(config, device=context.params["device"])
     if context.params["allow_estimate"]:
         config = replace(config, allow_estimate=True)
     if context.params["budget"]:
@@ -153,19 +184,19 @@ def _finish(config: RunConfig, study: Study, crew: Crew, output: Format) -> None
     _tell(result, report)
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was typed."""
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
 def _began() -> float:
     """When this process began, as `time.monotonic()` counts: imports take part of a time limit too."""
-    return float(time.monotonic() - (time.time() - psutil.Process().create_time()))
+    return time.monotonic() - (time.time() - float(psutil.Process().create_time()))
 
 
 def _require_unchanged(context: typer.Context) -> None:
     """Raises OptionError where a setting is given that a study which goes on would pass over."""
-    given = [
-        name
-        for name in context.params
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        and name not in _WITH_RESUME
-    ]
+    given = [name for name in context.params if _is_given(context, name) and name not in _WITH_RESUME]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise OptionError(

@@ -16,7 +16,14 @@ from mpsearch.objectives._base import OBJECTIVES, Objective, Parts, Rows, Scorin
 from mpsearch.objectives._clusters import cluster
 from mpsearch.objectives._local import by_kind, weight_kind
 from mpsearch.problem import Candidate
+from mpsearch.quant import OBSERVERS
+from mpsearch.quant.devices import wide
 from mpsearch.reconstruct import Calibration
+
+GRID_BITS = 4
+"""Bits of the grid at whose own error the reading `own_grid` takes the length."""
+
+_NOISES = 3  # draws of noise that a length is compared with
 
 REFERENCE_BITS = 16
 """Bits of the grid that `distortion` takes for lossless."""
@@ -35,11 +42,11 @@ def coding_length(vectors: Tensor, eps2: float) -> float:
     Returns: Bits; 0 where all vectors are equal.
     References: Ma, Derksen, Hong, Wright, TPAMI 29(9), 2007, eq. 6 (zero mean).
     """
-    v = vectors.double()
+    v = wide(vectors)
     v = v - v.mean(1, keepdim=True)
     n, m = v.shape
     gram = v.T @ v if m < n else v @ v.T
-    identity = torch.eye(len(gram), dtype=gram.dtype)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     bits = (
         0.5
         * (m + n)
@@ -80,9 +87,15 @@ class CodingLength(Objective):
     """Damage from the coding length of a weight alone: how many bits each of its N numbers is worth, in three
     forms.
 
-    Vectors are the rows of the weight seen as a matrix [C_out, C_in / groups * k * k], so m = C_out; with R
-    bits for each weight at a distortion of `eps2` of the weight's variance, which makes R independent of the
-    weight's scale:
+    Vectors are the rows of the weight seen as a matrix [C_out, C_in / groups * k * k], so m = C_out. R is the
+    length for each weight, which does not depend on the weight's scale, in one of two readings:
+
+    - `own_grid`: at the error of the weight's own 4-bit grid, step^2 / 12, with rows divided by their step,
+      less the same of Gaussian noise of that shape on its own grid. What the shape alone makes of a length
+      cancels; what is left is how evenly the weights fill their grid.
+    - `rate`: at a distortion of `eps2` of the weight's variance. It mostly measures the shape.
+
+    What is made of it:
 
     - `budget`: N * 4^(R - b), the distortion left at b bits.
     - `cluster`: N * 4^(B - b) with B the bit-width that `cluster_bits` gives the unit among the candidates'
@@ -98,13 +111,17 @@ class CodingLength(Objective):
     normalisation were not published in what could be read; those, and the tables, were chosen here.
 
     Args:
-        eps2: Distortion as a share of the weight's variance; not used by `distortion`.
+        eps2: Distortion of `rate` as a share of the weight's variance.
         mode: `budget`, `cluster` or `distortion`.
+        reading: `own_grid` or `rate`; not used by the mode `distortion`.
     """
+
+    revision: ClassVar[int] = 1
 
     unit: ClassVar[str] = "relative distortion (bits in the mode distortion)"
     eps2: float = 1e-2
     mode: Literal["budget", "cluster", "distortion"] = "budget"
+    reading: Literal["own_grid", "rate"] = "own_grid"
 
     def __post_init__(self) -> None:
         if not self.eps2 > 0:
@@ -123,7 +140,7 @@ class CodingLength(Objective):
             {}
             if self.mode == "distortion"
             else {
-                layer.name: self.rate(weights[layer.name])
+                layer.name: self.level(context.calibration, layer.name)
                 for layer in context.layers
                 if layer.name in weights
             }
@@ -153,11 +170,39 @@ class CodingLength(Objective):
             context.on_step(done + 1, len(context.layers))
         return rows
 
+    def level(self, calibration: Calibration, unit: str) -> float:
+        """R of a unit's weight, by the reading."""
+        weight = calibration.weights[unit]
+        return self.rate(weight) if self.reading == "rate" else excess(weight, calibration.weight_observer)
+
     def rate(self, weight: Tensor) -> float:
         """Coding length in bits for each weight; 0 for a constant weight."""
-        rows = weight.flatten(1).double()
+        rows = wide(weight.flatten(1))
         variance = float(rows.var(unbiased=False))
         return 0.0 if variance <= 0 else coding_length(rows.T, self.eps2 * variance) / weight.numel()
+
+
+def excess(weight: Tensor, observer: str) -> float:
+    """Bits for each weight that its coding length at the error of its own grid of `GRID_BITS` bits is above
+    that of Gaussian noise of the same shape; 0 for a constant weight.
+
+    Args:
+        weight: [C_out, ...].
+        observer: Registered observer, which makes both grids.
+    """
+    rows = weight.flatten(1)
+    if float(wide(rows).var(unbiased=False)) <= 0:
+        return 0.0
+    draws = (torch.Generator("cpu").manual_seed(seed) for seed in range(_NOISES))
+    drawn = (torch.randn(rows.shape, generator=draw, device="cpu").to(rows.device) for draw in draws)
+    noise = [_at_own_grid(each, observer) for each in drawn]
+    return _at_own_grid(rows, observer) - sum(noise) / len(noise)
+
+
+def _at_own_grid(rows: Tensor, observer: str) -> float:
+    """Coding length in bits for each number of rows [m, n], each row in units of its own step."""
+    grid = OBSERVERS.create(observer).observe(rows, GRID_BITS, symmetric=True, axis=0)
+    return coding_length((wide(rows) / wide(grid.scale)[:, None]).T, 1 / 12) / rows.numel()
 
 
 def _clusters(bits: Mapping[str, int], numel: Mapping[str, int]) -> str:
@@ -176,6 +221,6 @@ def _lost_bits(calibration: Calibration, unit: str, candidate: Candidate) -> flo
     """
     weight, params = calibration.weights[unit], calibration.weight_params(unit, candidate)
     scale, _ = params.expanded(weight.ndim)
-    steps = (weight.double() / scale).flatten(1).T
+    steps = (wide(weight) / scale).flatten(1).T
     fine = 4.0 ** (params.bits - REFERENCE_BITS)
     return max(coding_length(steps, fine / 12) - coding_length(steps, 1 / 12), 0.0)

@@ -3,59 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
+from mpsearch.accelerator import AUTO as AUTO_DEVICE
+from mpsearch.accelerator import require_device_name
 from mpsearch.deploy.targets import TARGETS, Target
 from mpsearch.efforts import Effort, effort_of, parse_duration
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
-from mpsearch.evaluate import TASKS
+from mpsearch.evaluate import AUTO, made
 from mpsearch.objectives import OBJECTIVES
+from mpsearch.objectives.coding_length import CodingLength
 from mpsearch.objectives.interacting import INTERACTING
+from mpsearch.pipeline.search_states import SearchStates
 from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.reconstruct import METHODS
-from mpsearch.study import SAMPLERS
+from mpsearch.study import SAMPLERS, WALKS, GreedyMP
 from mpsearch.units import parse_quantity
+from mpsearch.usercode import names_code, require_code
 
 DEFAULT_TARGET = "ort-cpu"
 _MOST_SEED = 2**31 - 1
-_SEARCH_STATES = ("gptq", "nearest", "reconstructed")
 _LEAST = {
     **dict.fromkeys(("threads", "calibration_images", "search_images", "evaluation_images"), 1),
-    **dict.fromkeys(("trials", "polish", "iterations", "seed"), 0),
+    **dict.fromkeys(("trials", "polish", "iterations", "seed", "batch_axis"), 0),
 }
 USUAL_EVALUATION = 256
 """Evaluation images, at least, where nothing is said and there are as many."""
 DEFAULT_OBJECTIVES = ("sketch", "weight_mse")
-
-
-@dataclass(frozen=True)
-class SearchStates:
-    """What the search sees of a unit at a candidate.
-
-    Args:
-        name: `gptq` (rounded in closed form, for every width at once), `nearest`, or `reconstructed` (as the
-            method leaves it after a few steps, with every unit at that candidate).
-        steps: Of `reconstructed`, for each block.
-    """
-
-    name: str
-    steps: int = 20
-
-    @classmethod
-    def parse(cls, text: str) -> SearchStates:
-        """From `gptq`, `nearest` or `reconstructed:steps=20`. Raises UnknownNameError or OptionError."""
-        name, _, rest = text.partition(":")
-        if name not in _SEARCH_STATES:
-            raise UnknownNameError("kind of search states", name, _SEARCH_STATES)
-        key, _, value = rest.partition("=")
-        if not rest:
-            return cls(name)
-        if name != "reconstructed" or key != "steps" or not value.isdigit() or int(value) < 1:
-            raise OptionError(
-                f"Search states {text!r} cannot be read. Write gptq, nearest, or reconstructed:steps=20 "
-                "with at least 1 step."
-            )
-        return cls(name, int(value))
 
 
 @dataclass(frozen=True)
@@ -78,12 +52,16 @@ class RunConfig:
         evaluation_images: Images for what is reported; None for all that are left.
         bits: Weight bits that a unit may have.
         floats: Whether a unit may stay float, under any budget; under one of latency or energy it always may.
-        a_bits: Input bits; 16 leaves inputs float and quantises weights alone.
+        a_bits: Input bits that a unit may have, beside each of `bits`; 16 leaves its input float and
+            quantises the weight alone. A single number may be given as such.
         layer_bits: Rules for single units, such as `head=6..8`; they count above `bits` and `a_bits`.
         fix: Units that have one choice, such as `head=W8A8`; above all others.
         objectives: Registered objectives; the first is the proxy that is solved exactly.
         trials: Assignments whose loss is measured; None for those of the effort.
-        sampler: Who proposes them: `mpsearch`, or a baseline, `tpe`, `nsga2` or `random`.
+        assign: `coding_length`, with options, gives bits without a budget or a search; then there are no
+            `budgets`, and `bits` are what it divides the units among.
+        sampler: Who proposes them: `mpsearch`, or a baseline, `tpe`, `nsga2` or `random`. `greedy_mp`, with
+            options, walks down from the widest bits beside the trials of `mpsearch`.
         polish: Exchanges around the best of them whose loss is measured afterwards.
         first_last_bits: Weight and input bits of the first and the last unit; None leaves them to the search.
         method: Registered reconstruction method, with options.
@@ -104,7 +82,16 @@ class RunConfig:
             predictions that are known to be poor.
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
-        task: Registered task, with options: how outputs are compared with the float model's and with labels.
+        task: Registered task, with options, or `file.py:Class`: how outputs are compared with the float
+            model's and with labels; `auto` goes by the outputs (see `mpsearch.evaluate.task_for`).
+        device: What computes: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or
+            `mps`. A study may go on with another: what depends on it is kept for each kind of device.
+        batch_axis: Axis of the samples in what the model reads and gives.
+        input_size: Channels, height and width of the images that the model reads, or one number for height
+            and width; None for what the model says.
+        mean: Of the normalisation, for each channel, of values in 0 to 1; None for what the model says.
+        std: Standard deviations there.
+        interpolation: With which images are resized, such as `bilinear`; None for what the model says.
         effort: How much is done where nothing else is said: `quick`, `balanced` or `thorough` (`efforts`).
         time_limit: Time that the run may take, such as `10min`: images, trials and finalists are as many as
             fit; None for no limit.
@@ -125,12 +112,13 @@ class RunConfig:
     evaluation_images: int | None = None
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     floats: bool = False
-    a_bits: int = 8
+    a_bits: tuple[int, ...] = (8,)
     layer_bits: tuple[str, ...] = ()
     fix: tuple[str, ...] = ()
     first_last_bits: int | None = None
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
     trials: int | None = None
+    assign: str | None = None
     sampler: str = "mpsearch"
     polish: int | None = None
     method: str = "gptq"
@@ -144,14 +132,27 @@ class RunConfig:
     allow_estimate: bool = False
     threads: int = 1
     seed: int = 0
-    task: str = "classification"
+    task: str = "auto"
+    device: str = field(default=AUTO_DEVICE, compare=False)
+    batch_axis: int = 0
+    input_size: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
     effort: str = "balanced"
     time_limit: str | None = None
     kept_images: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.budgets:
+        object.__setattr__(self, "a_bits", _tuple(self.a_bits))
+        if not self.budgets and self.assigner is None:
             raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
+        require_device_name(self.device)
+        if self.budgets and self.assigner is not None:
+            raise OptionError(
+                f"--assign {self.assign} gives bits without a budget, and --budget {self.budgets[0]} is "
+                "given. Leave one of them out."
+            )
         self._check_numbers()
         effort_of(self.effort)
         if self.time_limit is not None:
@@ -165,8 +166,8 @@ class RunConfig:
                 f"for it. Run with --target {DEFAULT_TARGET}, "
                 f"then write it with `mpsearch export STUDY --target {self.target}`."
             )
-        if self.sampler not in SAMPLERS:
-            raise UnknownNameError("sampler", self.sampler, SAMPLERS)
+        if self.sampler not in SAMPLERS and self.greedy is None:
+            raise UnknownNameError("sampler", self.sampler, [*SAMPLERS, *WALKS.names()])
         if not self.objectives:
             raise OptionError("There is no objective. Give at least one, such as --objective output_mse.")
         self._check_objectives()
@@ -190,11 +191,12 @@ class RunConfig:
         if (
             not self.bits
             or not set(self.bits) <= set(range(2, 9))
-            or self.a_bits not in (*range(2, 9), FLOAT_INPUT)
+            or not self.a_bits
+            or not set(self.a_bits) <= {*range(2, 9), FLOAT_INPUT}
         ):
             raise OptionError(
-                f"Bits are {list(self.bits)} for weights and {self.a_bits} for inputs; each must be 2 to "
-                "8, or 16 for inputs that stay float."
+                f"Bits are {list(self.bits)} for weights and {list(self.a_bits)} for inputs; each must "
+                "be 2 to 8, or 16 for inputs that stay float."
             )
         if self.first_last_bits is not None and not 2 <= self.first_last_bits <= 8:
             raise OptionError(
@@ -210,6 +212,13 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}; it must be {least} or more.", (name,))
+        if self.input_size is not None and (len(self.input_size) not in (1, 3) or min(self.input_size) < 1):
+            raise OptionError(
+                f"input_size is {self.input_size}; it must be channels, height and width, such as 3,32,32, "
+                "or one "
+                "number for both sides.",
+                ("input_size",),
+            )
         if self.seed > _MOST_SEED:
             raise OptionError(
                 f"seed is {self.seed}; it must be at most {_MOST_SEED}, which every generator takes.",
@@ -227,10 +236,14 @@ class RunConfig:
 
     def _check_task(self) -> None:
         """Raises OptionError where the method draws labels from the model, and the model has no classes;
-        objectives are asked by `add_scores`.
+        what is known by the outputs alone is asked when they are there.
         """
-        method, task = METHODS.create(self.method), TASKS.create(self.task)
-        if method.loss == "fisher" and not task.classes:
+        method = METHODS.create(self.method)
+        if names_code(self.task):
+            require_code(self.task, OptionError)
+            return
+        task = made(self.task)
+        if self.task != AUTO and method.loss == "fisher" and not task.classes:
             raise OptionError(
                 f"The method {self.method!r} draws classes from the model, and the task {self.task!r} "
                 "has none. Add loss=mse, or use qdrop."
@@ -264,6 +277,20 @@ class RunConfig:
         return None if self.time_limit is None else parse_duration(self.time_limit)
 
     @property
+    def assigner(self) -> CodingLength | None:
+        """What gives bits without a budget; None for a search. Raises UnknownNameError or OptionError."""
+        if self.assign is None:
+            return None
+        if self.assign.partition(":")[0] != CodingLength.name:
+            raise UnknownNameError("way to --assign bits", self.assign, [CodingLength.name])
+        return cast(CodingLength, OBJECTIVES.create(self.assign))
+
+    @property
+    def greedy(self) -> GreedyMP | None:
+        """The walk that is asked for; None where the sampler is another. Raises OptionError."""
+        return WALKS.create(self.sampler) if self.sampler.partition(":")[0] in WALKS.names() else None
+
+    @property
     def deployment(self) -> Target:
         """The target."""
         return TARGETS.create(self.target)
@@ -294,7 +321,10 @@ class RunConfig:
         data = {
             "task": "classification",
             "class_map": None,
-            **dict.fromkeys(("time_limit", "kept_images")),
+            "device": "cpu",
+            "batch_axis": 0,
+            **dict.fromkeys(("input_size", "mean", "std", "interpolation")),
+            **dict.fromkeys(("time_limit", "kept_images", "assign")),
             "effort": "balanced",
             "floats": False,
             **data,
@@ -307,6 +337,11 @@ class RunConfig:
             )
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**settings)
+
+
+def _tuple(widths: object) -> tuple[int, ...]:
+    """Bit-widths, one of which may be given as a number."""
+    return (widths,) if isinstance(widths, int) else tuple(widths)  # type: ignore[arg-type]
 
 
 def limits(config: RunConfig, *resources: str) -> bool:

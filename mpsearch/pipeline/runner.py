@@ -15,13 +15,15 @@ from typing import Any
 from torch import nn
 
 from mpsearch import files
-from mpsearch.data import SampleSet
+from mpsearch.accelerator import describe_device, exact_float32, find_device
 from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.models import from_module
+from mpsearch.models.tree import copied
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.results import Choice, Results
+from mpsearch.pipeline.steps.assigned import assigned
 from mpsearch.pipeline.steps.clock import Clock
 from mpsearch.pipeline.steps.costs import limited
 from mpsearch.pipeline.steps.finalists import Chosen, choose
@@ -48,9 +50,11 @@ from mpsearch.pipeline.steps.subject import (
     require_same_weights,
 )
 from mpsearch.pipeline.steps.tightening import REPAIRS, broken, lowered, scouted, told
+from mpsearch.pipeline.steps.trial import takes_of
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.pipeline.workers.crew import Crew
 from mpsearch.problem import Budget, Problem
+from mpsearch.quant.devices import CPU, device_of
 from mpsearch.reconstruct import Calibration
 from mpsearch.solvers import problem_front, reachable
 
@@ -67,10 +71,14 @@ _PACKAGES = (
     "scikit-learn",
     "safetensors",
 )
-_GIVEN = {"model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"}
+_GIVEN = {
+    *("model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"),
+    *("input_size", "mean", "std", "interpolation"),
+}
 """Settings that say where a model and images come from."""
 
 
+@exact_float32()
 def run(
     config: RunConfig,
     study: Study,
@@ -98,25 +106,27 @@ def run(
     progress, crew = progress or Silent(), crew or Crew()
     if config.sampler != "mpsearch" and (crew.workers != 1 or crew.storage is not None):
         raise OptionError(
-            f"The baseline --sampler {config.sampler} measures in the run's own process. Leave out "
+            f"--sampler {config.sampler} measures in the run's own process. Leave out "
             "--workers and --storage."
         )
+    find_device(config.device)
     require_tables(config)
     clock = Clock(config.limit_s) if started is None else Clock(config.limit_s, started)
     with study.busy(), crew.held(study, config):
-        study.claim(config)
+        _claim(study, config, progress)
         if crew.workers != 1:
             require_same_weights(config)
         subject = load_subject(config, progress)
         return _run(subject, config, study, progress, clock, crew).to_json()
 
 
+@exact_float32()
 def search(
     model: nn.Module,
-    calibration: SampleSet,
+    calibration: Any,
     *,
     budgets: Sequence[str],
-    evaluation: SampleSet | None = None,
+    evaluation: Any = None,
     study: str | Path = "studies/search",
     progress: Progress | None = None,
     **settings: Any,
@@ -124,11 +134,13 @@ def search(
     """The same on any module.
 
     Args:
-        model: Float, one tensor in, logits (or what the `task` compares) out; not changed.
-        calibration: Images, or texts as a `TokenSet`, for ranges, reconstruction and the searched loss (and
-            evaluation, where none is given).
+        model: Float; not changed. It may read and give any mix of tensors in tuples, lists, dicts and
+            dataclasses.
+        calibration: A DataLoader, a Dataset, any iterable of samples (inputs, label), an `ImageSet` or a
+            `TokenSet`: for ranges, reconstruction and the searched loss (and evaluation, where none is
+            given).
         budgets: Limits as on the command line, such as `["15MB"]`.
-        evaluation: Images for what is reported.
+        evaluation: Samples for what is reported.
         study: Folder for the results; the artifact is in `artifact/` below it.
         progress: Where progress goes.
         settings: Further fields of `RunConfig`, such as `task="embedding"`.
@@ -138,16 +150,29 @@ def search(
     for text in budgets:
         Budget.parse(text)  # a slip is told at once
     progress, folder = progress or Silent(), Study(Path(study))
-    config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=calibration.name, **settings)
+    name = str(getattr(calibration, "name", None) or type(calibration).__name__)
+    config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=name, **settings)
+    find_device(config.device)
     require_tables(config)
     clock = Clock(config.limit_s)
     loaded = from_module(model)
-    both = (calibration, None) if evaluation is None else (evaluation, calibration)
-    splits = draw(config, *both)
+    data, other = (calibration, None) if evaluation is None else (evaluation, calibration)
+    splits = draw(config, data, other, takes=takes_of(loaded.module, config))
     with folder.busy():
-        folder.claim(config)
-        subject = make_subject(loaded, splits, config, progress, model)
+        _claim(folder, config, progress)
+        given = model if device_of(model).type == "cpu" else copied(model).to(CPU)
+        subject = make_subject(loaded, splits, config, progress, given)
         return _run(subject, config, folder, progress, clock).to_json()
+
+
+def _claim(study: Study, config: RunConfig, progress: Progress) -> None:
+    """Take the folder, and say where it was computed on another kind of device so far."""
+    before, now = study.claim(config), find_device(config.device).type
+    if before != now:
+        progress.say(
+            f"What {study.path} holds was computed on {before}. Now {now} computes, which adds in another "
+            "order: what depends on that is computed again, and kept beside it."
+        )
 
 
 def _require_settings(settings: Mapping[str, Any]) -> None:
@@ -179,7 +204,7 @@ def _run(
     the settings.
     """
     problem, budgets = limited(subject, given)
-    subject, config, plan = planned(subject, given, study, progress, clock)
+    subject, config, plan = planned(subject, problem, given, study, progress, clock)
     with clock.step("ranges of inputs"):
         calibration = calibrate_subject(subject, config, progress)
     workshop = Workshop(subject, calibration, config, study, progress, plan, clock)
@@ -191,12 +216,16 @@ def _run(
         problem, objectives = add_scores(problem, subject, searched, config, study, progress)
     files.write_json(study.path / "problem.json", problem.to_json())
     about = {"versions": _versions(), "hashes": subject.hashes, "splits": subject.splits.to_json()}
+    about["device"] = describe_device(subject.device)
     study.describe(given, {**about, **hardware, "objectives": objectives, "settled": config.to_json()})
     with clock.step("float model"):
         workshop.evaluation.reference()
     crew = crew or Crew()
-    chosen, found, limits = _within_budgets(
-        problem, budgets, searched, workshop, crew, hardware.get("hardware", {})
+    told = hardware.get("hardware", {})
+    chosen, found, limits = (
+        _within_budgets(problem, budgets, searched, workshop, crew, told)
+        if config.assigner is None
+        else _without_budgets(problem, searched, workshop, told)
     )
     results = _written(problem, chosen, found, limits, workshop)
     with contextlib.closing(crew.studies(study)) as studies:
@@ -276,6 +305,15 @@ def _within_budgets(
         ),
         {b.resource: b.spent(best.measured) or 0.0 for b in budgets},
     )
+
+
+def _without_budgets(
+    problem: Problem, searched: Calibration, workshop: Workshop, hardware: Mapping[str, Any]
+) -> tuple[Chosen, Found, tuple[Budget, ...]]:
+    """Steps 4 to 6 of `--assign`. Returns: As `_within_budgets`."""
+    found = assigned(problem, searched, workshop)
+    chosen = choose(problem, (), found, searched, workshop, hardware)
+    return replace(chosen, best=_shipped(chosen.best, chosen.states, workshop)), found, ()
 
 
 def _shipped(choice: Choice, states: States, workshop: Workshop) -> Choice:

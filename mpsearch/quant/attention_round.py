@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from mpsearch.errors import OptionError
 from mpsearch.quant.affine import AffineParams, QuantizedTensor
 from mpsearch.quant.rounding import ROUNDINGS, Rounding, RoundingPolicy
+
+Init = Literal["zero", "gaussian"]
 
 
 @ROUNDINGS.register("attention")
@@ -21,7 +24,9 @@ class AttentionRound(RoundingPolicy):
 
     A gradient that pulls alpha back to 0 passes almost whole, one that drives it further out is damped by the
     normal distribution function of alpha / tau. At the start alpha is 0, so that the weight is rounded to
-    nearest.
+    nearest, or with `init=gaussian` a sample of N(0, tau^2): level k is then taken with probability
+    Phi((k + 1/2 - w) / tau) - Phi((k - 1/2 - w) / tau), w in steps: all levels are reached, the far ones
+    seldom.
 
     References: after Diao et al., Attention Round, arXiv:2207.03088, whose formulas were not at hand: the
     shape of the gradient, tau and the start at 0 (a Gaussian start of tau >= 0.5 can end worse than nearest
@@ -29,9 +34,11 @@ class AttentionRound(RoundingPolicy):
 
     Args:
         tau: Width of the Gaussian, in steps of the grid.
+        init: `zero` or `gaussian`; the sample depends on the weight alone.
     """
 
     tau: float = 0.5
+    init: Init = "zero"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tau) and self.tau > 0):
@@ -42,9 +49,16 @@ class AttentionRound(RoundingPolicy):
 
     def start(self, weight: Tensor, params: AffineParams, codes: Tensor | None = None) -> Rounding:
         """The rounding to nearest, before it learns, or that to `codes`, with the least offsets that give
-        them.
+        them; with a Gaussian start the sample about these.
         """
-        return _AttentionRounding(self.tau, weight, params, codes)
+        rounding = _AttentionRounding(self.tau, weight, params, codes)
+        if self.init == "gaussian":
+            seed = zlib.crc32(weight.detach().cpu().contiguous().numpy().tobytes())
+            noise = torch.randn(
+                weight.shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu"
+            )
+            rounding.alpha.data.add_(noise.to(rounding.alpha), alpha=self.tau)
+        return rounding
 
 
 class _AttentionRounding(Rounding):

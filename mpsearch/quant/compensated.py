@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mpsearch.quant.affine import AffineParams, QuantizedTensor
+from mpsearch.quant.devices import wide
 
 DAMPING = 0.01
 """Added to the diagonal of the inputs' moments, as a share of its mean."""
@@ -98,7 +99,7 @@ def _factors(moments: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """Upper triangular R and U, G x n x n float32: R R^T are the damped moments, U^T U their inverse, rows
     and columns in `order`.
     """
-    held = moments.double()
+    held = wide(moments)
     held = held.gather(1, order[:, :, None].expand_as(held)).gather(2, order[:, None, :].expand_as(held))
     diagonal = torch.diagonal(held, dim1=1, dim2=2)
     power = diagonal.mean(1, keepdim=True)

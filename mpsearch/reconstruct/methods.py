@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from mpsearch.errors import OptionError
 from mpsearch.quant.attention_round import AttentionRound as AttentionRounding
+from mpsearch.quant.attention_round import Init
 from mpsearch.quant.rounding import AdaRound as AdaRounding
 from mpsearch.quant.rounding import RoundingPolicy
 from mpsearch.registry import Registry
@@ -187,12 +188,15 @@ class AttentionRound(Method):
 
     Args:
         tau: Width of the Gaussian, in steps of the grid.
+        init: Where the offsets start: at `zero`, or at a sample of that Gaussian. A block that ends no better
+            than its start without the sample keeps that start.
         keep_prob: Probability that an element is quantised.
         loss: `mse` or `fisher`.
         start: As `Start`.
     """
 
     tau: float = 0.5
+    init: Init = "zero"
     keep_prob: float = 0.5
     loss: Loss = "mse"
     start: Start = "gptq"
@@ -200,7 +204,7 @@ class AttentionRound(Method):
 
     def __post_init__(self) -> None:
         _check_keep(self.keep_prob)
-        object.__setattr__(self, "_rounding", AttentionRounding(self.tau))
+        object.__setattr__(self, "_rounding", AttentionRounding(self.tau, self.init))
 
     def phases(self) -> list[Phase]:
         """One, behind what the codes start from."""

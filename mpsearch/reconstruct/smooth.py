@@ -138,7 +138,7 @@ def _is_affine(module: nn.Module, name: str) -> bool:
     gain, offset = norm._parameters.get("alpha"), norm._parameters.get("beta")
     if len(norm._parameters) != 2 or gain is None or offset is None or gain.numel() != offset.numel():
         return False
-    probe = torch.linspace(-1, 1, 3 * gain.numel()).to(gain).view(1, 3, -1)
+    probe = torch.linspace(-1, 1, 3 * gain.numel(), device="cpu").to(gain).view(1, 3, -1)
     try:
         given = norm(probe)
     except (RuntimeError, TypeError):  # alpha and beta of something else

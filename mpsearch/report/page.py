@@ -54,7 +54,7 @@ def _page(saved: Saved) -> str:
     whole, *rows = (row["searched"]["metrics"]["images"] for row in saved.rows)
     return environment.get_template("report.html").render(
         saved=saved,
-        title=f"{name} within {' and '.join(b.text for b in saved.budgets)}",
+        title=f"{name} {_asked(saved)}",
         plotly=Markup(get_plotlyjs()),
         figures={
             "front": Markup(figures.front_figure(saved)),
@@ -72,6 +72,12 @@ def _page(saved: Saved) -> str:
         largest=sorted(saved.results["not_quantized"].items(), key=lambda item: (-item[1], item[0])),
         settings=json.dumps(saved.study["config"], indent=1),
     )
+
+
+def _asked(saved: Saved) -> str:
+    """The budgets, or what gave bits without one."""
+    budgets = " and ".join(b.text for b in saved.budgets)
+    return f"within {budgets}" if budgets else f"with bits by {saved.study['config']['assign']}"
 
 
 def _standard_error(p: float, images: int) -> float:

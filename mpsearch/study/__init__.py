@@ -6,7 +6,8 @@ callbacks, no torch.
 """
 
 from mpsearch.study.baselines import SAMPLERS, explore_by
-from mpsearch.study.greedy import GreedyMP, GreedyRun, Step
+from mpsearch.study.exchanges import Step
+from mpsearch.study.greedy import WALKS, GreedyMP, GreedyRun
 from mpsearch.study.losses import LossFile
 from mpsearch.study.optuna_study import Trial, explore
 from mpsearch.study.polish import polish
@@ -14,6 +15,7 @@ from mpsearch.study.sampler import CorrectedTableSampler
 
 __all__ = [
     "SAMPLERS",
+    "WALKS",
     "CorrectedTableSampler",
     "GreedyMP",
     "GreedyRun",

@@ -10,34 +10,19 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, Literal
 
-from mpsearch.errors import BudgetError, MpsearchError, OptionError
-from mpsearch.problem import Budget, Choices, Cost, Problem, Solution
+from mpsearch.errors import BudgetError, MpsearchError, OptionError, UnknownNameError
+from mpsearch.problem import PEAKS, Budget, Choices, Cost, Problem, Solution
+from mpsearch.registry import Registry
 from mpsearch.solvers.ask.pareto import non_dominated
 from mpsearch.solvers.constraints import Constraints
+from mpsearch.study.exchanges import Board, Measure, Step, moved, repair
 from mpsearch.study.ladders import Ladders
 from mpsearch.study.losses import Losses
 
-Measure = Callable[[tuple[int, ...]], float]
 _Key = tuple[float, float, int, int]
-_LOWER = 1e-12  # share by which a repaired loss must be lower, or rounding could go round in circles
-
-
-@dataclass(frozen=True)
-class Step:
-    """A measured assignment of a walk.
-
-    Args:
-        indices: `L` choices.
-        loss: Measured loss.
-        cost: Cost that the problem predicts.
-    """
-
-    indices: tuple[int, ...]
-    loss: float
-    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -48,7 +33,7 @@ class GreedyRun:
         solution: The best of what keeps the budgets, as far as was seen; its score is the measured loss.
         trajectory: From the start on; cost strictly falling (`down`) or rising (`up`).
         measured: How often `measure` was called.
-        resource: What was saved.
+        resource: What was saved; of several the first.
     """
 
     solution: Solution
@@ -62,6 +47,10 @@ class GreedyRun:
         return tuple(self.trajectory[i] for i in non_dominated(points))
 
 
+WALKS: Registry[GreedyMP] = Registry("sampler", "mpsearch.study")
+
+
+@WALKS.register("greedy_mp")
 @dataclass(frozen=True)
 class GreedyMP:
     """The walk's options. With U super-layers and S steps, `static` measures each choice once and then S
@@ -73,13 +62,15 @@ class GreedyMP:
             start, right where damages add up.
         direction: `down` from the top until the budgets are kept, `up` from the bottom while they are, or the
             better of `both`.
-        resource: What a notch saves; None for that of the first budget, or the size.
+        resource: What a notch saves; None for that of the budget, of several their sum as `Ladders` weighs
+            it, or the size where there is none.
         power: Exponent of the saving in the score; 0 looks at the damage alone.
         repairs: Exchanges of one notch up and one down that are measured in a round of the repair; 0 for no
             repair.
         epsilon: Least damage of a notch, in units of the loss.
     """
 
+    name: ClassVar[str]
     rescoring: Literal["fresh", "lazy", "static"] = "lazy"
     direction: Literal["down", "up", "both"] = "down"
     resource: str | None = None
@@ -93,6 +84,9 @@ class GreedyMP:
                 "Greedy MP rescores fresh, lazy or static and goes down, up or both; not "
                 f"{self.rescoring!r} and {self.direction!r}."
             )
+        additive = [f.name for f in fields(Cost) if f.name not in PEAKS]
+        if self.resource is not None and self.resource not in additive:
+            raise UnknownNameError("resource of Greedy MP", self.resource, additive)
         if self.power < 0 or self.repairs < 0 or not 0 < self.epsilon < math.inf:
             raise OptionError(
                 "Greedy MP needs a power and a number of repairs of at least 0 and an epsilon above 0, "
@@ -128,48 +122,23 @@ class GreedyMP:
                 "The problem has no cost table, so there is nothing to save. Give it one, such as size_bytes."
             )
         constraints = Constraints.of(problem, budgets)
-        default = "size_bytes" if "size_bytes" in problem.costs else next(iter(problem.costs))
-        resource = self.resource or (budgets[0].resource if budgets else default)
-        board = _Board(
-            constraints,
-            Ladders.of(problem, constraints.layers, resource),
-            measure,
-            {} if losses is None else losses,
-        )
+        resources = self._resources(problem, budgets)
+        ladders = Ladders.of(problem, constraints.layers, *resources)
+        board = Board(constraints, ladders, measure, {} if losses is None else losses)
         signs = {"down": [1], "up": [-1], "both": [1, -1]}[self.direction]
         runs = [
-            _Walk(self, board, sign, bool(budgets), on_step or (lambda done, total: None)).run(resource)
+            _Walk(self, board, sign, bool(budgets), on_step or (lambda done, total: None)).run(resources[0])
             for sign in signs
         ]
         best = min(runs, key=lambda run: run.solution.score)
         return replace(best, measured=board.measured)
 
-
-@dataclass
-class _Board:
-    """The problem as the walk sees it: M choices, remembered losses."""
-
-    constraints: Constraints
-    ladders: Ladders
-    measure: Measure
-    losses: Losses
-    measured: int = 0
-
-    def loss(self, choices: Choices) -> float:
-        indices = self.constraints.layers.expand(choices)
-        known = self.losses.get(indices)
-        if known is None:
-            known = float(self.measure(indices))
-            self.measured += 1
-            self.losses[indices] = known
-        return known if math.isfinite(known) else math.inf
-
-    def fits(self, choices: Choices) -> bool:
-        return self.constraints.fits(self.constraints.layers.expand(choices))
-
-    def step(self, choices: Choices) -> Step:
-        indices = self.constraints.layers.expand(choices)
-        return Step(indices, self.loss(choices), self.constraints.problem.cost(indices))
+    def _resources(self, problem: Problem, budgets: Sequence[Budget]) -> list[str]:
+        """What a notch saves: of peaks, which do not add up, nothing is."""
+        if self.resource is not None:
+            return [self.resource]
+        limited = list(dict.fromkeys(b.resource for b in budgets if b.resource not in PEAKS))
+        return limited or ["size_bytes" if "size_bytes" in problem.costs else next(iter(problem.costs))]
 
 
 @dataclass
@@ -177,7 +146,7 @@ class _Walk:
     """One walk. `sign` is 1 downwards, -1 upwards."""
 
     options: GreedyMP
-    board: _Board
+    board: Board
     sign: int
     limited: bool
     on_step: Callable[[int, int], None]
@@ -210,7 +179,7 @@ class _Walk:
                 f"Greedy MP came to {self._named(self.at)}, where no notch is left, without keeping all "
                 "budgets. Use `solve` for them."
             )
-        best = _repair(self.board, min(fitting, key=self.board.loss), self.options.repairs)
+        best = repair(self.board, min(fitting, key=self.board.loss), self.options.repairs)
         steps = tuple(map(self.board.step, self.path))
         found = self.board.step(best)
         by = f"greedy {'down' if self.sign > 0 else 'up'}, {self.options.rescoring}"
@@ -257,10 +226,10 @@ class _Walk:
         return (self.board.ladders.down if self.sign > 0 else self.board.ladders.up)[m][self.at[m]]
 
     def _allowed(self, m: int, x: int) -> bool:
-        return self.sign > 0 or self.board.fits(_with(self.at, m, x))
+        return self.sign > 0 or self.board.fits(moved(self.at, m, x))
 
     def _take(self, m: int, x: int) -> None:
-        self.at = _with(self.at, m, x)
+        self.at = moved(self.at, m, x)
         self.path.append(self.at)
         self.on_step(len(self.path) - 1, self.board.ladders.most_steps)
 
@@ -271,7 +240,10 @@ class _Walk:
         others = self.start if self.options.rescoring == "static" else self.at
         costs = self.board.ladders.costs[m]
         saving = self.sign * float(costs[self.at[m]] - costs[x])
-        before, after = self.board.loss(_with(others, m, self.at[m])), self.board.loss(_with(others, m, x))
+        before, after = (
+            self.board.loss(moved(others, m, self.at[m])),
+            self.board.loss(moved(others, m, x)),
+        )
         if math.isinf(before) or math.isinf(after):
             return math.inf, -saving, m, x
         ratio = max(self.sign * (after - before), self.options.epsilon) / saving**self.options.power
@@ -282,40 +254,3 @@ class _Walk:
         assignment = self.board.constraints.problem.assignment(layers.expand(choices))
         shown = ", ".join(f"{name} {candidate}" for name, candidate in list(assignment.items())[:3])
         return shown + (", ..." if len(assignment) > 3 else "")
-
-
-def _repair(board: _Board, choices: Choices, tries: int) -> Choices:
-    """Exchanges of one notch up for one down, or one notch up alone, while the budgets are kept and the
-    measured loss falls.
-
-    They are tried in the order of the sums of their single changes; where damages add up, nothing better is
-    left within one exchange.
-    """
-    improved = tries > 0
-    while improved:
-        improved, base = False, board.loss(choices)
-        for _, changed in _exchanges(board, choices, base)[:tries]:
-            if board.loss(changed) < base - _LOWER * abs(base):
-                choices, improved = changed, True
-                break
-    return choices
-
-
-def _exchanges(board: _Board, choices: Choices, base: float) -> list[tuple[float, Choices]]:
-    """Those that fit and whose single changes promise a lower loss, the most promising first."""
-    ups, downs = (
-        [(m, x, board.loss(_with(choices, m, x)) - base) for m, c in enumerate(choices) for x in way[m][c]]
-        for way in (board.ladders.up, board.ladders.down)
-    )
-    found = [(gain, _with(choices, m, x)) for m, x, gain in ups if gain < 0]
-    found += [
-        (gain + loss, _with(_with(choices, m, x), n, y))
-        for m, x, gain in ups
-        for n, y, loss in downs
-        if m != n and gain + loss < 0
-    ]
-    return [pair for pair in sorted(found) if board.fits(pair[1])]
-
-
-def _with(choices: Choices, m: int, choice: int) -> Choices:
-    return (*choices[:m], choice, *choices[m + 1 :])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from mpsearch.errors import UnknownNameError
 from mpsearch.problem import Candidate, Problem
 from mpsearch.solvers.tables.groups import Row, SuperLayers
@@ -15,11 +17,12 @@ _Quality = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Ladders:
-    """M ladders over one resource. A choice that costs no less than one that is at least as good in every
-    respect is on none.
+    """M ladders over one resource, or over several together. A choice that costs no less than one that is at
+    least as good in every respect is on none.
 
     Args:
-        costs: M rows.
+        costs: M rows: of one resource its costs; of several the sum of their costs, each as a share of what
+            the dearest choices take of it.
         qualities: For each choice that is on a ladder its weight bits, input bits and granularity; None for
             the others.
         down: For each choice, those one notch below: cheaper, worse, and none in between. Where all others
@@ -33,11 +36,16 @@ class Ladders:
     up: list[list[list[int]]]
 
     @classmethod
-    def of(cls, problem: Problem, layers: SuperLayers, resource: str) -> Ladders:
+    def of(cls, problem: Problem, layers: SuperLayers, *resources: str) -> Ladders:
         """From a problem's candidates and their costs. Raises UnknownNameError where it has no such costs."""
-        if resource not in problem.costs:
-            raise UnknownNameError("cost table", resource, problem.costs)
-        costs = layers.merge(problem.costs[resource])
+        tables = []
+        for resource in resources:
+            if resource not in problem.costs:
+                raise UnknownNameError("cost table", resource, problem.costs)
+            tables.append(layers.merge(problem.costs[resource]))
+        tops = [sum(float(row.max()) for row in table) if len(tables) > 1 else 1.0 for table in tables]
+        weighed = [[row / (top or 1.0) for row in table] for table, top in zip(tables, tops, strict=True)]
+        costs = [np.sum(rows, axis=0) for rows in zip(*weighed, strict=True)]
         qualities = [
             _on_ladder([problem.candidates[group[0]][pick[0]] for pick in picks], row)
             for group, picks, row in zip(layers.groups, layers.picks, costs, strict=True)

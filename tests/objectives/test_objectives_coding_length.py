@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from mpsearch.errors import OptionError, UserError
 from mpsearch.objectives import OBJECTIVES, Passes
 from mpsearch.objectives._clusters import cluster
-from mpsearch.objectives.coding_length import CodingLength, cluster_bits
+from mpsearch.objectives.coding_length import CodingLength, cluster_bits, excess
 from mpsearch.problem import Candidate, Layer
 from mpsearch.quant import OBSERVERS
 from mpsearch.reconstruct import Calibration
@@ -101,6 +101,25 @@ class TestClusterBits:
             cluster_bits([1.0], bits)
 
 
+class TestReadings:
+    def test_noise_has_no_excess_whatever_its_shape_while_its_rate_follows_the_shape(self):
+        noises = [weight_of(*shape, seed=9) for shape in ((64, 16), (16, 256), (128, 9), (40, 40))]
+        assert max(abs(excess(w, "mse")) for w in noises) < 0.3
+        rates = [CodingLength(reading="rate").rate(w) for w in noises]
+        assert max(rates) - min(rates) > 3
+
+    def test_rows_of_few_directions_fall_short_of_noise_and_even_ones_exceed_it(self):
+        narrow = weight_of(64, 2) @ weight_of(2, 64, seed=1)
+        even = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
+        assert excess(narrow, "mse") < -1 < 0 < excess(even, "mse")
+        assert excess(torch.ones(4, 5), "mse") == 0.0
+
+    def test_neither_the_unit_of_the_weights_nor_of_a_channel_counts(self):
+        w = weight_of(20, 30, seed=3) ** 3
+        factors = 1 + torch.arange(20.0)[:, None]
+        assert excess(w * factors, "minmax") == pytest.approx(excess(w, "minmax"), abs=1e-5)
+
+
 class TestTables:
     CANDIDATES = tuple(Candidate.parse(text) for text in ("W2A8", "W4A8", "W8A8", "W4A8/tensor", "float"))
     WEIGHTS: ClassVar = {
@@ -114,7 +133,7 @@ class TestTables:
         candidates = tuple(Candidate(bits, 8) for bits in (2, 4, 8))
         context = context_of(self.WEIGHTS, candidates)
         rows = OBJECTIVES.create("coding_length:mode=cluster").score(context)
-        rates = [CodingLength().rate(w) for w in self.WEIGHTS.values()]
+        rates = [CodingLength().level(context.calibration, unit) for unit in self.WEIGHTS]
         chosen = [(2, 4, 8).index(b) for b in cluster_bits(rates, [2, 4, 8])]
         assert len(set(chosen)) == 3
         sizes = [w.numel() for w in self.WEIGHTS.values()]
@@ -128,7 +147,7 @@ class TestTables:
         assert total(rows, chosen) == sum(sizes)
 
     def test_of_clusters_says_its_assignment(self):
-        parts = OBJECTIVES.create("coding_length:mode=cluster").parts(
+        parts = OBJECTIVES.create("coding_length:mode=cluster,reading=rate").parts(
             context_of(self.WEIGHTS, tuple(Candidate(bits, 8) for bits in (2, 4, 8)))
         )
         given = dict(
@@ -194,6 +213,7 @@ class TestTables:
         context = context_of(self.WEIGHTS, self.CANDIDATES)
         rows = OBJECTIVES.create("coding_length:mode=budget").score(context)
         assert rows == CodingLength().score(context)
+        rows = CodingLength(reading="rate").score(context)
         assert rows[0][1] == pytest.approx(288 * 4 ** (CodingLength().rate(self.WEIGHTS["depthwise"]) - 4))
         assert CodingLength().passes(context) == Passes(0, 0, 0)
 

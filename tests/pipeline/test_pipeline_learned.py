@@ -10,9 +10,9 @@ import torch
 from mpsearch.errors import OptionError, UnknownNameError
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.pipeline import run
-from mpsearch.pipeline.config import SearchStates
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
+from mpsearch.pipeline.search_states import SearchStates
 from mpsearch.pipeline.steps import learned
 from mpsearch.pipeline.steps.costs import sized_problem
 from mpsearch.pipeline.steps.learned import searched_calibration
@@ -62,6 +62,24 @@ def test_fixed_ends_are_learned_at_their_own_candidate(settings, tmp_path):
     assert {(u, str(c)) for u, c in states} == {
         (u, "W8A8" if u in (first, last) else "W3A8") for u in shop.subject.units
     }
+
+
+def test_weights_and_inputs_are_learned_apart(settings, tmp_path, monkeypatch):
+    shop, problem = prepared(
+        settings(bits=(3, 4, 5), a_bits=(4, 6, 8), search_states="reconstructed:steps=4", method="qdrop"),
+        tmp_path,
+    )
+    done, learn = [], Workshop.reconstructed
+    monkeypatch.setattr(
+        Workshop, "reconstructed", lambda *args: (done.append(args[2].split()[3][:-1]), learn(*args))[1]
+    )
+    searched = searched_calibration(problem, shop)
+    assert done == ["W5A8", "W5A6", "W5A4", "W4A8", "W3A8"], "3 + 3 - 1 for 9 candidates"
+    assert len(searched.learned) == 9 * len(shop.subject.units)
+    for unit in shop.subject.units:
+        composed, weight, read = (searched.state(unit, Candidate(*bits)) for bits in ((3, 4), (3, 8), (5, 4)))
+        assert composed.candidate == Candidate(3, 4) and composed.weight is weight.weight
+        assert composed.activation is read.activation and composed.activation.bits == 4
 
 
 def test_states_in_closed_form_are_the_default_and_are_kept_unit_by_unit(settings, tmp_path, monkeypatch):

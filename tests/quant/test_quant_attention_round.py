@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,6 +20,27 @@ def test_it_starts_at_nearest_rounding():
     assert torch.equal(rounding.hard().codes, quantize(WEIGHT, PARAMS))
     assert torch.equal(rounding.soft(), rounding.hard().dequantize())
     assert rounding.decided()
+
+
+def test_a_gaussian_start_reaches_all_levels_as_often_as_the_gaussian_says():
+    scale, tau = 0.1, 0.8
+    weight = torch.full((1, 40_000), 0.03)
+    params = affine_params(torch.tensor([-0.8]), torch.tensor([0.8]), 4, symmetric=True, axis=0)
+    params = replace(params, scale=torch.full_like(params.scale, scale))
+    codes = AttentionRound(tau, "gaussian").start(weight, params).hard().codes.flatten()
+    normal = torch.distributions.Normal(0.03 / scale, tau)
+    for level in range(-3, 4):
+        expected = float(normal.cdf(torch.tensor(level + 0.5)) - normal.cdf(torch.tensor(level - 0.5)))
+        assert float((codes == level).float().mean()) == pytest.approx(expected, abs=0.01)
+    again = AttentionRound(tau, "gaussian").start(weight, params).hard().codes.flatten()
+    assert torch.equal(codes, again), "the same weight starts at the same sample"
+
+
+def test_a_gaussian_start_is_about_given_codes():
+    codes = quantize(WEIGHT, PARAMS).clamp(max=PARAMS.qmax - 1) + 1
+    offsets = AttentionRound(0.1).start(WEIGHT, PARAMS, codes).alpha
+    sampled = AttentionRound(0.1, "gaussian").start(WEIGHT, PARAMS, codes).alpha
+    assert float((sampled - offsets).detach().std()) == pytest.approx(0.1, rel=0.1)
 
 
 def test_a_weight_may_go_beyond_its_two_neighbours():

@@ -248,6 +248,8 @@ def test_a_notch_is_one_step_in_weight_or_input_bits_that_saves():
     assert by_size.down[0][0] == [] and by_size.qualities[0][6] is None, "A6 saves no bytes"
     by_time = Ladders.of(p, layers, "latency_us")
     assert [c for c, q in enumerate(by_time.qualities[0]) if q] == [5, 6], "slower than W8 and worse"
+    together = Ladders.of(p, layers, "bops", "size_bytes")
+    assert together.costs[0][7] == 18 / 64 + 3 / 8 and together.down[0][1] == [0, 7]
 
 
 def test_two_budgets_and_progress():

@@ -21,12 +21,13 @@ from mpsearch.hardware import Backend, Timing
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.fresh import Program
 from mpsearch.problem import FLOAT, Assignment, Candidate
+from mpsearch.pytrees import Inputs
 from mpsearch.quant import UnitState, affine_input, install
 from mpsearch.reconstruct import Calibration
 from mpsearch.registry import Registry
 
-Run = Callable[[Tensor], Tensor]
-"""From N x C x H x W to N x K logits."""
+Run = Callable[[Inputs], Tensor]
+"""From N x C x H x W, or what else the model reads, to N x K logits."""
 
 MODEL_FILE = "model.safetensors"
 _NOT_MEASURED = (
@@ -44,7 +45,7 @@ class Job:
         layout: Layout of its packed checkpoint.
         states: Every unit's codes and quantisers.
         calibration: Where a target needs other ranges than `states` has.
-        example: 1 x C x H x W.
+        example: 1 x C x H x W, or what else the model reads.
         calls: Unit -> how often one forward pass calls it, where more than once.
         graphs: Float ONNX graphs by opset, exported at the first use and shared between the jobs of a model.
     """
@@ -53,7 +54,7 @@ class Job:
     layout: PackedLayout
     states: Mapping[str, UnitState]
     calibration: Calibration
-    example: Tensor
+    example: Inputs
     calls: Mapping[str, int] = field(default_factory=dict)
     graphs: dict[int, Any] = field(default_factory=dict, repr=False)
 

@@ -16,6 +16,7 @@ from mpsearch.deploy.onnx_forms import typed_onnx
 from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, refuse_products, signed
 from mpsearch.errors import OptionError
 from mpsearch.hardware.qdq import OPSET
+from mpsearch.pytrees import sizes_of
 from mpsearch.quant import UnitState
 
 COMMAND = "build.sh"
@@ -51,7 +52,14 @@ class OnnxTensorRt(Target):
         model = typed_onnx(job.float_onnx(OPSET), states)
         onnx.checker.check_model(model, full_check=True)
         save_onnx(folder / self.file, model)
-        (folder / COMMAND).write_text(self._command(model.graph.input[0].name, tuple(job.example.shape[1:])))
+        (folder / COMMAND).write_text(
+            self._command(
+                {
+                    p.name: shape[1:]
+                    for p, (shape, _) in zip(model.graph.input, sizes_of(job.example), strict=True)
+                }
+            )
+        )
         moved = sum(state.activation is not job.states[unit].activation for unit, state in states.items())
         below = sum(state.candidate.w_bits != 8 for state in job.quantized.values())
         return [
@@ -62,10 +70,9 @@ class OnnxTensorRt(Target):
             ),
         ]
 
-    def _command(self, name: str, shape: tuple[int, ...]) -> str:
-        dims = "x".join(map(str, shape))
+    def _command(self, inputs: Mapping[str, tuple[int, ...]]) -> str:
         shapes = [
-            f"--{which}Shapes={name}:{batch}x{dims}"
+            f"--{which}Shapes={','.join(f'{name}:{_dims(batch, shape)}' for name, shape in inputs.items())}"
             for which, batch in (("min", 1), ("opt", 1), ("max", self.max_batch))
         ]
         parts = ["trtexec", f"--onnx={self.file}", "--stronglyTyped", *shapes, "--saveEngine=model.engine"]
@@ -78,3 +85,7 @@ class OnnxTensorRt(Target):
         """A session of ONNX Runtime, for the numbers alone."""
         run: Run = run_onnx(folder / self.file, threads, fused=False)
         return run
+
+
+def _dims(batch: int, shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, (batch, *shape)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mpsearch import files
+from mpsearch.accelerator import exact_float32
 from mpsearch.deploy.artifact import Artifact, write_artifact
 from mpsearch.deploy.process import run_apart
 from mpsearch.deploy.targets import TARGETS
@@ -72,7 +73,7 @@ class Deployer:
             "predicted": {"size_bytes": predicted},
             "reconstructed": point.reconstruct,
         }
-        about["task"] = self.workshop.config.task
+        about["task"] = subject.task_text
         with self.workshop.progress.task(f"export {point.label} for {target_text}") as advance:
             artifact = write_artifact(self.folder / slug(target_text) / point.label, target_text, job, about)
             advance(1, 1)
@@ -95,7 +96,7 @@ class Deployer:
             make = (
                 self.workshop.reconstructed
                 if learned
-                else lambda assignment, _: self.workshop.calibration.states(assignment)
+                else lambda assignment, _: self.workshop.deployment.calibration.states(assignment)
             )
             self._states[point.label] = make(point.assignment, point.label)
         return self._states[point.label]
@@ -123,7 +124,10 @@ class Deployer:
         try:
             threads = torch.get_num_threads()
             logits = run_apart(
-                artifact, images.inputs(), model=source if source.kind == "factory" else None, threads=threads
+                artifact,
+                images.inputs(),
+                model=source if source.kind in ("factory", "program") else None,
+                threads=threads,
             )
         except UserError as error:  # a tool that is not installed here: the files are there, and this is said
             return row | {"runtime": None, "reason": str(error)}
@@ -158,6 +162,7 @@ def agreement(
     return {**task.compare(outputs, floats, labels).to_json(), **likeness}
 
 
+@exact_float32()
 def export_points(
     deployer: Deployer, points: Sequence[Point], targets: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[MpsearchError]]:

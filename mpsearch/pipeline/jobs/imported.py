@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mpsearch import files
+from mpsearch.accelerator import AUTO, exact_float32, find_device
 from mpsearch.deploy.imports import IMPORTERS, Imported
-from mpsearch.errors import InfeasibleError
+from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
@@ -19,7 +20,7 @@ from mpsearch.pipeline.steps.artifact import write_assignment
 from mpsearch.pipeline.steps.costs import sized_problem, static_costs
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
-from mpsearch.pipeline.steps.uniforms import uniforms
+from mpsearch.pipeline.steps.uniforms import even_uniforms
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import FLOAT, Assignment, Budget, Candidate, Problem
 from mpsearch.solvers import solve
@@ -37,9 +38,22 @@ class Comparison:
     measure: str
 
 
+@exact_float32()
 def open_workshop(config: RunConfig, study: Study, progress: Progress) -> Workshop:
-    """Model, images and ranges of a configuration."""
-    subject = load_subject(config, progress)
+    """Model, images and ranges of a study.
+
+    What its own device has computed is used; where that is not here, another goes on.
+    """
+    try:
+        find_device(config.device)
+    except OptionError:
+        config = replace(config, device=AUTO)
+    subject = replace(load_subject(config, progress), kept_for=study.device()["type"])
+    if subject.kept_for != subject.device.type:
+        progress.say(
+            f"The study was computed on {subject.kept_for}, and this on {subject.device.type}: what it holds "
+            "is used as it is, and only what it lacks is computed here."
+        )
     return Workshop(subject, calibrate_subject(subject, config, progress), config, study, progress)
 
 
@@ -55,6 +69,7 @@ def read_import(path: Path, importer: str, subject: Subject) -> Imported:
     return Imported(Assignment(choices), (*found.notes, *note))
 
 
+@exact_float32()
 def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
     """Measure an assignment beside uniform ones and beside the exact optimum of the first objective at the
     same bytes.
@@ -69,7 +84,7 @@ def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
     problem, _ = add_scores(problem, subject, workshop.calibration, config, study, workshop.progress)
     size = problem.cost(problem.indices(imported.assignment)).size_bytes
     ours = sized_problem(subject, config)
-    wide = uniforms(ours, [Candidate(b, config.a_bits) for b in sorted(config.bits)[::-1]])
+    wide = even_uniforms(ours, config)
     chosen = {"imported": imported.assignment} | {u.label: ours.assignment(u.indices) for u in wide}
     proxy = config.objectives[0].partition(":")[0]
     try:

@@ -21,12 +21,13 @@ from mpsearch.deploy.targets import MODEL_FILE, Job
 from mpsearch.errors import MpsearchError
 from mpsearch.evaluate import Metrics, predict
 from mpsearch.hardware.fresh import run_fresh
-from mpsearch.models import build_model
+from mpsearch.models import build_model, rebound
 from mpsearch.pipeline.steps.latency import has_backend
 from mpsearch.pipeline.steps.measurement import Measurement
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment, assignment_csv, assignment_document
+from mpsearch.pytrees import arrays_of
 from mpsearch.quant import install
 
 _FEW = 32
@@ -70,7 +71,7 @@ class ArtifactWriter:
             subject.splits.evaluation,
             self.measurement.deployment.job(states),
         )
-        told = {"label": "best", "study": self.measurement.study.name, "task": config.task}
+        told = {"label": "best", "study": self.measurement.study.name, "task": subject.task_text}
         write_artifact(self.folder, config.target, job, told, functools.partial(_packed_beside, job))
         about: dict[str, Any] = {"packed": str(packed), "packed_bytes": packed.stat().st_size}
         file = self.folder / subject.target.budgeted
@@ -80,7 +81,7 @@ class ArtifactWriter:
         logits = predict(install(subject.module, states), images)
         found = evaluation.task.compare(logits, evaluation.reference()["evaluation"], images.labels)
         about |= {"top1": found.top1, "scores": found.scores}
-        if not torch.equal(logits, predict(load_packed(packed, fresh), images)):
+        if not torch.equal(logits, predict(rebound(load_packed(packed, fresh), subject.module), images)):
             raise MpsearchError(
                 f"{packed} was read back and does not compute what was written. Please report this with "
                 "the model."
@@ -115,7 +116,7 @@ class ArtifactWriter:
             return about
         few = images.inputs(slice(0, min(_FEW, len(images))))
         program = target.program(self.folder)
-        fresh = run_fresh(program, few.numpy(), threads=measurement.config.threads)
+        fresh = run_fresh(program, arrays_of(few), threads=measurement.config.threads)
         apart = float((torch.from_numpy(fresh.outputs) - ran[: len(few)]).norm() / ran[: len(few)].norm())
         if not apart < _SAME:
             raise MpsearchError(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from mpsearch.errors import BudgetError
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.steps.subject import Subject
+from mpsearch.pipeline.steps.uniforms import pairs_of_bits
 from mpsearch.problem import (
     FLOAT,
     FLOAT_BYTES,
@@ -28,7 +29,7 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     Float is a candidate where it is asked for, and where a latency or an energy is limited: integers are not
     always faster.
     """
-    integers = tuple(Candidate(bits, config.a_bits) for bits in sorted(config.bits, reverse=True))
+    integers = tuple(pairs_of_bits(config))
     floats = config.floats or limits(config, "latency_us", "energy_mj")
     wide = (*integers, FLOAT) if floats else integers
     fixed = _fixed(subject, config)

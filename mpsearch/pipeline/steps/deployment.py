@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from mpsearch.deploy.memory import measured_peak
 from mpsearch.deploy.targets import Job, Target
 from mpsearch.deploy.wiring import find_wires
@@ -20,6 +18,7 @@ from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.latency import Architecture, backend_of
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import FLOAT, Candidate, Layer, Problem
+from mpsearch.pytrees import Inputs, sizes_of
 from mpsearch.quant import UnitState
 from mpsearch.reconstruct import Calibration
 
@@ -47,7 +46,7 @@ class Deployment:
         """What files are written for."""
         return self.subject.target
 
-    def job(self, states: Mapping[str, UnitState], example: Tensor | None = None) -> Job:
+    def job(self, states: Mapping[str, UnitState], example: Inputs | None = None) -> Job:
         """What targets make their files of; float graphs are shared between jobs.
 
         Args:
@@ -109,7 +108,9 @@ class Deployment:
                 job = self.job(states)
                 with tempfile.TemporaryDirectory() as folder:
                     self.target.write(job, Path(folder))
-                    found[kernel] = float(measured_peak(Path(folder) / self.target.file, job.example.shape))
+                    found[kernel] = float(
+                        measured_peak(Path(folder) / self.target.file, sizes_of(job.example))
+                    )
             return found
 
         with self.progress.task("measure the memory of uniform models") as advance:

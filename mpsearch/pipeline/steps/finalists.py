@@ -11,7 +11,7 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.results import MEASURED, Choice, Proxy, Row
 from mpsearch.pipeline.steps.search import Found, Indices, keeps
 from mpsearch.pipeline.steps.states import States
-from mpsearch.pipeline.steps.uniforms import run_uniforms
+from mpsearch.pipeline.steps.uniforms import even_uniforms, run_uniforms
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Budget, Problem, mean_bits
 from mpsearch.reconstruct import Calibration
@@ -65,7 +65,8 @@ def choose(
     """
     labels = {**_shown(problem, found, workshop.config), **found.finalists}
     rows, learned = dict[str, Row](), dict[Indices, States]()
-    order = [found.optimum.indices, *([found.uniform] if found.uniform else []), *found.rivals.values()]
+    optimum, *others = found.finalists.values()
+    order = [optimum, *([found.uniform] if found.uniform else []), *others]
     for done, indices in enumerate(dict.fromkeys(order)):
         if done and not _in_time(workshop, len(set(order)) - done):
             break
@@ -89,7 +90,11 @@ def choose(
     kept = [rows[label] for label in labels if label in rows]
     done_rows = [row for row in kept if row.reconstructed is not None]
     keeping = [row for row in done_rows if all(b.kept(row.reconstructed or {}) for b in budgets)]
-    row, reason = _best_of(keeping if last and keeping else done_rows, found.uniform, learned, workshop)
+    row, reason = (
+        _best_of(keeping if last and keeping else done_rows, found.uniform, learned, workshop)
+        if found.asked_for is None
+        else (rows[next(iter(found.rivals))], f"asked for by {found.asked_for}")
+    )
     best = _choice(row, reason, problem, budgets, found)
     return Chosen((_float_row(workshop, hardware), *kept), best, learned[row.indices])
 
@@ -97,10 +102,11 @@ def choose(
 def _shown(problem: Problem, found: Found, config: RunConfig) -> dict[str, Indices]:
     """The uniform assignments of the table, by label."""
     wide = (8, 6, 4) if config.effort_settings.shown and config.time_limit is None else ()
+    even = even_uniforms(problem, config)
     return {
         u.label: u.indices
         for u in run_uniforms(problem, config)
-        if u.candidate.w_bits in wide or u.indices == found.uniform
+        if u.indices == found.uniform or (u in even and u.candidate.w_bits in wide)
     }
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mpsearch.deploy.onnx import export_float
 from mpsearch.hardware.qdq import OPSET
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pytrees import Inputs
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,13 @@ class FloatGraphs:
 
     Args:
         module: Float, batch norms folded.
-        example: 1 x C x H x W.
+        example: One sample.
         progress: Where progress goes.
         held: Those that were exported.
     """
 
     module: nn.Module
-    example: Tensor
+    example: Inputs
     progress: Progress
     held: dict[int, Any] = field(default_factory=dict, repr=False)
 

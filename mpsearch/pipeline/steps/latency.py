@@ -16,6 +16,7 @@ from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.cost_fit import fit_cost_model
 from mpsearch.hardware.cost_model import Unit
 from mpsearch.hardware.predict import RowPredictor
+from mpsearch.hardware.profile import missing_cells
 from mpsearch.hardware.table import require_writable
 from mpsearch.hardware.whole import Kernels, WholeModel, measure_models, mixed_kernels
 from mpsearch.hardware.wires import Wire, model_key
@@ -74,6 +75,22 @@ def latency_table(
             on_row=lambda done, total, _: advance(done, total),
         )
     return table, folder / table.file_name
+
+
+CELL_SECONDS, RUN_SECONDS = 0.4, 3.0
+"""What a row and a whole model take to measure, about."""
+
+
+def lacking_seconds(problem: Problem, config: RunConfig) -> float:
+    """What it takes, about, to measure what the table lacks for a model; 0 for a table that was given."""
+    if not has_backend(config) or config.table is not None:
+        return 0.0
+    backend, folder = backend_of(config), Path(config.tables)
+    table = LatencyTable.open(folder, backend.device(), backend.name, backend.version, config.threads)
+    widths = tuple((*choices, FLOAT) for choices in problem.candidates)
+    lacking = missing_cells(problem.layers, widths, backend, table)
+    runs = MIXED_RUNS if timed(config) else 3
+    return CELL_SECONDS * len(lacking) + (RUN_SECONDS * runs if lacking else 0.0)
 
 
 def require_tables(config: RunConfig) -> None:

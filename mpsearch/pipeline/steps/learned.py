@@ -21,6 +21,7 @@ from mpsearch.pipeline.steps.subject import BATCH
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Assignment, Candidate, Problem
 from mpsearch.quant import UnitState
+from mpsearch.quant.devices import on_device
 from mpsearch.reconstruct import Calibration
 from mpsearch.reconstruct.closed_form import Codes, round_units
 
@@ -47,12 +48,12 @@ def _rounded(problem: Problem, workshop: Workshop) -> Calibration:
         for layer, row in zip(problem.layers, problem.candidates, strict=True)
         if layer.name in calibration.weights
     }
-    images = subject.splits.calibration
+    images = subject.placed.calibration
     kinds = {
         unit: sorted({(c.w_bits, c.w_granularity) for c in row if not c.is_float})
         for unit, row in rows.items()
     }
-    hashes = [subject.hashes["weights"], subject.hashes["calibration"]]
+    hashes = [subject.hashes["weights"], subject.hashes["calibration"], *subject.arithmetic]
     folder = workshop.study.step_path(
         "codes",
         [hashes, calibration.weight_observer, workshop.config.seed, kinds, workshop.config.bias_correction],
@@ -62,7 +63,7 @@ def _rounded(problem: Problem, workshop: Workshop) -> Calibration:
     missing = {unit: row for unit, row in rows.items() if not paths[unit].is_file()}
     with workshop.progress.task("round every unit at every width") as advance:
         found = round_units(
-            subject.module,
+            subject.placed.module,
             calibration,
             missing,
             lambda: (inputs for inputs, _ in images.batches(BATCH)),
@@ -77,11 +78,11 @@ def _rounded(problem: Problem, workshop: Workshop) -> Calibration:
     for unit, path in paths.items():
         if path.is_file():  # a unit whose candidates are all float has none
             rounded |= {(unit, *_kind(name)): codes for name, codes in load_file(path).items()}
-    return replace(calibration, rounded=rounded)
+    return replace(calibration, rounded=on_device(rounded, subject.device))
 
 
 def _named(codes: Codes) -> dict[str, Tensor]:
-    return {f"{bits}/{granularity}": each for (bits, granularity), each in codes.items()}
+    return {f"{bits}/{granularity}": each.cpu() for (bits, granularity), each in codes.items()}
 
 
 def _kind(name: str) -> tuple[int, str]:
@@ -90,16 +91,38 @@ def _kind(name: str) -> tuple[int, str]:
 
 
 def _reconstructed(problem: Problem, workshop: Workshop, steps: int) -> Calibration:
-    """With learned states: the work is that of as many reconstructions as there are candidates."""
-    learned: dict[tuple[str, Candidate], UnitState] = {}
-    for wanted in sorted(
-        {c for choices in problem.candidates for c in choices if not c.is_float}, key=_width, reverse=True
-    ):
+    """With learned states. Weights and inputs apart: one reconstruction for each width of weights, at the
+    widest inputs, and one for each width of inputs, at the widest weights; a candidate that is neither takes
+    its weight from the one and its input's step from the other.
+    """
+    wide = [[c for c in choices if not c.is_float] for choices in problem.candidates]
+    by_weight = [{_kind_of(c): c for c in sorted(choices, key=_width)} for choices in wide]
+    by_input = [{c.a_bits: c for c in sorted(choices, key=_width)} for choices in wide]
+    found: dict[tuple[str, Candidate], UnitState] = {}
+    apart = {c for rows in (by_weight, by_input) for row in rows for c in dict(row).values()}
+    for wanted in sorted(apart, key=_width, reverse=True):
         pairs = zip(problem.layers, problem.candidates, strict=True)
         assignment = Assignment(tuple((layer.name, _nearest(choices, wanted)) for layer, choices in pairs))
         states = workshop.reconstructed(assignment, f"every layer at {wanted}, for the search", steps)
-        learned |= {(unit, wanted): state for unit, state in states.items() if assignment[unit] == wanted}
+        states = on_device(states, workshop.subject.device)
+        found |= {(unit, wanted): state for unit, state in states.items() if assignment[unit] == wanted}
+    learned = {
+        (layer.name, c): found.get((layer.name, c))
+        or replace(
+            found[layer.name, weights[_kind_of(c)]],
+            candidate=c,
+            activation=found[layer.name, inputs[c.a_bits]].activation,
+        )
+        for layer, choices, weights, inputs in zip(problem.layers, wide, by_weight, by_input, strict=True)
+        for c in choices
+        if layer.weight_shape
+    }
     return replace(workshop.calibration, learned=learned)
+
+
+def _kind_of(candidate: Candidate) -> tuple[int | None, str]:
+    """What of a candidate the weight depends on."""
+    return candidate.w_bits, candidate.w_granularity
 
 
 def states_digest(calibration: Calibration) -> str:

@@ -26,6 +26,8 @@ from mpsearch.pipeline.steps.memory import limits_memory
 from mpsearch.pipeline.steps.states import States, digest_of_states
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment
+from mpsearch.pytrees import arrays_of, sizes_of
+from mpsearch.quant.devices import CPU, on_device
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,17 @@ class Measurement:
         Returns: `metrics`, `search_kl`, `size_bytes` (of the target's file, which budgets limit),
             `packed_bytes` (of the checkpoint), and what the runtime takes: `latency_us` and others.
         """
+        states = on_device(states, CPU)  # what is weighed, written and run is there
         key = [self.subject.hashes, digest_of_states(states), self.config.target, self.config.threads]
         key += (
-            [] if self.config.task == "classification" else [self.config.task]
+            [] if self.subject.task_text == "classification" else [self.subject.task_text]
         )  # the only one before tasks had names
         own = self.subject.target.budgeted
         key += [] if own == MODEL_FILE else [own]
         key += ["new processes"] if self.in_new_processes else []
         key += ["memory"] if limits_memory(self.config) else []
         key += ["energy"] if limits(self.config, "energy_mj") else []
+        key += self.subject.arithmetic
         key += [] if whole or len(self.subject.splits.evaluation) <= FEW else [f"first {FEW}"]
         found: dict[str, Any] = self.study.cached("measured", key, lambda: self._measure(states, whole))
         return found
@@ -86,7 +90,7 @@ class Measurement:
             program: What a process of its own loads.
             earlier: Readings of the same in microseconds, which count as well.
         """
-        image = self.subject.splits.evaluation.inputs([0]).numpy()
+        image = arrays_of(self.subject.splits.evaluation.inputs([0]))
         with self.progress.task("time in new processes") as advance:
             timing = time_in_new_processes(program, image, threads=self.config.threads, on_process=advance)
             timing = replace(timing, readings_us=(*earlier, *timing.readings_us))
@@ -154,5 +158,5 @@ class Measurement:
             if self.in_new_processes:
                 result |= self.latency(target.program(folder))
             if limits_memory(self.config):
-                result["memory_bytes"] = float(measured_peak(folder / target.file, job.example.shape))
+                result["memory_bytes"] = float(measured_peak(folder / target.file, sizes_of(job.example)))
         return result

@@ -15,9 +15,10 @@ from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.clock import Clock
 from mpsearch.pipeline.steps.evaluation import FEW
-from mpsearch.pipeline.steps.latency import has_backend
+from mpsearch.pipeline.steps.latency import has_backend, lacking_seconds
 from mpsearch.pipeline.steps.pace import Pace, measure_pace
 from mpsearch.pipeline.steps.subject import Subject, with_images
+from mpsearch.problem import Problem
 
 ROOM = 0.8
 """Share of a time limit that is planned for."""
@@ -81,13 +82,22 @@ class Plan:
         return "\n".join(["Plan, by the time of a forward pass on this machine:", *lines])
 
 
-def make_plan(pace: Pace, config: RunConfig, images: tuple[int, int, int]) -> Plan:
+def make_plan(
+    pace: Pace,
+    config: RunConfig,
+    images: tuple[int, int, int],
+    *,
+    finalists: int | None = None,
+    table: float = 0.0,
+) -> Plan:
     """What the steps take. The factors are those of five networks (benchmarks/plan.py).
 
     Args:
         pace: This machine with this model.
         config: Settings.
         images: Calibration, search and evaluation images.
+        finalists: How many; None for as many as the effort says.
+        table: Seconds to measure what the latency table lacks.
     """
     calibration, search, evaluation = images
     image, touched = pace.forward, pace.values * pace.copy
@@ -101,11 +111,11 @@ def make_plan(pace: Pace, config: RunConfig, images: tuple[int, int, int]) -> Pl
     codes = calibration * (image + 3 * touched) + COLUMN * pace.columns + 2 * MADE * pace.units
     codes += widths * (OBSERVE * pace.weights * pace.copy + pace.multiply * pace.rounding)
     codes += 3 * pace.multiply * pace.factoring
-    trials, finalists = config.trial_count + config.polish_count, 2 + effort.rivals
+    trials, finalists = config.trial_count + config.polish_count, finalists or 2 + effort.rivals
     shown = 3 if effort.shown and config.time_limit is None else 0
     few = search + min(evaluation, FEW)
     reads = 2 + has_backend(config)
-    artifact = reads * evaluation * image * QUANTISED + FILE * (1 + has_backend(config))
+    artifact = reads * evaluation * pace.deployed * QUANTISED + FILE * (1 + has_backend(config))
     steps = [
         Step("ranges of inputs", calibration, ranges),
         Step("codes of every unit at every width", calibration, codes),
@@ -116,8 +126,7 @@ def make_plan(pace: Pace, config: RunConfig, images: tuple[int, int, int]) -> Pl
         Step(f"{finalists} finalists", finalists * (8 * calibration + few), finalists * (finish + judge)),
         Step("artifact", reads * evaluation, artifact),
     ]
-    if has_backend(config):
-        steps.insert(1, Step("latency table, where it lacks rows", 0, pace.units * ROW))
+    steps.insert(1, Step("what the latency table lacks", 0, table))
     kept = [step for step in steps if step.seconds > 0]
     return Plan(
         tuple(kept), 16.0 * calibration * pace.values / max(1, pace.units), finish + judge, trial, artifact
@@ -134,12 +143,10 @@ QUANTISED = 1.2
 """A quantised pass to a float one."""
 FILE = 4.0
 """Seconds of writing and loading a file of a target."""
-ROW = 1.2
-"""Seconds of measuring a unit's kernels, and its share of whole models."""
 
 
 def planned(
-    subject: Subject, config: RunConfig, study: Study, progress: Progress, clock: Clock
+    subject: Subject, problem: Problem, config: RunConfig, study: Study, progress: Progress, clock: Clock
 ) -> tuple[Subject, RunConfig, Plan]:
     """Measure the pace, tell the plan, and with a time limit keep to it: the subject with as many images as
     there is time for, and the settings with all that is decided now.
@@ -148,6 +155,7 @@ def planned(
 
     Args:
         subject: Model and all images.
+        problem: Its candidates.
         config: Settings as given.
         study: Where the decision is kept.
         progress: Where the plan is told.
@@ -156,44 +164,56 @@ def planned(
     """
     splits = subject.splits
     there = (len(splits.calibration), len(splits.search), len(splits.evaluation))
-    pace = measure_pace(subject.module, subject.graph, splits.calibration)
+    here = subject.placed
+    apart = None if subject.device.type == "cpu" else (subject.module, splits.calibration)
+    pace = measure_pace(here.module, subject.graph, here.calibration, apart)
+
+    table = lacking_seconds(problem, config)
 
     def decide() -> dict[str, Any]:
         left = None if clock.limit is None else ROOM * clock.limit - clock.spent
-        return decided(pace, config, there, left)
+        return decided(pace, config, there, left, table)
 
     held = study.cached("plan", [subject.hashes, config.to_json()], decide)
     settled = replace(
         config, trials=held["trials"], polish=held["polish"], kept_images=tuple(held["kept_images"])
     )
-    plan = make_plan(pace, settled, tuple(held["kept_images"]))
+    plan = make_plan(pace, settled, tuple(held["kept_images"]), finalists=held["finalists"], table=table)
     progress.say(plan.told())
     return with_images(subject, settled), settled, plan
 
 
-def decided(pace: Pace, config: RunConfig, there: tuple[int, int, int], left: float | None) -> dict[str, Any]:
-    """Trials, polish and images that fit into so many seconds; all that is asked for where there is no limit.
+def decided(
+    pace: Pace, config: RunConfig, there: tuple[int, int, int], left: float | None, table: float = 0.0
+) -> dict[str, Any]:
+    """Trials, polish, finalists and images that fit into so many seconds; all that is asked for where there
+    is no limit.
 
     Raises: OptionError: Not even the least fits.
     """
     images, trials, polish = there, config.trial_count, config.polish_count
+    finalists = 2 + config.effort_settings.rivals
     while left is not None:
         tried = replace(config, trials=trials, polish=polish)
-        plan = make_plan(pace, tried, images)
+        plan = make_plan(pace, tried, images, finalists=finalists, table=table)
         if plan.seconds <= left:
             break
-        smaller = (
-            max(min(FEWEST[0], there[0]), int(images[0] * SHRINK)),
-            max(min(FEWEST[1], there[1]), int(images[1] * SHRINK)),
-            max(min(FEWEST[2], there[2]), int(images[2] * SHRINK)),
-        )
+        least = tuple(min(few, most) for few, most in zip(FEWEST, there, strict=True))
+        smaller = tuple(max(few, int(n * SHRINK)) for few, n in zip(least, images, strict=True))
         fewer = int(trials * SHRINK), int(polish * SHRINK)
+        fewest = make_plan(pace, tried, (*images[:2], least[2]), finalists=finalists, table=table)
+        judging = plan.seconds - fewest.seconds
+        if judging > left / 3:  # what is reported must not starve what is searched
+            smaller, fewer = (*images[:2], smaller[2]), (trials, polish)
         if (smaller, *fewer) == (images, trials, polish):
+            if finalists > 1:
+                finalists -= 1
+                continue
             need = format_duration(plan.seconds)
             raise OptionError(
                 f"With the least of everything the steps of a run take about {need} here, and "
                 f"--time-limit {config.time_limit} leaves {format_duration(max(left, 0.0))} for them. Allow "
                 "more time, or give fewer bit-widths with --bits."
             )
-        images, (trials, polish) = smaller, fewer
-    return {"kept_images": list(images), "trials": trials, "polish": polish}
+        images, (trials, polish) = (smaller[0], smaller[1], smaller[2]), fewer
+    return {"kept_images": list(images), "trials": trials, "polish": polish, "finalists": finalists}

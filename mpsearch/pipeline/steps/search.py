@@ -22,7 +22,7 @@ from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Budget, Problem, Solution
 from mpsearch.reconstruct import Calibration
 from mpsearch.solvers import solve
-from mpsearch.study import LossFile, Trial, explore, explore_by, polish
+from mpsearch.study import GreedyMP, LossFile, Step, Trial, explore, explore_by, polish
 from mpsearch.study.sharing.queue import Sharing
 from mpsearch.study.sharing.storage import Studies
 
@@ -61,11 +61,13 @@ class Found:
     Args:
         proxy: The objective that was solved.
         optimum: Of it.
-        uniform: The widest uniform assignment that fits; None where none does.
+        uniform: The uniform assignment that fits with the least predicted damage; None where none fits.
         rivals: The best that the study measured and that are neither of these, by label; none where it
             measured nothing.
         trials: All that the study measured.
         journal: Name of its journal, or of the study in the database.
+        greedy: Where Greedy MP came to, if it was asked for; its steps are the last of the trials.
+        asked_for: By what option `best` is to be delivered, whatever the losses are; None where they decide.
     """
 
     proxy: str
@@ -74,17 +76,20 @@ class Found:
     rivals: Mapping[str, Indices]
     trials: list[Trial]
     journal: str
+    greedy: Indices | None = None
+    asked_for: str | None = None
 
     @property
     def finalists(self) -> dict[str, Indices]:
         """By label, the uniform one apart."""
-        return {f"exact optimum of {self.proxy}": self.optimum.indices, **self.rivals}
+        walked = {} if self.greedy is None else {"Greedy MP": self.greedy}
+        return {f"exact optimum of {self.proxy}": self.optimum.indices, **walked, **self.rivals}
 
 
 def search_assignments(
     problem: Problem, limits: tuple[Budget, ...], calibration: Calibration, workshop: Workshop, crew: Crew
 ) -> Found:
-    """The proxy's optimum, the greatest uniform assignment that fits, and the best of the study on the
+    """The proxy's optimum, the best uniform assignment that fits, and the best of the study on the
     measured loss beside these two.
 
     Where the states that the study measures were learned, those of one width were learned together: it is
@@ -101,12 +106,8 @@ def search_assignments(
     config = workshop.config
     proxy = proxy_of(config)
     optimum = solve(problem, proxy, limits)
-    uniform = next(
-        (u.indices for u in run_uniforms(problem, config) if keeps(problem, u.indices, limits)), None
-    )
+    uniform = best_uniform(problem, config, proxy, limits)
     count = _affordable(workshop, config.trial_count)
-    if not count:
-        return Found(proxy, optimum, uniform, {}, [], "")
     if count < config.trial_count:
         workshop = replace(workshop, config=replace(config, trials=count, polish=0))
     beyond = problem.interactions.get(proxy)  # the table alone, which the study corrects, has another optimum
@@ -115,11 +116,21 @@ def search_assignments(
         for indices in dict.fromkeys((uniform, optimum.indices if beyond else None))
         if indices is not None
     ]
-    trials, name = _Study(replace(problem, interactions={}), limits, calibration, workshop, crew).run(
-        additive(problem, proxy), warm
-    )
+    study = _Study(replace(problem, interactions={}), limits, calibration, workshop, crew)
+    trials, name = study.run(additive(problem, proxy), warm) if count else ([], "")
     rivals = _rivals(trials, (uniform, optimum.indices), config.effort_settings.rivals)
-    return Found(proxy, optimum, uniform, rivals, trials, name)
+    found = Found(proxy, optimum, uniform, rivals, trials, name)
+    return found if config.greedy is None else study.walked(found, config.greedy)
+
+
+def best_uniform(
+    problem: Problem, config: RunConfig, proxy: str, limits: tuple[Budget, ...]
+) -> Indices | None:
+    """Of the uniform assignments that fit, that of least predicted damage: the widest, where inputs have one
+    width.
+    """
+    fitting = [u.indices for u in run_uniforms(problem, config) if keeps(problem, u.indices, limits)]
+    return min(fitting, key=lambda indices: problem.score(proxy, indices), default=None)
 
 
 def _affordable(workshop: Workshop, trials: int) -> int:
@@ -156,7 +167,8 @@ class _Study:
         """
         workshop, config, key = self.workshop, self.workshop.config, self._key()
         measure = _Measure(self.problem, self.calibration, workshop)
-        explored = self._explore if config.sampler == "mpsearch" else self._explore_by_baseline
+        own = config.sampler == "mpsearch" or config.greedy is not None
+        explored = self._explore if own else self._explore_by_baseline
         trials, name = explored(tables, warm, measure)
         with workshop.progress.task("polish the best") as advance:
             held = LossFile(workshop.study.step_path("polish", [*key, config.trial_count], ".jsonl"), key)
@@ -172,11 +184,31 @@ class _Study:
             )
         return trials, name
 
+    def walked(self, found: Found, greedy: GreedyMP) -> Found:
+        """The same with where Greedy MP came to, and its steps behind the trials; its losses are kept for
+        any budget.
+        """
+        problem, *_, seed, _, states, task = self._key()
+        key = [problem, self.workshop.subject.hashes, seed, states, task]
+        losses = LossFile(self.workshop.study.step_path("greedy", key, ".jsonl"), key)
+        measure = _Measure(self.problem, self.calibration, self.workshop)
+        with self.workshop.progress.task("Greedy MP") as advance:
+            walk = greedy.solve(self.problem, self.limits, measure, losses=losses, on_step=advance)
+        end = Step(walk.solution.indices, walk.solution.score, walk.solution.cost)
+        path = dict.fromkeys([*walk.trajectory, end])
+        first = 1 + max((t.number for t in found.trials), default=-1)
+        steps = [
+            Trial(number, s.indices, s.loss, s.cost, keeps(self.problem, s.indices, self.limits), "greedy MP")
+            for number, s in enumerate(path, first)
+        ]
+        return replace(found, greedy=walk.solution.indices, trials=[*found.trials, *steps])
+
     def _key(self) -> list[object]:
         """What the trials depend on."""
         config, limits = self.workshop.config, [b.to_json() for b in self.limits]
         key = [self.problem.to_json(), limits, self.workshop.subject.hashes, config.seed, config.sampler]
-        return [*key, states_digest(self.calibration), config.task]
+        subject = self.workshop.subject
+        return [*key, states_digest(self.calibration), subject.task_text, *subject.arithmetic]
 
     def _explore(
         self, tables: Sequence[str], warm: Sequence[Indices], measure: _Measure
@@ -186,7 +218,8 @@ class _Study:
         with contextlib.closing(crew.studies(workshop.study)) as studies:
             place = studies.place(files.digest(self._key()))
             studies.finish(but=place)  # what an earlier run with other limits left is not worked on
-        job = make_job(workshop.subject.hashes, self.problem, config, states_digest(self.calibration))
+        here = replace(config, device=str(workshop.subject.device))
+        job = make_job(workshop.subject.hashes, self.problem, here, states_digest(self.calibration))
         with (
             workshop.progress.task("search on the measured loss") as advance,
             crew.team(workshop.study, workshop.progress) as team,
@@ -255,8 +288,9 @@ class _Measure:
     def __call__(self, indices: Indices) -> float:
         if self._evaluator is None:
             subject = self._workshop.subject
+            here = subject.placed
             self._evaluator = FastEvaluator(
-                subject.module, self._calibration, subject.splits.search, task=self._workshop.task
+                here.module, self._calibration, here.search, task=self._workshop.task
             )
         return self._evaluator.measure(self._problem.assignment(indices))
 

@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mpsearch.data import Classes, SampleSet, Splits, make_splits, read_class_map, require_source
+from mpsearch.accelerator import find_device
+from mpsearch.data import (
+    Classes,
+    NestedSet,
+    SampleSet,
+    Splits,
+    Takes,
+    make_splits,
+    placed,
+    read_class_map,
+    require_source,
+)
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.readback import require_read_back
 from mpsearch.deploy.targets import Layout, Target
 from mpsearch.errors import ModelError
-from mpsearch.evaluate import TASKS
+from mpsearch.evaluate import AUTO, Classification, Task, made
 from mpsearch.models import (
+    Form,
     LoadedModel,
     ModelGraph,
     ModelSource,
     analyze,
     find_foldable,
     fold_batch_norm,
+    kind_of,
     load_model,
-    require_function,
     require_weights,
     trace_model,
     weights_hash,
 )
+from mpsearch.models.tree import copied
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.embedded import default_model
 from mpsearch.pipeline.steps.float_graphs import FloatGraphs
+from mpsearch.pipeline.steps.pictures import image_settings, tell_images
+from mpsearch.pipeline.steps.trial import outputs_of, takes_of, try_model
 from mpsearch.problem import FLOAT, Assignment
+from mpsearch.quant.devices import CPU
 from mpsearch.reconstruct import Calibration, calibrate
+from mpsearch.usercode import names_code
 
 BATCH = 32
 
@@ -54,6 +71,12 @@ class Subject:
         target: What files are written for.
         graphs: The float graph.
         given: The module that the user gave as an object, as it was; None where the source builds the model.
+        device: What computes. `module` and `splits` are in the CPU's memory, for what is written and
+            deployed; `placed` are those that compute.
+        kept_for: Type of the device whose results are looked for in the study; that of `device` where empty.
+        form: How the model is called; None for one tensor in, one tensor out, which is what `module` is.
+        task_text: Its task as one would type it.
+        task: How outputs are compared.
     """
 
     source: ModelSource
@@ -65,6 +88,24 @@ class Subject:
     target: Target
     graphs: FloatGraphs
     given: nn.Module | None = None
+    device: torch.device = CPU
+    kept_for: str = ""
+    form: Form | None = None
+    task_text: str = "classification"
+    task: Task = field(default_factory=Classification)
+
+    @cached_property
+    def placed(self) -> Placed:
+        """What computes: the model and its images on the device."""
+        parts = (placed(part, self.device) for part in self.splits.parts.values())
+        here = self.device.type == "cpu"
+        return Placed(self.module if here else copied(self.module).to(self.device), *parts)
+
+    @property
+    def arithmetic(self) -> list[str]:
+        """What the key of a result says of the device: other types add in another order. Nothing of a CPU."""
+        kind = self.kept_for or self.device.type
+        return [] if kind == "cpu" else [kind]
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -84,7 +125,7 @@ class Subject:
         held = {unit for _, units in self.blocks for unit in units}
         return [unit for unit in self.units if unit not in held]
 
-    @functools.cached_property
+    @cached_property
     def file(self) -> Layout:
         """Layout of the target's file that budgets limit, `target.budgeted`."""
         return self.target.layout(self.layout, self.graphs.at)
@@ -92,6 +133,16 @@ class Subject:
     def float_bytes(self, layout: Layout) -> float:
         """Size of a file if nothing were quantised."""
         return float(layout.size_bytes(Assignment(tuple((unit, FLOAT) for unit in self.layout.units))))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A model and its images where they are computed with."""
+
+    module: nn.Module
+    calibration: SampleSet
+    search: SampleSet
+    evaluation: SampleSet
 
 
 def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True) -> Subject:
@@ -103,6 +154,7 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
         progress: Where progress goes.
         labelled: Whether labels matter; else any order of class folders does.
     """
+    find_device(config.device)
     classes = _require_files(config, labelled)
     if config.model is None:
         loaded = default_model(progress)
@@ -111,21 +163,30 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
         loaded = load_model(
             config.model, weights=weights, pretrained=_downloads(config), kwargs=dict(config.model_args)
         )
+    loaded = replace(loaded, data_config=image_settings(loaded.data_config, config))
     classes = replace(classes, outputs=_outputs(loaded, config) if labelled else None)
     with progress.task("read the images") as advance:
         splits = draw(
-            config, config.data or "digits", config.calibration_data, loaded.data_config, classes, advance
+            config,
+            config.data or "digits",
+            config.calibration_data,
+            loaded.data_config,
+            classes,
+            advance,
+            takes_of(loaded.module, config),
         )
+    tell_images(loaded, splits, config, progress, classes)
     return make_subject(loaded, splits, config, progress)
 
 
 def draw(
     config: RunConfig,
-    data: str | SampleSet,
-    calibration: str | SampleSet | None,
+    data: Any,
+    calibration: Any,
     data_config: Mapping[str, Any] | None = None,
     classes: Classes | None = None,
     on_image: Callable[[int, int], None] | None = None,
+    takes: Takes | None = None,
 ) -> Splits:
     """The images of a configuration. Args and Raises: As `make_splits`."""
     drawn = make_splits(
@@ -139,6 +200,7 @@ def draw(
         seed=config.seed,
         classes=classes,
         on_image=on_image,
+        takes=takes,
     )
     return _kept(drawn, config)
 
@@ -193,11 +255,7 @@ def require_same_weights(config: RunConfig) -> None:
 
 def _downloads(config: RunConfig) -> bool:
     """Whether the weights are timm's own."""
-    return (
-        config.pretrained
-        and config.weights is None
-        and not str(config.model).partition(":")[0].endswith(".py")
-    )
+    return config.pretrained and config.weights is None and kind_of(str(config.model)) == "timm"
 
 
 def _require_files(config: RunConfig, labelled: bool) -> Classes:
@@ -205,7 +263,7 @@ def _require_files(config: RunConfig, labelled: bool) -> Classes:
     if config.weights is not None:
         require_weights(Path(config.weights))
     classes = Classes(folders=None if config.class_map is None else read_class_map(config.class_map))
-    if not (labelled and TASKS.create(config.task).classes) or not _is_factory(config):
+    if not (labelled and (made(config.task).classes or config.task == AUTO)) or not _is_factory(config):
         classes = replace(classes, timm=True)
     for source in (config.data, config.calibration_data):
         if source is not None:
@@ -214,16 +272,18 @@ def _require_files(config: RunConfig, labelled: bool) -> Classes:
 
 
 def _is_factory(config: RunConfig) -> bool:
-    return config.model is not None and ".py" in config.model
+    return config.model is not None and kind_of(config.model) != "timm"
 
 
 def _outputs(loaded: LoadedModel, config: RunConfig) -> int | None:
     """How many classes the model has, by a pass over noise; None where the task has none, or the model gives
-    no N x K.
+    no N x K, or the samples are not read by mpsearch.
     """
+    if config.data is not None and names_code(config.data):
+        return None
     noise = torch.randn(1, *loaded.data_config["input_size"], generator=torch.Generator().manual_seed(0))
-    output = require_function(loaded.module, noise)
-    return output.shape[1] if TASKS.create(config.task).classes and output.ndim == 2 else None
+    task, output = outputs_of(loaded.module, noise, config)
+    return output.shape[1] if task.classes and output.ndim == 2 else None
 
 
 def make_subject(
@@ -245,25 +305,42 @@ def make_subject(
     if splits.warning:
         progress.say(f"Warning: {splits.warning}")
     example = splits.calibration.inputs([0])
-    output = require_function(loaded.module, example)
-    for part in splits.parts.values():
-        TASKS.create(config.task).require_labels(part, output)
-    pairs = find_foldable(trace_model(loaded.module, example), loaded.module)
-    module = fold_batch_norm(loaded.module, pairs)
+    tried = try_model(loaded.module, splits, config)
+    if isinstance(splits.calibration, NestedSet):
+        progress.say(
+            f"Samples as they are, nothing is resized or normalised: {', '.join(map(str, tried.reads))}; "
+            f"{splits.calibration.truth}; task {tried.task_text}."
+        )
+    pairs = find_foldable(trace_model(tried.module, example), tried.module)
+    module = fold_batch_norm(tried.module, pairs)
     graph = analyze(module, example)
     units = [layer.name for layer in graph.layers if layer.op != "matmul"]
     layout = PackedLayout.of(module, units, loaded.source, pairs, loaded.data_config)
     require_read_back(layout, module, loaded.source, given, example)
-    hashes, graphs = _hashes(module, splits), FloatGraphs(module, example, progress)
-    return Subject(loaded.source, module, graph, layout, splits, hashes, config.deployment, graphs, given)
+    graphs = FloatGraphs(module, example, progress)
+    return Subject(
+        loaded.source,
+        module,
+        graph,
+        layout,
+        splits,
+        _hashes(module, splits),
+        config.deployment,
+        graphs,
+        given,
+        find_device(config.device),
+        form=tried.form,
+        task_text=tried.task_text,
+        task=tried.task,
+    )
 
 
 def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
-    """Ranges of every unit on the calibration images."""
-    images = subject.splits.calibration
+    """Ranges of every unit on the calibration images, on the subject's device."""
+    images = subject.placed.calibration
     with progress.task("calibrate ranges") as advance:
         return calibrate(
-            subject.module,
+            subject.placed.module,
             subject.units,
             (inputs for inputs, _ in images.batches(BATCH)),
             bias_correction=config.bias_correction,

@@ -44,4 +44,19 @@ def uniforms(problem: Problem, candidates: Iterable[Candidate]) -> list[Uniform]
 
 def run_uniforms(problem: Problem, config: RunConfig) -> list[Uniform]:
     """Those of the bit-widths that a run searches: W8A8 and so on, widest first."""
-    return uniforms(problem, [Candidate(b, config.a_bits) for b in sorted(config.bits, reverse=True)])
+    return uniforms(problem, pairs_of_bits(config))
+
+
+def even_uniforms(problem: Problem, config: RunConfig) -> list[Uniform]:
+    """Those of them whose inputs have the weight's bits, or as near as there is."""
+    near = {w: min(config.a_bits, key=lambda a: (abs(a - w), -a)) for w in config.bits}
+    return uniforms(problem, [c for c in pairs_of_bits(config) if c.a_bits == near[c.w_bits or 0]])
+
+
+def pairs_of_bits(config: RunConfig) -> list[Candidate]:
+    """Every weight width with every input width, the widest first."""
+    return [
+        Candidate(w, a)
+        for w in sorted(config.bits, reverse=True)
+        for a in sorted(config.a_bits, reverse=True)
+    ]

@@ -180,12 +180,13 @@ def _best_row(budget: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _settings(result: dict[str, Any]) -> str:
-    images, bits, local = result["images"], ", ".join(map(str, result["bits"])), result["local_steps"]
+    images, local = result["images"], result["local_steps"]
+    bits, a_bits = (", ".join(map(str, result[name])) for name in ("bits", "a_bits"))
     seconds = result["seconds_for_each_loss"]
     each = "" if seconds is None else f"{seconds:.2f} s each; "
     low = next((o["low_bits"]["count"] for o in result["objectives"]), 0)
     return (
-        f"Weight bits {bits}, input bits {result['a_bits']}; {images['calibration']} calibration images, "
+        f"Weight bits {bits}, input bits {a_bits}; {images['calibration']} calibration images, "
         f"{images['search']} search images, "
         f"seed {result['seed']}. True loss: {result.get('measure', 'KL')} to the float model on the "
         f"search images, states {result['states']}; "
