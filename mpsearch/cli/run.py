@@ -209,12 +209,12 @@ def _print_result(result: dict[str, Any], output: Format) -> None:
     if output is Format.json:
         print(json.dumps(result, indent=1))
         return
-    timed = any("latency_us" in row["searched"] for row in result["rows"])
+    timed = bool(result.get("latencies")) or any("latency_us" in row["searched"] for row in result["rows"])
     labelled = any(row["searched"]["metrics"]["top1"] is not None for row in result["rows"])
     compared = [*(["top-1"] if labelled else []), result["measure"]]
     beside = result["best"]["artifact"]["file"] != result["best"]["artifact"]["packed"]
     times = [
-        *(["ms predicted", "ms measured"] if timed else []),
+        *([f"ms {'ESTIMATED' if _is_estimate(result) else 'predicted'}", "ms measured"] if timed else []),
         *(["mJ predicted", "mJ measured"] if _has_energy(result) else []),
     ]
     header = (
@@ -244,6 +244,11 @@ class _Shown:
     chosen: str
 
 
+def _is_estimate(result: dict[str, Any]) -> bool:
+    """Whether latencies are by a table that others have published, and not measured."""
+    return str(result.get("latencies") or "").startswith("ESTIMATED")
+
+
 def _has_energy(result: dict[str, Any]) -> bool:
     """Whether the energy of the rows was predicted and measured."""
     return any("energy_mj" in row["searched"] for row in result["rows"])
@@ -257,10 +262,13 @@ def _cells(row: dict[str, Any], shown: _Shown) -> tuple[str, ...]:
         row["label"] + (" [chosen]" if row["label"] == shown.chosen else ""),
         f"{row['mean_bits']:.2f}",
         f"{said['size_bytes']:,.0f} B" if said else "",
-        *([f"({size})" for size in sizes] if row["label"] == "float" else sizes),
+        *([f"({size})" for size in sizes] if row["label"].startswith("float") else sizes),
     ]
     if shown.timed:
-        cells += [f"{said['latency_us'] / 1e3:.3f}" if said else "", f"{written['latency_us'] / 1e3:.3f}"]
+        cells += [
+            f"{known['latency_us'] / 1e3:.3f}" if known.get("latency_us") is not None else ""
+            for known in (said, written)
+        ]
     if shown.energy:
         cells += [
             f"{known['energy_mj']:.3f}" if known.get("energy_mj") is not None else ""
@@ -281,7 +289,10 @@ def _tell(result: dict[str, Any], report: Path) -> None:
         kept = "predicted" if got is None else "measured"
         value = best["predicted"][budget.resource] if got is None else got
         used, limit = format_pair(value, budget.limit, budget.resource)
-        say(f"Budget {budget.text}: {kept} {used} of {limit}{_in_new_processes(budget, best)}.")
+        where = (
+            f", {result['latencies']}" if result.get("latencies") and b["resource"] == "latency_us" else ""
+        )
+        say(f"Budget {budget.text}: {kept} {used} of {limit}{_in_new_processes(budget, best)}{where}.")
     for r in best.get("repairs", []):
         got, limit = format_pair(r["measured"], r["limit"], r["resource"])
         predicted = format_quantity(r["predicted"], r["resource"])
@@ -317,6 +328,14 @@ def _tell_files(artifact: dict[str, Any], images: int) -> None:
         fallbacks = ", ".join(f"{unit} ({ran})" for unit, ran in artifact[f"{key}_fallbacks"].items())
         if fallbacks:
             say(f"Not in the kernel they were written for: {fallbacks}.")
+    if "tensorrt" in artifact:
+        script = Path(artifact["tensorrt"]).with_name("build.sh")
+        agreement = f"{artifact['tensorrt_agreement']:.2%} of {images} images"
+        say(
+            f"For TensorRT: {artifact['tensorrt']} (strongly typed float16 and int8), which ONNX Runtime "
+            f"decides as the checkpoint on {agreement}. Build and time it where the GPU is with {script}, "
+            f"then compare: mpsearch profile --from trtexec:{script.parent}."
+        )
     if "triton" in artifact:
         agreement = f"{artifact['triton_agreement']:.2%} of {images} images"
         say(f"On the kernels of triton-cuda it decides as the fake-quantised model on {agreement}.")

@@ -3,7 +3,8 @@ it is written.
 
 For each integer unit `<unit>.codes` (uint8, C_out x bytes of a row), `<unit>.scale` (float32, C_out) and,
 where its input is quantised too, `<unit>.input` (float32 [2]: step and grid, see `input_codes.py`); for each
-quantised product of two activations `<unit>.left` and `<unit>.right`, as `.input`; everything else under its
+quantised product of two activations `<unit>.left` and `<unit>.right`, as `.input`, and for each quantised
+output of a module `<unit>.input`; everything else under its
 own name in float32. The metadata holds one JSON text: schema, how the float model is built, which batch norms
 were folded, and the assignment. The header is padded to its greatest length over all assignments of the
 model, so that the size of the file is a sum over units.
@@ -29,12 +30,16 @@ from mpsearch.errors import MpsearchError
 from mpsearch.models import ModelSource
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import UnitState, pack, packed_nbytes
-from mpsearch.quant.products import product_names
+from mpsearch.quant.weightless import operands_of, weightless_names
 
 SCHEMA = 1
 KEY = "mpsearch"
 ENTRIES = {"schema", "source", "folded", "data_config", "sha256", "assignment"}
-OPERANDS = ("left", "right")
+
+
+def sides_of(unit: str) -> tuple[str, ...]:
+    """Last parts of the names of what a unit without a weight stores."""
+    return ("left", "right") if operands_of(unit) == 2 else ("input",)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class PackedLayout:
         leftovers: Tensors that are stored as they are -> (type, shape) in the file.
         description: JSON of the metadata but for the assignment.
         header_bytes: Length of the header in every file of this model, its 8-byte length field included.
-        products: Products of two activations that may be quantised.
+        products: Units without a weight that may be quantised: products of two activations, and tensors that
+            modules return.
     """
 
     weights: Mapping[str, tuple[int, ...]]
@@ -66,7 +72,7 @@ class PackedLayout:
     ) -> PackedLayout:
         """The layout of a folded float model whose `units` may be quantised."""
         named = list(units)
-        products = tuple(product_names(module, named))
+        products = tuple(weightless_names(module, named))
         held = {
             unit: tuple(module.get_submodule(unit).get_parameter("weight").shape)
             for unit in named
@@ -88,7 +94,7 @@ class PackedLayout:
 
     @property
     def units(self) -> tuple[str, ...]:
-        """All that may be quantised: layers, then products."""
+        """All that may be quantised: layers, then units without a weight."""
         return (*self.weights, *self.products)
 
     def unit_bytes(self, unit: str, candidate: Candidate) -> int:
@@ -120,7 +126,7 @@ class PackedLayout:
             return (
                 {}
                 if candidate.is_float or candidate.weight_only
-                else {f"{unit}.{side}": (torch.float32, (2,)) for side in OPERANDS}
+                else {f"{unit}.{side}": (torch.float32, (2,)) for side in sides_of(unit)}
             )
         shape = self.weights[unit]
         if candidate.is_float or candidate.w_bits is None:
@@ -189,13 +195,9 @@ def save_packed(path: Path, layout: PackedLayout, module: nn.Module, states: Map
 
 
 def _unit_tensors(unit: str, state: UnitState, module: nn.Module) -> dict[str, Tensor]:
-    if state.second is not None and state.activation is not None:
-        return {
-            f"{unit}.{side}": encode(q)
-            for side, q in zip(OPERANDS, (state.activation, state.second), strict=True)
-        }
-    if state.weight is None and unit in product_names(module, [unit]):
-        return {}
+    if state.weight is None and weightless_names(module, [unit]):
+        held = [q for q in (state.activation, state.second) if q is not None]
+        return {f"{unit}.{side}": encode(q) for side, q in zip(sides_of(unit), held, strict=bool(held))}
     if state.weight is None:
         return {
             f"{unit}.weight": module.get_submodule(unit).get_parameter("weight").detach().clone().contiguous()

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from mpsearch.deploy.building import architecture
 from mpsearch.deploy.input_codes import decode
-from mpsearch.deploy.packed import ENTRIES, KEY, OPERANDS, SCHEMA
+from mpsearch.deploy.packed import ENTRIES, KEY, SCHEMA, sides_of
 from mpsearch.deploy.payload import check_seal, put_stored, stored_form
 from mpsearch.errors import CheckpointError, UserError
 from mpsearch.models import ModelSource, as_stored, fold_batch_norm
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, install, packed_nbytes, unpack
-from mpsearch.quant.products import product_names
+from mpsearch.quant.weightless import weightless_names
 
 
 def load_packed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -59,12 +59,12 @@ def open_packed(
     )
     try:
         module = fold_batch_norm(given, [] if folded and model is not None else pairs)
-        products = set(product_names(module, assignment))
+        weightless = set(weightless_names(module, assignment))
         states = {
-            u: (_product_state if u in products else _unit_state)(u, assignment[u], module, tensors)
+            u: (_weightless_state if u in weightless else _unit_state)(u, assignment[u], module, tensors)
             for u in assignment
         }
-        _load_leftovers(module, set(assignment) - products, tensors)
+        _load_leftovers(module, set(assignment) - weightless, tensors)
     except UserError as error:
         raise CheckpointError(f"{path} does not fit its model: {error}") from None
     check_seal(
@@ -78,16 +78,16 @@ def read_description(path: str | Path) -> dict[str, Any]:
     return _read(Path(path), tensors=False)[0]
 
 
-def _product_state(
+def _weightless_state(
     unit: str, candidate: Candidate, module: nn.Module, tensors: dict[str, Tensor]
 ) -> UnitState:
     if candidate.is_float or candidate.weight_only or candidate.a_bits is None:
         return UnitState(candidate)
-    left, right = (
+    first, *more = [
         decode(_take(tensors, f"{unit}.{side}", torch.float32, (2,)), candidate.a_bits, unit)
-        for side in OPERANDS
-    )
-    return UnitState(candidate, None, left, right)
+        for side in sides_of(unit)
+    ]
+    return UnitState(candidate, None, first, more[0] if more else None)
 
 
 def _unit_state(unit: str, candidate: Candidate, module: nn.Module, tensors: dict[str, Tensor]) -> UnitState:

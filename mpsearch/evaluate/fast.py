@@ -36,7 +36,7 @@ class Quantizers(Protocol):
 
     @property
     def products(self) -> Mapping[str, Any]:
-        """Products of two activations that may be quantised, by name."""
+        """Units without a weight that may be quantised, by name."""
 
     @property
     def learned(self) -> Container[tuple[str, Candidate]]:

@@ -68,7 +68,7 @@ class LatencyTable:
 
     def save(self, folder: Path) -> Path:
         """Write the table, together with what another writer saved there meanwhile (ours wins). Raises
-        TableError on an estimate.
+        TableError on an estimate, and where a published table and a measured one would be merged.
         """
         if self.estimated:
             raise TableError(
@@ -78,7 +78,12 @@ class LatencyTable:
         path = folder / self.file_name
         with _locked(folder):
             if path.is_file():
-                held = LatencyTable.load(path, self.device, allow_estimate=self.published is not None)
+                held = LatencyTable.load(path, self.device, allow_estimate=True)
+                if held.published != self.published:
+                    raise TableError(
+                        f"{path} is {_origin(held)}, and what is to be saved is {_origin(self)}: the two are "
+                        "never merged. Keep them in different folders, with --tables."
+                    )
                 self.rows, self.models = {**held.rows, **self.rows}, {**held.models, **self.models}
             files.write_json(path.with_suffix(".json"), self._about())
             if self.models:
@@ -123,7 +128,7 @@ class LatencyTable:
     def load(
         cls,
         path: Path,
-        device: DeviceIdentity,
+        device: DeviceIdentity | None,
         *,
         fits: LatencyTable | None = None,
         allow_estimate: bool = False,
@@ -132,7 +137,7 @@ class LatencyTable:
 
         Args:
             path: The CSV; its JSON, and its whole-model runs if any, lie beside it.
-            device: This device.
+            device: This device; None where the table is asked for as that of another.
             fits: A table, such as an empty one, whose backend, version and threads it must have; None where
                 they do not matter.
             allow_estimate: Take the table of another device or version; every row is then an estimate.
@@ -171,7 +176,7 @@ class LatencyTable:
         return table
 
 
-def differences(table: LatencyTable, device: DeviceIdentity, fits: LatencyTable | None) -> list[str]:
+def differences(table: LatencyTable, device: DeviceIdentity | None, fits: LatencyTable | None) -> list[str]:
     """Why the rows of a table are not what this device and this runtime would measure; empty where they
     are.
     """
@@ -179,13 +184,17 @@ def differences(table: LatencyTable, device: DeviceIdentity, fits: LatencyTable 
     if table.published is not None:
         where = " ".join(str(table.published.get(k, "")) for k in ("repository", "commit")).strip()
         found.append(f"was measured and published by others ({where}), and is an estimate anywhere")
-    if table.device != device:
+    if device is not None and table.device != device:
         found.append(f"was measured on {table.device}; this device is {device}")
     if fits is not None and table.version != fits.version:
         found.append(f"was measured with {table.backend} {table.version}; the version here is {fits.version}")
     if fits is not None and table.threads != fits.threads:
         found.append(f"was measured with {table.threads} threads; {fits.threads} were asked for")
     return found
+
+
+def _origin(table: LatencyTable) -> str:
+    return "measured" if table.published is None else "published by others"
 
 
 def models_path(path: Path) -> Path:

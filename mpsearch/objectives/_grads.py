@@ -22,9 +22,9 @@ from mpsearch.errors import ModelError
 from mpsearch.objectives._base import ScoringContext
 from mpsearch.objectives._local import UnitRun, operand_shifts
 from mpsearch.pytrees import Inputs
-from mpsearch.quant import UnitState, product_names
+from mpsearch.quant import UnitState, weightless_names
 from mpsearch.quant.devices import wide
-from mpsearch.quant.products import unwrap_products, wrap_products
+from mpsearch.quant.weightless import unwrap_weightless, wrap_weightless
 
 Target = Literal["model", "labels"]
 
@@ -161,22 +161,23 @@ def recorded(
 ) -> Iterator[dict[str, list[Call]]]:
     """The calls of each unit in the forward pass that is made inside, with nodes at their input or output.
 
-    A product of two activations has its nodes at both operands in either case: its output has no module of
-    its own. Layers read a copy and give away a copy of what is kept, so that functions that write in place do
-    not reach it.
+    A unit without a weight has its nodes at what it quantises in either case: it has no module of its own.
+    Layers read a copy and give away a copy of what is kept, so that functions that write in place do not
+    reach it.
 
     Raises: ModelError: A unit was not called.
     """
     units = list(units)
     calls: dict[str, list[Call]] = {unit: [] for unit in units}
-    products = product_names(module, units)
-    wrapped = wrap_products(module, products)
+    wrapped = wrap_weightless(module, weightless_names(module, units))
     handles: list[RemovableHandle] = []
     try:
         for unit in units:
             if unit in wrapped:
                 handles.append(
-                    wrapped[unit].register_forward_pre_hook(partial(_keep_operands, calls[unit], 2))
+                    wrapped[unit].register_forward_pre_hook(
+                        partial(_keep_operands, calls[unit], len(wrapped[unit].inputs()))
+                    )
                 )
             elif at == "input":
                 handles.append(
@@ -195,7 +196,7 @@ def recorded(
     finally:
         for handle in handles:
             handle.remove()
-        unwrap_products(module, wrapped)
+        unwrap_weightless(module, wrapped)
     for unit, found in calls.items():
         if not found:
             raise ModelError(

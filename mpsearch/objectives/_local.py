@@ -68,7 +68,8 @@ def input_state(context: ScoringContext, unit: str, candidate: Candidate) -> Uni
     if candidate.weight_only:
         return UnitState(candidate)
     calibration = context.calibration
-    second = calibration.input_params(unit, candidate, 1) if unit in calibration.products else None
+    both = len(calibration.products.get(unit, ())) > 1
+    second = calibration.input_params(unit, candidate, 1) if both else None
     return UnitState(candidate, None, calibration.input_params(unit, candidate), second)
 
 

@@ -17,9 +17,9 @@ from mpsearch.errors import ModelError, OptionError
 from mpsearch.objectives._base import OBJECTIVES, Objective, Passes, Rows, ScoringContext
 from mpsearch.objectives._local import UnitRun, first_images, input_state, operand_shifts, unit_passes
 from mpsearch.problem import Candidate
-from mpsearch.quant import product_names
+from mpsearch.quant import weightless_names
 from mpsearch.quant.devices import wide
-from mpsearch.quant.products import unwrap_products, wrap_products
+from mpsearch.quant.weightless import operands_of, unwrap_weightless, wrap_weightless
 
 
 @OBJECTIVES.register("output_mse")
@@ -112,12 +112,13 @@ def noise_ratios(context: ScoringContext, images: int, batch_size: int) -> Rows:
     """`L x C_l` noise-to-signal ratios, as `OutputMse` defines them."""
     chosen = first_images(context, images)
     rows = {layer.name: row for layer, row in zip(context.layers, context.candidates, strict=True)}
-    products = product_names(context.module, [name for name in rows if name in context.calibration.products])
+    held = [name for name in rows if name in context.calibration.products]
+    weightless = weightless_names(context.module, held)
     probes: dict[str, _Probe] = {
         name: _OutputProbe(context, name, rows[name]) for name in rows if name in context.calibration.weights
     }
-    probes |= {name: _OperandProbe(context, name, rows[name]) for name in products}
-    wrapped = wrap_products(context.module, products)
+    probes |= {name: _OperandProbe(context, name, rows[name]) for name in weightless}
+    wrapped = wrap_weightless(context.module, weightless)
     handles: list[RemovableHandle] = []
     try:
         for name, probe in probes.items():
@@ -129,7 +130,7 @@ def noise_ratios(context: ScoringContext, images: int, batch_size: int) -> Rows:
     finally:
         for handle in handles:
             handle.remove()
-        unwrap_products(context.module, wrapped)
+        unwrap_weightless(context.module, wrapped)
     return [probes[name].ratios() if name in probes else [0.0] * len(row) for name, row in rows.items()]
 
 
@@ -189,12 +190,12 @@ class _OutputProbe:
 
 
 class _OperandProbe:
-    """Quantises both operands of one product at each of its candidates."""
+    """Quantises what a unit without a weight reads at each of its candidates: both operands of a product."""
 
     def __init__(self, context: ScoringContext, name: str, candidates: Sequence[Candidate]) -> None:
         self._context, self._name, self._candidates = context, name, candidates
-        self._powers: list[Tensor | float] = [0.0, 0.0]
-        self._errors: list[list[Tensor | float]] = [[0.0, 0.0] for _ in candidates]
+        self._powers: list[Tensor | float] = [0.0] * operands_of(name)
+        self._errors: list[list[Tensor | float]] = [[0.0] * operands_of(name) for _ in candidates]
 
     @torch.no_grad()
     def take(self, _: nn.Module, args: tuple[Any, ...], __: dict[str, Any], ___: Any) -> None:
@@ -210,7 +211,7 @@ class _OperandProbe:
         powers = [float(power) for power in self._powers]
         if not any(powers):
             raise ModelError(
-                f"Product {self._name!r} was never called in a forward pass, or only with zeros. Leave "
+                f"Unit {self._name!r} was never called in a forward pass, or only with zeros. Leave "
                 "it out, or give images that reach it."
             )
         return [

@@ -166,6 +166,13 @@ class RunConfig:
                 f"for it. Run with --target {DEFAULT_TARGET}, "
                 f"then write it with `mpsearch export STUDY --target {self.target}`."
             )
+        held = set(self.deployment.widths)
+        if held and not (held & set(self.bits) and held & set(self.a_bits)):
+            raise OptionError(
+                f"--target {self.target} multiplies {', '.join(map(str, sorted(held)))} bits alone, beside "
+                f"float, and neither is left by --bits {list(self.bits)} with --a-bits {list(self.a_bits)}. "
+                "Give 8 to both."
+            )
         if self.sampler not in SAMPLERS and self.greedy is None:
             raise UnknownNameError("sampler", self.sampler, [*SAMPLERS, *WALKS.names()])
         if not self.objectives:

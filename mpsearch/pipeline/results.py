@@ -17,7 +17,7 @@ limit), `packed_bytes` (of the checkpoint beside it), and what it takes of other
 """
 MEASURED = (
     *("size_bytes", "packed_bytes", "latency_us", "latency_high_us", "energy_mj", "memory_bytes"),
-    *("onnx_bytes", "openvino_bytes", "triton_bytes"),
+    *("onnx_bytes", "openvino_bytes", "triton_bytes", "tensorrt_bytes"),
 )
 """Readings that are told of the choice."""
 

@@ -26,6 +26,7 @@ from mpsearch.pipeline.results import Choice, Results
 from mpsearch.pipeline.steps.assigned import assigned
 from mpsearch.pipeline.steps.clock import Clock
 from mpsearch.pipeline.steps.costs import limited
+from mpsearch.pipeline.steps.engines import add_engines, say_of
 from mpsearch.pipeline.steps.finalists import Chosen, choose
 from mpsearch.pipeline.steps.front import write_front
 from mpsearch.pipeline.steps.latency import (
@@ -56,7 +57,7 @@ from mpsearch.pipeline.workers.crew import Crew
 from mpsearch.problem import Budget, Problem
 from mpsearch.quant.devices import CPU, device_of
 from mpsearch.reconstruct import Calibration
-from mpsearch.solvers import problem_front, reachable
+from mpsearch.solvers import reachable
 
 _PACKAGES = (
     "mpsearch",
@@ -209,7 +210,7 @@ def _run(
         calibration = calibrate_subject(subject, config, progress)
     workshop = Workshop(subject, calibration, config, study, progress, plan, clock)
     with clock.step("latency table"):
-        problem, hardware = _priced(problem, workshop)
+        problem, hardware = _priced(problem, budgets, workshop)
     with clock.step("codes of every unit at every width"):
         searched = searched_calibration(problem, workshop)
     with clock.step("scores"):
@@ -233,11 +234,16 @@ def _run(
     return results
 
 
-def _priced(problem: Problem, workshop: Workshop) -> tuple[Problem, dict[str, Any]]:
+def _priced(
+    problem: Problem, budgets: tuple[Budget, ...], workshop: Workshop
+) -> tuple[Problem, dict[str, Any]]:
     """Step 2: the problem with what its candidates take on the target, and how that came about."""
     config, progress, about = workshop.config, workshop.progress, dict[str, Any]()
     deployment = workshop.deployment
-    if has_backend(config):
+    engines = deployment.engines
+    if engines is not None:
+        problem, about["hardware"] = add_engines(problem, budgets, config, engines, progress)
+    elif has_backend(config):
         table, where = latency_table(problem, config, progress)
         architecture = deployment.architecture(problem)
         problem, about["hardware"] = add_latency(problem, config, table, where, architecture, progress)
@@ -332,20 +338,27 @@ def _written(
     """What step 7 reads: `front.*`, `best.json` and `results.json`."""
     study, subject, best = workshop.study, workshop.subject, chosen.best
     base, alone = additive(problem, best.proxy.objective)[0], replace(problem, interactions={})
-    write_front(study, alone, base, problem_front(alone, base), found.trials)
+    write_front(study, alone, base, workshop.front_over, found.trials)
     model = {
         "not_quantized": subject.layout.leftover_bytes(),
         "header_bytes": subject.layout.header_bytes,
         "unused": list(subject.graph.unused),
-        "float_in_graph": [layer.name for layer in problem.layers if not layer.weight_shape],
+        "float_in_graph": _float_alone(problem),
         "rounded_to_nearest": subject.unlearned,
         "blocks": [[name, list(units)] for name, units in subject.blocks],
         "plan": _told(workshop),
+        "latencies": say_of(problem, workshop.deployment.engines),
     }
     results = Results(chosen.rows, best, found.journal, str(study.path), workshop.task.measure, limits, model)
     files.write_json(study.path / "best.json", best.to_json())
     files.write_json(study.path / "results.json", results.to_json())
     return results
+
+
+def _float_alone(problem: Problem) -> list[str]:
+    """What takes time and has no choice: products of activations."""
+    pairs = zip(problem.layers, problem.candidates, strict=True)
+    return [layer.name for layer, row in pairs if not layer.weight_shape and len(row) == 1]
 
 
 def _told(workshop: Workshop) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mpsearch.quant.packing import pack, packed_nbytes, unpack
 from mpsearch.quant.products import QuantProduct, product_names, wrap_products
 from mpsearch.quant.regions import LogParams, TwoRegionParams
 from mpsearch.quant.states import UnitState, affine_input
+from mpsearch.quant.weightless import weightless_names
 
 __all__ = [
     "OBSERVERS",
@@ -43,6 +44,7 @@ __all__ = [
     "product_names",
     "quantize",
     "unpack",
+    "weightless_names",
     "wrap",
     "wrap_products",
     "wrap_units",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from mpsearch.errors import UnknownNameError
 from mpsearch.quant.devices import on_device
 from mpsearch.quant.inputs import InputQuantizer
-from mpsearch.quant.products import QuantProduct, product_names, wrap_products
 from mpsearch.quant.states import UnitState
+from mpsearch.quant.weightless import Weightless, weightless_names, wrap_weightless
 
 
 class QuantLayer(nn.Module):
@@ -118,14 +118,12 @@ def install(module: nn.Module, states: Mapping[str, UnitState]) -> nn.Module:
     return quantized.eval()
 
 
-def wrap_units(module: nn.Module, names: Iterable[str]) -> dict[str, QuantLayer | QuantProduct]:
-    """Replace, in place, each named unit by its quantised form: layers as `wrap`, products of two activations
-    as `wrap_products`.
+def wrap_units(module: nn.Module, names: Iterable[str]) -> dict[str, QuantLayer | Weightless]:
+    """Replace, in place, each named unit by its quantised form: layers as `wrap`, units without a weight as
+    `wrap_weightless`.
     """
     named = list(names)
-    products = product_names(module, named)
-    found: dict[str, QuantLayer | QuantProduct] = {
-        **wrap_products(module, products),
-        **wrap(module, [name for name in named if name not in products]),
-    }
+    weightless = weightless_names(module, named)
+    layers = wrap(module, [name for name in named if name not in weightless])
+    found: dict[str, QuantLayer | Weightless] = {**wrap_weightless(module, weightless), **layers}
     return {name: found[name] for name in named}

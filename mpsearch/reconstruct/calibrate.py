@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mpsearch.errors import DataError, ModelError
 from mpsearch.models.reads import Reads
@@ -16,7 +18,7 @@ from mpsearch.problem import Assignment, Candidate
 from mpsearch.pytrees import Inputs
 from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
 from mpsearch.quant.devices import on_device, wide
-from mpsearch.quant.products import product_names, unwrap_products, wrap_products
+from mpsearch.quant.weightless import operands_of, unwrap_weightless, weightless_names, wrap_weightless
 from mpsearch.reconstruct.ranges import MAX_INPUT_VALUES, Operand, RunningMean, RunningSample, input_quantizer
 
 __all__ = ["MAX_INPUT_VALUES", "Calibration", "calibrate"]
@@ -35,7 +37,9 @@ class Calibration:
         weight_observer: Registered observer for weights, symmetric, one scale for each output channel.
         input_observer: Registered observer for inputs, one scale; or `opt_m`, which may choose two steps or
             logarithmic levels for a unit.
-        products: Product of two activations -> what is known of its left and right operand.
+        products: Unit without a weight -> what is known of what it quantises: the left and the right operand
+            of a product of two activations, or the tensor that a module returns.
+        twins: Unit -> another that reads the very same tensor, and whose grid it shares.
         symmetric_inputs: Whether the uniform grids of inputs are signed around zero, which integer kernels
             without zero points need.
         learned: (unit, candidate) -> its state after a reconstruction, which is given instead of rounding.
@@ -50,13 +54,14 @@ class Calibration:
     outputs: Mapping[str, Tensor]
     weight_observer: str = "mse"
     input_observer: str = "mse"
-    products: Mapping[str, tuple[Operand, Operand]] = field(default_factory=dict)
+    products: Mapping[str, tuple[Operand, ...]] = field(default_factory=dict)
     symmetric_inputs: bool = False
     learned: Mapping[tuple[str, Candidate], UnitState] = field(default_factory=dict)
     means: Mapping[str, Tensor] = field(default_factory=dict)
     biases: Mapping[str, Tensor] = field(default_factory=dict)
     rounded: Mapping[tuple[str, int, str], Tensor] = field(default_factory=dict)
     call_outputs: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    twins: Mapping[str, str] = field(default_factory=dict)
     _weight_params: dict[tuple[str, int, str], AffineParams] = field(default_factory=dict, repr=False)
     _input_params: dict[tuple[str, int, int], ActivationQuantizer] = field(default_factory=dict, repr=False)
 
@@ -79,6 +84,7 @@ class Calibration:
         params = None if held is None else held.second if operand else held.activation
         if params is not None:
             return params
+        unit = self.twins.get(unit, unit)
         key = (unit, _bits(candidate.a_bits), operand)
         if key not in self._input_params:
             seen = self.products[unit][operand] if unit in self.products else Operand(self.inputs[unit])
@@ -88,8 +94,8 @@ class Calibration:
         return self._input_params[key]
 
     def state(self, unit: str, candidate: Candidate) -> UnitState:
-        """The unit at a candidate, as it was learned, else with its weight rounded to nearest. A product has
-        both operands at the candidate's `a_bits`.
+        """The unit at a candidate, as it was learned, else with its weight rounded to nearest. A unit without
+        one has what it quantises at the candidate's `a_bits`.
         """
         if (unit, candidate) in self.learned:
             return self.learned[unit, candidate]
@@ -98,9 +104,8 @@ class Calibration:
         if unit in self.products:
             if candidate.weight_only:
                 return UnitState(candidate)
-            return UnitState(
-                candidate, None, self.input_params(unit, candidate), self.input_params(unit, candidate, 1)
-            )
+            second = self.input_params(unit, candidate, 1) if len(self.products[unit]) > 1 else None
+            return UnitState(candidate, None, self.input_params(unit, candidate), second)
         activation = None if candidate.weight_only else self.input_params(unit, candidate)
         weight = self._rounded(unit, candidate)
         return UnitState(candidate, weight, activation, bias=self.bias(unit, weight))
@@ -175,8 +180,8 @@ def calibrate(
 
     Args:
         module: Float model in eval mode; left as found.
-        units: Names of its convolution and linear units, and of those products of two activations that are to
-            be quantised.
+        units: Names of its convolution and linear units, and of those without a weight that are to be
+            quantised.
         batches: Normalised inputs, B x C x H x W each, or what else the model reads.
         weight_observer: For weights.
         input_observer: For inputs and operands.
@@ -189,35 +194,41 @@ def calibrate(
         DataError: No images.
         ModelError: There is no such unit, or it was never reached, or read NaN or infinity; names it.
     """
-    modules, products = _found(module, list(units))
+    modules, weightless = _found(module, list(units))
     samples = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
     given = {unit: _Given(seed + i) for i, unit in enumerate(modules)}
     operands = {
-        unit: (RunningSample(seed + 2 * i), RunningSample(seed + 2 * i + 1))
-        for i, unit in enumerate(products, len(modules))
+        unit: [RunningSample(seed + 2 * i + j) for j in range(operands_of(unit))]
+        for i, unit in enumerate(weightless, len(modules))
     }
     means = {unit: RunningMean() for unit in modules}
-    wrapped = wrap_products(module, products)
+    wrapped = wrap_weightless(module, weightless)
+    same = _Same()
     handles = [m.register_forward_pre_hook(_reads(samples[unit].take)) for unit, m in modules.items()]
     handles += [m.register_forward_hook(_gives(given[unit].take)) for unit, m in modules.items()]
     try:
-        for unit, product in wrapped.items():
-            for operand, sample in zip(product.inputs(), operands[unit], strict=True):
+        for unit, held in wrapped.items():
+            for operand, sample in zip(held.inputs(), operands[unit], strict=True):
                 operand.register_forward_pre_hook(_reads(sample.take_operand))
+        if any(operands_of(unit) == 1 for unit in wrapped):
+            handles += [m.register_forward_pre_hook(same.reads(unit)) for unit, m in modules.items()]
+            for unit, held in wrapped.items():
+                if operands_of(unit) == 1:
+                    held.register_forward_pre_hook(same.reads(unit))
         with Reads(
             {unit: m.get_parameter("weight") for unit, m in modules.items()},
             lambda unit, read: means[unit].add(read),
         ):
             _pass_by(module, _each_begun(batches, given.values()), on_batch)
     finally:
-        unwrap_products(module, wrapped)
+        unwrap_weightless(module, wrapped)
         for handle in handles:
             handle.remove()
     inputs = {unit: sample.values(unit) for unit, sample in samples.items()}
     outputs = {unit: sample.whole.values(unit) for unit, sample in given.items()}
     calls = {unit: sample.of_calls(unit) for unit, sample in given.items() if sample.calls}
     weights = {unit: m.get_parameter("weight").detach() for unit, m in modules.items()}
-    seen = {unit: (left.operand(unit), right.operand(unit)) for unit, (left, right) in operands.items()}
+    seen = {unit: tuple(each.operand(unit) for each in taken) for unit, taken in operands.items()}
     biases = {
         unit: m.get_parameter("bias").detach()
         for unit, m in modules.items()
@@ -236,19 +247,52 @@ def calibrate(
         found,
         biases,
         call_outputs=calls,
+        twins=same.twins(),
     )
 
 
 def _found(module: nn.Module, units: Sequence[str]) -> tuple[dict[str, nn.Module], list[str]]:
-    """The layers by name, and the products of activations. Raises ModelError where there is no such unit."""
-    products = product_names(module, units)
+    """The layers by name, and the units without a weight. Raises ModelError where there is no such unit."""
+    weightless = weightless_names(module, units)
     there = dict(module.named_modules())
-    unknown = [unit for unit in units if unit not in products and unit not in there]
+    unknown = [unit for unit in units if unit not in weightless and unit not in there]
     if unknown:
         raise ModelError(
             f"The model has no units {unknown[:5]}. Give names of its modules, as `analyze` finds them."
         )
-    return {unit: there[unit] for unit in units if unit not in products}, products
+    return {unit: there[unit] for unit in units if unit not in weightless}, weightless
+
+
+class _Same:
+    """Which units read one tensor at every call: they are to share a grid, so that a runtime quantises it
+    once.
+    """
+
+    def __init__(self) -> None:
+        self._read: dict[str, list[tuple[int, int]]] = {}
+        self._numbers: Any = WeakIdKeyDictionary()
+        self._count = 0
+
+    def reads(self, unit: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """A hook before a forward."""
+
+        def take(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if args[0] not in self._numbers:
+                self._count += 1
+                self._numbers[args[0]] = self._count
+            # an operation in place makes another tensor of it
+            self._read.setdefault(unit, []).append((self._numbers[args[0]], args[0]._version))
+
+        return take
+
+    def twins(self) -> dict[str, str]:
+        """Unit -> the first that reads what it reads; those that read what no other does are left out."""
+        first: dict[tuple[tuple[int, int], ...], str] = {}
+        return {
+            unit: found
+            for unit, read in self._read.items()
+            if (found := first.setdefault(tuple(read), unit)) != unit
+        }
 
 
 class _Given:

@@ -23,6 +23,7 @@ from mpsearch.errors import DataError, ModelError
 from mpsearch.pytrees import Inputs, joined, leaves_of, like, split
 from mpsearch.quant import LogParams, UnitState, wrap_units
 from mpsearch.quant.devices import on_device
+from mpsearch.quant.outputs import QuantOutput
 from mpsearch.reconstruct.closed_form import match_means, round_block
 from mpsearch.reconstruct.crops import quarters
 from mpsearch.reconstruct.fisher import fisher_weights
@@ -171,10 +172,20 @@ class _Walker:
             if not state.candidate.is_float and (unit in held or state.weight is None)
         ]
         self._layers = wrap_units(self._network, quantized)
+        self._part_streams()
         install(self._layers, {unit: self._shown(self._states[unit]) for unit in quantized})
         self._forwards = [self._network.get_submodule(name).forward for name, _ in blocks]
         self._done: set[int] = set()
         self._incoming: Rows | None = None
+
+    def _part_streams(self) -> None:
+        """Both streams pass what lies in no block together: there an output is quantised in the second
+        alone.
+        """
+        inside = tuple(f"{name}." for name, _ in self._blocks)
+        for unit, layer in self._layers.items():
+            if isinstance(layer, QuantOutput):
+                layer.second_half = not unit.rpartition(".")[0].startswith(inside)
 
     def run(self, inputs: Inputs) -> dict[str, UnitState]:
         """Walk, learn, and return the states."""

@@ -4,11 +4,12 @@ file is one clear error.
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from trtexec_files import conv, edit, other, real_files, write_build
 
-from mpsearch.errors import TableError
+from mpsearch.errors import DeviceMismatchError, TableError
 from mpsearch.hardware import LatencyTable, identity
 from mpsearch.hardware.trtexec import (
     Network,
@@ -286,3 +287,42 @@ def test_a_table_of_a_gpu_does_not_fit_this_processor(folder, tmp_path):
     path = imported(folder, network()).table.save(tmp_path / "tables")
     with pytest.raises(TableError, match=r"measured on NVIDIA H200"):
         LatencyTable.load(path, identity())
+
+
+PUBLISHED = sorted((Path(__file__).parents[2] / "latency_tables" / "published").glob("*.csv"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem[:24])
+def test_published_tables_say_where_they_are_from_and_are_estimates_anywhere(path):
+    table = LatencyTable.load(path, identity(), allow_estimate=True)
+    assert table.estimated and table.published is not None
+    told = ("repository", "commit", "path", "licence", "method", "samples")
+    assert all(table.published[key] for key in told) and table.rows
+    with pytest.raises(DeviceMismatchError, match=r"measured and published by others .*--allow-estimate"):
+        LatencyTable.load(path, table.device)  # on the very same card too
+    with pytest.raises(TableError, match=r"is an estimate here, and is not saved"):
+        table.save(path.parent)
+
+
+def test_a_published_table_is_never_merged_into_a_measured_one(folder, tmp_path):
+    measured = imported(folder, network()).table
+    theirs = replace(measured, published={"repository": "r", "commit": "c"})
+    for first, second in ((measured, theirs), (theirs, measured)):
+        place = tmp_path / str(first is theirs)
+        path = first.save(place)
+        before = path.read_text()
+        with pytest.raises(TableError, match=r"never merged"):
+            second.save(place)
+        assert path.read_text() == before
+
+
+def test_a_fall_back_in_one_engine_hides_no_row_of_another(folder):
+    asked = {
+        "fp16": ("float",) * 3,
+        "units": ("W8A8", "W8A8", "float"),
+        "residual": ("W8A8", "float", "W8A8"),
+    }
+    found = imported(folder, network(**asked))
+    key = "conv2d 4x8x16x16 w8x8x3x3 s1,1 p1,1 d1,1 g1 bias"
+    assert found.runs["residual"].status == "fallback"
+    assert found.table.rows[key, "float"].status == "ok" and found.table.rows[key, "float"].median_us == 51

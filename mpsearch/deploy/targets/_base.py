@@ -48,6 +48,7 @@ class Job:
         example: 1 x C x H x W, or what else the model reads.
         calls: Unit -> how often one forward pass calls it, where more than once.
         graphs: Float ONNX graphs by opset, exported at the first use and shared between the jobs of a model.
+        batch: Images in a call that a target is to be built for, where it has to know.
     """
 
     module: nn.Module
@@ -57,6 +58,7 @@ class Job:
     example: Inputs
     calls: Mapping[str, int] = field(default_factory=dict)
     graphs: dict[int, Any] = field(default_factory=dict, repr=False)
+    batch: int = 1
 
     def float_onnx(self, opset: int) -> Any:
         """The float graph at an opset."""
@@ -120,6 +122,11 @@ class Target(ABC):
         file_alone: Whether the files are all that is needed to time it in a process of its own.
         measures_memory: Whether the peak memory of its activations is measured.
         measures_energy: Whether it runs on a device that may count energy.
+        elsewhere: Whether it is built and timed on another machine: a table alone tells its latencies.
+        float_label: What the model is called in which nothing is quantised.
+        tensors: Whether the precision of residual operands and of what pools read is a choice of its own.
+        signed_inputs: Whether the grids of inputs are signed around zero.
+        widths: Weight bits that it multiplies, of those that a run may have; all where empty.
     """
 
     name: ClassVar[str]
@@ -132,6 +139,11 @@ class Target(ABC):
     file_alone: ClassVar[bool] = False
     measures_memory: ClassVar[bool] = False
     measures_energy: ClassVar[bool] = False
+    elsewhere: ClassVar[bool] = False
+    float_label: ClassVar[str] = "float"
+    tensors: ClassVar[bool] = False
+    signed_inputs: ClassVar[bool] = False
+    widths: ClassVar[tuple[int, ...]] = ()
 
     @property
     def in_run(self) -> bool:
@@ -250,16 +262,25 @@ class Target(ABC):
 TARGETS: Registry[Target] = Registry("deployment target", "mpsearch.deploy.targets")
 
 
-def refuse_products(job: Job, target: str) -> None:
-    """Raise UserError where a product of two activations is quantised, which only the packed checkpoint
-    holds.
+def refuse_products(job: Job, target: str, *, tensors: bool = False) -> None:
+    """Raise UserError where a unit without a weight is quantised that the target has no form for.
+
+    Args:
+        job: What is to be written.
+        target: Its name.
+        tensors: Whether it has one for tensors that modules return; none has one for products of activations.
     """
-    held = [unit for unit, state in job.states.items() if state.second is not None]
-    if held:
-        raise UserError(
-            f"The target {target} has no quantised products of activations, such as {held[0]!r}. Leave "
-            "them float, or export with --target packed."
-        )
+    for unit, state in job.states.items():
+        if state.second is not None:
+            raise UserError(
+                f"The target {target} has no quantised products of activations, such as {unit!r}. Leave "
+                "them float, or export with --target packed."
+            )
+        if state.weight is None and state.activation is not None and not tensors:
+            raise UserError(
+                f"The target {target} has no quantised residual operands or pool inputs, such as {unit!r}. "
+                "Export with --target tensorrt or packed."
+            )
 
 
 def save_on_grid(job: Job, path: Path) -> None:
@@ -307,7 +328,7 @@ def signed(job: Job, *, keep_unsigned: bool = False) -> dict[str, UnitState]:
 
 
 def _signed_state(unit: str, state: UnitState, calibration: Calibration, keep_unsigned: bool) -> UnitState:
-    if state.weight is None:
+    if state.activation is None or state.second is not None:
         return state
     params = affine_input(unit, state)
     zero = int(params.zero_point)

@@ -15,7 +15,7 @@ from torch import nn
 
 from mpsearch.deploy.graph import unit_of
 from mpsearch.deploy.onnx import run_onnx, save_onnx
-from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target
+from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, refuse_products
 from mpsearch.hardware.qdq import OPSET
 from mpsearch.quant import UnitState
 
@@ -38,6 +38,7 @@ class Exclusions(Target):
 
     def write(self, job: Job, folder: Path) -> list[str]:
         """Two files."""
+        refuse_products(job, self.name)
         model = job.float_onnx(OPSET)
         lists = exclusions(job, model)
         save_onnx(folder / self.file, model)

@@ -72,7 +72,8 @@ class ArtifactWriter:
             self.measurement.deployment.job(states),
         )
         told = {"label": "best", "study": self.measurement.study.name, "task": subject.task_text}
-        write_artifact(self.folder, config.target, job, told, functools.partial(_packed_beside, job))
+        beside = functools.partial(self._beside, job, description)
+        write_artifact(self.folder, config.target, job, told, beside)
         about: dict[str, Any] = {"packed": str(packed), "packed_bytes": packed.stat().st_size}
         file = self.folder / subject.target.budgeted
         about |= {"file": str(file), "size_bytes": file.stat().st_size}
@@ -97,6 +98,15 @@ class ArtifactWriter:
         assignment = Assignment.from_json(description.pop("assignment"))
         write_assignment(subject, self.folder, assignment, description)
         return about
+
+    def _beside(self, job: Job, description: Mapping[str, Any], folder: Path) -> None:
+        """The packed checkpoint, where it is not the target's own file, and what an engine's input is."""
+        if not (folder / MODEL_FILE).exists():
+            save_packed(folder / MODEL_FILE, job.layout, job.module, job.states)
+        engines = self.measurement.deployment.engines
+        if engines is not None:
+            predicted = description["predicted"].get("latency_us")
+            engines.write_builds(folder, "model", job.states, predicted)
 
     def _compared(self, job: Job, logits: Tensor) -> dict[str, Any]:
         """Run the target's files: in a process of its own on a few images (where the files alone are enough),
@@ -128,12 +138,6 @@ class ArtifactWriter:
             about["latency"] = measurement.latency(program, earlier)
         latency_us = about.get("latency", {}).get("latency_us", fresh.timing.median_us)
         return about | {f"{key}_fresh_latency_us": latency_us, f"{key}_fallbacks": fresh.fallbacks}
-
-
-def _packed_beside(job: Job, folder: Path) -> None:
-    """The packed checkpoint, where it is not the target's own file."""
-    if not (folder / MODEL_FILE).exists():
-        save_packed(folder / MODEL_FILE, job.layout, job.module, job.states)
 
 
 def write_assignment(

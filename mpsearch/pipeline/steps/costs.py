@@ -30,11 +30,11 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     always faster.
     """
     integers = tuple(pairs_of_bits(config))
-    floats = config.floats or limits(config, "latency_us", "energy_mj")
-    wide = (*integers, FLOAT) if floats else integers
+    may = config.floats or config.deployment.elsewhere or limits(config, "latency_us", "energy_mj")
+    wide = (*integers, FLOAT) if may else integers
     fixed = _fixed(subject, config)
     candidates = tuple(
-        fixed.get(layer.name, wide) if layer.name in subject.layout.weights else (FLOAT,)
+        fixed.get(layer.name, wide) if layer.name in subject.layout.units else (FLOAT,)
         for layer in subject.graph.layers
     )
     candidates = Restrictions.parse(config.fix, config.layer_bits).choose(
@@ -56,7 +56,10 @@ def static_costs(subject: Subject, candidates: Sequence[Sequence[Candidate]]) ->
     """Bytes in the target's file and bit operations of each layer's candidates."""
     rows = list(zip(subject.graph.layers, candidates, strict=True))
     size = tuple(
-        tuple(float(subject.file.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0 for c in choices)
+        tuple(
+            float(subject.file.unit_bytes(layer.name, c)) if layer.name in subject.layout.units else 0.0
+            for c in choices
+        )
         for layer, choices in rows
     )
     bops = tuple(

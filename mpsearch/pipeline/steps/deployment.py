@@ -15,7 +15,9 @@ from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.engines import Engines, given_table, table_batch
 from mpsearch.pipeline.steps.latency import Architecture, backend_of
+from mpsearch.pipeline.steps.network import network_of
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import FLOAT, Candidate, Layer, Problem
 from mpsearch.pytrees import Inputs, sizes_of
@@ -46,18 +48,29 @@ class Deployment:
         """What files are written for."""
         return self.subject.target
 
-    def job(self, states: Mapping[str, UnitState], example: Inputs | None = None) -> Job:
+    def job(
+        self, states: Mapping[str, UnitState], example: Inputs | None = None, batch: int | None = None
+    ) -> Job:
         """What targets make their files of; float graphs are shared between jobs.
 
         Args:
             states: Codes and quantisers of every unit.
             example: 1 x ..., which is what is timed; the first calibration image where it is left out.
+            batch: Images in a call that is timed; None for that of the latency table.
         """
         subject = self.subject
         calls = {layer.name: layer.calls for layer in subject.graph.layers if layer.calls > 1}
         one = subject.splits.calibration.inputs([0]) if example is None else example
-        held = subject.graphs.held
-        return Job(subject.module, subject.layout, states, self.calibration, one, calls, held)
+        told = (subject.module, subject.layout, states, self.calibration, one, calls, subject.graphs.held)
+        return Job(*told, batch=batch or table_batch(self.config))
+
+    @functools.cached_property
+    def engines(self) -> Engines | None:
+        """The table of a target that is timed elsewhere; None for any other."""
+        if not self.target.elsewhere:
+            return None
+        network = network_of(self.subject)
+        return Engines(given_table(self.config), Path(str(self.config.table)), network)
 
     def architecture(self, problem: Problem) -> Architecture:
         """What whole-model runs are of: the exported graph, whose units this builds in any kernels."""

@@ -26,6 +26,7 @@ from mpsearch.data import (
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.readback import require_read_back
 from mpsearch.deploy.targets import Layout, Target
+from mpsearch.deploy.tensors import ChoiceTensor, find_tensors
 from mpsearch.errors import ModelError
 from mpsearch.evaluate import AUTO, Classification, Task, made
 from mpsearch.models import (
@@ -74,6 +75,7 @@ class Subject:
         device: What computes. `module` and `splits` are in the CPU's memory, for what is written and
             deployed; `placed` are those that compute.
         kept_for: Type of the device whose results are looked for in the study; that of `device` where empty.
+        tensors: Tensors whose precision is a choice, where the target has such; they are layers of the graph.
         form: How the model is called; None for one tensor in, one tensor out, which is what `module` is.
         task_text: Its task as one would type it.
         task: How outputs are compared.
@@ -90,6 +92,7 @@ class Subject:
     given: nn.Module | None = None
     device: torch.device = CPU
     kept_for: str = ""
+    tensors: tuple[ChoiceTensor, ...] = ()
     form: Form | None = None
     task_text: str = "classification"
     task: Task = field(default_factory=Classification)
@@ -315,9 +318,13 @@ def make_subject(
     module = fold_batch_norm(tried.module, pairs)
     graph = analyze(module, example)
     units = [layer.name for layer in graph.layers if layer.op != "matmul"]
-    layout = PackedLayout.of(module, units, loaded.source, pairs, loaded.data_config)
+    target, graphs = config.deployment, FloatGraphs(module, example, progress)
+    tensors = find_tensors(graphs.at()) if target.tensors else ()
+    if tensors:
+        graph = replace(graph, layers=(*graph.layers, *(choice.layer for choice in tensors)))
+    names = [*units, *(choice.layer.name for choice in tensors)]
+    layout = PackedLayout.of(module, names, loaded.source, pairs, loaded.data_config)
     require_read_back(layout, module, loaded.source, given, example)
-    graphs = FloatGraphs(module, example, progress)
     return Subject(
         loaded.source,
         module,
@@ -325,10 +332,11 @@ def make_subject(
         layout,
         splits,
         _hashes(module, splits),
-        config.deployment,
+        target,
         graphs,
         given,
         find_device(config.device),
+        tensors=tensors,
         form=tried.form,
         task_text=tried.task_text,
         task=tried.task,
@@ -341,8 +349,9 @@ def calibrate_subject(subject: Subject, config: RunConfig, progress: Progress) -
     with progress.task("calibrate ranges") as advance:
         return calibrate(
             subject.placed.module,
-            subject.units,
+            subject.layout.units,
             (inputs for inputs, _ in images.batches(BATCH)),
+            symmetric_inputs=config.deployment.signed_inputs,
             bias_correction=config.bias_correction,
             seed=config.seed,
             on_batch=lambda done: advance(done, len(images)),

@@ -65,6 +65,11 @@ class Workshop:
         """What the model is for."""
         return self.subject.task
 
+    @property
+    def front_over(self) -> str:
+        """The resource that the front of damage is over."""
+        return "latency_us" if self.config.deployment.elsewhere else "size_bytes"
+
     @functools.cached_property
     def reconstruction(self) -> Reconstruction:
         """Learns states."""
