@@ -96,8 +96,8 @@ Bits = Annotated[
     list[str] | None,
     typer.Option(
         help=(
-            "Weight bits a unit may have: 2-8 (all of them without it), or 2,4,8. NAME=2..6 for some "
-            "units, NAME=A4..8 for their inputs. May be repeated."
+            "Weight bits a unit may have: 2-8 (all of them without it), or 2,4,8; 2..8,float where it may "
+            "stay float too. NAME=2..6 for some units, NAME=A4..8 for their inputs. May be repeated."
         )
     ),
 ]
@@ -189,12 +189,13 @@ def config_of(context: typer.Context, **settings: Any) -> RunConfig:
     from mpsearch.pipeline import RunConfig
 
     given = context.params
-    widths, rules = split_bits(given.get("bits"))
+    widths, floats, rules = split_bits(given.get("bits"))
     same = {field.name: given[field.name] for field in fields(RunConfig) if field.name in given}
     renamed = {
         "model_args": model_arguments(given.get("model_arg") or []),
         "pretrained": not given.get("random_weights"),
         "bits": widths,
+        "floats": floats,
         "a_bits": bit_widths(given.get("a_bits", "8")),
         "layer_bits": rules,
         "fix": tuple(given.get("fix") or ()),
@@ -234,10 +235,12 @@ def model_arguments(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def split_bits(texts: list[str] | None) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """What every unit may have, and the rules for units by name."""
+def split_bits(texts: list[str] | None) -> tuple[tuple[int, ...], bool, tuple[str, ...]]:
+    """What every unit may have, whether it may stay float, and the rules for units by name."""
     general = [text for text in texts or () if "=" not in text]
-    return bit_widths(general[-1] if general else "2-8"), tuple(text for text in texts or () if "=" in text)
+    asked = general[-1] if general else "2-8"
+    widths = asked.removesuffix(",float")
+    return bit_widths(widths), widths != asked, tuple(text for text in texts or () if "=" in text)
 
 
 def bit_widths(text: str) -> tuple[int, ...]:
@@ -255,7 +258,7 @@ def bit_widths(text: str) -> tuple[int, ...]:
             return tuple(range(int(match[1]), int(match[2]) + 1))
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        raise OptionError(f"Cannot read the bit-widths {text!r}. Write 2-8 or 2,4,8.") from None
+        raise OptionError(f"Cannot read the bit-widths {text!r}. Write 2-8, 2,4,8 or 2..8,float.") from None
 
 
 def require_file(path: Path) -> None:

@@ -51,6 +51,7 @@ class RunConfig:
         search_images: Images for the loss that the search measures; None for 256, or a share of few images.
         evaluation_images: Images for what is reported; None for all that are left.
         bits: Weight bits that a unit may have.
+        floats: Whether a unit may stay float, under any budget; under one of latency or energy it always may.
         a_bits: Input bits that a unit may have, beside each of `bits`; 16 leaves its input float and
             quantises the weight alone. A single number may be given as such.
         layer_bits: Rules for single units, such as `head=6..8`; they count above `bits` and `a_bits`.
@@ -110,6 +111,7 @@ class RunConfig:
     search_images: int | None = None
     evaluation_images: int | None = None
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    floats: bool = False
     a_bits: tuple[int, ...] = (8,)
     layer_bits: tuple[str, ...] = ()
     fix: tuple[str, ...] = ()
@@ -331,6 +333,7 @@ class RunConfig:
             **dict.fromkeys(("input_size", "mean", "std", "interpolation")),
             **dict.fromkeys(("time_limit", "kept_images", "assign")),
             "effort": "balanced",
+            "floats": False,
             **data,
         }  # what studies had before these had names
         known = {f.name for f in fields(cls)}

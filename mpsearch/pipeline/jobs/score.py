@@ -27,7 +27,7 @@ from mpsearch.reconstruct import Calibration
 _DECIDE = (
     *("model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"),
     *("calibration_images", "search_images", "evaluation_images"),
-    *("bits", "a_bits", "layer_bits", "fix", "first_last_bits", "seed", "task", "batch_axis"),
+    *("bits", "floats", "a_bits", "layer_bits", "fix", "first_last_bits", "seed", "task", "batch_axis"),
     *("input_size", "mean", "std", "interpolation"),
 )
 

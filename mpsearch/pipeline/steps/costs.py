@@ -26,10 +26,11 @@ from mpsearch.solvers import describe_least, reachable, solve
 def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     """Layers, candidates, and the costs that need no measuring: bytes of the target's file, bit operations.
 
-    Where a latency or an energy is asked for, float is a candidate too: integers are not always faster.
+    Float is a candidate where it is asked for, and where a latency or an energy is limited: integers are not
+    always faster.
     """
     integers = tuple(pairs_of_bits(config))
-    may = config.deployment.elsewhere or limits(config, "latency_us", "energy_mj")
+    may = config.floats or config.deployment.elsewhere or limits(config, "latency_us", "energy_mj")
     wide = (*integers, FLOAT) if may else integers
     fixed = _fixed(subject, config)
     candidates = tuple(
