@@ -79,7 +79,7 @@ def resnet18() -> Network:
     """The units and tensors of timm's ResNet18."""
     few = {f"{what}_images": 1 for what in ("calibration", "search", "evaluation")}
     config = RunConfig(("8bits",), model="resnet18", data="digits", pretrained=False, target="packed", **few)
-    return network_of(load_subject(config, Silent()), Silent())
+    return network_of(load_subject(config, Silent()))
 
 
 def resnet50(folder: Path, where: str) -> Network:

@@ -108,7 +108,7 @@ def test_run_keeps_the_budget_and_prints_json_alone_on_stdout(place, call):
     assert result.returncode == 0, result.stderr
     best = json.loads(result.stdout)["best"]
     study = place / "studies" / "net-5bits"
-    written = (study / "artifact" / "model.safetensors").stat().st_size
+    written = (study / "artifact" / "model.onnx").stat().st_size
     assert (
         written
         == best["predicted"]["size_bytes"]
@@ -128,7 +128,7 @@ def test_run_keeps_the_budget_and_prints_json_alone_on_stdout(place, call):
         "--resume goes on",
         "--trials, --fix would change them",
     )
-    solved = call("solve", str(study), "--budget", "2kB", "--format", "json")
+    solved = call("solve", str(study), "--budget", "4bits", "--format", "json")
     assert solved.returncode == 0, solved.stderr
     assert set(json.loads(solved.stdout)["assignment"]) == set(best["assignment"])
     refused(call("run", "--budget", "5bits", *QUICK, "--seed", "3"), 2, "other settings (seed)", "--name")
@@ -485,7 +485,7 @@ def test_flags_are_named_as_they_are_typed(place, call):
 def test_a_budget_is_read_before_torch_is_imported(place):
     code = (
         "import sys; from mpsearch.cli import main; sys.argv[1:] = ['run', '--budget', 'small', "
-        "'--model', 'resnet50', '--data', 'x']"
+        "'--model', 'resnet50', '--data', 'digits']"
     )
     code += "\ntry: main()\nfinally: print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

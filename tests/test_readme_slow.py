@@ -35,7 +35,9 @@ def test_the_first_command_keeps_its_promise(tmp_path):
     )
     found = json.loads(result.stdout)
     packed = tmp_path / found["best"]["artifact"]["packed"]
-    assert packed.stat().st_size == found["best"]["predicted"]["size_bytes"] <= 15_000_000
+    onnx = tmp_path / found["best"]["artifact"]["onnx"]
+    assert onnx.stat().st_size == found["best"]["predicted"]["size_bytes"] <= 15_000_000
+    assert packed.stat().st_size == found["best"]["measured"]["packed_bytes"]
     floats = next(row for row in found["rows"] if row["label"] == "float")
     assert found["best"]["metrics"]["top1"] >= floats["searched"]["metrics"]["top1"] - 0.01
     assert found["best"]["artifact"]["onnx_agreement"] >= 0.99

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from mpsearch.accelerator import find_device
 from mpsearch.cli._show import Format
 from mpsearch.errors import OptionError, UserError
+from mpsearch.named import require_data_name, require_model_name
 
 if TYPE_CHECKING:
     from mpsearch.pipeline import RunConfig
 
+N = TypeVar("N", int, float)
+
+
+def known(text: str | None, require: Callable[[str], None]) -> str | None:
+    """The text, of which `require` finds no fault: told while options are read, before torch is imported."""
+    if text is not None:
+        require(text)
+    return text
+
+
 Model = Annotated[
     str | None,
     typer.Option(
-        help="timm name, or file.py:function (which is run). Without it: resnet34 fitted on digits."
+        callback=lambda text: known(text, require_model_name),
+        help=(
+            "timm name, file.py:function (which is run), or an exported program (.pt2). Without it: resnet34 "
+            "fitted on digits."
+        ),
     ),
 ]
 ModelArguments = Annotated[
@@ -27,16 +44,32 @@ ModelArguments = Annotated[
     typer.Option(help="KEY=VALUE for the model's constructor; VALUE is JSON. May be repeated."),
 ]
 Weights = Annotated[
-    str | None, typer.Option(help="Safetensors file; without it timm's pretrained weights are downloaded.")
+    str | None,
+    typer.Option(
+        help="Safetensors file or state dict (.pt); without it timm's pretrained weights are downloaded."
+    ),
 ]
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Keep the random weights of timm's constructor.")
 ]
 Data = Annotated[
     str | None,
-    typer.Option(help="Folder, .zip, .npz, timm dataset name or digits: evaluation images, or all images."),
+    typer.Option(
+        callback=lambda text: known(text, require_data_name),
+        help=(
+            "Folder, .zip, .npz, timm dataset name, digits, or file.py:function (a Dataset, a DataLoader or "
+            "any "
+            "iterable of samples): evaluation images, or all images."
+        ),
+    ),
 ]
-CalibrationData = Annotated[str | None, typer.Option(help="Source of the calibration and search images.")]
+CalibrationData = Annotated[
+    str | None,
+    typer.Option(
+        callback=lambda text: known(text, require_data_name),
+        help="Source of the calibration and search images.",
+    ),
+]
 ClassMap = Annotated[
     str | None,
     typer.Option(
@@ -63,8 +96,8 @@ Bits = Annotated[
     list[str] | None,
     typer.Option(
         help=(
-            "Weight bits a unit may have: 2-8 (all of them without it), or 2,4,8. NAME=2..6 for some "
-            "units, NAME=A4..8 for their inputs. May be repeated."
+            "Weight bits a unit may have: 2-8 (all of them without it), or 2,4,8; 2..8,float where it may "
+            "stay float too. NAME=2..6 for some units, NAME=A4..8 for their inputs. May be repeated."
         )
     ),
 ]
@@ -132,9 +165,27 @@ Objectives = Annotated[list[str] | None, typer.Option(help="NAME[:option=value,.
 TaskName = Annotated[
     str,
     typer.Option(
-        "--task", help="How outputs are compared: classification, embedding or span, with :option=value."
+        "--task",
+        help=(
+            "How outputs are compared: classification, segmentation, regression, embedding, span or outputs, "
+            "with :option=value, or file.py:Class. By the outputs without it."
+        ),
     ),
 ]
+InputSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Channels, height and width that the model reads, such as 3,32,32, or 32 for both sides."
+    ),
+]
+Mean = Annotated[
+    str | None, typer.Option(help="Means of the normalisation, such as 0.5,0.5,0.5, of values in 0 to 1.")
+]
+Std = Annotated[str | None, typer.Option(help="Standard deviations of the normalisation.")]
+Interpolation = Annotated[
+    str | None, typer.Option(help="With which images are resized: bilinear, bicubic, nearest or lanczos.")
+]
+BatchAxis = Annotated[int, typer.Option(help="Axis of the samples in what the model reads and gives.")]
 Tables = Annotated[str, typer.Option(help="Folder of latency tables.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of the runtime that is timed.")]
 Seed = Annotated[int, typer.Option(help="Random seed of splits, sampler and reconstruction.")]
@@ -146,6 +197,22 @@ Storage = Annotated[
             "Where trials are kept: postgresql://USER@HOST/DATABASE for several hosts. Without it, a "
             "journal in the study's folder."
         )
+    ),
+]
+
+
+def device_name(text: str | None) -> str | None:
+    """The text, where it names a device that is there: told before anything but torch is imported."""
+    if text not in (None, "auto", "cpu"):
+        find_device(text)
+    return text
+
+
+Device = Annotated[
+    str,
+    typer.Option(
+        callback=device_name,
+        help="What computes: auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1 or mps.",
     ),
 ]
 Output = Annotated[Format, typer.Option("--format", help="Format of the results on stdout.")]
@@ -161,17 +228,34 @@ def config_of(context: typer.Context, **settings: Any) -> RunConfig:
     from mpsearch.pipeline import RunConfig
 
     given = context.params
-    widths, rules = split_bits(given.get("bits"))
+    widths, floats, rules = split_bits(given.get("bits"))
     same = {field.name: given[field.name] for field in fields(RunConfig) if field.name in given}
     renamed = {
         "model_args": model_arguments(given.get("model_arg") or []),
         "pretrained": not given.get("random_weights"),
         "bits": widths,
+        "floats": floats,
         "a_bits": bit_widths(given.get("a_bits", "8")),
         "layer_bits": rules,
         "fix": tuple(given.get("fix") or ()),
+        "input_size": numbers_of("--input-size", given.get("input_size"), int),
+        "mean": numbers_of("--mean", given.get("mean"), float),
+        "std": numbers_of("--std", given.get("std"), float),
     }
     return RunConfig(**{**same, **renamed, **settings})
+
+
+def numbers_of(flag: str, text: str | None, kind: type[N]) -> tuple[N, ...] | None:
+    """Numbers between commas. Raises OptionError where they are none."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        example = "3,32,32" if kind is int else "0.5,0.5,0.5"
+        raise OptionError(
+            f"Cannot read {flag} {text!r}. Write numbers between commas, such as {example}."
+        ) from None
 
 
 def model_arguments(pairs: list[str]) -> dict[str, Any]:
@@ -190,10 +274,12 @@ def model_arguments(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def split_bits(texts: list[str] | None) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """What every unit may have, and the rules for units by name."""
+def split_bits(texts: list[str] | None) -> tuple[tuple[int, ...], bool, tuple[str, ...]]:
+    """What every unit may have, whether it may stay float, and the rules for units by name."""
     general = [text for text in texts or () if "=" not in text]
-    return bit_widths(general[-1] if general else "2-8"), tuple(text for text in texts or () if "=" in text)
+    asked = general[-1] if general else "2-8"
+    widths = asked.removesuffix(",float")
+    return bit_widths(widths), widths != asked, tuple(text for text in texts or () if "=" in text)
 
 
 def bit_widths(text: str) -> tuple[int, ...]:
@@ -211,7 +297,7 @@ def bit_widths(text: str) -> tuple[int, ...]:
             return tuple(range(int(match[1]), int(match[2]) + 1))
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        raise OptionError(f"Cannot read the bit-widths {text!r}. Write 2-8 or 2,4,8.") from None
+        raise OptionError(f"Cannot read the bit-widths {text!r}. Write 2-8, 2,4,8 or 2..8,float.") from None
 
 
 def require_file(path: Path) -> None:

@@ -135,8 +135,8 @@ Resume = Annotated[
     Path | None,
     typer.Option(
         help=(
-            "Finish the study in this folder with its own settings; only --budget and --allow-estimate "
-            "may change."
+            "Finish the study in this folder with its own settings; only --budget, --allow-estimate and "
+            "--device may change."
         )
     ),
 ]

@@ -1,4 +1,4 @@
-"""`mpsearch profile --from trtexec:DIR`, as it is printed."""
+"""`mpsearch profile --from trtexec:DIR` and `--target tensorrt --write DIR`, as they are printed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,35 @@ from mpsearch.errors import OptionError
 
 if TYPE_CHECKING:
     from mpsearch.pipeline.jobs.trtexec import TrtexecTable
+
+
+ELSEWHERE = ("tensorrt", "onnx-tensorrt")
+"""Targets whose engines are built and timed on another machine."""
+_USUAL = 16
+
+
+def profile_write(context: typer.Context, folder: Path, output: Format) -> None:
+    """Write the inputs of engines.
+
+    Args:
+        context: Options of the command.
+        folder: Where they go.
+        output: Format of the rows.
+    """
+    from mpsearch.pipeline.jobs.engines import write_engines
+
+    given = context.params
+    one = dict.fromkeys(("calibration_images", "search_images", "evaluation_images"), 1)
+    config = config_of(context, budgets=("8bits",), pretrained=False, **one)
+    builds = write_engines(config, folder, ProgressBars(), given["models"] or _USUAL, given["batch"])
+    rows = [
+        (name, str(sum(k != "float" for k in kernels)), str(len(kernels))) for name, kernels in builds.items()
+    ]
+    print_rows(("build", "int8", "units and tensors"), rows, output)
+    say(
+        f"{len(builds)} inputs of engines in {folder}. Copy it to where the GPU is, run build.sh there, copy "
+        f"it back, and read it with: mpsearch profile --from trtexec:{folder}"
+    )
 
 
 def profile_from(context: typer.Context, source: str, output: Format) -> None:
@@ -58,6 +87,14 @@ def profile_from(context: typer.Context, source: str, output: Format) -> None:
         "layers/whole",
     )
     print_rows(head, rows, output)
+    for build in found.builds:
+        if build.before and build.predicted_us is not None:
+            more = build.measured_us / build.predicted_us - 1
+            say(
+                f"{build.name} takes {build.measured_us / 1e3:.3f} ms; {build.predicted_us / 1e3:.3f} ms "
+                f"were predicted ({more:+.1%}). A run with --table {found.path} knows it, and repairs its "
+                "budget."
+            )
     _say_error(found)
 
 

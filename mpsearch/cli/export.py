@@ -144,7 +144,7 @@ def _print(rows: list[dict[str, Any]], output: Format) -> None:
         "point",
         "target",
         "bits",
-        "packed predicted",
+        "size predicted",
         "artifact",
         f"{what} fake-quantised",
         f"{what} runtime",
@@ -163,7 +163,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     ran, fake = row["runtime"], row["fake_quantized"]
     cosine = "" if ran is None else f"{ran['cosine_mean']:.6f}, {ran['cosine_least']:.6f}"
     through = "" if ran is None else _quality(ran)
-    sizes = (format_bytes(row["predicted_bytes"]), format_bytes(row["artifact_bytes"]))
+    predicted = f"{row['predicted_file']}: {format_bytes(row['predicted_bytes'])}"
+    sizes = (predicted, format_bytes(row["artifact_bytes"]))
     return (
         row["point"],
         row["target"],

@@ -10,10 +10,12 @@ import typer
 
 from mpsearch.cli._app import app
 from mpsearch.cli._options import (
+    BatchAxis,
     Bits,
     CalibrationData,
     CalibrationImages,
     Data,
+    Device,
     EvaluationImages,
     InputBits,
     Model,
@@ -57,8 +59,10 @@ def import_assignment(
     bits: Bits = None,
     a_bits: InputBits = "8",
     objective: Objectives = None,
+    device: Device = "auto",
     seed: Seed = 0,
-    task: TaskName = "classification",
+    task: TaskName = "auto",
+    batch_axis: BatchAxis = 0,
     name: Name = None,
     output: Output = Format.table,
 ) -> None:

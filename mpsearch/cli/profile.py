@@ -10,7 +10,7 @@ import typer
 from mpsearch.cli._app import app
 from mpsearch.cli._options import ModelArguments, Output, Tables, Threads, config_of
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
-from mpsearch.cli._trtexec import profile_from
+from mpsearch.cli._trtexec import ELSEWHERE, profile_from, profile_write
 from mpsearch.errors import DeviceMismatchError, OptionError, TableError
 
 
@@ -23,7 +23,10 @@ def profile(
     target: Annotated[
         str,
         typer.Option(
-            help="ort-cpu, openvino-cpu, openvino-cpu-bf16 or triton-cuda: whose kernels are measured."
+            help=(
+                "ort-cpu, openvino-cpu, openvino-cpu-bf16 or triton-cuda: whose kernels are measured; or "
+                "tensorrt, with --write."
+            )
         ),
     ] = "ort-cpu",
     tables: Tables = "latency_tables",
@@ -47,6 +50,16 @@ def profile(
             help="Measure nothing: tell whether this table, or each table of this folder, fits this device."
         ),
     ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "With --target tensorrt: measure nothing here, and write engines' inputs (--models of them, "
+                "16 unless told) and one script of trtexec calls into this folder."
+            )
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="With --write: images in a call.")] = 1,
     source: Annotated[
         str | None,
         typer.Option(
@@ -69,6 +82,11 @@ def profile(
     if check is not None:
         _check(check, output)
         return
+    if (write is not None) != (target.partition(":")[0] in ELSEWHERE):
+        raise OptionError(
+            "--target tensorrt and --write DIR go together: engines are built and timed where the GPU is. "
+            "Give both; then read what came back with --from trtexec:DIR."
+        )
     if model is None or data is None:
         raise OptionError(
             "profile needs --model and --data, whose shapes it measures; or --check TABLE, which "
@@ -82,6 +100,9 @@ def profile(
         raise OptionError(f"--at-most is {at_most}; it must be 0 or more.")
     if models < 0:
         raise OptionError(f"--models is {models}; it must be 0 or more.")
+    if write is not None:
+        profile_write(context, write, output)
+        return
     from mpsearch.pipeline import profile_model
 
     one = dict.fromkeys(("calibration_images", "search_images", "evaluation_images"), 1)

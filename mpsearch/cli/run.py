@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +14,21 @@ import typer
 from mpsearch.cli import _run_options as options
 from mpsearch.cli._app import app
 from mpsearch.cli._options import (
+    BatchAxis,
     Bits,
     CalibrationData,
     CalibrationImages,
     ClassMap,
     Data,
+    Device,
     EvaluationImages,
     FirstLastBits,
     Fix,
     InputBits,
     InputObserver,
+    InputSize,
+    Interpolation,
+    Mean,
     Model,
     ModelArguments,
     Name,
@@ -34,6 +39,7 @@ from mpsearch.cli._options import (
     Seed,
     Smooth,
     Softmax,
+    Std,
     Storage,
     Tables,
     TaskName,
@@ -57,7 +63,7 @@ if TYPE_CHECKING:
 ASSIGNED_BITS = (3, 4, 5, 6)
 """What --assign divides the layers among where --bits does not say: a group at 2 bits ruins most networks."""
 
-_WITH_RESUME = {"resume", "budget", "allow_estimate", "storage", "workers", "output"}
+_WITH_RESUME = {"resume", "budget", "allow_estimate", "device", "storage", "workers", "output"}
 
 
 @app.command()
@@ -71,6 +77,10 @@ def run(
     data: Data = None,
     calibration_data: CalibrationData = None,
     class_map: ClassMap = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
     calibration_images: CalibrationImages = None,
     search_images: SearchImages = None,
     evaluation_images: EvaluationImages = None,
@@ -99,8 +109,10 @@ def run(
     table: options.Table = None,
     allow_estimate: options.AllowEstimate = False,
     threads: Threads = 1,
+    device: Device = "auto",
     seed: Seed = 0,
-    task: TaskName = "classification",
+    task: TaskName = "auto",
+    batch_axis: BatchAxis = 0,
     name: Name = None,
     storage: Storage = None,
     workers: options.Workers = 1,
@@ -154,6 +166,8 @@ def _resumed(context: typer.Context, folder: Path) -> tuple[RunConfig, Study]:
     study = Study(folder)
     config = study.config()
     _require_unchanged(context)
+    if _is_given(context, "device"):
+        config = replace(config, device=context.params["device"])
     if context.params["allow_estimate"]:
         config = replace(config, allow_estimate=True)
     if context.params["budget"]:
@@ -178,6 +192,11 @@ def _finish(config: RunConfig, study: Study, crew: Crew, output: Format) -> None
     _tell(result, report)
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was typed."""
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
 def _began() -> float:
     """When this process began, as `time.monotonic()` counts: imports take part of a time limit too."""
     return time.monotonic() - (time.time() - float(psutil.Process().create_time()))
@@ -185,12 +204,7 @@ def _began() -> float:
 
 def _require_unchanged(context: typer.Context) -> None:
     """Raises OptionError where a setting is given that a study which goes on would pass over."""
-    given = [
-        name
-        for name in context.params
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        and name not in _WITH_RESUME
-    ]
+    given = [name for name in context.params if _is_given(context, name) and name not in _WITH_RESUME]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise OptionError(
@@ -203,11 +217,12 @@ def _print_result(result: dict[str, Any], output: Format) -> None:
     if output is Format.json:
         print(json.dumps(result, indent=1))
         return
-    timed = any("latency_us" in row["searched"] for row in result["rows"])
+    timed = bool(result.get("latencies")) or any("latency_us" in row["searched"] for row in result["rows"])
     labelled = any(row["searched"]["metrics"]["top1"] is not None for row in result["rows"])
     compared = [*(["top-1"] if labelled else []), result["measure"]]
+    beside = result["best"]["artifact"]["file"] != result["best"]["artifact"]["packed"]
     times = [
-        *(["ms predicted", "ms measured"] if timed else []),
+        *([f"ms {'ESTIMATED' if _is_estimate(result) else 'predicted'}", "ms measured"] if timed else []),
         *(["mJ predicted", "mJ measured"] if _has_energy(result) else []),
     ]
     header = (
@@ -215,18 +230,31 @@ def _print_result(result: dict[str, Any], output: Format) -> None:
         "bits",
         "size predicted",
         "size on disk",
+        *(["checkpoint"] if beside else []),
         *times,
         *compared,
         *(f"{name} finished" for name in compared),
     )
-    print_rows(
-        header,
-        [
-            _cells(row, timed, _has_energy(result), labelled, result["best"]["label"])
-            for row in result["rows"]
-        ],
-        output,
-    )
+    shown = _Shown(beside, timed, _has_energy(result), labelled, result["best"]["label"])
+    print_rows(header, [_cells(row, shown) for row in result["rows"]], output)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Which columns there are (size of a checkpoint beside the file that the budget limits, latency, energy,
+    top-1), and the label of the choice.
+    """
+
+    checkpoint: bool
+    timed: bool
+    energy: bool
+    labelled: bool
+    chosen: str
+
+
+def _is_estimate(result: dict[str, Any]) -> bool:
+    """Whether latencies are by a table that others have published, and not measured."""
+    return str(result.get("latencies") or "").startswith("ESTIMATED")
 
 
 def _has_energy(result: dict[str, Any]) -> bool:
@@ -234,26 +262,29 @@ def _has_energy(result: dict[str, Any]) -> bool:
     return any("energy_mj" in row["searched"] for row in result["rows"])
 
 
-def _cells(row: dict[str, Any], timed: bool, energy: bool, labelled: bool, chosen: str) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], shown: _Shown) -> tuple[str, ...]:
     near, after, said = row["searched"], row.get("reconstructed"), row["predicted"]
     written = after or near
-    size = f"{near['size_bytes']:,.0f} B" if row["label"] != "float" else f"({near['size_bytes']:,.0f} B)"
+    sizes = [f"{near[key]:,.0f} B" for key in ("size_bytes", *(["packed_bytes"] if shown.checkpoint else []))]
     cells = [
-        row["label"] + (" [chosen]" if row["label"] == chosen else ""),
+        row["label"] + (" [chosen]" if row["label"] == shown.chosen else ""),
         f"{row['mean_bits']:.2f}",
         f"{said['size_bytes']:,.0f} B" if said else "",
-        size,
+        *([f"({size})" for size in sizes] if row["label"].startswith("float") else sizes),
     ]
-    if timed:
-        cells += [f"{said['latency_us'] / 1e3:.3f}" if said else "", f"{written['latency_us'] / 1e3:.3f}"]
-    if energy:
+    if shown.timed:
+        cells += [
+            f"{known['latency_us'] / 1e3:.3f}" if known.get("latency_us") is not None else ""
+            for known in (said, written)
+        ]
+    if shown.energy:
         cells += [
             f"{known['energy_mj']:.3f}" if known.get("energy_mj") is not None else ""
             for known in (said, written)
         ]
     for measured in (near, after):
         metrics = measured["metrics"] if measured else None
-        if labelled:
+        if shown.labelled:
             cells.append("" if metrics is None or metrics["top1"] is None else f"{metrics['top1']:.2%}")
         cells.append("" if metrics is None else f"{metrics['kl']:.5f}")
     return tuple(cells)
@@ -266,7 +297,10 @@ def _tell(result: dict[str, Any], report: Path) -> None:
         kept = "predicted" if got is None else "measured"
         value = best["predicted"][budget.resource] if got is None else got
         used, limit = format_pair(value, budget.limit, budget.resource)
-        say(f"Budget {budget.text}: {kept} {used} of {limit}{_in_new_processes(budget, best)}.")
+        where = (
+            f", {result['latencies']}" if result.get("latencies") and b["resource"] == "latency_us" else ""
+        )
+        say(f"Budget {budget.text}: {kept} {used} of {limit}{_in_new_processes(budget, best)}{where}.")
     for r in best.get("repairs", []):
         got, limit = format_pair(r["measured"], r["limit"], r["resource"])
         predicted = format_quantity(r["predicted"], r["resource"])
@@ -287,13 +321,14 @@ def _tell(result: dict[str, Any], report: Path) -> None:
 def _tell_files(artifact: dict[str, Any], images: int) -> None:
     """What was written, and how it agrees with the checkpoint on so many images."""
     say(
-        f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['size_bytes'])}; open it with "
+        f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['packed_bytes'])}; open it with "
         "mpsearch.load."
     )
     for key, title in (("onnx", "ONNX"), ("openvino", "OpenVINO")):
         if key not in artifact:
             continue
-        units = f"8-bit containers, {format_bytes(artifact[f'{key}_bytes'])}"
+        form = "bit-packed weights" if artifact[key] == artifact["file"] else "8-bit containers"
+        units = f"{form}, {format_bytes(artifact[f'{key}_bytes'])}"
         agreement = f"it decides as the checkpoint on {artifact[f'{key}_agreement']:.2%} of {images} images"
         if "latency" not in artifact:
             agreement += f"; {artifact[f'{key}_fresh_latency_us'] / 1e3:.3f} ms in a process of its own"
@@ -301,6 +336,14 @@ def _tell_files(artifact: dict[str, Any], images: int) -> None:
         fallbacks = ", ".join(f"{unit} ({ran})" for unit, ran in artifact[f"{key}_fallbacks"].items())
         if fallbacks:
             say(f"Not in the kernel they were written for: {fallbacks}.")
+    if "tensorrt" in artifact:
+        script = Path(artifact["tensorrt"]).with_name("build.sh")
+        agreement = f"{artifact['tensorrt_agreement']:.2%} of {images} images"
+        say(
+            f"For TensorRT: {artifact['tensorrt']} (strongly typed float16 and int8), which ONNX Runtime "
+            f"decides as the checkpoint on {agreement}. Build and time it where the GPU is with {script}, "
+            f"then compare: mpsearch profile --from trtexec:{script.parent}."
+        )
     if "triton" in artifact:
         agreement = f"{artifact['triton_agreement']:.2%} of {images} images"
         say(f"On the kernels of triton-cuda it decides as the fake-quantised model on {agreement}.")

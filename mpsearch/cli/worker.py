@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpsearch.cli._app import app
-from mpsearch.cli._options import CalibrationData, ClassMap, Data, Storage
+from mpsearch.cli._options import CalibrationData, ClassMap, Data, Storage, device_name
 from mpsearch.cli._show import ProgressBars, say
 from mpsearch.errors import OptionError
 
@@ -28,6 +28,12 @@ def worker(
     data: Data = None,
     calibration_data: CalibrationData = None,
     class_map: ClassMap = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            callback=device_name, help="What computes here; of the run's kind. The run's own without it."
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="JSON with model, weights, data, calibration_data or class_map of this host."),
@@ -45,6 +51,7 @@ def worker(
         "data": data,
         "calibration_data": calibration_data,
         "class_map": class_map,
+        "device": device,
     }
     locations = {**_read(config, LOCATIONS), **{k: v for k, v in given.items() if v is not None}}
     folder = Path(study) if Path(study).is_dir() else Path("studies") / study

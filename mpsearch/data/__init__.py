@@ -4,7 +4,10 @@ fixed by seed and content hash.
 
 from mpsearch.data.digits import digits_split
 from mpsearch.data.images import ImageSet
-from mpsearch.data.loading import load_images, require_source
+from mpsearch.data.loading import load_images, preparation, require_source
+from mpsearch.data.nested import NestedSet
+from mpsearch.data.placed import placed
+from mpsearch.data.reading import Samples, Takes, drawn, opened
 from mpsearch.data.samples import SampleSet
 from mpsearch.data.sources.classes import Classes, read_class_map
 from mpsearch.data.splits import Splits, make_splits
@@ -13,12 +16,19 @@ from mpsearch.data.tokens import TokenSet, tokenize
 __all__ = [
     "Classes",
     "ImageSet",
+    "NestedSet",
     "SampleSet",
+    "Samples",
     "Splits",
+    "Takes",
     "TokenSet",
     "digits_split",
+    "drawn",
     "load_images",
     "make_splits",
+    "opened",
+    "placed",
+    "preparation",
     "read_class_map",
     "require_source",
     "tokenize",

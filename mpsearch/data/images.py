@@ -72,7 +72,10 @@ class ImageSet(HeldSamples):
         so equal to the last bit.
         """
         chosen = self.images if indices is None else self.images[at(indices)]
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32, device=chosen.device).view(1, -1, 1, 1)
+            for v in (self.mean, self.std)
+        )
         return chosen.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     @cached_property

@@ -19,8 +19,10 @@ from mpsearch.data.sources.arrays import npz_parts, open_npz
 from mpsearch.data.sources.catalogue import Tree, tree_parts
 from mpsearch.data.sources.classes import Classes
 from mpsearch.data.sources.files import folder_tree, open_files, zip_tree
-from mpsearch.data.sources.timm_dataset import PACKAGES, is_timm_name, open_timm, require_package
+from mpsearch.data.sources.timm_dataset import is_timm_name, open_timm, require_package
 from mpsearch.errors import DataError
+from mpsearch.named import require_data_name
+from mpsearch.usercode import names_code, require_code
 
 Progress = Callable[[int, int], None]
 """Called with the images done and their number."""
@@ -82,12 +84,22 @@ def open_source(spec: str, split: str | None = None, classes: Classes | None = N
 def require_source(spec: str, classes: Classes | None = None) -> None:
     """Raises DataError where there is no such source, or its list of images cannot be read.
 
-    A dataset of timm's is not fetched: only its package is asked.
+    A dataset of timm's is not fetched: only its package is asked; the function of a file is not run.
     """
-    if is_timm_name(spec):
+    if names_code(spec):
+        require_code(spec, DataError)
+    elif is_timm_name(spec):
         require_package(spec)
     else:
         open_source(spec, classes=classes)
+
+
+def preparation(spec: str, data_config: Mapping[str, Any], classes: Classes | None = None) -> str:
+    """How the images of a source are prepared, for people, and what size the first one had."""
+    source = open_source(spec, classes=classes)
+    prepared = Preprocessor.from_config(data_config).changed(**source.changed_config)
+    first = source.read(0).image.size if not is_timm_name(spec) else None
+    return f"{prepared}{'' if first is None else f'; the first was {first[1]} x {first[0]}'}"
 
 
 def source_parts(spec: str) -> frozenset[str]:
@@ -120,11 +132,7 @@ def _place(spec: str) -> Tree | Path:
     path = Path(spec).expanduser()
     if path.is_dir():
         return folder_tree(path)
-    if not path.is_file():
-        raise DataError(
-            f"There is no {spec}. Give 'digits', a folder or zip of images, an .npz file, or a timm "
-            f"dataset ({', '.join(f'{p}/...' for p in PACKAGES)})."
-        )
+    require_data_name(spec)
     if path.suffix.lower() == ".zip":
         return zip_tree(path)
     if path.suffix.lower() != ".npz":

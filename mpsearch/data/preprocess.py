@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
@@ -63,19 +64,29 @@ def decode(data: bytes, where: str) -> Image.Image:
 
 
 def as_mode(image: Image.Image, mode: str, where: str) -> Image.Image:
-    """Convert to `L` or `RGB`; transparency is dropped, as timm does. Raises DataError for more than 8 bits a
-    channel.
+    """Convert to `L` or `RGB`, as torchvision's and timm's loaders do: transparency is dropped, and a turn
+    in the
+    EXIF data is not made. 16 bits a channel become 8 by their range, where those loaders would clip. Raises
+    DataError for 32 bits.
     """
     if image.mode == mode:
         return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return _eight_bits(image).convert(mode)
     if image.mode.startswith("I") or image.mode == "F":
         raise DataError(
-            f"{where} has more than 8 bits a channel (mode {image.mode}), which a conversion would clip "
-            "to white. Save it with 8 bits."
+            f"{where} has 32 bits a channel (mode {image.mode}) of an unknown range. Save it with 8 or 16 "
+            "bits."
         )
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours, without Pillow's warning
     return image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """0 to 65535 as 0 to 255, rounded."""
+    values = np.asarray(image).astype(np.float64)
+    return Image.fromarray(np.rint(values * (255 / 65535)).clip(0, 255).astype(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,19 @@ class Preprocessor:
         made = cls(**values)
         made._check()
         return made
+
+    def __str__(self) -> str:
+        """For people: `resized to 256 (bilinear), its middle 224 x 224, 3 channels, mean ..., std ...`."""
+        channels, height, width = self.input_size
+        whole = self.crop_pct == 1
+        size = f"{height} x {width}"
+        how = f"resized to {size}" if whole else f"{size}, cut out of {1 / self.crop_pct:.3g} times that"
+        mode = "" if self.crop_mode == "center" else f", {self.crop_mode}"
+        numbers = ", ".join(
+            f"{name} {' '.join(f'{v:.3g}' for v in values)}"
+            for name, values in (("mean", self.mean), ("std", self.std))
+        )
+        return f"{how} ({self.interpolation}{mode}), {('grey', 'RGB')[channels == 3]}, {numbers}"
 
     def changed(self, **entries: Any) -> Preprocessor:
         """The same with other entries."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mpsearch.errors import DataError
+from mpsearch.pytrees import Inputs
 
 Indices = Sequence[int] | Tensor | slice
 """Which samples, in order; a slice costs no copy."""
@@ -22,8 +23,7 @@ Indices = Sequence[int] | Tensor | slice
 class SampleSet(Protocol):
     """N inputs of one model, kept in memory, and what is true of each.
 
-    A model reads one tensor with the samples on axis 0: what is not an image (token ids and their mask) is
-    stacked into one.
+    A model reads one tensor with the samples on axis 0, or several of them, as a `Batch`.
     """
 
     @property
@@ -53,10 +53,10 @@ class SampleSet(Protocol):
     def __len__(self) -> int:
         """N."""
 
-    def inputs(self, indices: Indices | None = None) -> Tensor:
+    def inputs(self, indices: Indices | None = None) -> Inputs:
         """`N x ...`: what the model reads."""
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(self, size: int) -> Iterator[tuple[Inputs, Tensor | None]]:
         """`(inputs, labels)` of `size` samples at a time, the last batch shorter."""
 
     def subset(self, indices: Indices) -> SampleSet:
@@ -121,6 +121,10 @@ class HeldSamples:
         where = at(indices)
         labels = None if self.labels is None else self.labels[where]
         return cast(Self, replace(cast(Any, self), **{self.held: self._samples[where]}, labels=labels))
+
+    def on(self, device: torch.device) -> Self:
+        """The same with the samples in a device's memory; labels stay where they are."""
+        return cast(Self, replace(cast(Any, self), **{self.held: self._samples.to(device)}))
 
     def joined(self, others: Sequence[Self]) -> Self:
         """These samples, then those of the other sets; the set itself where there is no other."""

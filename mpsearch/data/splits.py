@@ -13,11 +13,14 @@ import numpy.typing as npt
 
 from mpsearch.data.loading import Progress, load, open_source, source_parts
 from mpsearch.data.preprocess import Preprocessor
+from mpsearch.data.reading import Samples, Takes, opened
 from mpsearch.data.samples import SampleSet
 from mpsearch.data.sampling import seeded_order
 from mpsearch.data.sources._base import TEST, TRAIN
 from mpsearch.data.sources.classes import Classes
 from mpsearch.errors import DataError
+from mpsearch.pytrees import Inputs, Structure
+from mpsearch.usercode import call_code, names_code
 
 SCHEMA = 1
 _Counts = tuple[int | None, int | None, int | None]
@@ -89,10 +92,10 @@ class _Pool:
 
 
 def make_splits(
-    data: str | SampleSet,
+    data: Any,
     data_config: Mapping[str, Any] | None = None,
     *,
-    calibration: str | SampleSet | None = None,
+    calibration: Any = None,
     calibration_images: int | None = None,
     search_images: int | None = None,
     evaluation_images: int | None = None,
@@ -100,6 +103,7 @@ def make_splits(
     seed: int = 0,
     classes: Classes | None = None,
     on_image: Progress | None = None,
+    takes: Takes | None = None,
 ) -> Splits:
     """Draw calibration, search and evaluation images, stratified by label where labels are known, none twice.
 
@@ -110,9 +114,9 @@ def make_splits(
     where there is a choice, the evaluation set is the one that keeps it.
 
     Args:
-        data: Evaluation images, or all images: a name as `load_images` takes it, or an `ImageSet`, a
-            `TokenSet` or another `SampleSet`.
-        data_config: The model's; not needed for a `SampleSet`.
+        data: Evaluation images, or all images: a name as `load_images` takes it, `file.py:function`, an
+            `ImageSet`, a `TokenSet` or another `SampleSet`, or a DataLoader, Dataset or iterable of samples.
+        data_config: The model's; needed for names alone.
         calibration: Source of the calibration and search images.
         calibration_images: How many; None takes as many as `usual` says, or a share of what there is, in
             proportion.
@@ -123,6 +127,7 @@ def make_splits(
         classes: What is known of the model's classes; labels beyond them are refused before an image is
             decoded.
         on_image: Progress, for each source that is read.
+        takes: Whether the model takes a sample; needed for samples that are no `SampleSet`.
 
     Raises:
         DataError: Too few images, labels that the model has no output for, or two sources that do not go
@@ -136,26 +141,36 @@ def make_splits(
     for name, number in wanted.items():
         if number is not None and number < 1:
             raise DataError(f"{name} is {number}; it must be 1 or more.", fields=wanted)
-    opened = partial(_open, data_config=data_config, classes=classes, on_image=on_image)
-    main = opened(data, part=TEST)
-    if calibration is None and isinstance(data, str) and source_parts(data) == {TRAIN, TEST}:
+    reads = partial(_open, data_config=data_config, classes=classes, on_image=on_image, takes=takes)
+    main = reads(data, part=TEST)
+    named = isinstance(data, str) and not names_code(data)
+    if calibration is None and named and source_parts(data) == {TRAIN, TEST}:
         calibration = data
     counts = _Wanted((calibration_images, search_images, evaluation_images), usual)
     if calibration is None:
         return _divide(main, counts, seed)
-    return _combine(main, opened(calibration, part=TRAIN), counts, seed)
+    return _combine(main, reads(calibration, part=TRAIN), counts, seed)
 
 
 def _open(
-    data: str | SampleSet,
+    data: Any,
     part: str,
     data_config: Mapping[str, Any] | None,
     classes: Classes | None,
     on_image: Progress | None,
+    takes: Takes | None,
 ) -> _Pool:
+    name = str(getattr(data, "name", None) or type(data).__name__)
+    if isinstance(data, str) and names_code(data):
+        name, data = data, call_code(data, "a function that returns samples", DataError)
     if not isinstance(data, str):
+        data = opened(data, name)
+        if isinstance(data, Samples):
+            return _Pool(name, data.count, None, None, partial(data.drawn, takes=takes or _takes_all))
         labels = (
-            data.labels if data.labels is not None and data.labels.ndim == 1 else None
+            data.labels
+            if data.labels is not None and data.labels.ndim == 1 and not data.labels.is_floating_point()
+            else None
         )  # spans and boxes are no classes
         return _Pool(data.name, len(data), None if labels is None else labels.numpy(), None, data.subset)
     if data_config is None:
@@ -174,6 +189,10 @@ def _open(
         folders,
         lambda indices: load(source, indices, preprocess, on_image),
     )
+
+
+def _takes_all(batch: Inputs, call: Structure) -> None:
+    """Nothing is known of the model: the first form of a sample is taken."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from mpsearch import files
 from mpsearch.deploy.targets import TARGETS, Job, Target
 from mpsearch.errors import CheckpointError, MpsearchError, UserError
 from mpsearch.foreign import one_message
-from mpsearch.models import ModelSource
+from mpsearch.models import Form, ModelSource, form_of
 from mpsearch.problem import Assignment
+from mpsearch.pytrees import sizes_of
 
 MANIFEST, FORMAT, SCHEMA = "artifact.json", "mpsearch-artifact", 1
 _PACKAGES = ("mpsearch", "torch", "onnx", "onnxruntime", "openvino", "torchao", "nvidia-modelopt", "nncf")
@@ -52,9 +53,16 @@ class Artifact:
         return sum(int(about["bytes"]) for about in self.manifest["files"].values())
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """C x H x W."""
-        return tuple(int(n) for n in self.manifest["input_shape"])
+    def form(self) -> Form | None:
+        """How the model is called and what it gives; None for one tensor in, one tensor out."""
+        return Form.from_json(self.manifest["form"]) if "form" in self.manifest else None
+
+    @property
+    def inputs(self) -> list[tuple[tuple[int, ...], str]]:
+        """Shape of one sample, such as C x H x W, and type, of each tensor that it reads."""
+        if self.form is not None:
+            return [(leaf.shape, leaf.dtype) for leaf in self.form.inputs]
+        return [(tuple(int(n) for n in self.manifest["input_shape"]), "float32")]
 
     @property
     def source(self) -> ModelSource:
@@ -142,7 +150,7 @@ def open_artifact(path: str | Path) -> Artifact:
                 raise CheckpointError(
                     f"{folder / name} is missing or is not what was exported. Export again."
                 )
-        _ = artifact.target, artifact.source, artifact.input_shape, artifact.size_bytes
+        _ = artifact.target, artifact.source, artifact.inputs, artifact.size_bytes
     except OSError as error:
         raise CheckpointError(
             f"{path} is no artifact: {held} cannot be read ({error.strerror}). Name a folder that "
@@ -211,7 +219,8 @@ def _versions() -> dict[str, str]:
 
 def _manifest(folder: Path, target_text: str, job: Job) -> dict[str, Any]:
     """What is true of the files in a folder: target, sums, versions, and what they were made from."""
-    description = job.layout.description
+    description, form = job.layout.description, form_of(job.module)
+    shape = sizes_of(job.example)[0][0][1:]
     return {
         "format": FORMAT,
         "schema": SCHEMA,
@@ -225,6 +234,6 @@ def _manifest(folder: Path, target_text: str, job: Job) -> dict[str, Any]:
         ).to_json(),
         "source": dict(description["source"]),
         "data_config": _plain(description["data_config"]),
-        "input_shape": list(job.example.shape[1:]),
+        **({"input_shape": list(shape)} if form is None else {"form": form.to_json()}),
         "versions": _versions(),
     }

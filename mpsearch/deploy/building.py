@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mpsearch.errors import CheckpointError, UserError
 from mpsearch.models import ModelSource, build_model
+from mpsearch.named import HUB
 
 _SPARE_ELEMENTS, _SPARE_TENSORS = 2**16, 64
 _NO_ARGUMENTS = {
@@ -39,7 +40,7 @@ def architecture(path: Path, source: ModelSource, tensors: Mapping[str, Tensor])
     Raises: CheckpointError: It is not timm's, has an argument that a checkpoint may not give, or cannot be
         built.
     """
-    if source.kind != "timm":
+    if source.kind != "timm" or source.name.startswith(HUB):
         raise CheckpointError(
             f"{path} holds a model that was built by {source.name!r}, and a checkpoint never runs code. "
             f"Build the float model yourself and pass it: mpsearch.load({str(path)!r}, model=...)."

@@ -9,6 +9,7 @@ from torch import nn
 
 from mpsearch.deploy.packed_reading import load_packed
 from mpsearch.errors import MissingExtraError, OptionError, UnknownNameError
+from mpsearch.models import ModelSource, build_model, kind_of
 
 KERNELS = ("triton-cuda",)
 """What `kernels` may be."""
@@ -16,7 +17,7 @@ KERNELS = ("triton-cuda",)
 
 def load(
     path: str | Path,
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
     *,
     kernels: str | None = None,
     device: str | None = None,
@@ -30,8 +31,9 @@ def load(
 
     Args:
         path: Written by mpsearch.
-        model: Float model of the same architecture, batch norms not folded; needed unless the checkpoint
-            names a timm model. It is not changed.
+        model: Float model of the same architecture, batch norms not folded, or what `--model` names, such as
+            `file.py:function` (which is run); needed unless the checkpoint names a timm model. It is not
+            changed.
         kernels: `triton-cuda`, or None.
         device: Where it computes; None for the CPU, and for `cuda` with `kernels`.
         dtype: `fp16` (None) or `bf16`: of tensors between units, and of float layers; only with `kernels`.
@@ -42,6 +44,8 @@ def load(
         UserError: A unit has no kernel; names all of them. Or an option cannot be taken.
         MissingExtraError: Triton is not installed.
     """
+    if isinstance(model, str):
+        model = build_model(ModelSource(kind_of(model), model))
     if kernels is None:
         if dtype is not None:
             raise OptionError(

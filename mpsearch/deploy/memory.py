@@ -222,10 +222,12 @@ import ctypes, json, sys
 import numpy as np
 from pathlib import Path
 from mpsearch.hardware.backends.ort_cpu import session
+from mpsearch.hardware.ports import onnx_ports
 def read(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
 live = session(Path(sys.argv[1]), 1, arena=False)
-feeds = {live.get_inputs()[0].name: np.ones(json.loads(sys.argv[2]), np.float32)}
+ports = onnx_ports(live)
+feeds = ports.feeds([np.ones(shape, kind) for shape, kind in json.loads(sys.argv[2])])
 live.run(None, feeds)
 ctypes.CDLL(None).malloc_trim(0)
 open("/proc/self/clear_refs", "w").write("5")
@@ -235,7 +237,7 @@ print(read("VmHWM") - before + sum(array.nbytes for array in feeds.values()))
 """
 
 
-def measured_peak(path: Path, shape: Sequence[int]) -> int:
+def measured_peak(path: Path, inputs: Sequence[tuple[Sequence[int], str]]) -> int:
     """Bytes of tensors and scratch space at their highest while ONNX Runtime runs a file: what the resident
     memory of a new process grows by, and the input.
 
@@ -244,12 +246,12 @@ def measured_peak(path: Path, shape: Sequence[int]) -> int:
 
     Args:
         path: The ONNX file.
-        shape: Shape of its input, batch included.
+        inputs: Shape, batch included, and type of each input, such as `float32`.
     Raises: MpsearchError: The system does not tell (it must be Linux with glibc), or the file does not run.
     """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "0"}
     ran = subprocess.run(
-        [sys.executable, "-c", _PROBE, str(path), json.dumps(list(shape))],
+        [sys.executable, "-c", _PROBE, str(path), json.dumps([[list(size), kind] for size, kind in inputs])],
         capture_output=True,
         text=True,
         check=False,

@@ -11,6 +11,7 @@ not have.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -41,33 +42,46 @@ from mpsearch.hardware.backends.ort_cpu import executed, kernels_of, session
 from mpsearch.hardware.bench import time_apart
 from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.overflow import is_depthwise, without_overflow
+from mpsearch.hardware.ports import onnx_ports
 from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight, opset_imports
+from mpsearch.models import Form, apart, form_of
 from mpsearch.problem import Candidate
+from mpsearch.pytrees import Inputs, arrays_of, joined, leaves_of
 from mpsearch.quant import OBSERVERS, AffineParams, QuantizedTensor, UnitState, affine_input
 from mpsearch.reconstruct import Calibration
 
 _INTEGER = {"QLinearConv", "MatMulIntegerToFloat"}
 
 
-def export_float(module: nn.Module, example: Tensor, opset: int = OPSET) -> ModelProto:
+def export_float(module: nn.Module, example: Inputs, opset: int = OPSET) -> ModelProto:
     """The float graph of a folded model, dynamic batch, by torch's exporter.
 
     Args:
-        module: One tensor in, one tensor out, eval mode.
-        example: 1 x C x H x W or more.
+        module: One batch in, one tensor out, eval mode; of one that was bound to a form, the file has the
+            inputs and outputs of its own, by name.
+        example: 1 x C x H x W or more, or what else it reads.
         opset: Version of the operators; 21 has 4-bit and blockwise DequantizeLinear.
     Raises: ModelError: torch cannot export it.
     """
-    two = torch.cat([example[:1], example[:1]])  # a batch of one would be fixed by the exporter
+    one, form = example[:1], form_of(module)
+    two = joined([one, one])  # a batch of one would be fixed by the exporter
+    named: dict[str, Any] = {} if form is None else _port_names(form)
+    axis, two = (0, two) if form is None else (form.batch_axis, form.placed(two))
     try:
         # fused attention with a mask is traced with the strides of one kernel and decomposed with those of
         # another, which the exporter refuses
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        with (
+            warnings.catch_warnings(),
+            sdpa_kernel(SDPBackend.MATH),
+            contextlib.nullcontext() if form is None else apart(module),
+        ):
             warnings.simplefilter("ignore")  # the exporter's advice to itself
-            dynamic = ({0: torch.export.Dim.DYNAMIC},)
+            each = [{axis: torch.export.Dim.DYNAMIC} for _ in leaves_of(two)]
+            dynamic: Any = (each[0] if isinstance(two, Tensor) else each,)
             program = torch.onnx.export(
                 module,
                 (two,),
+                **named,
                 dynamo=True,
                 opset_version=opset,
                 dynamic_shapes=dynamic,
@@ -89,6 +103,16 @@ def export_float(module: nn.Module, example: Tensor, opset: int = OPSET) -> Mode
     proto: ModelProto = program.model_proto
     keep_pads(proto)
     return proto
+
+
+def _port_names(form: Form) -> dict[str, list[str]]:
+    """Names of the file's inputs and outputs, none twice."""
+    given = [leaf.name or "input" for leaf in form.inputs]
+    result = [leaf.name or "output" for leaf in form.outputs]
+    return {
+        "input_names": given,
+        "output_names": [f"output.{name}" if name in given or name.isdigit() else name for name in result],
+    }
 
 
 def _optimize(program: torch.onnx.ONNXProgram) -> None:
@@ -158,7 +182,7 @@ class OnnxRun:
         return sum(op in _INTEGER for op in self.executed)
 
 
-def load_onnx(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable[[], object], int]:
+def load_onnx(path: Path, image: Inputs, threads: int = 1) -> tuple[Callable[[], object], int]:
     """A file ready to run one image, by the session that a deployment would use, and how many calls of its
     units run quantised.
     """
@@ -168,7 +192,7 @@ def load_onnx(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable[[],
 
 
 def measure_onnx(
-    path: Path, image: Tensor, threads: int = 1, rounds: int = 1, seconds: float = 0.5
+    path: Path, image: Inputs, threads: int = 1, rounds: int = 1, seconds: float = 0.5
 ) -> OnnxRun:
     """Latency of the whole model at batch 1, by the session that a deployment would use, and what it
     executes; `rounds` as in `time_apart`.
@@ -179,19 +203,21 @@ def measure_onnx(
     )
 
 
-def _one_image(path: Path, image: Tensor, threads: int) -> Callable[[], object]:
+def _one_image(path: Path, image: Inputs, threads: int) -> Callable[[], object]:
     live = _opened(path, threads)
-    feeds = {live.get_inputs()[0].name: image[:1].numpy()}
+    feeds = onnx_ports(live).feeds(arrays_of(image[:1]))
     return lambda: live.run(None, feeds)
 
 
 def run_onnx(path: Path, threads: int = 1, *, fused: bool = True) -> Any:
-    """A function from N x C x H x W to N x K logits, computed by ONNX Runtime; `fused` as in `session`."""
+    """A function from N x C x H x W, or other inputs, to N x K logits, computed by ONNX Runtime;
+    `fused` as in `session`.
+    """
     live = _opened(path, threads, fused=fused)
-    name = live.get_inputs()[0].name
+    ports = onnx_ports(live)
 
-    def run(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(live.run(None, {name: inputs.numpy()})[0]))
+    def run(inputs: Inputs) -> Tensor:
+        return torch.from_numpy(ports.joined(live.run(None, ports.feeds(arrays_of(inputs)))))
 
     return run
 

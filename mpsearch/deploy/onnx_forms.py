@@ -1,14 +1,13 @@
-"""Two further forms of the ONNX file: strongly typed Q/DQ for TensorRT, and weights of at most 4 bits that
-take 4 bits in the file.
+"""A further form of the ONNX file: weights of at most 4 bits that take 4 bits in it.
 
-Both keep the nodes of the float graph and put quantised tensors before them, so what they compute is the
+It keeps the nodes of the float graph and puts quantised tensors before them, so what it computes is the
 fake-quantised model up to the order of float sums; `onnx.py` is the form that runs in integers on x86.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -19,45 +18,14 @@ from onnx import ModelProto, NodeProto, helper
 from mpsearch.deploy.graph import drop_unused, replace_nodes, unit_of, with_biases
 from mpsearch.errors import ModelError, UserError
 from mpsearch.hardware.qdq import Grid, QdqWriter
-from mpsearch.quant import AffineParams, UnitState, affine_input
+from mpsearch.quant import UnitState, affine_input
 
 FourBit = Literal["matmulnbits", "blockwise"]
+WriteUnit = Callable[[NodeProto, UnitState, str], None]
+"""From the node of a unit, its state and its name."""
 OPSET_4BIT = 21
 """First with 4-bit integers and a block size in DequantizeLinear."""
-_OPS = ("Conv", "Gemm", "MatMul")
-
-
-def typed_onnx(float_model: ModelProto, states: Mapping[str, UnitState]) -> ModelProto:
-    """The graph of an assignment for TensorRT: int8 on both sides, zero points 0, one scale for each output
-    channel of a weight.
-
-    TensorRT has no integers of fewer bits than 8 for activations: codes of fewer bits keep their narrower
-    range through a Clip of the float tensor before QuantizeLinear, which gives the same codes. Biases stay
-    float, as its builder wants them.
-
-    Args:
-        float_model: From `export_float`; left as it is.
-        states: Every unit's codes and quantisers; inputs signed around zero.
-
-    Raises:
-        UserError: An input's grid is not signed around zero.
-        ModelError: A quantised unit has no node of its own in the graph.
-    """
-    writer = QdqWriter("mpsearch/typed")
-    held: dict[tuple[str, float, int], str] = {}
-
-    def unit(node: NodeProto, state: UnitState, name: str) -> None:
-        assert state.weight is not None
-        node.input[0] = _signed_input(writer, held, node.input[0], affine_input(name, state), name)
-        codes, axis = _oriented(node, state)
-        scale = writer.constant(_scales(state), "weight_scale")
-        zero = writer.constant(np.zeros(len(_scales(state)), np.int8), "weight_zero_point")
-        node.input[1] = writer.node(
-            "DequantizeLinear", [writer.constant(codes, "weight"), scale, zero], axis=axis
-        )
-        writer.nodes.append(node)
-
-    return _rewritten(float_model, states, writer, unit)
+UNIT_OPS = ("Conv", "Gemm", "MatMul")
 
 
 def four_bit_onnx(float_model: ModelProto, states: Mapping[str, UnitState], form: FourBit) -> ModelProto:
@@ -116,15 +84,23 @@ def block_size(columns: int) -> int:
     return min((256, 128, 64, 32, 16), key=lambda size: (-(-columns // size) * size, -size))
 
 
-def _rewritten(
-    float_model: ModelProto, states: Mapping[str, UnitState], writer: QdqWriter, unit: Any
-) -> ModelProto:
-    model = with_biases(float_model, states)
+def rewrite_units(
+    model: ModelProto, states: Mapping[str, UnitState], writer: QdqWriter, unit: WriteUnit
+) -> None:
+    """Put each node of a quantised unit through `unit`, in place.
+
+    Args:
+        model: Graph.
+        states: Every unit's codes and quantisers; those without a weight are left alone.
+        writer: Collects what the graph is then made of.
+        unit: Adds the nodes of a unit to the writer, from its node, its state and its name.
+    Raises: ModelError: A unit has no node of its own in the graph.
+    """
     quantized = {name: state for name, state in states.items() if state.weight is not None}
     placed = set()
     for node in model.graph.node:
         name = unit_of(node)
-        if node.op_type in _OPS and name in quantized:
+        if node.op_type in UNIT_OPS and name in quantized:
             unit(node, quantized[name], name)
             placed.add(name)
         else:
@@ -137,38 +113,14 @@ def _rewritten(
         )
     replace_nodes(model, writer.nodes, writer.initializers)
     drop_unused(model)
+
+
+def _rewritten(
+    float_model: ModelProto, states: Mapping[str, UnitState], writer: QdqWriter, unit: WriteUnit
+) -> ModelProto:
+    model = with_biases(float_model, states)
+    rewrite_units(model, states, writer, unit)
     return model
-
-
-def _signed_input(
-    writer: QdqWriter, held: dict[tuple[str, float, int], str], x: str, params: AffineParams, unit: str
-) -> str:
-    if not params.symmetric:
-        raise UserError(
-            f"The input of unit {unit!r} has a zero point, which TensorRT does not take. Calibrate with "
-            "symmetric_inputs."
-        )
-    scale = np.float32(float(params.scale))
-    key = (x, float(scale), params.bits)
-    if key not in held:
-        if params.bits < 8:
-            ends = [writer.constant(np.float32(code * scale), "range") for code in (params.qmin, params.qmax)]
-            x = writer.node("Clip", [x, *ends])
-        step, zero = writer.constant(scale, "scale"), writer.constant(np.int8(0), "zero_point")
-        held[key] = writer.node(
-            "DequantizeLinear", [writer.node("QuantizeLinear", [x, step, zero]), step, zero]
-        )
-    return held[key]
-
-
-def _oriented(node: NodeProto, state: UnitState) -> tuple[NDArray[np.int8], int]:
-    """Codes as the node reads its weight, and the axis of the output channels."""
-    assert state.weight is not None
-    codes = state.weight.codes.to(torch.int8).numpy()
-    transposed = next((a.i for a in node.attribute if a.name == "transB"), 0)
-    if node.op_type == "Conv" or transposed:
-        return codes, 0
-    return np.ascontiguousarray(codes.T), 1
 
 
 def _scales(state: UnitState) -> NDArray[np.float32]:

@@ -27,8 +27,10 @@ from mpsearch.hardware.ir import PREFIX, fallbacks, read_ir, write_ir
 from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.openvino_nodes import OpenVinoWriter, arithmetic_of, compiled, openvino, ran_nodes
 from mpsearch.hardware.overflow import is_depthwise
+from mpsearch.hardware.ports import Ports
 from mpsearch.hardware.qdq import Grid, QuantizedWeight
 from mpsearch.problem import ConvAttributes
+from mpsearch.pytrees import Inputs, arrays_of
 from mpsearch.quant import OBSERVERS, QuantizedTensor, UnitState, affine_input, quantize
 
 _UNITS = ("Convolution", "GroupConvolution", "MatMul")
@@ -148,50 +150,55 @@ def narrowed(state: UnitState, observer: str) -> UnitState:
     return replace(state, weight=QuantizedTensor(quantize(weight, params), params))
 
 
-def load_openvino(path: Path, image: Tensor, threads: int = 1) -> tuple[Callable[[], object], int]:
+def load_openvino(path: Path, image: Inputs, threads: int = 1) -> tuple[Callable[[], object], int]:
     """A file ready to run one image, by the compiled model that a deployment would use, and how many calls of
     its units run quantised.
     """
     live = _live(path, 1, threads)
-    request, feed = live.create_infer_request(), np.ascontiguousarray(image[:1].numpy())
+    request, feed = live.create_infer_request(), _feed(read_ir(path).ports, image[:1])
     quantized = sum(
         node.computes and (node.arithmetic == "integer" or node.arithmetic.startswith("stored"))
         for node in ran_nodes(live)
     )
-    return lambda: request.infer([feed]), quantized
+    return lambda: request.infer(feed), quantized
 
 
 def measure_openvino(
-    path: Path, image: Tensor, threads: int = 1, rounds: int = 1, seconds: float = 0.5
+    path: Path, image: Inputs, threads: int = 1, rounds: int = 1, seconds: float = 0.5
 ) -> OpenVinoRun:
     """Latency of the whole model at batch 1, by the compiled model that a deployment would use, and what it
     executes; `rounds` as in `time_apart`.
     """
     ir = read_ir(path, batch=1)
     live = compiled(ir.model, threads, ir.precision)
-    request, feed = live.create_infer_request(), np.ascontiguousarray(image[:1].numpy())
+    request, feed = live.create_infer_request(), _feed(ir.ports, image[:1])
     nodes = ran_nodes(live)
-    timing = time_apart(lambda: request.infer([feed]), threads=threads, seconds=seconds, rounds=rounds)
+    timing = time_apart(lambda: request.infer(feed), threads=threads, seconds=seconds, rounds=rounds)
     integers = sum(node.computes and node.arithmetic == "integer" for node in nodes)
     return OpenVinoRun(timing, tuple(map(str, nodes)), fallbacks(live, ir.asked), integers)
 
 
-def run_openvino(path: Path, threads: int = 1) -> Callable[[Tensor], Tensor]:
-    """A function from N x C x H x W to N x K logits, computed by OpenVINO. Each size of batch is compiled
-    once; the last few are kept.
+def run_openvino(path: Path, threads: int = 1) -> Callable[[Inputs], Tensor]:
+    """A function from N x C x H x W, or other inputs, to N x K logits, computed by OpenVINO. Each size of
+    batch is compiled once; the last few are kept.
     """
-    read_ir(path)  # a damaged file is told now, not at the first batch
+    ports = read_ir(path).ports  # a damaged file is told now, not at the first batch
     requests: dict[int, Any] = {}
 
-    def run(inputs: Tensor) -> Tensor:
+    def run(inputs: Inputs) -> Tensor:
         size = len(inputs)
         if size not in requests:
             while len(requests) >= _KEPT:
                 requests.pop(next(iter(requests)))
             requests[size] = _live(path, size, threads).create_infer_request()
-        return torch.from_numpy(np.array(requests[size].infer([np.ascontiguousarray(inputs.numpy())])[0]))
+        found = requests[size].infer(_feed(ports, inputs))
+        return torch.from_numpy(np.array(ports.joined([found[i] for i in range(len(ports.gives))])))
 
     return run
+
+
+def _feed(ports: Ports, inputs: Inputs) -> list[Any]:
+    return list(ports.feeds(arrays_of(inputs)).values())
 
 
 def _live(path: Path, batch: int, threads: int) -> Any:

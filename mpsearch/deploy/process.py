@@ -16,20 +16,21 @@ from mpsearch.errors import CheckpointError
 from mpsearch.foreign import one_message
 from mpsearch.hardware.fresh import Loaded, bench_of, outputs_of
 from mpsearch.hardware.qdq import Array
-from mpsearch.models import ModelSource, build_model
+from mpsearch.models import ModelSource, as_batch, bound, build_model
+from mpsearch.pytrees import Inputs, arrays_of
 
 
 def run_apart(
-    artifact: Artifact, inputs: Tensor, *, model: ModelSource | None = None, threads: int = 1
+    artifact: Artifact, inputs: Inputs, *, model: ModelSource | None = None, threads: int = 1
 ) -> Tensor:
-    """Logits, N x K, of an artifact on inputs N x C x H x W, by a fresh process.
+    """Logits, N x K, of an artifact on inputs N x C x H x W, or what else it reads, by a fresh process.
 
     Raises:
         UserError: The artifact needs a model that was not given, or a package.
         MpsearchError: The process failed otherwise; with what it said last.
     """
     program = artifact.target.program(artifact.folder, None if model is None else model.to_json())
-    return torch.from_numpy(outputs_of(program, inputs.numpy(), threads))
+    return torch.from_numpy(outputs_of(program, arrays_of(inputs), threads))
 
 
 def bench_apart(
@@ -51,7 +52,7 @@ def bench_apart(
     Raises: As `run_apart`.
     """
     program = artifact.target.program(artifact.folder, None if model is None else model.to_json())
-    return bench_of(program, artifact.input_shape, batches=batches, seconds=seconds, threads=threads)
+    return bench_of(program, artifact.inputs, batches=batches, seconds=seconds, threads=threads)
 
 
 def load(folder: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
@@ -69,10 +70,14 @@ def load(folder: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
     model, failed = _model(artifact, options["model"]), f"{target.runs_with.partition(',')[0]} cannot run it"
     with one_message(failed):
         run = target.load(artifact.folder, threads, model)
+    form = artifact.form
+    if form is not None and isinstance(run, nn.Module):
+        run = bound(run, form)
 
-    def computed(inputs: Array) -> Array:
+    def computed(*inputs: Array) -> Array:
+        given = [torch.from_numpy(x) for x in inputs]
         with torch.no_grad(), one_message(failed):
-            found: Array = run(torch.from_numpy(inputs)).float().numpy()
+            found: Array = run(given[0] if form is None else as_batch(given, form.call)).float().numpy()
         return found
 
     def about() -> dict[str, Any]:

@@ -8,18 +8,19 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mpsearch.deploy.packed import PackedLayout, save_packed
 from mpsearch.deploy.packed_reading import load_packed
 from mpsearch.errors import CheckpointError, ModelError
-from mpsearch.models import ModelSource, as_float, build_model
+from mpsearch.models import ModelSource, as_float, build_model, rebound
 from mpsearch.problem import Candidate
+from mpsearch.pytrees import Inputs
 from mpsearch.quant import UnitState
 
 
 def require_read_back(
-    layout: PackedLayout, module: nn.Module, source: ModelSource, given: nn.Module | None, example: Tensor
+    layout: PackedLayout, module: nn.Module, source: ModelSource, given: nn.Module | None, example: Inputs
 ) -> None:
     """Write the float model, read it back as a user will, and compare to the last bit.
 
@@ -39,7 +40,7 @@ def require_read_back(
         path = Path(folder) / "float.safetensors"
         try:
             save_packed(path, layout, module, states)
-            back = load_packed(path, fresh)
+            back = rebound(load_packed(path, fresh), module)
         except CheckpointError as error:
             raise ModelError(
                 "A checkpoint of this model could not be read back: "

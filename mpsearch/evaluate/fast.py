@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mpsearch.accelerator import within_free
 from mpsearch.data import SampleSet
 from mpsearch.evaluate.metrics import predict
 from mpsearch.evaluate.prefixes import PrefixRunner, prefix_key
@@ -23,6 +24,7 @@ from mpsearch.evaluate.scratch import Scratch, ScratchGrid
 from mpsearch.evaluate.tasks import Classification, Task
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import ActivationQuantizer, AffineParams, QuantLayer, UnitState, wrap_units
+from mpsearch.quant.devices import device_of
 
 
 class Quantizers(Protocol):
@@ -63,8 +65,8 @@ class FastEvaluator:
         calibration: Quantisers of its units.
         images: What the loss is measured on.
         memory_limit_bytes: Bound on the quantised weights and the outputs of shared prefixes that are kept,
-            beside one weight and one batch. Outputs go first, then weights, the least recently used first;
-            both are made again when needed.
+            beside one weight and one batch; on a GPU half of what it has free, where that is less. Outputs go
+            first, then weights, the least recently used first; both are made again when needed.
         task: What damage is; classification where None.
     """
 
@@ -80,7 +82,7 @@ class FastEvaluator:
         self._calibration, self._images, self._limit, self._task = (
             calibration,
             images,
-            memory_limit_bytes,
+            within_free(memory_limit_bytes, device_of(module)),
             task or Classification(),
         )
         self.float_logits = predict(module, images)
@@ -96,7 +98,7 @@ class FastEvaluator:
             self._module,
             list(calibration.weights),
             images.inputs([0, len(images) - 1]),
-            memory_limit_bytes // _PREFIX_SHARE,
+            self._limit // _PREFIX_SHARE,
             len(images),
         )
         self._runner = runs
@@ -118,9 +120,10 @@ class FastEvaluator:
         return self._task.damage(self.logits(assignment), self.float_logits)
 
     def logits(self, assignment: Assignment) -> Tensor:
-        """N x K float32 logits (or other outputs) of the model at an assignment."""
+        """N x K float32 logits (or other outputs) of the model at an assignment, in the CPU's memory."""
         self._load(assignment, self._layers)
-        return torch.cat([self._batch(assignment, start) for start in range(0, len(self._images), _BATCH)])
+        found = [self._batch(assignment, start) for start in range(0, len(self._images), _BATCH)]
+        return torch.cat(found).cpu()
 
     def race(
         self,
@@ -146,9 +149,9 @@ class FastEvaluator:
             least: Images before the first test.
         """
         self._load(assignment, self._layers)
-        seen = torch.empty(0, dtype=torch.float64)
+        seen = torch.empty(0, dtype=torch.float64, device="cpu")
         for start in range(0, len(self._images), _BATCH):
-            logits = self._batch(assignment, start)
+            logits = self._batch(assignment, start).cpu()
             seen = torch.cat([seen, self._task.damage(logits, self.float_logits[start : start + _BATCH])])
             if least <= len(seen) < len(self._images) and _clearly_worse(
                 seen, rival[: len(seen)], errors, factor

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from mpsearch.data import SampleSet
 from mpsearch.errors import DataError, MpsearchError
+from mpsearch.pytrees import Inputs
+from mpsearch.quant.devices import wide
 
 BATCH = 64
 
@@ -51,12 +53,13 @@ class Metrics:
 
 @torch.no_grad()
 def predict(
-    module: Callable[[Tensor], Tensor] | nn.Module,
+    module: Callable[[Inputs], Tensor] | nn.Module,
     images: SampleSet,
     *,
     on_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Logits, N x K float32, or what else the model gives, in batches of 64.
+    """Logits, N x K float32, or what else the model gives, in batches of 64; in the CPU's memory, wherever
+    the images are.
 
     Raises: MpsearchError: An output is NaN or infinite.
     """
@@ -66,7 +69,7 @@ def predict(
         done += len(inputs)
         if on_batch is not None:
             on_batch(done)
-    logits = torch.cat(found)
+    logits = torch.cat(found).cpu()
     if not torch.isfinite(logits).all():
         bad = int((~torch.isfinite(logits)).flatten(1).any(1).sum())
         raise MpsearchError(
@@ -107,7 +110,7 @@ def kl_divergence(logits: Tensor, reference: Tensor) -> float:
 
 def kl_by_image(logits: Tensor, reference: Tensor) -> Tensor:
     """KL(softmax(reference) || softmax(logits)) of each image, N float64, in nats."""
-    p, q = F.log_softmax(reference.double(), 1), F.log_softmax(logits.double(), 1)
+    p, q = F.log_softmax(wide(reference), 1), F.log_softmax(wide(logits), 1)
     return (p.exp() * (p - q)).sum(1)
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mpsearch.pytrees import Inputs
+
 MOST_CUTS = 8
 """Cuts whose outputs are kept, spread over the network."""
 # modules of one part of the network that are tried, from its end, until one is a cut; a block has fewer
@@ -53,13 +55,13 @@ class PrefixRunner:
     """
 
     def __init__(
-        self, module: nn.Module, units: Sequence[str], example: Tensor, bytes_for_images: int, images: int
+        self, module: nn.Module, units: Sequence[str], example: Inputs, bytes_for_images: int, images: int
     ) -> None:
         self._module, self._batch = module, len(example)
         self._watched = _around(module, units)
         self._given: dict[int, Tensor | Callable[[Tensor], Tensor]] = {}
         self._takes: Callable[[int, Tensor], None] | None = None
-        self._nothing = torch.zeros(0)
+        self._nothing = torch.zeros(0, device=example.device)
         self._ended: list[int] = []
         self._started: list[str] = []
         self._originals = [m.forward for _, m in self._watched]
@@ -69,7 +71,7 @@ class PrefixRunner:
 
     def run(
         self,
-        inputs: Tensor,
+        inputs: Inputs,
         start: Cut | None,
         kept: Tensor | None,
         take: Callable[[Cut, Tensor], None] | None = None,
@@ -93,7 +95,7 @@ class PrefixRunner:
         return self._pass(inputs, given, taken)
 
     def _pass(
-        self, inputs: Tensor, given: dict[int, Tensor], taken: Callable[[int, Tensor], None] | None
+        self, inputs: Inputs, given: dict[int, Tensor], taken: Callable[[int, Tensor], None] | None
     ) -> Tensor:
         self._given, self._takes, self._ended, self._started = dict(given), taken, [], []
         try:
@@ -137,10 +139,10 @@ class PrefixRunner:
         long as a layer.
         """
         if self._nothing.numel() < shape.numel():
-            self._nothing = torch.zeros(shape.numel())
+            self._nothing = torch.zeros(shape.numel(), device=self._nothing.device)
         return self._nothing[: shape.numel()].view(shape)
 
-    def _find(self, example: Tensor) -> list[Cut]:
+    def _find(self, example: Inputs) -> list[Cut]:
         """At most `MOST_CUTS`, in order, each the last of its part of the network; its end is none."""
         outputs: dict[int, Tensor] = {}
         versions: dict[int, int] = {}
@@ -178,10 +180,10 @@ class PrefixRunner:
                 )
         return found
 
-    def _cuts(self, example: Tensor, logits: Tensor, place: int, output: Tensor) -> bool:
+    def _cuts(self, example: Inputs, logits: Tensor, place: int, output: Tensor) -> bool:
         fillings: list[Callable[[torch.Size], Tensor]] = [
-            lambda shape: torch.full(shape, float("nan")),
-            lambda shape: torch.full(shape, 37.0),
+            lambda shape: torch.full(shape, float("nan"), device=output.device),
+            lambda shape: torch.full(shape, 37.0, device=output.device),
         ]
         try:
             return all(

@@ -16,12 +16,12 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        self._held = torch.empty(0)
+        self._held: Tensor | None = None
 
     def like(self, x: Tensor) -> Tensor:
         """Uninitialised, with the shape and strides of `x`."""
-        if self._held.numel() < x.numel():
-            self._held = torch.empty(x.numel())
+        if self._held is None or self._held.numel() < x.numel():
+            self._held = x.new_empty(x.numel())
         return self._held.as_strided(x.shape, x.stride())
 
 
@@ -43,12 +43,9 @@ class ScratchGrid:
         """`x` on the grid, in scratch memory."""
         if x.dtype != torch.float32 or x.numel() == 0 or not _dense(x):
             return self.params.fake_quantize(x)
-        zero_point = int(self.params.zero_point)
-        low, high = self.params.qmin - zero_point, self.params.qmax - zero_point
-        quantized = self.scratch.like(x)
-        for piece, out in zip(
-            torch.split(_flat(x), _PIECE), torch.split(_flat(quantized), _PIECE), strict=True
-        ):
+        low, high = self.params.ends
+        quantized, size = self.scratch.like(x), _PIECE if x.device.type == "cpu" else x.numel()
+        for piece, out in zip(torch.split(_flat(x), size), torch.split(_flat(quantized), size), strict=True):
             torch.div(piece, self.params.scale, out=out).round_().clamp_(low, high).mul_(self.params.scale)
         return quantized
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,11 @@ from mpsearch.hardware.device import identity
 from mpsearch.hardware.ir import fallbacks, read_ir
 from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.openvino_nodes import compiled, ran_nodes
+from mpsearch.hardware.ports import onnx_ports
 from mpsearch.hardware.qdq import Array
 
+Arrays = Array | Sequence[Array]
+"""N x ... of a model's one input, or of each of them."""
 BATCH = 64
 _WARM_UP = 3
 
@@ -59,14 +62,14 @@ class Loaded:
     """A model that is ready to run.
 
     Args:
-        run: From inputs, N x ..., to outputs, N x K, for any N.
+        run: From inputs, N x ..., one argument for each, to outputs, N x K, for any N.
         about: Gives `executed` (operators that run, in order), `fallbacks` (unit -> kernel that runs where it
             is not what was asked) and `bytes` on disk.
         device: What it runs on, for people.
         energy: Reads the device's counter of energy in millijoules (None where it has none); None for a CPU.
     """
 
-    run: Callable[[Array], Array]
+    run: Callable[..., Array]
     about: Callable[[], dict[str, Any]] = dict
     device: str = ""
     energy: Callable[[], float | None] | None = None
@@ -97,14 +100,19 @@ def file_program(path: Path) -> Program:
 
 
 def run_fresh(
-    program: Program | Path, inputs: Array, *, threads: int = 1, seconds: float = 0.5, patience: float = 600.0
+    program: Program | Path,
+    inputs: Arrays,
+    *,
+    threads: int = 1,
+    seconds: float = 0.5,
+    patience: float = 600.0,
 ) -> FreshRun:
     """Start a process that knows nothing but the files, and let it run and time them, one input in a call.
 
     Args:
         program: What it loads; a path is a runtime's file.
-        inputs: N x ..., whole numbers (tokens) as they are and everything else as float32; a call with the
-            first alone is timed.
+        inputs: N x ..., or one such array for each input; whole numbers (tokens) and truth values as they
+            are and everything else as float32; a call with the first sample alone is timed.
         threads: Threads of the runtime's pool.
         seconds: Time of measuring.
         patience: Seconds after which the process is ended.
@@ -119,14 +127,14 @@ def run_fresh(
     return FreshRun(outputs, timing, tuple(about["executed"]), about["fallbacks"], int(about["bytes"]))
 
 
-def outputs_of(program: Program, inputs: Array, threads: int = 1) -> Array:
+def outputs_of(program: Program, inputs: Arrays, threads: int = 1) -> Array:
     """Outputs of another process, N x K, in batches of `BATCH`. Raises as `run_fresh`."""
     return _ask(program, {"do": "run"}, inputs, threads, None)[0]
 
 
 def bench_of(
     program: Program,
-    shape: Sequence[int],
+    shapes: Sequence[tuple[Sequence[int], str]],
     *,
     batches: Sequence[int] = (1,),
     seconds: float = 2.0,
@@ -136,7 +144,8 @@ def bench_of(
 
     Args:
         program: What it loads.
-        shape: Shape of one input.
+        shapes: Of each input the shape of one sample and its type, such as `float32`; of whole numbers all
+            are 1.
         batches: Sizes of batches.
         seconds: Time of measuring for each of them.
         threads: Threads of the runtime.
@@ -148,22 +157,24 @@ def bench_of(
 
     Raises: As `run_fresh`.
     """
-    asked = {"do": "bench", "seconds": seconds, "batches": list(batches), "shape": list(shape)}
+    asked = {
+        "do": "bench",
+        "seconds": seconds,
+        "batches": list(batches),
+        "shapes": [[list(shape), kind] for shape, kind in shapes],
+    }
     return _ask(program, asked, np.zeros(0, np.float32), threads, None)[1]
 
 
 def _ask(
-    program: Program | Path, asked: Mapping[str, Any], inputs: Array, threads: int, patience: float | None
+    program: Program | Path, asked: Mapping[str, Any], inputs: Arrays, threads: int, patience: float | None
 ) -> tuple[Array, dict[str, Any]]:
     """What another process answers: outputs, and plain data."""
     program = program if isinstance(program, Program) else file_program(program)
     path = program.path.resolve()
     with tempfile.TemporaryDirectory(prefix="mpsearch-") as folder:
-        given, result = Path(folder) / "inputs.npy", Path(folder) / "outputs.npy"
-        np.save(
-            given,
-            np.ascontiguousarray(inputs, None if np.issubdtype(inputs.dtype, np.integer) else np.float32),
-        )
+        given, result = Path(folder) / "inputs.npz", Path(folder) / "outputs.npy"
+        np.savez(given, *map(_plain, [inputs] if isinstance(inputs, np.ndarray) else inputs))
         job = {
             "loader": program.loader,
             "path": str(path),
@@ -200,12 +211,12 @@ def load_onnx(path: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
     """A file for ONNX Runtime."""
     with one_message(f"ONNX Runtime cannot open {path}"):
         live = session(path, threads)
-    name = live.get_inputs()[0].name
+    ports = onnx_ports(live)
 
     def about() -> dict[str, Any]:
         return {"executed": executed(path, threads), "fallbacks": {}, "bytes": path.stat().st_size}
 
-    return Loaded(lambda x: np.asarray(live.run(None, {name: x})[0]), about, str(identity()))
+    return Loaded(lambda *x: ports.joined(live.run(None, ports.feeds(x))), about, str(identity()))
 
 
 def load_openvino(path: Path, threads: int, options: Mapping[str, Any]) -> Loaded:
@@ -229,8 +240,13 @@ def load_openvino(path: Path, threads: int, options: Mapping[str, Any]) -> Loade
             "bytes": size,
         }
 
+    def run(*inputs: Array) -> Array:
+        found = at(len(inputs[0])).infer(list(ports.feeds(inputs).values()))
+        return ports.joined([found[i] for i in range(len(ports.gives))])
+
+    ports = read_ir(path).ports
     at(1)
-    return Loaded(lambda x: np.asarray(at(len(x)).infer([x])[0]), about, str(identity()))
+    return Loaded(run, about, str(identity()))
 
 
 def _main(text: str) -> int:
@@ -254,16 +270,32 @@ def _main(text: str) -> int:
 
 
 def _run(loaded: Loaded, job: Mapping[str, Any], before: int) -> tuple[Array, dict[str, Any]]:
-    inputs = np.load(job["inputs"])
-    return np.concatenate([loaded.run(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)]), {}
+    return np.concatenate([loaded.run(*part) for part in _batches(job, BATCH)]), {}
+
+
+def _batches(job: Mapping[str, Any], size: int) -> Iterator[tuple[Array, ...]]:
+    """What was given, so many samples at a time."""
+    with np.load(job["inputs"]) as held:
+        inputs = [held[name] for name in held.files]
+    for start in range(0, len(inputs[0]), size):
+        yield tuple(np.ascontiguousarray(x[start : start + size]) for x in inputs)
+
+
+def _drawn(draw: np.random.Generator, shape: tuple[int, ...], kind: str) -> Array:
+    found = draw.standard_normal(shape) if kind.startswith("float") else np.ones(shape)
+    return found.astype(kind)
+
+
+def _plain(inputs: Array) -> Array:
+    whole = np.issubdtype(inputs.dtype, np.integer) or inputs.dtype == np.bool_
+    return np.ascontiguousarray(inputs, None if whole else np.float32)
 
 
 def _time(loaded: Loaded, job: Mapping[str, Any], before: int) -> tuple[Array, dict[str, Any]]:
-    inputs = np.load(job["inputs"])
-    outputs = np.concatenate([loaded.run(inputs[i : i + 1]) for i in range(len(inputs))])
-    one = np.ascontiguousarray(inputs[:1])
+    outputs = np.concatenate([loaded.run(*one) for one in _batches(job, 1)])
+    first = next(_batches(job, 1))
     timing = time_apart(
-        lambda: loaded.run(one), threads=int(job["threads"]), seconds=float(job["seconds"]), rounds=TRIES
+        lambda: loaded.run(*first), threads=int(job["threads"]), seconds=float(job["seconds"]), rounds=TRIES
     )
     return outputs, {"timing": asdict(timing), **loaded.about()}
 
@@ -272,7 +304,7 @@ def _bench(loaded: Loaded, job: Mapping[str, Any], before: int) -> tuple[Array, 
     after, draw, seconds = _peak_bytes(), np.random.default_rng(0), float(job["seconds"])
     rows = []
     for batch in job["batches"]:
-        inputs = draw.standard_normal((batch, *job["shape"])).astype(np.float32)
+        inputs = tuple(_drawn(draw, (batch, *shape), kind) for shape, kind in job["shapes"])
         rows.append({"batch": batch, **_latencies(loaded.run, inputs, seconds)})
     memory = {"before_load_bytes": before, "after_load_bytes": after, "peak_bytes": _peak_bytes()}
     energy = _energy(loaded, inputs, seconds)
@@ -288,15 +320,15 @@ def _bench(loaded: Loaded, job: Mapping[str, Any], before: int) -> tuple[Array, 
 _DO = {"run": _run, "time": _time, "bench": _bench}
 
 
-def _latencies(run: Callable[[Array], Array], inputs: Array, seconds: float) -> dict[str, Any]:
+def _latencies(run: Callable[..., Array], inputs: Sequence[Array], seconds: float) -> dict[str, Any]:
     """Wall clock of single calls; each call is one sample, so that the tail is seen."""
     for _ in range(_WARM_UP):
-        run(inputs)
+        run(*inputs)
     samples: list[float] = []
     start = time.perf_counter()
     while time.perf_counter() - start < seconds or len(samples) < 10:
         begun = time.perf_counter_ns()
-        run(inputs)
+        run(*inputs)
         samples.append((time.perf_counter_ns() - begun) / 1e3)
     low, p50, high, p90, p99 = (float(v) for v in np.percentile(samples, (25, 50, 75, 90, 99)))
     mean = math.fsum(samples) / len(samples)
@@ -309,10 +341,10 @@ def _latencies(run: Callable[[Array], Array], inputs: Array, seconds: float) -> 
         "iqr": high - low,
         "repeats": len(samples),
     }
-    return {"latency_us": latency, "images_per_second": len(inputs) * 1e6 / mean}
+    return {"latency_us": latency, "images_per_second": len(inputs[0]) * 1e6 / mean}
 
 
-def _energy(loaded: Loaded, inputs: Array, seconds: float) -> dict[str, Any]:
+def _energy(loaded: Loaded, inputs: Sequence[Array], seconds: float) -> dict[str, Any]:
     """Energy of an image at the last batch size: what the device's counter moves over about `seconds`, idle
     power included.
     """
@@ -323,12 +355,12 @@ def _energy(loaded: Loaded, inputs: Array, seconds: float) -> dict[str, Any]:
         }
     before, images, start = loaded.energy(), 0, time.perf_counter()
     while time.perf_counter() - start < seconds or not images:
-        loaded.run(inputs)
-        images += len(inputs)
+        loaded.run(*inputs)
+        images += len(inputs[0])
     after = loaded.energy()
     if before is None or after is None:
         return {"mj_per_image": None, "reason": "the card has no counter of energy"}
-    return {"mj_per_image": (after - before) / images, "batch": len(inputs)}
+    return {"mj_per_image": (after - before) / images, "batch": len(inputs[0])}
 
 
 def _peak_bytes() -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 from mpsearch.errors import CheckpointError
 from mpsearch.hardware.openvino_nodes import RanNode, openvino, ran_nodes
+from mpsearch.hardware.ports import Ports, openvino_ports
 
 PREFIX = "unit:"
 """Prefix of the names of the nodes that compute a unit."""
@@ -32,11 +33,13 @@ class Ir:
         model: openvino.Model.
         precision: What its float layers compute in, `f32` or `bf16`.
         asked: Unit -> arithmetic it was written for, as `RanNode.arithmetic` names it.
+        ports: What it reads and gives.
     """
 
     model: Any
     precision: str
     asked: Mapping[str, str]
+    ports: Ports
 
 
 def write_ir(path: Path, model: Any, precision: str, asked: Mapping[str, str]) -> int:
@@ -96,14 +99,16 @@ def read_ir(path: Path, batch: int | None = None) -> Ir:
     about = _about(path, binary)
     try:
         model = runtime.Core().read_model(str(path), str(binary))
+        ports = openvino_ports(model)
         if batch is not None:
-            model.reshape({port: _with_batch(port, batch) for port in model.inputs})
+            reads = zip(model.inputs, ports.reads, strict=True)
+            model.reshape({port: _with_batch(port, axis, batch) for port, axis in reads})
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1]
         raise CheckpointError(
             f"{path} is whole, but OpenVINO {runtime.__version__} cannot read it: {first} {_AGAIN}"
         ) from None
-    return Ir(model, about["precision"], about["asked"])
+    return Ir(model, about["precision"], about["asked"], ports)
 
 
 def ran_units(live: Any, asked: Mapping[str, str]) -> dict[str, RanNode | None]:
@@ -162,7 +167,7 @@ def _seal(text: bytes, binary: Path) -> str:
     return digest.hexdigest()
 
 
-def _with_batch(port: Any, batch: int) -> Any:
+def _with_batch(port: Any, axis: int, batch: int) -> Any:
     shape = port.get_partial_shape()
-    shape[0] = openvino().Dimension(batch)
+    shape[axis] = openvino().Dimension(batch)
     return shape

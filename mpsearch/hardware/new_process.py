@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import stdtrit
 
-from mpsearch.hardware.fresh import Program, run_fresh
-from mpsearch.hardware.qdq import Array
+from mpsearch.hardware.fresh import Arrays, Program, run_fresh
 
 PROCESSES = 6
 """That are asked: readings of one file differ by 3 to 5 % (standard deviation) from process to process, where
@@ -64,7 +63,7 @@ class NewProcessTiming:
 
 def time_in_new_processes(
     program: Program | Path,
-    image: Array,
+    image: Arrays,
     *,
     threads: int = 1,
     seconds: float = 0.5,

@@ -128,7 +128,7 @@ class LatencyTable:
     def load(
         cls,
         path: Path,
-        device: DeviceIdentity,
+        device: DeviceIdentity | None,
         *,
         fits: LatencyTable | None = None,
         allow_estimate: bool = False,
@@ -137,7 +137,7 @@ class LatencyTable:
 
         Args:
             path: The CSV; its JSON, and its whole-model runs if any, lie beside it.
-            device: This device.
+            device: This device; None where the table is asked for as that of another.
             fits: A table, such as an empty one, whose backend, version and threads it must have; None where
                 they do not matter.
             allow_estimate: Take the table of another device or version; every row is then an estimate.
@@ -176,7 +176,7 @@ class LatencyTable:
         return table
 
 
-def differences(table: LatencyTable, device: DeviceIdentity, fits: LatencyTable | None) -> list[str]:
+def differences(table: LatencyTable, device: DeviceIdentity | None, fits: LatencyTable | None) -> list[str]:
     """Why the rows of a table are not what this device and this runtime would measure; empty where they
     are.
     """
@@ -184,7 +184,7 @@ def differences(table: LatencyTable, device: DeviceIdentity, fits: LatencyTable 
     if table.published is not None:
         where = " ".join(str(table.published.get(k, "")) for k in ("repository", "commit")).strip()
         found.append(f"was measured and published by others ({where}), and is an estimate anywhere")
-    if table.device != device:
+    if device is not None and table.device != device:
         found.append(f"was measured on {table.device}; this device is {device}")
     if fits is not None and table.version != fits.version:
         found.append(f"was measured with {table.backend} {table.version}; the version here is {fits.version}")

@@ -5,6 +5,7 @@ hardware and no search.
 from mpsearch.models import qmlp as qmlp  # timm finds the models that are registered there
 from mpsearch.models.blocks import Block
 from mpsearch.models.fold import find_foldable, fold_batch_norm
+from mpsearch.models.form import Form, apart, as_batch, bound, form_of, observe_form, rebound
 from mpsearch.models.function import require_function
 from mpsearch.models.graph import ModelGraph, analyze
 from mpsearch.models.load import (
@@ -14,6 +15,7 @@ from mpsearch.models.load import (
     as_stored,
     build_model,
     from_module,
+    kind_of,
     load_model,
     unwrapped,
 )
@@ -24,6 +26,7 @@ from mpsearch.models.weights import check_finite, load_weights, require_weights,
 
 __all__ = [
     "Block",
+    "Form",
     "LoadedModel",
     "ModelGraph",
     "ModelSource",
@@ -31,15 +34,22 @@ __all__ = [
     "TextModel",
     "Trace",
     "analyze",
+    "apart",
+    "as_batch",
     "as_float",
     "as_stored",
+    "bound",
     "build_model",
     "check_finite",
     "find_foldable",
     "fold_batch_norm",
+    "form_of",
     "from_module",
+    "kind_of",
     "load_model",
     "load_weights",
+    "observe_form",
+    "rebound",
     "require_function",
     "require_weights",
     "trace_model",

@@ -89,7 +89,7 @@ def bake(layer: Layer) -> None:
         del layer.parametrizations
     for hook in _norm_hooks(layer):
         (remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm)(layer, "weight")
-    ramp = torch.linspace(-1, 2, weight.numel()).reshape(
+    ramp = torch.linspace(-1, 2, weight.numel(), device=weight.device).reshape(
         weight.shape
     )  # not a weight that any norm gives: computing it anew would change it
     layer.register_parameter("weight", nn.Parameter(ramp, requires_grad=False))
@@ -108,11 +108,16 @@ def computed_weight(layer: Layer) -> Tensor:
 
 def _input(layer: Layer) -> Tensor:
     if isinstance(layer, nn.Linear):
-        return torch.zeros(1, layer.in_features)
+        return torch.zeros(1, layer.in_features, device=_place(layer))
     size = [
         2 * dilation * kernel + 1 for kernel, dilation in zip(layer.kernel_size, layer.dilation, strict=True)
     ]
-    return torch.zeros(1, layer.in_channels, *size)
+    return torch.zeros(1, layer.in_channels, *size, device=_place(layer))
+
+
+def _place(layer: Layer) -> torch.device:
+    """Where it computes; its weight may be made by a hook."""
+    return next(layer.parameters()).device
 
 
 class _Weights(TorchFunctionMode):

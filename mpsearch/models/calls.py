@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from mpsearch.errors import ModelError
 from mpsearch.foreign import first_line
 from mpsearch.models.tree import prepared
+from mpsearch.pytrees import Inputs, joined, shapes
 
 _Sizes = list[tuple[int, int] | None]
 """Rows of the input and of the output of each call; None where one of them is no tensor with rows."""
@@ -36,7 +37,7 @@ class Calls:
     given: Mapping[str, int]
 
 
-def observe_calls(module: nn.Module, image: Tensor, names: Iterable[str]) -> Calls:
+def observe_calls(module: nn.Module, image: Inputs, names: Iterable[str]) -> Calls:
     """Run the model on one image and on two, and see how the named modules are called.
 
     Args:
@@ -47,7 +48,7 @@ def observe_calls(module: nn.Module, image: Tensor, names: Iterable[str]) -> Cal
     """
     watched = {name: module.get_submodule(name) for name in dict.fromkeys(names)}
     given: Counter[str] = Counter()
-    one, two = (_pass(module, images, watched, given) for images in (image, torch.cat([image, image])))
+    one, two = (_pass(module, images, watched, given) for images in (image, joined([image, image])))
     tensors = {name for name in watched if one[name] and two[name] and None not in one[name] + two[name]}
     return Calls(
         frozenset(tensors), frozenset(name for name in tensors if _doubles(one[name], two[name])), given
@@ -55,7 +56,7 @@ def observe_calls(module: nn.Module, image: Tensor, names: Iterable[str]) -> Cal
 
 
 def _pass(
-    module: nn.Module, images: Tensor, watched: dict[str, nn.Module], given: Counter[str]
+    module: nn.Module, images: Inputs, watched: dict[str, nn.Module], given: Counter[str]
 ) -> dict[str, _Sizes]:
     found: dict[str, _Sizes] = {name: [] for name in watched}
 
@@ -75,7 +76,7 @@ def _pass(
             module(images)
     except Exception as error:  # a model may raise anything on a batch that it does not take
         raise ModelError(
-            f"The model does not take {len(images)} images at once, shape {tuple(images.shape)}: "
+            f"The model does not take {len(images)} images at once, shape {shapes(images)}: "
             f"{first_line(error)} Let its forward take any number."
         ) from error
     finally:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mpsearch.errors import ModelError
 from mpsearch.models.record import try_forward
 from mpsearch.models.tree import prepared
+from mpsearch.pytrees import Batch, Inputs, joined, leaves_of, like
 
 _SAME, _BESIDE = 1e-4, 1e-2
 """Relative distance of two passes, and of a pass with another sample beside: sums in another order differ by
@@ -21,11 +22,11 @@ _Passes = dict[tuple[str, int], tuple[Tensor | None, Tensor | None]]
 """(module, call) -> its input and output."""
 
 
-def require_function(module: nn.Module, example: Tensor) -> Tensor:
+def require_function(module: nn.Module, example: Inputs) -> Tensor:
     """Two passes must agree, and what a sample gives must not depend on the others of its batch.
 
     Args:
-        module: Model of one tensor in, one tensor out; in eval mode during the check, its modes as found
+        module: Model of one batch in, one tensor out; in eval mode during the check, its modes as found
             afterwards.
         example: N x ..., of which the first sample is used, and an altered copy of it beside it.
 
@@ -34,7 +35,7 @@ def require_function(module: nn.Module, example: Tensor) -> Tensor:
     Raises: ModelError: They differ; names the innermost module that gave two outputs for one input.
     """
     one = example[:1].detach()
-    two = torch.cat([one, 1 - 2 * one.flip(-1) if one.is_floating_point() else one.flip(-1)])
+    two = joined([one, like(one, map(_altered, leaves_of(one)))])
     with prepared(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
         output = try_forward(module, one)
         if not _same(output, module(one), _SAME):
@@ -57,6 +58,10 @@ def require_function(module: nn.Module, example: Tensor) -> Tensor:
     return output
 
 
+def _altered(x: Tensor) -> Tensor:
+    return 1 - 2 * x.flip(-1) if x.is_floating_point() else x.flip(-1)
+
+
 def _same(one: Tensor, other: Tensor, tolerance: float) -> bool:
     if one.shape != other.shape:
         return False
@@ -66,7 +71,7 @@ def _same(one: Tensor, other: Tensor, tolerance: float) -> bool:
     )  # NaN is told elsewhere
 
 
-def _first_odd(module: nn.Module, one: Tensor, other: Tensor, tolerance: float) -> str:
+def _first_odd(module: nn.Module, one: Inputs, other: Inputs, tolerance: float) -> str:
     """The first module to finish whose output for the first sample differs though its input does not."""
     first, second = _pass(module, one), _pass(module, other)
     for (path, call), (given, output) in first.items():
@@ -81,7 +86,7 @@ def _first_odd(module: nn.Module, one: Tensor, other: Tensor, tolerance: float) 
     return type(module).__name__
 
 
-def _pass(module: nn.Module, inputs: Tensor) -> _Passes:
+def _pass(module: nn.Module, inputs: Inputs) -> _Passes:
     """What every module read and gave, in the order in which they finished."""
     found: _Passes = {}
     read: dict[str, list[Tensor | None]] = {}
@@ -105,4 +110,5 @@ def _pass(module: nn.Module, inputs: Tensor) -> _Passes:
 
 def _copy(values: tuple[object, ...]) -> Tensor | None:
     """Of the first tensor; before a module changes it in place."""
-    return next((value.clone() for value in values if isinstance(value, Tensor) and value.ndim), None)
+    leaves = (leaf for value in values for leaf in (value.leaves if isinstance(value, Batch) else (value,)))
+    return next((leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from mpsearch.errors import ModelError
 from mpsearch.models.blocks import Block, find_blocks
@@ -18,6 +18,7 @@ from mpsearch.models.tree import holders
 from mpsearch.models.units import Unit, find_ties, find_units
 from mpsearch.models.weights import check_finite
 from mpsearch.problem import Layer
+from mpsearch.pytrees import Inputs
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class ModelGraph:
     leftovers: tuple[str, ...] = ()
 
 
-def analyze(module: nn.Module, example: Tensor, *, functions: bool = False) -> ModelGraph:
+def analyze(module: nn.Module, example: Inputs, *, functions: bool = False) -> ModelGraph:
     """Find units, ties and blocks from one traced forward pass and the module tree.
 
     Args:
         module: Model whose batch norms are folded; left as found.
-        example: N x C x H x W, float; the first image is used.
+        example: N x C x H x W, float, or other inputs; the first sample is used.
         functions: Whether residual sums and what layer norms, softmax and GELU read are units too.
     Raises: ModelError: The model has no unit, holds NaN, does not take the example or two of it, cannot be
         exported, or two units share a weight.

@@ -1,17 +1,13 @@
-"""Models from timm, from a factory in a Python file, or from an `nn.Module`: in eval mode, float32, weights
-checked.
+"""Models from timm, from a factory in a Python file, from an exported program, or from an `nn.Module`: in
+eval mode, float32, weights checked.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import timm
@@ -22,8 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpsearch.errors import ModelError, UnknownNameError
 from mpsearch.foreign import first_line
+from mpsearch.models.program import load_program
 from mpsearch.models.tree import copied
 from mpsearch.models.weights import check_finite, load_weights
+from mpsearch.named import HUB, require_model_name
+from mpsearch.usercode import call_code, names_code, require_code
 
 DataConfig = dict[str, Any]
 
@@ -33,9 +32,10 @@ class ModelSource:
     """How a model is built anew.
 
     Args:
-        kind: `timm`, `factory` (`path/to/file.py:function`) or `module` (given as an object, so it cannot be
-            built from this).
-        name: Name in timm, the factory as it was typed, or the class of the module.
+        kind: `timm`, `factory` (`path/to/file.py:function`), `program` (a `.pt2` file) or `module` (given as
+        an
+            object, so it cannot be built from this).
+        name: Name in timm, the factory or file as it was typed, or the class of the module.
         kwargs: Arguments of the model; plain JSON values.
     """
 
@@ -79,8 +79,8 @@ def load_model(
     where it does not, timm's ImageNet defaults hold.
 
     Args:
-        spec: Name in timm, or `path/to/file.py:function`.
-        weights: Safetensors file with the model's parameter names.
+        spec: Name in timm, `path/to/file.py:function`, or a program of `torch.export.save` (`.pt2`).
+        weights: Safetensors file or state dict with the model's parameter names.
         pretrained: Download timm's weights.
         kwargs: Arguments for the model's constructor or the factory; plain JSON values.
 
@@ -88,7 +88,7 @@ def load_model(
         UnknownNameError: timm has no model of this name.
         ModelError: The model cannot be built or downloaded, or its weights do not fit or are not finite.
     """
-    source = ModelSource("factory" if _is_factory(spec) else "timm", spec, dict(kwargs or {}))
+    source = ModelSource(kind_of(spec), spec, dict(kwargs or {}))
     if pretrained and weights is not None:
         raise ModelError(f"Both pretrained weights and {weights} are asked for. Give one of them.")
     module = build_model(source, pretrained=pretrained)
@@ -139,6 +139,8 @@ def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
         module = _build_timm(source, pretrained)
     elif source.kind == "factory":
         module = _build_factory(source, pretrained)
+    elif source.kind == "program":
+        module = load_program(Path(source.name))
     else:
         raise ModelError(
             f"The model {source.name!r} was given as an object and cannot be built from its name. Pass "
@@ -147,17 +149,16 @@ def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
     return module.float().eval()
 
 
-def _is_factory(spec: str) -> bool:
-    return spec.rpartition(":")[0].endswith(".py") or spec.endswith(".py")
+def kind_of(spec: str) -> str:
+    """The kind of `ModelSource` that a text names."""
+    return "factory" if names_code(spec) else "program" if spec.endswith(".pt2") else "timm"
 
 
 def _build_timm(source: ModelSource, pretrained: bool) -> nn.Module:
     name = source.name
-    if not timm.is_model(name):
-        known = timm.list_models()
-        raise UnknownNameError(
-            "timm model", name, known, "A model of your own is written path/to/file.py:function."
-        )
+    if not timm.is_model(name) and not name.startswith(HUB):
+        require_model_name(name)
+        raise UnknownNameError("timm model", name, timm.list_models())
     try:
         module: nn.Module = timm.create_model(name, pretrained=False, **source.kwargs)
     except Exception as error:  # a constructor may raise anything on arguments that it does not take
@@ -177,29 +178,13 @@ def _build_timm(source: ModelSource, pretrained: bool) -> nn.Module:
 
 
 def _build_factory(source: ModelSource, pretrained: bool) -> nn.Module:
-    file, _, function = (
-        source.name.rpartition(":") if not source.name.endswith(".py") else (source.name, "", "")
-    )
-    if not function:
-        raise ModelError(f"{source.name!r} names no function. Write path/to/file.py:function.")
+    require_code(source.name, ModelError)
     if pretrained:
         raise ModelError(
             f"The factory {source.name!r} has no pretrained weights to download. Pass them with "
             "--weights FILE.safetensors."
         )
-    factory = getattr(_import_file(Path(file)), function, None)
-    if not callable(factory):
-        raise ModelError(
-            f"{file} has no function {function!r}. Write path/to/file.py:function with a function that "
-            "returns an nn.Module."
-        )
-    try:
-        module = factory(**source.kwargs)
-    except Exception as error:  # the user's own code may raise anything
-        raise ModelError(
-            f"{source.name} failed with {source.kwargs}: {type(error).__name__}: {first_line(error)} "
-            "Mend the factory or its arguments."
-        ) from error
+    module = call_code(source.name, "a function that returns an nn.Module", ModelError, **source.kwargs)
     if not isinstance(module, nn.Module):
         raise ModelError(f"{source.name} returned a {type(module).__name__}. It must return an nn.Module.")
     return unwrapped(module)
@@ -221,10 +206,10 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def as_float(module: nn.Module) -> nn.Module:
-    """A copy in float32 and eval mode: what a module that was given as an object is taken for, whenever it is
-    given.
+    """A copy in float32, in eval mode and in the CPU's memory: what a module that was given as an object is
+    taken for, whenever it is given.
     """
-    return copied(unwrapped(module)).float().eval()
+    return copied(unwrapped(module)).cpu().float().eval()
 
 
 def as_stored(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> nn.Module:
@@ -237,28 +222,6 @@ def as_stored(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> nn.Module
         if tensor.is_floating_point() and dtype.is_floating_point:
             tensor.data = tensor.data.to(dtype)
     return copy
-
-
-def _import_file(path: Path) -> ModuleType:
-    """Import a file under a name of its own, so that two files of one name, or of an installed package's
-    name, do not meet.
-    """
-    if not path.is_file():
-        raise ModelError(f"There is no file {path}. Write path/to/file.py:function.")
-    name = f"_mpsearch_factory_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"{path} cannot be imported as Python. Write path/to/file.py:function.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code may raise anything
-        del sys.modules[name]
-        raise ModelError(
-            f"{path} cannot be imported: {type(error).__name__}: {first_line(error)} Mend the file."
-        ) from error
-    return module
 
 
 def _data_config(module: nn.Module, kwargs: Mapping[str, Any]) -> DataConfig:

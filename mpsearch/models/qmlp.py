@@ -128,7 +128,7 @@ class QMlpBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = norm_layer(dim)
         self.mlp_channels = mlp_layer(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=drop)
-        self.ls1, self.ls2 = (nn.Parameter(torch.full((dim,), init_values)) for _ in range(2))
+        self.ls1, self.ls2 = (nn.Parameter(torch.full((dim,), init_values, device=device)) for _ in range(2))
         self.to(device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:

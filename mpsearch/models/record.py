@@ -15,35 +15,25 @@ from mpsearch.foreign import first_line
 from mpsearch.models.trace import PRODUCTS, Constant, Frame, Op, Trace
 from mpsearch.models.tree import canonical_names, prepared
 from mpsearch.problem import ConvAttributes
+from mpsearch.pytrees import Batch, Inputs, leaves_of, shapes
 
 _HANDED_ON = {"alias", "clone", "contiguous", "detach", "lift_fresh_copy"}
 _DROPOUTS = {"dropout", "dropout_", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 
 
-def trace_model(module: nn.Module, example: Tensor) -> Trace:
+def trace_model(module: nn.Module, example: Inputs) -> Trace:
     """Record one forward pass in eval mode, without gradients, on the first sample of `example`.
 
     Attention runs unfused where the module has timm's `fused_attn` switch, so that its two activation
     products are visible. The module's modes and switches are as found afterwards.
 
     Args:
-        module: Model of one tensor in, one tensor out.
-        example: N x C x H x W float, or N x ... int64 where the model reads token numbers.
+        module: Model of one batch in, one tensor out.
+        example: N x C x H x W float, N x ... int64 where the model reads token numbers, or several tensors.
     Raises: ModelError: The model does not take the example, does not return one tensor, or cannot be
         exported.
     """
-    if (
-        not isinstance(example, Tensor)
-        or example.ndim < 2
-        or len(example) < 1
-        or not (example.is_floating_point() or example.dtype == torch.int64)
-    ):
-        found = (
-            f"{example.dtype} of shape {tuple(example.shape)}"
-            if isinstance(example, Tensor)
-            else type(example).__name__
-        )
-        raise ModelError(f"The example input is {found}. Give float images, N x C x H x W, or int64 tokens.")
+    _require_example(example)
     image = example[:1].detach()
     with prepared(module), torch.no_grad():
         try_forward(module, image)
@@ -56,10 +46,22 @@ def trace_model(module: nn.Module, example: Tensor) -> Trace:
                 f"The model cannot be traced by torch.export: {first_line(error)} Remove data-dependent "
                 "control flow from its forward."
             ) from error
-        return _Recorder(module, exported).record(tuple(image.shape))
+        return _Recorder(module, exported).record([tuple(leaf.shape) for leaf in leaves_of(image)])
 
 
-def try_forward(module: nn.Module, image: Tensor) -> Tensor:
+def _require_example(example: Any) -> None:
+    """Raises ModelError where an example is no batch that a model could read."""
+    one = isinstance(example, Tensor) and (example.is_floating_point() or example.dtype == torch.int64)
+    if len(example) < 1 if isinstance(example, Batch) else not one or example.ndim < 2 or len(example) < 1:
+        found = (
+            f"{example.dtype} of shape {tuple(example.shape)}"
+            if isinstance(example, Tensor)
+            else type(example).__name__
+        )
+        raise ModelError(f"The example input is {found}. Give float images, N x C x H x W, or int64 tokens.")
+
+
+def try_forward(module: nn.Module, image: Inputs) -> Tensor:
     """The output of a forward pass. Raises ModelError where the model takes no such input, or does not return
     one tensor.
     """
@@ -67,7 +69,7 @@ def try_forward(module: nn.Module, image: Tensor) -> Tensor:
         output = module(image)
     except Exception as error:  # a model may raise anything on an input that it does not take
         raise ModelError(
-            f"The model does not take an input of shape {tuple(image.shape)}: {first_line(error)} Give "
+            f"The model does not take an input of shape {shapes(image)}: {first_line(error)} Give "
             "inputs of the size it was built for."
         ) from error
     if not isinstance(output, Tensor):
@@ -91,15 +93,15 @@ class _Recorder:
         self._constants: list[Constant] = []
         self._count = 0
 
-    def record(self, input_shape: tuple[int, ...]) -> Trace:
+    def record(self, input_shapes: Sequence[tuple[int, ...]]) -> Trace:
         """The whole graph."""
         specs = {spec.arg.name: spec for spec in self._exported.graph_signature.input_specs}
-        source, output = -1, -1
+        sources, output = list[int](), -1
         for node in self._exported.graph.nodes:
             if node.op == "placeholder":
                 number = self._new(node)
                 if specs[node.name].kind is InputKind.USER_INPUT:
-                    source = number
+                    sources.append(number)
                 else:
                     target = specs[node.name].target or ""
                     self._constants.append(
@@ -109,7 +111,7 @@ class _Recorder:
                 output = self._numbers(node)[0]
             else:
                 self._call(node)
-        return Trace(tuple(self._ops), tuple(self._constants), source, output, input_shape)
+        return Trace(tuple(self._ops), tuple(self._constants), tuple(sources), output, tuple(input_shapes))
 
     def _new(self, node: fx.Node, cell: int | None = None) -> int:
         number = self._count

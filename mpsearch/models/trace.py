@@ -105,16 +105,16 @@ class Trace:
     Args:
         ops: In order of execution.
         constants: Parameters, buffers and literal tensors.
-        input: Number of the model's input.
+        inputs: Numbers of the tensors that the model reads.
         output: Number of its output.
-        input_shape: 1 x C x H x W, or 1 x ... of what else the model reads.
+        input_shapes: 1 x C x H x W, or 1 x ... of what else the model reads, for each of them.
     """
 
     ops: tuple[Op, ...]
     constants: tuple[Constant, ...]
-    input: int
+    inputs: tuple[int, ...]
     output: int
-    input_shape: tuple[int, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
 
     @cached_property
     def producer(self) -> dict[int, Op]:
@@ -146,8 +146,8 @@ class Trace:
 
     @cached_property
     def dynamic(self) -> frozenset[int]:
-        """Numbers of the tensors that are computed from the model's input."""
-        found = {self.input}
+        """Numbers of the tensors that are computed from what the model reads."""
+        found = set(self.inputs)
         for op in self.ops:
             if not found.isdisjoint(op.inputs):
                 found.add(op.id)
@@ -155,8 +155,8 @@ class Trace:
 
     def shape(self, tensor: int) -> tuple[int, ...]:
         """Shape of a tensor by its number."""
-        if tensor == self.input:
-            return self.input_shape
+        if tensor in self.inputs:
+            return self.input_shapes[self.inputs.index(tensor)]
         return self.constant[tensor].shape if tensor in self.constant else self.producer[tensor].shape
 
     def constants_behind(self, tensor: int) -> Iterator[Constant]:

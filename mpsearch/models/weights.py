@@ -1,5 +1,5 @@
-"""Weights from a safetensors file, checked before anything is computed with them. Pickles are refused:
-loading one runs code.
+"""Weights from a safetensors file or a state dict of `torch.save`, checked before anything is computed with
+them. No file of weights runs code.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mpsearch.errors import ModelError
+from mpsearch.models.pickles import SUFFIXES, read_state_dict, unwrapped_names
 
-_PICKLES = {".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar", ".th"}
 _SHOWN = 5
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a model, in place; floating-point values become those of the model's
-    dtype.
+    """Load a file of weights into a model, in place; floating-point values become those of the model's dtype.
 
-    Raises: ModelError: The file is missing, a pickle or damaged, or its names or shapes are not the model's.
+    Raises: ModelError: The file is missing, needs code or is damaged, or its names or shapes are not the
+        model's.
     """
-    found, wanted = _read(path), module.state_dict()
+    found, wanted = unwrapped_names(_read(path), module), module.state_dict()
     problems = [
         f"missing {name!r}"
         for name in wanted
@@ -88,8 +88,13 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def require_weights(path: Path) -> None:
-    """Raises ModelError where a file is missing, a pickle, or no safetensors file; reads its header alone."""
+    """Raises ModelError where a file is missing, needs code, or holds no weights; reads no more than the
+    header of a safetensors file.
+    """
     _require_readable(path)
+    if path.suffix.lower() in SUFFIXES:
+        read_state_dict(path)
+        return
     try:
         with safe_open(path, framework="pt"):
             pass
@@ -99,6 +104,8 @@ def require_weights(path: Path) -> None:
 
 def _read(path: Path) -> dict[str, Tensor]:
     _require_readable(path)
+    if path.suffix.lower() in SUFFIXES:
+        return read_state_dict(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -106,14 +113,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _require_readable(path: Path) -> None:
-    if path.suffix.lower() in _PICKLES:
-        raise ModelError(
-            f"{path} is a pickle, and reading one can run any code. Convert it where you trust it: "
-            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors') "
-            "with the state dict of the model."
-        )
     if not path.is_file():
-        raise ModelError(f"There is no weights file {path}. Give a .safetensors file.")
+        raise ModelError(f"There is no weights file {path}. Give a .safetensors file, or a state dict (.pt).")
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:

@@ -21,7 +21,9 @@ from mpsearch.data import SampleSet
 from mpsearch.errors import ModelError
 from mpsearch.objectives._base import ScoringContext
 from mpsearch.objectives._local import UnitRun, operand_shifts
+from mpsearch.pytrees import Inputs
 from mpsearch.quant import UnitState, weightless_names
+from mpsearch.quant.devices import wide
 from mpsearch.quant.weightless import unwrap_weightless, wrap_weightless
 
 Target = Literal["model", "labels"]
@@ -69,17 +71,20 @@ class Cotangents:
         self, kind: Literal["rademacher", "model", "labels"], images: SampleSet, seed: int, draws: int = 1
     ) -> None:
         self._kind, self._images, self._draws = kind, images, draws
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)  # the same draws on every device
         self._done = 0
 
     def of(self, logits: Tensor) -> Tensor:
         """D x B x K for the next B images, from their logits, B x K."""
         count, classes = logits.shape
         if self._kind == "rademacher":
-            each = [torch.randint(2, (self._draws, classes), generator=self._generator) for _ in range(count)]
+            each = [
+                torch.randint(2, (self._draws, classes), generator=self._generator, device="cpu")
+                for _ in range(count)
+            ]
             rows = torch.stack(each, 1).to(logits) * 2 - 1
         else:
-            chance = logits.detach().double().softmax(1)
+            chance = wide(logits.detach()).softmax(1)
             picked = self._true(classes, count) if self._kind == "labels" else self._drawn(chance)
             rows = (chance - nn.functional.one_hot(picked.to(logits.device), classes)).to(logits.dtype)
         self._done += count
@@ -94,10 +99,10 @@ class Cotangents:
         """
         points = torch.stack(
             [
-                torch.rand(self._draws, generator=self._generator, dtype=torch.float64)
+                torch.rand(self._draws, generator=self._generator, dtype=torch.float64, device="cpu")
                 for _ in range(len(chance))
             ]
-        ).to(chance.device)
+        ).to(chance)
         edges = chance.cumsum(1)
         return torch.searchsorted(edges, points * edges[:, -1:], right=True).clamp(max=chance.shape[1] - 1).T
 
@@ -123,7 +128,7 @@ def parameters_of(context: ScoringContext, units: Iterable[str]) -> dict[str, nn
     }
 
 
-def logits_of(module: nn.Module, inputs: Tensor, *, any_shape: bool = False) -> Tensor:
+def logits_of(module: nn.Module, inputs: Inputs, *, any_shape: bool = False) -> Tensor:
     """N x K, or N x ... in `any_shape`, with a graph. Raises ModelError where the model gives something
     else.
     """

@@ -12,6 +12,7 @@ from mpsearch.data import SampleSet
 from mpsearch.objectives._base import ScoringContext
 from mpsearch.problem import Candidate, Layer
 from mpsearch.quant import ActivationQuantizer, UnitState
+from mpsearch.quant.devices import wide
 
 
 def first_images(context: ScoringContext, count: int) -> SampleSet:
@@ -117,7 +118,7 @@ def weight_errors(
     def error(candidate: Candidate) -> float:
         codes = weight_state(context, layer.name, candidate).weight
         squares = torch.zeros_like(weight) if codes is None else (codes.dequantize() - weight).square()
-        return float((squares if importance is None else squares * importance).double().sum())
+        return float(wide(squares if importance is None else squares * importance).sum())
 
     return by_kind(candidates, weight_kind, error)
 

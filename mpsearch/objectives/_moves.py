@@ -4,6 +4,7 @@ share.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +21,14 @@ from mpsearch.objectives._grads import Scored
 from mpsearch.objectives._local import input_state, weight_kind, weight_state
 from mpsearch.problem import Candidate
 from mpsearch.quant import UnitState
+from mpsearch.quant.devices import wide
 
-Weigh = Callable[[Tensor, Tensor | None], float]
-"""Error at a node, squared gradient there (None where it is 0) -> what is summed."""
+Weigh = Callable[[Tensor, Tensor | None], Tensor | None]
+"""Error at a node, squared gradient there (None where it is 0) -> what is summed, 0-d; None for 0."""
 Sums = list[NDArray[np.float64]]
 """For each of L units `C_l x 2`: one column, or two for the operands of a product."""
+_Running = list[list[list[Tensor | float]]]
+"""The same while it is summed, on the device: numbers are read once, when all batches are done."""
 
 
 @dataclass(frozen=True)
@@ -51,47 +55,55 @@ def add_moves(
     """Run every unit at each of its candidates on what it read in each batch, and sum what `weigh` makes of
     the errors.
     """
-    whole, weight, given = (empty_sums(context) for _ in range(3))
+    whole, weight, given = (_empty(context) for _ in range(3))
     for scored in batches:
         _add(whole, context, scored, weigh, str, context.calibration.state)
         if contributions:
             _add(weight, context, scored, weigh, weight_kind, partial(weight_state, context))
             _add(given, context, scored, weigh, attrgetter("a_bits"), partial(input_state, context))
-    return Moves(whole, weight, given)
+    return Moves(_read(whole), _read(weight), _read(given))
 
 
 def add_input_moves(
     context: ScoringContext, batches: Iterable[Mapping[str, Sequence[Scored]]], weigh: Weigh
 ) -> Sums:
     """`add_moves` of the inputs alone."""
-    given = empty_sums(context)
+    given = _empty(context)
     for scored in batches:
         _add(given, context, scored, weigh, attrgetter("a_bits"), partial(input_state, context))
-    return given
+    return _read(given)
 
 
-def empty_sums(context: ScoringContext) -> Sums:
-    """Zeros."""
-    return [np.zeros((len(candidates), 2)) for candidates in context.candidates]
+def _empty(context: ScoringContext) -> _Running:
+    return [[[0.0, 0.0] for _ in candidates] for candidates in context.candidates]
 
 
-def weighed(shift: Tensor, power: Tensor | None) -> float:
+def _read(sums: _Running) -> Sums:
+    return [np.array([[float(v) for v in row] for row in rows]).reshape(len(rows), 2) for rows in sums]
+
+
+def weighed(shift: Tensor, power: Tensor | None) -> Tensor | None:
     """Sum of squared gradient times squared error; writes over `shift`."""
-    return 0.0 if power is None else float(shift.square_().mul_(power).sum())
+    return None if power is None else shift.square_().mul_(power).sum()
 
 
 def watch_slopes(
     batches: Iterable[dict[str, list[Scored]]], slopes: dict[str, NDArray[np.float64]]
 ) -> Iterator[dict[str, list[Scored]]]:
     """The same batches; adds to each unit's `2 x 2` the squared gradients (row 0) and the elements (row 1) of
-    its nodes, a column each.
+    its nodes, a column each, when the last batch is done.
     """
+    powers: dict[tuple[str, int], Tensor | float] = defaultdict(float)
     for scored in batches:
         for unit, calls in scored.items():
             for found in calls:
                 for at, (node, power) in enumerate(zip(found.call.nodes, found.powers, strict=True)):
-                    slopes[unit][:, at] += (0.0 if power is None else float(power.sum()), node.numel())
+                    slopes[unit][1, at] += node.numel()
+                    if power is not None:
+                        powers[unit, at] += wide(power.sum())
         yield scored
+    for (unit, at), total in powers.items():
+        slopes[unit][0, at] += float(total)
 
 
 def parts_of(moves: Moves, factors: Sequence[NDArray[np.float64]], contributions: bool) -> Parts:
@@ -111,7 +123,7 @@ def parts_of(moves: Moves, factors: Sequence[NDArray[np.float64]], contributions
 
 @torch.no_grad()
 def _add(
-    sums: Sums,
+    sums: _Running,
     context: ScoringContext,
     scored: Mapping[str, Sequence[Scored]],
     weigh: Weigh,
@@ -122,18 +134,19 @@ def _add(
     for found, layer, candidates in zip(sums, context.layers, context.candidates, strict=True):
         if layer.name not in scored:
             continue
-        known: dict[Any, NDArray[np.float64]] = {}
+        known: dict[Any, list[Tensor | float]] = {}
         for i, candidate in enumerate(candidates):
             if candidate.is_float:
                 continue
             if kind(candidate) not in known:
                 known[kind(candidate)] = _sums(scored[layer.name], state(layer.name, candidate), weigh)
-            found[i] += known[kind(candidate)]
+            found[i] = [a + b for a, b in zip(found[i], known[kind(candidate)], strict=True)]
 
 
-def _sums(calls: Sequence[Scored], state: UnitState, weigh: Weigh) -> NDArray[np.float64]:
-    sums = np.zeros(2)
+def _sums(calls: Sequence[Scored], state: UnitState, weigh: Weigh) -> list[Tensor | float]:
+    sums: list[Tensor | float] = [0.0, 0.0]
     for scored in calls:
         for at, (shift, power) in enumerate(zip(scored.call.shifts(state), scored.powers, strict=False)):
-            sums[at] += weigh(shift, power)
+            more = weigh(shift, power)
+            sums[at] = sums[at] if more is None else sums[at] + wide(more)
     return sums

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from mpsearch.objectives._base import ScoringContext
 from mpsearch.objectives._grads import Call, calibrated_units, logits_of, only_these, recorded
 from mpsearch.objectives._local import input_state, weight_kind, weight_state
 from mpsearch.problem import Candidate
+from mpsearch.quant.devices import device_of
 
 MOST_GRADIENTS = 2**26
 """Numbers of the weight gradients of single images that are held at a time."""
@@ -91,7 +93,7 @@ class _Walk:
         self, context: ScoringContext, images: SampleSet, probes: int, batch_size: int, memory_bytes: int
     ) -> None:
         self._context, self._images, self._probes = context, images, probes
-        self._generator = torch.Generator().manual_seed(context.seed)
+        self._generator = torch.Generator("cpu").manual_seed(context.seed)  # the same draws on every device
         self._found = Sketches(context)
         rows = dict(zip((layer.name for layer in context.layers), context.candidates, strict=True))
         self._choices = {
@@ -147,13 +149,13 @@ class _Walk:
         return {kind: at for at, kind in enumerate(first)}, torch.stack(shifts).flatten(1), moved
 
     def _prepare(self) -> None:
-        shape = (len(self._images), self._probes)
+        zeros = partial(torch.zeros, len(self._images), self._probes, device=device_of(self._context.module))
         for unit, choices in self._choices.items():
             if unit in self._weights:
-                self._found.weights[unit] = {weight_kind(c): torch.zeros(shape) for c in choices}
-                self._found.inputs[unit] = {c.a_bits: torch.zeros(shape) for c in choices}
+                self._found.weights[unit] = {weight_kind(c): zeros() for c in choices}
+                self._found.inputs[unit] = {c.a_bits: zeros() for c in choices}
             else:
-                self._found.whole[unit] = {c: torch.zeros(shape) for c in choices}
+                self._found.whole[unit] = {c: zeros() for c in choices}
 
     def _add(
         self,

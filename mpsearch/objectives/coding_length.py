@@ -17,6 +17,7 @@ from mpsearch.objectives._clusters import cluster
 from mpsearch.objectives._local import by_kind, weight_kind
 from mpsearch.problem import Candidate
 from mpsearch.quant import OBSERVERS
+from mpsearch.quant.devices import wide
 from mpsearch.reconstruct import Calibration
 
 GRID_BITS = 4
@@ -41,11 +42,11 @@ def coding_length(vectors: Tensor, eps2: float) -> float:
     Returns: Bits; 0 where all vectors are equal.
     References: Ma, Derksen, Hong, Wright, TPAMI 29(9), 2007, eq. 6 (zero mean).
     """
-    v = vectors.double()
+    v = wide(vectors)
     v = v - v.mean(1, keepdim=True)
     n, m = v.shape
     gram = v.T @ v if m < n else v @ v.T
-    identity = torch.eye(len(gram), dtype=gram.dtype)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     bits = (
         0.5
         * (m + n)
@@ -176,7 +177,7 @@ class CodingLength(Objective):
 
     def rate(self, weight: Tensor) -> float:
         """Coding length in bits for each weight; 0 for a constant weight."""
-        rows = weight.flatten(1).double()
+        rows = wide(weight.flatten(1))
         variance = float(rows.var(unbiased=False))
         return 0.0 if variance <= 0 else coding_length(rows.T, self.eps2 * variance) / weight.numel()
 
@@ -190,17 +191,18 @@ def excess(weight: Tensor, observer: str) -> float:
         observer: Registered observer, which makes both grids.
     """
     rows = weight.flatten(1)
-    if float(rows.double().var(unbiased=False)) <= 0:
+    if float(wide(rows).var(unbiased=False)) <= 0:
         return 0.0
-    draws = (torch.Generator().manual_seed(seed) for seed in range(_NOISES))
-    noise = [_at_own_grid(torch.randn(rows.shape, generator=draw), observer) for draw in draws]
+    draws = (torch.Generator("cpu").manual_seed(seed) for seed in range(_NOISES))
+    drawn = (torch.randn(rows.shape, generator=draw, device="cpu").to(rows.device) for draw in draws)
+    noise = [_at_own_grid(each, observer) for each in drawn]
     return _at_own_grid(rows, observer) - sum(noise) / len(noise)
 
 
 def _at_own_grid(rows: Tensor, observer: str) -> float:
     """Coding length in bits for each number of rows [m, n], each row in units of its own step."""
     grid = OBSERVERS.create(observer).observe(rows, GRID_BITS, symmetric=True, axis=0)
-    return coding_length((rows.double() / grid.scale.double()[:, None]).T, 1 / 12) / rows.numel()
+    return coding_length((wide(rows) / wide(grid.scale)[:, None]).T, 1 / 12) / rows.numel()
 
 
 def _clusters(bits: Mapping[str, int], numel: Mapping[str, int]) -> str:
@@ -219,6 +221,6 @@ def _lost_bits(calibration: Calibration, unit: str, candidate: Candidate) -> flo
     """
     weight, params = calibration.weights[unit], calibration.weight_params(unit, candidate)
     scale, _ = params.expanded(weight.ndim)
-    steps = (weight.double() / scale).flatten(1).T
+    steps = (wide(weight) / scale).flatten(1).T
     fine = 4.0 ** (params.bits - REFERENCE_BITS)
     return max(coding_length(steps, fine / 12) - coding_length(steps, 1 / 12), 0.0)

@@ -40,6 +40,7 @@ from mpsearch.objectives._grads import (
 from mpsearch.objectives._local import bits_of, by_kind, first_images, weight_errors, weight_kind
 from mpsearch.objectives._moves import add_input_moves, watch_slopes, weighed
 from mpsearch.problem import Candidate, Layer
+from mpsearch.quant.devices import wide
 
 
 @OBJECTIVES.register("fisher")
@@ -151,8 +152,8 @@ class Fisher(Objective):
         if information is None or self.noise == "measured":
             return weight_errors(context, layer, row, information)
         weight, each = (
-            context.calibration.weights[layer.name].flatten(1).double(),
-            information.flatten(1).double().sum(1),
+            wide(context.calibration.weights[layer.name].flatten(1)),
+            wide(information.flatten(1)).sum(1),
         )
 
         def noise(candidate: Candidate) -> float:
@@ -177,7 +178,7 @@ def _rounded(
     read = [operand.values for operand in calibration.products.get(unit, ())] or [
         calibration.inputs[name] for name in (unit,) if name in calibration.inputs
     ]
-    ranges = [(x.max().clamp(min=0) - x.min().clamp(max=0)).double() for x in read]
+    ranges = [wide(x.max().clamp(min=0) - x.min().clamp(max=0)) for x in read]
 
     def noise(candidate: Candidate) -> float:
         return sum(

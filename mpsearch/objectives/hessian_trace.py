@@ -28,6 +28,7 @@ from mpsearch.objectives._base import (
 )
 from mpsearch.objectives._grads import calibrated_units, logits_of, only_these, parameters_of, recorded
 from mpsearch.objectives._local import first_images, weight_errors
+from mpsearch.quant.devices import wide, wide_type
 
 
 @dataclass
@@ -134,7 +135,8 @@ class HessianTrace(Objective):
         units = [unit for unit in calibrated_units(context) if unit in context.calibration.weights]
         parameters = parameters_of(context, units)
         generators = {
-            unit: torch.Generator().manual_seed(context.seed ^ zlib.crc32(unit.encode())) for unit in units
+            unit: torch.Generator("cpu").manual_seed(context.seed ^ zlib.crc32(unit.encode()))
+            for unit in units
         }
         traces = {unit: Trace() for unit in units}
         for probe in range(self.probes):
@@ -193,7 +195,7 @@ def _draw(
     """
     weights = list(parameters.values())
     probes = [
-        (torch.randint(2, w.shape, generator=generators[unit], dtype=torch.int8) * 2 - 1).to(w)
+        (torch.randint(2, w.shape, generator=generators[unit], dtype=torch.int8, device="cpu") * 2 - 1).to(w)
         for unit, w in parameters.items()
     ]
     first = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
@@ -201,5 +203,9 @@ def _draw(
     products: tuple[Tensor | None, ...] = (None,) * len(weights)
     if live:
         products = torch.autograd.grad([g for g, _ in live], weights, [v for _, v in live], allow_unused=True)
-    for unit, v, product in zip(parameters, probes, products, strict=True):
-        traces[unit].add(0.0 if product is None else float((v * product.detach()).double().sum()))
+    found = [
+        v.new_zeros((), dtype=wide_type(v.device)) if product is None else wide(v * product.detach()).sum()
+        for v, product in zip(probes, products, strict=True)
+    ]
+    for unit, value in zip(parameters, torch.stack(found).tolist(), strict=True):  # read once for all units
+        traces[unit].add(value)

@@ -86,8 +86,8 @@ class Jacobian(Objective):
         )
 
 
-def _squared(shift: Tensor, _: Tensor | None) -> float:
-    return float(shift.square_().sum())
+def _squared(shift: Tensor, _: Tensor | None) -> Tensor:
+    return shift.square_().sum()
 
 
 def _mean_slope(slope: NDArray[np.float64]) -> NDArray[np.float64]:

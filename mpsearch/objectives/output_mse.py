@@ -18,6 +18,7 @@ from mpsearch.objectives._base import OBJECTIVES, Objective, Passes, Rows, Scori
 from mpsearch.objectives._local import UnitRun, first_images, input_state, operand_shifts, unit_passes
 from mpsearch.problem import Candidate
 from mpsearch.quant import weightless_names
+from mpsearch.quant.devices import wide
 from mpsearch.quant.weightless import operands_of, unwrap_weightless, wrap_weightless
 
 
@@ -148,26 +149,29 @@ class _OutputProbe:
 
     def __init__(self, context: ScoringContext, name: str, candidates: Sequence[Candidate]) -> None:
         self._context, self._name, self._candidates = context, name, candidates
-        self._power, self._mean, self._count = 0.0, 0.0, 0
-        self._errors = [0.0] * len(candidates)
+        self._power: Tensor | float = 0.0  # numbers stay on the device until all batches are done
+        self._mean: Tensor | float = 0.0
+        self._count = 0
+        self._errors: list[Tensor | float] = [0.0] * len(candidates)
 
     @torch.no_grad()
     def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        self._add_power(output.double())
+        self._add_power(wide(output))
         run = UnitRun(module, args, kwargs)
         for i, candidate in enumerate(self._candidates):
             if not candidate.is_float:
                 quantized = run.output(self._context.calibration.state(self._name, candidate))
-                self._errors[i] += float((quantized - output).double().square().sum())
+                self._errors[i] = self._errors[i] + wide(quantized - output).square().sum()
 
     def _add_power(self, y: Tensor) -> None:
         """Update the sum of squares about the mean of all batches (Chan's formula), so that the batch size
         does not matter.
         """
-        mean, total = float(y.mean()), self._count + y.numel()
+        mean, total = y.mean(), self._count + y.numel()
         shift = mean - self._mean
-        self._power += float((y - mean).square().sum()) + shift**2 * self._count * y.numel() / total
-        self._mean += shift * y.numel() / total
+        more = (y - mean).square().sum() + shift**2 * self._count * y.numel() / total
+        self._power = self._power + more
+        self._mean = self._mean + shift * y.numel() / total
         self._count = total
 
     def ratios(self) -> list[float]:
@@ -176,12 +180,13 @@ class _OutputProbe:
                 f"Unit {self._name!r} was never called in a forward pass. Leave it out, or give images "
                 "that reach it."
             )
-        if self._power <= 0 and any(self._errors):
+        power, errors = float(self._power), [float(error) for error in self._errors]
+        if power <= 0 and any(errors):
             raise ModelError(
                 f"Unit {self._name!r} gives a constant output on the calibration images, so its relative "
                 "error has no meaning. Use weight_mse."
             )
-        return [error / max(self._power, 1e-30) for error in self._errors]
+        return [error / max(power, 1e-30) for error in errors]
 
 
 class _OperandProbe:
@@ -189,28 +194,27 @@ class _OperandProbe:
 
     def __init__(self, context: ScoringContext, name: str, candidates: Sequence[Candidate]) -> None:
         self._context, self._name, self._candidates = context, name, candidates
-        self._powers = [0.0] * operands_of(name)
-        self._errors = [[0.0] * operands_of(name) for _ in candidates]
+        self._powers: list[Tensor | float] = [0.0] * operands_of(name)
+        self._errors: list[list[Tensor | float]] = [[0.0] * operands_of(name) for _ in candidates]
 
     @torch.no_grad()
     def take(self, _: nn.Module, args: tuple[Any, ...], __: dict[str, Any], ___: Any) -> None:
-        self._powers = [
-            power + float(x.double().square().sum()) for power, x in zip(self._powers, args, strict=True)
-        ]
+        self._powers = [power + wide(x).square().sum() for power, x in zip(self._powers, args, strict=True)]
         for errors, candidate in zip(self._errors, self._candidates, strict=True):
             if not candidate.is_float:
                 for at, shift in enumerate(
                     operand_shifts(input_state(self._context, self._name, candidate), args)
                 ):
-                    errors[at] += float(shift.double().square().sum())
+                    errors[at] = errors[at] + wide(shift).square().sum()
 
     def ratios(self) -> list[float]:
-        if not any(self._powers):
+        powers = [float(power) for power in self._powers]
+        if not any(powers):
             raise ModelError(
                 f"Unit {self._name!r} was never called in a forward pass, or only with zeros. Leave "
                 "it out, or give images that reach it."
             )
         return [
-            sum(error / max(power, 1e-30) for error, power in zip(errors, self._powers, strict=True))
+            sum(float(error) / max(power, 1e-30) for error, power in zip(errors, powers, strict=True))
             for errors in self._errors
         ]

@@ -22,6 +22,7 @@ from mpsearch.objectives._base import (
 )
 from mpsearch.objectives._local import weight_kind
 from mpsearch.objectives._sketches import Sketches, sketches
+from mpsearch.quant.devices import wide
 
 
 @OBJECTIVES.register("sketch")
@@ -132,4 +133,4 @@ def _apart(context: ScoringContext, found: Sketches) -> tuple[Rows, Rows]:
 
 
 def _half(s: Tensor | None) -> float:
-    return 0.0 if s is None else float(s.double().square().mean()) / 2
+    return 0.0 if s is None else float(wide(s).square().mean()) / 2

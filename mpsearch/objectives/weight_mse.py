@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mpsearch.objectives._base import OBJECTIVES, Objective, Rows, ScoringContext
+from mpsearch.quant.devices import wide
 
 
 @OBJECTIVES.register("weight_mse")
@@ -27,6 +28,7 @@ class WeightMse(Objective):
         rows: Rows = []
         for done, (layer, candidates) in enumerate(zip(context.layers, context.candidates, strict=True)):
             weight = context.calibration.weights.get(layer.name)
+            power = 0.0 if weight is None else float(wide(weight).square().sum())
             row = []
             for candidate in candidates:
                 state = (
@@ -37,8 +39,7 @@ class WeightMse(Objective):
                 if weight is None or state is None or state.weight is None:
                     row.append(0.0)
                     continue
-                error = float((state.weight.dequantize() - weight).double().square().sum())
-                power = float(weight.double().square().sum())
+                error = float(wide(state.weight.dequantize() - weight).square().sum())
                 row.append(error if self.normalize == "none" else error / max(power, 1e-30))
             rows.append(row)
             context.on_step(done + 1, len(context.layers))

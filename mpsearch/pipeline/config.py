@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
+from mpsearch.accelerator import AUTO as AUTO_DEVICE
+from mpsearch.accelerator import require_device_name
 from mpsearch.deploy.targets import TARGETS, Target
 from mpsearch.efforts import Effort, effort_of, parse_duration
 from mpsearch.errors import BudgetError, OptionError, StudyError, UnknownNameError
-from mpsearch.evaluate import TASKS
+from mpsearch.evaluate import AUTO, made
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.coding_length import CodingLength
 from mpsearch.objectives.interacting import INTERACTING
@@ -18,12 +20,13 @@ from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.reconstruct import METHODS
 from mpsearch.study import SAMPLERS, WALKS, GreedyMP
 from mpsearch.units import parse_quantity
+from mpsearch.usercode import names_code, require_code
 
 DEFAULT_TARGET = "ort-cpu"
 _MOST_SEED = 2**31 - 1
 _LEAST = {
     **dict.fromkeys(("threads", "calibration_images", "search_images", "evaluation_images"), 1),
-    **dict.fromkeys(("trials", "polish", "iterations", "seed"), 0),
+    **dict.fromkeys(("trials", "polish", "iterations", "seed", "batch_axis"), 0),
 }
 USUAL_EVALUATION = 256
 """Evaluation images, at least, where nothing is said and there are as many."""
@@ -49,6 +52,7 @@ class RunConfig:
         search_images: Images for the loss that the search measures; None for 256, or a share of few images.
         evaluation_images: Images for what is reported; None for all that are left.
         bits: Weight bits that a unit may have.
+        floats: Whether a unit may stay float, under any budget; under one of latency or energy it always may.
         a_bits: Input bits that a unit may have, beside each of `bits`; 16 leaves its input float and
             quantises the weight alone. A single number may be given as such.
         quantize: `linear` (the inputs of layers), `matmul` (both products of attention too) or `full` (also
@@ -76,17 +80,26 @@ class RunConfig:
         bias_correction: Whether the biases of quantised units make up for the mean error of their weights.
         reconstruction_memory: Bound on the memory that a reconstruction takes beside the model and the
             images, such as `8GiB`; it uses fewer images to keep it.
-        target: Registered deployment target that a run can measure, with options: `ort-cpu` (packed
-            checkpoint and ONNX), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint and OpenVINO's IR),
-            `triton-cuda` (checkpoint on the Triton kernels, latency and energy), or `packed` (checkpoint
-            alone, no latency).
+        target: Registered deployment target that a run can measure, with options: `ort-cpu` (ONNX, whose
+            size a budget limits, and packed checkpoint), `openvino-cpu` or `openvino-cpu-bf16` (checkpoint
+            and OpenVINO's IR), `triton-cuda` (checkpoint on the Triton kernels, latency and energy), or
+            `packed` (checkpoint alone, no latency).
         tables: Folder of latency tables.
         table: A table of another place to read instead; None for this device's own.
         allow_estimate: Take a table of another device or version as an estimate, and keep a latency budget by
             predictions that are known to be poor.
         threads: Of the runtime whose latency is measured.
         seed: Of everything random.
-        task: Registered task, with options: how outputs are compared with the float model's and with labels.
+        task: Registered task, with options, or `file.py:Class`: how outputs are compared with the float
+            model's and with labels; `auto` goes by the outputs (see `mpsearch.evaluate.task_for`).
+        device: What computes: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or
+            `mps`. A study may go on with another: what depends on it is kept for each kind of device.
+        batch_axis: Axis of the samples in what the model reads and gives.
+        input_size: Channels, height and width of the images that the model reads, or one number for height
+            and width; None for what the model says.
+        mean: Of the normalisation, for each channel, of values in 0 to 1; None for what the model says.
+        std: Standard deviations there.
+        interpolation: With which images are resized, such as `bilinear`; None for what the model says.
         effort: How much is done where nothing else is said: `quick`, `balanced` or `thorough` (`efforts`).
         time_limit: Time that the run may take, such as `10min`: images, trials and finalists are as many as
             fit; None for no limit.
@@ -106,6 +119,7 @@ class RunConfig:
     search_images: int | None = None
     evaluation_images: int | None = None
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    floats: bool = False
     a_bits: tuple[int, ...] = (8,)
     quantize: str = "linear"
     smooth: str = "none"
@@ -130,7 +144,13 @@ class RunConfig:
     allow_estimate: bool = False
     threads: int = 1
     seed: int = 0
-    task: str = "classification"
+    task: str = "auto"
+    device: str = field(default=AUTO_DEVICE, compare=False)
+    batch_axis: int = 0
+    input_size: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
     effort: str = "balanced"
     time_limit: str | None = None
     kept_images: tuple[int, ...] | None = None
@@ -139,6 +159,7 @@ class RunConfig:
         object.__setattr__(self, "a_bits", _tuple(self.a_bits))
         if not self.budgets and self.assigner is None:
             raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
+        require_device_name(self.device)
         if self.budgets and self.assigner is not None:
             raise OptionError(
                 f"--assign {self.assign} gives bits without a budget, and --budget {self.budgets[0]} is "
@@ -159,6 +180,13 @@ class RunConfig:
                 f"--target {self.target} is written but not measured by mpsearch, so a run cannot search "
                 f"for it. Run with --target {DEFAULT_TARGET}, "
                 f"then write it with `mpsearch export STUDY --target {self.target}`."
+            )
+        held = set(self.deployment.widths)
+        if held and not (held & set(self.bits) and held & set(self.a_bits)):
+            raise OptionError(
+                f"--target {self.target} multiplies {', '.join(map(str, sorted(held)))} bits alone, beside "
+                f"float, and neither is left by --bits {list(self.bits)} with --a-bits {list(self.a_bits)}. "
+                "Give 8 to both."
             )
         if self.sampler not in SAMPLERS and self.greedy is None:
             raise UnknownNameError("sampler", self.sampler, [*SAMPLERS, *WALKS.names()])
@@ -206,6 +234,13 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}; it must be {least} or more.", (name,))
+        if self.input_size is not None and (len(self.input_size) not in (1, 3) or min(self.input_size) < 1):
+            raise OptionError(
+                f"input_size is {self.input_size}; it must be channels, height and width, such as 3,32,32, "
+                "or one "
+                "number for both sides.",
+                ("input_size",),
+            )
         if self.seed > _MOST_SEED:
             raise OptionError(
                 f"seed is {self.seed}; it must be at most {_MOST_SEED}, which every generator takes.",
@@ -223,10 +258,14 @@ class RunConfig:
 
     def _check_task(self) -> None:
         """Raises OptionError where the method draws labels from the model, and the model has no classes;
-        objectives are asked by `add_scores`.
+        what is known by the outputs alone is asked when they are there.
         """
-        method, task = METHODS.create(self.method), TASKS.create(self.task)
-        if method.loss == "fisher" and not task.classes:
+        method = METHODS.create(self.method)
+        if names_code(self.task):
+            require_code(self.task, OptionError)
+            return
+        task = made(self.task)
+        if self.task != AUTO and method.loss == "fisher" and not task.classes:
             raise OptionError(
                 f"The method {self.method!r} draws classes from the model, and the task {self.task!r} "
                 "has none. Add loss=mse, or use qdrop."
@@ -309,9 +348,13 @@ class RunConfig:
         data = {
             "task": "classification",
             "class_map": None,
+            "device": "cpu",
+            "batch_axis": 0,
+            **dict.fromkeys(("input_size", "mean", "std", "interpolation")),
             **dict.fromkeys(("time_limit", "kept_images", "assign")),
             "effort": "balanced",
             **{"quantize": "linear", "smooth": "none", "input_observer": "mse", "softmax": "uniform"},
+            "floats": False,
             **data,
         }  # what studies had before these had names
         known = {f.name for f in fields(cls)}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mpsearch import files
+from mpsearch.accelerator import describe_device, find_device
 from mpsearch.errors import StudyError
 from mpsearch.pipeline.config import RunConfig
 
@@ -75,29 +76,44 @@ class Study:
         """Whether some step was done, and with these settings."""
         return self.begun and self.config() == config
 
-    def claim(self, config: RunConfig) -> None:
-        """Take the folder, which must be held, for these settings. Where steps were done another budget, or
-        going on with estimates, may join.
+    def claim(self, config: RunConfig) -> str:
+        """Take the folder, which must be held, for these settings. Where steps were done another budget,
+        going on with estimates, or another device, may join.
 
-        Raises: StudyError: Steps were done with other settings; names them.
+        Returns: Type of the device that did those steps, or of the one that will.
+
+        Raises:
+            StudyError: Steps were done with other settings; names them.
+            OptionError: The device is not there.
         """
+        device = describe_device(find_device(config.device))
         if not self.begun:
-            self.describe(config, {})
-            return
-        held = self.config()
+            self.describe(config, {"device": device})
+            return device["type"]
+        held, before = self.config(), self.device()
         if replace(held, budgets=config.budgets, allow_estimate=config.allow_estimate) != config:
             ours, theirs = config.to_json(), held.to_json()
-            differ = [k for k in ours if ours[k] != theirs[k] and k not in ("budgets", "allow_estimate")]
+            may = ("budgets", "allow_estimate", "device")
+            differ = [k for k in ours if ours[k] != theirs[k] and k not in may]
             raise StudyError(
                 f"{self.path} holds a study with other settings ({', '.join(differ)}). Give this one "
                 "another name with --name."
             )
-        if held != config:
-            self.describe(config, {})
+        if held != config or held.device != config.device or before != device:
+            self.describe(config, {"device": device})
+        return before["type"]
 
     def describe(self, config: RunConfig, about: dict[str, Any]) -> None:
         """Write `study.json`: settings, versions, hashes."""
         files.write_json(self.path / "study.json", {"schema": SCHEMA, "config": config.to_json(), **about})
+
+    def device(self) -> dict[str, str]:
+        """What computed it, as `study.json` says: `type`, and the name of a GPU; a CPU where it does not."""
+        try:
+            found: dict[str, str] = json.loads((self.path / "study.json").read_text())["device"]
+        except (OSError, ValueError, KeyError):  # none, or of a version that had the CPU alone
+            return {"type": "cpu"}
+        return found
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:

@@ -12,12 +12,12 @@ from mpsearch.problem import Assignment, Budget, Cost
 from mpsearch.reconstruct import BlockResult
 
 Readings = Mapping[str, Any]
-"""What was measured of a model: `metrics`, `search_kl`, `size_bytes`, and what it takes of other
-resources.
+"""What was measured of a model: `metrics`, `search_kl`, `size_bytes` (of the target's file, which budgets
+limit), `packed_bytes` (of the checkpoint beside it), and what it takes of other resources.
 """
 MEASURED = (
-    *("size_bytes", "latency_us", "latency_high_us", "energy_mj", "memory_bytes"),
-    *("onnx_bytes", "openvino_bytes", "triton_bytes"),
+    *("size_bytes", "packed_bytes", "latency_us", "latency_high_us", "energy_mj", "memory_bytes"),
+    *("onnx_bytes", "openvino_bytes", "triton_bytes", "tensorrt_bytes"),
 )
 """Readings that are told of the choice."""
 

@@ -15,9 +15,10 @@ from typing import Any
 from torch import nn
 
 from mpsearch import files
-from mpsearch.data import SampleSet
+from mpsearch.accelerator import describe_device, exact_float32, find_device
 from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.models import from_module
+from mpsearch.models.tree import copied
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
@@ -25,6 +26,7 @@ from mpsearch.pipeline.results import Choice, Results
 from mpsearch.pipeline.steps.assigned import assigned
 from mpsearch.pipeline.steps.clock import Clock
 from mpsearch.pipeline.steps.costs import limited
+from mpsearch.pipeline.steps.engines import add_engines, say_of
 from mpsearch.pipeline.steps.finalists import Chosen, choose
 from mpsearch.pipeline.steps.front import write_front
 from mpsearch.pipeline.steps.inputs import chosen_names
@@ -50,11 +52,13 @@ from mpsearch.pipeline.steps.subject import (
     require_same_weights,
 )
 from mpsearch.pipeline.steps.tightening import REPAIRS, broken, lowered, scouted, told
+from mpsearch.pipeline.steps.trial import takes_of
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.pipeline.workers.crew import Crew
 from mpsearch.problem import Budget, Problem
+from mpsearch.quant.devices import CPU, device_of
 from mpsearch.reconstruct import Calibration
-from mpsearch.solvers import problem_front, reachable
+from mpsearch.solvers import reachable
 
 _PACKAGES = (
     "mpsearch",
@@ -69,10 +73,14 @@ _PACKAGES = (
     "scikit-learn",
     "safetensors",
 )
-_GIVEN = {"model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"}
+_GIVEN = {
+    *("model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"),
+    *("input_size", "mean", "std", "interpolation"),
+}
 """Settings that say where a model and images come from."""
 
 
+@exact_float32()
 def run(
     config: RunConfig,
     study: Study,
@@ -103,22 +111,24 @@ def run(
             f"--sampler {config.sampler} measures in the run's own process. Leave out "
             "--workers and --storage."
         )
+    find_device(config.device)
     require_tables(config)
     clock = Clock(config.limit_s) if started is None else Clock(config.limit_s, started)
     with study.busy(), crew.held(study, config):
-        study.claim(config)
+        _claim(study, config, progress)
         if crew.workers != 1:
             require_same_weights(config)
         subject = load_subject(config, progress)
         return _run(subject, config, study, progress, clock, crew).to_json()
 
 
+@exact_float32()
 def search(
     model: nn.Module,
-    calibration: SampleSet,
+    calibration: Any,
     *,
     budgets: Sequence[str],
-    evaluation: SampleSet | None = None,
+    evaluation: Any = None,
     study: str | Path = "studies/search",
     progress: Progress | None = None,
     **settings: Any,
@@ -126,11 +136,13 @@ def search(
     """The same on any module.
 
     Args:
-        model: Float, one tensor in, logits (or what the `task` compares) out; not changed.
-        calibration: Images, or texts as a `TokenSet`, for ranges, reconstruction and the searched loss (and
-            evaluation, where none is given).
+        model: Float; not changed. It may read and give any mix of tensors in tuples, lists, dicts and
+            dataclasses.
+        calibration: A DataLoader, a Dataset, any iterable of samples (inputs, label), an `ImageSet` or a
+            `TokenSet`: for ranges, reconstruction and the searched loss (and evaluation, where none is
+            given).
         budgets: Limits as on the command line, such as `["15MB"]`.
-        evaluation: Images for what is reported.
+        evaluation: Samples for what is reported.
         study: Folder for the results; the artifact is in `artifact/` below it.
         progress: Where progress goes.
         settings: Further fields of `RunConfig`, such as `task="embedding"`.
@@ -140,16 +152,29 @@ def search(
     for text in budgets:
         Budget.parse(text)  # a slip is told at once
     progress, folder = progress or Silent(), Study(Path(study))
-    config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=calibration.name, **settings)
+    name = str(getattr(calibration, "name", None) or type(calibration).__name__)
+    config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=name, **settings)
+    find_device(config.device)
     require_tables(config)
     clock = Clock(config.limit_s)
     loaded = from_module(model)
-    both = (calibration, None) if evaluation is None else (evaluation, calibration)
-    splits = draw(config, *both)
+    data, other = (calibration, None) if evaluation is None else (evaluation, calibration)
+    splits = draw(config, data, other, takes=takes_of(loaded.module, config))
     with folder.busy():
-        folder.claim(config)
-        subject = make_subject(loaded, splits, config, progress, model)
+        _claim(folder, config, progress)
+        given = model if device_of(model).type == "cpu" else copied(model).to(CPU)
+        subject = make_subject(loaded, splits, config, progress, given)
         return _run(subject, config, folder, progress, clock).to_json()
+
+
+def _claim(study: Study, config: RunConfig, progress: Progress) -> None:
+    """Take the folder, and say where it was computed on another kind of device so far."""
+    before, now = study.claim(config), find_device(config.device).type
+    if before != now:
+        progress.say(
+            f"What {study.path} holds was computed on {before}. Now {now} computes, which adds in another "
+            "order: what depends on that is computed again, and kept beside it."
+        )
 
 
 def _require_settings(settings: Mapping[str, Any]) -> None:
@@ -186,13 +211,14 @@ def _run(
         calibration = calibrate_subject(subject, config, progress, study)
     workshop = Workshop(subject, calibration, config, study, progress, plan, clock)
     with clock.step("latency table"):
-        problem, hardware = _priced(problem, workshop)
+        problem, hardware = _priced(problem, budgets, workshop)
     with clock.step("codes of every unit at every width"):
         searched = searched_calibration(problem, workshop)
     with clock.step("scores"):
         problem, objectives = add_scores(problem, subject, searched, config, study, progress)
     files.write_json(study.path / "problem.json", problem.to_json())
     about = {"versions": _versions(), "hashes": subject.hashes, "splits": subject.splits.to_json()}
+    about["device"] = describe_device(subject.device)
     study.describe(given, {**about, **hardware, "objectives": objectives, "settled": config.to_json()})
     with clock.step("float model"):
         workshop.evaluation.reference()
@@ -209,18 +235,23 @@ def _run(
     return results
 
 
-def _priced(problem: Problem, workshop: Workshop) -> tuple[Problem, dict[str, Any]]:
+def _priced(
+    problem: Problem, budgets: tuple[Budget, ...], workshop: Workshop
+) -> tuple[Problem, dict[str, Any]]:
     """Step 2: the problem with what its candidates take on the target, and how that came about."""
     config, progress, about = workshop.config, workshop.progress, dict[str, Any]()
     deployment = workshop.deployment
-    if has_backend(config):
+    engines = deployment.engines
+    if engines is not None:
+        problem, about["hardware"] = add_engines(problem, budgets, config, engines, progress)
+    elif has_backend(config):
         table, where = latency_table(problem, config, progress)
         architecture = deployment.architecture(problem)
         problem, about["hardware"] = add_latency(problem, config, table, where, architecture, progress)
     if limits_memory(config):
         backend = backend_of(config)
         peaks = deployment.uniform_peaks(memory_kernels(problem, backend))
-        problem, about["memory"] = add_memory(problem, backend, deployment.float_onnx(), peaks, progress)
+        problem, about["memory"] = add_memory(problem, backend, workshop.subject.graphs.at(), peaks, progress)
     return problem, about
 
 
@@ -308,21 +339,28 @@ def _written(
     """What step 7 reads: `front.*`, `best.json` and `results.json`."""
     study, subject, best = workshop.study, workshop.subject, chosen.best
     base, alone = additive(problem, best.proxy.objective)[0], replace(problem, interactions={})
-    write_front(study, alone, base, problem_front(alone, base), found.trials)
+    write_front(study, alone, base, workshop.front_over, found.trials)
     model = {
         "not_quantized": subject.layout.leftover_bytes(),
         "header_bytes": subject.layout.header_bytes,
         "unused": list(subject.graph.unused),
-        "float_in_graph": [layer.name for layer in problem.layers if layer.name not in subject.layout.units],
+        "float_in_graph": _float_alone(problem),
         "input_grids": chosen_names(workshop.calibration, chosen.states),
         "rounded_to_nearest": subject.unlearned,
         "blocks": [[name, list(units)] for name, units in subject.blocks],
         "plan": _told(workshop),
+        "latencies": say_of(problem, workshop.deployment.engines),
     }
     results = Results(chosen.rows, best, found.journal, str(study.path), workshop.task.measure, limits, model)
     files.write_json(study.path / "best.json", best.to_json())
     files.write_json(study.path / "results.json", results.to_json())
     return results
+
+
+def _float_alone(problem: Problem) -> list[str]:
+    """What takes time and has no choice: products of activations."""
+    pairs = zip(problem.layers, problem.candidates, strict=True)
+    return [layer.name for layer, row in pairs if not layer.weight_shape and len(row) == 1]
 
 
 def _told(workshop: Workshop) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from mpsearch.problem.budget import PEAKS, RESOURCES, Budget
 from mpsearch.problem.document import assignment_csv, assignment_document, read_assignment
 from mpsearch.problem.interaction import Interaction
 from mpsearch.problem.layer import ConvAttributes, Layer
-from mpsearch.problem.problem import Problem, Solution, mean_bits
+from mpsearch.problem.problem import FLOAT_BYTES, Problem, Solution, Table, mean_bits
 from mpsearch.problem.restrictions import Restrictions
 from mpsearch.problem.sizes import absolute, bytes_at, float_bytes
 
 __all__ = [
     "FLOAT",
+    "FLOAT_BYTES",
     "FLOAT_INPUT",
     "PEAKS",
     "RESOURCES",
@@ -25,6 +26,7 @@ __all__ = [
     "Problem",
     "Restrictions",
     "Solution",
+    "Table",
     "absolute",
     "assignment_csv",
     "assignment_document",

@@ -44,7 +44,7 @@ def assignment_document(
     Args:
         layers: L layers of the model, in order.
         assignment: A candidate for each.
-        size_bytes: Layer -> bytes of its tensors in the packed file, where known.
+        size_bytes: Layer -> bytes that it takes in the file, where known.
         about: Further entries, such as `budgets`, `predicted`, `measured`, `metrics` and `model`.
     """
     rows = [_row(layer, assignment[layer.name], (size_bytes or {}).get(layer.name)) for layer in layers]

@@ -20,6 +20,8 @@ SCHEMA_INTERACTIONS = 2
 """Schema of a problem with interactions; one without is written as before."""
 SCHEMA_CONVERSIONS = 3
 """Schema of a problem with conversions; likewise."""
+FLOAT_BYTES = "float_bytes"
+"""Entry of `constants`: size of the file if nothing were quantised."""
 Table = tuple[tuple[float, ...], ...]
 
 
@@ -34,7 +36,7 @@ class Problem:
         costs: Resource -> `L x C_l` cost of each choice; the total is their sum, or of a resource of `PEAKS`
             the greatest.
         constants: Resource -> cost of everything that is not a layer (header, biases, norms; the rest of the
-            latency).
+            latency). And `FLOAT_BYTES`, where known.
         estimated: Resources of which at least one row was estimated, not measured.
         interactions: Objective name -> what joint choices add to its table of scores.
         conversions: Resource -> what the choices of two layers together add to its total, in its unit; such

@@ -13,7 +13,7 @@ from mpsearch.problem.layer import Layer
 from mpsearch.problem.problem import Problem
 
 Candidates = tuple[tuple[Candidate, ...], ...]
-_BITS = re.compile(r"([WA]?)(\d+(?:,\d+)*|(\d+)(?:\.\.|-)(\d+))")
+_BITS = re.compile(r"([WA]?)(\d+(?:,\d+)*|(\d+)(?:\.\.|-)(\d+))(,float)?")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Rule:
         fixed: The only candidate; None for a rule about bits.
         of_inputs: Whether `bits` are those of the unit's input, not of its weight.
         bits: That are allowed.
+        floats: Whether the unit may stay float too.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Rule:
     fixed: Candidate | None = None
     of_inputs: bool = False
     bits: frozenset[int] = frozenset()
+    floats: bool = False
 
     @property
     def of_weights(self) -> bool:
@@ -44,9 +46,11 @@ class Rule:
         return fnmatchcase(name, self.pattern)
 
     def allows(self, candidate: Candidate) -> bool:
-        """Whether a candidate keeps it; the float candidate has no bits and keeps only being fixed to it."""
+        """Whether a candidate keeps it; the float candidate has no bits, and must be named."""
         if self.fixed is not None:
             return candidate == (self.fixed.of_inputs if _is_weightless(candidate) else self.fixed)
+        if candidate.is_float:
+            return self.floats
         return (candidate.a_bits if self.of_inputs else candidate.w_bits) in self.bits
 
 
@@ -63,8 +67,8 @@ class Restrictions:
 
     @classmethod
     def parse(cls, fix: Sequence[str] = (), bits: Sequence[str] = ()) -> Restrictions:
-        """Read `NAME=W8A8` or `NAME=float`, and `NAME=2..6`, `NAME=2,4,8` (weights) or `NAME=A4..8` (inputs).
-        NAME may be a pattern.
+        """Read `NAME=W8A8` or `NAME=float`, and `NAME=2..6`, `NAME=2,4,8` (weights) or `NAME=A4..8` (inputs),
+        each with `,float` behind it where the unit may stay float too. NAME may be a pattern.
 
         Raises:
             OptionError: Anything else, or bits outside 2 to 8.
@@ -161,10 +165,10 @@ def _left(
 ) -> tuple[Candidate, ...]:
     if all(rule.fixed is None and not rule.of_inputs for rule in rules):
         inputs = {c.a_bits for c in default}
-        possible = [c for c in possible if c.a_bits in inputs]
+        possible = [c for c in possible if c.is_float or c.a_bits in inputs]
     elif all(rule.fixed is None and rule.of_inputs for rule in rules):
         weights = {c.w_bits for c in default}
-        possible = [c for c in possible if c.w_bits in weights]
+        possible = [c for c in possible if c.is_float or c.w_bits in weights]
     return tuple(c for c in possible if all(rule.allows(c) for rule in rules))
 
 
@@ -223,7 +227,7 @@ def _fixing(text: str) -> Rule:
 
 
 def _bounding(text: str) -> Rule:
-    right = "NAME=2..6, NAME=2,4,8, or for inputs NAME=A4..8"
+    right = "NAME=2..6, NAME=2,4,8, NAME=4..8,float, or for inputs NAME=A4..8"
     name, value = _split("--bits", text, right)
     match = _BITS.fullmatch(value)
     if match is None:
@@ -232,4 +236,4 @@ def _bounding(text: str) -> Rule:
     bits = range(ends[0], ends[1] + 1) if match[3] else ends
     if not bits or not 2 <= min(ends) <= max(ends) <= 8:
         raise OptionError(f"--bits {text!r} asks for {value}; bits are 2 to 8, the lower first.")
-    return Rule(f"--bits {text}", name, None, match[1] == "A", frozenset(bits))
+    return Rule(f"--bits {text}", name, None, match[1] == "A", frozenset(bits), match[5] is not None)

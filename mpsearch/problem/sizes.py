@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from mpsearch.problem.assignment import Candidate
 from mpsearch.problem.budget import Budget
 from mpsearch.problem.layer import Layer
-from mpsearch.problem.problem import Problem
+from mpsearch.problem.problem import FLOAT_BYTES, Problem
 
 
 def absolute(problem: Problem, budget: Budget) -> Budget:
@@ -23,14 +23,16 @@ def absolute(problem: Problem, budget: Budget) -> Budget:
 
 
 def float_bytes(problem: Problem) -> float:
-    """Size of the packed file if nothing were quantised."""
+    """Size of the file if nothing were quantised: as the problem says, else with float32 weights."""
+    if FLOAT_BYTES in problem.constants:
+        return problem.constants[FLOAT_BYTES]
     return _constant(problem) + 4.0 * sum(
         layer.weight_numel for layer in problem.layers if layer.weight_shape
     )
 
 
 def bytes_at(problem: Problem, bits: float) -> float:
-    """Size of the packed file at `bits` for each weight: linear between the files of the uniform widths on
+    """Size of the file at `bits` for each weight: linear between the files of the uniform widths on
     either side.
     """
     low, high = max(2, min(8, math.floor(bits))), max(2, min(8, math.ceil(bits)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -56,6 +57,10 @@ class AffineParams:
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise UserError(f"A quantiser has {self.bits} bits; it must have 2 to 8.")
+        if (
+            self.scale.device.type != "cpu"
+        ):  # reading it would wait for the device; states are checked on the CPU
+            return
         low, high = self.scale.aminmax()  # NaN comes out of both
         if not 0 < float(low) <= float(high) < math.inf:
             raise UserError(
@@ -72,6 +77,12 @@ class AffineParams:
     def qmax(self) -> int:
         """Largest code."""
         return self.qmin + (1 << self.bits) - 1
+
+    @cached_property
+    def ends(self) -> tuple[int, int]:
+        """Lowest and highest level in steps, of one scale for the tensor; read from the device once."""
+        zero_point = int(self.zero_point)
+        return self.qmin - zero_point, self.qmax - zero_point
 
     @property
     def step(self) -> Tensor:

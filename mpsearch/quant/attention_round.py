@@ -54,7 +54,9 @@ class AttentionRound(RoundingPolicy):
         rounding = _AttentionRounding(self.tau, weight, params, codes)
         if self.init == "gaussian":
             seed = zlib.crc32(weight.detach().cpu().contiguous().numpy().tobytes())
-            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+            noise = torch.randn(
+                weight.shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu"
+            )
             rounding.alpha.data.add_(noise.to(rounding.alpha), alpha=self.tau)
         return rounding
 

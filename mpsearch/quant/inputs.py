@@ -4,15 +4,14 @@ that is learned.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
 from mpsearch.quant.affine import ActivationQuantizer, AffineParams
+from mpsearch.quant.devices import on_device
 from mpsearch.quant.learned import LearnedStep, learned_regions, learned_step
 from mpsearch.quant.pieces import Workspace, empty_like
-from mpsearch.quant.regions import LogParams, TwoRegionParams
+from mpsearch.quant.regions import TwoRegionParams
 
 __all__ = ["InputQuantizer", "LearnedStep", "keep_mask", "learned_regions", "learned_step"]
 
@@ -75,14 +74,7 @@ class InputQuantizer(nn.Module):
 
     def place(self, device: torch.device) -> None:
         """Move the quantiser's numbers to where the tensors are that it is to learn from."""
-        if isinstance(self.params, AffineParams) and self.params.scale.device != device:
-            self.params = replace(
-                self.params, scale=self.params.scale.to(device), zero_point=self.params.zero_point.to(device)
-            )
-        elif isinstance(self.params, TwoRegionParams) and self.params.step.device != device:
-            self.params = replace(self.params, step=self.params.step.to(device))
-        elif isinstance(self.params, LogParams) and self.params.scale.device != device:
-            self.params = replace(self.params, scale=self.params.scale.to(device))
+        self.params = on_device(self.params, device)
 
     def learn(self) -> nn.Parameter | None:
         """Make the step size a parameter, and return it: of two regions one factor on both. None where the

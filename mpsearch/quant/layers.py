@@ -10,9 +10,11 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mpsearch.errors import UnknownNameError
+from mpsearch.quant.devices import on_device
 from mpsearch.quant.inputs import InputQuantizer
 from mpsearch.quant.states import UnitState
 from mpsearch.quant.weightless import Weightless, weightless_names, wrap_weightless
@@ -40,6 +42,10 @@ class QuantLayer(nn.Module):
         """The quantisers of what the layer reads."""
         return (self.input,)
 
+    def _device(self) -> torch.device:
+        weight: Tensor = self.inner.weight  # type: ignore[assignment]  # a soft one is no parameter
+        return weight.device
+
     def set_weight(self, weight: Tensor) -> None:
         """Point the layer at another float32 weight, without a copy."""
         self.inner.weight.data = weight
@@ -52,7 +58,8 @@ class QuantLayer(nn.Module):
             )
 
     def set_state(self, state: UnitState) -> None:
-        """Compute as `state` says; a float state leaves the weight as it is."""
+        """Compute as `state` says, where the layer is; a float state leaves the weight as it is."""
+        state = on_device(state, self._device())
         self.input.params = state.activation
         self.set_bias(state.bias)
         if state.weight is not None:

@@ -18,6 +18,7 @@ from mpsearch.quant.affine import AffineParams, affine_params, fake_quantize
 from mpsearch.registry import Registry
 
 _CHUNK_VALUES = 2**17  # rows are searched in chunks that stay in the cache
+_DEVICE_CHUNK_VALUES = 2**24  # or that keep a GPU busy
 
 MAX_VALUES = 2**22
 """Values of one row that a percentile is taken over; of a longer row a random subset."""
@@ -132,14 +133,15 @@ class Mse(Observer):
         sample = (sample if sample is rows else torch.cat([sample, low[:, None], high[:, None]], 1)) / unit[
             :, None
         ]
-        chunk = max(1, _CHUNK_VALUES // sample.shape[1])
+        values = _CHUNK_VALUES if rows.device.type == "cpu" else _DEVICE_CHUNK_VALUES
+        chunk = max(1, values // sample.shape[1])
         parts = zip(*(torch.split(t, chunk) for t in (sample, low / unit, high / unit)), strict=True)
         shrink = torch.cat([self._best_shrink(part, a, b, bits, symmetric) for part, a, b in parts])
         return low * shrink, high * shrink
 
     def _best_shrink(self, rows: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:
         best, chosen = torch.full_like(low, torch.inf), torch.ones_like(low)
-        for shrink in 1 - torch.arange(0, 80, 80 / self.steps) / 100:
+        for shrink in 1 - torch.arange(0, 80, 80 / self.steps, device=rows.device) / 100:
             params = affine_params(low * shrink, high * shrink, bits, symmetric=symmetric, axis=0)
             error = fake_quantize(rows, params).sub_(rows).abs_()
             error = (error.square_() if self.power == 2 else error.pow_(self.power)).mean(1)
@@ -154,7 +156,8 @@ def _subset(rows: Tensor, count: int) -> Tensor:
     """
     if rows.shape[1] <= count:
         return rows
-    picked = torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(0))[:count]
+    drawn = torch.Generator("cpu").manual_seed(0)  # the same subset on every device
+    picked = torch.randperm(rows.shape[1], generator=drawn, device="cpu")[:count]
     return rows[:, picked.sort().values.to(rows.device)]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mpsearch.errors import DataError
 from mpsearch.quant.affine import ZERO_SCALE, ActivationQuantizer, AffineParams, step_of
+from mpsearch.quant.devices import wide
 from mpsearch.quant.observers import OBSERVERS
 from mpsearch.quant.regions import (
     CHUNK_LEVELS,
@@ -152,13 +153,13 @@ class _Sample:
                 f"The weights of the errors (shape {tuple(weights.shape)}) must be finite, not negative, "
                 f"and of the values' shape {tuple(x.shape)}."
             )
-        self._x, order = x.detach().double().flatten().sort()
-        w = torch.ones_like(self._x) if weights is None else weights.detach().double().flatten()[order]
+        self._x, order = wide(x.detach()).flatten().sort()
+        w = torch.ones_like(self._x) if weights is None else wide(weights.detach()).flatten()[order]
         wx = w * self._x
         self._sums = torch.cat(
-            [torch.zeros(1, 3).to(w), torch.stack([w, wx, wx * self._x], 1).cumsum(0)]
+            [w.new_zeros(1, 3), torch.stack([w, wx, wx * self._x], 1).cumsum(0)]
         )  # (n + 1) x 3
-        self.low, self.high = float(self._x[0]), float(self._x[-1])
+        self.low, self.high, self.device = float(self._x[0]), float(self._x[-1]), self._x.device
 
     def errors(self, levels: Tensor, borders: Tensor | None = None) -> Tensor:
         """Sum of squared errors [C] of quantising to `levels` [C, n], ascending; a value changes level at
@@ -186,8 +187,8 @@ def _best_two_region(sample: _Sample, bits: int, split: Split) -> tuple[TwoRegio
 
 def _two_region_errors(sample: _Sample, bits: int, split: Split) -> tuple[Tensor, Tensor, Tensor]:
     """Fine steps, exponents and errors of all pairs, the exponent running fastest; [48 * 16] each."""
-    shifts = torch.arange(MAX_SHIFT + 1)
-    coarse = _span(sample, bits, split) * torch.exp2(torch.arange(COARSE_STEPS) / -12)
+    shifts = torch.arange(MAX_SHIFT + 1, device=sample.device)
+    coarse = _span(sample, bits, split) * torch.exp2(torch.arange(COARSE_STEPS, device=sample.device) / -12)
     steps = step_of(coarse[:, None] / 2.0 ** shifts[None], 1).flatten()
     shifts = shifts.repeat(COARSE_STEPS)
     chunk = max(1, CHUNK_LEVELS >> bits)
@@ -197,10 +198,10 @@ def _two_region_errors(sample: _Sample, bits: int, split: Split) -> tuple[Tensor
 
 def _best_log(sample: _Sample, bits: int, root: int) -> tuple[LogParams, float]:
     tried = []
-    for fraction in torch.arange(8) / 8:
+    for fraction in torch.arange(8, device=sample.device) / 8:
         top = sample.high if sample.high > 0 else ZERO_SCALE
-        params = LogParams((torch.tensor(top) * torch.exp2(-fraction)).float(), bits, root)
-        levels = params.levels().double()[None]
+        params = LogParams((torch.full_like(fraction, top) * torch.exp2(-fraction)).float(), bits, root)
+        levels = wide(params.levels())[None]
         borders = levels[:, 1:] * 2 ** (
             -0.5 / root
         )  # half-way in the exponent, but half-way in the value next to 0
@@ -213,4 +214,4 @@ def _span(sample: _Sample, bits: int, split: Split) -> Tensor:
     """The coarse step, 0-d, with which the coarse region just reaches the data."""
     _, (low, high) = regions_of(split, bits)
     reach = max(sample.high / high if high else 0.0, sample.low / low if low else 0.0)
-    return torch.tensor(reach if reach > 0 else ZERO_SCALE, dtype=torch.float32)
+    return torch.tensor(reach if reach > 0 else ZERO_SCALE, dtype=torch.float32, device=sample.device)

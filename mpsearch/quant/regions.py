@@ -78,8 +78,10 @@ class TwoRegionParams:
 
     def levels(self) -> Tensor:
         """All values that it can give, ascending, at most 2^bits."""
-        levels = two_region_levels(self.step.view(1), torch.tensor([self.shift]), self.split, self.bits)[0]
-        return levels[torch.cat([torch.ones(1, dtype=torch.bool), (levels[1:] > levels[:-1]).cpu()])]
+        levels = two_region_levels(
+            self.step.view(1), torch.tensor([self.shift], device=self.step.device), self.split, self.bits
+        )[0]
+        return levels[torch.cat([torch.ones_like(levels[:1], dtype=torch.bool), levels[1:] > levels[:-1]])]
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,9 @@ class LogParams:
 
     def levels(self) -> Tensor:
         """All values that it can give, ascending, at most 2^bits."""
-        exponents = torch.arange(self.last, -1, -1) / -self.root
-        return torch.cat([torch.zeros(1), self.scale.cpu() * torch.exp2(exponents)])
+        exponents = torch.arange(self.last, -1, -1, device=self.scale.device) / -self.root
+        levels = self.scale * torch.exp2(exponents)
+        return torch.cat([levels.new_zeros(1), levels])
 
 
 def regions_of(split: Split, bits: int) -> tuple[tuple[int, int], tuple[int, int]]:

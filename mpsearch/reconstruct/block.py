@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mpsearch.quant.devices import wide, wide_type
 from mpsearch.quant.pieces import pieces
 from mpsearch.reconstruct.crops import Crop
 from mpsearch.reconstruct.further import Further, Values
@@ -121,8 +122,8 @@ class BlockData:
 
     def rows(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """For each row of `y` the row of its input in the float and in the quantised network."""
-        size = torch.tensor(self.sizes)
-        before = (size.cumsum(0) - size).repeat_interleave(size) + torch.arange(len(self.y))
+        size = torch.tensor(self.sizes, device="cpu")
+        before = (size.cumsum(0) - size).repeat_interleave(size) + torch.arange(len(self.y), device="cpu")
         return before.to(device), (before + size.repeat_interleave(size)).to(device)
 
     def output(self, run: Run, number: int) -> Tensor:
@@ -139,17 +140,17 @@ class BlockData:
         kept = Rows(self.y.read(0, 1), len(self.y)) if keep else None
         found = sum(self._squared(run, number, kept) for number in range(len(self.sizes)))
         self.given = kept or self.given
-        return found / math.prod(self.y.shape)
+        return float(found) / math.prod(self.y.shape)
 
-    def _squared(self, run: Run, number: int, kept: Rows | None) -> float:
-        """The sum over a chunk."""
+    def _squared(self, run: Run, number: int, kept: Rows | None) -> Tensor:
+        """The sum over a chunk, 0-d."""
         _, y = self.chunk(number)
         weights = [] if self.weight is None else [self.weight.expand_as(y)]
-        total = torch.zeros((), dtype=torch.float64, device=y.device)
+        total = torch.zeros((), dtype=wide_type(y.device), device=y.device)
         output = self.output(run, number)
         if kept is not None:
             kept.write(sum(self.sizes[:number]), output)
         for target, found, *w in pieces(y, output, *weights):
-            error = (found - target).double()
+            error = wide(found - target)
             total += torch.dot(error * w[0] if w else error, error)
-        return float(total)
+        return total

@@ -15,7 +15,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from mpsearch.errors import DataError, ModelError
 from mpsearch.models.reads import Reads
 from mpsearch.problem import Assignment, Candidate
+from mpsearch.pytrees import Inputs
 from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
+from mpsearch.quant.devices import on_device, wide
 from mpsearch.quant.weightless import operands_of, unwrap_weightless, weightless_names, wrap_weightless
 from mpsearch.reconstruct.ranges import (
     MAX_INPUT_VALUES,
@@ -148,6 +150,10 @@ class Calibration:
             quantize(self.weights[unit], params) if codes is None else codes.to(torch.int16), params
         )
 
+    def on(self, device: torch.device) -> Calibration:
+        """The same on a device; itself where it is there already."""
+        return on_device(self, device)
+
     def states(self, assignment: Assignment) -> dict[str, UnitState]:
         """Every unit that was calibrated, at the candidate the assignment gives it."""
         return {unit: self.state(unit, assignment[unit]) for unit in (*self.weights, *self.products)}
@@ -169,9 +175,9 @@ def mean_matched(
         of samples.
     """
     groups, columns = mean.shape
-    before = weight.double().reshape(groups, -1, columns) @ float_mean.double()[:, :, None]
-    now = quantized.dequantize().double().reshape(groups, -1, columns) @ mean.double()[:, :, None]
-    return (bias.double() + (before - now).flatten()).float()
+    before = wide(weight).reshape(groups, -1, columns) @ wide(float_mean)[:, :, None]
+    now = wide(quantized.dequantize()).reshape(groups, -1, columns) @ wide(mean)[:, :, None]
+    return (wide(bias) + (before - now).flatten()).float()
 
 
 def _bits(bits: int | None) -> int:
@@ -184,7 +190,7 @@ def _bits(bits: int | None) -> int:
 def calibrate(
     module: nn.Module,
     units: Iterable[str],
-    batches: Iterable[Tensor],
+    batches: Iterable[Inputs],
     *,
     weight_observer: str = "mse",
     input_observer: str = "mse",
@@ -200,7 +206,7 @@ def calibrate(
         module: Float model in eval mode; left as found.
         units: Names of its convolution and linear units, and of those without a weight that are to be
             quantised.
-        batches: Normalised inputs, B x C x H x W each.
+        batches: Normalised inputs, B x C x H x W each, or what else the model reads.
         weight_observer: For weights.
         input_observer: For inputs and operands.
         symmetric_inputs: Whether uniform grids of inputs are signed around zero.
@@ -346,14 +352,14 @@ class _Given:
         return tuple(sample.values(unit) for sample in self.calls)
 
 
-def _each_begun(batches: Iterable[Tensor], given: Collection[_Given]) -> Iterator[Tensor]:
+def _each_begun(batches: Iterable[Inputs], given: Collection[_Given]) -> Iterator[Inputs]:
     for batch in batches:
         for sample in given:
             sample.begin()
         yield batch
 
 
-def _pass_by(module: nn.Module, batches: Iterable[Tensor], on_batch: Callable[[int], None] | None) -> None:
+def _pass_by(module: nn.Module, batches: Iterable[Inputs], on_batch: Callable[[int], None] | None) -> None:
     done = 0
     for batch in batches:
         module(batch)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from mpsearch.models.reads import Read, Reads, ReadsOnly
 from mpsearch.problem import Candidate
+from mpsearch.pytrees import Inputs
 from mpsearch.quant import QuantizedTensor, QuantLayer, UnitState
 from mpsearch.quant.compensated import DAMPING, compensated
+from mpsearch.quant.devices import wide
 from mpsearch.reconstruct.block import BlockData, Run
 from mpsearch.reconstruct.calibrate import Calibration, mean_matched
 from mpsearch.reconstruct.further import Values
@@ -31,7 +33,7 @@ def round_units(
     module: nn.Module,
     calibration: Calibration,
     candidates: Mapping[str, Iterable[Candidate]],
-    batches: Callable[[], Iterable[Tensor]],
+    batches: Callable[[], Iterable[Inputs]],
     images: int,
     *,
     memory_bytes: int = 2**30,
@@ -130,9 +132,9 @@ def round_on_prefix(
     if state.weight is None or own is None:
         return state
     if rehearsing():  # the memory of what follows, not its work
-        like = own.covariance.double()
+        like = wide(own.covariance)
         held = [torch.empty_like(like) for _ in range(5)] + [
-            weight.new_empty((8, weight.numel()), dtype=torch.float64)
+            weight.new_empty((8, weight.numel()), dtype=like.dtype)
         ]
         del held
         return state
@@ -160,18 +162,18 @@ class _Seen:
         """G x n float64, in the quantised and in the float network."""
         ours, theirs = self._mean.value, self._float_mean.value
         assert ours is not None and theirs is not None
-        return ours.double(), theirs.double()
+        return wide(ours), wide(theirs)
 
     def problem(self, weight: Tensor, corrected: bool) -> tuple[Tensor, Tensor]:
         """The moments, G x n x n, and the least-squares weight, shape of `weight`."""
         own, cross = self.own.moments(), self._cross.moments()
         assert own is not None and cross is not None
-        second, between = (about(moments, weight, corrected).double() for moments in (own, cross))
+        second, between = (wide(about(moments, weight, corrected)) for moments in (own, cross))
         held = second.clone()
         diagonal = torch.diagonal(held, dim1=1, dim2=2)
         ridge = (DAMPING + held.shape[1] / own.rows) * diagonal.mean(1, keepdim=True)
         diagonal += torch.where(ridge > 0, ridge, 1.0)
-        flat = weight.double().reshape(len(held), -1, held.shape[1])
+        flat = wide(weight).reshape(len(held), -1, held.shape[1])
         factor = torch.linalg.cholesky(held)
         shift = torch.cholesky_solve((flat @ (between - second)).transpose(1, 2), factor).transpose(1, 2)
         return second.float(), (flat + shift).float().reshape(weight.shape)

@@ -171,8 +171,8 @@ class _Run:
         self._per_epoch = max(1, len(images) // config.batch_size)
 
     def epoch(self, epoch: int, on_step: Callable[[int, int, float], None] | None) -> None:
-        generator = torch.Generator().manual_seed(1_000_003 * self._config.seed + epoch)
-        order = torch.randperm(len(self._images), generator=generator)
+        generator = torch.Generator("cpu").manual_seed(1_000_003 * self._config.seed + epoch)
+        order = torch.randperm(len(self._images), generator=generator, device="cpu")
         total = self._per_epoch * self._config.epochs
         for index, picked in enumerate(torch.split(order, self._config.batch_size)[: self._per_epoch]):
             step = epoch * self._per_epoch + index

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from mpsearch.pytrees import Inputs, leaves_of, like, split
 from mpsearch.reconstruct.memory import section
 
 FLOOR = 0.1
@@ -16,7 +17,7 @@ FLOOR = 0.1
 
 
 def fisher_weights(
-    module: nn.Module, blocks: Sequence[str], images: Tensor, seed: int, chunk: int
+    module: nn.Module, blocks: Sequence[str], images: Inputs, seed: int, chunk: int
 ) -> dict[str, Tensor]:
     """E[(d log p(y|x) / dz)^2] for every element z of every block's output, y drawn from the model's own
     softmax.
@@ -32,7 +33,7 @@ def fisher_weights(
     Args:
         module: Float, in eval mode, N x K logits out; left as found.
         blocks: Module names.
-        images: N x C x H x W.
+        images: N x C x H x W, or what else the model reads.
         seed: Random seed of the labels.
         chunk: Images of a pass.
     """
@@ -40,13 +41,13 @@ def fisher_weights(
     outputs: dict[str, Tensor] = {}
     required = [p.requires_grad for p in module.parameters()]
     handles = [module.get_submodule(name).register_forward_hook(_keep(outputs, name)) for name in blocks]
-    generator = torch.Generator(device=images.device).manual_seed(seed)
+    generator = torch.Generator(device=leaves_of(images)[0].device).manual_seed(seed)
     section("step")
     try:
         module.requires_grad_(False)
-        for part in torch.split(images, chunk):
+        for part in split(images, chunk):
             with torch.enable_grad():
-                logits = module(part.detach().requires_grad_(part.is_floating_point()))
+                logits = module(_differentiable(part))
             chance = logits.detach().flatten(1).softmax(1)
             drawn = torch.multinomial(chance, 1, generator=generator)
             with torch.enable_grad():
@@ -69,6 +70,10 @@ def fisher_weights(
             parameter.requires_grad_(needed)
     section("chunk")
     return {name: _normalised(total) for name, total in totals.items()}
+
+
+def _differentiable(part: Inputs) -> Inputs:
+    return like(part, (x.detach().requires_grad_(x.is_floating_point()) for x in leaves_of(part)))
 
 
 def _keep(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:

@@ -135,7 +135,8 @@ def install(layers: Mapping[str, Any], states: Mapping[str, UnitState]) -> None:
         inner = getattr(layers[unit], "inner", None)
         if isinstance(inner, nn.Module) and state.weight is not None:
             inner.__dict__.pop("weight", None)
-            inner.register_parameter("weight", nn.Parameter(torch.empty(0), requires_grad=False))
+            empty = state.weight.params.scale.new_empty(0)
+            inner.register_parameter("weight", nn.Parameter(empty, requires_grad=False))
         layers[unit].set_state(state)
 
 

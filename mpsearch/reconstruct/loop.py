@@ -12,7 +12,6 @@ References: Li et al., BRECQ, ICLR 2021 (blocks); Wei et al., QDrop, ICLR 2022, 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.errors import DataError, ModelError
+from mpsearch.pytrees import Inputs, joined, leaves_of, like, split
 from mpsearch.quant import LogParams, QuantLayer, UnitState, wrap_units
+from mpsearch.quant.devices import on_device
 from mpsearch.quant.outputs import QuantOutput
 from mpsearch.reconstruct.closed_form import match_means, round_block
 from mpsearch.reconstruct.crops import quarters
@@ -51,7 +52,7 @@ def reconstruct(
     module: nn.Module,
     blocks: Blocks,
     states: Mapping[str, UnitState],
-    inputs: Tensor,
+    inputs: Inputs,
     config: ReconstructionConfig,
     *,
     known: Mapping[int, Mapping[str, UnitState]] | None = None,
@@ -64,13 +65,13 @@ def reconstruct(
         blocks: (module name, names of its units), in order of execution. A unit with a weight that is in none
             is not learned, and stays float while the others learn.
         states: Where to start: each unit rounded to nearest.
-        inputs: N x C x H x W normalised calibration images.
+        inputs: N x C x H x W normalised calibration images, or what else the model reads.
         config: How long and how.
         known: Phase -> units that an interrupted call with the same arguments had learned in it: their blocks
             are not learned again.
         on_block: Called after each block with its name, the states of its units, and what it gained (None
             where it was known or has no units).
-    Returns: The learned states.
+    Returns: The learned states, where the images are.
 
     Raises:
         DataError: There is no image.
@@ -84,6 +85,9 @@ def reconstruct(
     learned = dict(states)
     if not phases:
         return learned
+    states = on_device(learned, inputs.device)
+    learned = dict(states)
+    known = on_device({n: dict(held) for n, held in (known or {}).items()}, inputs.device)
     each = [
         (unit, [unit]) for _, units in blocks for unit in units if states[unit].weight is not None
     ]  # a product of activations is no module
@@ -94,7 +98,7 @@ def reconstruct(
     )
     corrected = {unit for unit, state in states.items() if state.bias is not None}
     for number, phase in enumerate(phases):
-        held, parts = (known or {}).get(number, {}), each if method.layerwise or phase.closed else blocks
+        held, parts = known.get(number, {}), each if method.layerwise or phase.closed else blocks
         if {u for _, units in parts for u in units if not states[u].candidate.is_float} <= set(
             held
         ):  # nothing is left to walk for
@@ -111,7 +115,7 @@ def footprint(
     module: nn.Module,
     blocks: Blocks,
     states: Mapping[str, UnitState],
-    inputs: Tensor,
+    inputs: Inputs,
     config: ReconstructionConfig,
 ) -> Footprint:
     """The memory that `reconstruct` takes with these arguments and any number of images: block inputs and
@@ -121,7 +125,7 @@ def footprint(
     """
     brief = replace(config, iterations=min(2, config.iterations), tolerance=0, capture=False)
 
-    def rehearse(images: Tensor, at_once: int) -> None:
+    def rehearse(images: Inputs, at_once: int) -> None:
         reconstruct(module, blocks, states, images, replace(brief, batch_size=at_once, chunk_size=at_once))
 
     return rehearsed(rehearse, inputs, {"chunk": config.chunk_size, "step": config.batch_size})
@@ -188,19 +192,19 @@ class _Walker:
                 for quantizer in layer.inputs():
                     quantizer.second_half = not within.startswith(inside)
 
-    def run(self, inputs: Tensor) -> dict[str, UnitState]:
+    def run(self, inputs: Inputs) -> dict[str, UnitState]:
         """Walk, learn, and return the states."""
         with torch.no_grad():
             arrange = (
                 _channels_last if _convolving_fast(self._network, inputs[:1]) else torch.Tensor.contiguous
             )
-        parts = torch.split(inputs, self._config.chunk_size)
+        parts = list(split(inputs, self._config.chunk_size))
         self._sizes = [len(part) for part in parts]
         section("chunk")
         walk(
             self._network,
             [name for name, _ in self._blocks],
-            (arrange(torch.cat([part, part])) for part in parts),
+            (like(part, map(arrange, leaves_of(joined([part, part])))) for part in parts),
             self._at_block,
             self._arrive,
         )
@@ -253,17 +257,22 @@ class _Walker:
         rows, start, same = sum(sizes), 0, True
         further = Further(name, [(halt.args, halt.kwargs) for halt in halts], sizes)
         x, self._incoming, outputs = self._incoming, None, None
+        finite = list[Tensor]()
         for number, (size, halt) in enumerate(zip(sizes, halts, strict=True)):
             x_float, x_quant = halt.x[:size], halt.x[size:]
             y = _call(original, x_float, further.chunk(number))
-            if not (isinstance(y, Tensor) and len(y) == size and _finite(y) and _finite(x_quant)):
-                raise ModelError(_unusable(name, y))
+            if not (isinstance(y, Tensor) and len(y) == size):
+                raise ModelError(_unusable(name, finite=True))
+            finite.append(torch.stack([_finite(y), _finite(x_quant)]))
             same = same and torch.equal(x_float, x_quant)
             outputs = outputs or Rows(y, rows)
             outputs.write(start, y)
             start += size
             del y
         assert x is not None and outputs is not None  # there is at least one chunk
+        gives, reads = torch.stack(finite).all(0).tolist()  # read once, not for each chunk
+        if not (gives and reads):
+            raise ModelError(_unusable(name, finite=gives))
         return BlockData(
             x,
             outputs,
@@ -331,7 +340,7 @@ def _call(block: Callable[..., Tensor], x: Tensor, further: Values) -> Tensor:
     return block(x, *further[0], **further[1])
 
 
-def _convolving_fast(module: nn.Module, image: Tensor) -> bool:
+def _convolving_fast(module: nn.Module, image: Inputs) -> bool:
     """Lay out the weights of convolutions with their channels last, in place, where the model takes an image
     laid out so; whether it does.
 
@@ -342,7 +351,7 @@ def _convolving_fast(module: nn.Module, image: Tensor) -> bool:
     if any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
         return False
     try:
-        module(_channels_last(image))
+        module(like(image, map(_channels_last, leaves_of(image))))
     except RuntimeError:
         return False
     for layer in module.modules():
@@ -355,13 +364,15 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def _finite(x: Tensor) -> bool:
-    """By the extremes, which are NaN where a value is: one look at each, and nothing is made."""
-    return all(math.isfinite(float(extreme)) for extreme in x.aminmax())
+def _finite(x: Tensor) -> Tensor:
+    """By the extremes, which are NaN where a value is: one look at each, and nothing is made; 0-d bool."""
+    low, high = x.aminmax()
+    return torch.isfinite(low) & torch.isfinite(high)
 
 
-def _unusable(name: str, y: Any) -> str:
-    if isinstance(y, Tensor) and not _finite(y):
+def _unusable(name: str, finite: bool) -> str:
+    """Why a block cannot learn; `finite` is whether what it gives is."""
+    if not finite:
         return (
             f"Block {name!r} gives NaN or infinity on the calibration images. Check the weights and "
             "the normalisation of the images."

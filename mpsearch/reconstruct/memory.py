@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mpsearch.allocator import give_freed_memory_back
+from mpsearch.pytrees import Inputs
 
 REHEARSED = ((4, 2), (8, 2), (8, 4))
 """Images, and how many of them are worked on at once; in more than one chunk, because what one brings is gone
@@ -166,7 +167,7 @@ class Footprint:
         return low
 
 
-def rehearsed(call: Callable[[Tensor, int], object], inputs: Tensor, most: Mapping[Work, int]) -> Footprint:
+def rehearsed(call: Callable[[Inputs, int], object], inputs: Inputs, most: Mapping[Work, int]) -> Footprint:
     """Of a call that reconstructs.
 
     Args:
@@ -176,7 +177,7 @@ def rehearsed(call: Callable[[Tensor, int], object], inputs: Tensor, most: Mappi
     """
     found = []
     for images, at_once in REHEARSED:
-        given = inputs[torch.arange(images) % len(inputs)]
+        given = inputs[torch.arange(images, device=inputs.device) % len(inputs)]
         with counting() as count:
             call(given, at_once)
         found.append(count.peaks)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.models.reads import Read, Reads
+from mpsearch.pytrees import Inputs
+from mpsearch.quant.devices import wide
 
 ROWS_PER_COLUMN, FEWEST_COLUMNS = 8, 512
 """Windows of the input that are looked at, over all images: so many for each column of a weight, as if it had
@@ -39,7 +41,7 @@ class Moments:
     @property
     def second(self) -> Tensor:
         """G x n x n float64: the mean of z x^T."""
-        return self.covariance.double() + self.other.double()[:, :, None] * self.mean.double()[:, None, :]
+        return wide(self.covariance) + wide(self.other)[:, :, None] * wide(self.mean)[:, None, :]
 
 
 class Sums:
@@ -56,7 +58,7 @@ class Sums:
 
     def __init__(self, images: int, seed: int) -> None:
         self._images = images
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)  # the same places on every device
         self._pivots: tuple[Tensor, Tensor] | None = None
         self._sums: list[Tensor] = []
         self._rows = 0
@@ -68,7 +70,8 @@ class Sums:
         wanted = max(1, math.ceil(ROWS_PER_COLUMN * max(read.columns, FEWEST_COLUMNS) / self._images))
         count, places = read.places, None
         if count > wanted:
-            places = torch.randperm(count, generator=self._generator)[:wanted].sort().values
+            drawn = torch.randperm(count, generator=self._generator, device="cpu")[:wanted].sort().values
+            places = drawn.to(read.x.device)
         x = read.windows(places).permute(1, 2, 0, 3).flatten(2)
         z = x if other is None else other.windows(places).permute(1, 2, 0, 3).flatten(2)
         if self._pivots is None:
@@ -92,7 +95,7 @@ class Sums:
 def gather_moments(
     module: nn.Module,
     units: Sequence[str],
-    batches: Callable[[], Iterable[Tensor]],
+    batches: Callable[[], Iterable[Inputs]],
     images: int,
     *,
     memory_bytes: int = 2**30,

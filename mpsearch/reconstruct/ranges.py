@@ -12,6 +12,7 @@ from torch import Tensor
 from mpsearch.errors import ModelError
 from mpsearch.models.reads import Read
 from mpsearch.quant import OBSERVERS, ActivationQuantizer
+from mpsearch.quant.devices import wide
 from mpsearch.quant.region_search import log_params, opt_m, post_softmax_params, two_region_params
 
 MAX_INPUT_VALUES = 2**18
@@ -79,26 +80,31 @@ class RunningSample:
     """
 
     def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)  # the same places on every device
         self._kept: list[Tensor] = []
         self._share = 1.0
-        self._low, self._high = torch.tensor(torch.inf), torch.tensor(-torch.inf)
-        self._is_distribution: bool | None = None
+        self._ends: tuple[Tensor, Tensor] | None = None
+        self._is_distribution: Tensor | None = None
 
     def take(self, values: Tensor) -> None:
         """Let values of any shape pass by."""
         x = values.detach().flatten()
         low, high = x.aminmax()
-        self._low, self._high = torch.minimum(self._low, low), torch.maximum(self._high, high)
+        before = self._ends or (low, high)
+        self._ends = torch.minimum(before[0], low), torch.maximum(before[1], high)
         self._share = min(self._share, MAX_INPUT_VALUES / len(x))
         take = max(1, round(len(x) * self._share))
         self._kept.append(
-            x[torch.randint(len(x), (take,), generator=self._generator)] if take < len(x) else x.clone()
+            x[torch.randint(len(x), (take,), generator=self._generator, device="cpu")]
+            if take < len(x)
+            else x.clone()
         )
         while sum(map(len, self._kept)) > MAX_INPUT_VALUES:
             self._share /= 2
             held = torch.cat(self._kept)
-            self._kept = [held[torch.randint(len(held), (len(held) // 2,), generator=self._generator)]]
+            self._kept = [
+                held[torch.randint(len(held), (len(held) // 2,), generator=self._generator, device="cpu")]
+            ]
 
     def copy(self) -> RunningSample:
         """Another that has seen the same."""
@@ -109,18 +115,19 @@ class RunningSample:
     def take_operand(self, values: Tensor) -> None:
         """`take`, and remember whether all that passed was a softmax's output."""
         self.take(values)
-        self._is_distribution = self._is_distribution is not False and _sums_to_one(values)
+        now = _sums_to_one(values)
+        self._is_distribution = now if self._is_distribution is None else self._is_distribution & now
 
     def values(self, unit: str) -> Tensor:
         """The sample, 1-D. Raises ModelError, naming the unit, where nothing passed or some was NaN or
         infinite.
         """
-        if not self._kept:
+        if self._ends is None:
             raise ModelError(
                 f"Unit {unit!r} was never called in the calibration pass. Leave it out, or give images "
                 "that reach it."
             )
-        values = torch.cat([*self._kept, torch.stack([self._low, self._high])])
+        values = torch.cat([*self._kept, torch.stack(self._ends)])
         if not torch.isfinite(values).all():
             raise ModelError(
                 f"Unit {unit!r} meets NaN or infinity on the calibration images. Check the weights and "
@@ -130,7 +137,7 @@ class RunningSample:
 
     def operand(self, unit: str) -> Operand:
         """The sample with what is known of it. Raises as `values`."""
-        return Operand(self.values(unit), self._is_distribution is True)
+        return Operand(self.values(unit), self._is_distribution is not None and bool(self._is_distribution))
 
 
 class RunningMean:
@@ -149,7 +156,7 @@ class RunningMean:
         """One call."""
         self._biases.append(read.bias)
         rows = len(read.x) * read.places
-        total = read.mean().double() * rows
+        total = wide(read.mean()) * rows
         self._sum = total if self._sum is None else self._sum.add_(total)
         self._rows += rows
 
@@ -159,8 +166,11 @@ class RunningMean:
         return None if self._sum is None else (self._sum / self._rows).float()
 
 
-def _sums_to_one(x: Tensor) -> bool:
-    """Whether no value is negative and all sums over the last axis, or all over the one before, are 1."""
-    if x.ndim < 2 or bool((x < 0).any()):
-        return False
-    return any(bool(((x.sum(axis) - 1).abs() < _SUM_TOLERANCE).all()) for axis in (-1, -2))
+def _sums_to_one(x: Tensor) -> Tensor:
+    """Whether no value is negative and all sums over the last axis, or all over the one before, are 1; 0-d
+    bool, which nobody waits for.
+    """
+    if x.ndim < 2:
+        return torch.zeros((), dtype=torch.bool, device=x.device)
+    last, before = (((x.sum(axis) - 1).abs() < _SUM_TOLERANCE).all() for axis in (-1, -2))
+    return (x >= 0).all() & (last | before)

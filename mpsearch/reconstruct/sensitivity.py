@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import OBSERVERS, AffineParams, UnitState, wrap
+from mpsearch.quant.devices import wide
 from mpsearch.reconstruct.calibrate import Calibration
 
 CHUNK = 64  # images of a forward pass that learns nothing
@@ -73,4 +74,4 @@ def symmetric_input(calibration: Calibration, unit: str, candidate: Candidate) -
 
 
 def _log_probabilities(module: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.cat([F.log_softmax(module(part).double(), 1) for part in torch.split(inputs, CHUNK)])
+    return torch.cat([F.log_softmax(wide(module(part)), 1) for part in torch.split(inputs, CHUNK)])

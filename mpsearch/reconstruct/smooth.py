@@ -23,6 +23,7 @@ from mpsearch.errors import DataError, ModelError, OptionError
 from mpsearch.models.record import trace_model
 from mpsearch.models.trace import Op, Trace
 from mpsearch.models.tree import holders, is_own_weight
+from mpsearch.pytrees import Inputs
 
 LEAST = 1e-5
 """Smallest reach of a channel, and of a weight column, that a scale is computed from: as a share of the
@@ -68,7 +69,7 @@ class Fold:
 @torch.no_grad()
 def smooth(
     module: nn.Module,
-    batches: Iterable[Tensor],
+    batches: Iterable[Inputs],
     *,
     alpha: float = 0.5,
     bias: bool = True,
@@ -149,7 +150,7 @@ def _is_affine(module: nn.Module, name: str) -> bool:
     gain, offset = norm._parameters.get("alpha"), norm._parameters.get("beta")
     if len(norm._parameters) != 2 or gain is None or offset is None or gain.numel() != offset.numel():
         return False
-    probe = torch.linspace(-1, 1, 3 * gain.numel()).to(gain).view(1, 3, -1)
+    probe = torch.linspace(-1, 1, 3 * gain.numel(), device="cpu").to(gain).view(1, 3, -1)
     try:
         given = norm(probe)
     except (RuntimeError, TypeError):  # alpha and beta of something else

@@ -18,6 +18,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
 from mpsearch.errors import ModelError
+from mpsearch.pytrees import Inputs
 
 
 @dataclass
@@ -48,7 +49,7 @@ Arrived = Callable[[int, Halt], None]
 def walk(
     network: nn.Module,
     names: Sequence[str],
-    chunks: Iterable[Tensor],
+    chunks: Iterable[Inputs],
     at_block: Callable[[int, list[Halt]], Answer],
     arrived: Arrived = lambda number, halt: None,
 ) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from mpsearch.problem import Budget
 from mpsearch.report.saved import Saved
 
 MAX_POINTS = 2000
@@ -34,7 +33,7 @@ def front_figure(saved: Saved) -> str:
     drawn = thinned([point for point in saved.points if point[1] > 0])
     figure = go.Figure()
     figure.add_scatter(
-        x=[s / 1e6 for s, _ in drawn],
+        x=[s / _scale(saved) for s, _ in drawn],
         y=[d for _, d in drawn],
         mode="lines",
         name="exact front",
@@ -43,19 +42,19 @@ def front_figure(saved: Saved) -> str:
     figures = _marked(saved, objective)
     for name, points, colour, symbol in figures:
         figure.add_scatter(
-            x=[p[1] / 1e6 for p in points],
+            x=[p[1] / _scale(saved) for p in points],
             y=[p[2] for p in points],
             mode="markers",
             name=name,
             text=[escape(p[0]) for p in points],
-            hovertemplate="%{text}<br>%{x:.4f} MB<br>%{y:.4g}<extra></extra>",
+            hovertemplate="%{text}<br>%{x:.4f} " + _unit(saved) + "<br>%{y:.4g}<extra></extra>",
             marker={"color": colour, "size": 11, "symbol": symbol},
         )
-    _budget_lines(figure, saved.budgets)
+    _budget_lines(figure, saved)
     return _html(
         figure,
         "front",
-        "size of the packed file (MB, 10⁶ bytes)",
+        _axis(saved),
         f"predicted damage: {escape(objective)}",
         log=True,
     )
@@ -65,9 +64,9 @@ def trials_figure(saved: Saved) -> str:
     """Every measured trial: loss over size, by who proposed it; the measured Pareto set is joined."""
     trials = saved.front["measured"]
     figure = go.Figure()
-    joined = sorted((t for t in trials if t["on_front"]), key=lambda t: t["predicted"]["size_bytes"])
+    joined = sorted((t for t in trials if t["on_front"]), key=lambda t: t["predicted"][saved.resource])
     figure.add_scatter(
-        x=[t["predicted"]["size_bytes"] / 1e6 for t in joined],
+        x=[t["predicted"][saved.resource] / _scale(saved) for t in joined],
         y=[t["loss"] for t in joined],
         mode="lines+markers",
         name="Pareto set",
@@ -78,7 +77,7 @@ def trials_figure(saved: Saved) -> str:
     for place, proposer in enumerate(dict.fromkeys(t["proposed_by"] for t in trials)):
         mine = [t for t in trials if t["proposed_by"] == proposer]
         figure.add_scatter(
-            x=[t["predicted"]["size_bytes"] / 1e6 for t in mine],
+            x=[t["predicted"][saved.resource] / _scale(saved) for t in mine],
             y=[t["loss"] for t in mine],
             mode="markers",
             name=escape(proposer),
@@ -86,19 +85,23 @@ def trials_figure(saved: Saved) -> str:
                 f"trial {t['number']}, {escape(proposer)}, {'within' if t['fits'] else 'over'} the budget"
                 for t in mine
             ],
-            hovertemplate="%{text}<br>%{x:.4f} MB<br>" + escape(saved.measure) + " %{y:.5g}<extra></extra>",
+            hovertemplate="%{text}<br>%{x:.4f} "
+            + _unit(saved)
+            + "<br>"
+            + escape(saved.measure)
+            + " %{y:.5g}<extra></extra>",
             marker={
                 "color": _PROPOSERS[place % len(_PROPOSERS)],
                 "size": 9,
                 "symbol": ["circle" if t["fits"] else "x" for t in mine],
             },
         )
-    _budget_lines(figure, saved.budgets)
+    _budget_lines(figure, saved)
     log = all(t["loss"] > 0 for t in trials)
     return _html(
         figure,
         "trials",
-        "size of the packed file (MB, 10⁶ bytes)",
+        _axis(saved),
         f"measured loss: {saved.measure} to float",
         log=log,
     )
@@ -141,7 +144,7 @@ def bits_figure(saved: Saved) -> str:
     return _html(figure, "bits", "", "weight bits", log=False)
 
 
-def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most `MAX_POINTS`, evenly by rank, ends kept."""
     if len(points) <= MAX_POINTS:
         return list(points)
@@ -154,7 +157,11 @@ def _marked(saved: Saved, objective: str) -> list[tuple[str, list[tuple[str, flo
     for row in saved.rows:
         if "indices" not in row:
             continue
-        point = (row["label"], row["predicted"]["size_bytes"], saved.problem.score(objective, row["indices"]))
+        point = (
+            row["label"],
+            row["predicted"][saved.resource],
+            saved.problem.score(objective, row["indices"]),
+        )
         if row["label"] == saved.best["label"]:
             chosen.append(point)
         elif row["label"].startswith("uniform"):
@@ -162,11 +169,26 @@ def _marked(saved: Saved, objective: str) -> list[tuple[str, list[tuple[str, flo
     return [("uniform", uniform, _INK, "square"), ("chosen", chosen, _CHOSEN, "star")]
 
 
-def _budget_lines(figure: go.Figure, budgets: Sequence[Budget]) -> None:
-    for budget in budgets:
-        if budget.resource == "size_bytes":
+def _scale(saved: Saved) -> float:
+    """Of what the front is over: bytes of a megabyte, microseconds of a millisecond."""
+    return 1e6 if saved.resource == "size_bytes" else 1e3
+
+
+def _unit(saved: Saved) -> str:
+    return "MB" if saved.resource == "size_bytes" else "ms"
+
+
+def _axis(saved: Saved) -> str:
+    if saved.resource == "size_bytes":
+        return f"size of {escape(saved.file)} (MB, 10⁶ bytes)"
+    return f"predicted latency (ms), {escape(str(saved.latencies))}"
+
+
+def _budget_lines(figure: go.Figure, saved: Saved) -> None:
+    for budget in saved.budgets:
+        if budget.resource == saved.resource:
             figure.add_vline(
-                x=budget.limit / 1e6,
+                x=budget.limit / _scale(saved),
                 line={"color": _LIMIT, "width": 1.5, "dash": "dash"},
                 annotation_text=f"budget {escape(budget.text)}",
             )

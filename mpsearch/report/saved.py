@@ -25,7 +25,7 @@ class Saved:
         results: `results.json`.
         study: `study.json`: settings, versions, hashes, device.
         front: `front.json`: measured trials and what the front is of.
-        points: The exact front: size in bytes and damage, by size.
+        points: The exact front: size in bytes (or microseconds, see `resource`) and damage, by size.
         budgets: Absolute limits.
     """
 
@@ -34,7 +34,7 @@ class Saved:
     results: dict[str, Any]
     study: dict[str, Any]
     front: dict[str, Any]
-    points: tuple[tuple[int, float], ...]
+    points: tuple[tuple[float, float], ...]
     budgets: tuple[Budget, ...]
 
     @property
@@ -58,9 +58,29 @@ class Saved:
         return tuple(self.rows[0]["searched"]["metrics"].get("scores", {}))
 
     @property
+    def resource(self) -> str:
+        """What the front is over: `size_bytes` or `latency_us`."""
+        return str(self.front.get("resource", "size_bytes"))
+
+    @property
+    def latencies(self) -> str | None:
+        """Where latencies are from that were not measured here."""
+        return self.results.get("latencies")
+
+    @property
+    def file(self) -> str:
+        """Name of the file that budgets of bytes limit."""
+        return Path(self.best["artifact"]["file"]).name
+
+    @property
+    def checkpoint_beside(self) -> bool:
+        """Whether that is another file than the packed checkpoint."""
+        return bool(self.best["artifact"]["file"] != self.best["artifact"]["packed"])
+
+    @property
     def timed(self) -> bool:
-        """Whether latency was measured."""
-        return any("latency_us" in row["searched"] for row in self.rows)
+        """Whether latency was measured, here or elsewhere."""
+        return self.latencies is not None or any("latency_us" in row["searched"] for row in self.rows)
 
 
 def read_saved(path: Path) -> Saved:
@@ -133,11 +153,11 @@ def _read(path: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
     return data
 
 
-def _points(path: Path) -> tuple[tuple[int, float], ...]:
+def _points(path: Path) -> tuple[tuple[float, float], ...]:
     try:
         with (path / "front.csv").open(newline="") as file:
             rows = list(csv.reader(file))[1:]
-        points = tuple((int(size), float(damage)) for size, damage in rows)
+        points = tuple((float(size), float(damage)) for size, damage in rows)
     except FileNotFoundError:
         raise StudyError(
             f"{path} has no front.csv: the run is not finished. Run: mpsearch run --resume {path}"

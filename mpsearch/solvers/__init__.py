@@ -8,6 +8,7 @@ from mpsearch.solvers.ask.k_best import apart, solve_best
 from mpsearch.solvers.ask.pareto import hypervolume, non_dominated
 from mpsearch.solvers.ask.prices import Price, marginal_prices
 from mpsearch.solvers.ask.ranges import least_within
+from mpsearch.solvers.ask.swept_front import swept_front
 from mpsearch.solvers.ask.two_resource_front import front_of_three
 from mpsearch.solvers.exact.front import Front
 from mpsearch.solvers.optimum import problem_front, solve
@@ -27,4 +28,5 @@ __all__ = [
     "reachable",
     "solve",
     "solve_best",
+    "swept_front",
 ]

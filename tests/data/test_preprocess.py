@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from torchvision.datasets.folder import default_loader
 
 from mpsearch.data import ImageSet
 from mpsearch.data.preprocess import Preprocessor, as_mode, decode
@@ -81,10 +82,10 @@ def test_grey_palette_and_transparent_pictures_become_rgb(config):
 
 
 @pytest.mark.parametrize(
-    ("array", "mode"), [(np.full((8, 8), 700, np.uint16), "I;16"), (np.full((8, 8), 0.5, np.float32), "F")]
+    ("array", "mode"), [(np.full((8, 8), 700, np.int32), "I"), (np.full((8, 8), 0.5, np.float32), "F")]
 )
 def test_more_than_8_bits_are_not_clipped_in_silence(array, mode):
-    with pytest.raises(DataError, match=f"deep.tif has more than 8 bits a channel .mode {mode}"):
+    with pytest.raises(DataError, match=f"deep.tif has 32 bits a channel .mode {mode}"):
         as_mode(Image.fromarray(array), "RGB", "deep.tif")
 
 
@@ -174,3 +175,50 @@ def test_a_truncated_image_is_refused_unless_no_pixel_is_lost(photo, kind):
         except DataError as error:
             refused += "cut.img" in str(error)
     assert refused > 0.9 * len(lengths)
+
+
+def _saved(kind: str, path):
+    ramp = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
+    image = Image.fromarray(ramp)
+    if kind == "exif":
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by a quarter when it is shown
+        image.save(path, exif=exif)
+    elif kind in ("L", "LA", "RGBA", "CMYK", "1", "P"):
+        image.convert(kind).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        ("L", "png"),
+        ("LA", "png"),
+        ("RGBA", "png"),
+        ("1", "png"),
+        ("P", "png"),
+        ("CMYK", "jpg"),
+        ("exif", "jpg"),
+    ],
+)
+def test_pictures_are_read_as_torchvision_reads_them(kind, suffix, tmp_path):
+    path = _saved(kind, tmp_path / f"picture.{suffix}")
+    read = as_mode(decode(path.read_bytes(), "picture"), "RGB", "picture")
+    assert np.array_equal(np.asarray(read), np.asarray(default_loader(str(path))))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_become_8_by_their_range(suffix, tmp_path):
+    values = np.array([[0, 128, 129], [257, 700, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    read = as_mode(decode((tmp_path / f"deep.{suffix}").read_bytes(), "deep"), "RGB", "deep")
+    assert np.asarray(read)[..., 1].tolist() == [[0, 0, 1], [1, 3, 255]]
+
+
+def test_what_is_done_with_images_is_told(config):
+    made = Preprocessor.from_config(
+        config | {"input_size": (3, 32, 32), "crop_pct": 1.0, "interpolation": "bilinear"}
+    )
+    assert str(made).startswith("resized to 32 x 32 (bilinear), RGB, mean ")
+    made = Preprocessor.from_config(config | {"input_size": (3, 224, 224), "crop_pct": 0.875})
+    assert str(made).startswith("224 x 224, cut out of 1.14 times that (")

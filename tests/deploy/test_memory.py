@@ -82,10 +82,10 @@ def test_a_process_takes_what_liveness_says_and_some_scratch(tmp_path):
     path.write_bytes(graph.SerializeToString())
     said = activation_peak(graph).bytes
     assert said == 16 * 2**20
-    assert 0.9 * said <= measured_peak(path, (1, 16, 256, 256)) <= 1.5 * said
+    assert 0.9 * said <= measured_peak(path, [((1, 16, 256, 256), "float32")]) <= 1.5 * said
 
 
 def test_a_file_that_does_not_run_has_no_peak(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(MpsearchError, match="could not be measured"):
-        measured_peak(tmp_path / "model.onnx", (1, 3, 4, 4))
+        measured_peak(tmp_path / "model.onnx", [((1, 3, 4, 4), "float32")])

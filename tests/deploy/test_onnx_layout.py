@@ -22,7 +22,7 @@ def test_files_have_the_predicted_size(name, tmp_path):
     for seed in range(12):
         job, assignment, _ = job_of(name, seed, MIXED)
         target.write(job, tmp_path)
-        layout = target.layout(job)
+        layout = target.layout(job.layout, job.float_onnx)
         assert (tmp_path / target.file).stat().st_size == layout.size_bytes(assignment)
         assert target.bytes_of(tmp_path) == layout.constant_bytes + sum(
             layout.unit_bytes(u, c) for u, c in assignment.items()

@@ -359,8 +359,8 @@ def asked(tmp_path, capsys):
 
     def ask(artifact, request, inputs=None):
         program = artifact.target.program(artifact.folder)
-        given, answer = tmp_path / "inputs.npy", tmp_path / "outputs.npy"
-        np.save(given, np.zeros(0, np.float32) if inputs is None else inputs.numpy())
+        given, answer = tmp_path / "inputs.npz", tmp_path / "outputs.npy"
+        np.savez(given, np.zeros(0, np.float32) if inputs is None else inputs.numpy())
         job = {"loader": program.loader, "path": str(program.path), "options": program.options, "threads": 1}
         assert fresh._main(json.dumps({**job, "inputs": str(given), "outputs": str(answer), **request})) == 0
         return torch.from_numpy(np.load(answer)), json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -382,9 +382,7 @@ def test_an_exported_artifact_is_run_and_benched_on_the_kernels(exported_artifac
     monkeypatch.setattr(
         fresh, "_latencies", lambda run, inputs, seconds: {"latency_us": {}}
     )  # dozens of calls, which the interpreter takes seconds for
-    _, found = asked(
-        artifact, {"do": "bench", "batches": [1], "seconds": 0.0, "shape": list(artifact.input_shape)}
-    )
+    _, found = asked(artifact, {"do": "bench", "batches": [1], "seconds": 0.0, "shapes": artifact.inputs})
     assert found["device"].startswith("NVIDIA H200")
     assert found["energy"] == {"mj_per_image": 30.0, "batch": 1} and found["batches"] == [
         {"batch": 1, "latency_us": {}}

@@ -292,7 +292,6 @@ def test_options_are_added_to_those_of_an_alias():
     [
         "onnx:four_bit=matmulnbits",
         "openvino:overflow_fix=off",
-        "onnx-tensorrt",
         "torchao",
         "modelopt",
         "nncf",

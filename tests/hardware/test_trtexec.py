@@ -314,3 +314,15 @@ def test_a_published_table_is_never_merged_into_a_measured_one(folder, tmp_path)
         with pytest.raises(TableError, match=r"never merged"):
             second.save(place)
         assert path.read_text() == before
+
+
+def test_a_fall_back_in_one_engine_hides_no_row_of_another(folder):
+    asked = {
+        "fp16": ("float",) * 3,
+        "units": ("W8A8", "W8A8", "float"),
+        "residual": ("W8A8", "float", "W8A8"),
+    }
+    found = imported(folder, network(**asked))
+    key = "conv2d 4x8x16x16 w8x8x3x3 s1,1 p1,1 d1,1 g1 bias"
+    assert found.runs["residual"].status == "fallback"
+    assert found.table.rows[key, "float"].status == "ok" and found.table.rows[key, "float"].median_us == 51

@@ -329,7 +329,7 @@ def branching(s: Flow, x: Tensor) -> Tensor:
         (
             nn.Sequential(conv()),
             torch.zeros(1, 3, 8, 8),
-            r"does not take an input of shape \(1, 3, 8, 8\).*expected input",
+            "does not take an input of shape 1 x 3 x 8 x 8.*expected input",
         ),
         (nn.Sequential(conv()), torch.zeros(IMAGE, dtype=torch.int64), "does not take an input.*long int"),
         (nn.Sequential(conv()), torch.zeros(IMAGE, dtype=torch.bool), "Give float images"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,19 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mpsearch.errors import ModelError, UnknownNameError
-from mpsearch.models import ModelSource, build_model, from_module, load_model, weights_hash
+from mpsearch.models import (
+    ModelSource,
+    analyze,
+    build_model,
+    find_foldable,
+    fold_batch_norm,
+    from_module,
+    load_model,
+    require_weights,
+    trace_model,
+    weights_hash,
+)
+from mpsearch.named import OWN, require_model_name, timm_names
 
 FACTORY = """
 from torch import nn
@@ -174,10 +188,84 @@ def test_weights_that_are_not_finite(factory: Path, saved: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.PT", "w.bin", "w.ckpt"])
-def test_pickles_are_refused_unread(tmp_path: Path, name: str):
-    (tmp_path / name).write_bytes(b"cos\nsystem\n")
-    with pytest.raises(ModelError, match=r"is a pickle.*save_file"):
-        load_model("test_resnet", weights=tmp_path / name)
+def test_state_dicts_of_torch_save(factory: Path, saved: Path, tmp_path: Path, name: str):
+    module = load_model(f"{factory}:build", weights=saved).module
+    state = module.state_dict()
+    for held in (
+        state,
+        {"state_dict": state, "epoch": 3},
+        {"model": {f"module.{key}": value for key, value in state.items()}},
+    ):
+        torch.save(held, tmp_path / name)
+        loaded = load_model(f"{factory}:build", weights=tmp_path / name)
+        assert weights_hash(loaded.module) == weights_hash(module)
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path("/tmp/never").touch, ())
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (b"cos\nsystem\n", "is not a file of torch.save|needs code to be read"),
+        ({"w": Evil()}, r"needs code to be read.*torch.save\(model.state_dict"),
+        (nn.Linear(2, 2), r"needs code to be read \(torch.nn.modules.linear.Linear\)"),
+        ({"epoch": 3, "lr": [0.1]}, "holds no state dict but the keys epoch, lr"),
+        ([torch.zeros(1)], "holds no state dict but no dict"),
+    ],
+)
+def test_no_file_of_weights_runs_code(tmp_path: Path, held: object, message: str):
+    path = tmp_path / "w.pth"
+    path.write_bytes(held) if isinstance(held, bytes) else torch.save(held, path)
+    with pytest.raises(ModelError, match=message):
+        require_weights(path)
+    with pytest.raises(ModelError, match=message):
+        load_model("test_resnet", weights=path)
+
+
+def test_names_are_told_without_torch():
+    known = timm_names()
+    assert set(timm.list_models()) <= known | set(OWN) and len(known) > 1000
+    for good in ("resnet18", "resnet50.a1_in1k", "hf-hub:timm/resnet18.a1_in1k", OWN[0]):
+        require_model_name(good)
+    for bad, message in (
+        ("resnet1i8", "Did you mean 'resnet18'"),
+        ("google/vit-base-patch16-224", "hf-hub:timm/NAME"),
+        ("net.onnx", "torch.export.save"),
+        ("w.pth", "--weights w.pth"),
+        ("none.pt2", "There is no file"),
+    ):
+        with pytest.raises((ModelError, UnknownNameError), match=message):
+            require_model_name(bad)
+    code = (
+        "import sys, mpsearch.cli._options\n"
+        "from mpsearch.named import require_model_name\n"
+        "try: require_model_name('resnet1i8')\n"
+        "except Exception: pass\n"
+        "print(sorted({'torch', 'timm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_exported_program_has_its_layers_again(tmp_path: Path):
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=7).eval()
+    x = torch.randn(2, 3, 32, 32)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    loaded = load_model(str(tmp_path / "net.pt2")).module
+    torch.testing.assert_close(loaded(x), model(x))
+    assert set(loaded.state_dict()) == set(model.state_dict())
+    pairs = find_foldable(trace_model(loaded, x), loaded)
+    assert pairs == find_foldable(trace_model(model, x), model)
+    named = {layer.name for layer in analyze(fold_batch_norm(loaded, pairs), x).layers}
+    assert named == {layer.name for layer in analyze(fold_batch_norm(model, pairs), x).layers}
+    (tmp_path / "bad.pt2").write_bytes(b"PK")
+    with pytest.raises(ModelError, match=r"bad\.pt2 is no program of torch\.export\.save"):
+        load_model(str(tmp_path / "bad.pt2"))
 
 
 def test_weights_file_missing_or_damaged(tmp_path: Path):

@@ -149,7 +149,7 @@ def test_left_as_found_names_what_differs(change, message):
 
 def test_the_suite_is_imported_without_pytest():
     sources = list(Path(mpsearch.testing.__file__).parent.glob("*.py"))
-    assert len(sources) == 5
+    assert len(sources) >= 5
     assert not any(
         "import pytest" in source.read_text() or "from pytest" in source.read_text() for source in sources
     )

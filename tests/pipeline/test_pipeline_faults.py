@@ -349,7 +349,7 @@ def test_sizes_of_the_table_are_those_of_the_files(settings):
         config = settings(**changes)
         subject = load_subject(config, Silent())
         problem = sized_problem(subject, config)
-        assert float_bytes(problem) == subject.float_bytes()
+        assert float_bytes(problem) == subject.float_bytes(subject.file)
         for bits in (2, 5, 8):
             uniform = subject.layout.constant_bytes + sum(
                 subject.layout.unit_bytes(unit, Candidate(bits, 8)) for unit in subject.units

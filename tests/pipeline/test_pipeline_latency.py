@@ -9,6 +9,7 @@ from mpsearch.hardware.cost_model import CostModel, FitError
 from mpsearch.pipeline import runner
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.results import Choice, Proxy, Repair
+from mpsearch.pipeline.steps.clock import Clock
 from mpsearch.pipeline.steps.finalists import Chosen
 from mpsearch.pipeline.steps.fitted import require_trust
 from mpsearch.pipeline.steps.tightening import scouted
@@ -35,15 +36,15 @@ def rounds(monkeypatch):
             runner, "search_assignments", lambda problem, given, *_: limits.append([b.limit for b in given])
         )
 
-        def choose(problem, budgets, found, searched, workshop, hardware, last):
+        def choose(problem, budgets, found, searched, workshop, hardware, last, early):
             lasts.append(last)
             took = {"latency_us": waiting.pop(0), "size_bytes": 4000.0}
             cost, proxy = Cost(latency_us=predicted, size_bytes=4000.0), Proxy("coding", "optimal", "a fake")
             return Chosen((), Choice("best", "", Assignment(()), (), BUDGETS, cost, took, {}, proxy, {}), {})
 
-        def ship(chosen, workshop):
+        def ship(choice, states, workshop):
             workshop.study.artifact.mkdir()
-            return chosen.best.shipped(shipped.pop(0) if shipped else {})
+            return choice.shipped(shipped.pop(0) if shipped else {})
 
         monkeypatch.setattr(runner, "scouted", lambda problem, budgets, *_: (budgets, []))
         monkeypatch.setattr(runner, "choose", choose)
@@ -60,7 +61,9 @@ def rounds(monkeypatch):
 def repaired(tmp_path):
     def run(told=None):
         workshop = SimpleNamespace(
-            progress=told or Told(), study=SimpleNamespace(artifact=tmp_path / "artifact")
+            progress=told or Told(),
+            study=SimpleNamespace(artifact=tmp_path / "artifact"),
+            clock=Clock(),
         )
         chosen, _, _ = runner._within_budgets(None, BUDGETS, None, workshop, None, {})
         return chosen.best
@@ -129,7 +132,8 @@ class Scale:
 
     def __init__(self, ratio, budgets=("50us",)):
         self.ratio, self.asked, self.progress = ratio, [], Told()
-        self.config = SimpleNamespace(budgets=budgets, objectives=["coding"])
+        here = SimpleNamespace(elsewhere=False)
+        self.config = SimpleNamespace(budgets=budgets, objectives=["coding"], deployment=here)
         self.calibration = SimpleNamespace(states=lambda assignment: assignment)
 
     def measured(self, assignment):

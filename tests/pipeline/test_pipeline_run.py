@@ -5,6 +5,7 @@ early.
 import csv
 import importlib.util
 import json
+import math
 
 import numpy as np
 import pytest
@@ -20,8 +21,11 @@ from mpsearch.evaluate import FastEvaluator
 from mpsearch.hardware.new_process import PROCESSES
 from mpsearch.pipeline import run, runner, search
 from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.results import Results
-from mpsearch.problem import Problem
+from mpsearch.pipeline.steps.costs import limited
+from mpsearch.pipeline.steps.subject import load_subject
+from mpsearch.problem import Assignment, Candidate, Problem
 from mpsearch.solvers import problem_front
 
 
@@ -80,6 +84,13 @@ def test_the_files_are_there_and_agree(finished, target):
         "assignment.json",
         "assignment.csv",
     } | ({"model.onnx"} if target == "ort-cpu" else set())
+
+    file = study.artifact / config.deployment.budgeted
+    assert file == study.artifact / ("model.onnx" if target == "ort-cpu" else "model.safetensors")
+    assert file.stat().st_size == best["predicted"]["size_bytes"] == best["measured"]["size_bytes"]
+    assert file.stat().st_size <= best["budgets"][0]["limit"] and best["artifact"]["file"] == str(file)
+    assert best["measured"]["packed_bytes"] == packed.stat().st_size
+    assert all(row["searched"]["size_bytes"] == row["predicted"]["size_bytes"] for row in result["rows"][1:])
 
     artifact = open_artifact(study.artifact)
     assert artifact.target == config.deployment and set(artifact.manifest["files"]) == {
@@ -155,11 +166,21 @@ def test_a_budget_is_kept_on_disk(settings, tmp_path, budget):
         assert trial["fits"] == (trial["predicted"][resource] <= limit)
 
 
-def test_a_share_of_the_float_size_is_resolved_to_bytes(settings, tmp_path):
-    result = run(settings(budgets=("60%",), trials=2, iterations=0), Study(tmp_path / "study"))
-    assert result["best"]["budgets"][0]["limit"] == pytest.approx(
-        0.6 * result["rows"][0]["searched"]["size_bytes"]
-    )
+def test_shares_and_bits_are_of_the_file_of_the_target(settings):
+    """`packed` by its checkpoint, `ort-cpu` by its ONNX file: 95% of the float file, the file at 5 bits."""
+    for target in ("packed", "ort-cpu"):
+        config = settings(budgets=("95%", "5bits"), target=target)
+        subject = load_subject(config, Silent())
+        share, bits = limited(subject, config)[1]
+        units = subject.layout.units
+        sizes = [
+            subject.file.size_bytes(Assignment(tuple((unit, Candidate.parse(text)) for unit in units)))
+            for text in ("float", "W5A8")
+        ]
+        assert (share.limit, bits.limit) == pytest.approx((0.95 * sizes[0], sizes[1]), rel=1e-12)
+        assert sizes[0] - subject.file.constant_bytes >= 4 * sum(
+            math.prod(shape) for shape in subject.layout.weights.values()
+        )
 
 
 @pytest.mark.parametrize("target", ["packed", "ort-cpu"])
@@ -174,10 +195,11 @@ def test_an_impossible_size_is_refused_before_anything_is_measured(settings, tmp
     assert caught.value.exit_code == 3
     least = caught.value.least["size_bytes"]
     monkeypatch.undo()
-    result = run(settings(budgets=(f"{least}B",), trials=1, iterations=0), Study(tmp_path / "least"))
+    asked = settings(budgets=(f"{least}B",), target=target, trials=1, iterations=0)
+    result = run(asked, Study(tmp_path / "least"))
     assert result["best"]["measured"]["size_bytes"] == least
     with pytest.raises(InfeasibleError):
-        run(settings(budgets=(f"{least - 1}B",)), Study(tmp_path / "less"))
+        run(settings(budgets=(f"{least - 1}B",), target=target), Study(tmp_path / "less"))
 
 
 def test_a_budget_that_cannot_be_read_is_refused(settings, tmp_path):
@@ -197,7 +219,7 @@ def test_an_impossible_latency_is_infeasible(settings, tmp_path):
 def test_a_latency_budget_is_kept_when_measured_or_refused(finished, settings, place, tmp_path, share):
     float_us = finished("ort-cpu")[2]["rows"][0]["searched"]["latency_us"]
     (table,) = (place / "tables").glob("*ort-cpu*.csv")
-    rows, budgets = table.read_text(), (f"{float_us * share / 1e3:.6f}ms", "60%")
+    rows, budgets = table.read_text(), (f"{float_us * share / 1e3:.6f}ms", "6bits")
     try:
         best = run(
             settings(budgets=budgets, target="ort-cpu", trials=2, iterations=0, allow_estimate=True),

@@ -101,5 +101,5 @@ def test_what_draws_classes_is_refused_for_other_tasks(tmp_path):
 
 def test_settings_from_before_tasks_had_names_are_read():
     data = RunConfig(("5bits",)).to_json()
-    assert data.pop("task") == "classification"
-    assert RunConfig.from_json(data) == RunConfig(("5bits",))
+    assert data.pop("task") == "auto"
+    assert RunConfig.from_json(data) == RunConfig(("5bits",), task="classification")

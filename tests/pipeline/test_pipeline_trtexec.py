@@ -30,7 +30,7 @@ def config(model):
 def resnet18():
     """ResNet18's graph and its five engines on an A100, by the last word of their names."""
     builds = read_builds(real_files(*A100))
-    network = network_of(load_subject(config("resnet18"), Silent()), Silent())
+    network = network_of(load_subject(config("resnet18"), Silent()))
     found = import_builds(builds, network, date=DATE, allow_estimate=True)
     return network, found, {name.partition("/")[0]: run for name, run in found.runs.items()}
 

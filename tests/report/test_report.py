@@ -42,7 +42,7 @@ def problem(timed: bool) -> Problem:
 
 def row(table: Problem, label: str, indices: list[int], timed: bool, labelled: bool) -> dict:
     cost = table.cost(indices).to_json()
-    written = {"size_bytes": int(cost["size_bytes"]), "search_kl": 0.011}
+    written = {"size_bytes": int(cost["size_bytes"]), "packed_bytes": 1400, "search_kl": 0.011}
     if timed:
         written |= {"latency_us": 987.6, "latency_iqr_us": 12.0, "onnx_bytes": 2000}
     return {
@@ -66,6 +66,8 @@ def study_files(timed: bool, labelled: bool) -> dict[str, object]:
     budget = Budget("size_bytes", LIMIT, "1.5kB").to_json()
     artifact = {
         "packed": "/elsewhere/artifact/model.safetensors",
+        "packed_bytes": 1500 - 100 * timed,
+        "file": f"/elsewhere/artifact/{'model.onnx' if timed else 'model.safetensors'}",
         "size_bytes": 1500,
         "reloaded_bit_for_bit": True,
     }
@@ -82,7 +84,7 @@ def study_files(timed: bool, labelled: bool) -> dict[str, object]:
         "proxy": {"objective": "weight_mse", "status": "optimal", "found_by": "exact dynamic programme"},
         "artifact": artifact,
     }
-    base = {"metrics": metrics(0.91 if labelled else None, 0.0), "size_bytes": 4321} | (
+    base = {"metrics": metrics(0.91 if labelled else None, 0.0), "size_bytes": 4321, "packed_bytes": 4200} | (
         {"latency_us": 3333.0} if timed else {}
     )
     whole = {"label": "float", "mean_bits": 32.0, "fits": False, "predicted": {}, "searched": base}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_problems import BITS, chain, every_assignment, problem, random_problem
+from search_problems import BITS, chain, every_assignment, everything, problem, random_problem
 
 from mpsearch.errors import InfeasibleError, UnknownNameError, UserError
-from mpsearch.solvers import non_dominated, problem_front
+from mpsearch.solvers import non_dominated, problem_front, swept_front
 from mpsearch.solvers.tables.groups import SuperLayers
 from mpsearch.solvers.tables.integer_costs import WholeCosts
 
@@ -155,3 +155,22 @@ def test_wrong_options_and_names_are_said():
         problem_front(p, "proxi")
     with pytest.raises(UnknownNameError, match="latency_us"):
         problem_front(p, "proxy", "energy_mj")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_swept_front_lies_on_the_exact_one_and_has_its_ends(seed):
+    p = everything(np.random.default_rng(seed))
+    every = {x: (p.cost(x).latency_us, p.score("proxy", x)) for x in every_assignment(p)}
+    exact = [pair for x, pair in every.items() if not any(_beats(other, pair) for other in every.values())]
+    found = swept_front(p, "proxy", "latency_us", steps=8)
+    for cost, score, indices in found:
+        assert (cost, score) == pytest.approx(every[indices])
+        assert any(pair == pytest.approx((cost, score), rel=1e-7, abs=1e-9) for pair in exact)
+    assert found[0][0] == pytest.approx(min(exact)[0], rel=1e-7)
+    assert found[-1][1] == pytest.approx(max(exact)[1], rel=1e-7, abs=1e-9)
+    costs, scores = [c for c, *_ in found], [s for _, s, _ in found]
+    assert costs == sorted(costs) and scores == sorted(scores, reverse=True)
+
+
+def _beats(a, b):
+    return a != b and a[0] <= b[0] and a[1] <= b[1]

@@ -19,15 +19,7 @@ from timm.data.dataset_factory import create_dataset
 from mpsearch.data.preprocess import decode
 from mpsearch.data.sources._base import TEST, Sample, Source
 from mpsearch.errors import DataError
-
-PACKAGES = {
-    "hfds": "datasets",
-    "hfids": "datasets",
-    "tfds": "tensorflow_datasets",
-    "wds": "webdataset",
-    "torch": "torchvision",
-}
-"""Prefix of a name -> the package that reads it."""
+from mpsearch.named import DATASETS
 
 _HELD_OUT = {None: ("validation", "test"), TEST: ("test", "validation")}
 
@@ -95,12 +87,12 @@ class StreamSource(Source):
 
 def is_timm_name(spec: str) -> bool:
     """Whether a name starts with one of timm's prefixes."""
-    return "/" in spec and spec.split("/", 1)[0].lower() in PACKAGES
+    return "/" in spec and spec.split("/", 1)[0].lower() in DATASETS
 
 
 def require_package(spec: str) -> None:
     """Raises DataError where the package that reads a dataset is not installed."""
-    package = PACKAGES[spec.split("/", 1)[0].lower()]
+    package = DATASETS[spec.split("/", 1)[0].lower()]
     if importlib.util.find_spec(package) is None:
         raise DataError(
             f"{spec} needs the package {package!r}, which is not installed. Run: pip install "

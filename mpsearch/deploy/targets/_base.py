@@ -21,12 +21,13 @@ from mpsearch.hardware import Backend, Timing
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.fresh import Program
 from mpsearch.problem import FLOAT, Assignment, Candidate
+from mpsearch.pytrees import Inputs
 from mpsearch.quant import UnitState, affine_input, install
 from mpsearch.reconstruct import Calibration
 from mpsearch.registry import Registry
 
-Run = Callable[[Tensor], Tensor]
-"""From N x C x H x W to N x K logits."""
+Run = Callable[[Inputs], Tensor]
+"""From N x C x H x W, or what else the model reads, to N x K logits."""
 
 MODEL_FILE = "model.safetensors"
 _NOT_MEASURED = (
@@ -44,18 +45,20 @@ class Job:
         layout: Layout of its packed checkpoint.
         states: Every unit's codes and quantisers.
         calibration: Where a target needs other ranges than `states` has.
-        example: 1 x C x H x W.
+        example: 1 x C x H x W, or what else the model reads.
         calls: Unit -> how often one forward pass calls it, where more than once.
         graphs: Float ONNX graphs by opset, exported at the first use and shared between the jobs of a model.
+        batch: Images in a call that a target is to be built for, where it has to know.
     """
 
     module: nn.Module
     layout: PackedLayout
     states: Mapping[str, UnitState]
     calibration: Calibration
-    example: Tensor
+    example: Inputs
     calls: Mapping[str, int] = field(default_factory=dict)
     graphs: dict[int, Any] = field(default_factory=dict, repr=False)
+    batch: int = 1
 
     def float_onnx(self, opset: int) -> Any:
         """The float graph at an opset."""
@@ -122,6 +125,11 @@ class Target(ABC):
         functions: Functions of activations that it quantises, as `quant.operands` names them; others stay
             float.
         uneven_grids: Whether inputs may have two steps or logarithmic levels.
+        elsewhere: Whether it is built and timed on another machine: a table alone tells its latencies.
+        float_label: What the model is called in which nothing is quantised.
+        tensors: Whether the precision of residual operands and of what pools read is a choice of its own.
+        signed_inputs: Whether the grids of inputs are signed around zero.
+        widths: Weight bits that it multiplies, of those that a run may have; all where empty.
     """
 
     name: ClassVar[str]
@@ -136,6 +144,11 @@ class Target(ABC):
     measures_energy: ClassVar[bool] = False
     functions: ClassVar[tuple[str, ...]] = ()
     uneven_grids: ClassVar[bool] = False
+    elsewhere: ClassVar[bool] = False
+    float_label: ClassVar[str] = "float"
+    tensors: ClassVar[bool] = False
+    signed_inputs: ClassVar[bool] = False
+    widths: ClassVar[tuple[int, ...]] = ()
 
     @property
     def in_run(self) -> bool:
@@ -157,13 +170,21 @@ class Target(ABC):
         """
         return job.states
 
-    def layout(self, job: Job) -> Layout:
-        """What its file takes; that of the packed checkpoint where the target does not tell its own.
+    @property
+    def budgeted(self) -> str:
+        """Name of the file that a budget of bytes limits, whose size `layout` tells: the packed checkpoint
+        where the target does not tell its own.
+        """
+        return MODEL_FILE
+
+    def layout(self, packed: PackedLayout, float_onnx: Callable[[int], Any]) -> Layout:
+        """What the file `budgeted` takes.
 
         Args:
-            job: Its states do not matter.
+            packed: Layout of the packed checkpoint.
+            float_onnx: Opset -> the float graph.
         """
-        return job.layout
+        return packed
 
     def reference(self, job: Job) -> nn.Module:
         """The fake-quantised module that the artifact stands for."""
@@ -246,18 +267,27 @@ class Target(ABC):
 TARGETS: Registry[Target] = Registry("deployment target", "mpsearch.deploy.targets")
 
 
-def refuse_products(job: Job, target: str) -> None:
-    """Raise UserError where a unit without a weight is quantised, which only the packed checkpoint holds."""
-    held = [
-        unit
-        for unit, state in job.states.items()
-        if state.weight is None and not state.candidate.is_float and not state.candidate.weight_only
-    ]
-    if held:
-        raise UserError(
-            f"The target {target} has no quantised functions of activations, such as {held[0]!r}. Leave "
-            "them float, or export with --target packed."
-        )
+def refuse_products(job: Job, target: str, *, tensors: bool = False) -> None:
+    """Raise UserError where a unit without a weight is quantised that the target has no form for.
+
+    Args:
+        job: What is to be written.
+        target: Its name.
+        tensors: Whether it has one for tensors that modules return; none has one for functions.
+    """
+    for unit, state in job.states.items():
+        if state.weight is not None or state.candidate.is_float or state.candidate.weight_only:
+            continue
+        if not unit.endswith(".output"):
+            raise UserError(
+                f"The target {target} has no quantised functions of activations, such as {unit!r}. Leave "
+                "them float, or export with --target packed."
+            )
+        if not tensors:
+            raise UserError(
+                f"The target {target} has no quantised residual operands or pool inputs, such as {unit!r}. "
+                "Export with --target tensorrt or packed."
+            )
 
 
 def save_on_grid(job: Job, path: Path) -> None:
@@ -305,7 +335,7 @@ def signed(job: Job, *, keep_unsigned: bool = False) -> dict[str, UnitState]:
 
 
 def _signed_state(unit: str, state: UnitState, calibration: Calibration, keep_unsigned: bool) -> UnitState:
-    if state.weight is None:
+    if state.activation is None or state.second is not None:
         return state
     params = affine_input(unit, state)
     zero = int(params.zero_point)

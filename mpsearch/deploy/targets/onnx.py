@@ -15,6 +15,7 @@ from mpsearch.deploy.onnx import exact, load_onnx, measure_onnx, quantize_onnx, 
 from mpsearch.deploy.onnx_forms import OPSET_4BIT, FourBit, fits_four_bits, four_bit_onnx
 from mpsearch.deploy.onnx_layout import OnnxLayout, pad_to
 from mpsearch.deploy.onnx_packing import pack_weights
+from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.targets._base import TARGETS, Job, Layout, Run, Target, TargetRun, refuse_products
 from mpsearch.hardware.backends.ort_cpu import OrtCpu, executed
 from mpsearch.hardware.fresh import Program, file_program
@@ -33,12 +34,12 @@ class Onnx(Target):
             `matmulnbits` (ONNX Runtime's operator) or `blockwise` (DequantizeLinear of opset 21); the latter
             two halve the bytes and multiply in float.
         weights: How weights of integer units are stored: `packed` (as many bits as they have, unpacked when a
-            session is made) or `plain` (8-bit containers). Both run in the same kernels and give the same
-            results.
+            session is made) or `plain` (8-bit containers, faster to load; budgets limit the checkpoint then).
+            Both run in the same kernels and give the same results.
     """
 
     four_bit: Literal["no", "matmulnbits", "blockwise"] = "no"
-    weights: Literal["packed", "plain"] = "plain"
+    weights: Literal["packed", "plain"] = "packed"
     file: ClassVar[str] = "model.onnx"
     runs_with: ClassVar[str] = "ONNX Runtime, CPU"
     integer: ClassVar[bool] = True
@@ -84,21 +85,22 @@ class Onnx(Target):
         if self.weights == "packed":
             pack_weights(model)
         if self._predicted:
-            pad_to(
-                model,
-                self.layout(job).size_bytes(
-                    Assignment(tuple((u, s.candidate) for u, s in job.states.items()))
-                ),
-            )
+            chosen = Assignment(tuple((unit, state.candidate) for unit, state in job.states.items()))
+            pad_to(model, self.layout(job.layout, job.float_onnx).size_bytes(chosen))
         return model
 
     @property
     def _predicted(self) -> bool:
         return self.weights == "packed" and self.four_bit == "no"
 
-    def layout(self, job: Job) -> Layout:
-        """Of the packed file; other forms have the checkpoint's, which is not what they take."""
-        return OnnxLayout.of(job.float_onnx(OPSET), job.layout.weights) if self._predicted else job.layout
+    @property
+    def budgeted(self) -> str:
+        """The ONNX file, where it is bit-packed."""
+        return self.file if self._predicted else super().budgeted
+
+    def layout(self, packed: PackedLayout, float_onnx: Callable[[int], Any]) -> Layout:
+        """Of the bit-packed file; other forms have the checkpoint's, which is not what they take."""
+        return OnnxLayout.of(float_onnx(OPSET), packed.weights) if self._predicted else packed
 
     def _plain(self, job: Job) -> ModelProto:
         if self.four_bit == "no":

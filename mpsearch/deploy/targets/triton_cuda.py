@@ -21,6 +21,7 @@ from mpsearch.hardware import Backend
 from mpsearch.hardware.backends import triton_cuda as backends
 from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu.bench import CudaBench
+from mpsearch.pytrees import Inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class OneImage:
     """A whole model on one image that lies on the device: what a CUDA graph captures."""
 
     module: nn.Module
-    image: Tensor
+    image: Inputs
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
@@ -124,7 +125,7 @@ def _through_host(module: nn.Module, device: str) -> Run:
     """From inputs on the host to float32 logits there."""
 
     @torch.inference_mode()
-    def run(inputs: Tensor) -> Tensor:
+    def run(inputs: Inputs) -> Tensor:
         logits: Tensor = module(inputs.to(device)).float().cpu()
         return logits
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mpsearch.data import SampleSet
 from mpsearch.errors import OptionError
 from mpsearch.evaluate.metrics import Metrics
+from mpsearch.quant.devices import wide
 from mpsearch.registry import Registry
 
 _PROBES = 8
@@ -20,13 +21,16 @@ _PROBES = 8
 class Task(ABC):
     """Compares outputs; knows no model.
 
-    Class flags say what it is: `measure` names its damage in print, and `classes` whether the outputs are N x
-    K logits of classes, which the objectives and methods that draw labels from the model need.
+    Class flags say what it is: `measure` names its damage in print, `classes` whether the outputs are N x K
+    logits of classes, which the objectives and methods that draw labels from the model need, and `several`
+    whether it takes all float outputs of a model, a dict of N x ... by name, in the place of one. Others have
+    a field `output`: the name of the one that they are about, of a model that gives several.
     """
 
     name: ClassVar[str]
     measure: ClassVar[str]
     classes: ClassVar[bool] = False
+    several: ClassVar[bool] = False
 
     @abstractmethod
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
@@ -49,9 +53,9 @@ class Task(ABC):
 
         Raises: OptionError: The damage cannot be differentiated.
         """
-        outputs = reference.double().requires_grad_()
+        outputs = wide(reference).detach().requires_grad_()
         with torch.enable_grad():
-            damage = self.damage(outputs, reference.double()).sum()
+            damage = self.damage(outputs, wide(reference)).sum()
             slope = (
                 torch.autograd.grad(damage, outputs, create_graph=True)[0]
                 if damage.requires_grad
@@ -62,9 +66,9 @@ class Task(ABC):
                     f"The damage of the task {self.name!r} cannot be differentiated twice. Use the "
                     "objective output_mse or kl."
                 )
-            diagonal = torch.zeros_like(reference, dtype=torch.float64)
+            diagonal = torch.zeros_like(outputs)
             for _ in range(_PROBES):
-                z = random_signs(reference, 1, generator)[0].double()
+                z = wide(random_signs(reference, 1, generator)[0])
                 diagonal += z * torch.autograd.grad(slope, outputs, z, retain_graph=True)[0]
         root = (diagonal / _PROBES).clamp(min=0).sqrt().to(reference.dtype)
         return root * random_signs(reference, count, generator)
@@ -81,7 +85,10 @@ class Task(ABC):
 
 def random_signs(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """+-1, count x N x ..., drawn image by image, so that the size of a batch does not matter."""
-    drawn = [torch.randint(2, (count, *like.shape[1:]), generator=generator) for _ in like]
+    drawn = [
+        torch.randint(2, (count, *like.shape[1:]), generator=generator, device=generator.device)
+        for _ in range(len(like))
+    ]
     return torch.stack(drawn, 1).to(like) * 2 - 1
 
 
@@ -89,8 +96,8 @@ def softmax_directions(logits: Tensor, count: int, generator: torch.Generator) -
     """D x N x ...: a root of diag(p) - p p^T, p the softmax over the last axis, times random signs: the
     curvature of KL(p || q) in the logits of q.
     """
-    p = logits.double().softmax(-1)
-    signed = p.sqrt() * random_signs(logits, count, generator).double()
+    p = wide(logits).softmax(-1)
+    signed = p.sqrt() * wide(random_signs(logits, count, generator))
     return (signed - p * signed.sum(-1, keepdim=True)).to(logits.dtype)
 
 

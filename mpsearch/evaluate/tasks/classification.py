@@ -16,10 +16,15 @@ from mpsearch.evaluate.tasks._base import TASKS, Task, softmax_directions
 @TASKS.register("classification")
 @dataclass(frozen=True)
 class Classification(Task):
-    """Outputs are logits, N x K; the damage is KL(float || quantised) in nats; labels are N classes."""
+    """Outputs are logits, N x K; the damage is KL(float || quantised) in nats; labels are N classes.
+
+    Args:
+        output: Name of the logits, of a model that gives several outputs.
+    """
 
     measure: ClassVar[str] = "KL"
     classes: ClassVar[bool] = True
+    output: str = ""
 
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """KL of each sample, N."""

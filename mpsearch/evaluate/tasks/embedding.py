@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mpsearch.evaluate.metrics import Metrics
 from mpsearch.evaluate.tasks._base import TASKS, Task, random_signs
+from mpsearch.quant.devices import wide
 
 
 @TASKS.register("embedding")
@@ -27,14 +28,16 @@ class Embedding(Task):
 
     Args:
         queries: At most so many samples are ranked, the first ones; each against all.
+        output: Name of the vectors, of a model that gives several outputs.
     """
 
     measure: ClassVar[str] = "1 - cosine"
     queries: int = 512
+    output: str = ""
 
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """1 - cosine of each sample, N."""
-        return 1 - F.cosine_similarity(outputs.double(), reference.double(), dim=1)
+        return 1 - F.cosine_similarity(wide(outputs), wide(reference), dim=1)
 
     def directions(self, reference: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """The curvature of 1 - cosine is (I - u u^T) / |y|^2, u = y / |y|: random signs without their part
@@ -64,5 +67,5 @@ def _similarities(vectors: Tensor, queries: int) -> np.ndarray[tuple[int, int], 
     unit = F.normalize(vectors.double(), dim=1)
     count = min(queries, len(unit))
     found = unit[:count] @ unit.T
-    others = ~torch.eye(len(unit), dtype=torch.bool)[:count]
+    others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)[:count]
     return found[others].reshape(count, len(unit) - 1).numpy()

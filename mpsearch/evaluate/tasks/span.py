@@ -13,6 +13,7 @@ from mpsearch.data import SampleSet
 from mpsearch.errors import DataError
 from mpsearch.evaluate.metrics import Metrics
 from mpsearch.evaluate.tasks._base import TASKS, Task, softmax_directions
+from mpsearch.quant.devices import wide
 
 
 @TASKS.register("span")
@@ -28,6 +29,7 @@ class Span(Task):
 
     Args:
         longest: Tokens of a span at most.
+        output: Name of the logits, of a model that gives several outputs.
 
     References: Rajpurkar et al., SQuAD, EMNLP 2016, arXiv:1606.05250, section 6.1. Differs in: tokens, not
         words without articles.
@@ -35,10 +37,11 @@ class Span(Task):
 
     measure: ClassVar[str] = "KL"
     longest: int = 30
+    output: str = ""
 
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """KL of the start plus KL of the end, N."""
-        p, q = F.log_softmax(reference.double(), 2), F.log_softmax(outputs.double(), 2)
+        p, q = F.log_softmax(wide(reference), 2), F.log_softmax(wide(outputs), 2)
         return (p.exp() * (p - q)).sum((1, 2))
 
     def directions(self, reference: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -89,7 +89,8 @@ def account(layers: Sequence[EngineLayer], known: Collection[str] | None = None)
 
 def _units(layer: EngineLayer, known: Collection[str] | None) -> tuple[str, ...]:
     if known is not None:
-        return tuple(node for node in layer.nodes if node in known)
+        named = (node.partition("#")[0] for node in layer.nodes)  # a further call of a unit is `name#2`
+        return tuple(dict.fromkeys(name for name in named if name in known))
     weighted = layer.parameter_type in _UNITS or layer.weight_bytes > 0 or layer.kind.lower() == "gemm"
     return (layer.name,) if weighted else ()
 

@@ -86,7 +86,13 @@ def fit_network(
         runs: Of one batch; those with a kernel that a unit has no row for teach nothing and are left out.
     Raises: TableError: No run is left, or a unit has no row.
     """
-    units = network_units(layers, table)
+    return fit_runs(network_units(layers, table), wires, table, runs)
+
+
+def fit_runs(
+    units: Sequence[Unit], wires: Sequence[Wire], table: LatencyTable, runs: Sequence[ModelRun]
+) -> CostModel:
+    """As `fit_network`, of units from `network_units`."""
     told = [
         run
         for run in runs

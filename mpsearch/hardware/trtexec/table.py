@@ -128,6 +128,7 @@ def import_builds(
         table.models[run.key] = runs[build.name] = run
         owners[run.key] = build.name
     rows = [_row(key, kernel, kind, held, date) for (key, kernel, kind), held in cells.items()]
+    rows.sort(key=lambda row: row.usable)  # a fall-back in one engine hides no row that another has
     table.rows = {(row.key, row.kernel): row for row in rows}
     _require_one_model(runs)
     return Imported(table, accounts, runs)

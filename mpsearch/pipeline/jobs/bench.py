@@ -13,8 +13,8 @@ from mpsearch.data import Classes, load_images, read_class_map, require_source
 from mpsearch.deploy.artifact import Artifact, open_artifact
 from mpsearch.deploy.process import bench_apart, run_apart
 from mpsearch.errors import OptionError
-from mpsearch.evaluate import TASKS
-from mpsearch.models import ModelSource
+from mpsearch.evaluate import made
+from mpsearch.models import ModelSource, kind_of
 
 
 def bench_artifacts(
@@ -75,7 +75,7 @@ def evaluate_artifact(
         OptionError: The float model is needed, and is not there.
         DataError: The images cannot be read, or have labels that the model has no output for.
     """
-    task = TASKS.create(str(artifact.manifest.get("task", "classification")))
+    task = made(str(artifact.manifest.get("task", "classification")))
     floats = None if task.classes else _float_beside(artifact)
     folders = None if class_map is None else read_class_map(class_map)
     classes = Classes(timm=not task.classes or artifact.source.kind == "timm", folders=folders)
@@ -126,4 +126,4 @@ def _source(artifact: Artifact, model: str | None) -> ModelSource | None:
     if model is None:
         return None
     kwargs = artifact.source.kwargs if artifact.source.name == model else {}
-    return ModelSource("factory" if ".py" in model else "timm", model, kwargs)
+    return ModelSource(kind_of(model), model, kwargs)

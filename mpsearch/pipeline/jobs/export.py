@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mpsearch import files
+from mpsearch.accelerator import exact_float32
 from mpsearch.deploy.artifact import Artifact, write_artifact
 from mpsearch.deploy.process import run_apart
 from mpsearch.deploy.targets import TARGETS
@@ -64,19 +65,21 @@ class Deployer:
         states = self.states_of(point)
         job = self.workshop.deployment.job(states)
         assignment = Assignment(tuple((unit, states[unit].candidate) for unit in subject.layout.units))
-        predicted, packed = (layout.size_bytes(assignment) for layout in (target.layout(job), subject.layout))
+        layouts = (target.layout(subject.layout, subject.graphs.at), subject.layout)
+        predicted, packed = (layout.size_bytes(assignment) for layout in layouts)
         about = {
             "label": point.label,
             "study": self.workshop.study.name,
             "predicted": {"size_bytes": predicted},
             "reconstructed": point.reconstruct,
         }
-        about["task"] = self.workshop.config.task
+        about["task"] = subject.task_text
         with self.workshop.progress.task(f"export {point.label} for {target_text}") as advance:
             artifact = write_artifact(self.folder / slug(target_text) / point.label, target_text, job, about)
             advance(1, 1)
         row: dict[str, Any] = {"point": point.label, "target": target_text, "folder": str(artifact.folder)}
-        row |= {"predicted_bytes": predicted, "packed_bytes": packed, "artifact_bytes": artifact.size_bytes}
+        row |= {"predicted_bytes": predicted, "predicted_file": target.budgeted, "packed_bytes": packed}
+        row |= {"artifact_bytes": artifact.size_bytes}
         weighted = [layer for layer in subject.graph.layers if layer.name in subject.layout.weights]
         row |= {"notes": list(artifact.manifest["notes"]), "mean_bits": mean_bits(weighted, point.assignment)}
         with self.workshop.progress.task(
@@ -93,7 +96,7 @@ class Deployer:
             make = (
                 self.workshop.reconstructed
                 if learned
-                else lambda assignment, _: self.workshop.calibration.states(assignment)
+                else lambda assignment, _: self.workshop.deployment.calibration.states(assignment)
             )
             self._states[point.label] = make(point.assignment, point.label)
         return self._states[point.label]
@@ -121,7 +124,10 @@ class Deployer:
         try:
             threads = torch.get_num_threads()
             logits = run_apart(
-                artifact, images.inputs(), model=source if source.kind == "factory" else None, threads=threads
+                artifact,
+                images.inputs(),
+                model=source if source.kind in ("factory", "program") else None,
+                threads=threads,
             )
         except UserError as error:  # a tool that is not installed here: the files are there, and this is said
             return row | {"runtime": None, "reason": str(error)}
@@ -156,6 +162,7 @@ def agreement(
     return {**task.compare(outputs, floats, labels).to_json(), **likeness}
 
 
+@exact_float32()
 def export_points(
     deployer: Deployer, points: Sequence[Point], targets: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[MpsearchError]]:
@@ -180,13 +187,10 @@ def export_points(
             rows.append(row)
             _keep(deployer.folder / "exports.json", row)
         if row is not None:
-            about = {"predicted": {"size_bytes": row["packed_bytes"]}, "metrics": row["fake_quantized"]}
-            write_assignment(
-                deployer.workshop.subject,
-                deployer.folder / "assignments" / point.label,
-                point.assignment,
-                about,
-            )
+            subject, folder = deployer.workshop.subject, deployer.folder / "assignments" / point.label
+            size = subject.file.size_bytes(point.assignment)
+            about = {"predicted": {"size_bytes": size}, "metrics": row["fake_quantized"]}
+            write_assignment(subject, folder, point.assignment, about)
     return rows, failed
 
 

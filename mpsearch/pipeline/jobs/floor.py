@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mpsearch.data import ImageSet
+from mpsearch.accelerator import exact_float32
+from mpsearch.data import SampleSet
 from mpsearch.errors import BudgetError, InfeasibleError, OptionError, StudyError
-from mpsearch.evaluate import TASKS, FastEvaluator, Metrics, compare
+from mpsearch.evaluate import AUTO, FastEvaluator, Metrics, compare, made
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
@@ -39,6 +40,7 @@ def drop_of(text: str) -> float:
     return value
 
 
+@exact_float32()
 def within_floor(
     folder: Path,
     problem: Problem,
@@ -73,13 +75,10 @@ def within_floor(
     """
     study = Study(folder)
     config = study.settled()
-    if not TASKS.create(config.task).classes:
-        raise OptionError(
-            f"--max-drop is a drop of top-1, and the task {config.task!r} of {folder} has no classes. "
-            "Take --budget, or --prices to choose by."
-        )
+    _require_classes(folder, config.task, config.task == AUTO or made(config.task).classes)
     with study.busy():
         subject = load_subject(config, progress)
+        _require_classes(folder, subject.task_text, subject.task.classes)
         judge = _Judge(subject, calibrate_subject(subject, config, progress, study), problem, study)
         at, count = _walk(problem, objective, budgets, resource)
         with progress.task("measure assignments") as advance:
@@ -94,6 +93,15 @@ def within_floor(
                 "Allow more, raise the budgets, or add wider candidates with --bits."
             )
         return _result(judge, found, trail, drop, resource)
+
+
+def _require_classes(folder: Path, task: str, classes: bool) -> None:
+    if not classes:
+        raise OptionError(
+            f"--max-drop is a drop of top-1, and the task {task!r} of {folder} has no classes. Take "
+            "--budget, or "
+            "--prices to choose by."
+        )
 
 
 class _Judge:
@@ -117,14 +125,16 @@ class _Judge:
             assignment.to_json(),
             self._calibration.weight_observer,
             self._calibration.input_observer,
+            *self._subject.arithmetic,
         ]
         found: dict[str, Any] = self._study.cached("accuracy", key, lambda: self._measure(assignment, part))
         return found
 
     def _measure(self, assignment: Assignment, part: str) -> dict[str, Any]:
-        images: ImageSet = getattr(self._subject.splits, part)
+        here = self._subject.placed
+        images: SampleSet = getattr(here, part)
         if part not in self._evaluators:
-            self._evaluators[part] = FastEvaluator(self._subject.module, self._calibration, images)
+            self._evaluators[part] = FastEvaluator(here.module, self._calibration, images)
         evaluator = self._evaluators[part]
         metrics = compare(evaluator.logits(assignment), evaluator.float_logits, images.labels)
         return {"drop": _drop(metrics, evaluator.float_logits, images.labels), **metrics.to_json()}

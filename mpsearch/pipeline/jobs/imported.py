@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mpsearch import files
+from mpsearch.accelerator import AUTO, exact_float32, find_device
 from mpsearch.deploy.imports import IMPORTERS, Imported
-from mpsearch.errors import InfeasibleError
+from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.artifact import write_assignment
-from mpsearch.pipeline.steps.costs import sized_problem
+from mpsearch.pipeline.steps.costs import sized_problem, static_costs
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
 from mpsearch.pipeline.steps.uniforms import even_uniforms
@@ -37,9 +38,22 @@ class Comparison:
     measure: str
 
 
+@exact_float32()
 def open_workshop(config: RunConfig, study: Study, progress: Progress) -> Workshop:
-    """Model, images and ranges of a configuration."""
-    subject = load_subject(config, progress)
+    """Model, images and ranges of a study.
+
+    What its own device has computed is used; where that is not here, another goes on.
+    """
+    try:
+        find_device(config.device)
+    except OptionError:
+        config = replace(config, device=AUTO)
+    subject = replace(load_subject(config, progress), kept_for=study.device()["type"])
+    if subject.kept_for != subject.device.type:
+        progress.say(
+            f"The study was computed on {subject.kept_for}, and this on {subject.device.type}: what it holds "
+            "is used as it is, and only what it lacks is computed here."
+        )
     return Workshop(subject, calibrate_subject(subject, config, progress, study), config, study, progress)
 
 
@@ -55,6 +69,7 @@ def read_import(path: Path, importer: str, subject: Subject) -> Imported:
     return Imported(Assignment(choices), (*found.notes, *note))
 
 
+@exact_float32()
 def compare_import(path: Path, importer: str, workshop: Workshop) -> Comparison:
     """Measure an assignment beside uniform ones and beside the exact optimum of the first objective at the
     same bytes.
@@ -114,16 +129,7 @@ def _problem(assignment: Assignment, subject: Subject, config: RunConfig) -> Pro
         else tuple(dict.fromkeys((*choices, *_beside(choices, assignment[layer.name]))))
         for layer, choices in zip(base.layers, base.candidates, strict=True)
     )
-    size, bops = [], []
-    for layer, choices in zip(base.layers, candidates, strict=True):
-        size.append(
-            tuple(
-                float(subject.layout.unit_bytes(layer.name, c)) if layer.weight_shape else 0.0
-                for c in choices
-            )
-        )
-        bops.append(tuple(float(layer.macs * (c.w_bits or 32) * (c.a_bits or 32)) for c in choices))
-    return replace(base, candidates=candidates, costs={"size_bytes": tuple(size), "bops": tuple(bops)})
+    return replace(base, candidates=candidates, costs=static_costs(subject, candidates))
 
 
 def _beside(choices: Sequence[Candidate], given: Candidate) -> list[Candidate]:
@@ -174,5 +180,5 @@ def _float_row(workshop: Workshop) -> dict[str, Any]:
         "assignment": {},
         "predicted": {},
         "scores": {},
-        "measured": {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()},
+        "measured": {"metrics": metrics, **workshop.measurement.float_sizes()},
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpsearch import files
+from mpsearch.accelerator import describe_device, exact_float32, find_device
 from mpsearch.errors import StudyError
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
@@ -26,7 +27,8 @@ from mpsearch.reconstruct import Calibration
 _DECIDE = (
     *("model", "model_args", "weights", "pretrained", "data", "calibration_data", "class_map"),
     *("calibration_images", "search_images", "evaluation_images"),
-    *("bits", "a_bits", "layer_bits", "fix", "first_last_bits", "seed", "task"),
+    *("bits", "floats", "a_bits", "layer_bits", "fix", "first_last_bits", "seed", "task", "batch_axis"),
+    *("input_size", "mean", "std", "interpolation"),
 )
 
 
@@ -61,6 +63,7 @@ class Scored:
         }
 
 
+@exact_float32()
 def score_model(config: RunConfig, study: Study, progress: Progress | None = None) -> Scored:
     """Score every objective of `config`, or find its table in the study's folder, and write `scores.json`.
 
@@ -103,7 +106,7 @@ def claim(study: Study, config: RunConfig) -> None:
     Raises: StudyError: It holds something else; names the settings that differ.
     """
     if not study.begun:
-        study.describe(config, {})
+        study.describe(config, {"device": describe_device(find_device(config.device))})
         return
     held = study.config()
     differ = [name for name in _DECIDE if getattr(held, name) != getattr(config, name)]

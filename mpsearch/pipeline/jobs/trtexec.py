@@ -17,6 +17,7 @@ from mpsearch.hardware.trtexec import (
     fit_network,
     import_builds,
     read_manifest,
+    read_predictions,
 )
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.progress import Progress
@@ -31,7 +32,9 @@ class Compared:
     Args:
         name: Of the build.
         measured_us: Median of the whole model.
-        predicted_us: By the model that was fitted to all builds; None where the network is not known.
+        predicted_us: What was predicted when its input was written; else by the model that was fitted to all
+            builds; None where the network is not known.
+        before: Whether it was predicted before it was built.
         share: Sum of the profile's layers over the measured median.
     """
 
@@ -39,6 +42,7 @@ class Compared:
     measured_us: float
     predicted_us: float | None
     share: float
+    before: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,18 +90,21 @@ def import_trtexec(
         )
     require_writable(tables)
     if network is None and config is not None:
-        network = network_of(load_subject(config, progress, labelled=False), progress)
+        network = network_of(load_subject(config, progress, labelled=False))
     date = datetime.now(UTC).isoformat(timespec="seconds")
     imported = import_builds(builds, network, date=date, allow_estimate=allow_estimate)
     model = None if network is None else _fitted(imported, network)
-    found = []
+    found, expected = [], read_predictions(folder)
     for build in builds:
         run = imported.runs[build.name]
         known = model is not None and all(
             kernel in unit.rows_us for unit, kernel in zip(model.units, run.kernels, strict=True)
         )
         predicted = model.predict(run.kernels) if model is not None and known else None
-        found.append(Compared(build.name, build.median_us, predicted, build.total_us / build.median_us))
+        before = expected.get(build.name)
+        told = predicted if before is None else before
+        share = build.total_us / build.median_us
+        found.append(Compared(build.name, build.median_us, told, share, before is not None))
     return TrtexecTable(imported, imported.table.save(tables), tuple(found), model)
 
 

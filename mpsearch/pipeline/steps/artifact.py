@@ -17,20 +17,19 @@ from mpsearch import files
 from mpsearch.deploy.artifact import write_artifact
 from mpsearch.deploy.packed import save_packed
 from mpsearch.deploy.packed_reading import load_packed
-from mpsearch.deploy.targets import Job
+from mpsearch.deploy.targets import MODEL_FILE, Job
 from mpsearch.errors import MpsearchError
 from mpsearch.evaluate import Metrics, predict
 from mpsearch.hardware.fresh import run_fresh
-from mpsearch.models import build_model
+from mpsearch.models import build_model, rebound
 from mpsearch.pipeline.steps.latency import has_backend
 from mpsearch.pipeline.steps.measurement import Measurement
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment, assignment_csv, assignment_document
+from mpsearch.pytrees import arrays_of
 from mpsearch.quant import install
 
-PACKED_FILE = "model.safetensors"
-"""The packed checkpoint among the files of a run."""
 _FEW = 32
 """Images that the process of its own runs."""
 _SAME = 0.02
@@ -68,19 +67,22 @@ class ArtifactWriter:
             self.measurement.evaluation,
         )
         packed, images, job = (
-            self.folder / PACKED_FILE,
+            self.folder / MODEL_FILE,
             subject.splits.evaluation,
             self.measurement.deployment.job(states),
         )
-        told = {"label": "best", "study": self.measurement.study.name, "task": config.task}
-        write_artifact(self.folder, config.target, job, told, functools.partial(_packed_beside, job))
-        about: dict[str, Any] = {"packed": str(packed), "size_bytes": packed.stat().st_size}
+        told = {"label": "best", "study": self.measurement.study.name, "task": subject.task_text}
+        beside = functools.partial(self._beside, job, description)
+        write_artifact(self.folder, config.target, job, told, beside)
+        about: dict[str, Any] = {"packed": str(packed), "packed_bytes": packed.stat().st_size}
+        file = self.folder / subject.target.budgeted
+        about |= {"file": str(file), "size_bytes": file.stat().st_size}
         fresh = subject.given if subject.given is not None else build_model(subject.source)
         evaluation.tell("The artifact", 2 + has_backend(config))
         logits = predict(install(subject.module, states), images)
         found = evaluation.task.compare(logits, evaluation.reference()["evaluation"], images.labels)
         about |= {"top1": found.top1, "scores": found.scores}
-        if not torch.equal(logits, predict(load_packed(packed, fresh), images)):
+        if not torch.equal(logits, predict(rebound(load_packed(packed, fresh), subject.module), images)):
             raise MpsearchError(
                 f"{packed} was read back and does not compute what was written. Please report this with "
                 "the model."
@@ -96,6 +98,15 @@ class ArtifactWriter:
         assignment = Assignment.from_json(description.pop("assignment"))
         write_assignment(subject, self.folder, assignment, description)
         return about
+
+    def _beside(self, job: Job, description: Mapping[str, Any], folder: Path) -> None:
+        """The packed checkpoint, where it is not the target's own file, and what an engine's input is."""
+        if not (folder / MODEL_FILE).exists():
+            save_packed(folder / MODEL_FILE, job.layout, job.module, job.states)
+        engines = self.measurement.deployment.engines
+        if engines is not None:
+            predicted = description["predicted"].get("latency_us")
+            engines.write_builds(folder, "model", job.states, predicted)
 
     def _compared(self, job: Job, logits: Tensor) -> dict[str, Any]:
         """Run the target's files: in a process of its own on a few images (where the files alone are enough),
@@ -115,7 +126,7 @@ class ArtifactWriter:
             return about
         few = images.inputs(slice(0, min(_FEW, len(images))))
         program = target.program(self.folder)
-        fresh = run_fresh(program, few.numpy(), threads=measurement.config.threads)
+        fresh = run_fresh(program, arrays_of(few), threads=measurement.config.threads)
         apart = float((torch.from_numpy(fresh.outputs) - ran[: len(few)]).norm() / ran[: len(few)].norm())
         if not apart < _SAME:
             raise MpsearchError(
@@ -129,19 +140,13 @@ class ArtifactWriter:
         return about | {f"{key}_fresh_latency_us": latency_us, f"{key}_fallbacks": fresh.fallbacks}
 
 
-def _packed_beside(job: Job, folder: Path) -> None:
-    """The packed checkpoint, where it is not the target's own file."""
-    if not (folder / PACKED_FILE).exists():
-        save_packed(folder / PACKED_FILE, job.layout, job.module, job.states)
-
-
 def write_assignment(
     subject: Subject, folder: Path, assignment: Assignment, about: Mapping[str, Any]
 ) -> None:
     """`assignment.json` and `assignment.csv`, for tools that do not know the model."""
-    layout, layers = subject.layout, subject.graph.layers
+    layers, units = subject.graph.layers, subject.layout.units
     sizes = {
-        layer.name: layout.unit_bytes(layer.name, assignment[layer.name]) if layer.name in layout.units else 0
+        layer.name: subject.file.unit_bytes(layer.name, assignment[layer.name]) if layer.name in units else 0
         for layer in layers
     }
     document = assignment_document(

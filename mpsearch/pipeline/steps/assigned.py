@@ -39,8 +39,8 @@ def assigned(problem: Problem, calibration: Calibration, workshop: Workshop) -> 
     shown = {LABEL: indices, "exact front": optimum.indices} | (
         {} if uniform is None else {"uniform": uniform}
     )
-    subject, trials = workshop.subject, list[Trial]()
-    evaluator = FastEvaluator(subject.module, calibration, subject.splits.search, task=workshop.task)
+    here, trials = workshop.subject.placed, list[Trial]()
+    evaluator = FastEvaluator(here.module, calibration, here.search, task=workshop.task)
     with workshop.progress.task("measure on the search images") as advance:
         for number, (name, each) in enumerate(shown.items()):
             loss = evaluator.measure(problem.assignment(each))

@@ -9,42 +9,64 @@ from mpsearch.errors import BudgetError
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.pipeline.steps.uniforms import pairs_of_bits
-from mpsearch.problem import FLOAT, FLOAT_INPUT, Budget, Candidate, Layer, Problem, Restrictions, absolute
+from mpsearch.problem import (
+    FLOAT,
+    FLOAT_BYTES,
+    FLOAT_INPUT,
+    Budget,
+    Candidate,
+    Layer,
+    Problem,
+    Restrictions,
+    Table,
+    absolute,
+)
 from mpsearch.solvers import describe_least, reachable, solve
 
 
 def sized_problem(subject: Subject, config: RunConfig) -> Problem:
-    """Layers, candidates, and the costs that need no measuring: bytes of the packed file and bit operations.
+    """Layers, candidates, and the costs that need no measuring: bytes of the target's file, bit operations.
 
-    Where a latency or an energy is asked for, float is a candidate too: integers are not always faster.
+    Float is a candidate where it is asked for, and where a latency or an energy is limited: integers are not
+    always faster.
     """
     integers = tuple(pairs_of_bits(config))
-    wide = (*integers, FLOAT) if limits(config, "latency_us", "energy_mj") else integers
+    may = config.floats or config.deployment.elsewhere or limits(config, "latency_us", "energy_mj")
+    wide = (*integers, FLOAT) if may else integers
     fixed, weightless = _fixed(subject, config), _weightless(wide)
     candidates = tuple(
         fixed.get(layer.name, wide)
         if layer.name in subject.layout.weights
-        else (weightless if layer.name in subject.layout.products else (FLOAT,))
+        else (weightless if layer.name in subject.layout.units else (FLOAT,))
         for layer in subject.graph.layers
     )
     candidates = Restrictions.parse(config.fix, config.layer_bits).choose(
         subject.graph.layers, candidates, _possible(subject, candidates)
     )
-    size, bops = [], []
-    for layer, choices in zip(subject.graph.layers, candidates, strict=True):
-        size.append(
-            tuple(
-                float(subject.layout.unit_bytes(layer.name, c)) if layer.name in subject.layout.units else 0.0
-                for c in choices
-            )
-        )
-        bops.append(tuple(bit_operations(layer, c) for c in choices))
     return Problem(
         subject.graph.layers,
         candidates,
-        costs={"size_bytes": tuple(size), "bops": tuple(bops)},
-        constants={"size_bytes": float(subject.layout.constant_bytes), "bops": 0.0},
+        costs=static_costs(subject, candidates),
+        constants={
+            "size_bytes": float(subject.file.constant_bytes),
+            "bops": 0.0,
+            FLOAT_BYTES: subject.float_bytes(subject.file),
+        },
     )
+
+
+def static_costs(subject: Subject, candidates: Sequence[Sequence[Candidate]]) -> dict[str, Table]:
+    """Bytes in the target's file and bit operations of each layer's candidates."""
+    rows = list(zip(subject.graph.layers, candidates, strict=True))
+    size = tuple(
+        tuple(
+            float(subject.file.unit_bytes(layer.name, c)) if layer.name in subject.layout.units else 0.0
+            for c in choices
+        )
+        for layer, choices in rows
+    )
+    bops = tuple(tuple(bit_operations(layer, c) for c in choices) for layer, choices in rows)
+    return {"size_bytes": size, "bops": bops}
 
 
 def bit_operations(layer: Layer, candidate: Candidate) -> float:

@@ -1,34 +1,33 @@
-"""Models in the files of the target: the float graph, whole-model runs, and the memory of uniform models."""
+"""Models in the files of the target: whole-model runs, and the memory of uniform models."""
 
 from __future__ import annotations
 
 import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from mpsearch.deploy.memory import measured_peak
 from mpsearch.deploy.targets import Job, Target
 from mpsearch.deploy.wiring import find_wires
-from mpsearch.hardware.qdq import OPSET
 from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.engines import Engines, given_table, table_batch
 from mpsearch.pipeline.steps.latency import Architecture, backend_of
+from mpsearch.pipeline.steps.network import network_of
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import FLOAT, Candidate, Layer, Problem
+from mpsearch.pytrees import Inputs, sizes_of
 from mpsearch.quant import UnitState
 from mpsearch.reconstruct import Calibration
 
 
 @dataclass
 class Deployment:
-    """Writes models for the target; the float graph is exported once.
+    """Writes models for the target.
 
     Args:
         subject: Model and images.
@@ -43,32 +42,35 @@ class Deployment:
     config: RunConfig
     study: Study
     progress: Progress
-    _graphs: dict[int, Any] = field(default_factory=dict)
 
     @property
     def target(self) -> Target:
         """What files are written for."""
-        return self.config.deployment
+        return self.subject.target
 
-    def job(self, states: Mapping[str, UnitState], example: Tensor | None = None) -> Job:
+    def job(
+        self, states: Mapping[str, UnitState], example: Inputs | None = None, batch: int | None = None
+    ) -> Job:
         """What targets make their files of; float graphs are shared between jobs.
 
         Args:
             states: Codes and quantisers of every unit.
             example: 1 x ..., which is what is timed; the first calibration image where it is left out.
+            batch: Images in a call that is timed; None for that of the latency table.
         """
         subject = self.subject
         calls = {layer.name: layer.calls for layer in subject.graph.layers if layer.calls > 1}
         one = subject.splits.calibration.inputs([0]) if example is None else example
-        return Job(subject.module, subject.layout, states, self.calibration, one, calls, self._graphs)
+        told = (subject.module, subject.layout, states, self.calibration, one, calls, subject.graphs.held)
+        return Job(*told, batch=batch or table_batch(self.config))
 
-    def float_onnx(self) -> Any:
-        """The float graph, exported at the first call."""
-        if OPSET not in self._graphs:
-            with self.progress.task("export to ONNX") as advance:
-                self.job({}).float_onnx(OPSET)
-                advance(1, 1)
-        return self._graphs[OPSET]
+    @functools.cached_property
+    def engines(self) -> Engines | None:
+        """The table of a target that is timed elsewhere; None for any other."""
+        if not self.target.elsewhere:
+            return None
+        network = network_of(self.subject)
+        return Engines(given_table(self.config), Path(str(self.config.table)), network)
 
     def architecture(self, problem: Problem) -> Architecture:
         """What whole-model runs are of: the exported graph, whose units this builds in any kernels."""
@@ -100,7 +102,9 @@ class Deployment:
             return WholeModel(run, 0 <= missing <= max(0, never()))
 
         return Architecture(
-            self.subject.source.name.rpartition(":")[2], find_wires(self.float_onnx(), problem.layers), build
+            self.subject.source.name.rpartition(":")[2],
+            find_wires(self.subject.graphs.at(), problem.layers),
+            build,
         )
 
     def uniform_peaks(self, kernels: Sequence[str]) -> dict[str, float]:
@@ -117,7 +121,9 @@ class Deployment:
                 job = self.job(states)
                 with tempfile.TemporaryDirectory() as folder:
                     self.target.write(job, Path(folder))
-                    found[kernel] = float(measured_peak(Path(folder) / self.target.file, job.example.shape))
+                    found[kernel] = float(
+                        measured_peak(Path(folder) / self.target.file, sizes_of(job.example))
+                    )
             return found
 
         with self.progress.task("measure the memory of uniform models") as advance:

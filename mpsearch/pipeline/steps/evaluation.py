@@ -41,12 +41,12 @@ class Evaluation:
         """The float model's outputs on the search and evaluation images."""
         if self._reference is None:
             with self.progress.task("evaluate the float model") as advance:
-                search = self._timed(self.subject.module)
+                search = self._timed(self.subject.placed.module)
                 advance(1, 2)
                 self.tell("The float model")
                 self._reference = {
                     "search": search,
-                    "evaluation": predict(self.subject.module, self.subject.splits.evaluation),
+                    "evaluation": predict(self.subject.placed.module, self.subject.placed.evaluation),
                 }
                 advance(2, 2)
         return self._reference
@@ -58,12 +58,14 @@ class Evaluation:
         key = digest_of_states(states)
         if key not in self._losses:
             floats = self.reference()["search"]
-            self._losses[key] = self.task.damage(self._timed(install(self.subject.module, states)), floats)
+            self._losses[key] = self.task.damage(
+                self._timed(install(self.subject.placed.module, states)), floats
+            )
         return self._losses[key]
 
     def images(self, whole: bool) -> SampleSet:
-        """All evaluation images, or the first of them; their order is random by the seed."""
-        images = self.subject.splits.evaluation
+        """All evaluation images, or the first of them, on the device; their order is random by the seed."""
+        images = self.subject.placed.evaluation
         return images if whole or len(images) <= FEW else images.subset(range(FEW))
 
     def metrics(self, states: States, whole: bool) -> Metrics:
@@ -72,7 +74,7 @@ class Evaluation:
         if whole:
             self.tell("An assignment")
         return self.task.compare(
-            predict(install(self.subject.module, states), images), floats[: len(images)], images.labels
+            predict(install(self.subject.placed.module, states), images), floats[: len(images)], images.labels
         )
 
     def tell(self, what: str, passes: int = 1) -> None:
@@ -92,6 +94,6 @@ class Evaluation:
     def _timed(self, module: object) -> Tensor:
         """Outputs on the search images; how long they took is what a pass over others is estimated by."""
         start = time.perf_counter()
-        outputs = predict(module, self.subject.splits.search)  # type: ignore[arg-type]
+        outputs = predict(module, self.subject.placed.search)  # type: ignore[arg-type]
         self._seconds = time.perf_counter() - start
         return outputs

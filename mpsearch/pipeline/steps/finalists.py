@@ -13,7 +13,7 @@ from mpsearch.pipeline.steps.search import Found, Indices, keeps
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.uniforms import even_uniforms, run_uniforms
 from mpsearch.pipeline.steps.workshop import Workshop
-from mpsearch.problem import Budget, Problem, mean_bits
+from mpsearch.problem import FLOAT, Budget, Problem, mean_bits
 from mpsearch.reconstruct import Calibration
 
 TIE = 1.0
@@ -96,18 +96,31 @@ def choose(
         else (rows[next(iter(found.rivals))], f"asked for by {found.asked_for}")
     )
     best = _choice(row, reason, problem, budgets, found)
-    return Chosen((_float_row(workshop, hardware), *kept), best, learned[row.indices])
+    return Chosen((_float_row(problem, budgets, workshop, hardware), *kept), best, learned[row.indices])
 
 
 def _shown(problem: Problem, found: Found, config: RunConfig) -> dict[str, Indices]:
     """The uniform assignments of the table, by label."""
     wide = (8, 6, 4) if config.effort_settings.shown and config.time_limit is None else ()
     even = even_uniforms(problem, config)
-    return {
+    shown = {
         u.label: u.indices
         for u in run_uniforms(problem, config)
         if u.indices == found.uniform or (u in even and u.candidate.w_bits in wide)
     }
+    return shown | (_units_alone(problem, shown) if config.deployment.tensors else {})
+
+
+def _units_alone(problem: Problem, shown: Mapping[str, Indices]) -> dict[str, Indices]:
+    """The same with residual operands and pool inputs in float: Q/DQ at the inputs of units alone."""
+    found = {}
+    for label, indices in shown.items():
+        pairs = zip(problem.layers, problem.candidates, indices, strict=True)
+        alone = tuple(
+            i if layer.weight_shape or FLOAT not in row else row.index(FLOAT) for layer, row, i in pairs
+        )
+        found[f"{label} at unit inputs alone"] = alone
+    return found
 
 
 def _in_time(workshop: Workshop, left: int) -> bool:
@@ -197,9 +210,23 @@ def _row(
     )
 
 
-def _float_row(workshop: Workshop, hardware: Mapping[str, Any]) -> Row:
+def _float_row(
+    problem: Problem, budgets: Sequence[Budget], workshop: Workshop, hardware: Mapping[str, Any]
+) -> Row:
+    """The model in which nothing is quantised: on a target that is timed elsewhere an engine, with what it is
+    predicted to take.
+    """
     images, logits = workshop.subject.splits.evaluation, workshop.evaluation.reference()["evaluation"]
     metrics = workshop.task.compare(logits, logits, images.labels).to_json()
-    measured: dict[str, Any] = {"metrics": metrics, "size_bytes": workshop.subject.float_bytes()}
+    measured: dict[str, Any] = {"metrics": metrics, **workshop.measurement.float_sizes()}
+    target, indices = workshop.config.deployment, problem.uniform(FLOAT)
+    if target.elsewhere and indices is not None:
+        cost, plain = problem.cost(indices), problem.assignment(indices)
+        fits = keeps(problem, indices, budgets)
+        return Row(target.float_label, 32.0, measured, fits, indices, plain, cost)
     took = {name: hardware.get(f"float_{name}") for name in ("latency_us", "energy_mj")}
-    return Row("float", 32.0, measured | {name: value for name, value in took.items() if value is not None})
+    return Row(
+        target.float_label,
+        32.0,
+        measured | {name: value for name, value in took.items() if value is not None},
+    )

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from mpsearch.errors import TableError
+from mpsearch.errors import InfeasibleError, TableError
 from mpsearch.hardware.cost_model import CostModel
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.progress import Progress
@@ -61,4 +62,29 @@ def require_trust(model: CostModel, config: RunConfig, resource: str, progress: 
         )
     progress.say(
         f"{said} Going on with --allow-estimate: what is chosen is measured whole before it is written."
+    )
+
+
+def without(problem: Problem, kept: list[list[int]], unusable: Sequence[tuple[str, str, str]]) -> Problem:
+    """The problem without candidates that have no latency.
+
+    Args:
+        problem: L layers.
+        kept: For each, positions of the candidates that it keeps.
+        unusable: Layer, candidate and why, of the others.
+    Raises: InfeasibleError: A layer keeps none.
+    """
+    for layer, at in zip(problem.layers, kept, strict=True):
+        if not at:
+            why = next((w for name, _, w in unusable if name == layer.name), "not measured")
+            raise InfeasibleError(
+                f"Layer {layer.name!r} has no candidate with a measured latency ({why}). Measure it, or "
+                "run with --target packed."
+            )
+
+    def pick(table: Any) -> Any:
+        return tuple(tuple(row[i] for i in at) for row, at in zip(table, kept, strict=True))
+
+    return replace(
+        problem, candidates=pick(problem.candidates), costs={r: pick(t) for r, t in problem.costs.items()}
     )

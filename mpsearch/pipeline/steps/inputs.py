@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import torch
 
-from mpsearch.data import Splits
+from mpsearch.data import SampleSet
 from mpsearch.deploy.input_codes import decode, encode
 from mpsearch.deploy.packed import PackedLayout
-from mpsearch.evaluate import TASKS
+from mpsearch.evaluate import Task
 from mpsearch.objectives.input_grids import best_grids, tried_grids
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
@@ -25,20 +25,40 @@ IMAGES = 32
 """Calibration images on which the damage is measured."""
 
 
-class Observed(Protocol):
-    """A model with its images."""
+class Placed(Protocol):
+    """A model and its images on a device."""
 
     @property
     def module(self) -> Any:
         """Float."""
 
     @property
-    def layout(self) -> PackedLayout:
-        """Names its units."""
+    def calibration(self) -> SampleSet:
+        """Images."""
+
+
+class Observed(Protocol):
+    """A model with its images."""
 
     @property
-    def splits(self) -> Splits:
-        """Images."""
+    def placed(self) -> Placed:
+        """The float model and its images, where they are computed with."""
+
+    @property
+    def task(self) -> Task:
+        """How outputs are compared."""
+
+    @property
+    def task_text(self) -> str:
+        """The same as one would type it."""
+
+    @property
+    def arithmetic(self) -> list[str]:
+        """What the key of a result says of the device."""
+
+    @property
+    def layout(self) -> PackedLayout:
+        """Names its units."""
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -60,22 +80,28 @@ def chosen_inputs(
     if config.input_observer not in MEASURED and config.softmax != "auto":
         return calibration
     widths = input_widths(config)
-    images = subject.splits.calibration.subset(range(min(IMAGES, len(subject.splits.calibration))))
+    here = subject.placed
+    images = here.calibration.subset(range(min(IMAGES, len(here.calibration))))
     about: list[Any] = [
         subject.hashes["weights"],
         subject.hashes["calibration"],
         list(subject.layout.units),
         widths,
     ]
-    about += [config.input_observer, config.softmax, config.seed, config.task, len(images)]
+    about += [
+        config.input_observer,
+        config.softmax,
+        config.seed,
+        subject.task_text,
+        len(images),
+        *subject.arithmetic,
+    ]
 
     def choose() -> list[Any]:
         with progress.task("choose the grids of inputs") as advance:
             tried = tried_grids(calibration, widths, config.input_observer, config.softmax)
-            classes = TASKS.create(config.task).classes
-            found = best_grids(
-                subject.module, tried, images, seed=config.seed, classes=classes, on_step=advance
-            )
+            classes = subject.task.classes
+            found = best_grids(here.module, tried, images, seed=config.seed, classes=classes, on_step=advance)
         return [[*key, name, encode(grid).tolist()] for key, (name, grid) in found.items()]
 
     held = choose() if study is None else study.cached("inputs", about, choose)

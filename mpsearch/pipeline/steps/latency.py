@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpsearch.errors import InfeasibleError, OptionError, TableError
+from mpsearch.errors import OptionError, TableError
 from mpsearch.hardware import Backend, LatencyTable, ModelRun, latency_costs, profile
 from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.cost_fit import fit_cost_model
@@ -23,7 +23,8 @@ from mpsearch.hardware.wires import Wire, model_key
 from mpsearch.pipeline.config import RunConfig, limits
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.energy import add_energy, require_counter
-from mpsearch.pipeline.steps.fitted import require_trust, with_costs
+from mpsearch.pipeline.steps.engines import given_table
+from mpsearch.pipeline.steps.fitted import require_trust, with_costs, without
 from mpsearch.problem import FLOAT, Candidate, Problem
 
 MODEL_SECONDS = 0.3
@@ -83,7 +84,7 @@ CELL_SECONDS, RUN_SECONDS = 0.4, 3.0
 
 def lacking_seconds(problem: Problem, config: RunConfig) -> float:
     """What it takes, about, to measure what the table lacks for a model; 0 for a table that was given."""
-    if not has_backend(config) or config.table is not None:
+    if not has_backend(config) or config.table is not None or config.deployment.elsewhere:
         return 0.0
     backend, folder = backend_of(config), Path(config.tables)
     table = LatencyTable.open(folder, backend.device(), backend.name, backend.version, config.threads)
@@ -103,6 +104,9 @@ def require_tables(config: RunConfig) -> None:
         BudgetError: A budget limits energy, and the device counts none.
     """
     if not has_backend(config):
+        return
+    if config.deployment.elsewhere:
+        given_table(config)
         return
     backend_of(config).require()
     require_counter(config)
@@ -176,7 +180,7 @@ def add_latency(
             f"deviations of up to {widest:.0%}."
         )
     if unusable:
-        problem = _without(
+        problem = without(
             problem,
             [[i for i, value in enumerate(row) if math.isfinite(value)] for row in costs.rows],
             unusable,
@@ -311,20 +315,3 @@ def _units(
         by_kernel = dict(zip(map(str, choices), costs.rows[0], strict=True))
         found.append(Unit(by_kernel, {str(c): backend.packed_bytes(layer, c) for c in choices}))
     return found
-
-
-def _without(problem: Problem, kept: list[list[int]], unusable: Sequence[tuple[str, str, str]]) -> Problem:
-    for layer, at in zip(problem.layers, kept, strict=True):
-        if not at:
-            why = next((w for name, _, w in unusable if name == layer.name), "not measured")
-            raise InfeasibleError(
-                f"Layer {layer.name!r} has no candidate with a measured latency ({why}). Measure it, or "
-                "run with --target packed."
-            )
-
-    def pick(table: Any) -> Any:
-        return tuple(tuple(row[i] for i in at) for row, at in zip(table, kept, strict=True))
-
-    return replace(
-        problem, candidates=pick(problem.candidates), costs={r: pick(t) for r, t in problem.costs.items()}
-    )

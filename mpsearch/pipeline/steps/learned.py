@@ -21,6 +21,7 @@ from mpsearch.pipeline.steps.subject import BATCH
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Assignment, Candidate, Problem
 from mpsearch.quant import UnitState
+from mpsearch.quant.devices import on_device
 from mpsearch.reconstruct import Calibration
 from mpsearch.reconstruct.closed_form import Codes, round_units
 
@@ -47,12 +48,12 @@ def _rounded(problem: Problem, workshop: Workshop) -> Calibration:
         for layer, row in zip(problem.layers, problem.candidates, strict=True)
         if layer.name in calibration.weights
     }
-    images = subject.splits.calibration
+    images = subject.placed.calibration
     kinds = {
         unit: sorted({(c.w_bits, c.w_granularity) for c in row if not c.is_float})
         for unit, row in rows.items()
     }
-    hashes = [subject.hashes["weights"], subject.hashes["calibration"]]
+    hashes = [subject.hashes["weights"], subject.hashes["calibration"], *subject.arithmetic]
     folder = workshop.study.step_path(
         "codes",
         [hashes, calibration.weight_observer, workshop.config.seed, kinds, workshop.config.bias_correction],
@@ -62,7 +63,7 @@ def _rounded(problem: Problem, workshop: Workshop) -> Calibration:
     missing = {unit: row for unit, row in rows.items() if not paths[unit].is_file()}
     with workshop.progress.task("round every unit at every width") as advance:
         found = round_units(
-            subject.module,
+            subject.placed.module,
             calibration,
             missing,
             lambda: (inputs for inputs, _ in images.batches(BATCH)),
@@ -77,11 +78,11 @@ def _rounded(problem: Problem, workshop: Workshop) -> Calibration:
     for unit, path in paths.items():
         if path.is_file():  # a unit whose candidates are all float has none
             rounded |= {(unit, *_kind(name)): codes for name, codes in load_file(path).items()}
-    return replace(calibration, rounded=rounded)
+    return replace(calibration, rounded=on_device(rounded, subject.device))
 
 
 def _named(codes: Codes) -> dict[str, Tensor]:
-    return {f"{bits}/{granularity}": each for (bits, granularity), each in codes.items()}
+    return {f"{bits}/{granularity}": each.cpu() for (bits, granularity), each in codes.items()}
 
 
 def _kind(name: str) -> tuple[int, str]:
@@ -103,6 +104,7 @@ def _reconstructed(problem: Problem, workshop: Workshop, steps: int) -> Calibrat
         pairs = zip(problem.layers, problem.candidates, strict=True)
         assignment = Assignment(tuple((layer.name, _nearest(choices, wanted)) for layer, choices in pairs))
         states = workshop.reconstructed(assignment, f"every layer at {wanted}, for the search", steps)
+        states = on_device(states, workshop.subject.device)
         found |= {(unit, wanted): state for unit, state in states.items() if assignment[unit] == wanted}
     learned = {
         (layer.name, c): found.get((layer.name, c))

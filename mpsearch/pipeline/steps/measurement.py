@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mpsearch.deploy.memory import measured_peak
 from mpsearch.deploy.packed import save_packed
+from mpsearch.deploy.targets import MODEL_FILE
+from mpsearch.errors import MpsearchError
 from mpsearch.hardware.bench import TRIES
 from mpsearch.hardware.fresh import Program
 from mpsearch.hardware.new_process import SHARE, time_in_new_processes
@@ -23,6 +25,9 @@ from mpsearch.pipeline.steps.latency import has_backend, timed
 from mpsearch.pipeline.steps.memory import limits_memory
 from mpsearch.pipeline.steps.states import States, digest_of_states
 from mpsearch.pipeline.steps.subject import Subject
+from mpsearch.problem import Assignment
+from mpsearch.pytrees import arrays_of, sizes_of
+from mpsearch.quant.devices import CPU, on_device
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,22 @@ class Measurement:
         Args:
             states: States of every unit.
             whole: Whether metrics are on all evaluation images, else on the first `FEW`.
-        Returns: `metrics`, `search_kl`, `size_bytes`, and what the runtime takes: `latency_us` and others.
+        Returns: `metrics`, `search_kl`, `size_bytes` (of the target's file, which budgets limit),
+            `packed_bytes` (of the checkpoint), and what the runtime takes: `latency_us` and others.
         """
+        states = on_device(states, CPU)  # what is weighed, written and run is there
         key = [self.subject.hashes, digest_of_states(states), self.config.target, self.config.threads]
         key += (
-            [] if self.config.task == "classification" else [self.config.task]
+            [] if self.subject.task_text == "classification" else [self.subject.task_text]
         )  # the only one before tasks had names
+        own = self.subject.target.budgeted
+        key += [] if own == MODEL_FILE else [own]
         key += ["new processes"] if self.in_new_processes else []
         key += ["memory"] if limits_memory(self.config) else []
+        known = self._known_us(states)
+        key += [] if known is None else [known]
         key += ["energy"] if limits(self.config, "energy_mj") else []
+        key += self.subject.arithmetic
         key += [] if whole or len(self.subject.splits.evaluation) <= FEW else [f"first {FEW}"]
         found: dict[str, Any] = self.study.cached("measured", key, lambda: self._measure(states, whole))
         return found
@@ -80,7 +92,7 @@ class Measurement:
             program: What a process of its own loads.
             earlier: Readings of the same in microseconds, which count as well.
         """
-        image = self.subject.splits.evaluation.inputs([0]).numpy()
+        image = arrays_of(self.subject.splits.evaluation.inputs([0]))
         with self.progress.task("time in new processes") as advance:
             timing = time_in_new_processes(program, image, threads=self.config.threads, on_process=advance)
             timing = replace(timing, readings_us=(*earlier, *timing.readings_us))
@@ -99,11 +111,36 @@ class Measurement:
             "search_kl": search_kl,
         }
         with tempfile.TemporaryDirectory() as folder:
-            packed = Path(folder) / "model.safetensors"
-            result["size_bytes"] = save_packed(packed, self.subject.layout, self.subject.module, states)
+            packed = Path(folder) / MODEL_FILE
+            result["packed_bytes"] = save_packed(packed, self.subject.layout, self.subject.module, states)
         if has_backend(self.config):
             result |= self._run(states)
-        return result
+        return result | {"size_bytes": self._predicted_size(states, result)}
+
+    def _predicted_size(self, states: States, result: Mapping[str, Any]) -> int:
+        """Bytes of the file that budgets limit. Raises MpsearchError where they are not those predicted."""
+        target, subject = self.subject.target, self.subject
+        size = int(result["packed_bytes" if target.budgeted == MODEL_FILE else f"{target.key}_bytes"])
+        chosen = Assignment(tuple((unit, states[unit].candidate) for unit in subject.layout.units))
+        predicted = subject.file.size_bytes(chosen)
+        if size != predicted:
+            raise MpsearchError(
+                f"{target.budgeted} has {size} bytes, not the predicted {predicted}. Please report this."
+            )
+        return size
+
+    def float_sizes(self) -> dict[str, float]:
+        """Bytes of the same files if nothing were quantised."""
+        subject = self.subject
+        return {
+            "size_bytes": subject.float_bytes(subject.file),
+            "packed_bytes": subject.float_bytes(subject.layout),
+        }
+
+    def _known_us(self, states: States) -> float | None:
+        """What another machine has measured of the engine of these states."""
+        engines = self.deployment.engines
+        return None if engines is None else engines.measured_us(states)
 
     def _run(self, states: States) -> dict[str, Any]:
         """What the target's files take: bytes, latency, energy, peak memory."""
@@ -115,6 +152,9 @@ class Measurement:
             folder = Path(name)
             target.write(job, folder)
             result: dict[str, Any] = {f"{target.key}_bytes": target.bytes_of(folder)}
+            if target.elsewhere:
+                known = self._known_us(states)
+                return result if known is None else {**result, "latency_us": known}
             rounds = TRIES if timed(self.config) and not self.in_new_processes else 1
             run = target.measure(job, folder, self.config.threads, rounds)
             timing = run.timing
@@ -128,5 +168,5 @@ class Measurement:
             if self.in_new_processes:
                 result |= self.latency(target.program(folder))
             if limits_memory(self.config):
-                result["memory_bytes"] = float(measured_peak(folder / target.file, job.example.shape))
+                result["memory_bytes"] = float(measured_peak(folder / target.file, sizes_of(job.example)))
         return result

@@ -8,29 +8,23 @@ from collections.abc import Mapping
 
 from onnx import ModelProto
 
-from mpsearch.deploy.onnx import export_float
 from mpsearch.deploy.tensors import find_tensors, graph_names
 from mpsearch.deploy.wiring import find_wires
-from mpsearch.hardware.qdq import OPSET
 from mpsearch.hardware.trtexec import Network
-from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.subject import Subject
 
 
-def network_of(
-    subject: Subject, progress: Progress, asked: Mapping[str, tuple[str, ...]] | None = None
-) -> Network:
+def network_of(subject: Subject, asked: Mapping[str, tuple[str, ...]] | None = None) -> Network:
     """The network of a model.
 
     Args:
         subject: The model.
-        progress: Where progress goes.
         asked: Build -> kernels, as `Network` has them.
     """
-    with progress.task("export to ONNX") as advance:
-        graph: ModelProto = export_float(subject.module, subject.splits.calibration.inputs([0]), OPSET)
-        advance(1, 1)
-    tensors = find_tensors(graph)
-    layers = (*subject.graph.layers, *(choice.layer for choice in tensors))
+    graph: ModelProto = subject.graphs.at()
+    tensors = subject.tensors or find_tensors(graph)
+    layers = subject.graph.layers
+    if not subject.tensors:
+        layers = (*layers, *(choice.layer for choice in tensors))
     wires = find_wires(graph, layers, graph_names(tensors))
     return Network(subject.source.name.rpartition(":")[2], layers, wires, asked or {})

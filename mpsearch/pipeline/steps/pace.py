@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mpsearch.data import SampleSet
 from mpsearch.models import ModelGraph
+from mpsearch.quant.devices import device_of
 
 _IMAGES = 32
 _SIDE = 384
@@ -33,6 +34,7 @@ class Pace:
         columns: Columns of all their weights.
         rounding: Multiplications that make up for the errors of all columns, at one width.
         factoring: Those of the factors of the moments.
+        on_cpu: `forward` on the CPU, where something else computes.
     """
 
     forward: float
@@ -44,21 +46,28 @@ class Pace:
     columns: int
     rounding: int
     factoring: int
+    on_cpu: float | None = None
+
+    @property
+    def deployed(self) -> float:
+        """Seconds of the float model for an image where files are checked: on the CPU."""
+        return self.forward if self.on_cpu is None else self.on_cpu
 
 
-def measure_pace(module: nn.Module, graph: ModelGraph, images: SampleSet) -> Pace:
-    """Time the model on some of the images, and the machine on a copy and a product.
+def measure_pace(
+    module: nn.Module, graph: ModelGraph, images: SampleSet, on_cpu: tuple[nn.Module, SampleSet] | None = None
+) -> Pace:
+    """Time the model on some of the images, and its device on a copy and a product.
 
     Args:
         module: Float model in eval mode.
         graph: Its units.
-        images: Any of the model's inputs.
+        images: Any of the model's inputs, where it is.
+        on_cpu: Both on the CPU, where they are elsewhere.
     """
-    few = images.inputs(slice(0, min(_IMAGES, len(images))))
-    with torch.no_grad():
-        forward = _seconds(lambda: module(few)) / len(images.inputs(slice(0, min(_IMAGES, len(images)))))
-    source, into = torch.ones(2**22), torch.empty(2**22)
-    square = torch.ones(_SIDE, _SIDE)
+    device, forward = device_of(module), _forward(module, images)
+    source, into = torch.ones(2**22, device=device), torch.empty(2**22, device=device)
+    square = torch.ones(_SIDE, _SIDE, device=device)
     shapes = [
         (layer.weight_shape, _groups(module, layer.name)) for layer in graph.layers if layer.weight_shape
     ]
@@ -76,7 +85,15 @@ def measure_pace(module: nn.Module, graph: ModelGraph, images: SampleSet) -> Pac
         sum(columns for _, columns, _ in sizes),
         sum(rows * columns**2 // 2 for rows, columns, _ in sizes),
         sum(groups * columns**3 for _, columns, groups in sizes),
+        None if on_cpu is None else _forward(*on_cpu),
     )
+
+
+def _forward(module: nn.Module, images: SampleSet) -> float:
+    """Seconds for an image."""
+    few = images.inputs(slice(0, min(_IMAGES, len(images))))
+    with torch.no_grad():
+        return _seconds(lambda: module(few)) / len(few)
 
 
 def _groups(module: nn.Module, unit: str) -> int:
@@ -85,14 +102,13 @@ def _groups(module: nn.Module, unit: str) -> int:
 
 def _seconds(work: Callable[[], Tensor]) -> float:
     """The least of a few times, behind one that is not counted; of one alone where that takes long."""
-    start = time.perf_counter()
-    work()
-    first = time.perf_counter() - start
+    first = _once(work)
     if first > _ENOUGH:
         return first
-    found = []
-    for _ in range(_TIMES):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+    return min(_once(work) for _ in range(_TIMES))
+
+
+def _once(work: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    work().flatten()[:1].cpu()  # a device is waited for
+    return time.perf_counter() - start

@@ -115,7 +115,7 @@ def make_plan(
     shown = 3 if effort.shown and config.time_limit is None else 0
     few = search + min(evaluation, FEW)
     reads = 2 + has_backend(config)
-    artifact = reads * evaluation * image * QUANTISED + FILE * (1 + has_backend(config))
+    artifact = reads * evaluation * pace.deployed * QUANTISED + FILE * (1 + has_backend(config))
     steps = [
         Step("ranges of inputs", calibration, ranges),
         Step("codes of every unit at every width", calibration, codes),
@@ -164,7 +164,9 @@ def planned(
     """
     splits = subject.splits
     there = (len(splits.calibration), len(splits.search), len(splits.evaluation))
-    pace = measure_pace(subject.module, subject.graph, splits.calibration)
+    here = subject.placed
+    apart = None if subject.device.type == "cpu" else (subject.module, splits.calibration)
+    pace = measure_pace(here.module, subject.graph, here.calibration, apart)
 
     table = lacking_seconds(problem, config)
 

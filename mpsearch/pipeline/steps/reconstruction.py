@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mpsearch.accelerator import within_free
 from mpsearch.errors import OptionError
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
@@ -18,6 +19,7 @@ from mpsearch.pipeline.steps.states import Gains, States, digest_of, known_block
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import UnitState
+from mpsearch.quant.devices import CPU, on_device
 from mpsearch.reconstruct import (
     METHODS,
     BlockResult,
@@ -50,17 +52,18 @@ class Reconstruction:
     _gained: dict[Assignment, list[BlockResult]] = field(default_factory=dict)
 
     def reconstructed(self, assignment: Assignment, label: str, steps: int | None = None) -> States:
-        """Learned states of an assignment, after `steps` for each block or as many as the settings say.
+        """Learned states of an assignment, in the CPU's memory, after `steps` for each block or as many as
+        the settings say.
 
         Each block's are saved when it is done, so an interrupted call goes on behind them.
         """
-        start, blocks = self.calibration.states(assignment), self.subject.blocks
+        start, blocks = on_device(self.calibration.states(assignment), CPU), self.subject.blocks
         config = ReconstructionConfig(
             iterations=self.config.steps if steps is None else steps,
             method=self.config.method,
             seed=self.config.seed,
         )
-        inputs = self.subject.splits.calibration.inputs(slice(0, self._images(config)))
+        inputs = self.subject.placed.calibration.inputs(slice(0, self._images(config)))
         folder = self._folder(assignment, config, len(inputs))
         known, gains = known_blocks(folder, start)
         order: dict[str, int] = {}
@@ -77,10 +80,10 @@ class Reconstruction:
                 advance(done, max(done, len(blocks)))
 
             states = reconstruct(
-                self.subject.module, blocks, start, inputs, config, known=known, on_block=keep
+                self.subject.placed.module, blocks, start, inputs, config, known=known, on_block=keep
             )
         self._gained[assignment] = _in_order(gains, order)
-        return states
+        return on_device(states, CPU)
 
     def gained(self, assignment: Assignment) -> list[BlockResult]:
         """What each block gained when the assignment was last reconstructed, phase by phase; none where
@@ -94,7 +97,7 @@ class Reconstruction:
         about: list[Any] = [self.subject.hashes, assignment.to_json(), config.__dict__, images, *observers]
         if self.calibration.chosen or self.calibration.softmax != "uniform":
             about.append(digest_of([self.calibration.softmax, *sorted(self.calibration.chosen.items())]))
-        return self.study.step_path("blocks", about, "")
+        return self.study.step_path("blocks", [*about, *self.subject.arithmetic], "")
 
     def _surely_fits(self, config: ReconstructionConfig) -> bool:
         """Whether the bound holds even all that all units read and give in both networks, where each unit is
@@ -104,7 +107,12 @@ class Reconstruction:
         values = sum(math.prod(n.output_shape) + sum(map(math.prod, n.input_shapes)) for n in layers)
         taken = 2 * 4 * values * len(self.subject.splits.calibration)
         closed = all(phase.closed for phase in METHODS.create(config.method).phases())
-        return closed and taken <= self.config.memory_bytes
+        return closed and taken <= self._most
+
+    @property
+    def _most(self) -> int:
+        """Bytes that it may take: the bound, or half of what a GPU has free."""
+        return within_free(self.config.memory_bytes, self.subject.device)
 
     def _images(self, config: ReconstructionConfig) -> int:
         """As many calibration images as there is room for, with every unit at 8 bits: coarser ones learn in
@@ -112,7 +120,7 @@ class Reconstruction:
 
         Raises: OptionError: One image is too many.
         """
-        calibration, bound = self.subject.splits.calibration, self.config.reconstruction_memory
+        calibration, bound = self.subject.placed.calibration, self.config.reconstruction_memory
         if not [
             phase for phase in METHODS.create(config.method).phases() if phase.closed or config.iterations
         ]:
@@ -125,9 +133,12 @@ class Reconstruction:
             }
             few = calibration.inputs(slice(0, min(8, len(calibration))))
             with self.progress.task("rehearse the reconstruction") as advance:
-                need = footprint(self.subject.module, self.subject.blocks, states, few, config)
+                need = footprint(self.subject.placed.module, self.subject.blocks, states, few, config)
                 advance(1, 1)
-            self._room = min(need.images_within(self.config.memory_bytes), len(calibration))
+            most = self._most
+            if most < self.config.memory_bytes:
+                bound = f"{format_bytes(most)} (half of what is free)"
+            self._room = min(need.images_within(most), len(calibration))
             if not self._room:
                 least = format_bytes(need.bytes_with(1))
                 raise OptionError(

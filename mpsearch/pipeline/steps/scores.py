@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mpsearch.errors import OptionError
-from mpsearch.evaluate import TASKS
 from mpsearch.objectives import OBJECTIVES, Objective, ScoringContext, score
 from mpsearch.objectives.interacting import INTERACTING, Couplings, Interacting, couple
 from mpsearch.pipeline.config import RunConfig
@@ -112,15 +111,15 @@ class Scorer:
         key = self._key(problem, objective)
         with self.progress.task(f"score with {objective.name}") as advance:
             context = ScoringContext(
-                self.subject.module,
+                self.subject.placed.module,
                 problem.layers,
                 problem.candidates,
                 self.calibration,
-                self.subject.splits.calibration,
+                self.subject.placed.calibration,
                 self.config.seed,
                 advance,
-                TASKS.create(self.config.task),
-                self.subject.splits.search,
+                self.subject.task,
+                self.subject.placed.search,
             )
             found: dict[str, Any] = self.study.cached(f"score-{objective.name}", key, lambda: work(context))
         return found
@@ -141,7 +140,8 @@ class Scorer:
             [[str(c) for c in row] for row in problem.candidates],
             config.seed,
             states_digest(calibration),
-            config.task,
+            self.subject.task_text,
+            *self.subject.arithmetic,
         ]
         if isinstance(objective, Interacting):
             key.append([[layer.name, layer.block, layer.tie] for layer in problem.layers])

@@ -207,7 +207,8 @@ class _Study:
         """What the trials depend on."""
         config, limits = self.workshop.config, [b.to_json() for b in self.limits]
         key = [self.problem.to_json(), limits, self.workshop.subject.hashes, config.seed, config.sampler]
-        return [*key, states_digest(self.calibration), config.task]
+        subject = self.workshop.subject
+        return [*key, states_digest(self.calibration), subject.task_text, *subject.arithmetic]
 
     def _explore(
         self, tables: Sequence[str], warm: Sequence[Indices], measure: _Measure
@@ -217,7 +218,8 @@ class _Study:
         with contextlib.closing(crew.studies(workshop.study)) as studies:
             place = studies.place(files.digest(self._key()))
             studies.finish(but=place)  # what an earlier run with other limits left is not worked on
-        job = make_job(workshop.subject.hashes, self.problem, config, states_digest(self.calibration))
+        here = replace(config, device=str(workshop.subject.device))
+        job = make_job(workshop.subject.hashes, self.problem, here, states_digest(self.calibration))
         with (
             workshop.progress.task("search on the measured loss") as advance,
             crew.team(workshop.study, workshop.progress) as team,
@@ -286,8 +288,9 @@ class _Measure:
     def __call__(self, indices: Indices) -> float:
         if self._evaluator is None:
             subject = self._workshop.subject
+            here = subject.placed
             self._evaluator = FastEvaluator(
-                subject.module, self._calibration, subject.splits.search, task=self._workshop.task
+                here.module, self._calibration, here.search, task=self._workshop.task
             )
         return self._evaluator.measure(self._problem.assignment(indices))
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mpsearch import files
 from mpsearch.quant import ActivationQuantizer, AffineParams, TwoRegionParams, UnitState
+from mpsearch.quant.devices import CPU, on_device
 from mpsearch.reconstruct import BlockResult
 
 States = dict[str, UnitState]
@@ -86,7 +87,10 @@ def known_blocks(folder: Path, start: States) -> tuple[dict[int, States], Gains]
 
 
 def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:
-    """Codes, biases and the scales of inputs, by unit; of a unit that has none of these an empty tensor."""
+    """Codes, biases and the scales of inputs, by unit, in the CPU's memory; of a unit that has none of these
+    an empty tensor.
+    """
+    states = on_device(dict(states), CPU)
     weights = {unit: s.weight for unit, s in states.items() if s.weight is not None}
     tensors = {f"{unit}|codes": w.codes.to(torch.int8).contiguous() for unit, w in weights.items()}
     inputs = {

@@ -3,40 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mpsearch.data import Classes, SampleSet, Splits, make_splits, read_class_map, require_source
+from mpsearch.accelerator import find_device
+from mpsearch.data import (
+    Classes,
+    NestedSet,
+    SampleSet,
+    Splits,
+    Takes,
+    make_splits,
+    placed,
+    read_class_map,
+    require_source,
+)
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.readback import require_read_back
+from mpsearch.deploy.targets import Layout, Target
+from mpsearch.deploy.tensors import ChoiceTensor, find_tensors
 from mpsearch.errors import ModelError
-from mpsearch.evaluate import TASKS
+from mpsearch.evaluate import AUTO, Classification, Task, made
 from mpsearch.models import (
+    Form,
     LoadedModel,
     ModelGraph,
     ModelSource,
     analyze,
     find_foldable,
     fold_batch_norm,
+    kind_of,
     load_model,
-    require_function,
     require_weights,
     trace_model,
     weights_hash,
 )
+from mpsearch.models.tree import copied
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.operands import observer_of
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.embedded import default_model
+from mpsearch.pipeline.steps.float_graphs import FloatGraphs
 from mpsearch.pipeline.steps.inputs import chosen_inputs
+from mpsearch.pipeline.steps.pictures import image_settings, tell_images
 from mpsearch.pipeline.steps.smoothing import smoothed
-from mpsearch.problem import FLOAT
+from mpsearch.pipeline.steps.trial import outputs_of, takes_of, try_model
+from mpsearch.problem import FLOAT, Assignment
+from mpsearch.quant.devices import CPU
 from mpsearch.reconstruct import Calibration, calibrate
+from mpsearch.usercode import names_code
 
 BATCH = 32
 
@@ -52,7 +73,16 @@ class Subject:
         layout: Layout of its packed checkpoint.
         splits: Images.
         hashes: Hashes of weights and images.
+        target: What files are written for.
+        graphs: The float graph.
         given: The module that the user gave as an object, as it was; None where the source builds the model.
+        device: What computes. `module` and `splits` are in the CPU's memory, for what is written and
+            deployed; `placed` are those that compute.
+        kept_for: Type of the device whose results are looked for in the study; that of `device` where empty.
+        tensors: Tensors whose precision is a choice, where the target has such; they are layers of the graph.
+        form: How the model is called; None for one tensor in, one tensor out, which is what `module` is.
+        task_text: Its task as one would type it.
+        task: How outputs are compared.
     """
 
     source: ModelSource
@@ -61,7 +91,28 @@ class Subject:
     layout: PackedLayout
     splits: Splits
     hashes: dict[str, str]
+    target: Target
+    graphs: FloatGraphs
     given: nn.Module | None = None
+    device: torch.device = CPU
+    kept_for: str = ""
+    tensors: tuple[ChoiceTensor, ...] = ()
+    form: Form | None = None
+    task_text: str = "classification"
+    task: Task = field(default_factory=Classification)
+
+    @cached_property
+    def placed(self) -> Placed:
+        """What computes: the model and its images on the device."""
+        parts = (placed(part, self.device) for part in self.splits.parts.values())
+        here = self.device.type == "cpu"
+        return Placed(self.module if here else copied(self.module).to(self.device), *parts)
+
+    @property
+    def arithmetic(self) -> list[str]:
+        """What the key of a result says of the device: other types add in another order. Nothing of a CPU."""
+        kind = self.kept_for or self.device.type
+        return [] if kind == "cpu" else [kind]
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -81,12 +132,24 @@ class Subject:
         held = {unit for _, units in self.blocks for unit in units}
         return [unit for unit in self.units if unit not in held]
 
-    def float_bytes(self) -> float:
-        """Size of the packed file if nothing were quantised."""
-        float_unit = FLOAT
-        return self.layout.constant_bytes + sum(
-            self.layout.unit_bytes(unit, float_unit) for unit in self.layout.units
-        )
+    @cached_property
+    def file(self) -> Layout:
+        """Layout of the target's file that budgets limit, `target.budgeted`."""
+        return self.target.layout(self.layout, self.graphs.at)
+
+    def float_bytes(self, layout: Layout) -> float:
+        """Size of a file if nothing were quantised."""
+        return float(layout.size_bytes(Assignment(tuple((unit, FLOAT) for unit in self.layout.units))))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A model and its images where they are computed with."""
+
+    module: nn.Module
+    calibration: SampleSet
+    search: SampleSet
+    evaluation: SampleSet
 
 
 def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True) -> Subject:
@@ -98,6 +161,7 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
         progress: Where progress goes.
         labelled: Whether labels matter; else any order of class folders does.
     """
+    find_device(config.device)
     classes = _require_files(config, labelled)
     if config.model is None:
         loaded = default_model(progress)
@@ -106,21 +170,30 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
         loaded = load_model(
             config.model, weights=weights, pretrained=_downloads(config), kwargs=dict(config.model_args)
         )
+    loaded = replace(loaded, data_config=image_settings(loaded.data_config, config))
     classes = replace(classes, outputs=_outputs(loaded, config) if labelled else None)
     with progress.task("read the images") as advance:
         splits = draw(
-            config, config.data or "digits", config.calibration_data, loaded.data_config, classes, advance
+            config,
+            config.data or "digits",
+            config.calibration_data,
+            loaded.data_config,
+            classes,
+            advance,
+            takes_of(loaded.module, config),
         )
+    tell_images(loaded, splits, config, progress, classes)
     return make_subject(loaded, splits, config, progress)
 
 
 def draw(
     config: RunConfig,
-    data: str | SampleSet,
-    calibration: str | SampleSet | None,
+    data: Any,
+    calibration: Any,
     data_config: Mapping[str, Any] | None = None,
     classes: Classes | None = None,
     on_image: Callable[[int, int], None] | None = None,
+    takes: Takes | None = None,
 ) -> Splits:
     """The images of a configuration. Args and Raises: As `make_splits`."""
     drawn = make_splits(
@@ -134,6 +207,7 @@ def draw(
         seed=config.seed,
         classes=classes,
         on_image=on_image,
+        takes=takes,
     )
     return _kept(drawn, config)
 
@@ -188,11 +262,7 @@ def require_same_weights(config: RunConfig) -> None:
 
 def _downloads(config: RunConfig) -> bool:
     """Whether the weights are timm's own."""
-    return (
-        config.pretrained
-        and config.weights is None
-        and not str(config.model).partition(":")[0].endswith(".py")
-    )
+    return config.pretrained and config.weights is None and kind_of(str(config.model)) == "timm"
 
 
 def _require_files(config: RunConfig, labelled: bool) -> Classes:
@@ -200,7 +270,7 @@ def _require_files(config: RunConfig, labelled: bool) -> Classes:
     if config.weights is not None:
         require_weights(Path(config.weights))
     classes = Classes(folders=None if config.class_map is None else read_class_map(config.class_map))
-    if not (labelled and TASKS.create(config.task).classes) or not _is_factory(config):
+    if not (labelled and (made(config.task).classes or config.task == AUTO)) or not _is_factory(config):
         classes = replace(classes, timm=True)
     for source in (config.data, config.calibration_data):
         if source is not None:
@@ -209,16 +279,18 @@ def _require_files(config: RunConfig, labelled: bool) -> Classes:
 
 
 def _is_factory(config: RunConfig) -> bool:
-    return config.model is not None and ".py" in config.model
+    return config.model is not None and kind_of(config.model) != "timm"
 
 
 def _outputs(loaded: LoadedModel, config: RunConfig) -> int | None:
     """How many classes the model has, by a pass over noise; None where the task has none, or the model gives
-    no N x K.
+    no N x K, or the samples are not read by mpsearch.
     """
+    if config.data is not None and names_code(config.data):
+        return None
     noise = torch.randn(1, *loaded.data_config["input_size"], generator=torch.Generator().manual_seed(0))
-    output = require_function(loaded.module, noise)
-    return output.shape[1] if TASKS.create(config.task).classes and output.ndim == 2 else None
+    task, output = outputs_of(loaded.module, noise, config)
+    return output.shape[1] if task.classes and output.ndim == 2 else None
 
 
 def make_subject(
@@ -240,17 +312,40 @@ def make_subject(
     if splits.warning:
         progress.say(f"Warning: {splits.warning}")
     example = splits.calibration.inputs([0])
-    output = require_function(loaded.module, example)
-    for part in splits.parts.values():
-        TASKS.create(config.task).require_labels(part, output)
-    pairs = find_foldable(trace_model(loaded.module, example), loaded.module)
-    module = smoothed(fold_batch_norm(loaded.module, pairs), splits.calibration, config, progress)
+    tried = try_model(loaded.module, splits, config)
+    if isinstance(splits.calibration, NestedSet):
+        progress.say(
+            f"Samples as they are, nothing is resized or normalised: {', '.join(map(str, tried.reads))}; "
+            f"{splits.calibration.truth}; task {tried.task_text}."
+        )
+    pairs = find_foldable(trace_model(tried.module, example), tried.module)
+    module = smoothed(fold_batch_norm(tried.module, pairs), splits.calibration, config, progress)
     graph = analyze(module, example, functions=config.quantize == "full")
     units = [layer.name for layer in graph.layers if layer.weight_shape or layer.op in config.functions]
     _require_functions(graph, config)
-    layout = PackedLayout.of(module, units, loaded.source, pairs, loaded.data_config)
+    target, graphs = config.deployment, FloatGraphs(module, example, progress)
+    tensors = find_tensors(graphs.at()) if target.tensors else ()
+    if tensors:
+        graph = replace(graph, layers=(*graph.layers, *(choice.layer for choice in tensors)))
+    names = [*units, *(choice.layer.name for choice in tensors)]
+    layout = PackedLayout.of(module, names, loaded.source, pairs, loaded.data_config)
     require_read_back(layout, module, loaded.source, given, example)
-    return Subject(loaded.source, module, graph, layout, splits, _hashes(module, splits), given)
+    return Subject(
+        loaded.source,
+        module,
+        graph,
+        layout,
+        splits,
+        _hashes(module, splits),
+        target,
+        graphs,
+        given,
+        find_device(config.device),
+        tensors=tensors,
+        form=tried.form,
+        task_text=tried.task_text,
+        task=tried.task,
+    )
 
 
 def _require_functions(graph: ModelGraph, config: RunConfig) -> None:
@@ -258,16 +353,16 @@ def _require_functions(graph: ModelGraph, config: RunConfig) -> None:
     if config.functions and not any(layer.op in config.functions for layer in graph.layers):
         raise ModelError(
             f"--quantize {config.quantize} quantises {', '.join(config.functions)}, and the model has "
-            f"none of "
-            "them. Leave it out" + (", or take --quantize full." if config.quantize == "matmul" else ".")
+            "none of them. Leave it out"
+            + (", or take --quantize full." if config.quantize == "matmul" else ".")
         )
 
 
 def calibrate_subject(
     subject: Subject, config: RunConfig, progress: Progress, study: Study | None = None
 ) -> Calibration:
-    """Ranges of every unit on the calibration images, with the grids that were chosen by damage where the
-    settings ask for that.
+    """Ranges of every unit on the calibration images, on the subject's device, with the grids that were
+    chosen by damage where the settings ask for that.
 
     Args:
         subject: Model and images.
@@ -279,14 +374,15 @@ def calibrate_subject(
 
 
 def _observed(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
-    images = subject.splits.calibration
+    images = subject.placed.calibration
     with progress.task("calibrate ranges") as advance:
         return calibrate(
-            subject.module,
+            subject.placed.module,
             subject.layout.units,
             (inputs for inputs, _ in images.batches(BATCH)),
             input_observer=observer_of(config.input_observer),
             softmax=config.softmax,
+            symmetric_inputs=config.deployment.signed_inputs,
             bias_correction=config.bias_correction,
             seed=config.seed,
             on_batch=lambda done: advance(done, len(images)),

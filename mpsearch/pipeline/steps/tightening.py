@@ -41,7 +41,7 @@ def scouted(
     Raises: InfeasibleError: As `lowered`.
     """
     repairs: list[Repair] = []
-    if not timed(workshop.config):
+    if not timed(workshop.config) or workshop.config.deployment.elsewhere:
         return budgets, repairs
     proxy, limits = proxy_of(workshop.config), budgets
     for _ in range(REPAIRS):

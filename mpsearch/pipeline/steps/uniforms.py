@@ -54,9 +54,11 @@ def even_uniforms(problem: Problem, config: RunConfig) -> list[Uniform]:
 
 
 def pairs_of_bits(config: RunConfig) -> list[Candidate]:
-    """Every weight width with every input width, the widest first."""
+    """Every weight width with every input width, the widest first: of those that the target multiplies."""
+    held = config.deployment.widths
     return [
         Candidate(w, a)
         for w in sorted(config.bits, reverse=True)
         for a in sorted(config.a_bits, reverse=True)
+        if not held or {w, a} <= set(held)
     ]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mpsearch.evaluate import TASKS, Task
+from mpsearch.evaluate import Task
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
@@ -25,6 +25,7 @@ from mpsearch.pipeline.steps.reconstruction import Reconstruction
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment
+from mpsearch.quant.devices import CPU
 from mpsearch.reconstruct import Calibration
 
 
@@ -34,7 +35,7 @@ class Workshop:
 
     Args:
         subject: Model and images.
-        calibration: Quantisers.
+        calibration: Quantisers, on the subject's device.
         config: Settings.
         study: Where results are kept.
         progress: Where progress goes.
@@ -62,7 +63,12 @@ class Workshop:
     @property
     def task(self) -> Task:
         """What the model is for."""
-        return TASKS.create(self.config.task)
+        return self.subject.task
+
+    @property
+    def front_over(self) -> str:
+        """The resource that the front of damage is over."""
+        return "latency_us" if self.config.deployment.elsewhere else "size_bytes"
 
     @functools.cached_property
     def reconstruction(self) -> Reconstruction:
@@ -77,7 +83,8 @@ class Workshop:
     @functools.cached_property
     def deployment(self) -> Deployment:
         """Writes the files of the target."""
-        return Deployment(self.subject, self.calibration, self.config, self.study, self.progress)
+        here = self.calibration.on(CPU)  # files are made there, whatever computes
+        return Deployment(self.subject, here, self.config, self.study, self.progress)
 
     @functools.cached_property
     def measurement(self) -> Measurement:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mpsearch.evaluate import TASKS
 from mpsearch.pipeline.jobs.score import Scored
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.validation.agreement import agreement, regret
@@ -81,7 +80,7 @@ class Outcome:
         images = {name: len(getattr(subject.splits, name)) for name in ("calibration", "search")}
         return {
             "schema": SCHEMA,
-            "measure": TASKS.create(config.task).measure,
+            "measure": subject.task.measure,
             "model": config.model or "the embedded default",
             "bits": list(config.bits),
             "a_bits": list(config.a_bits),

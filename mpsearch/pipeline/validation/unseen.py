@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpsearch.evaluate import TASKS, FastEvaluator, predict
+from mpsearch.evaluate import FastEvaluator, predict
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.jobs.score import Scored
 from mpsearch.pipeline.progress import Progress
@@ -39,7 +39,7 @@ class Unseen:
             study,
             [*key, scored.subject.hashes["evaluation"], images],
         )
-        self._images = scored.subject.splits.evaluation.subset(
+        self._images = scored.subject.placed.evaluation.subset(
             range(min(images, len(scored.subject.splits.evaluation)))
         )
         self._held: dict[Indices, NDArray[np.float64]] = {}
@@ -47,8 +47,8 @@ class Unseen:
 
     @functools.cached_property
     def _evaluator(self) -> FastEvaluator:
-        subject, task = self._scored.subject, TASKS.create(self._scored.config.task)
-        return FastEvaluator(subject.module, self._scored.calibration, self._images, task=task)
+        subject, task = self._scored.subject, self._scored.subject.task
+        return FastEvaluator(subject.placed.module, self._scored.calibration, self._images, task=task)
 
     def __len__(self) -> int:
         """Images."""
@@ -99,8 +99,8 @@ class Unseen:
     def _of_finished(self, indices: Indices) -> Tensor:
         scored, assignment = self._scored, self._scored.problem.assignment(indices)
         states = scored.workshop.reconstructed(assignment, "an optimum")
-        outputs = predict(install(scored.subject.module, states), self._images)
-        return TASKS.create(scored.config.task).damage(outputs, self._evaluator.float_logits)
+        outputs = predict(install(scored.subject.placed.module, states), self._images)
+        return scored.subject.task.damage(outputs, self._evaluator.float_logits)
 
 
 def _compared(losses: NDArray[np.float64], best: NDArray[np.float64]) -> dict[str, float | None]:

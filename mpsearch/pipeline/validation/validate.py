@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from mpsearch import files
+from mpsearch.accelerator import exact_float32
 from mpsearch.errors import InfeasibleError, OptionError
-from mpsearch.evaluate import TASKS, FastEvaluator
+from mpsearch.evaluate import FastEvaluator
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.jobs.score import Scored, score_held
@@ -77,6 +78,7 @@ class Effort:
         return found
 
 
+@exact_float32()
 def validate_objectives(
     config: RunConfig, study: Study, effort: Effort | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -149,7 +151,8 @@ def _key(scored: Scored) -> list[Any]:
         states_digest(calibration),
     ]
     key += [[[str(c) for c in row] for row in scored.problem.candidates], scored.config.seed]
-    return key if scored.config.task == "classification" else [*key, scored.config.task]
+    key += scored.subject.arithmetic
+    return key if scored.subject.task_text == "classification" else [*key, scored.subject.task_text]
 
 
 def _book(scored: Scored, study: Study) -> LossBook:
@@ -160,10 +163,10 @@ def _book(scored: Scored, study: Study) -> LossBook:
     @functools.cache
     def evaluator() -> FastEvaluator:
         return FastEvaluator(
-            scored.subject.module,
+            scored.subject.placed.module,
             calibration,
-            scored.subject.splits.search,
-            task=TASKS.create(scored.config.task),
+            scored.subject.placed.search,
+            task=scored.subject.task,
         )
 
     held = LossFile(study.step_path("losses", key, ".jsonl"), key)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mpsearch
+from mpsearch.accelerator import exact_float32, find_device
 from mpsearch.errors import MpsearchError, StudyError
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.pipeline.config import RunConfig
@@ -38,6 +39,7 @@ _ADVICE = {
 }
 
 
+@exact_float32()
 def work(
     where: str,
     run: str,
@@ -52,7 +54,7 @@ def work(
     Args:
         where: `postgresql://...`, or the run's folder where its trials are in a journal.
         run: Name of the run.
-        locations: Settings of `LOCATIONS` that differ on this host.
+        locations: Settings of `LOCATIONS` that differ on this host, and `device` where it is another one.
         progress: Where progress goes.
         pace: Intervals and patience, the same as the run's.
         wait_s: Seconds in which the run must have begun to search; None for ever.
@@ -114,6 +116,7 @@ class _Bench:
 
     def _make(self, job: Mapping[str, Any], problem: Problem) -> tuple[Workshop, FastEvaluator]:
         config = RunConfig.from_json({**job["config"], **self._locations})
+        _require_same_device(job["config"]["device"], config.device)
         subject = load_subject(config, self._progress)
         for part, advice in _ADVICE.items():
             if subject.hashes[part] != job["hashes"][part]:
@@ -134,7 +137,19 @@ class _Bench:
                 "library adds in another order. "
                 "Give the run --search-states nearest, or let this worker read the run's folder."
             )
-        return workshop, FastEvaluator(subject.module, calibration, subject.splits.search, task=workshop.task)
+        here = subject.placed
+        return workshop, FastEvaluator(here.module, calibration, here.search, task=workshop.task)
+
+
+def _require_same_device(theirs: str, ours: str) -> None:
+    """Raises StudyError where this worker would compute on another kind of device than the run."""
+    kind = find_device(ours).type
+    if kind != theirs.partition(":")[0]:
+        raise StudyError(
+            f"The run computes on {theirs}, and this worker would on {kind}, which adds in another order, so "
+            f"the losses would differ. Give the worker --device {theirs.partition(':')[0]}, or the run "
+            f"--device {kind}."
+        )
 
 
 def _serve_parent() -> int:

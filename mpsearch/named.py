@@ -1,0 +1,95 @@
+"""What a model and data may be called, told without importing timm or torch: a slip costs no seconds."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from pathlib import Path
+
+from mpsearch.errors import DataError, ModelError, UnknownNameError
+from mpsearch.usercode import names_code, require_code
+
+HUB = ("hf-hub:", "hf_hub:", "local-dir:")
+"""Prefixes of timm's own ids, which it looks up elsewhere."""
+OWN = ("qmlp_cifar", "qmlp_s24_224")
+"""Models that mpsearch adds to timm's."""
+DATASETS = {
+    "hfds": "datasets",
+    "hfids": "datasets",
+    "tfds": "tensorflow_datasets",
+    "wds": "webdataset",
+    "torch": "torchvision",
+}
+"""Prefix of the name of a dataset in timm -> the package that reads it."""
+_LEAST = 500
+"""Names below which timm's sources are taken to be written otherwise than known, and nothing is refused."""
+_WRITTEN = "A model of your own is written path/to/file.py:function."
+
+
+@functools.cache
+def timm_names() -> frozenset[str]:
+    """Names that timm's sources register, the deprecated ones included; empty where it is not installed."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or spec.origin is None:
+        return frozenset()
+    names = set[str]()
+    for path in sorted((Path(spec.origin).parent / "models").glob("*.py")):
+        text = path.read_text()
+        names.update(re.findall(r"^@register_model\s*\ndef (\w+)\(", text, re.M))
+        for block in re.findall(r"^register_model_deprecations\(__name__, \{(.*?)^\}\)", text, re.M | re.S):
+            names.update(re.findall(r"^\s*'([\w.]+)':", block, re.M))
+    return frozenset(names)
+
+
+def require_model_name(text: str) -> None:
+    """Raises ModelError or UnknownNameError where a text can be no model; files are not opened.
+
+    Args:
+        text: Name in timm, perhaps with its weights (`resnet50.a1_in1k`), an id of its hub
+            (`hf-hub:timm/...`), `file.py:function`, or an exported program (`.pt2`).
+    """
+    if names_code(text):
+        require_code(text, ModelError)
+    elif text.endswith(".pt2"):
+        if not Path(text).is_file():
+            raise ModelError(f"There is no file {text}. Give a program of torch.export.save.")
+    elif text.endswith(".onnx"):
+        raise ModelError(
+            f"{text} is an ONNX file, whose layers cannot be quantised here. Give the PyTorch model that it "
+            "was "
+            "made from: a timm name, file.py:function, or a program of torch.export.save (.pt2)."
+        )
+    elif Path(text).suffix in (".pt", ".pth", ".safetensors", ".bin"):
+        raise ModelError(
+            f"{text} is a file of weights. Name the model that they are of, and give them with --weights "
+            f"{text}."
+        )
+    elif not text.startswith(HUB):
+        _require_timm(text)
+
+
+def require_data_name(text: str) -> None:
+    """Raises DataError where a text can be no data; files are not opened.
+
+    Args:
+        text: `digits`, a file or folder, a dataset's name in timm, or `file.py:function`.
+    """
+    if names_code(text):
+        require_code(text, DataError)
+    elif text != "digits" and text.partition("/")[0].lower() not in DATASETS:
+        place = Path(text).expanduser()
+        if not place.exists():
+            raise DataError(
+                f"There is no {text}. Give 'digits', a folder or zip of images, an .npz file, a timm dataset "
+                f"({', '.join(f'{prefix}/...' for prefix in DATASETS)}), or file.py:function."
+            )
+
+
+def _require_timm(text: str) -> None:
+    names = timm_names()
+    if len(names) >= _LEAST and text.partition(".")[0] not in {*names, *OWN} and text not in names:
+        hint = _WRITTEN
+        if "/" in text:
+            hint = f"timm's models on the hub are written hf-hub:timm/NAME. {_WRITTEN}"
+        raise UnknownNameError("timm model", text, names, hint)
