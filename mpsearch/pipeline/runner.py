@@ -344,7 +344,7 @@ def _written(
         "not_quantized": subject.layout.leftover_bytes(),
         "header_bytes": subject.layout.header_bytes,
         "unused": list(subject.graph.unused),
-        "float_in_graph": _float_alone(problem),
+        "float_in_graph": [layer.name for layer in problem.layers if layer.name not in subject.layout.units],
         "input_grids": chosen_names(workshop.calibration, chosen.states),
         "rounded_to_nearest": subject.unlearned,
         "blocks": [[name, list(units)] for name, units in subject.blocks],
@@ -355,12 +355,6 @@ def _written(
     files.write_json(study.path / "best.json", best.to_json())
     files.write_json(study.path / "results.json", results.to_json())
     return results
-
-
-def _float_alone(problem: Problem) -> list[str]:
-    """What takes time and has no choice: products of activations."""
-    pairs = zip(problem.layers, problem.candidates, strict=True)
-    return [layer.name for layer, row in pairs if not layer.weight_shape and len(row) == 1]
 
 
 def _told(workshop: Workshop) -> dict[str, Any]:

@@ -246,7 +246,7 @@ def _numbers(x: Tensor) -> Tensor:
 
 
 def _channel_ranges(
-    module: nn.Module, norms: Sequence[str], batches: Iterable[Tensor]
+    module: nn.Module, norms: Sequence[str], batches: Iterable[Inputs]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Least and greatest value, [C] each, of every channel that each normalisation gives."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
