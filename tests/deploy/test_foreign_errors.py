@@ -4,6 +4,7 @@ work.
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,7 +149,8 @@ class FakeDeployer:
     """Exports to every target but those that fail."""
 
     def __init__(self, folder, failing):
-        self.folder, self.failing, self.written, self.workshop, self.subject = folder, failing, [], self, None
+        self.folder, self.failing, self.written, self.workshop = folder, failing, [], self
+        self.subject = SimpleNamespace(file=SimpleNamespace(size_bytes=lambda assignment: 5))
 
     def states_of(self, point):
         return {}
@@ -193,7 +195,7 @@ def test_the_command_shows_what_was_written_and_fails(tmp_path, monkeypatch, cap
         def __init__(self, folder):
             pass
 
-        def config(self):
+        def settled(self):
             return None
 
         def busy(self):

@@ -34,7 +34,9 @@ def test_later_rules_win_and_a_fixed_candidate_wins_over_bits():
     assert chosen(bits=["*=2..4", "fc=8"]) == ["W4A8 W3A8 W2A8"] * 3 + ["W8A8", "float"]
     assert chosen(bits=["fc=8", "*=2..4"])[3] == "W4A8 W3A8 W2A8"
     assert chosen(fix=["*=W2A8", "fc=W8A8"], bits=["fc=3"])[2:] == ["W2A8", "W8A8", "float"]
-    assert chosen(bits=["fc=4,8,float"])[3] == "W8A8 W4A8 float"
+    may = (*((*WEIGHTS, FLOAT),) * 4, (FLOAT,))
+    assert chosen(bits=["fc=4,8,float", "stem=8"], default=may)[::3] == ["W8A8", "W8A8 W4A8 float"]
+    assert chosen(bits=["fc=A4..8,float"], possible=may)[3] == f"{FREE} float"
     assert chosen(bits=["stem=2,4,8"]) == ["W8A8 W4A8 W2A8", FREE, FREE, FREE, "float"]
     assert chosen(bits=["s?em=5-6"])[0] == "W6A8 W5A8"
 
