@@ -333,6 +333,8 @@ def test_every_registry_can_be_listed(call):
         "openvino-cpu",
         "openvino-cpu-bf16",
         "triton-cuda",
+        "tensorrt",
+        "onnx-tensorrt",
         "packed",
     }
     assert set(call("list", "tasks").stdout.split()) >= {"classification", "embedding", "span"}

@@ -37,6 +37,7 @@ MAKERS = {
     *("bartlett_window", "hann_window", "from_numpy", "frombuffer", "Generator"),
 }
 ALLOWED = {
+    ("quant/compensated.py", "from_numpy"): "LAPACK's own routine, for what lies in the CPU's memory alone",
     ("quant/packing.py", "from_numpy"): "bits are packed and unpacked by numpy, for files",
     ("reconstruct/rows.py", "frombuffer"): "memory that is mapped outside of the heap, of a CPU alone",
 }

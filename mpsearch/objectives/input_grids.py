@@ -23,6 +23,7 @@ from mpsearch.data import SampleSet
 from mpsearch.objectives._grads import Call, Cotangents, mean_squares, nodes_of, only_these, recorded
 from mpsearch.problem import Candidate
 from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, UnitState
+from mpsearch.quant.devices import wide
 from mpsearch.quant.region_search import least_weighted, named, two_region_shortlist
 from mpsearch.quant.regions import SPLITS, Split
 from mpsearch.reconstruct import Calibration
@@ -108,7 +109,8 @@ def _tried(seen: Operand, bits: int, kind: str, softmax: str) -> Tried:
     }
     few = seen.values
     if len(few) > KEPT:  # its extremes are the last two
-        picked = torch.randint(len(few), (KEPT,), generator=torch.Generator().manual_seed(0))
+        draw = torch.Generator("cpu").manual_seed(0)  # the same places on every device
+        picked = torch.randint(len(few), (KEPT,), generator=draw, device="cpu").to(few.device)
         few = torch.cat([few[picked], few[-2:]])
     if not seen.is_distribution:
         return Tried(few, bits, uniform, SPLITS)
@@ -137,7 +139,7 @@ def best_grids(
     """
     units = sorted({unit for unit, _, _ in tried})
     cotangents = Cotangents("model" if classes else "rademacher", images, seed, DRAWS)
-    judge = _Judge(tried, torch.Generator().manual_seed(seed))
+    judge = _Judge(tried, torch.Generator("cpu").manual_seed(seed))  # the same places on every device
     steps = -(-len(images) // BATCH)
     for done, (inputs, _) in enumerate(images.batches(BATCH)):
         with only_these(module), recorded(module, units, "output") as calls, torch.enable_grad():
@@ -181,7 +183,7 @@ class _Judge:
             damage = self._damage.setdefault(key, dict.fromkeys(grids, 0.0))
             for name, grid in grids.items():
                 (shift,) = call.shifts(UnitState(Candidate(None, key[1]), None, grid))
-                damage[name] += float((shift.square() * power).double().sum())
+                damage[name] += float(wide(shift.square() * power).sum())
 
     def _keep(self, unit: str, call: Call, powers: list[Tensor | None]) -> None:
         """A sample of what the unit read, the same places for every width."""
@@ -191,7 +193,7 @@ class _Judge:
                 continue
             x, weight = node.detach().flatten(), power.flatten()
             if len(x) > KEPT:
-                picked = torch.randint(len(x), (KEPT,), generator=self._generator)
+                picked = torch.randint(len(x), (KEPT,), generator=self._generator, device="cpu").to(x.device)
                 x, weight = x[picked], weight[picked]
             for key in keys:
                 self._tried[key].seen.append(x)

@@ -117,7 +117,7 @@ def smooth(
     return smoothed
 
 
-def find_folds(module: nn.Module, example: Tensor) -> tuple[Fold, ...]:
+def find_folds(module: nn.Module, example: Inputs) -> tuple[Fold, ...]:
     """The normalisations whose scale and shift can be folded into the linear layers behind them, in order of
     execution.
 
@@ -212,7 +212,7 @@ def _is_reader(trace: Trace, module: nn.Module, op: Op, tensor: int) -> bool:
     return own and _is_alone(module, layer)
 
 
-def _aligned(module: nn.Module, folds: Sequence[Fold], image: Tensor) -> set[str]:
+def _aligned(module: nn.Module, folds: Sequence[Fold], image: Inputs) -> set[str]:
     """The linear layers that meet the number j + 1 at place j of the last axis, in every row, when each
     normalisation gives that.
     """

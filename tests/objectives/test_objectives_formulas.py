@@ -93,8 +93,9 @@ class TestCodingLength:
     def test_a_bit_less_costs_four_times(self):
         weight = matrix(8, 12).float()
         candidates = (Candidate(3, 8), Candidate(4, 8), Candidate(5, 4), FLOAT)
-        (row,) = CodingLength().score(context_of(weight, candidates))
-        assert row[1] == pytest.approx(96 * 4 ** (CodingLength().rate(weight) - 4))
+        coding = CodingLength(reading="rate")
+        (row,) = coding.score(context_of(weight, candidates))
+        assert row[1] == pytest.approx(96 * 4 ** (coding.rate(weight) - 4))
         assert row == pytest.approx([4 * row[1], row[1], row[1] / 4, 0.0])
 
     @pytest.mark.parametrize("value", ["0", "-1", "nan"])

@@ -165,7 +165,7 @@ def test_a_setting_that_search_has_not_is_told(tmp_path, settings, message):
 
 def test_a_number_out_of_range_is_named_as_the_command_line_does(settings):
     for field, value, flag in (
-        ("trials", 0, "--trials"),
+        ("trials", -1, "--trials"),
         ("evaluation_images", 0, "--evaluation-images"),
         ("reconstruction_memory", "4bits", "--reconstruction-memory"),
     ):

@@ -62,8 +62,9 @@ class Outputs(Task):
         signs.
         """
         roots = [math.sqrt(2 / (part.numel * part.scale)) for part in self.known(reference)]
-        sizes = torch.tensor([part.numel for part in self.known(reference)])
-        row = torch.repeat_interleave(torch.tensor(roots), sizes).reshape(reference.shape[1:])
+        sizes = torch.tensor([part.numel for part in self.known(reference)], device=reference.device)
+        each = torch.tensor(roots, device=reference.device)
+        row = torch.repeat_interleave(each, sizes).reshape(reference.shape[1:])
         return random_signs(reference, count, generator) * row.to(reference)
 
     def compare(self, outputs: Tensor, reference: Tensor, labels: Tensor | None = None) -> Metrics:

@@ -30,6 +30,9 @@ from mpsearch.reconstruct import (
 )
 from mpsearch.units import format_bytes
 
+SAFE = 4
+"""So many times what all units read and give fits for sure."""
+
 
 @dataclass
 class Reconstruction:
@@ -100,12 +103,12 @@ class Reconstruction:
         return self.study.step_path("blocks", [*about, *self.subject.arithmetic], "")
 
     def _surely_fits(self, config: ReconstructionConfig) -> bool:
-        """Whether the bound holds even all that all units read and give in both networks, where each unit is
-        rounded by itself: then nothing need be rehearsed.
+        """Whether the bound holds several times all that all units read and give in both networks, where each
+        unit is rounded by itself: then nothing need be rehearsed.
         """
         layers = self.subject.graph.layers
         values = sum(math.prod(n.output_shape) + sum(map(math.prod, n.input_shapes)) for n in layers)
-        taken = 2 * 4 * values * len(self.subject.splits.calibration)
+        taken = SAFE * 2 * 4 * values * len(self.subject.splits.calibration)
         closed = all(phase.closed for phase in METHODS.create(config.method).phases())
         return closed and taken <= self._most
 
