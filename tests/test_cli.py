@@ -299,6 +299,10 @@ def test_what_would_be_passed_over_or_never_end_is_refused(place, call, argument
     refused(call(*arguments), 2, text)
 
 
+def test_the_version_is_told(call):
+    assert call("--version").stdout == f"mpsearch {mpsearch.__version__}\n"
+
+
 def test_list_names_the_members(call):
     result = call("list", "objectives")
     assert {"coding_length", "output_mse", "weight_mse", "fisher", "kl"} <= set(result.stdout.split())
