@@ -37,6 +37,16 @@ Assign = Annotated[
 Trials = Annotated[
     int | None, typer.Option(help="Assignments whose loss is measured. Without it as many as --effort says.")
 ]
+PresetName = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help=(
+            "A recipe of a paper in one word: qdrop, brecq, attention-round or mptq-vit. Other options count "
+            "above it; docs/presets.md has what each stands for."
+        ),
+    ),
+]
 EffortName = Annotated[
     str,
     typer.Option(

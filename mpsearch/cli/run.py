@@ -52,6 +52,7 @@ from mpsearch.cli._options import (
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 from mpsearch.efforts import effort_of, format_duration, parse_duration
 from mpsearch.errors import OptionError
+from mpsearch.presets import preset_of
 from mpsearch.problem import Budget
 from mpsearch.units import format_bytes, format_pair, format_quantity
 
@@ -96,6 +97,7 @@ def run(
     trials: options.Trials = None,
     sampler: options.Sampler = "mpsearch",
     polish: options.Polish = None,
+    preset: options.PresetName = None,
     effort: options.EffortName = "balanced",
     time_limit: options.TimeLimit = None,
     first_last_bits: FirstLastBits = None,
@@ -123,6 +125,8 @@ def run(
     for text in budget or ():
         Budget.parse(text)  # before torch is imported: a slip is told at once
     effort_of(effort)
+    if preset is not None:
+        _expand(context, preset)
     if time_limit is not None:
         parse_duration(time_limit)
     from mpsearch.pipeline.workers.crew import Crew
@@ -130,6 +134,16 @@ def run(
     crew = Crew(storage, workers)
     config, study = _started(context) if resume is None else _resumed(context, resume)
     _finish(config, study, crew, output)
+
+
+def _expand(context: typer.Context, name: str) -> None:
+    """Set what a preset stands for, where the command line says nothing."""
+    found = preset_of(name)
+    alone = {} if context.params["budget"] else found.without_budget
+    for option, value in {**found.options, **alone}.items():
+        if not _is_given(context, option):
+            context.params[option] = list(value) if isinstance(value, tuple) else value
+    say(f"Preset {name}: {found.typed(with_budget=bool(context.params['budget']))}")
 
 
 def _started(context: typer.Context) -> tuple[RunConfig, Study]:
