@@ -56,12 +56,8 @@ def test_without_a_limit_the_effort_decides(settings):
     config = settings(trials=None, polish=None, effort="thorough")
     found = decided(PACE, config, (100, 200, 300), None)
     wanted = EFFORTS["thorough"]
-    assert found == {
-        "kept_images": [100, 200, 300],
-        "trials": wanted.trials,
-        "polish": wanted.polish,
-        "finalists": 6,
-    }
+    assert found["kept_images"] == [100, 200, 300] and found["finalists"] == 6
+    assert (found["trials"], found["polish"], found["iterations"]) == (wanted.trials, wanted.polish, 20)
 
 
 @pytest.mark.parametrize("seconds", [60, 120, 300])
@@ -73,6 +69,17 @@ def test_a_limit_is_kept_by_the_plan_and_no_more_is_given_up_than_needed(setting
     plan = make_plan(PACE, tried, tuple(found["kept_images"]), finalists=found["finalists"])
     assert 0.5 * seconds < plan.seconds <= seconds
     assert all(least <= n <= most for least, n, most in zip(FEWEST, found["kept_images"], there, strict=True))
+
+
+def test_a_method_that_learns_is_planned_for_and_takes_fewer_steps_under_a_limit(settings):
+    there = (256, 256, 500)
+    closed, learned = (
+        settings(trials=None, polish=None, method=name, iterations=1000) for name in ("gptq", "qdrop")
+    )
+    assert make_plan(PACE, learned, there).seconds > 2 * make_plan(PACE, closed, there).seconds
+    found = decided(PACE, learned, there, 600)
+    assert 20 <= found["iterations"] < 1000
+    assert decided(PACE, closed, there, 600)["iterations"] == 1000
 
 
 def test_many_evaluation_images_do_not_starve_the_search(settings):

@@ -19,6 +19,7 @@ from mpsearch.pipeline.steps.latency import has_backend, lacking_seconds
 from mpsearch.pipeline.steps.pace import Pace, measure_pace
 from mpsearch.pipeline.steps.subject import Subject, with_images
 from mpsearch.problem import Problem
+from mpsearch.reconstruct import METHODS
 
 ROOM = 0.8
 """Share of a time limit that is planned for."""
@@ -105,6 +106,8 @@ def make_plan(
     one = pace.multiply * (pace.rounding + 3 * pace.factoring) + COLUMN * pace.columns
     finish = calibration * (5 * image + 20 * touched) + one + 2 * MADE * pace.units
     finish += OBSERVE * pace.weights * pace.copy
+    learning = LEARNED * steps_of(config) * min(32, calibration)
+    finish += learning * image
     judge = (search + evaluation) * image * QUANTISED + search * image * QUANTISED
     trial = search * image * QUANTISED
     ranges = calibration * (image + 2 * touched) + math.ceil(calibration / 32) * MADE * pace.units
@@ -123,7 +126,12 @@ def make_plan(
         Step("float model", search + evaluation, (search + evaluation) * image),
         Step(f"{trials} trials", trials * search, trials * trial),
         Step("uniform rows", shown * few, shown * few * image * QUANTISED),
-        Step(f"{finalists} finalists", finalists * (8 * calibration + few), finalists * (finish + judge)),
+        *([] if config.greedy is None else [_walk(pace, config, search)]),
+        Step(
+            f"{finalists} finalists",
+            finalists * (8 * calibration + few + learning),
+            finalists * (finish + judge),
+        ),
         Step("artifact", reads * evaluation, artifact),
     ]
     steps.insert(1, Step("what the latency table lacks", 0, table))
@@ -133,6 +141,21 @@ def make_plan(
     )
 
 
+def steps_of(config: RunConfig) -> int:
+    """Steps in which each block learns, over all phases of the method; 0 where it is closed."""
+    return config.steps * sum(not phase.closed for phase in METHODS.create(config.method).phases())
+
+
+def _walk(pace: Pace, config: RunConfig, search: int) -> Step:
+    """Greedy MP: each notch of each unit is measured about once."""
+    notches = pace.units * (len(config.bits) + len(config.a_bits) - 2)
+    return Step("Greedy MP", notches * search, notches * search * pace.forward * QUANTISED)
+
+
+LEARNED = 10
+"""Float passes that a step of learning is worth for each of its images, over all blocks."""
+FEWEST_STEPS = 20
+"""Steps that a time limit leaves a block at least."""
 COLUMN = 1e-4
 """Seconds that a column costs whatever its length: some twenty calls of torch."""
 MADE = 5e-3
@@ -176,7 +199,11 @@ def planned(
 
     held = study.cached("plan", [subject.hashes, config.to_json()], decide)
     settled = replace(
-        config, trials=held["trials"], polish=held["polish"], kept_images=tuple(held["kept_images"])
+        config,
+        trials=held["trials"],
+        polish=held["polish"],
+        iterations=held["iterations"],
+        kept_images=tuple(held["kept_images"]),
     )
     plan = make_plan(pace, settled, tuple(held["kept_images"]), finalists=held["finalists"], table=table)
     progress.say(plan.told())
@@ -192,9 +219,9 @@ def decided(
     Raises: OptionError: Not even the least fits.
     """
     images, trials, polish = there, config.trial_count, config.polish_count
-    finalists = 2 + config.effort_settings.rivals
+    finalists, iterations = 2 + config.effort_settings.rivals, config.iterations
     while left is not None:
-        tried = replace(config, trials=trials, polish=polish)
+        tried = replace(config, trials=trials, polish=polish, iterations=iterations)
         plan = make_plan(pace, tried, images, finalists=finalists, table=table)
         if plan.seconds <= left:
             break
@@ -205,7 +232,9 @@ def decided(
         judging = plan.seconds - fewest.seconds
         if judging > left / 3:  # what is reported must not starve what is searched
             smaller, fewer = (*images[:2], smaller[2]), (trials, polish)
-        if (smaller, *fewer) == (images, trials, polish):
+        if steps_of(tried) and tried.steps > FEWEST_STEPS:
+            iterations = max(FEWEST_STEPS, int(tried.steps * SHRINK))
+        elif (smaller, *fewer) == (images, trials, polish):
             if finalists > 1:
                 finalists -= 1
                 continue
@@ -216,4 +245,5 @@ def decided(
                 "more time, or give fewer bit-widths with --bits."
             )
         images, (trials, polish) = (smaller[0], smaller[1], smaller[2]), fewer
-    return {"kept_images": list(images), "trials": trials, "polish": polish, "finalists": finalists}
+    decided_on = {"trials": trials, "polish": polish, "finalists": finalists, "iterations": iterations}
+    return {"kept_images": list(images), **decided_on}
