@@ -175,7 +175,7 @@ def test_a_fully_quantised_transformer_round_trips_bit_for_bit(bits, tmp_path):
         close = integer_module(opened, found)(images)
     assert cosine_similarity(close, want).median() > 0.999
     assert {"block.attn.matmul0", "block.attn.matmul1"} <= set(float_units(found))
-    with pytest.raises(UserError, match="quantised products"):
+    with pytest.raises(UserError, match="quantised functions"):
         TARGETS.create("onnx-tensorrt").write(job, tmp_path)
 
 

@@ -34,9 +34,10 @@ def sized_problem(subject: Subject, config: RunConfig) -> Problem:
     may = config.floats or config.deployment.elsewhere or limits(config, "latency_us", "energy_mj")
     wide = (*integers, FLOAT) if may else integers
     fixed, weightless = _fixed(subject, config), _weightless(wide)
+    whole = config.deployment.tensors  # engines call a quantised tensor W8A8, as the units that read it
     candidates = tuple(
         fixed.get(layer.name, wide)
-        if layer.name in subject.layout.weights
+        if layer.name in (subject.layout.units if whole else subject.layout.weights)
         else (weightless if layer.name in subject.layout.units else (FLOAT,))
         for layer in subject.graph.layers
     )

@@ -63,7 +63,9 @@ class Engines:
     def kernels(self, states: Mapping[str, UnitState]) -> tuple[str, ...]:
         """What each layer of the network is to run; one without a state is float."""
         float_state = UnitState(FLOAT)
-        return tuple(str(states.get(layer.name, float_state).candidate) for layer in self.network.layers)
+        return tuple(
+            kernel_of(states.get(layer.name, float_state).candidate) for layer in self.network.layers
+        )
 
     def write_builds(
         self, folder: Path, name: str, states: Mapping[str, UnitState], predicted_us: float | None
@@ -88,6 +90,13 @@ class Engines:
         """
         run = self.table.models.get((self.network.key, self.table.batch, self.kernels(states)))
         return None if run is None or self.table.published is not None else run.latency_us
+
+
+def kernel_of(candidate: Candidate) -> str:
+    """What an engine runs: a tensor without a weight is quantised as the units are that read it."""
+    return (
+        str(Candidate(8, candidate.a_bits)) if candidate == candidate.of_inputs != FLOAT else str(candidate)
+    )
 
 
 def given_table(config: RunConfig) -> LatencyTable:
@@ -133,7 +142,7 @@ def add_engines(
     """
     model, predicted = _model(engines, config)
     known = [
-        [str(c) in unit.rows_us for c in row]
+        [kernel_of(c) in unit.rows_us for c in row]
         for unit, row in zip(model.units, problem.candidates, strict=True)
     ]
     unusable = [
@@ -144,7 +153,7 @@ def add_engines(
     ]
     if unusable:
         problem = without(problem, [[i for i, k in enumerate(row) if k] for row in known], unusable)
-    kernels = [[str(c) for c in row] for row in problem.candidates]
+    kernels = [[kernel_of(c) for c in row] for row in problem.candidates]
     table = engines.table
     estimated = table.estimated or bool(predicted)
     problem = with_costs(problem, "latency_us", model, kernels, estimated)
