@@ -141,6 +141,14 @@ def test_when_time_is_up_the_first_finalist_is_what_is_delivered(settings, tmp_p
     assert (study.artifact / "model.safetensors").stat().st_size == found["best"]["measured"]["size_bytes"]
 
 
+def test_what_was_asked_for_is_delivered_however_little_time_there_is(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(Clock, "allows", lambda self, seconds: False)
+    asked = {"budgets": (), "assign": "coding_length", "bits": (3, 4, 5, 6)}
+    found = run(settings(target="packed", time_limit="10min", **asked), Study(tmp_path / "s"))
+    assert found["best"]["reason"].startswith("asked for by --assign")
+    assert (tmp_path / "s" / "artifact" / "model.safetensors").is_file()
+
+
 def test_the_first_finalist_is_on_disk_before_the_second_is_begun(settings, tmp_path, monkeypatch):
     study, seen = Study(tmp_path / "s"), []
     before = mpsearch.pipeline.steps.workshop.Workshop.reconstructed

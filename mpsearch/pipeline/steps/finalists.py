@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,23 +66,16 @@ def choose(
     """
     labels = {**_shown(problem, found, workshop.config), **found.finalists}
     rows, learned = dict[str, Row](), dict[Indices, States]()
-    optimum, *others = found.finalists.values()
-    order = [optimum, *([found.uniform] if found.uniform else []), *others]
-    for done, indices in enumerate(dict.fromkeys(order)):
-        if done and not _in_time(workshop, len(set(order)) - done):
+    order, took = _order(found), 0.0
+    for done, indices in enumerate(order):
+        if done and not _in_time(workshop, took, len(order) - done):
             break
-        label = next(label for label, held in labels.items() if held == indices)
-        with workshop.timed("finish"):
-            learned[indices] = workshop.reconstructed(problem.assignment(indices), label)
-            rows[label] = _finished(label, problem, indices, budgets, searched, learned[indices], workshop)
-        if (
-            not done
-            and on_first is not None
-            and all(b.kept(rows[label].reconstructed or {}) for b in budgets)
-        ):
-            on_first(
-                _choice(rows[label], "the first that was finished", problem, budgets, found), learned[indices]
-            )
+        label, start = next(name for name, held in labels.items() if held == indices), time.monotonic()
+        states = workshop.reconstructed(problem.assignment(indices), label)
+        row = _finished(label, problem, indices, budgets, searched, states, workshop)
+        rows[label], learned[indices], took = row, states, time.monotonic() - start
+        if not done and on_first is not None and all(b.kept(row.reconstructed or {}) for b in budgets):
+            on_first(_choice(row, "the first that was finished", problem, budgets, found), states)
     for label, indices in labels.items():
         if label not in rows and (indices in learned or indices not in order):
             made = _row(label, problem, indices, budgets, searched, workshop)
@@ -123,10 +117,17 @@ def _units_alone(problem: Problem, shown: Mapping[str, Indices]) -> dict[str, In
     return found
 
 
-def _in_time(workshop: Workshop, left: int) -> bool:
+def _order(found: Found) -> list[Indices]:
+    """Finalists as they are finished, each once: what was asked for, the optimum, the uniform one, others."""
+    asked = [] if found.asked_for is None else list(found.rivals.values())
+    optimum, *others = found.finalists.values()
+    uniform = [] if found.uniform is None else [found.uniform]
+    return list(dict.fromkeys([*asked, optimum, *uniform, *others]))
+
+
+def _in_time(workshop: Workshop, took: float, left: int) -> bool:
     """Whether there is time for one more finalist, as long as the one before, and the artifact."""
-    took, plan = workshop.last_took.get("finish", 0.0), workshop.plan
-    if workshop.clock.allows(took + (plan.artifact if plan else 0.0)):
+    if workshop.clock.allows(took + (workshop.plan.artifact if workshop.plan else 0.0)):
         return True
     workshop.progress.say(f"The time limit leaves no room for {left} further finalists.")
     return False

@@ -49,14 +49,12 @@ class Plan:
 
     Args:
         steps: In their order.
-        memory_bytes: What the reconstruction holds of images, about.
         finish: Seconds of one finalist, measured and all.
         trial: Seconds of one trial.
         artifact: Seconds of writing and checking the artifact.
     """
 
     steps: tuple[Step, ...]
-    memory_bytes: float
     finish: float
     trial: float
     artifact: float
@@ -69,7 +67,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
         steps = [{"step": s.name, "passes": s.passes, "seconds": round(s.seconds, 2)} for s in self.steps]
-        return {"steps": steps, "seconds": round(self.seconds, 2), "memory_bytes": round(self.memory_bytes)}
+        return {"steps": steps, "seconds": round(self.seconds, 2)}
 
     def told(self) -> str:
         """For people, a line for each step."""
@@ -136,9 +134,7 @@ def make_plan(
     ]
     steps.insert(1, Step("what the latency table lacks", 0, table))
     kept = [step for step in steps if step.seconds > 0]
-    return Plan(
-        tuple(kept), 16.0 * calibration * pace.values / max(1, pace.units), finish + judge, trial, artifact
-    )
+    return Plan(tuple(kept), finish + judge, trial, artifact)
 
 
 def steps_of(config: RunConfig) -> int:

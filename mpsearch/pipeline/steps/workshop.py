@@ -4,10 +4,7 @@ assignments.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +38,6 @@ class Workshop:
         progress: Where progress goes.
         plan: What the run means to do; None where there is none.
         clock: How much time there is.
-        last_took: Name of a piece of work -> seconds that it took last.
     """
 
     subject: Subject
@@ -51,14 +47,6 @@ class Workshop:
     progress: Progress
     plan: Plan | None = None
     clock: Clock = field(default_factory=Clock)
-    last_took: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Remembers how long a piece of work took."""
-        start = time.monotonic()
-        yield
-        self.last_took[name] = time.monotonic() - start
 
     @property
     def task(self) -> Task:
