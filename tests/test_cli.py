@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import mpsearch
 from mpsearch.cli import lists, main
-from mpsearch.cli.run import _in_new_processes
+from mpsearch.cli._run_print import _in_new_processes
 from mpsearch.hardware import BACKENDS, LatencyTable
 from mpsearch.hardware.device import DeviceIdentity
 from mpsearch.problem import Budget

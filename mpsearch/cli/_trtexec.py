@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mpsearch.cli._options import config_of
+from mpsearch.cli._reading import config_of
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 from mpsearch.errors import OptionError
 

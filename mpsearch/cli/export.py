@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from mpsearch.cli._app import app
-from mpsearch.cli._options import Output, require_file
+from mpsearch.cli._options import Output
+from mpsearch.cli._reading import require_file
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 from mpsearch.errors import MpsearchError, OptionError
 from mpsearch.units import format_bytes

@@ -28,11 +28,8 @@ from mpsearch.cli._options import (
     Seed,
     TaskName,
     Weights,
-    config_of,
-    require_file,
-    study_folder,
-    study_name,
 )
+from mpsearch.cli._reading import config_of, require_file, study_folder, study_name
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from mpsearch.cli._app import app
-from mpsearch.cli._options import ModelArguments, Output, Tables, Threads, config_of
+from mpsearch.cli._options import ModelArguments, Output, Tables, Threads
+from mpsearch.cli._reading import config_of
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 from mpsearch.cli._trtexec import ELSEWHERE, profile_from, profile_write
 from mpsearch.errors import DeviceMismatchError, OptionError, TableError

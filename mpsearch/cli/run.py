@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import typer
 
+from mpsearch.cli import _options as common
 from mpsearch.cli import _run_options as options
 from mpsearch.cli._app import app
-from mpsearch.cli._options import (
-    BatchAxis,
-    Bits,
-    CalibrationData,
-    CalibrationImages,
-    ClassMap,
-    Data,
-    Device,
-    EvaluationImages,
-    FirstLastBits,
-    Fix,
-    InputBits,
-    InputObserver,
-    InputSize,
-    Interpolation,
-    Mean,
-    Model,
-    ModelArguments,
-    Name,
-    Output,
-    Quantize,
-    RandomWeights,
-    SearchImages,
-    Seed,
-    Smooth,
-    Softmax,
-    Std,
-    Storage,
-    Tables,
-    TaskName,
-    Threads,
-    Weights,
-    config_of,
-    study_folder,
-    study_name,
-)
-from mpsearch.cli._show import Format, ProgressBars, print_rows, say
-from mpsearch.efforts import effort_of, format_duration, parse_duration
+from mpsearch.cli._reading import config_of, study_folder, study_name
+from mpsearch.cli._run_print import print_result, tell_result
+from mpsearch.cli._show import Format, ProgressBars, say
+from mpsearch.efforts import effort_of, parse_duration
 from mpsearch.errors import OptionError
 from mpsearch.presets import preset_of
 from mpsearch.problem import Budget
-from mpsearch.units import format_bytes, format_pair, format_quantity
 
 if TYPE_CHECKING:
     from mpsearch.pipeline import RunConfig
@@ -71,27 +36,27 @@ _WITH_RESUME = {"resume", "budget", "allow_estimate", "device", "storage", "work
 def run(
     context: typer.Context,
     budget: options.Budgets = None,
-    model: Model = None,
-    model_arg: ModelArguments = None,
-    weights: Weights = None,
-    random_weights: RandomWeights = False,
-    data: Data = None,
-    calibration_data: CalibrationData = None,
-    class_map: ClassMap = None,
-    input_size: InputSize = None,
-    mean: Mean = None,
-    std: Std = None,
-    interpolation: Interpolation = None,
-    calibration_images: CalibrationImages = None,
-    search_images: SearchImages = None,
-    evaluation_images: EvaluationImages = None,
-    bits: Bits = None,
-    fix: Fix = None,
-    a_bits: InputBits = "8",
-    quantize: Quantize = "linear",
-    smooth: Smooth = "none",
-    input_observer: InputObserver = "mse",
-    softmax: Softmax = "uniform",
+    model: common.Model = None,
+    model_arg: common.ModelArguments = None,
+    weights: common.Weights = None,
+    random_weights: common.RandomWeights = False,
+    data: common.Data = None,
+    calibration_data: common.CalibrationData = None,
+    class_map: common.ClassMap = None,
+    input_size: common.InputSize = None,
+    mean: common.Mean = None,
+    std: common.Std = None,
+    interpolation: common.Interpolation = None,
+    calibration_images: common.CalibrationImages = None,
+    search_images: common.SearchImages = None,
+    evaluation_images: common.EvaluationImages = None,
+    bits: common.Bits = None,
+    fix: common.Fix = None,
+    a_bits: common.InputBits = "8",
+    quantize: common.Quantize = "linear",
+    smooth: common.Smooth = "none",
+    input_observer: common.InputObserver = "mse",
+    softmax: common.Softmax = "uniform",
     objective: options.RunObjectives = None,
     assign: options.Assign = None,
     trials: options.Trials = None,
@@ -100,26 +65,26 @@ def run(
     preset: options.PresetName = None,
     effort: options.EffortName = "balanced",
     time_limit: options.TimeLimit = None,
-    first_last_bits: FirstLastBits = None,
+    first_last_bits: common.FirstLastBits = None,
     method: options.Method = "gptq",
     reconstruction_memory: options.ReconstructionMemory = "8GiB",
     iterations: options.Iterations = None,
     search_states: options.SearchStates = "gptq",
     bias_correction: options.BiasCorrection = True,
     target: options.Target = "ort-cpu",
-    tables: Tables = "latency_tables",
+    tables: common.Tables = "latency_tables",
     table: options.Table = None,
     allow_estimate: options.AllowEstimate = False,
-    threads: Threads = 1,
-    device: Device = "auto",
-    seed: Seed = 0,
-    task: TaskName = "auto",
-    batch_axis: BatchAxis = 0,
-    name: Name = None,
-    storage: Storage = None,
+    threads: common.Threads = 1,
+    device: common.Device = "auto",
+    seed: common.Seed = 0,
+    task: common.TaskName = "auto",
+    batch_axis: common.BatchAxis = 0,
+    name: common.Name = None,
+    storage: common.Storage = None,
     workers: options.Workers = 1,
     resume: options.Resume = None,
-    output: Output = Format.table,
+    output: common.Output = Format.table,
 ) -> None:
     """Search, quantise, write the artifact, and report: all seven steps."""
     for text in budget or ():
@@ -202,8 +167,8 @@ def _finish(config: RunConfig, study: Study, crew: Crew, output: Format) -> None
         say(f"\nInterrupted. Finish it with: mpsearch run --resume {study.path}")
         raise
     report = write_report(study.path)
-    _print_result(result, output)
-    _tell(result, report)
+    print_result(result, output)
+    tell_result(result, report)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -225,154 +190,3 @@ def _require_unchanged(context: typer.Context) -> None:
             f"--resume goes on with the study's own settings, and {flags} would change them. Leave it "
             "out, or start another study with --name."
         )
-
-
-def _print_result(result: dict[str, Any], output: Format) -> None:
-    if output is Format.json:
-        print(json.dumps(result, indent=1))
-        return
-    timed = bool(result.get("latencies")) or any("latency_us" in row["searched"] for row in result["rows"])
-    labelled = any(row["searched"]["metrics"]["top1"] is not None for row in result["rows"])
-    compared = [*(["top-1"] if labelled else []), result["measure"]]
-    beside = result["best"]["artifact"]["file"] != result["best"]["artifact"]["packed"]
-    times = [
-        *([f"ms {'ESTIMATED' if _is_estimate(result) else 'predicted'}", "ms measured"] if timed else []),
-        *(["mJ predicted", "mJ measured"] if _has_energy(result) else []),
-    ]
-    header = (
-        "",
-        "bits",
-        "size predicted",
-        "size on disk",
-        *(["checkpoint"] if beside else []),
-        *times,
-        *compared,
-        *(f"{name} finished" for name in compared),
-    )
-    shown = _Shown(beside, timed, _has_energy(result), labelled, result["best"]["label"])
-    print_rows(header, [_cells(row, shown) for row in result["rows"]], output)
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """Which columns there are (size of a checkpoint beside the file that the budget limits, latency, energy,
-    top-1), and the label of the choice.
-    """
-
-    checkpoint: bool
-    timed: bool
-    energy: bool
-    labelled: bool
-    chosen: str
-
-
-def _is_estimate(result: dict[str, Any]) -> bool:
-    """Whether latencies are by a table that others have published, and not measured."""
-    return str(result.get("latencies") or "").startswith("ESTIMATED")
-
-
-def _has_energy(result: dict[str, Any]) -> bool:
-    """Whether the energy of the rows was predicted and measured."""
-    return any("energy_mj" in row["searched"] for row in result["rows"])
-
-
-def _cells(row: dict[str, Any], shown: _Shown) -> tuple[str, ...]:
-    near, after, said = row["searched"], row.get("reconstructed"), row["predicted"]
-    written = after or near
-    sizes = [f"{near[key]:,.0f} B" for key in ("size_bytes", *(["packed_bytes"] if shown.checkpoint else []))]
-    cells = [
-        row["label"] + (" [chosen]" if row["label"] == shown.chosen else ""),
-        f"{row['mean_bits']:.2f}",
-        f"{said['size_bytes']:,.0f} B" if said else "",
-        *([f"({size})" for size in sizes] if row["label"].startswith("float") else sizes),
-    ]
-    if shown.timed:
-        cells += [
-            f"{known['latency_us'] / 1e3:.3f}" if known.get("latency_us") is not None else ""
-            for known in (said, written)
-        ]
-    if shown.energy:
-        cells += [
-            f"{known['energy_mj']:.3f}" if known.get("energy_mj") is not None else ""
-            for known in (said, written)
-        ]
-    for measured in (near, after):
-        metrics = measured["metrics"] if measured else None
-        if shown.labelled:
-            cells.append("" if metrics is None or metrics["top1"] is None else f"{metrics['top1']:.2%}")
-        cells.append("" if metrics is None else f"{metrics['kl']:.5f}")
-    return tuple(cells)
-
-
-def _tell(result: dict[str, Any], report: Path) -> None:
-    best = result["best"]
-    for b in best["budgets"]:
-        budget, got = Budget.from_json(b), best["measured"].get(b["resource"])
-        kept = "predicted" if got is None else "measured"
-        value = best["predicted"][budget.resource] if got is None else got
-        used, limit = format_pair(value, budget.limit, budget.resource)
-        where = (
-            f", {result['latencies']}" if result.get("latencies") and b["resource"] == "latency_us" else ""
-        )
-        say(f"Budget {budget.text}: {kept} {used} of {limit}{_in_new_processes(budget, best)}{where}.")
-    for r in best.get("repairs", []):
-        got, limit = format_pair(r["measured"], r["limit"], r["resource"])
-        predicted = format_quantity(r["predicted"], r["resource"])
-        say(f"Repaired: an earlier choice broke {limit} (measured {got}, predicted {predicted}).")
-    proxy = best["proxy"]
-    optimum = f"the proxy's optimum is {proxy['status']} ({proxy['found_by']})"
-    say(f"Chosen: {best['label']} ({best['reason']}); {optimum}.")
-    _tell_files(best["artifact"], best["metrics"]["images"])
-    plan = result["plan"]
-    if "seconds" in plan:
-        took, meant = format_duration(plan["took_s"]), format_duration(plan["seconds"])
-        say(f"Took {took}; the plan of the steps was {meant}.")
-    left = result["not_quantized"]
-    say(f"Not quantised: {format_bytes(sum(left.values()))} in {len(left)} tensors, named in {report}.")
-    say(f"Report: {report}")
-
-
-def _tell_files(artifact: dict[str, Any], images: int) -> None:
-    """What was written, and how it agrees with the checkpoint on so many images."""
-    say(
-        f"Packed checkpoint: {artifact['packed']}, {format_bytes(artifact['packed_bytes'])}; open it with "
-        "mpsearch.load."
-    )
-    for key, title in (("onnx", "ONNX"), ("openvino", "OpenVINO")):
-        if key not in artifact:
-            continue
-        form = "bit-packed weights" if artifact[key] == artifact["file"] else "8-bit containers"
-        units = f"{form}, {format_bytes(artifact[f'{key}_bytes'])}"
-        agreement = f"it decides as the checkpoint on {artifact[f'{key}_agreement']:.2%} of {images} images"
-        if "latency" not in artifact:
-            agreement += f"; {artifact[f'{key}_fresh_latency_us'] / 1e3:.3f} ms in a process of its own"
-        say(f"{title}: {artifact[key]} ({units}); {agreement}.")
-        fallbacks = ", ".join(f"{unit} ({ran})" for unit, ran in artifact[f"{key}_fallbacks"].items())
-        if fallbacks:
-            say(f"Not in the kernel they were written for: {fallbacks}.")
-    if "tensorrt" in artifact:
-        script = Path(artifact["tensorrt"]).with_name("build.sh")
-        agreement = f"{artifact['tensorrt_agreement']:.2%} of {images} images"
-        say(
-            f"For TensorRT: {artifact['tensorrt']} (strongly typed float16 and int8), which ONNX Runtime "
-            f"decides as the checkpoint on {agreement}. Build and time it where the GPU is with {script}, "
-            f"then compare: mpsearch profile --from trtexec:{script.parent}."
-        )
-    if "triton" in artifact:
-        agreement = f"{artifact['triton_agreement']:.2%} of {images} images"
-        say(f"On the kernels of triton-cuda it decides as the fake-quantised model on {agreement}.")
-
-
-def _in_new_processes(budget: Budget, best: dict[str, Any]) -> str:
-    """What a latency was measured by, where new processes were asked."""
-    timing = best["artifact"].get("latency")
-    if budget.resource != "latency_us" or timing is None:
-        return ""
-    readings = sorted(timing["latency_readings_us"])
-    least, most, high = (
-        format_quantity(v, budget.resource) for v in (readings[0], readings[-1], timing["latency_high_us"])
-    )
-    return (
-        f" in {len(readings)} new processes ({least} to {most}); {timing['latency_high_share']:.0%} "
-        f"of further ones stay below {high}"
-    )

@@ -37,10 +37,8 @@ from mpsearch.cli._options import (
     Std,
     TaskName,
     Weights,
-    config_of,
-    study_folder,
-    study_name,
 )
+from mpsearch.cli._reading import config_of, study_folder, study_name
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 
 

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from mpsearch.cli._app import app
-from mpsearch.cli._options import CalibrationData, ClassMap, Data, Storage, device_name
+from mpsearch.cli._options import CalibrationData, ClassMap, Data, Storage
+from mpsearch.cli._reading import device_name
 from mpsearch.cli._show import ProgressBars, say
 from mpsearch.errors import OptionError
 

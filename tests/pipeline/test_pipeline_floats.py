@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpsearch.cli._options import split_bits
+from mpsearch.cli._reading import split_bits
 from mpsearch.errors import OptionError
 from mpsearch.pipeline import run
 from mpsearch.pipeline.folder import Study
