@@ -16,8 +16,8 @@ from mpsearch.models.reads import Read, Reads, ReadsOnly
 from mpsearch.problem import Candidate
 from mpsearch.pytrees import Inputs
 from mpsearch.quant import QuantizedTensor, QuantLayer, UnitState
-from mpsearch.quant.compensated import DAMPING, compensated
-from mpsearch.quant.devices import wide
+from mpsearch.quant.compensated import DAMPING, compensated, factored
+from mpsearch.quant.devices import wide, wide_type
 from mpsearch.reconstruct.block import BlockData, Run
 from mpsearch.reconstruct.calibrate import Calibration, mean_matched
 from mpsearch.reconstruct.further import Values
@@ -168,15 +168,17 @@ class _Seen:
         """The moments, G x n x n, and the least-squares weight, shape of `weight`."""
         own, cross = self.own.moments(), self._cross.moments()
         assert own is not None and cross is not None
-        second, between = (wide(about(moments, weight, corrected)) for moments in (own, cross))
-        held = second.clone()
-        diagonal = torch.diagonal(held, dim1=1, dim2=2)
-        ridge = (DAMPING + held.shape[1] / own.rows) * diagonal.mean(1, keepdim=True)
-        diagonal += torch.where(ridge > 0, ridge, 1.0)
-        flat = wide(weight).reshape(len(held), -1, held.shape[1])
-        factor = torch.linalg.cholesky(held)
-        shift = torch.cholesky_solve((flat @ (between - second)).transpose(1, 2), factor).transpose(1, 2)
-        return second.float(), (flat + shift).float().reshape(weight.shape)
+        second = about(own, weight, corrected).float()
+        less = cross.covariance - own.covariance  # E[x x_q^T] - H, without the means that both have
+        if second is not own.covariance:
+            less += (cross.other - own.other)[:, :, None] * own.mean[:, None, :]
+        power = torch.diagonal(second, dim1=1, dim2=2).mean(1, keepdim=True, dtype=wide_type(second.device))
+        ridge = (DAMPING + second.shape[1] / own.rows) * power
+        factor = factored(second, torch.where(ridge > 0, ridge, 1.0))
+        flat = weight.detach().float().reshape(len(second), -1, second.shape[1])
+        wanted = (flat @ less).to(factor.dtype).transpose(1, 2)
+        shift = torch.cholesky_solve(wanted, factor).transpose(1, 2)
+        return second, (flat + shift).float().reshape(weight.shape)
 
     def bias(self, weight: Tensor, bias: Tensor | None, quantized: QuantizedTensor) -> Tensor | None:
         """[C_out]: the output has the mean that it has in the float network."""
