@@ -34,17 +34,16 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADER = (
     (
         "| network | images | float pass, s | nothing shared | one unit changed | ranges anew | calibrated "
-        "anew | clear losers, raced | kept, MB |\n"
+        "anew | kept, MB |\n"
     )
-    + "|---" * 9
+    + "|---" * 8
     + "|\n"
 )
 TEXT = """
 Ratios to the float pass over the same images, in batches of 64. `nothing shared`: random assignments, each weight quantised before, no prefix shared.
 `one unit changed`: a random unit of a measured assignment takes another candidate, as neighbours and polish do. `ranges anew`: the samples of inputs
 are kept, but every trial looks for the ranges and rounds again, on a fresh copy of the model. `calibrated anew`: a trial also runs the calibration
-images (as many as the search images) through the float model, as `prepare`-and-`convert` tools do. `raced`: the uniform 2-bit assignment against the
-uniform 8-bit one, which ends after the first images that show it.
+images (as many as the search images) through the float model, as `prepare`-and-`convert` tools do.
 """
 
 
@@ -78,13 +77,7 @@ def row(name: str, images: int, turns: int) -> str:
     fast = FastEvaluator(subject.module, calibration, subject.splits.search)
     draw = random.Random(0)
     for width in range(len(problem.candidates[0])):  # every weight is quantised once
-        fast.race(
-            problem.assignment([min(width, len(c) - 1) for c in problem.candidates]),
-            torch.ones(images),
-            least=1,
-            factor=0.0,
-            errors=-1e9,
-        )
+        fast.measure(problem.assignment([min(width, len(c) - 1) for c in problem.candidates]))
     works = _works(subject, calibration, problem, fast, draw)
     times: dict[str, list[float]] = {what: [] for what in works}
     for _ in range(turns):
@@ -108,8 +101,6 @@ def _works(
     search = subject.splits.search
     base = problem.assignment(_random(problem, draw))
     fast.measure(base)
-    best = fast.losses(problem.assignment([0] * len(problem.layers)))
-    worst = problem.assignment([len(c) - 1 for c in problem.candidates])
 
     def anew(assignment: Assignment) -> object:
         fresh = replace(calibration, _weight_params={}, _input_params={})
@@ -139,7 +130,6 @@ def _works(
         "neighbour": (neighbour, fast.measure),
         "anew": (random_assignment, anew),
         "whole": (random_assignment, whole),
-        "raced": (random_assignment, lambda _: fast.race(worst, best)),
     }
 
 

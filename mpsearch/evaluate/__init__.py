@@ -1,7 +1,7 @@
 """Loss, accuracy and agreement with the float model, and the evaluator that makes a measured loss cheap."""
 
 from mpsearch.evaluate.choosing import AUTO, made, task_for
-from mpsearch.evaluate.fast import FastEvaluator, Raced
+from mpsearch.evaluate.fast import FastEvaluator
 from mpsearch.evaluate.metrics import Metrics, clearly_lower, compare, kl_by_image, predict
 from mpsearch.evaluate.tasks import TASKS, Classification, Embedding, Outputs, Span, Task
 
@@ -13,7 +13,6 @@ __all__ = [
     "FastEvaluator",
     "Metrics",
     "Outputs",
-    "Raced",
     "Span",
     "Task",
     "clearly_lower",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Container, Hashable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -125,41 +125,6 @@ class FastEvaluator:
         found = [self._batch(assignment, start) for start in range(0, len(self._images), _BATCH)]
         return torch.cat(found).cpu()
 
-    def race(
-        self,
-        assignment: Assignment,
-        rival: Tensor,
-        *,
-        errors: float = 4.0,
-        factor: float = 1.5,
-        least: int = 64,
-    ) -> Raced:
-        """The loss of an assignment, on all images only where it is not clearly worse than a rival's.
-
-        After each batch the images so far are compared in pairs. Once the mean is `factor` times the rival's
-        and above it by more than `errors` standard errors of the difference, the pass ends, and the loss is
-        the rival's on all images times the ratio on those seen: images that are hard for one are hard for the
-        other, so this errs less than the mean of those seen. A pure function of its arguments.
-
-        Args:
-            assignment: To be measured.
-            rival: [N] `losses` of another.
-            errors: Standard errors; high because the test is made after every batch.
-            factor: How much worse is clearly worse.
-            least: Images before the first test.
-        """
-        self._load(assignment, self._layers)
-        seen = torch.empty(0, dtype=torch.float64, device="cpu")
-        for start in range(0, len(self._images), _BATCH):
-            logits = self._batch(assignment, start).cpu()
-            seen = torch.cat([seen, self._task.damage(logits, self.float_logits[start : start + _BATCH])])
-            if least <= len(seen) < len(self._images) and _clearly_worse(
-                seen, rival[: len(seen)], errors, factor
-            ):
-                ratio = float(seen.mean() / rival[: len(seen)].mean())
-                return Raced(ratio * float(rival.mean()), len(seen))
-        return Raced(max(float(seen.mean()), 0.0), len(seen))
-
     def _batch(self, assignment: Assignment, start: int) -> Tensor:
         """Logits of the images from `start`, from behind the last cut whose output is known."""
         choices: dict[str, Hashable] = {unit: assignment[unit] for unit in self._layers}
@@ -232,17 +197,3 @@ class FastEvaluator:
         self._weight_bytes += weight.nbytes
         self._trim()
         return weight
-
-
-@dataclass(frozen=True)
-class Raced:
-    """A loss, and on how many images it was measured; fewer than all where it is an estimate."""
-
-    loss: float
-    images: int
-
-
-def _clearly_worse(seen: Tensor, rival: Tensor, errors: float, factor: float) -> bool:
-    difference = seen - rival
-    error = float(difference.std()) / len(seen) ** 0.5
-    return float(seen.mean()) > factor * float(rival.mean()) and float(difference.mean()) > errors * error

@@ -128,10 +128,11 @@ def round_on_prefix(
         )
         seen.add(ours, theirs)
         start += size
-    own = seen.own.moments()
-    if state.weight is None or own is None:
+    if state.weight is None or not seen.own.rows:
         return state
     if rehearsing():  # the memory of what follows, not its work
+        own = seen.own.moments()
+        assert own is not None
         like = wide(own.covariance)
         held = [torch.empty_like(like) for _ in range(5)] + [
             weight.new_empty((8, weight.numel()), dtype=like.dtype)

@@ -70,6 +70,12 @@ class Method(ABC):
     def phases(self) -> list[Phase]:
         """In order; none for a method that learns nothing."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it learns behind a first walk in closed form."""
+        first, *others = self.phases() or [Phase(None)]
+        return first.closed and bool(others)
+
 
 METHODS: Registry[Method] = Registry("reconstruction method", "mpsearch.reconstruct")
 

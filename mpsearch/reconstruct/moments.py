@@ -56,6 +56,9 @@ class Sums:
         images: How many images are to come; with the columns it decides how many places of each are looked
             at.
         seed: Random seed for the places.
+
+    Attributes:
+        rows: Rows that were seen.
     """
 
     def __init__(self, images: int, seed: int) -> None:
@@ -63,7 +66,7 @@ class Sums:
         self._generator = torch.Generator("cpu").manual_seed(seed)  # the same places on every device
         self._pivots: tuple[Tensor, Tensor] | None = None
         self._second: Tensor | None = None
-        self._rows = 0
+        self.rows = 0
 
     def add(self, read: Read, other: Read | None = None) -> None:
         """One call; `other` is its input in the other network, whose products x_other x^T are then added
@@ -91,17 +94,17 @@ class Sums:
             held = self._second[:, start : start + step, start if self._symmetric else 0 :]
             held.baddbmm_(z[:, start : start + step], across.transpose(1, 2))
         self._totals += torch.stack([x.sum(2), z.sum(2)])
-        self._rows += x.shape[2]
+        self.rows += x.shape[2]
 
     def moments(self) -> Moments | None:
         """What was seen; None where nothing was."""
         if self._pivots is None or self._second is None:
             return None
-        x, z = self._totals / self._rows
-        covariance = torch.baddbmm(self._second, z[:, :, None], x[:, None, :], beta=1 / self._rows, alpha=-1)
+        x, z = self._totals / self.rows
+        covariance = torch.baddbmm(self._second, z[:, :, None], x[:, None, :], beta=1 / self.rows, alpha=-1)
         if self._symmetric:
             covariance = torch.triu(covariance) + torch.triu(covariance, 1).transpose(1, 2)
-        return Moments(covariance, x + self._pivots[0], z + self._pivots[1], self._rows)
+        return Moments(covariance, x + self._pivots[0], z + self._pivots[1], self.rows)
 
 
 def gather_moments(

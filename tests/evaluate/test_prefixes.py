@@ -138,20 +138,6 @@ def test_weights_and_outputs_keep_to_one_bound(tiny):
     assert free._outputs
 
 
-def test_a_race_ends_early_for_clear_losers_alone(tiny):
-    net = tiny("conv")
-    images = net.images.subset(torch.arange(24).repeat(8))
-    fast = FastEvaluator(net.module, net.calibration, images)
-    rival = fast.losses(net.uniform("W4A8"))
-    loser = fast.race(net.uniform("W2A4"), rival)
-    assert loser.images == 64 < len(images)
-    assert loser.loss == pytest.approx(fast.measure(net.uniform("W2A4")), rel=0.25)
-    for text in ("W8A8", "W4A8"):
-        raced = fast.race(net.uniform(text), rival)
-        assert raced.images == len(images) and raced.loss == pytest.approx(fast.measure(net.uniform(text)))
-    assert fast.race(net.uniform("W2A4"), rival, least=len(images)).images == len(images)
-
-
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_quantising_in_scratch_memory_is_the_quantiser_itself(symmetric):
     x = 3 * torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(0))

@@ -10,6 +10,7 @@ from typing import Any
 from mpsearch.evaluate import clearly_lower
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.results import MEASURED, Choice, Proxy, Row
+from mpsearch.pipeline.steps.rung import label_of, worth_learning
 from mpsearch.pipeline.steps.search import Found, Indices, keeps
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.uniforms import even_uniforms, run_uniforms
@@ -66,11 +67,11 @@ def choose(
     """
     labels = {**_shown(problem, found, workshop.config), **found.finalists}
     rows, learned = dict[str, Row](), dict[Indices, States]()
-    order, took = _order(found), 0.0
+    order, took = worth_learning(problem, labels, _order(found), found, workshop), 0.0
     for done, indices in enumerate(order):
         if done and not _in_time(workshop, took, len(order) - done):
             break
-        label, start = next(name for name, held in labels.items() if held == indices), time.monotonic()
+        label, start = label_of(labels, indices), time.monotonic()
         states = workshop.reconstructed(problem.assignment(indices), label)
         row = _finished(label, problem, indices, budgets, searched, states, workshop)
         rows[label], learned[indices], took = row, states, time.monotonic() - start

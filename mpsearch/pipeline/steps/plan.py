@@ -105,7 +105,6 @@ def make_plan(
     finish = calibration * (5 * image + 20 * touched) + one + 2 * MADE * pace.units
     finish += OBSERVE * pace.weights * pace.copy
     learning = LEARNED * steps_of(config) * min(32, calibration)
-    finish += learning * image
     judge = (search + evaluation) * image * QUANTISED + search * image * QUANTISED
     trial = search * image * QUANTISED
     ranges = calibration * (image + 2 * touched) + math.ceil(calibration / 32) * MADE * pace.units
@@ -113,6 +112,7 @@ def make_plan(
     codes += widths * (OBSERVE * pace.weights * pace.copy + pace.multiply * pace.rounding)
     codes += 3 * pace.multiply * pace.factoring
     trials, finalists = config.trial_count + config.polish_count, finalists or 2 + effort.rivals
+    learners = finalists if config.time_limit is not None else min(finalists, LEARNERS)
     shown = 3 if effort.shown and config.time_limit is None else 0
     few = search + min(evaluation, FEW)
     reads = 2 + has_backend(config)
@@ -127,14 +127,14 @@ def make_plan(
         *([] if config.greedy is None else [_walk(pace, config, search)]),
         Step(
             f"{finalists} finalists",
-            finalists * (8 * calibration + few + learning),
-            finalists * (finish + judge),
+            finalists * (8 * calibration + few) + learners * learning,
+            finalists * (finish + judge) + learners * learning * image,
         ),
         Step("artifact", reads * evaluation, artifact),
     ]
     steps.insert(1, Step("what the latency table lacks", 0, table))
     kept = [step for step in steps if step.seconds > 0]
-    return Plan(tuple(kept), finish + judge, trial, artifact)
+    return Plan(tuple(kept), finish + learning * image + judge, trial, artifact)
 
 
 def steps_of(config: RunConfig) -> int:
@@ -150,6 +150,8 @@ def _walk(pace: Pace, config: RunConfig, search: int) -> Step:
 
 LEARNED = 10
 """Float passes that a step of learning is worth for each of its images, over all blocks."""
+LEARNERS = 2
+"""Finalists that learn by gradients, of those that were rounded in closed form: one to all of them."""
 FEWEST_STEPS = 20
 """Steps that a time limit leaves a block at least."""
 COLUMN = 1e-4

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,15 @@ class Reconstruction:
             method=self.config.method,
             seed=self.config.seed,
         )
-        inputs = self.subject.placed.calibration.inputs(slice(0, self._images(config)))
+        # as many images for every number of steps
+        room = self._images(replace(config, iterations=self.config.steps))
+        inputs = self.subject.placed.calibration.inputs(slice(0, room))
         folder = self._folder(assignment, config, len(inputs))
         known, gains = known_blocks(folder, start)
+        if config.iterations and METHODS.create(config.method).goes_on and 0 not in known:
+            plain = self._folder(assignment, replace(config, iterations=0), len(inputs))
+            first, gained_there = known_blocks(plain, start)
+            known, gains = {**known, **first}, {**gains, **gained_there}
         order: dict[str, int] = {}
         done = 0
         with self.progress.task(f"reconstruct: {label}") as advance:
