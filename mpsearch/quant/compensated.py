@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from scipy.linalg.lapack import dtrtri, strtri
@@ -128,8 +129,8 @@ def factored(moments: Tensor, added: Tensor) -> Tensor:
     if moments.shape[-1] >= WIDE:
         root, failed = torch.linalg.cholesky_ex(_damped(moments.float(), added))
         if not bool(failed.any()):
-            return root
-    return torch.linalg.cholesky(_damped(wide(moments), added))
+            return cast(Tensor, root)
+    return cast(Tensor, torch.linalg.cholesky(_damped(wide(moments), added)))
 
 
 def _damped(moments: Tensor, added: Tensor) -> Tensor:
