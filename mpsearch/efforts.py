@@ -25,6 +25,7 @@ class Effort:
         trials: Assignments whose loss the study measures.
         polish: Exchanges around the best of them.
         rivals: Of the study, those that are finished beside the proxy's optimum and the uniform assignment.
+        ties: Whether those are finished too that the search did not see clearly below the optimum.
         shown: Whether further uniform assignments are measured for the table.
     """
 
@@ -33,13 +34,14 @@ class Effort:
     trials: int
     polish: int
     rivals: int
+    ties: bool = False
     shown: bool = True
 
 
 EFFORTS: Mapping[str, Effort] = {
     "quick": Effort(128, 128, 0, 0, 0, shown=False),
     "balanced": Effort(512, 256, 12, 4, 1),
-    "thorough": Effort(1024, 1024, 64, 16, 4),
+    "thorough": Effort(1024, 1024, 64, 16, 4, ties=True),
 }
 """Quick is the closed form alone: the exact optimum of the proxy beside the uniform assignment."""
 

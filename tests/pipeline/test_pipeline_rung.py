@@ -12,7 +12,7 @@ from mpsearch.pipeline import run
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps import reconstruction
-from mpsearch.pipeline.steps.rung import worth_learning
+from mpsearch.pipeline.steps.rung import worth_finishing, worth_learning
 
 LOSSES = {
     (0,): torch.tensor([1.0, 1.1, 0.9, 1.0]),
@@ -67,6 +67,34 @@ def test_otherwise_all_are_finished_as_they_come(all_go_on):
     assert ahead(shop(told, **all_go_on)) == list(LABELS.values())
     assert ahead(shop(told), asked_for="--assign") == list(LABELS.values())
     assert not told.said
+
+
+def finished(ties, rival, **found):
+    told = Told()
+    workshop = shop(told)
+    workshop.config.effort_settings = SimpleNamespace(ties=ties)
+    searched = SimpleNamespace(states=lambda indices: indices)
+    problem = SimpleNamespace(assignment=lambda indices: indices)
+    about = {"rivals": {"best": rival}, "greedy": None, "asked_for": None, **found}
+    of = SimpleNamespace(optimum=SimpleNamespace(indices=(2,)), **about)
+    order = [(2,), (3,), rival]
+    return worth_finishing(problem, order, of, searched, workshop), told.said
+
+
+def test_of_the_study_what_is_clearly_better_than_the_optimum_is_finished():
+    assert finished(False, (0,)) == ([(2,), (3,), (0,)], [])
+
+
+def test_what_is_better_by_chance_is_not_finished_unless_it_was_asked_for(monkeypatch):
+    monkeypatch.setitem(LOSSES, (4,), LOSSES[2,] + torch.tensor([0.3, -0.4, 0.2, -0.2]))
+    kept, said = finished(False, (4,))
+    assert kept == [(2,), (3,)] and said == [
+        "The best of the study is not clearly better than the exact optimum on the search images, and is not "
+        "finished."
+    ]
+    everything = ([(2,), (3,), (4,)], [])
+    assert finished(True, (4,)) == finished(False, (4,), asked_for="--assign") == everything
+    assert finished(False, (4,), greedy=(4,)) == everything
 
 
 def test_learning_goes_on_from_the_codes_of_the_closed_form(settings, tmp_path, monkeypatch):

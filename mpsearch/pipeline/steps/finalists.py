@@ -10,7 +10,7 @@ from typing import Any
 from mpsearch.evaluate import clearly_lower
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.results import MEASURED, Choice, Proxy, Row
-from mpsearch.pipeline.steps.rung import label_of, worth_learning
+from mpsearch.pipeline.steps.rung import label_of, worth_finishing, worth_learning
 from mpsearch.pipeline.steps.search import Found, Indices, keeps
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.uniforms import even_uniforms, run_uniforms
@@ -67,7 +67,8 @@ def choose(
     """
     labels = {**_shown(problem, found, workshop.config), **found.finalists}
     rows, learned = dict[str, Row](), dict[Indices, States]()
-    order, took = worth_learning(problem, labels, _order(found), found, workshop), 0.0
+    finished = worth_finishing(problem, _order(found), found, searched, workshop)
+    order, took = worth_learning(problem, labels, finished, found, workshop), 0.0
     for done, indices in enumerate(order):
         if done and not _in_time(workshop, took, len(order) - done):
             break

@@ -112,6 +112,8 @@ def make_plan(
     codes += widths * (OBSERVE * pace.weights * pace.copy + pace.multiply * pace.rounding)
     codes += 3 * pace.multiply * pace.factoring
     trials, finalists = config.trial_count + config.polish_count, finalists or 2 + effort.rivals
+    if config.time_limit is None and not effort.ties:
+        finalists = min(finalists, SURE)
     learners = finalists if config.time_limit is not None else min(finalists, LEARNERS)
     shown = 3 if effort.shown and config.time_limit is None else 0
     few = search + min(evaluation, FEW)
@@ -150,6 +152,8 @@ def _walk(pace: Pace, config: RunConfig, search: int) -> Step:
 
 LEARNED = 10
 """Float passes that a step of learning is worth for each of its images, over all blocks."""
+SURE = 2
+"""Finalists that are mostly finished where the study's best must be clearly better than the optimum."""
 LEARNERS = 2
 """Finalists that learn by gradients, of those that were rounded in closed form: one to all of them."""
 FEWEST_STEPS = 20

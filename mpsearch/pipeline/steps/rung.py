@@ -1,24 +1,62 @@
-"""The finalists in closed form, before any of them learns by gradients: those that are clearly worse there
-are left behind.
+"""Who of the finalists is finished, and who of them learns by gradients: those that are clearly worse, or not
+clearly better than the optimum, before the costly step are left behind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from mpsearch.evaluate import clearly_lower
 from mpsearch.pipeline.steps.search import Found, Indices
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Problem
-from mpsearch.reconstruct import METHODS
+from mpsearch.reconstruct import METHODS, Calibration
 
 BEHIND = 2.0
-"""Standard errors of the paired difference on the search images from which on a finalist is clearly worse."""
+"""Standard errors of the paired difference on the search images from which on a difference is clear."""
 
 
 def label_of(labels: Mapping[str, Indices], indices: Indices) -> str:
     """The first label of an assignment."""
     return next(name for name, held in labels.items() if held == indices)
+
+
+def worth_finishing(
+    problem: Problem, order: Sequence[Indices], found: Found, searched: Calibration, workshop: Workshop
+) -> list[Indices]:
+    """Of the finalists those that are finished: of the study's best, what the search has seen clearly below
+    the optimum. The best of many measurements is below it by chance; on five networks such finalists were no
+    better than the optimum on average (benchmarks/results/few_bits.md).
+
+    All of them with an effort that finishes ties too, or where one was asked for.
+
+    Args:
+        problem: Its candidates.
+        order: The finalists.
+        found: By the search.
+        searched: The states that the search saw.
+        workshop: Measures them.
+    """
+    if workshop.config.effort_settings.ties or found.asked_for is not None:
+        return list(order)
+    rivals = set(found.rivals.values()) - {found.greedy}
+    kept = [indices for indices in order if indices not in rivals]
+    if len(kept) == len(order):
+        return kept
+
+    def losses(indices: Indices) -> Tensor:
+        return workshop.evaluation.search_losses(searched.states(problem.assignment(indices)))
+
+    best = losses(found.optimum.indices)
+    clear = [i for i in order if i in rivals and clearly_lower(losses(i), best, BEHIND)]
+    if len(kept) + len(clear) < len(order):
+        workshop.progress.say(
+            "The best of the study is not clearly better than the exact optimum on the search images, and is "
+            "not finished."
+        )
+    return [indices for indices in order if indices in kept or indices in clear]
 
 
 def worth_learning(
