@@ -1,9 +1,12 @@
-"""Everything that a GPU is needed for, in steps that resume: what `benchmarks/h200.sh` runs.
+"""Times of single units on a GPU, in steps that resume: what `benchmarks/h200.sh` runs.
 
-Run: python benchmarks/gpu.py STEP [--out FOLDER] [--minutes 9] [--batch N] [--model NAME]. Steps: doctor,
-check, table. Each ends by itself after --minutes, keeps what it has in FOLDER, goes on from there when it is
-run again, and returns 75 while something is left. It imports no model library, and no backend of another
-runtime. Whole models are measured by `mpsearch run --target triton-cuda`.
+Run: python benchmarks/gpu.py STEP [--out FOLDER] [--minutes 7] [--batch N] [--model NAME]. Steps: `doctor`
+(what is there), `tensorrt` (engines of single units, where the package is), `baselines` (torch in half
+precision with the fastest kernels of cuDNN, and its int8 product), `packed` (our kernels), `check` (every
+kernel against float64). Each ends by itself after --minutes, keeps what it has in FOLDER, goes on from there
+when it is run again, and returns 75 while something is left. Nothing is tuned. It imports no model library.
+Whole models are measured by `mpsearch run --target triton-cuda`, whole engines by the script of `mpsearch
+profile --target tensorrt --write DIR`.
 """
 
 from __future__ import annotations
@@ -24,18 +27,20 @@ from typing import Any
 import torch
 import triton
 
-from mpsearch.hardware.backends import Cell
+from mpsearch.hardware.backends import Backend, Cell
+from mpsearch.hardware.backends.tensorrt import TensorRt
 from mpsearch.hardware.backends.triton_cuda import TritonCuda
-from mpsearch.hardware.gpu.cells import float_cell, own_cell
-from mpsearch.hardware.gpu.nvml import NvmlMonitor
-from mpsearch.hardware.gpu.probe import Gpu, needed
+from mpsearch.hardware.gpu import card as cards
+from mpsearch.hardware.gpu.bench import CudaBench
+from mpsearch.hardware.gpu.cells import float_cell, int8_product, own_cell
 from mpsearch.hardware.profile import measure_cells, missing_cells
+from mpsearch.hardware.rows import row_key
 from mpsearch.hardware.table import LatencyTable
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 LEFT = 75  # exit code: run again
-AT_ONCE = 20  # cells of a process
-CANDIDATES = [Candidate.parse(text) for text in ("float", "W8A8", "W4A8", "W4A16", "W2A16", "W8A16", "W2A8")]
+AT_ONCE = 8  # cells between two looks at the clock
+CANDIDATES = [Candidate.parse(text) for text in ("float", "W8A8", "W4A8", "W4A16", "W2A16")]
 MODELS = (
     "resnet18",
     "vit_base",
@@ -56,18 +61,11 @@ class Run:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.out = arguments, Path(arguments.out)
         self.end = time.monotonic() + 60 * arguments.minutes
-        self.gpu: Gpu = needed()
+        self.card = cards.card()
         self.out.mkdir(parents=True, exist_ok=True)
-        self.monitor = NvmlMonitor(str(torch.cuda.get_device_properties(0).uuid))
 
     def late(self) -> bool:
         return time.monotonic() > self.end
-
-    def batches(self) -> list[int]:
-        return [self.arguments.batch] if self.arguments.batch else [64, 1, 8]
-
-    def models(self) -> list[str]:
-        return [self.arguments.model] if self.arguments.model else list(MODELS)
 
     def about(self) -> dict[str, Any]:
         found = {
@@ -75,17 +73,12 @@ class Run:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
             "triton": triton.__version__,
-        }
-        found |= {
             "python": platform.python_version(),
-            **self.monitor.about(),
-            "device": self.gpu.identity.to_json(),
+            **self.card.monitor.about(),
+            "device": self.card.gpu.identity.to_json(),
         }
-        return {
-            **found,
-            "command": " ".join(sys.argv),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        return {**found, "command": " ".join(sys.argv), "date": date}
 
     def write(self, name: str, data: Any) -> None:
         (self.out / name).write_text(json.dumps({"about": self.about(), "results": data}, indent=1) + "\n")
@@ -138,7 +131,8 @@ def doctor(run: Run) -> int:
             run.say(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             run.say(f"{package} is not installed")
-    run.say(f"{run.gpu}; {run.monitor.state()}; energy counter {run.monitor.energy_mj()}")
+    monitor = run.card.monitor
+    run.say(f"{run.card.gpu}; {monitor.state()}; energy counter {monitor.energy_mj()}")
     run.write("about.json", None)
     return 0
 
@@ -210,18 +204,20 @@ def _one_bit(a_bits: int) -> Any:
 
 
 def _work(run: Run) -> Iterator[tuple[str, int, list[Layer]]]:
-    for batch in run.batches():
-        for model in run.models():
+    only = run.arguments
+    for batch in [only.batch] if only.batch else (1, 64):
+        for model in [only.model] if only.model else MODELS:
             yield model, batch, model_layers(model)
 
 
-def table(run: Run) -> int:
+def _table(run: Run, backend: Backend) -> int:
     """Rows of every model, batch and candidate, with energy, a few at a time until time is up."""
-    backend = TritonCuda()
     held = LatencyTable.open(run.out, backend.device(), backend.name, backend.version, backend.threads)
     held.method = backend.bench().method
     for model, batch, layers in _work(run):
         cells = missing_cells(layers, [CANDIDATES] * len(layers), backend, held, batch)
+        if not run.arguments.crashed:
+            cells = {key: cell for key, cell in cells.items() if key not in held.rows}
         while cells and not run.late():
             some = dict(itertools.islice(cells.items(), AT_ONCE))
             measure_cells(
@@ -240,16 +236,66 @@ def table(run: Run) -> int:
     return 0
 
 
-STEPS = {step.__name__: step for step in (doctor, check, table)}
+def tensorrt(run: Run) -> int:
+    """Engines of single units, half precision and int8."""
+    why = TensorRt().supports(linear(32, 64, 64), Candidate(8, 8))
+    if why.status == "no":
+        run.say(f"left out: {why.reason}")
+        return 0
+    return _table(run, TensorRt())
+
+
+def packed(run: Run) -> int:
+    """Our kernels as they are, and half precision as a deployed module runs it."""
+    return _table(run, TritonCuda())
+
+
+def baselines(run: Run) -> int:
+    """What torch has: half precision, cuDNN choosing its fastest kernel, and its int8 product."""
+    torch.backends.cudnn.benchmark = True
+    known = {(line["unit"], line["what"]) for line in run.lines("baselines.jsonl")}
+    bench = CudaBench(run.card)
+    for model, batch, layers in _work(run):
+        for layer, (what, build) in itertools.product(layers, BASELINES.items()):
+            unit = row_key(layer, batch)
+            if (unit, what) in known or (build is int8_product and layer.op != "linear"):
+                continue
+            if run.late():
+                return LEFT
+            known.add((unit, what))
+            found = _read(bench, partial(build, layer, batch, device=run.card.device))
+            run.append("baselines.jsonl", {"model": model, "unit": unit, "what": what, **found})
+        run.say(f"{model} b{batch}: done")
+    return 0
+
+
+BASELINES = {"torch fp16": float_cell, "torch int8 product": int8_product}
+
+
+def _read(bench: CudaBench, build: Callable[[], Cell]) -> dict[str, Any]:
+    try:
+        cell = build()
+        found = bench.measure(cell)
+    except RuntimeError as error:  # what torch raises for a kernel that it has not
+        return {"failed": str(error).splitlines()[0]}
+    timing = {"median_us": found.timing.median_us, "iqr_us": found.timing.iqr_us}
+    return {**timing, "energy_mj": found.energy_mj, "error": cell.relative_error, "trouble": found.trouble}
+
+
+STEPS = {step.__name__: step for step in (doctor, tensorrt, baselines, packed, check)}
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("step", choices=STEPS)
+    found.add_argument("--out", default="benchmarks/results/gpu")
+    found.add_argument("--minutes", type=float, default=7.0)
+    found.add_argument("--batch", type=int)
+    found.add_argument("--model")
+    found.add_argument("--crashed", action="store_true", help="Measure again the cells that crashed.")
+    return found
+
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("step", choices=STEPS)
-    parser.add_argument("--out", default="benchmarks/results/gpu")
-    parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--model")
-    found = parser.parse_args()
-    sys.exit(STEPS[found.step](Run(found)))
+    given = parser().parse_args()
+    sys.exit(STEPS[given.step](Run(given)))

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mpsearch.deploy.packed_reading import open_packed
 from mpsearch.errors import DeviceMismatchError, OptionError, UserError
+from mpsearch.hardware.backends.triton_cuda import CAPABILITY
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.kernels import device_code
 from mpsearch.hardware.kernels.tiles import default_tile
@@ -34,8 +35,6 @@ from mpsearch.quant import AffineParams, QuantizedTensor, UnitState
 from mpsearch.quant.layers import called
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-CAPABILITY = (8, 0)
-"""Least compute capability of the kernels."""
 _LINEAR = (nn.Linear.forward, Linear.forward)
 _CONV = (nn.Conv2d.forward, Conv2dSame.forward)
 """Forwards that are the plain product, or the plain convolution behind a pad: what a kernel takes the place

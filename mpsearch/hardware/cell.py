@@ -136,6 +136,7 @@ class IsolatedTimer(CellTimer):
                 command, pass_fds=(theirs.fileno(),), stdout=subprocess.DEVNULL, env=environment
             )
         self._pipe.send((self.backend, self.batch, self.seconds))
+        self._pipe.send(self.backend.shared())
         return self._pipe
 
     def _stop(self) -> str:
@@ -154,11 +155,12 @@ class IsolatedTimer(CellTimer):
 
 def serve(pipe: Connection) -> None:
     """Answer cells with rows until the pipe closes; what comes first is the backend, the batch and the
-    seconds.
+    seconds, then what the backend of the other process shares.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and closes the pipe
     try:
         timer = CellTimer(*pipe.recv())
+        timer.backend.join(pipe.recv())
     except (EOFError, OSError):
         return
     while True:

@@ -2,22 +2,30 @@
 cells' numbers on the CPU (ours interpreted).
 """
 
+import ctypes
 import dataclasses
+import json
+import math
 import pickle
+import sys
+import types
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
 
 from mpsearch.errors import DeviceMismatchError, TableError
-from mpsearch.hardware import BACKENDS
+from mpsearch.hardware import BACKENDS, Measured, Timing
+from mpsearch.hardware.backends.tensorrt import TensorRt
+from mpsearch.hardware.cell import CellTimer
 from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.gpu.bench import CudaBench
 from mpsearch.hardware.gpu.cells import Draw, float_cell, matrix_instruction, own_cell
 from mpsearch.hardware.gpu.probe import Gpu
-from mpsearch.hardware.gpu.trt import trtexec_command, unit_onnx
+from mpsearch.hardware.gpu.trt import trt_cell, unit_onnx
 from mpsearch.hardware.kernels.tiles import Shape, default_tile
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
@@ -83,10 +91,17 @@ def test_backends_are_members_that_pickle(name):
     assert pickle.loads(pickle.dumps(backend)) == backend and backend.version and backend.threads == 1  # noqa: S301
 
 
-def test_an_old_card_is_refused(card):
+def test_an_old_card_is_refused_by_the_backends_that_cannot_serve_it(card, monkeypatch):
     card(T4)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: object())
     support = BACKENDS.create("triton-cuda").supports(linear(), FLOAT)
     assert support.status == "no" and "8.0" in support.reason and "Tesla T4 has 7.5" in support.reason
+    with pytest.raises(DeviceMismatchError, match=r"8\.0 or more"):
+        BACKENDS.create("triton-cuda").require()
+    trt = BACKENDS.create("tensorrt")
+    assert trt.supports(linear(), W8A8).status == "ok" and trt.require() is None
+    card(dataclasses.replace(T4, name="Tesla V100", capability=(7, 0)))
+    assert "7.5" in trt.supports(linear(), W8A8).reason
 
 
 @pytest.mark.parametrize(
@@ -241,14 +256,125 @@ def test_the_onnx_for_tensorrt_says_what_it_must_give(layer, candidate):
     assert ops.count("DequantizeLinear") == (0 if candidate.is_float else 2)
 
 
-def test_trtexec_is_asked_for_times_of_the_graph_alone(tmp_path):
-    command = trtexec_command(tmp_path / "m.onnx", tmp_path / "log", shapes={"x": (8, 3, 224, 224)})
-    assert (
-        command[0] == "trtexec"
-        and "--stronglyTyped" in command
-        and "--useCudaGraph" in command
-        and "--noDataTransfers" in command
+class FakeTensorRt(types.ModuleType):
+    """TensorRT's classes over ONNX Runtime on the CPU: engines that compute, and layers as they are told.
+
+    Args:
+        layers: What the inspector tells of an engine.
+        refuses: Whether no engine is built.
+    """
+
+    __version__ = "10.fake"
+    NetworkDefinitionCreationFlag = types.SimpleNamespace(STRONGLY_TYPED=0)
+    ProfilingVerbosity = types.SimpleNamespace(DETAILED="detailed")
+    LayerInformationFormat = types.SimpleNamespace(JSON="json")
+
+    def __init__(self, layers=(), refuses=False):
+        super().__init__("tensorrt")
+        self.layers, self.refuses, self.engines = layers, refuses, []
+        self.Logger = type("Logger", (), {"ERROR": 0, "__init__": lambda *_: None})
+        self.Builder = lambda _: types.SimpleNamespace(
+            create_network=lambda _: types.SimpleNamespace(),
+            create_builder_config=lambda: types.SimpleNamespace(),
+            build_serialized_network=lambda network, _: None if self.refuses else network.model,
+        )
+        self.OnnxParser = lambda network, _: types.SimpleNamespace(
+            parse=lambda model: bool(setattr(network, "model", model)) or True
+        )
+        self.Runtime = lambda _: types.SimpleNamespace(deserialize_cuda_engine=self.engine)
+
+    def engine(self, plan):
+        self.engines.append(plan)
+        inspector = types.SimpleNamespace(
+            get_engine_information=lambda _: json.dumps({"Layers": list(self.layers)})
+        )
+        return types.SimpleNamespace(
+            create_engine_inspector=lambda: inspector, create_execution_context=lambda: FakeContext(plan)
+        )
+
+
+class FakeContext:
+    """Runs one engine from and to the addresses that it is given."""
+
+    def __init__(self, plan):
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self.live = ort.InferenceSession(plan, options, providers=["CPUExecutionProvider"])
+        self.x = self.live.get_inputs()[0]
+        zeros = {"x": np.zeros(self.x.shape, np.float16)}
+        self.shape, self.at = self.live.run(None, zeros)[0].shape, {}
+
+    def get_tensor_shape(self, _):
+        return self.shape
+
+    def set_tensor_address(self, name, address):
+        self.at[name] = address
+
+    def execute_async_v3(self, _):
+        size = 2 * math.prod(self.x.shape)
+        x = np.frombuffer(ctypes.string_at(self.at["x"], size), np.float16).reshape(self.x.shape)
+        (y,) = self.live.run(None, {"x": x})
+        ctypes.memmove(self.at["y"], y.tobytes(), y.nbytes)
+
+
+def engine_layer(name, reads, kind="CaskConvolution", **more):
+    ends = {
+        side: [{"Name": side, "Dimensions": [1, 1], "Format/Datatype": f"Row major {dtype} format"}]
+        for side, dtype in (("Inputs", reads), ("Outputs", "FP16"))
+    }
+    return {"Name": name, "LayerType": kind, **ends, **more}
+
+
+QUANTIZE = engine_layer("x_q", "FP16", "Reformat", Origin="QDQ", TacticName="int8 reformat")
+UNIT_META = "[ONNX Layer: x_dq]\x1e[ONNX Layer: unit]"
+
+
+@pytest.mark.parametrize(
+    ("layers", "as_asked"),
+    [
+        ([QUANTIZE, engine_layer("unit", "Int8")], True),
+        ([QUANTIZE, engine_layer("weight + unit", "Int8")], True),
+        ([QUANTIZE, engine_layer("__myl_Conv", "Int8", "gemm", Metadata=UNIT_META)], True),
+        ([QUANTIZE, engine_layer("unit", "FP16")], False),
+        ([QUANTIZE, engine_layer("__myl_Conv", "FP16", "gemm", Metadata=UNIT_META)], False),
+        ([QUANTIZE], False),
+    ],
+    ids=["int8", "fused", "metadata", "float", "float block", "unit not named"],
+)
+def test_fake_tensorrt_only_the_units_own_layer_proves_int8(monkeypatch, layers, as_asked):
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRt(layers))
+    cell = trt_cell(conv(), W8A8, 2, device="cpu")
+    assert cell.as_asked is as_asked and 0 < cell.relative_error <= cell.tolerance
+
+
+@pytest.mark.parametrize("layer", [linear(), conv()], ids=["linear", "conv"])
+def test_fake_tensorrt_every_copy_is_an_engine_with_weights_of_its_own(monkeypatch, layer):
+    fake = FakeTensorRt([engine_layer("unit", "FP16")])
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    cell = trt_cell(layer, FLOAT, 1, device="cpu")
+    before = len(fake.engines)
+    copies = [cell.another() for _ in range(3)]
+    assert len(fake.engines) == before + 3 and cell.most_copies == 64 and cell.as_asked
+    outputs = [run() for run in (cell.run, *copies)]
+    assert all(torch.equal(y, outputs[0]) for y in outputs)
+    assert len({y.data_ptr() for y in outputs}) == 4
+
+
+def test_fake_tensorrt_a_refused_unit_costs_its_row_and_no_other(card, monkeypatch, tmp_path):
+    card(H200)
+    fake = FakeTensorRt([QUANTIZE, engine_layer("unit", "Int8")], refuses=True)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: object())
+    monkeypatch.setattr(TensorRt, "build", lambda self, *unit: trt_cell(*unit, device="cpu"))
+    measured = Measured(Timing(5.0, 0.1, 10, "gpu", 5.0, (5.0, 5.0)), 7.0, True)
+    monkeypatch.setattr(
+        TensorRt,
+        "bench",
+        lambda *_: types.SimpleNamespace(measure=lambda cell: cell.run() is None or measured),
     )
-    assert command[-1] == "--shapes=x:8x3x224x224" and not any(
-        part in ("--int8", "--fp16", "--best") for part in command
-    )
+    with CellTimer(TensorRt()) as timer:
+        row, steady = timer.measure(linear(), W8A8)
+        assert row.status == "crash" and "builds no engine" in row.executed and steady
+        fake.refuses = False
+        assert timer.measure(conv(), W8A8)[0].status == "ok"

@@ -4,6 +4,8 @@ is one.
 
 import dataclasses
 import itertools
+import math
+import os
 import types
 
 import pytest
@@ -12,6 +14,8 @@ from mpsearch.errors import MissingExtraError, MpsearchError, TableError
 from mpsearch.hardware import LatencyTable, energy_costs, latency_costs, profile
 from mpsearch.hardware.backends import Backend, Cell, Support
 from mpsearch.hardware.bench import TRIES, CpuBench
+from mpsearch.hardware.gpu import card as cards
+from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.gpu.bench import CudaBench
 from mpsearch.hardware.gpu.card import Card
 from mpsearch.hardware.gpu.nvml import NvmlMonitor
@@ -90,6 +94,28 @@ def test_fake_timer_copies_rotate_over_twice_the_l2_and_the_hot_graph_repeats_on
 def test_fake_timer_number_of_copies(touched, copies):
     _, timer = read(settings=dataclasses.replace(SETTINGS, most_copies=64), made=cell(touched=touched))
     assert len(timer.captured[0]) == copies
+
+
+def test_fake_timer_a_cell_may_have_fewer_copies():
+    _, timer = read(made=cell(touched=10, most_copies=32))
+    assert len(timer.captured[0]) == 32
+
+
+@pytest.mark.parametrize("phase", [0.0, 0.031, 0.077])
+def test_fake_nvml_a_counter_that_moves_every_100_ms_is_read_to_3_percent(phase):
+    """A card of 500 W, with a clock that runs while it works."""
+    timer, seconds = FakeTimer(), [phase]
+    each = 21 * 8e-6
+
+    def run_for(launch, least):
+        launches = max(8, 8 * math.ceil(least / each / 8))
+        seconds[0] += launches * each
+        return launches
+
+    timer.run_for = run_for
+    monitor = FakeMonitor(timer)
+    monitor.energy_mj = lambda: 500e3 * 0.1 * math.floor(seconds[0] / 0.1)
+    assert read_cell(cell(), timer, monitor, SETTINGS).energy_mj == pytest.approx(500e3 * 8e-6, rel=0.03)
 
 
 def test_fake_nvml_energy_is_that_of_one_call():
@@ -429,3 +455,49 @@ def test_without_nvidia_ml_py_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
     with pytest.raises(MissingExtraError, match=r"mpsearch\[cuda\]"):
         NvmlMonitor("GPU-1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Telling(Recorder):
+    """Its cells name the process that they are measured for."""
+
+    def shared(self):
+        return os.getpid()
+
+    def join(self, told):
+        _TOLD.append(told)
+
+    def build(self, layer, candidate, batch):
+        return Cell(lambda: None, (f"for {_TOLD[0]}",), True, 0.0, 0.1)
+
+    def bench(self, seconds=0.25):
+        return CpuBench(1, 0.001)
+
+
+_TOLD = []
+
+
+def test_the_process_of_cells_is_told_for_whom_it_measures(tmp_path):
+    table = LatencyTable.open(tmp_path, GPU.identity, "recorder", "1", 1)
+    profile([LINEAR], [(FLOAT,)], Telling(), table, tmp_path, isolate=True)
+    assert table.get(LINEAR, FLOAT).executed == f"for {os.getpid()}" and not _TOLD
+
+
+def test_fake_nvml_the_process_that_is_measured_for_is_not_foreign(monkeypatch):
+    """It has opened the card too; and of several cards its own is measured on."""
+    current, held = [0], [types.SimpleNamespace(pid=p) for p in (10, 20)]
+    monkeypatch.setattr("os.getpid", lambda: 10)
+    monkeypatch.setattr(cards, "_SHARED", [])
+    monkeypatch.setattr("torch.cuda.set_device", lambda index: current.__setitem__(0, index))
+    monkeypatch.setattr("torch.cuda.current_device", lambda: current[0])
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties", lambda index: types.SimpleNamespace(uuid=f"GPU-{index}")
+    )
+    monkeypatch.setattr(probe, "gpu", lambda: GPU)
+    monkeypatch.setattr("mpsearch.hardware.gpu.cells.float_cell", lambda *_: cell())
+    library = fake_library(nvmlDeviceGetComputeRunningProcesses=held)
+    monkeypatch.setattr("mpsearch.hardware.gpu.nvml._library", lambda: library)
+    assert cards.card.__wrapped__().monitor.foreign_processes() == (20,)
+    cards.join(cards.Shared(1, (20,)))
+    assert cards.card.__wrapped__().monitor.foreign_processes() == () and current == [1]
+    assert cards.shared() == cards.Shared(1, (10, 20))

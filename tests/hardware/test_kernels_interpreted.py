@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mpsearch.hardware.kernels import device_code
 from mpsearch.hardware.kernels.layout import pack_planes, padded_columns, plane_nbytes, planes, unpack_planes
 from mpsearch.hardware.kernels.tiles import Tile
 from mpsearch.hardware.kernels.unit import InputGrid, KernelUnit, WeightCodes
@@ -214,6 +215,36 @@ def test_bands_of_tiles_cover_every_tile():
     check(
         linear(130, 32, 70), 8, GRIDS["unsigned"], torch.float32, tile=dataclasses.replace(SMALL, group_m=3)
     )
+
+
+def test_rows_behind_the_first_2_gib_are_found():
+    """A product of 129 rows of 2^24 columns, of which the first block is computed; memory that is not touched
+    is none. The rows lie in the middle, so that an offset that has wrapped round reads zeros.
+    """
+    columns, rows, block = 2**24, 129, 64
+    held = torch.empty(2 * 2**31 + block, dtype=torch.int8, device=DEVICE)
+    a, last = held[2**31 :], (rows - 1) * columns
+    held[:block], a[:block], a[last : last + block] = 0, 0, 1
+    weight = torch.empty(columns, dtype=torch.uint8, device=DEVICE)
+    weight[:block] = 128 + 3
+    parts = columns // block
+    partial = torch.zeros(rows, dtype=torch.int32, device=DEVICE)
+    one = torch.ones(1, device=DEVICE)
+    device_code.product_kernel[(2, 1, 1)](
+        *(a, weight, partial, partial, one, one, partial, partial),
+        *(rows, 1, columns, columns // 32, 1, 1, 1, 1, 1, 1),
+        BITS=8,
+        INTEGER=True,
+        ZERO=False,
+        BIAS=False,
+        CONV=False,
+        EVEN=True,
+        GROUP_CHANNELS=1,
+        **dict.fromkeys(("TAPS_W", "STRIDE_H", "STRIDE_W", "DILATION_H", "DILATION_W"), 1),
+        **{"PAD_H": 0, "PAD_W": 0},
+        **{"BLOCK_M": 128, "BLOCK_N": 16, "BLOCK_K": block, "SPLIT_K": parts, "GROUP_M": 8},
+    )
+    assert partial[-1] == 3 * block and partial[0] == 0
 
 
 def test_int32_sums_do_not_round():

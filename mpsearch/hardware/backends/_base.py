@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mpsearch.hardware.device import DeviceIdentity, identity
 from mpsearch.hardware.measure import Timing
@@ -46,6 +46,7 @@ class Cell:
         bytes_touched: What one call reads and writes; 0 where it is not known.
         another: Makes the same unit on buffers of its own, so that calls can find the cache cold; None where
             a backend cannot.
+        most_copies: Of those at most, where one takes much beside its data.
     """
 
     run: Callable[[], object]
@@ -55,6 +56,7 @@ class Cell:
     tolerance: float
     bytes_touched: int = 0
     another: Callable[[], Callable[[], object]] | None = None
+    most_copies: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,15 @@ class Backend(ABC):
             MissingExtraError: A package is not installed.
             OptionError: An option does not fit the device.
         """
+
+    def shared(self) -> Any:
+        """What a process that measures for this one is told, plain data: which device of several, and who
+        else holds it; None where there is nothing to tell.
+        """
+        return None
+
+    def join(self, told: Any) -> None:  # noqa: B027  (most backends are told nothing)
+        """In such a process, before anything is built: what `shared` gave in the other."""
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
         """Bytes of the weight and its scales in the runtime's file, at the kernel of a candidate: 8-bit

@@ -11,11 +11,15 @@ from typing import ClassVar
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.device import DeviceIdentity
+from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.gpu.bench import CudaBench
+from mpsearch.hardware.gpu.card import Shared
 from mpsearch.problem import FLOAT, Candidate, Layer
 
 W8A8 = Candidate(8, 8)
+_LEAST = (7, 5)
+"""Compute capability: the first with int8 matrix units that TensorRT 10 builds for."""
 
 
 @BACKENDS.register("tensorrt")
@@ -24,7 +28,7 @@ class TensorRt(Backend):
     """TensorRT, strongly typed: half precision where the graph has no Q/DQ, symmetric int8 where it has.
 
     A unit alone pays for its own casts and layouts and is not fused with its neighbours; whole models are
-    timed with `gpu.trt.trtexec_command`.
+    timed by trtexec (`hardware.trtexec`).
     """
 
     name: ClassVar[str]
@@ -40,7 +44,7 @@ class TensorRt(Backend):
 
     def supports(self, layer: Layer, candidate: Candidate) -> Support:
         """Half precision and symmetric int8; fewer bits are stored in 8."""
-        why = probe.why_not((8, 0), "TensorRT", ("tensorrt",))
+        why = probe.why_not(_LEAST, "TensorRT", ("tensorrt",))
         if why is not None:
             hint = (
                 (
@@ -92,7 +96,15 @@ class TensorRt(Backend):
 
     def require(self) -> None:
         """Raises DeviceMismatchError, MissingExtraError or OptionError, as in `Backend`."""
-        probe.require(self.name, self.threads, "TensorRT", "tensorrt", "tensorrt")
+        probe.require(self.name, self.threads, "TensorRT", _LEAST, "tensorrt", "tensorrt")
+
+    def shared(self) -> Shared:
+        """Which card, and that this process holds it."""
+        return cards.shared()
+
+    def join(self, told: Shared) -> None:
+        """Measure on that card, beside that process."""
+        cards.join(told)
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
         """Two bytes for a half-precision weight; one for int8, and a half-precision scale for each

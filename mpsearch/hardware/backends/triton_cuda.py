@@ -11,10 +11,15 @@ from typing import ClassVar, Literal
 from mpsearch.errors import TableError
 from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.device import DeviceIdentity
+from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.gpu.bench import CudaBench
+from mpsearch.hardware.gpu.card import Shared
 from mpsearch.hardware.kernels.tiles import default_tile
 from mpsearch.problem import FLOAT, Candidate, Layer
+
+CAPABILITY = (8, 0)
+"""Compute capability: Triton multiplies on matrix units from here on."""
 
 
 @BACKENDS.register("triton-cuda")
@@ -46,7 +51,7 @@ class TritonCuda(Backend):
         """Every weight width has its kernel; inputs are int8 or half precision. Fewer input bits run the int8
         kernel.
         """
-        why = probe.why_not((8, 0), "the Triton kernels", ("triton",))
+        why = probe.why_not(CAPABILITY, "the Triton kernels", ("triton",))
         if why is not None:
             return Support("no", why, None)
         if candidate.is_float:
@@ -98,7 +103,15 @@ class TritonCuda(Backend):
 
     def require(self) -> None:
         """Raises DeviceMismatchError, MissingExtraError or OptionError, as in `Backend`."""
-        probe.require(self.name, self.threads, "the Triton kernels", "triton", "cuda")
+        probe.require(self.name, self.threads, "the Triton kernels", CAPABILITY, "triton", "cuda")
+
+    def shared(self) -> Shared:
+        """Which card, and that this process holds it."""
+        return cards.shared()
+
+    def join(self, told: Shared) -> None:
+        """Measure on that card, beside that process."""
+        cards.join(told)
 
     def packed_bytes(self, layer: Layer, candidate: Candidate) -> int:
         """Bytes of `kernels.layout`: exactly `w_bits` for each weight, columns padded to 32, and 8 bytes of

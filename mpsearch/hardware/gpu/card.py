@@ -4,7 +4,7 @@ fake in the place of `card`.
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -16,6 +16,40 @@ from mpsearch.problem import Layer
 
 _SIDE = 4096
 """Side of the square matrices of the anchor."""
+_SHARED: list[Shared] = []
+"""What this process was told by the one that it measures for."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a process that measures for another one must know of its card.
+
+    Args:
+        index: Of the CUDA device.
+        processes: Ids of the processes that hold the card beside it and do not compute meanwhile.
+    """
+
+    index: int
+    processes: tuple[int, ...]
+
+
+def shared() -> Shared:
+    """For a process that measures on the card of this one."""
+    import torch
+
+    return Shared(torch.cuda.current_device(), (os.getpid(), *_others()))
+
+
+def join(told: Shared) -> None:
+    """Measure on the card of the process that started this one; called before `card`."""
+    import torch
+
+    torch.cuda.set_device(told.index)
+    _SHARED[:] = [told]
+
+
+def _others() -> tuple[int, ...]:
+    return tuple(pid for told in _SHARED for pid in told.processes)
 
 
 @dataclass(frozen=True)
@@ -54,12 +88,8 @@ def card() -> Card:
     from mpsearch.hardware.gpu.graphs import CudaGraphTimer
     from mpsearch.hardware.gpu.nvml import NvmlMonitor
 
-    parent = (
-        multiprocessing.parent_process()
-    )  # it opened the card too, where cells are measured in a process of their own
-    own = () if parent is None or parent.pid is None else (parent.pid,)
     monitor = NvmlMonitor(
-        str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid), processes=own
+        str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid), processes=_others()
     )
     product = Layer("anchor", "linear", (_SIDE, _SIDE), ((_SIDE, _SIDE),), (_SIDE, _SIDE), _SIDE**3, "")
     return Card(gpu, CudaGraphTimer(), monitor, float_cell(product, 1))

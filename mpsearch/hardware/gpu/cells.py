@@ -204,6 +204,33 @@ def float_cell(layer: Layer, batch: int, *, dtype: str = "fp16", device: str = "
     return finished(draw, make, expected, (f"{layer.op}_{str(kind)[6:]}",), True, TOLERANCE[kind] * 2, size)
 
 
+def int8_product(layer: Layer, batch: int, *, device: str = "cuda") -> Cell:
+    """A linear layer as `torch._int_mm` on codes that lie ready, sizes filled up to what it takes (17 rows,
+    eights of columns): without quantiser, scales and bias, so less than any int8 layer of torch.
+
+    Args:
+        layer: A linear layer.
+        batch: Images in a call.
+        device: `cuda` or `cpu`.
+    """
+    draw = Draw.of(layer, batch, torch.float16, device)
+    assert draw.weight is not None
+    rows, inner = draw.x[0].numel() // draw.x[0].shape[-1], draw.x[0].shape[-1]
+    n, k = (-(-size // 8) * 8 for size in draw.weight.shape)
+    x = torch.zeros(max(rows, 17), k, dtype=torch.int8, device=device)
+    w = torch.zeros(n, k, dtype=torch.int8, device=device)
+    x[:rows, :inner] = torch.clamp(torch.round(draw.x[0].float().flatten(0, -2) / draw.grid.scale), -128, 127)
+    w[: draw.weight.shape[0], :inner] = draw.codes(8).codes - 128
+
+    def make() -> Run:
+        a, b = x.clone(), w.clone().t()
+        return lambda: torch._int_mm(a, b)
+
+    return finished(
+        Draw(layer, (x,), None, None), make, x.double() @ w.double().t(), ("_int_mm",), True, 0.0, n * k
+    )
+
+
 def _copied(unit: KernelUnit) -> KernelUnit:
     """The same unit on buffers of its own."""
     weight = dataclasses.replace(unit.weight, data=unit.weight.data.clone())

@@ -10,9 +10,6 @@ from functools import cache
 from mpsearch.errors import DeviceMismatchError, MissingExtraError, OptionError
 from mpsearch.hardware.device import DeviceIdentity
 
-CAPABILITY = (8, 0)
-"""Least compute capability of the kernels."""
-
 
 @dataclass(frozen=True)
 class Gpu:
@@ -102,13 +99,14 @@ def why_not(least: tuple[int, int], what: str, packages: tuple[str, ...] = ()) -
     return f"{what} needs the package {lacking[0]!r}, which is not installed" if lacking else None
 
 
-def require(target: str, threads: int, what: str, package: str, extra: str) -> None:
+def require(target: str, threads: int, what: str, least: tuple[int, int], package: str, extra: str) -> None:
     """What a target on a GPU needs, asked before anything is loaded.
 
     Args:
         target: Its name.
         threads: Threads that were asked for.
         what: The kernels that it runs, for people.
+        least: Compute capability that they need.
         package: Python package that has them.
         extra: Extra of mpsearch that installs the package.
 
@@ -117,12 +115,12 @@ def require(target: str, threads: int, what: str, package: str, extra: str) -> N
         MissingExtraError: The package is missing.
         OptionError: More than one thread, which a GPU has no pool for.
     """
-    why = why_not(CAPABILITY, what)
+    why = why_not(least, what)
     if why is not None:
         raise DeviceMismatchError(
             f"--target {target} cannot run here: {why.rstrip('.')}. Run it on a machine with an NVIDIA "
-            "GPU of compute capability 8.0 or more, or "
-            "take a CPU target such as --target ort-cpu."
+            f"GPU of compute capability {least[0]}.{least[1]} or more, or take a CPU target such as "
+            "--target ort-cpu."
         )
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(package, extra, f"--target {target}")

@@ -104,8 +104,8 @@ class GpuSettings:
     copies: int = 20
     most_copies: int = 1024
     repeats: int = 30
-    warm_seconds: float = 0.2
-    energy_seconds: float = 0.4
+    warm_seconds: float = 0.5
+    energy_seconds: float = 1.0
     spread: float = 0.05
     clock_moved: float = 0.02
     tries: int = 3
@@ -176,10 +176,8 @@ def _copies(cell: Cell, l2_bytes: int, settings: GpuSettings) -> list[Callable[[
     if cell.another is None or not cell.bytes_touched:
         return [cell.run] * settings.copies
     wanted = math.ceil(2 * l2_bytes / cell.bytes_touched) + 1
-    return [
-        cell.run,
-        *(cell.another() for _ in range(min(max(wanted, settings.copies), settings.most_copies) - 1)),
-    ]
+    most = min(settings.most_copies, cell.most_copies or settings.most_copies)
+    return [cell.run, *(cell.another() for _ in range(min(max(wanted, settings.copies), most) - 1))]
 
 
 def _energy(

@@ -1,12 +1,11 @@
-"""TensorRT: a unit as strongly typed Q/DQ ONNX (symmetric int8), an engine from it, and the trtexec command
-for a whole model.
-"""
+"""TensorRT: a unit as strongly typed Q/DQ ONNX (symmetric int8), and engines from it."""
 
 from __future__ import annotations
 
 import importlib
 import json
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,43 +16,15 @@ from torch import Tensor
 
 from mpsearch.hardware.backends import Cell
 from mpsearch.hardware.gpu.cells import TOLERANCE, Draw, Run, finished
+from mpsearch.hardware.trtexec.engine import EngineLayer, read_layers, untimed
+from mpsearch.hardware.trtexec.shapes import absorbed, kernel_of
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 OPSET = 20
-
-
-def trtexec_command(
-    model: Path, log: Path, *, shapes: dict[str, tuple[int, ...]] | None = None, seconds: int = 5
-) -> list[str]:
-    """Arguments of trtexec that time a Q/DQ model as it is: strongly typed, one CUDA graph, no copies from
-    the host, times and layers in files.
-
-    Args:
-        model: ONNX.
-        log: Without suffix: `<log>.times.json` and `<log>.layers.json` are written.
-        shapes: Shapes of inputs whose batch is not fixed.
-        seconds: Seconds of timing.
-    """
-    command = [
-        "trtexec",
-        f"--onnx={model}",
-        "--stronglyTyped",
-        "--useCudaGraph",
-        "--noDataTransfers",
-        "--useSpinWait",
-        f"--duration={seconds}",
-        "--warmUp=500",
-    ]
-    command += [
-        f"--exportTimes={log}.times.json",
-        f"--exportLayerInfo={log}.layers.json",
-        "--profilingVerbosity=detailed",
-    ]
-    if shapes:
-        command.append(
-            "--shapes=" + ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
-        )
-    return command
+UNIT = "unit"
+"""Name of the node that computes the unit."""
+_MOST_ENGINES = 64
+"""Copies of a unit: an engine takes memory and time beside its weights."""
 
 
 def unit_onnx(draw: Draw, candidate: Candidate) -> tuple[bytes, Tensor]:
@@ -103,8 +74,8 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value.cpu().numpy()), name))
         return name
 
-    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+    def node(self, op: str, inputs: list[str], output: str, name: str = "", **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], name=name or output, **attributes))
         return output
 
     def pair(self, x: str, scale: Tensor) -> str:
@@ -134,11 +105,12 @@ class _Graph:
                 "strides": list(c.stride),
                 "pads": [*c.padding, *c.padding],
             }
-            self.node("Conv", [x, weight, *more], "y", **shape, dilations=list(c.dilation), group=c.groups)
+            options = {**shape, "dilations": list(c.dilation), "group": c.groups}
+            self.node("Conv", [x, weight, *more], "y", UNIT, **options)
         elif more:
-            self.node("Add", [self.node("MatMul", [x, weight], "product"), *more], "y")
+            self.node("Add", [self.node("MatMul", [x, weight], "product", UNIT), *more], "y")
         else:
-            self.node("MatMul", [x, weight], "y")
+            self.node("MatMul", [x, weight], "y", UNIT)
 
     def model(self, shape: tuple[int, ...]) -> bytes:
         ends = (
@@ -155,38 +127,59 @@ def _half(scale: Tensor) -> Tensor:
     return scale.clamp(min=1e-6).half()
 
 
-def trt_cell(layer: Layer, candidate: Candidate, batch: int) -> Cell:
-    """A unit in a TensorRT engine, on torch's buffers and stream. Raises RuntimeError if TensorRT refuses the
-    graph.
+def trt_cell(layer: Layer, candidate: Candidate, batch: int, *, device: str = "cuda") -> Cell:
+    """A unit in TensorRT, on torch's buffers and stream. Each copy is an engine of its own, because contexts
+    of one engine share its weights, which would lie in the cache.
+
+    Args:
+        layer: A linear layer or a convolution.
+        candidate: `float` or `W8A8`.
+        batch: Images in a call.
+        device: Where its buffers lie.
+    Raises: RuntimeError: TensorRT refuses the graph.
     """
     trt: Any = importlib.import_module("tensorrt")
-    draw = Draw.of(layer, batch, torch.float16, "cuda")
+    draw = Draw.of(layer, batch, torch.float16, device)
     model, expected = unit_onnx(draw, candidate)
-    plan = _plan(trt, model, layer.name)
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
-    layers = json.loads(
-        engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    )["Layers"]
-    names = tuple(str(found["Name"] if isinstance(found, dict) else found)[:80] for found in layers)
-    integer = any("int8" in json.dumps(found).lower() for found in layers)
+    plan, logger = _plan(trt, model, layer.name), trt.Logger(trt.Logger.ERROR)
+
+    def opened() -> Any:
+        return trt.Runtime(logger).deserialize_cuda_engine(plan)
+
+    told = opened().create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = untimed("the engine", read_layers("the engine", json.loads(told)))
+    as_asked = candidate.is_float or computes_in_int8(layers)
 
     def make() -> Run:
+        engine = opened()
         context = engine.create_execution_context()
         source = draw.x[0].permute(0, 3, 1, 2).contiguous() if layer.op == "conv2d" else draw.x[0].clone()
-        y = torch.empty(tuple(context.get_tensor_shape("y")), dtype=torch.float16, device="cuda")
+        y = torch.empty(tuple(context.get_tensor_shape("y")), dtype=torch.float16, device=device)
         context.set_tensor_address("x", source.data_ptr())
         context.set_tensor_address("y", y.data_ptr())
 
-        def run(held: Tensor = source) -> Tensor:
-            context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+        def run(engine: Any = engine, source: Tensor = source) -> Tensor:  # both live as long as it does
+            stream = torch.cuda.current_stream().cuda_stream if source.is_cuda else 0
+            context.execute_async_v3(stream)
             return y.permute(0, 2, 3, 1) if layer.op == "conv2d" else y
 
         return run
 
+    names = tuple(absorbed(found)[:80] for found in layers)
     size = layer.weight_numel * (2 if candidate.is_float else 1)
-    return finished(
-        draw, make, expected, names, candidate.is_float or integer, 4 * TOLERANCE[torch.float16], size
-    )
+    cell = finished(draw, make, expected, names, as_asked, 4 * TOLERANCE[torch.float16], size)
+    return replace(cell, most_copies=_MOST_ENGINES)
+
+
+def computes_in_int8(layers: Sequence[EngineLayer]) -> bool:
+    """Whether the layer that computes the unit reads int8; a quantising reformat beside a product in half
+    precision does not count.
+
+    Args:
+        layers: Of the engine of one unit, from `unit_onnx`.
+    """
+    own = [layer for layer in layers if UNIT in layer.nodes]
+    return bool(own) and all(kernel_of(layer) == "W8A8" for layer in own)
 
 
 def _plan(trt: Any, model: bytes, name: str) -> Any:

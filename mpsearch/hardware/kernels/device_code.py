@@ -159,7 +159,8 @@ def product_kernel(
     high = tl.minimum(tiles_m - first, GROUP_M)
     rows = (first + (pid % band) % high) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = ((pid % band) // high) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_at = rows % M  # rows and columns past the end repeat others and are not stored
+    row_at = (rows % M).to(tl.int64)  # offsets of rows pass 2^31; rows and columns past the end repeat
+    # others and are not stored
     w_rows = group * N + columns % N
     if CONV:
         image, pixel = row_at // (OUT_H * OUT_W), row_at % (OUT_H * OUT_W)
@@ -231,10 +232,10 @@ def sum_kernel(
     )
     inside = (rows < M)[:, None] & (columns < N)[None, :]
     at = rows[:, None].to(tl.int64) * N + columns[None, :]
-    places = partial + at
+    places, part = partial + at, (tl.full((), 0, tl.int64) + M) * N
     acc = tl.load(places, mask=inside, other=0)
     for _ in range(1, SPLIT_K):
-        places += M * N
+        places += part
         acc += tl.load(places, mask=inside, other=0)
     tl.store(
         y + at, _finish(acc, columns, scale, bias, corr, N, INTEGER, BIAS).to(y.dtype.element_ty), mask=inside
@@ -262,7 +263,8 @@ def depthwise_kernel(
     first = tl.program_id(1) * BLOCK_C
     channels = first + tl.arange(0, BLOCK_C)
     known = channels < CHANNELS
-    image, pixel = (pixels % PIXELS) // (OUT_H * OUT_W), (pixels % PIXELS) % (OUT_H * OUT_W)
+    at = (pixels % PIXELS).to(tl.int64)
+    image, pixel = at // (OUT_H * OUT_W), at % (OUT_H * OUT_W)
     top, left = (pixel // OUT_W) * STRIDE_H - PAD_H, (pixel % OUT_W) * STRIDE_W - PAD_W
     if INTEGER:
         acc, sums = tl.zeros((BLOCK_P, BLOCK_C), tl.int32), tl.zeros((BLOCK_P, BLOCK_C), tl.int32)

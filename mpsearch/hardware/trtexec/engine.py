@@ -195,6 +195,16 @@ def joined(
     return [_layer(where, layer, entry, count) for layer, entry in zip(layers, profile, strict=True)]
 
 
+def untimed(where: str, layers: list[dict[str, Any]]) -> list[EngineLayer]:
+    """Layers of which there is no profile: their times are NaN.
+
+    Args:
+        where: The build, for messages.
+        layers: From `read_layers`.
+    """
+    return [_layer(where, layer, {"averageMs": math.nan}, 0) for layer in layers]
+
+
 def _layer(where: str, layer: dict[str, Any], entry: dict[str, Any], count: int) -> EngineLayer:
     try:
         inputs, outputs = (tuple(map(_tensor, layer.get(side, []))) for side in ("Inputs", "Outputs"))
