@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,7 @@ class Splits:
         seed: Random seed of the draw.
         duplicates_removed: Exact duplicates, by pixels, that were met and left out of the draw.
         warning: What few images mean for the results; empty where there are enough.
+        classes: Names of the classes in the order of the labels; empty where they are not known.
     """
 
     calibration: SampleSet
@@ -50,6 +51,7 @@ class Splits:
     seed: int
     duplicates_removed: int = 0
     warning: str = ""
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         held = [(name, frozenset(part.sample_hashes)) for name, part in self.parts.items()]
@@ -77,6 +79,7 @@ class Splits:
             "seed": self.seed,
             "duplicates_removed": self.duplicates_removed,
             "parts": parts,
+            **({"classes": list(self.classes)} if self.classes else {}),
         }
 
 
@@ -147,9 +150,20 @@ def make_splits(
     if calibration is None and named and source_parts(data) == {TRAIN, TEST}:
         calibration = data
     counts = _Wanted((calibration_images, search_images, evaluation_images), usual)
-    if calibration is None:
-        return _divide(main, counts, seed)
-    return _combine(main, reads(calibration, part=TRAIN), counts, seed)
+    found = (
+        _divide(main, counts, seed)
+        if calibration is None
+        else _combine(main, reads(calibration, part=TRAIN), counts, seed)
+    )
+    return replace(found, classes=_names(main, classes))
+
+
+def _names(pool: _Pool, classes: Classes | None) -> tuple[str, ...]:
+    """Names of the classes by label: of a file that gives each folder a class of its own, else of the folders."""
+    held = {} if classes is None or classes.folders is None else classes.folders
+    if sorted(held.values()) == list(range(len(held))):
+        return tuple(sorted(held, key=lambda name: held[name])) or pool.classes or ()
+    return ()
 
 
 def _open(

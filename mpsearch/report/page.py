@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -12,13 +13,20 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mpsearch import files
+from mpsearch.efforts import format_duration
 from mpsearch.problem import Budget
-from mpsearch.report import figures
+from mpsearch.report.deploying import reads_of, snippets_of
+from mpsearch.report.figures import FIGURES
+from mpsearch.report.figures.agreement import model_error, rank_correlation
+from mpsearch.report.figures.time import parts
+from mpsearch.report.points import Point, export_command, points_of
 from mpsearch.report.saved import Saved, damaged, read_saved
+from mpsearch.report.script import page_data
+from mpsearch.report.verdict import brief, gains_of, loss_of, signed, verdict_of
 from mpsearch.units import format_bytes, format_quantity
 
-_DAMAGE = (
-    *(KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError),
+DAMAGE = (
+    *(KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError, StopIteration),
     UndefinedError,
 )
 """What results of another shape than a study's raise."""
@@ -36,7 +44,7 @@ def write_report(study_path: Path) -> Path:
     saved = read_saved(study_path)
     try:
         page = _page(saved)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise damaged(study_path, error) from error
     path = study_path / "report.html"
     files.write_text(path, page)
@@ -48,30 +56,59 @@ def _page(saved: Saved) -> str:
     environment = Environment(
         loader=PackageLoader("mpsearch.report"), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"basename": lambda path: PurePath(path).name, "bytes": format_bytes, "repr": repr}
-    environment.globals |= {"standard_error": _standard_error}
-    name = saved.study["config"]["model"] or "resnet34 fitted on scikit-learn's digits"
+    environment.filters |= {
+        "basename": lambda path: PurePath(path).name,
+        "bytes": format_bytes,
+        "duration": format_duration,
+        "quantity": format_quantity,
+        "brief": brief,
+    }
+    environment.globals |= {
+        "standard_error": _standard_error,
+        "over_limits": _over_limits(saved),
+        "signed": signed,
+    }
+    points = points_of(saved)
+    figures = {name: make(saved, points) for name, make in FIGURES.items()}
     whole, *rows = (row["searched"]["metrics"]["images"] for row in saved.rows)
-    return environment.get_template("report.html").render(
+    trials = saved.front["measured"]
+    return environment.get_template(
+        "report.html"
+    ).render(
         saved=saved,
-        title=f"{name} {_asked(saved)}",
+        title=f"{saved.model} {_asked(saved)}",
         plotly=Markup(get_plotlyjs()),
-        figures={
-            "front": Markup(figures.front_figure(saved)),
-            "trials": Markup(figures.trials_figure(saved)),
-            "bits": Markup(figures.bits_figure(saved)),
-        },
+        data=Markup(
+            embedded(
+                page_data(saved, points, {name: made for name, made in figures.items() if made is not None})
+            )
+        ),  # in which no tag can stand
+        figures=figures,
+        verdict=verdict_of(saved),
+        loss=loss_of(saved),
+        losses=[(row, loss_of(saved, row)) for row in saved.rows[1:]],
+        gains=gains_of(saved),
         kept=[_kept(budget, saved.best) for budget in saved.budgets],
-        over_limits=lambda predicted, written: _over(saved.budgets, {**predicted, **written}),
         labelled=any(row["searched"]["metrics"]["top1"] is not None for row in saved.rows),
         whole=whole,
         few=min(rows, default=whole),
-        undrawn=sum(damage <= 0 for _, damage in saved.points),
-        over=sum(not trial["fits"] for trial in saved.front["measured"]),
+        above=_above_front(saved, points),
+        over=sum(not trial["fits"] for trial in trials),
+        time=_time(saved, points),
+        rank=rank_correlation(points, saved.front["objective"]),
+        error=model_error(saved),
+        reads=reads_of(saved),
+        snippets=snippets_of(saved),
+        command=export_command(saved, "best"),
         gained=[row for row in saved.rows if row.get("gained")],
         largest=sorted(saved.results["not_quantized"].items(), key=lambda item: (-item[1], item[0])),
         settings=json.dumps(saved.study["config"], indent=1),
     )
+
+
+def embedded(data: Any) -> str:
+    """JSON that can stand in a script element: nothing in it ends the element or begins a comment."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _asked(saved: Saved) -> str:
@@ -83,6 +120,26 @@ def _asked(saved: Saved) -> str:
 def _standard_error(p: float, images: int) -> float:
     """The standard error of a share `p` of `images`: sqrt(p (1 - p) / N)."""
     return math.sqrt(max(0.0, p * (1 - p)) / images)
+
+
+def _time(saved: Saved, points: Sequence[Point]) -> dict[str, float]:
+    """Where the predicted time of the choice goes, as shares; empty where there is no latency table."""
+    if "latency_us" not in saved.problem.costs:
+        return {}
+    held = parts(saved, next(p for p in points if p.kind == "chosen"))
+    total = math.fsum(held) or 1.0
+    return dict(zip(("layers", "conversions", "rest"), (us / total for us in held), strict=True))
+
+
+def _above_front(saved: Saved, points: Sequence[Point]) -> bool:
+    """Whether some point of the front is predicted to cost no more than the choice and to be less damaged."""
+    chosen, objective = next(p for p in points if p.kind == "chosen"), saved.front["objective"]
+    limit = chosen.predicted.get(saved.resource, math.inf)
+    return any(
+        p.damage[objective] < chosen.damage[objective]
+        for p in points
+        if p.kind == "front" and p.predicted.get(saved.resource, math.inf) <= limit
+    )
 
 
 def _kept(budget: Budget, best: dict[str, Any]) -> str:
@@ -111,8 +168,13 @@ def _kept(budget: Budget, best: dict[str, Any]) -> str:
     )
 
 
-def _over(budgets: tuple[Budget, ...], held: dict[str, Any]) -> list[str] | None:
-    """Budgets that are broken; None where none is but one was not measured."""
-    spent = [(budget.spent(held), budget) for budget in budgets]
-    over = [budget.text for value, budget in spent if value is not None and value > budget.limit]
-    return over if over or all(value is not None for value, _ in spent) else None
+def _over_limits(saved: Saved) -> Any:
+    """What tells of costs which budgets are broken; None where none is but one was not measured."""
+
+    def over(predicted: dict[str, Any], written: dict[str, Any]) -> list[str] | None:
+        held = {**predicted, **written}
+        spent = [(budget.spent(held), budget) for budget in saved.budgets]
+        broken = [budget.text for value, budget in spent if value is not None and value > budget.limit]
+        return broken if broken or all(value is not None for value, _ in spent) else None
+
+    return over

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,10 @@ class Saved:
         problem: Layers, candidates and tables.
         results: `results.json`.
         study: `study.json`: settings, versions, hashes, device.
-        front: `front.json`: measured trials and what the front is of.
-        points: The exact front: size in bytes (or microseconds, see `resource`) and damage, by size.
+        front: `front.json`: points of the exact front, measured trials, and what the front is of.
         budgets: Absolute limits.
+        manifest: `artifact/artifact.json`: what the files of the artifact read; empty where they were
+        removed.
     """
 
     path: Path
@@ -34,8 +33,8 @@ class Saved:
     results: dict[str, Any]
     study: dict[str, Any]
     front: dict[str, Any]
-    points: tuple[tuple[float, float], ...]
     budgets: tuple[Budget, ...]
+    manifest: dict[str, Any]
 
     @property
     def best(self) -> dict[str, Any]:
@@ -46,6 +45,45 @@ class Saved:
     def rows(self) -> list[dict[str, Any]]:
         """Rows of the results table, the float model first."""
         return self.results["rows"]  # type: ignore[no-any-return]
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        """The row of the float model."""
+        return self.rows[0]
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The row of the choice."""
+        return next(row for row in self.rows if row["label"] == self.best["label"])
+
+    @property
+    def model(self) -> str:
+        """What the model is called by people: timm's name, the function of a factory, the file of a
+        program.
+        """
+        name = self.study["config"]["model"]
+        if name is None:
+            return "ResNet34 on scikit-learn's digits"
+        return Path(name).stem if name.endswith(".pt2") else str(name).rpartition(":")[2]
+
+    @property
+    def folder(self) -> str:
+        """The study's folder as it was typed, from where the run was started; as it is named now, where it
+        was moved.
+        """
+        typed = str(self.results.get("study", self.path))
+        return typed if Path(typed).name == self.path.name else str(self.path)
+
+    @property
+    def target(self) -> str:
+        """The target with its options."""
+        return str(self.study["config"]["target"])
+
+    @property
+    def took_s(self) -> float | None:
+        """Seconds that the run took; None of studies that do not say."""
+        took = self.results.get("plan", {}).get("took_s")
+        return None if took is None else float(took)
 
     @property
     def measure(self) -> str:
@@ -109,7 +147,9 @@ def read_saved(path: Path) -> Saved:
         "best.json",
         ("label", "indices", "budgets", "predicted", "measured", "metrics", "proxy", "artifact"),
     )
-    front = _read(path, "front.json", ("objective", "exact", "points_in_all", "measured"))
+    front = _read(path, "front.json", ("objective", "exact", "points_in_all", "points", "measured"))
+    held = path / "artifact" / "artifact.json"
+    manifest = _read(held.parent, held.name, ("data_config", "source")) if held.is_file() else {}
     try:
         problem = Problem.from_json(_read(path, "problem.json", ("layers", "candidates")))
         budgets = tuple(Budget.from_json(b) for b in best["budgets"])
@@ -125,7 +165,7 @@ def read_saved(path: Path) -> Saved:
             f"The run in {path} is not finished: its settings and its results are not of the same run. "
             f"Run: mpsearch run --resume {path}"
         )
-    return Saved(path, problem, results, study, front, _points(path), budgets)
+    return Saved(path, problem, results, study, front, budgets, manifest)
 
 
 def damaged(path: Path, error: Exception, name: str = "") -> StudyError:
@@ -151,19 +191,3 @@ def _read(path: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
     if missing:
         raise damaged(path, KeyError(", ".join(missing)), name)
     return data
-
-
-def _points(path: Path) -> tuple[tuple[float, float], ...]:
-    try:
-        with (path / "front.csv").open(newline="") as file:
-            rows = list(csv.reader(file))[1:]
-        points = tuple((float(size), float(damage)) for size, damage in rows)
-    except FileNotFoundError:
-        raise StudyError(
-            f"{path} has no front.csv: the run is not finished. Run: mpsearch run --resume {path}"
-        ) from None
-    except (ValueError, OSError, csv.Error) as error:
-        raise damaged(path, error, "front.csv") from None
-    if not points or not all(math.isfinite(damage) for _, damage in points):
-        raise damaged(path, ValueError("no points, or a damage that is not finite"), "front.csv")
-    return points

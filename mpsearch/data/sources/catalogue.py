@@ -24,7 +24,7 @@ class Catalogue:
     Args:
         files: N names, sorted, or in the order of `labels.csv`.
         labels: N labels, or None.
-        classes: Names of the class folders, sorted as text, or None.
+        classes: Names of the class folders, in the order of their labels, or None.
     """
 
     files: tuple[str, ...]
@@ -155,7 +155,8 @@ def _from_class_folders(tree: Tree, images: list[str], folders: Sequence[str], c
             "say which folder is which class with --class-map FILE."
         )
     label = classes.labels(tree.name, names)
-    return Catalogue(tuple(images), tuple(label[n.split("/", 1)[0]] for n in images), tuple(sorted(names)))
+    ordered = tuple(sorted(names, key=lambda name: (label[name], name)))
+    return Catalogue(tuple(images), tuple(label[n.split("/", 1)[0]] for n in images), ordered)
 
 
 def _from_label_file(tree: Tree, images: list[str], classes: Classes) -> Catalogue:
