@@ -12,7 +12,7 @@ import sys
 import typer
 
 from mpsearch.allocator import keep_freed_memory
-from mpsearch.cli import bench, export, imports, lists, profile, report, run, score, solve, worker  # noqa: F401  (each joins the application)
+from mpsearch.cli import bench, compare, export, imports, lists, profile, report, run, score, solve, worker  # noqa: F401  (each joins the application)
 from mpsearch.cli._app import app
 from mpsearch.cli._show import talk
 from mpsearch.errors import MpsearchError, UserError

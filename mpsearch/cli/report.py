@@ -11,8 +11,23 @@ from mpsearch.cli._app import app
 
 
 @app.command()
-def report(study: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> None:
-    """Write report.html again, from a study's saved results."""
-    from mpsearch.report import write_report
+def report(
+    study: Annotated[Path, typer.Argument(help="Folder of a study.")],
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to also write each figure to, as SVG and PNG; needs the extra figures and Chrome or "
+            "Chromium."
+        ),
+    ] = None,
+) -> None:
+    """Write report.html again, from a study's saved results.
+
+    Example: mpsearch report studies/resnet50-5bits --figures figures
+    """
+    from mpsearch.report import write_pictures, write_report
 
     print(write_report(study))
+    if figures is not None:
+        for path in write_pictures(study, figures):
+            print(path)

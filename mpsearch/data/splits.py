@@ -159,7 +159,7 @@ def make_splits(
 
 
 def _names(pool: _Pool, classes: Classes | None) -> tuple[str, ...]:
-    """Names of the classes by label: of a file that gives each folder a class of its own, else of the folders."""
+    """Names of the classes by label: of a file that gives each folder its own, else of the folders."""
     held = {} if classes is None or classes.folders is None else classes.folders
     if sorted(held.values()) == list(range(len(held))):
         return tuple(sorted(held, key=lambda name: held[name])) or pool.classes or ()

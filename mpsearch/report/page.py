@@ -88,7 +88,7 @@ def _page(saved: Saved) -> str:
         loss=loss_of(saved),
         losses=[(row, loss_of(saved, row)) for row in saved.rows[1:]],
         gains=gains_of(saved),
-        kept=[_kept(budget, saved.best) for budget in saved.budgets],
+        kept=[_kept(budget, saved.best) + _call(budget, saved) for budget in saved.budgets],
         labelled=any(row["searched"]["metrics"]["top1"] is not None for row in saved.rows),
         whole=whole,
         few=min(rows, default=whole),
@@ -113,8 +113,9 @@ def embedded(data: Any) -> str:
 
 def _asked(saved: Saved) -> str:
     """The budgets, or what gave bits without one."""
-    budgets = " and ".join(b.text for b in saved.budgets)
-    return f"within {budgets}" if budgets else f"with bits by {saved.study['config']['assign']}"
+    drop = saved.study["config"].get("max_drop")
+    asked = " and ".join([*(b.text for b in saved.budgets), *([f"a drop of {drop}"] if drop else [])])
+    return f"within {asked}" if asked else f"with bits by {saved.study['config']['assign']}"
 
 
 def _standard_error(p: float, images: int) -> float:
@@ -166,6 +167,12 @@ def _kept(budget: Budget, best: dict[str, Any]) -> str:
         f"Budget {budget.text} {state}: {how} {exact}, {room} ({abs(left) / budget.limit:.2%}) {side} "
         "the limit"
     )
+
+
+def _call(budget: Budget, saved: Saved) -> str:
+    """Of how many images a call is that a budget limits, where they are several."""
+    timed = budget.resource in ("latency_us", "energy_mj")
+    return f", for a call{saved.call}" if timed and saved.call else ""
 
 
 def _over_limits(saved: Saved) -> Any:

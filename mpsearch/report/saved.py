@@ -96,6 +96,18 @@ class Saved:
         return tuple(self.rows[0]["searched"]["metrics"].get("scores", {}))
 
     @property
+    def call(self) -> str:
+        """` of 8 images` where that many are in a call that was timed; nothing where it is one."""
+        batch = int(self.results.get("batch", 1))
+        return "" if batch == 1 else f" of {batch} images"
+
+    @property
+    def metric(self) -> str | None:
+        """Name of the user's metric; None where there is none."""
+        told = self.results.get("metric")
+        return None if told is None else str(told["name"])
+
+    @property
     def resource(self) -> str:
         """What the front is over: `size_bytes` or `latency_us`."""
         return str(self.front.get("resource", "size_bytes"))

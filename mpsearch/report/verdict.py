@@ -153,7 +153,12 @@ def _by_accuracy(saved: Saved) -> tuple[str, str]:
 
 
 def _without_labels(saved: Saved) -> tuple[str, str]:
-    metrics = saved.best["metrics"]
+    metrics, base = saved.best["metrics"], saved.whole["searched"]["metrics"]
+    if saved.metric is not None and metrics.get("metric") is not None:
+        return "maybe", (
+            f"Judge by {saved.metric}: {metrics['metric']:.6g}, where the float model has "
+            f"{base['metric']:.6g}. mpsearch knows no error of it."
+        )
     if saved.scores:
         return "maybe", (
             "Judge by the scores: mpsearch knows no error of them, so it cannot say whether what was lost is "
