@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from mpsearch.cli._show import Format, print_rows, say
 from mpsearch.efforts import format_duration
@@ -42,7 +49,32 @@ def print_result(result: dict[str, Any], output: Format) -> None:
         *(f"{name} finished" for name in compared),
     )
     shown = _Shown(beside, timed, _has_energy(result), labelled, result["best"]["label"])
-    print_rows(header, [_cells(row, shown) for row in result["rows"]], output)
+    rows = [_cells(row, shown) for row in result["rows"]]
+    if output is Format.table:
+        _print_table(header, rows)
+    else:
+        print_rows(header, rows, output)
+
+
+WIDTH = 100
+"""Columns of a terminal that the table takes at most."""
+_TOLD_ELSEWHERE = ("size predicted", "checkpoint")
+"""Columns that the table leaves out: sizes are predicted to the byte, or the run fails; the checkpoint is
+told of below it.
+"""
+
+
+def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Numbers whole, labels folded where there is no room for them."""
+    kept = [i for i, name in enumerate(header) if name not in _TOLD_ELSEWHERE]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for i in kept:
+        title = Text("\n".join(header[i].rsplit(" ", 1)))
+        table.add_column(title, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[i]) for i in kept))
+    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    Console(width=min(wide, WIDTH)).print(table)
 
 
 @dataclass(frozen=True)
