@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch.nn.functional as F
+from timm import create_model
 from timm.models.efficientnet import _gen_mobilenet_v1
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from timm.models.vision_transformer import VisionTransformer
@@ -27,6 +28,14 @@ def mobilenetv1_075() -> nn.Module:
     model = _gen_mobilenet_v1("mobilenetv1_100", 0.75, pad_type="same", bn_eps=1e-3)
     half = (0.5, 0.5, 0.5)
     return _described(model, (3, 224, 224), half, half, num_classes=1000, crop_pct=0.875)
+
+
+def efficientnet_lite0() -> nn.Module:
+    """EfficientNet-Lite0, ImageNet, 224 pixels. Expects pixels in [-1, 1]."""
+    model = create_model("tf_efficientnet_lite0", pretrained=False)
+    half = (0.5, 0.5, 0.5)
+    settings = {"num_classes": 1000, "crop_pct": 0.875, "interpolation": "bicubic"}
+    return _described(model, (3, 224, 224), half, half, **settings)
 
 
 def cifar_resnet20() -> nn.Module:
@@ -132,6 +141,7 @@ def _described(
     std: tuple[float, ...],
     num_classes: int = 10,
     crop_pct: float = 1.0,
+    interpolation: str = "bilinear",
 ) -> nn.Module:
     """Say, as timm does, what the model's images look like. Images are resized so that `input_size` is
     `crop_pct` of the short side, then cropped.
@@ -140,7 +150,7 @@ def _described(
         "input_size": input_size,
         "mean": mean,
         "std": std,
-        "interpolation": "bilinear",
+        "interpolation": interpolation,
         "crop_pct": crop_pct,
         "crop_mode": "center",
         "num_classes": num_classes,

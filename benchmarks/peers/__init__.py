@@ -1,0 +1,1 @@
+"""mpsearch beside the tools that users would pick instead: same weights, images, bytes and processor."""
