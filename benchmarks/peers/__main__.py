@@ -71,6 +71,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--environments", type=Path, default=ROOT / "studies" / "peers" / "environments")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="wall-clock limit of one row")
     parser.add_argument("--judged", type=int, help="judge fewer images")
+    parser.add_argument("--most-images", type=int, help="for a trial: give the other tools fewer images")
     arguments = parser.parse_args()
     if arguments.quick:
         for key, value in QUICK.items():
@@ -101,6 +102,7 @@ def carry_out(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
     folder = (arguments.work / job.label).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     given = {"job": job.key, "images": str(images), "weights": str(weights), "budget_bytes": budget}
+    given["most_images"] = arguments.most_images
     (folder / "job.json").write_text(json.dumps(given))
     (folder / "made.json").unlink(missing_ok=True)
     try:

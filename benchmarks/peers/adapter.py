@@ -14,10 +14,10 @@ from benchmarks.peers.job import Images, Job, Task, carry_out
 from benchmarks.peers.networks import float_model
 
 
-def read_images(path: Path, part: str) -> Images:
-    """A part of the images that `images.prepare` wrote."""
+def read_images(path: Path, part: str, most: int | None = None) -> Images:
+    """The first of a part of the images that `images.prepare` wrote."""
     with np.load(path) as held:
-        return Images(held[f"{part}_pixels"], held[f"{part}_labels"], held["mean"], held["std"])
+        return Images(held[f"{part}_pixels"][:most], held[f"{part}_labels"][:most], held["mean"], held["std"])
 
 
 def main(folder: Path) -> None:
@@ -27,8 +27,8 @@ def main(folder: Path) -> None:
     task = Task(
         job,
         float_model(job.network, weights),
-        read_images(images, "calibration"),
-        read_images(images, "search"),
+        read_images(images, "calibration", given["most_images"]),
+        read_images(images, "search", given["most_images"]),
         folder,
         given["budget_bytes"],
         weights,

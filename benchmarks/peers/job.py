@@ -90,7 +90,8 @@ class Task:
     Args:
         job: What is asked.
         model: The float network, eval mode, batch norms not folded.
-        calibration, search: Images that the tool may use, with labels; disjoint.
+        calibration: Images that the tool may use, with labels.
+        search: More of them, disjoint, for a tool that measures a held-out loss.
         folder: For the tool's files.
         budget_bytes: The budget by the counting rules.
         weights: The network's weights file.
@@ -103,14 +104,6 @@ class Task:
     folder: Path
     budget_bytes: int
     weights: Path
-
-    @property
-    def both(self) -> Images:
-        """Calibration and search images together, for a tool that makes no difference."""
-        c, s = self.calibration, self.search
-        return Images(
-            np.concatenate([c.pixels, s.pixels]), np.concatenate([c.labels, s.labels]), c.mean, c.std
-        )
 
 
 @dataclass

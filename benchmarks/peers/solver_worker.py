@@ -53,10 +53,16 @@ def seconds() -> float:
 def main() -> None:
     given: dict[str, Any] = json.load(sys.stdin)
     tool = {"modelopt": modelopt, "mct": mct}[given["peer"]]
-    tool(given["scores"], given["costs"], given["limits"][-1])  # what importing takes is not the solver's
-    start = seconds()
-    choices = [tool(given["scores"], given["costs"], limit) for limit in given["limits"]]
-    print(json.dumps({"choices": choices, "seconds": seconds() - start}))
+    problems = given["problems"]
+    tool(
+        problems[0]["scores"], problems[0]["costs"], problems[0]["limits"][-1]
+    )  # imports are not the solver's time
+    answers = []
+    for problem in problems:
+        start = seconds()
+        choices = [tool(problem["scores"], problem["costs"], limit) for limit in problem["limits"]]
+        answers.append({"choices": choices, "seconds": seconds() - start})
+    print(json.dumps(answers))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,55 +52,98 @@ def drawn(layers: int, choices: int, seed: int = 0) -> tuple[np.ndarray[Any, Any
     return damage, {"size_bytes": np.floor(numel * w / 8) + 256, "latency_us": latency, "bops": numel * w * a}
 
 
-def by_peer(peer: str, scores: Any, costs: Any, limits: list[float], environments: Path) -> dict[str, Any]:
-    """Choices of a tool's solver class at each budget: `choices` (None where it found none) and `seconds`."""
-    given = {"peer": peer, "scores": scores, "costs": costs, "limits": limits}
+def by_peer(peer: str, problems: list[dict[str, Any]], environments: Path) -> list[dict[str, Any]]:
+    """What a tool's solver class answers, in one process.
+
+    Args:
+        peer: `modelopt` or `mct`.
+        problems: `scores` and `costs` (`L x C` lists) and `limits`.
+        environments: Where the tools' environments are.
+
+    Returns: For each problem `choices` at each limit, None where none was found, and CPU `seconds`.
+    """
     ran = subprocess.run(
         [interpreter(peer, environments), WORKER],
-        input=json.dumps(given),
+        input=json.dumps({"peer": peer, "problems": problems}),
         capture_output=True,
         text=True,
         check=False,
     )
     if ran.returncode:
         raise RuntimeError(ran.stderr[-600:])
-    found: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+    found: list[dict[str, Any]] = json.loads(ran.stdout.strip().splitlines()[-1])
     return found
 
 
-def compared(scores: np.ndarray[Any, Any], size: np.ndarray[Any, Any], environments: Path) -> list[str]:
-    """Rows of one table: budgets solved to the optimum, gaps, seconds."""
-    problem = problem_of(scores, {"size_bytes": size})
-    low, high = reachable(problem)["size_bytes"]
-    limits = np.linspace(low, high, BUDGETS).tolist()
-    start = time.process_time()
-    best = [solve(problem, "proxy", [Budget("size_bytes", limit, "")]) for limit in limits]
-    spent = time.process_time() - start
-    totals = [sum(row[i] for row, i in zip(scores, found.indices, strict=True)) for found in best]
-    proven = sum(found.status == "optimal" for found in best)
-    rows = [f"| mpsearch | as they are | {proven} of {BUDGETS}, proven | 0, 0 | 0 | {spent:.2f} |"]
-    for peer in ("modelopt", "mct"):
-        for factor in (1.0, 1e6):
-            found = by_peer(peer, (scores * factor).tolist(), size.tolist(), limits, environments)
-            rows.append(row_of(peer, factor, found, (scores, size, limits, totals)))
-    return rows
+@dataclass(frozen=True)
+class Table:
+    """Scores and sizes, `L x C`, with the optimum of each of its budgets."""
+
+    title: str
+    scores: np.ndarray[Any, Any]
+    size: np.ndarray[Any, Any]
+    limits: list[float]
+    least: list[float]
+    proven: int
+    seconds: float
+
+    @classmethod
+    def of(cls, title: str, scores: np.ndarray[Any, Any], size: np.ndarray[Any, Any]) -> Table:
+        """Solve all budgets."""
+        problem = problem_of(scores, {"size_bytes": size})
+        low, high = reachable(problem)["size_bytes"]
+        limits = np.linspace(low, high, BUDGETS).tolist()
+        start = time.process_time()
+        best = [solve(problem, "proxy", [Budget("size_bytes", limit, "")]) for limit in limits]
+        spent = time.process_time() - start
+        least = [_total(scores, found.indices) for found in best]
+        return cls(title, scores, size, limits, least, sum(b.status == "optimal" for b in best), spent)
+
+    def given(self, factor: float) -> dict[str, Any]:
+        """What a tool's solver is given."""
+        return {
+            "scores": (self.scores * factor).tolist(),
+            "costs": self.size.tolist(),
+            "limits": self.limits,
+        }
 
 
-def row_of(peer: str, factor: float, found: dict[str, Any], about: Any) -> str:
+def _total(table: Any, choices: Any) -> float:
+    return float(sum(row[i] for row, i in zip(table, choices, strict=True)))
+
+
+def compared(tables: list[Table], environments: Path) -> str:
+    """Markdown: a part for each table, a row for each solver."""
+    factors = (1.0, 1e6)
+    problems = [table.given(factor) for table in tables for factor in factors]
+    answers = {peer: iter(by_peer(peer, problems, environments)) for peer in ("modelopt", "mct")}
+    parts = []
+    for table in tables:
+        parts += [
+            f"## {table.title}\n\n{BUDGETS} equally spaced budgets of size; gaps are in predicted damage.\n",
+            "| solver | scores | optimal | gap in %: p90, most | broke the budget or failed | CPU s |",
+            "|---|---|---|---|---|---|",
+            f"| mpsearch | as they are | {table.proven} of {BUDGETS}, proven | 0, 0 | 0 | {table.seconds:.2f} |",
+        ]
+        parts += [row_of(peer, f, next(answers[peer]), table) for peer in answers for f in factors]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def row_of(peer: str, factor: float, found: dict[str, Any], table: Table) -> str:
     """How far a tool's answers are from the optimum."""
-    scores, size, limits, totals = about
     gaps, broken = [], 0
-    for choices, limit, least in zip(found["choices"], limits, totals, strict=True):
-        if choices is None or sum(r[i] for r, i in zip(size, choices, strict=True)) > limit * (1 + 1e-9):
+    for choices, limit, least in zip(found["choices"], table.limits, table.least, strict=True):
+        if choices is None or _total(table.size, choices) > limit * (1 + 1e-9):
             broken += 1
             continue
-        total = sum(r[i] for r, i in zip(scores, choices, strict=True))
+        total = _total(table.scores, choices)
         gaps.append(100 * (total - least) / least if least > 0 else 100.0 * (total > 1e-15))
     right = sum(gap < 1e-6 for gap in gaps)
     name = {"modelopt": "ModelOpt 0.47 `LPS`", "mct": "MCT 2.6.1 `MixedPrecisionIntegerLPSolver`"}[peer]
     scale = "as they are" if factor == 1 else "x 1e6"
     spread = f"{np.percentile(gaps, 90):.1f}, {max(gaps):.0f}" if gaps else ""
-    return f"| {name} | {scale} | {right} of {BUDGETS} | {spread} | {broken} | {found['seconds']:.1f} |"
+    return f"| {name} | {scale} | {right} of {len(table.limits)} | {spread} | {broken} | {found['seconds']:.1f} |"
 
 
 def scaled(layers: int, choices: int, share: float, seconds: float) -> str:
@@ -111,7 +155,7 @@ def scaled(layers: int, choices: int, share: float, seconds: float) -> str:
     wall, cpu = time.perf_counter(), time.process_time()
     found = solve(problem, "proxy", budgets, time_limit_s=seconds)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    total = sum(row[i] for row, i in zip(scores, found.indices, strict=True))
+    total = _total(scores, found.indices)
     bound = found.bound if found.bound is not None else total
     gap = 100 * (total - bound) / total
     return f"| {layers} x {choices} | {share:.0%} | {found.status} | {gap:.4f} % | {cpu:.1f} | {wall:.1f} |"
@@ -133,20 +177,15 @@ def main() -> None:
         "Command: `python -m benchmarks.peers.solvers > benchmarks/results/peers_solvers.md`, one thread.\n"
     )
     golden = json.loads(GOLDEN.read_text())["layers"]
-    tables = {
-        "21 layers x 4 widths, Fisher-type scores of a ResNet18 (tests/golden/solver_resnet18.json)": (
-            np.array([layer["scores"] for layer in golden]),
-            np.array([layer["costs"] for layer in golden]),
-        )
-    }
-    scores, costs = drawn(54, 7)
-    tables["54 layers x 7 widths, drawn, scores x 1e-3"] = scores * 1e-3, costs["size_bytes"]
-    for title, (scores, size) in {} if arguments.scale_only else tables.items():
-        print(f"## {title}\n\n{BUDGETS} equally spaced budgets of size; gaps are in predicted damage.\n")
-        print("| solver | scores | optimal | gap in %: p90, most | broke the budget or failed | CPU s |")
-        print("|---|---|---|---|---|---|")
-        print("\n".join(compared(scores, size, arguments.environments)), flush=True)
-        print()
+    if not arguments.scale_only:
+        scores, size = (np.array([layer[key] for layer in golden]) for key in ("scores", "costs"))
+        random, costs = drawn(54, 7)
+        title = "21 layers x 4 widths, Fisher-type scores of a ResNet18 (tests/golden/solver_resnet18.json)"
+        tables = [
+            Table.of(title, scores, size),
+            Table.of("54 layers x 7 widths, drawn, scores times 1e-3", random * 1e-3, costs["size_bytes"]),
+        ]
+        print(compared(tables, arguments.environments), flush=True)
     print("## Scale: three budgets at once (size, latency, bit operations), mpsearch\n")
     print("| layers x choices | share of each range | status | gap to the bound | CPU s | wall s |")
     print("|---|---|---|---|---|---|")

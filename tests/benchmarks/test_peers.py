@@ -20,9 +20,9 @@ from benchmarks.peers.counting import Layer, check_levels, counted, uniform_byte
 from benchmarks.peers.job import CannotError, Images, Job, Made, Task, carry_out
 from benchmarks.peers.judging import judge, paired
 from benchmarks.peers.networks import NETWORKS, renamed
-from benchmarks.peers.solvers import drawn, problem_of, row_of
+from benchmarks.peers.solvers import Table, drawn, problem_of, row_of
 from mpsearch.problem import Budget
-from mpsearch.solvers import reachable, solve
+from mpsearch.solvers import solve
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -161,15 +161,15 @@ def test_the_picture_is_xml_with_a_point_for_each_row():
 
 def test_gaps_of_a_solver_are_counted_from_the_proven_optimum():
     scores, costs = drawn(6, 7)
+    table = Table.of("six layers", scores, costs["size_bytes"])
+    assert table.proven == len(table.limits) == 59
     problem = problem_of(scores, {"size_bytes": costs["size_bytes"]})
-    low, high = reachable(problem)["size_bytes"]
-    limit = (low + high) / 2
-    best = solve(problem, "proxy", [Budget("size_bytes", limit, "")])
-    total = sum(r[i] for r, i in zip(scores, best.indices, strict=True))
-    about = (scores, costs["size_bytes"], [limit] * 3, [total] * 3)
-    least = np.argmin(costs["size_bytes"], axis=1).tolist()
-    text = row_of("mct", 1.0, {"choices": [list(best.indices), least, None], "seconds": 1.0}, about)
-    assert "| 1 of 59 |" in text and "| 1 | 1.0 |" in text
+    best = [list(solve(problem, "proxy", [Budget("size_bytes", x, "")]).indices) for x in table.limits]
+    assert "| 59 of 59 | 0.0, 0 | 0 |" in row_of("mct", 1.0, {"choices": best, "seconds": 1.0}, table)
+    most = np.argmax(costs["size_bytes"], axis=1).tolist()
+    wrong = [None, most, best[0], *best[3:]]
+    text = row_of("modelopt", 1e6, {"choices": wrong, "seconds": 1.0}, table)
+    assert "x 1e6 | 56 of 59 |" in text and "| 2 | 1.0 |" in text
 
 
 @pytest.mark.slow

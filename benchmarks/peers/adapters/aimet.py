@@ -37,7 +37,7 @@ def quantize(task: Task) -> Made:
     model = prepare_model(task.model).eval()
     fold_all_batch_norms(model, tuple(task.calibration.inputs(0, 1).shape))
     example = task.calibration.inputs(0, 1)
-    batches = [x for x, _ in task.both.batches(BATCH)]
+    batches = [x for x, _ in task.calibration.batches(BATCH)]
     parameters = AdaroundParameters(batches, num_batches=len(batches), default_num_iterations=STEPS)
     task.folder.mkdir(exist_ok=True)
     with torch.enable_grad():

@@ -27,9 +27,9 @@ EPOCHS = 5
 
 
 def quantize(task: Task) -> Made:
-    """Ranges, sensitivities and rounding on calibration and search images together."""
+    """Ranges, sensitivities and rounding on calibration images."""
     _unfused(task.model)
-    images = task.both
+    images = task.calibration
 
     def batches() -> Any:
         for x, _ in images.batches(BATCH):

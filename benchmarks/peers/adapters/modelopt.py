@@ -19,14 +19,13 @@ WIDTHS = range(2, 9)
 
 
 def quantize(task: Task) -> Made:
-    """Ranges from calibration and search images, scores from calibration images with their labels.
+    """Ranges and scores from calibration images with their labels.
 
     The tool scores once for all budgets and keeps that in a checkpoint, so a second budget costs it little.
     """
     torch.set_grad_enabled(True)
     algorithm = "mse" if task.job.peer.endswith("+mse") else "max"
-    job, batches = task.job, list(task.both.batches(BATCH))
-    scored = -(-len(task.calibration) // BATCH)
+    job, batches = task.job, list(task.calibration.batches(BATCH))
     name = f"modelopt-scores-{job.network}-a{job.a_bits}-seed{job.seed}-{algorithm}.pt"
     scores = task.folder.parent / name
     reused = (
@@ -40,14 +39,13 @@ def quantize(task: Task) -> Made:
         forward_step=lambda model, batch: model(batch[0]),
         loss_func=lambda output, batch: F.cross_entropy(output, batch[1]),
         num_calib_steps=len(batches),
-        num_score_steps=scored,
+        num_score_steps=len(batches),
         checkpoint=str(scores),
     )
     made.eval()
     layers, weights = counted_layers(made)
     satisfied = state["best"]["is_satisfied"]
-    notes = f"auto_quantize, gradient, {algorithm} ranges of {len(task.both)} images, scores of "
-    notes += f"{len(task.calibration)} with labels{reused}"
+    notes = f"auto_quantize, gradient, {algorithm} ranges, {len(task.calibration)} images with labels{reused}"
     return Made(made, layers, weights, notes if satisfied else f"{notes}; the tool says it missed the budget")
 
 

@@ -22,7 +22,7 @@ def quantize(task: Task) -> Made:
             "nncf.quantize and quantize_with_accuracy_control have 8-bit integers or float for a layer, so no "
             "budget below 8 bits a weight can be met."
         )
-    inputs = [x for x, _ in task.both.batches(1)]
+    inputs = [x for x, _ in task.calibration.batches(1)]
     kind = nncf.ModelType.TRANSFORMER if task.job.network in ("vit", "resmlp") else None
     made = nncf.quantize(
         task.model,

@@ -62,7 +62,7 @@ def quantize(task: Task) -> Made:
     quantize_static(
         str(prepared),
         str(packed),
-        _Reader(task.both),
+        _Reader(task.calibration),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(KERNELS),
         per_channel=True,
