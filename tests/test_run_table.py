@@ -4,10 +4,10 @@ import csv
 import io
 
 import pytest
+from saved_study import study_files
 
 from mpsearch.cli._run_print import WIDTH, print_result
 from mpsearch.cli._show import Format
-from saved_study import study_files
 
 
 def results(label: str, timed: bool) -> dict:

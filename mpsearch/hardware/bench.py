@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from mpsearch.errors import MpsearchError
-from mpsearch.hardware.backends._base import Bench, Cell, Measured
+from mpsearch.hardware.backend import Bench, Cell, Measured
 from mpsearch.hardware.cost_model import BYTES_PER_US
 from mpsearch.hardware.measure import Timing, summary, time_callable, time_interleaved
 

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from saved_study import EVIL, save, study_files
 
 from mpsearch.cli._show import Format
 from mpsearch.cli.compare import WIDTH
 from mpsearch.cli.compare import compare as command
 from mpsearch.errors import StudyError, UserError
 from mpsearch.report import compare
-from saved_study import EVIL, save, study_files
 
 
 def another(path: Path, indices: list[int], **config: object) -> Path:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from saved_study import save, study_files
 
 from mpsearch.report.saved import Saved, read_saved
 from mpsearch.report.verdict import Loss, gains_of, loss_of, verdict_of
-from saved_study import save, study_files
 
 
 def judged(path: Path, **told: float) -> Saved:

@@ -1,5 +1,5 @@
 """Backends: one file for each runtime. The registry finds them."""
 
-from mpsearch.hardware.backends._base import BACKENDS, Backend, Bench, Cell, Measured, Support
+from mpsearch.hardware.backend import BACKENDS, Backend, Bench, Cell, Measured, Support
 
 __all__ = ["BACKENDS", "Backend", "Bench", "Cell", "Measured", "Support"]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mpsearch.errors import TableError
-from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
+from mpsearch.hardware.backend import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.bench import CpuBench
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.draws import (

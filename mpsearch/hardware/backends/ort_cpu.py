@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mpsearch.errors import TableError
-from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
+from mpsearch.hardware.backend import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.bench import CpuBench
 from mpsearch.hardware.draws import (
     Draw,

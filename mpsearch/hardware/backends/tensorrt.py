@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mpsearch.errors import TableError
-from mpsearch.hardware.backends._base import BACKENDS, Backend, Cell, Support
+from mpsearch.hardware.backend import BACKENDS, Backend, Cell, Support
 from mpsearch.hardware.device import DeviceIdentity
 from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu import probe

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from mpsearch.errors import MpsearchError
-from mpsearch.hardware.backends import Bench, Cell, Measured
+from mpsearch.hardware.backend import Bench, Cell, Measured
 from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu.card import Card
 from mpsearch.hardware.gpu.reading import Reading, read_cell

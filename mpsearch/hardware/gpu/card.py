@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cache
 
-from mpsearch.hardware.backends import Cell
+from mpsearch.hardware.backend import Cell
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.gpu.probe import Gpu
 from mpsearch.hardware.gpu.reading import GpuSettings, GraphTimer, Monitor

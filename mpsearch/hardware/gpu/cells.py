@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpsearch.hardware.backends import Cell
+from mpsearch.hardware.backend import Cell
 from mpsearch.hardware.kernels.tiles import default_tile
 from mpsearch.hardware.kernels.unit import InputGrid, KernelUnit, TileChooser, WeightCodes
 from mpsearch.problem import Candidate, ConvAttributes, Layer

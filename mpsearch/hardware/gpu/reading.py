@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from mpsearch.errors import MpsearchError
-from mpsearch.hardware.backends import Cell
+from mpsearch.hardware.backend import Cell
 
 SLOWED = frozenset({"sw_power_cap", "hw_slowdown", "sw_thermal", "hw_thermal", "power_brake"})
 """Reasons of NVML for a lower clock that make a reading worthless; `idle` and clocks that somebody set are

@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from mpsearch.hardware.backends import Cell
+from mpsearch.hardware.backend import Cell
 from mpsearch.hardware.gpu.cells import TOLERANCE, Draw, Run, finished
 from mpsearch.hardware.trtexec.engine import EngineLayer, read_layers, untimed
 from mpsearch.hardware.trtexec.shapes import absorbed, kernel_of
