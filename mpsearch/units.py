@@ -43,6 +43,10 @@ def parse_quantity(text: str) -> tuple[float, str]:
 
     Raises:
         BudgetError: No number, no unit, an unknown unit, or a value that is not positive and finite.
+
+    Example:
+        >>> parse_quantity("2.5ms"), parse_quantity("1MiB")
+        ((2500.0, 'us'), (1048576.0, 'bytes'))
     """
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:

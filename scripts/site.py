@@ -81,6 +81,9 @@ def _command(name: str, command: Any) -> str:
             continue
         written = " ".join(parameter.opts) if parameter.opts[0].startswith("-") else parameter.name.upper()
         lines.append(f"| `{written}` | {_plain(getattr(parameter, 'help', ''))} | {_default(parameter)} |")
+    examples = [line.strip() for line in (command.epilog or "").splitlines() if "mpsearch " in line]
+    if examples:
+        lines += ["", "```bash", *(line.replace("\\[", "[") for line in examples), "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -28,6 +28,12 @@ class ImageSet(HeldSamples):
         mean: `C` means of the model's normalisation, of values in 0 to 1.
         std: `C` standard deviations.
         name: Where the images came from, for messages and records.
+
+    Example:
+        >>> images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+        >>> samples = ImageSet(images, torch.tensor([0, 1, 0, 1]), mean=(0.5,) * 3, std=(0.25,) * 3)
+        >>> samples.inputs()[0, 0, 0, 0]  # (0 - 0.5) / 0.25
+        tensor(-2.)
     """
 
     images: Tensor

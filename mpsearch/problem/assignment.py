@@ -25,6 +25,12 @@ class Candidate:
             in the runtime's float; None for float.
         number_format: `int`, `float`, or `fp8` (e4m3 weights and inputs; prints as `fp8`).
         w_granularity: `channel` (one scale for each output channel) or `tensor`.
+
+    Example:
+        >>> Candidate.parse("W4A8")
+        Candidate(w_bits=4, a_bits=8, number_format='int', w_granularity='channel')
+        >>> print(Candidate(5, 8), Candidate.parse("float").is_float)
+        W5A8 True
     """
 
     w_bits: int | None
@@ -110,7 +116,15 @@ FP8 = Candidate(8, 8, "fp8")
 
 @dataclass(frozen=True)
 class Assignment(Mapping[str, Candidate]):
-    """One candidate for each layer, by layer name, in the order of the problem."""
+    """One candidate for each layer, by layer name, in the order of the problem.
+
+    Example:
+        >>> mine = Assignment.from_json({"conv1": "W8A8", "fc": "W4A8"})
+        >>> mine["fc"].w_bits
+        4
+        >>> list(mine)
+        ['conv1', 'fc']
+    """
 
     choices: tuple[tuple[str, Candidate], ...]
 

@@ -34,6 +34,15 @@ class Budget:
         text: Text as the user wrote it.
         scale: What `limit` is: `absolute`; `float`, a share of what the float model uses; or `bits`, bits for
             each weight on average.
+
+    Example:
+        >>> budget = Budget.parse("15MB")
+        >>> budget.resource, budget.limit
+        ('size_bytes', 15000000.0)
+        >>> budget.kept({"size_bytes": 14_992_841})
+        True
+        >>> Budget.parse("5bits").relative  # what it is in bytes depends on the model
+        True
     """
 
     resource: str

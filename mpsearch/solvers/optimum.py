@@ -44,6 +44,25 @@ def solve(
         BudgetError: A resource without a cost table, or a relative budget.
         InfeasibleError: No assignment fits; names the least reachable value of each resource.
         MpsearchError: The time ran out before any assignment was found.
+
+    Example:
+        Two layers at 4 or 8 bits. Both at 8 take 1,200 bytes; of the two at 1,000 bytes, the one that
+        spares the second layer does less damage.
+
+        >>> from mpsearch.problem import Candidate, Layer, Problem
+        >>> layers = [Layer(name, "linear", (1, 1), ((1, 1),), (1, 1), 1, name) for name in ("a", "b")]
+        >>> choices = (Candidate(4, 8), Candidate(8, 8))
+        >>> problem = Problem(
+        ...     tuple(layers),
+        ...     (choices, choices),
+        ...     scores={"proxy": ((0.3, 0.0), (0.9, 0.0))},
+        ...     costs={"size_bytes": ((200.0, 400.0), (400.0, 800.0))},
+        ... )
+        >>> best = solve(problem, "proxy", [Budget.parse("1000B")])
+        >>> [str(candidate) for candidate in problem.assignment(best.indices).values()]
+        ['W4A8', 'W8A8']
+        >>> best.status, best.cost.size_bytes
+        ('optimal', 1000.0)
     """
     coupled = Coupled.of(problem, objective, budgets=budgets)
     constraints = Constraints.of(problem, budgets, coupled.layers)
