@@ -35,6 +35,18 @@ def mounted() -> dict[Path, str]:
     return found
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Show the comparison with other tools where it has been measured: its picture is there then."""
+    from pathspec import GitIgnoreSpec
+
+    if (ROOT / "docs" / "results-size.svg").is_file():
+        place = next(i for i, entry in enumerate(config.nav) if "Results" in entry)
+        config.nav[place] = {"Results": [{"Beside other tools": "results.md"}, config.nav[place]]}
+    else:
+        config.exclude_docs = GitIgnoreSpec.from_lines(["results.md"])
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what lies elsewhere."""
     from mkdocs.structure.files import File

@@ -4,7 +4,7 @@ import pytest
 from doc_blocks import COMMANDS, all_blocks, commands
 from doc_place import run_command
 
-CHEAP = ("solve", "report", "list", "run --resume")
+CHEAP = ("solve", "report", "compare", "list", "run --resume")
 INSTEAD = {
     "digits": "val.npz",
     "12MB": "4bits",
