@@ -40,6 +40,9 @@ def place(tmp_path, monkeypatch):
     for name in ("images/val", "images/train", "images/unseen", "studies/default-15MB", "engines"):
         Path(name).mkdir(parents=True)
     Path("examples").symlink_to(ROOT / "examples")
+    for block in all_blocks():
+        if block.title and block.language in DATA:  # a file of settings is read while options are
+            Path(block.title).write_text(block.text)
     return tmp_path
 
 
