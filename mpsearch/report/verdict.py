@@ -238,7 +238,9 @@ def signed(points: float) -> str:
 
 
 def brief(value: float, resource: str) -> str:
-    """A value in one unit: `13.41 MB` where `format_quantity` adds MiB."""
+    """A value in one unit: `13.41 MB` where `format_quantity` adds MiB, below 1 MB `114.98 kB`."""
+    if resource.endswith("_bytes") and 1e4 <= value < 1e6:
+        return f"{value / 1e3:.2f} kB"
     return format_quantity(value, resource).partition(" (")[0]
 
 

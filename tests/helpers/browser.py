@@ -65,6 +65,12 @@ class Browser:
         told = self._call("/se/log", {"type": "browser"})
         return [entry["message"] for entry in told if entry["level"] in ("SEVERE", "WARNING")]
 
+    def process_seconds(self) -> float:
+        """Processor time that the page has taken."""
+        self._call("/goog/cdp/execute", {"cmd": "Performance.enable", "params": {}})
+        found = self._call("/goog/cdp/execute", {"cmd": "Performance.getMetrics", "params": {}})
+        return float({m["name"]: m["value"] for m in found["metrics"]}["ProcessTime"])
+
     def picture(self, path: Path) -> None:
         """The window as PNG."""
         path.write_bytes(base64.b64decode(self._call("/screenshot")))

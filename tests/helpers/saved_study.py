@@ -1,6 +1,7 @@
 """A small finished study as a run leaves it on disk: plain files, whose names of layers and models are hostile."""
 
 import json
+import random
 from pathlib import Path
 
 from mpsearch.problem import Budget, Candidate, Layer, Problem
@@ -177,3 +178,79 @@ def save(path: Path, contents: dict[str, object]) -> Path:
     (path / "artifact").mkdir(exist_ok=True)
     (path / "artifact" / "artifact.json").write_text(json.dumps(MANIFEST))
     return path
+
+
+def large_study(layers: int, trials: int, seed: int = 0) -> dict[str, object]:
+    """As many layers with 14 candidates each and as many trials; the front has all its 512 points."""
+    draw = random.Random(seed)
+    candidates = tuple(Candidate(w, a) for w in range(2, 9) for a in (4, 8))
+    held = tuple(
+        Layer(
+            f"stages.{i // 6}.blocks.{i % 6}.conv",
+            "conv2d",
+            (64, 32, 3, 3),
+            ((1, 32, 14, 14),),
+            (1, 64, 14, 14),
+            3612672,
+            f"stages.{i // 6}",
+        )
+        for i in range(layers)
+    )
+    sizes = tuple(tuple(18432.0 * (c.w_bits or 0) / 8 for c in candidates) for _ in held)
+    damage = tuple(
+        tuple(scale * (4.0 ** -(c.w_bits or 0) + 4.0 ** -(c.a_bits or 0)) for c in candidates)
+        for scale in (draw.lognormvariate(0, 1) for _ in held)
+    )
+    table = Problem(
+        held,
+        (candidates,) * layers,
+        scores={"sketch": damage, "weight_mse": damage},
+        costs={"size_bytes": sizes, "latency_us": sizes, "bops": sizes},
+        constants={"size_bytes": 5000.0, "latency_us": 100.0, "bops": 0.0},
+    )
+
+    def drawn() -> list[int]:
+        return [draw.randrange(len(candidates)) for _ in held]
+
+    contents = study_files(timed=True, labelled=True)
+    points = sorted((table.cost(i).size_bytes, i) for i in (drawn() for _ in range(512)))
+    front = [
+        {"indices": i, "predicted": table.cost(i).to_json(), "score": table.score("sketch", i)}
+        for _, i in points
+    ]
+    measured = [
+        {
+            "number": number,
+            "indices": indices,
+            "loss": table.score("sketch", indices) * draw.lognormvariate(0, 0.2),
+            "predicted": table.cost(indices).to_json(),
+            "fits": bool(draw.randrange(4)),
+            "proposed_by": draw.choice(("warm", "exact front", "neighbour", "thompson", "front")),
+            "on_front": False,
+        }
+        for number, indices in enumerate(drawn() for _ in range(trials))
+    ]
+    uniform, chosen = (
+        row(table, label, [c] * layers, True, True) for label, c in (("uniform W4A8", 5), ("best", 7))
+    )
+    best = contents["best.json"] | {
+        key: chosen[key] for key in ("label", "assignment", "indices", "predicted")
+    }
+    results = contents["results.json"] | {
+        "rows": [contents["results.json"]["rows"][0], uniform, chosen],
+        "best": best,
+    }
+    kept = {
+        "schema": 1,
+        "objective": "sketch",
+        "exact": True,
+        "points_in_all": 9000,
+        "points": front,
+        "measured": measured,
+    }
+    return contents | {
+        "problem.json": table.to_json(),
+        "best.json": best,
+        "results.json": results,
+        "front.json": kept,
+    }

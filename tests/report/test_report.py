@@ -166,12 +166,12 @@ def test_what_blocks_gained_is_folded(study: Path, tmp_path: Path) -> None:
 
 
 def test_rows_that_are_evaluated_on_few_images_say_so(study: Path, tmp_path: Path) -> None:
-    assert "Rows that were not finished are evaluated on" not in parsed(study).text
+    assert "What was not finished is evaluated on" not in parsed(study).text
     contents = study_files(timed=True, labelled=True)
     for row in contents["results.json"]["rows"][1:]:  # type: ignore[index]
         row["searched"]["metrics"]["images"] = 100
     text = parsed(save(tmp_path / "few", contents)).text
-    assert "Rows that were not finished are evaluated on 100 of the 400 evaluation images." in text
+    assert "What was not finished is evaluated on 100 of the 400 evaluation images." in text
 
 
 @pytest.mark.parametrize("name", ["study.json", "results.json", "best.json", "front.json", "problem.json"])

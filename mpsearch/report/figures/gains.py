@@ -48,5 +48,6 @@ def gains(saved: Saved, points: Sequence[Point]) -> go.Figure | None:
         tickfont={"size": 10},
         range=[len(rows) - 0.5, -0.5],
         showgrid=False,
+        zeroline=False,
     )
     return figure

@@ -60,6 +60,7 @@ def sensitivity(saved: Saved, points: Sequence[Point]) -> go.Figure | None:
         tickfont={"size": 10},
         range=[len(rows) - 0.5, -0.5],
         showgrid=False,
+        zeroline=False,
     )
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=ticks, showgrid=False)
     return figure

@@ -54,6 +54,7 @@ def time(saved: Saved, points: Sequence[Point]) -> go.Figure | None:
         tickfont={"size": 10},
         range=[len(bars) - 0.5, -0.5],
         showgrid=False,
+        zeroline=False,
     )
     return figure
 

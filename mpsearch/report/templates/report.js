@@ -11,9 +11,20 @@
     if (!drawn.has(name)) {
       const made = study.figures[name];
       drawn.set(name, Plotly.newPlot(div, made.data, made.layout, config));
+      if (name === "front") drawn.get(name).then(listen);
     }
     return drawn.get(name);
   }
+  function listen(div) {
+    div.on("plotly_click", (event) => {
+      const place = event.points[0].customdata;
+      if (place !== undefined) pick(place);
+    });
+  }
+  const redraw = (name) => {
+    const made = study.figures[name];
+    if (drawn.has(name)) Plotly.react(byId("figure-" + name), made.data, made.layout, config);
+  };
   const figures = [...document.querySelectorAll("[data-figure]")];
   const near = new IntersectionObserver(
     (seen) => seen.filter((entry) => entry.isIntersecting).forEach((entry) => {
@@ -64,7 +75,7 @@
 
   function bits() {
     const point = study.points[picked], even = byId("width").value === "even";
-    const div = byId("figure-bits"), made = study.figures.bits;
+    const made = study.figures.bits;
     made.data.forEach((trace, row) => {
       const held = trace.customdata.map((layer) => kind(point, layer));
       const bitsOf = held.map((k) => k[row + 1]);
@@ -77,7 +88,7 @@
       trace.hovertext = trace.customdata.map((layer, i) => hover(point, layer, held[i]));
     });
     for (const axis of [made.layout.xaxis, made.layout.xaxis2]) axis.autorange = true;
-    if (drawn.has("bits")) Plotly.react(div, made.data, made.layout, config);
+    redraw("bits");
   }
   function hover(point, layer, held) {
     const [name, op, shape, macs, block] = study.layers[layer].map((v) => escaped(String(v)));
@@ -131,7 +142,7 @@
     layout.shapes = x.budgets.map(([at]) => ({ type: "line", x0: at, x1: at, y0: 0, y1: 1, yref: "y domain", line: { color: "#dd4b3e", width: 1.5, dash: "dash" } }));
     layout.annotations = x.budgets.map(([at, text]) => ({ x: at, y: 1, yref: "y domain", yanchor: "bottom", text: "budget " + escaped(text), showarrow: false, font: { color: "#dd4b3e" } }));
     ring();
-    Plotly.react("figure-front", made.data, layout, config);
+    redraw("front");
   };
   function zoom() {
     const trials = study.points.filter((p) => p.kind === "trial" || p.kind === "chosen" || p.kind === "uniform");
@@ -142,7 +153,7 @@
       const low = Math.min(...held), high = Math.max(...held), room = 0.06 * (high - low) || 0.05 * Math.abs(high) || 1;
       layout[axis] = { ...layout[axis], autorange: false, range: [low - room, high + room] };
     }
-    Plotly.react("figure-front", study.figures.front.data, layout, config);
+    redraw("front");
   }
 
   // --- controls
@@ -189,11 +200,5 @@
 
   pick(study.chosen);
   figures.forEach((div) => near.observe(div));
-  draw(byId("figure-front")).then((div) => {
-    div.on("plotly_click", (event) => {
-      const place = event.points[0].customdata;
-      if (place !== undefined) pick(place);
-    });
-    document.body.dataset.ready = "yes";
-  });
+  document.body.dataset.ready = "yes";
 })();
