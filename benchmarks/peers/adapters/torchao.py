@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torchao.quantization import IntxWeightOnlyConfig, quantize_
@@ -14,27 +12,26 @@ from benchmarks.peers.job import CannotError, Made, Task
 
 
 def quantize(task: Task) -> Made:
-    """The whole bits that the budget allows.
+    """The most whole bits that the budget allows, with convolutions float.
 
-    Raises: CannotError: The budget is not met, because convolutions stay float.
+    Raises: CannotError: No bits meet the budget.
     """
-    bits = math.floor(task.job.bits)
-    quantize_(
-        task.model, IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=PerAxis(0))
-    )
-    layers, weights = [], {}
-    for name, unit in units(task.model).items():
-        held = isinstance(unit, nn.Linear)
-        weights[name] = _plain(unit.weight)
-        layers.append(Layer.of(name, weights[name], bits if held else 32, 32))
-    total = sum(layer.numel for layer in layers)
-    mean = sum(layer.numel * layer.w_bits for layer in layers) / total
-    if mean > task.job.bits:
-        floats = sum(layer.numel for layer in layers if layer.w_bits == 32) / total
+    modules = units(task.model)
+    total = sum(unit.weight.numel() for unit in modules.values())
+    floats = sum(unit.weight.numel() for unit in modules.values() if not isinstance(unit, nn.Linear)) / total
+    fitting = [bits for bits in range(2, 9) if bits * (1 - floats) + 32 * floats <= task.job.bits]
+    if not fitting:
         raise CannotError(
             f"quantize_ takes linear layers alone: {floats:.0%} of the weights are in convolutions and stay "
-            f"float, {mean:.1f} bits a weight."
+            f"float, so the least is {2 * (1 - floats) + 32 * floats:.1f} bits a weight."
         )
+    bits = fitting[-1]
+    dtype = getattr(torch, f"int{bits}")
+    quantize_(task.model, IntxWeightOnlyConfig(weight_dtype=dtype, granularity=PerAxis(0)))
+    layers, weights = [], {}
+    for name, unit in units(task.model).items():
+        weights[name] = _plain(unit.weight)
+        layers.append(Layer.of(name, weights[name], bits if isinstance(unit, nn.Linear) else 32, 32))
     return Made(
         task.model, layers, weights, f"quantize_, int{bits}, a scale for each channel; inputs stay float"
     )
