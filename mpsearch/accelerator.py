@@ -31,9 +31,9 @@ def find_device(text: str) -> torch.device:
 
     Raises: OptionError: It is no name of a device, or this machine has no such device.
     """
+    require_device_name(text)  # before torch is imported: a slip costs nothing
     import torch
 
-    require_device_name(text)
     if text == AUTO:
         text = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(text)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import functools
 import importlib.util
 import re
 from pathlib import Path
 
-from mpsearch.errors import DataError, ModelError, UnknownNameError
+from mpsearch.errors import DataError, ModelError, StudyError, UnknownNameError
 from mpsearch.usercode import names_code, require_code
 
 HUB = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -27,19 +29,25 @@ _LEAST = 500
 _WRITTEN = "A model of your own is written path/to/file.py:function."
 
 
-@functools.cache
 def timm_names() -> frozenset[str]:
     """Names that timm's sources register, the deprecated ones included; empty where it is not installed."""
+    names, deprecated = _timm_sources()
+    return names | deprecated
+
+
+@functools.cache
+def _timm_sources() -> tuple[frozenset[str], frozenset[str]]:
+    """Names, and deprecated names."""
     spec = importlib.util.find_spec("timm")
     if spec is None or spec.origin is None:
-        return frozenset()
-    names = set[str]()
+        return frozenset(), frozenset()
+    names, deprecated = set[str](), set[str]()
     for path in sorted((Path(spec.origin).parent / "models").glob("*.py")):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         names.update(re.findall(r"^@register_model\s*\ndef (\w+)\(", text, re.M))
         for block in re.findall(r"^register_model_deprecations\(__name__, \{(.*?)^\}\)", text, re.M | re.S):
-            names.update(re.findall(r"^\s*'([\w.]+)':", block, re.M))
-    return frozenset(names)
+            deprecated.update(re.findall(r"^\s*'([\w.]+)':", block, re.M))
+    return frozenset(names - deprecated), frozenset(deprecated)
 
 
 def require_model_name(text: str) -> None:
@@ -84,6 +92,33 @@ def require_data_name(text: str) -> None:
                 f"There is no {text}. Give 'digits', a folder or zip of images, an .npz file, a timm dataset "
                 f"({', '.join(f'{prefix}/...' for prefix in DATASETS)}), or file.py:function."
             )
+
+
+def require_study(folder: Path) -> None:
+    """Raises StudyError where a folder holds no study; names the nearest beside it that does."""
+    if not (folder / "study.json").is_file():
+        raise no_study(folder)
+
+
+def no_study(folder: Path) -> StudyError:
+    """What is wrong with a folder that holds no study."""
+    beside = [path.parent.name for path in sorted(folder.parent.glob("*/study.json"))]
+    close = difflib.get_close_matches(folder.name, beside, n=1)
+    meant = f" Did you mean {folder.parent / close[0]}?" if close else ""
+    return StudyError(
+        f"There is no study in {folder}.{meant} Name a folder that `mpsearch run` made, such as studies/NAME."
+    )
+
+
+def timm_listed(pattern: str) -> list[str]:
+    """Names of timm's models that a pattern matches, numbers in their order; without deprecated ones.
+
+    Raises: UnknownNameError: It matches none.
+    """
+    found = [name for name in _timm_sources()[0] if fnmatch.fnmatch(name, pattern)]
+    if not found:
+        raise UnknownNameError("timm model", pattern, _timm_sources()[0])
+    return sorted(found, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
 
 
 def _require_timm(text: str) -> None:

@@ -8,6 +8,7 @@ same name as the package.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import importlib.metadata
 import pkgutil
@@ -106,8 +107,10 @@ class Registry(Generic[T]):
         for part in filter(None, (p.strip() for p in rest.split(","))):
             key, equals, value = part.partition("=")
             if not equals or key not in fields:
+                close = difflib.get_close_matches(key, fields, n=1)
+                meant = f" Did you mean {close[0]!r}?" if close and close[0] != key else ""
                 raise OptionError(
-                    f"The {self.kind} {name!r} has no option {part!r}. Its options: "
+                    f"The {self.kind} {name!r} has no option {part!r}.{meant} Its options: "
                     f"{', '.join(fields) or 'none'}, written name:option=value."
                 )
             options[key] = _convert(value, hints[key], f"{self.kind} {name!r}, option {key!r}")

@@ -6,27 +6,52 @@ Data goes to stdout, talk and progress to stderr. Exit codes: 0, 1 (failed), 2 (
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
 import typer
 
 from mpsearch.allocator import keep_freed_memory
-from mpsearch.cli import bench, compare, export, imports, lists, profile, report, run, score, solve, worker  # noqa: F401  (each joins the application)
 from mpsearch.cli._app import app
-from mpsearch.cli._show import talk
+from mpsearch.cli._complete import COMPLETE, prepare_completion
+from mpsearch.cli._show import is_verbose, talk
 from mpsearch.errors import MpsearchError, UserError
 from mpsearch.files import refusal
+
+_COMMANDS = (
+    *(
+        "run",
+        "solve",
+        "report",
+        "compare",
+        "export",
+        "bench",
+        "dashboard",
+        "profile",
+        "score",
+        "imports",
+        "worker",
+    ),
+    *("lists", "doctor", "completion"),
+)
+"""Modules, in the order of their commands in the help; each joins the application."""
+for _name in _COMMANDS:
+    importlib.import_module(f"mpsearch.cli.{_name}")
 
 
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
     keep_freed_memory()
+    if COMPLETE in os.environ:
+        prepare_completion()
     try:
         code = app(standalone_mode=False)
         if isinstance(code, int) and code:  # typer returns the code of an interruption that it has caught
             sys.exit(code)
     except MpsearchError as error:
+        if is_verbose():
+            talk.print_exception()
         said = error.as_flags() if isinstance(error, UserError) else str(error)
         talk.print(f"Error: {said}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)

@@ -10,6 +10,14 @@ from mpsearch.cli._reading import device_name, known
 from mpsearch.cli._show import Format
 from mpsearch.named import require_data_name, require_model_name
 
+MODEL = "Model"
+IMAGES_AND_TASK = "Images and task"
+BITS_AND_GRIDS = "Bits and grids"
+SEARCH = "Search"
+FINISH = "Finish"
+MEASURING_AND_DEVICE = "Measuring and device"
+"""Groups of options in the help, behind those that are used most."""
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -22,7 +30,9 @@ Model = Annotated[
 ]
 ModelArguments = Annotated[
     list[str] | None,
-    typer.Option(help="KEY=VALUE for the model's constructor; VALUE is JSON. May be repeated."),
+    typer.Option(
+        help="KEY=VALUE for the model's constructor; VALUE is JSON. May be repeated.", rich_help_panel=MODEL
+    ),
 ]
 Weights = Annotated[
     str | None,
@@ -31,7 +41,10 @@ Weights = Annotated[
     ),
 ]
 RandomWeights = Annotated[
-    bool, typer.Option("--random-weights", help="Keep the random weights of timm's constructor.")
+    bool,
+    typer.Option(
+        "--random-weights", help="Keep the random weights of timm's constructor.", rich_help_panel=MODEL
+    ),
 ]
 Data = Annotated[
     str | None,
@@ -49,6 +62,7 @@ CalibrationData = Annotated[
     typer.Option(
         callback=lambda text: known(text, require_data_name),
         help="Source of the calibration and search images.",
+        rich_help_panel=IMAGES_AND_TASK,
     ),
 ]
 ClassMap = Annotated[
@@ -57,21 +71,30 @@ ClassMap = Annotated[
         help=(
             "JSON or CSV file, folder to class index, where the order of class folders is not that of "
             "the model's outputs."
-        )
+        ),
+        rich_help_panel=IMAGES_AND_TASK,
     ),
 ]
 CalibrationImages = Annotated[
     int | None,
     typer.Option(
-        help="Images for ranges, objectives and reconstruction. 512, or a share where there are fewer images."
+        help="Images for ranges, objectives and reconstruction: 512, or a share of fewer images.",
+        rich_help_panel=IMAGES_AND_TASK,
     ),
 ]
 SearchImages = Annotated[
     int | None,
-    typer.Option(help="Images for the loss that the search measures. 256, or a share where there are fewer."),
+    typer.Option(
+        help="Images for the loss that the search measures. 256, or a share where there are fewer.",
+        rich_help_panel=IMAGES_AND_TASK,
+    ),
 ]
 EvaluationImages = Annotated[
-    int | None, typer.Option(help="Images for the accuracy that is reported; all that are left without it.")
+    int | None,
+    typer.Option(
+        help="Images for the accuracy that is reported; all that are left without it.",
+        rich_help_panel=IMAGES_AND_TASK,
+    ),
 ]
 Bits = Annotated[
     list[str] | None,
@@ -79,7 +102,8 @@ Bits = Annotated[
         help=(
             "Weight bits a unit may have: 2-8 (all of them without it), or 2,4,8; 2..8,float where it may "
             "stay float too. NAME=2..6 for some units, NAME=A4..8 for their inputs. May be repeated."
-        )
+        ),
+        rich_help_panel=BITS_AND_GRIDS,
     ),
 ]
 Fix = Annotated[
@@ -88,7 +112,8 @@ Fix = Annotated[
         help=(
             "NAME=W8A8 or NAME=float: a unit's only choice; NAME may be a pattern. May be repeated, the "
             "last counts."
-        )
+        ),
+        rich_help_panel=BITS_AND_GRIDS,
     ),
 ]
 InputBits = Annotated[
@@ -97,7 +122,8 @@ InputBits = Annotated[
         help=(
             "Bits of every unit's input, 2 to 8; 4..8 or 4,8 searches them beside the weights'; 16 leaves "
             "inputs float and quantises weights alone."
-        )
+        ),
+        rich_help_panel=BITS_AND_GRIDS,
     ),
 ]
 Quantize = Annotated[
@@ -107,7 +133,8 @@ Quantize = Annotated[
             "What is quantised beside weights: linear (the inputs of layers), matmul (both products of "
             "attention "
             "too) or full (also what softmax, GELU and layer norms read, and residual sums; --target packed)."
-        )
+        ),
+        rich_help_panel=BITS_AND_GRIDS,
     ),
 ]
 Smooth = Annotated[
@@ -117,7 +144,8 @@ Smooth = Annotated[
             "Move outlier channels behind layer norms into the weights first: none, smoothquant, or sqb, "
             "which "
             "centres them too."
-        )
+        ),
+        rich_help_panel=BITS_AND_GRIDS,
     ),
 ]
 InputObserver = Annotated[
@@ -127,7 +155,8 @@ InputObserver = Annotated[
             "Grids of inputs: minmax, mse, percentile[:99.9], opt_m (uniform or two steps) or auto, the "
             "last two "
             "by the damage at each unit's output."
-        )
+        ),
+        rich_help_panel=BITS_AND_GRIDS,
     ),
 ]
 Softmax = Annotated[
@@ -136,13 +165,20 @@ Softmax = Annotated[
         help=(
             "Grid of the probabilities of attention: uniform (the input observer's), log2, two_region or "
             "auto."
-        )
+        ),
+        rich_help_panel=BITS_AND_GRIDS,
     ),
 ]
 FirstLastBits = Annotated[
-    int | None, typer.Option(help="Fix the first and the last unit, weights and inputs, at these bits.")
+    int | None,
+    typer.Option(
+        help="Fix the first and the last unit, weights and inputs, at these bits.",
+        rich_help_panel=BITS_AND_GRIDS,
+    ),
 ]
-Objectives = Annotated[list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated.")]
+Objectives = Annotated[
+    list[str] | None, typer.Option(help="NAME[:option=value,...]. May be repeated.", rich_help_panel=SEARCH)
+]
 TaskName = Annotated[
     str,
     typer.Option(
@@ -151,25 +187,41 @@ TaskName = Annotated[
             "How outputs are compared: classification, segmentation, regression, embedding, span or outputs, "
             "with :option=value, or file.py:Class. By the outputs without it."
         ),
+        rich_help_panel=IMAGES_AND_TASK,
     ),
 ]
 InputSize = Annotated[
     str | None,
     typer.Option(
-        help="Channels, height and width that the model reads, such as 3,32,32, or 32 for both sides."
+        help="Channels, height and width that the model reads, such as 3,32,32, or 32 for both sides.",
+        rich_help_panel=MODEL,
     ),
 ]
 Mean = Annotated[
-    str | None, typer.Option(help="Means of the normalisation, such as 0.5,0.5,0.5, of values in 0 to 1.")
+    str | None,
+    typer.Option(
+        help="Means of the normalisation, such as 0.5,0.5,0.5, of values in 0 to 1.", rich_help_panel=MODEL
+    ),
 ]
-Std = Annotated[str | None, typer.Option(help="Standard deviations of the normalisation.")]
+Std = Annotated[
+    str | None, typer.Option(help="Standard deviations of the normalisation.", rich_help_panel=MODEL)
+]
 Interpolation = Annotated[
-    str | None, typer.Option(help="With which images are resized: bilinear, bicubic, nearest or lanczos.")
+    str | None,
+    typer.Option(
+        help="With which images are resized: bilinear, bicubic, nearest or lanczos.", rich_help_panel=MODEL
+    ),
 ]
-BatchAxis = Annotated[int, typer.Option(help="Axis of the samples in what the model reads and gives.")]
-Tables = Annotated[str, typer.Option(help="Folder of latency tables.")]
-Threads = Annotated[int, typer.Option(help="CPU threads of the runtime that is timed.")]
-Seed = Annotated[int, typer.Option(help="Random seed of splits, sampler and reconstruction.")]
+BatchAxis = Annotated[
+    int, typer.Option(help="Axis of the samples in what the model reads and gives.", rich_help_panel=MODEL)
+]
+Tables = Annotated[str, typer.Option(help="Folder of latency tables.", rich_help_panel=MEASURING_AND_DEVICE)]
+Threads = Annotated[
+    int, typer.Option(help="CPU threads of the runtime that is timed.", rich_help_panel=MEASURING_AND_DEVICE)
+]
+Seed = Annotated[
+    int, typer.Option(help="Random seed of splits, sampler and reconstruction.", rich_help_panel=SEARCH)
+]
 Name = Annotated[str | None, typer.Option(help="Name of the study's folder below studies/.")]
 Storage = Annotated[
     str | None,
@@ -177,7 +229,8 @@ Storage = Annotated[
         help=(
             "Where trials are kept: postgresql://USER@HOST/DATABASE for several hosts. Without it, a "
             "journal in the study's folder."
-        )
+        ),
+        rich_help_panel=SEARCH,
     ),
 ]
 
@@ -187,6 +240,7 @@ Device = Annotated[
     typer.Option(
         callback=device_name,
         help="What computes: auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1 or mps.",
+        rich_help_panel=MEASURING_AND_DEVICE,
     ),
 ]
 Output = Annotated[Format, typer.Option("--format", help="Format of the results on stdout.")]

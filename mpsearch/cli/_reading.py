@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +13,9 @@ import typer
 
 from mpsearch.accelerator import find_device
 from mpsearch.errors import OptionError, UserError
+from mpsearch.members import PLACES, aliases_at, names_at, observer_names, require_name, sampler_names
+from mpsearch.pipeline.settings import Settings
+from mpsearch.usercode import names_code
 
 if TYPE_CHECKING:
     from mpsearch.pipeline import RunConfig
@@ -34,6 +37,30 @@ def device_name(text: str | None) -> str | None:
     return text
 
 
+def require_names(given: Mapping[str, Any]) -> None:
+    """Raises UnknownNameError where an option names a member that no registry has: told before torch is
+    imported.
+
+    Args:
+        given: Options of a command by name; those that are not there are passed over.
+    """
+    objectives = [*names_at(PLACES["objectives"]), *names_at(PLACES["interacting"])]
+    targets = [*names_at(PLACES["targets"]), *aliases_at(PLACES["targets"])]
+    task = given.get("task")
+    named: Sequence[tuple[str, Any, Sequence[str]]] = (
+        ("objective", given.get("objective"), objectives),
+        ("deployment target", given.get("target"), targets),
+        ("reconstruction method", given.get("method"), names_at(PLACES["methods"])),
+        ("sampler", given.get("sampler"), sampler_names()),
+        ("importer", given.get("importer"), names_at(PLACES["importers"])),
+        ("observer", given.get("input_observer"), ["opt_m", "auto", *observer_names()]),
+        ("task", None if task is None or names_code(task) else task, ["auto", *names_at(PLACES["tasks"])]),
+    )
+    for kind, texts, known_names in named:
+        for text in texts if isinstance(texts, list | tuple) else [texts] if texts is not None else []:
+            require_name(kind, text, known_names)
+
+
 def config_of(context: typer.Context, **settings: Any) -> RunConfig:
     """What the options of a command ask for.
 
@@ -41,11 +68,10 @@ def config_of(context: typer.Context, **settings: Any) -> RunConfig:
         context: Its options by name; those that are no fields of `RunConfig` are left out.
         settings: Fields that the command decides itself.
     """
-    from mpsearch.pipeline import RunConfig
-
     given = context.params
+    require_names(given)
     widths, floats, rules = split_bits(given.get("bits"))
-    same = {field.name: given[field.name] for field in fields(RunConfig) if field.name in given}
+    same = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
     renamed = {
         "model_args": model_arguments(given.get("model_arg") or []),
         "pretrained": not given.get("random_weights"),
@@ -58,7 +84,11 @@ def config_of(context: typer.Context, **settings: Any) -> RunConfig:
         "mean": numbers_of("--mean", given.get("mean"), float),
         "std": numbers_of("--std", given.get("std"), float),
     }
-    return RunConfig(**{**same, **renamed, **settings})
+    asked = {**same, **renamed, **settings}
+    Settings(**asked)  # what is wrong by itself is told before torch is imported
+    from mpsearch.pipeline import RunConfig
+
+    return RunConfig(**asked)
 
 
 def numbers_of(flag: str, text: str | None, kind: type[N]) -> tuple[N, ...] | None:

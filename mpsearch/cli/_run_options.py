@@ -7,6 +7,21 @@ from typing import Annotated
 
 import typer
 
+from mpsearch.cli._config_file import read_config
+from mpsearch.cli._options import FINISH, MEASURING_AND_DEVICE, SEARCH
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="CONFIG.toml",
+        callback=read_config,
+        is_eager=True,
+        help="TOML file of these options, such as budget = '15MB'; what is typed counts above it.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done, and how long it takes here; do nothing.")
+]
 Budgets = Annotated[
     list[str] | None,
     typer.Option(
@@ -22,7 +37,8 @@ RunObjectives = Annotated[
         help=(
             "NAME[:option=value,...]; the first is solved exactly. May be repeated. sketch and "
             "weight_mse without it."
-        )
+        ),
+        rich_help_panel=SEARCH,
     ),
 ]
 Assign = Annotated[
@@ -31,11 +47,16 @@ Assign = Annotated[
         help=(
             "Give bits without a budget or a search: coding_length[:reading=own_grid|rate] clusters the "
             "layers' coding lengths into the widths of --bits (3-6 without it), after Attention Round."
-        )
+        ),
+        rich_help_panel=SEARCH,
     ),
 ]
 Trials = Annotated[
-    int | None, typer.Option(help="Assignments whose loss is measured. Without it as many as --effort says.")
+    int | None,
+    typer.Option(
+        help="Assignments whose loss is measured. Without it as many as --effort says.",
+        rich_help_panel=SEARCH,
+    ),
 ]
 PresetName = Annotated[
     str | None,
@@ -72,7 +93,8 @@ Sampler = Annotated[
         help=(
             "Search method: mpsearch; tpe, nsga2 and random are baselines for comparison; greedy_mp walks "
             "down from the widest bits beside it."
-        )
+        ),
+        rich_help_panel=SEARCH,
     ),
 ]
 Polish = Annotated[
@@ -81,7 +103,8 @@ Polish = Annotated[
         help=(
             "Extra measurements that refine the best assignments after the search. Without it as many as "
             "--effort says."
-        )
+        ),
+        rich_help_panel=SEARCH,
     ),
 ]
 Method = Annotated[
@@ -90,14 +113,22 @@ Method = Annotated[
         help=(
             "How the chosen assignments are finished: gptq (closed form), qdrop, brecq, adaround, "
             "attention_round or nearest, with :option=value."
-        )
+        ),
+        rich_help_panel=FINISH,
     ),
 ]
 ReconstructionMemory = Annotated[
-    str, typer.Option(help="Limit on the memory of the reconstruction, which uses fewer images to keep it.")
+    str,
+    typer.Option(
+        help="Limit on the memory of the reconstruction, which uses fewer images to keep it.",
+        rich_help_panel=FINISH,
+    ),
 ]
 Iterations = Annotated[
-    int | None, typer.Option(help="Gradient steps for each block, of methods that learn. 200 without it.")
+    int | None,
+    typer.Option(
+        help="Gradient steps for each block, of methods that learn. 200 without it.", rich_help_panel=FINISH
+    ),
 ]
 SearchStates = Annotated[
     str,
@@ -105,7 +136,8 @@ SearchStates = Annotated[
         help=(
             "What the search measures: weights rounded in closed form (gptq), to nearest, or "
             "reconstructed:steps=20."
-        )
+        ),
+        rich_help_panel=SEARCH,
     ),
 ]
 BiasCorrection = Annotated[
@@ -113,6 +145,7 @@ BiasCorrection = Annotated[
     typer.Option(
         "--bias-correction/--no-bias-correction",
         help="Let biases make up for the mean error of quantised weights.",
+        rich_help_panel=FINISH,
     ),
 ]
 Target = Annotated[
@@ -124,12 +157,16 @@ Target = Annotated[
         )
     ),
 ]
-Table = Annotated[str | None, typer.Option(help="Read this latency table instead of measuring.")]
+Table = Annotated[
+    str | None,
+    typer.Option(help="Read this latency table instead of measuring.", rich_help_panel=MEASURING_AND_DEVICE),
+]
 AllowEstimate = Annotated[
     bool,
     typer.Option(
         "--allow-estimate",
         help="Continue with a table of another device or version, and with a latency model of a large error.",
+        rich_help_panel=MEASURING_AND_DEVICE,
     ),
 ]
 Workers = Annotated[
@@ -138,7 +175,8 @@ Workers = Annotated[
         help=(
             "Processes of this machine that measure: 1 is this one, more are started, 0 leaves all to "
             "`mpsearch worker`."
-        )
+        ),
+        rich_help_panel=SEARCH,
     ),
 ]
 Resume = Annotated[

@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mpsearch.efforts import format_duration
+from mpsearch.errors import OptionError
 
 talk = Console(stderr=True)
 
@@ -38,7 +39,26 @@ class Format(StrEnum):
 
 
 TOLD_EVERY = 20.0
-"""Seconds between two lines of a task where there is no terminal to draw a bar on."""
+"""Seconds between two lines of a task where there is no terminal to draw a bar on; a tenth with --verbose."""
+
+
+class _Manner:
+    """How much is said: by `--quiet` and `--verbose`."""
+
+    quiet = False
+    verbose = False
+
+
+def talk_as(*, quiet: bool, verbose: bool) -> None:
+    """Say nothing but results and errors, or more than usual. Raises OptionError where both are asked for."""
+    if quiet and verbose:
+        raise OptionError("--quiet and --verbose were given at once. Give one of them.")
+    _Manner.quiet, _Manner.verbose = quiet, verbose
+
+
+def is_verbose() -> bool:
+    """Whether `--verbose` was given."""
+    return _Manner.verbose
 
 
 class ProgressBars:
@@ -56,14 +76,15 @@ class ProgressBars:
             TimeRemainingColumn(compact=True),
         )
         start = told = time.monotonic()
-        with Bars(*columns, console=talk, disable=not talk.is_terminal) as bars:
+        every = TOLD_EVERY / 10 if _Manner.verbose else TOLD_EVERY
+        with Bars(*columns, console=talk, disable=_Manner.quiet or not talk.is_terminal) as bars:
             bar = bars.add_task(label, total=None)
 
             def advance(done: int, total: int | None = None) -> None:
                 nonlocal told
                 bars.update(bar, completed=done, total=total)
                 now = time.monotonic()
-                if not talk.is_terminal and total and 0 < done < total and now - told > TOLD_EVERY:
+                if not talk.is_terminal and total and 0 < done < total and now - told > every:
                     told = now
                     left = format_duration((now - start) / done * (total - done))
                     say(f"  {label}: {done} of {total} after {now - start:.0f} s, about {left} left")
@@ -79,7 +100,14 @@ class ProgressBars:
 
 def say(text: str) -> None:
     """One line on stderr, as it is: not wrapped, not coloured, no markup read."""
-    talk.print(text, highlight=False, markup=False, soft_wrap=True)
+    if not _Manner.quiet:
+        talk.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_more(text: str) -> None:
+    """One line that is for `--verbose` alone."""
+    if _Manner.verbose:
+        say(text)
 
 
 def print_rows(header: tuple[str, ...], rows: list[tuple[Any, ...]], output: Format) -> None:

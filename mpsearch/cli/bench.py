@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mpsearch.cli._app import app
+from mpsearch.cli._app import command
 from mpsearch.cli._options import ClassMap, Output, Threads
 from mpsearch.cli._show import Format, print_rows, say
 from mpsearch.errors import OptionError
@@ -26,7 +26,10 @@ FloatModel = Annotated[
 ]
 
 
-@app.command()
+@command(
+    "mpsearch bench studies/default-15MB/artifact",
+    "mpsearch bench studies/default-15MB/export/onnx/best --batch 1,32 --seconds 5",
+)
 def bench(
     artifact: ArtifactPath,
     beside: Annotated[
@@ -40,15 +43,15 @@ def bench(
     output: Output = Format.table,
 ) -> None:
     """Latency distribution, throughput, peak memory and energy, with float and uniform int8 beside."""
-    from mpsearch.deploy.artifact import open_artifact
-    from mpsearch.pipeline.jobs.bench import bench_artifacts
-
     sizes = _sizes(batch)
     if not 0 < seconds < math.inf or threads < 1:
         raise OptionError(
             f"seconds is {seconds} and threads {threads}; both must be above 0, and finite.",
             ("seconds", "threads"),
         )
+    from mpsearch.deploy.artifact import open_artifact
+    from mpsearch.pipeline.jobs.bench import bench_artifacts
+
     first = open_artifact(artifact)
     folders = (
         [Path(text) for text in beside]
@@ -84,7 +87,11 @@ def bench(
     say(f"Energy: {said}. Device: {rows[0]['device']}. Wall clock, {threads} threads.")
 
 
-@app.command(name="eval")
+@command(
+    "mpsearch eval studies/default-15MB/artifact --data digits",
+    "mpsearch eval studies/mine/export/onnx/best --data images/val --images 1000",
+    name="eval",
+)
 def evaluate(
     artifact: ArtifactPath,
     data: Annotated[str, typer.Option(help="Labelled images, as in run.")],
@@ -98,11 +105,11 @@ def evaluate(
     """Accuracy through the runtime itself, in a fresh process; of a task without classes, the damage to the
     float artifact of the same export.
     """
+    if threads < 1:
+        raise OptionError(f"threads is {threads}; it must be 1 or more.", ("threads",))
     from mpsearch.deploy.artifact import open_artifact
     from mpsearch.pipeline.jobs.bench import evaluate_artifact
 
-    if threads < 1:
-        raise OptionError(f"threads is {threads}; it must be 1 or more.", ("threads",))
     row = evaluate_artifact(open_artifact(artifact), data, images, seed, threads, model, class_map)
     if output is Format.json:
         print(json.dumps(row, indent=1))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mpsearch.cli._app import app
+from mpsearch.cli._app import command
 from mpsearch.cli._options import Output
 from mpsearch.cli._show import Format, print_rows
 
@@ -22,7 +22,10 @@ _NAME, _COLUMN = 24, 14
 """Columns of names, and the least of a study."""
 
 
-@app.command()
+@command(
+    "mpsearch compare studies/resnet50-4bits studies/resnet50-5bits",
+    "mpsearch compare studies/a studies/b --all-layers --format csv",
+)
 def compare(
     studies: Annotated[list[Path], typer.Argument(help="Folders of finished studies of one model.")],
     all_layers: Annotated[
@@ -30,10 +33,7 @@ def compare(
     ] = False,
     output: Output = Format.table,
 ) -> None:
-    """Put the choices of several studies beside each other: costs, metrics, and the bits of each layer.
-
-    Example: mpsearch compare studies/resnet50-4bits studies/resnet50-5bits
-    """
+    """Put the choices of several studies beside each other: costs, metrics, and the bits of each layer."""
     from mpsearch.report.comparison import compare as compared
     from mpsearch.report.comparison import told
 

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mpsearch.cli._app import app
+from mpsearch.cli._app import command
 from mpsearch.cli._options import Output
-from mpsearch.cli._reading import require_file
+from mpsearch.cli._reading import require_file, require_names
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 from mpsearch.errors import MpsearchError, OptionError
+from mpsearch.named import require_study
 from mpsearch.units import format_bytes
 
 StudyFolder = Annotated[Path, typer.Argument(help="Folder of a finished study.")]
@@ -36,7 +37,10 @@ References = Annotated[
 ]
 
 
-@app.command()
+@command(
+    "mpsearch export studies/default-15MB --target openvino",
+    "mpsearch export studies/default-15MB --point best,front:12,W4A8 --target onnx --target packed",
+)
 def export(
     study: StudyFolder,
     point: Annotated[
@@ -56,6 +60,8 @@ def export(
     """Write points of a study as artifacts; each is run in a fresh process and compared with what it stands
     for.
     """
+    require_study(study)
+    require_names({"target": target})
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.jobs.export import REFERENCES, points_of, require_points
 
@@ -73,7 +79,10 @@ def export(
     _export(study, target or ["onnx"], points, output)
 
 
-@app.command()
+@command(
+    "mpsearch materialize assignment.json --study studies/default-15MB",
+    "mpsearch materialize bits.csv --study studies/default-15MB --target onnx --label mine",
+)
 def materialize(
     assignment: Annotated[
         Path, typer.Argument(help="assignment.json, CSV, or the file of another tool (--from).")
@@ -90,16 +99,18 @@ def materialize(
     output: Output = Format.table,
 ) -> None:
     """Quantise, reconstruct and write a given assignment."""
-    from mpsearch.deploy.imports import IMPORTERS
-    from mpsearch.pipeline.jobs.export import Point
-    from mpsearch.pipeline.jobs.imported import read_import
-
-    IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
+    require_names({"target": target, "importer": importer})
     require_file(assignment)
     if label is not None and (Path(label).name != label or label in (".", "..")):
         raise OptionError(
             f"--label {label!r} is no name of a folder. Write a name without slashes, such as mine."
         )
+    require_study(study)
+    from mpsearch.deploy.imports import IMPORTERS
+    from mpsearch.pipeline.jobs.export import Point
+    from mpsearch.pipeline.jobs.imported import read_import
+
+    IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
 
     def points(workshop: Any) -> list[Any]:
         found = read_import(assignment, importer, workshop.subject)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mpsearch.cli._app import app
+from mpsearch.cli._app import command
 from mpsearch.cli._options import (
     BatchAxis,
     Bits,
@@ -29,11 +29,14 @@ from mpsearch.cli._options import (
     TaskName,
     Weights,
 )
-from mpsearch.cli._reading import config_of, require_file, study_folder, study_name
+from mpsearch.cli._reading import config_of, require_file, require_names, study_folder, study_name
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 
 
-@app.command(name="import")
+@command(
+    "mpsearch import bit_config.py --from hawq:config=NAME --model resnet18 --data images/val",
+    name="import",
+)
 def import_assignment(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="The other tool's file. It is read as data, never run.")],
@@ -66,13 +69,14 @@ def import_assignment(
     """Score, weigh and measure an assignment from elsewhere, beside uniform ones and the optimum of the same
     bytes.
     """
+    require_names(context.params)
+    require_file(file)
     from mpsearch.deploy.imports import IMPORTERS
     from mpsearch.pipeline import DEFAULT_OBJECTIVES
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.jobs.imported import compare_import, open_workshop
 
     IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
-    require_file(file)
     config = config_of(
         context, budgets=("8bits",), objectives=tuple(objective or DEFAULT_OBJECTIVES), target="packed"
     )

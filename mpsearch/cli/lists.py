@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
+import difflib
+import fnmatch
 from typing import Annotated
 
 import typer
 
-from mpsearch.cli._app import app
-from mpsearch.errors import OptionError, UnknownNameError
+from mpsearch.cli._app import command
+from mpsearch.efforts import EFFORTS
+from mpsearch.errors import OptionError
+from mpsearch.members import PLACES, names_at, sampler_names
+from mpsearch.named import OWN, timm_listed
+from mpsearch.presets import PRESETS
 
-_REGISTRIES = {
-    "objectives": ("mpsearch.objectives", "OBJECTIVES"),
-    "interacting": ("mpsearch.objectives.interacting", "INTERACTING"),
-    "methods": ("mpsearch.reconstruct", "METHODS"),
-    "tasks": ("mpsearch.evaluate", "TASKS"),
-    "backends": ("mpsearch.hardware", "BACKENDS"),
-    "targets": ("mpsearch.deploy.targets", "TARGETS"),
-    "importers": ("mpsearch.deploy.imports", "IMPORTERS"),
-}
-"""What can be listed -> module and name of its registry; a test holds it against every registry that an
-option takes names of.
-"""
 _BUDGETS = (
     "15MB   10^6 bytes",
     "15MiB  2^20 bytes",
@@ -32,10 +25,14 @@ _BUDGETS = (
     "512MiB peak  memory, the most that any layer needs",
     "20GBOPs  bit operations",
 )
-WHAT = (*_REGISTRIES, "samplers", "budgets", "models")
+WHAT = (*PLACES, "efforts", "presets", "samplers", "budgets", "models")
 
 
-@app.command(name="list")
+@command(
+    "mpsearch list targets",
+    "mpsearch list models 'resnet*'",
+    name="list",
+)
 def list_members(
     what: Annotated[
         str,
@@ -55,23 +52,16 @@ def list_members(
 def _members(what: str, pattern: str) -> list[str]:
     if what == "targets":
         return _targets()
-    if what in _REGISTRIES:
-        module, name = _REGISTRIES[what]
-        return list(getattr(importlib.import_module(module), name).names())
-    if what == "samplers":
-        from mpsearch.study import SAMPLERS, WALKS
-
-        return sorted([*SAMPLERS, *WALKS.names()])
-    if what == "budgets":
-        return list(_BUDGETS)
+    if what in PLACES:
+        return list(names_at(PLACES[what]))
     if what == "models":
-        import timm
-
-        found = list(timm.list_models(pattern))
-        if not found:
-            raise UnknownNameError("timm model", pattern, timm.list_models())
-        return found
-    raise OptionError(f"There is no list of {what!r}. It may be {', '.join(WHAT[:-1])} or {WHAT[-1]}.")
+        return [*timm_listed(pattern), *fnmatch.filter(OWN, pattern)]
+    lists = {"samplers": sampler_names(), "budgets": _BUDGETS, "efforts": EFFORTS, "presets": PRESETS}
+    if what in lists:
+        return list(lists[what])
+    close = difflib.get_close_matches(what, WHAT, n=1)
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    raise OptionError(f"There is no list of {what!r}.{meant} It may be {', '.join(WHAT[:-1])} or {WHAT[-1]}.")
 
 
 def _targets() -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mpsearch.cli._app import app
+from mpsearch.cli._app import command
 from mpsearch.cli._options import ModelArguments, Output, Tables, Threads
 from mpsearch.cli._reading import config_of
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
@@ -15,7 +15,11 @@ from mpsearch.cli._trtexec import ELSEWHERE, profile_from, profile_write
 from mpsearch.errors import DeviceMismatchError, OptionError, TableError
 
 
-@app.command()
+@command(
+    "mpsearch profile --model resnet18 --data images/val",
+    "mpsearch profile --check latency_tables",
+    "mpsearch profile --model resnet18 --data images/val --target tensorrt --write engines",
+)
 def profile(
     context: typer.Context,
     model: Annotated[str | None, typer.Option(help="Model, as in run.")] = None,

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
-from mpsearch.cli._app import app
+from mpsearch.cli._app import command
+from mpsearch.named import require_study
 
 
-@app.command()
+@command(
+    "mpsearch report studies/default-15MB",
+    "mpsearch report studies/resnet50-5bits --figures figures",
+)
 def report(
     study: Annotated[Path, typer.Argument(help="Folder of a study.")],
     figures: Annotated[
@@ -21,10 +25,8 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write report.html again, from a study's saved results.
-
-    Example: mpsearch report studies/resnet50-5bits --figures figures
-    """
+    """Write report.html again, from a study's saved results."""
+    require_study(study)
     from mpsearch.report import write_pictures, write_report
 
     print(write_report(study))

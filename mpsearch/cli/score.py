@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from mpsearch.cli import _score_options as options
-from mpsearch.cli._app import app
+from mpsearch.cli._app import command
 from mpsearch.cli._options import (
     BatchAxis,
     Bits,
@@ -38,11 +38,14 @@ from mpsearch.cli._options import (
     TaskName,
     Weights,
 )
-from mpsearch.cli._reading import config_of, study_folder, study_name
+from mpsearch.cli._reading import config_of, require_names, study_folder, study_name
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 
 
-@app.command()
+@command(
+    "mpsearch score --model resnet18 --data images/val --objective sketch --objective fisher",
+    "mpsearch score --model resnet18 --data images/val --validate",
+)
 def score(
     context: typer.Context,
     model: Model = None,
@@ -83,6 +86,8 @@ def score(
     """Score every bit-width of every layer with each objective; with --validate, say which of them to
     trust.
     """
+    require_names(context.params)
+    folder = study_folder(name or study_name(model, ("score",)))
     from mpsearch.objectives import OBJECTIVES
     from mpsearch.pipeline.folder import Study
     from mpsearch.pipeline.jobs.score import score_model
@@ -91,7 +96,7 @@ def score(
     config = config_of(
         context, budgets=("8bits",), objectives=tuple(objective or OBJECTIVES.names()), target="packed"
     )
-    study = Study(study_folder(name or study_name(model, ("score",))))
+    study = Study(folder)
     try:
         if validate:
             _print_validation(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpsearch.cli import _solve_options as options
-from mpsearch.cli._app import app
+from mpsearch.cli._app import command
 from mpsearch.cli._options import Fix, Output
 from mpsearch.cli._show import Format
 from mpsearch.cli._solve_print import print_best, print_floor, print_front, print_prices, print_ranges
@@ -16,7 +16,11 @@ from mpsearch.problem import RESOURCES, Budget, Problem, Restrictions, absolute
 _SHORT = {r.rsplit("_", 1)[0]: r for r in RESOURCES}
 
 
-@app.command()
+@command(
+    "mpsearch solve studies/default-15MB --budget 12MB",
+    "mpsearch solve studies/default-15MB --budget 12MB --k-best 3 --distance 2",
+    "mpsearch solve studies/default-15MB --prices",
+)
 def solve(
     study: options.Where,
     budget: options.Budgets = None,

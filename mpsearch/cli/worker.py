@@ -8,14 +8,17 @@ from typing import Annotated
 
 import typer
 
-from mpsearch.cli._app import app
+from mpsearch.cli._app import command
 from mpsearch.cli._options import CalibrationData, ClassMap, Data, Storage
 from mpsearch.cli._reading import device_name
 from mpsearch.cli._show import ProgressBars, say
 from mpsearch.errors import OptionError
 
 
-@app.command()
+@command(
+    "mpsearch worker --study default-15MB",
+    "mpsearch worker --study default-15MB --storage postgresql://me@host/db",
+)
 def worker(
     study: Annotated[str, typer.Option(help="Name of the run's study; without --storage, its folder.")],
     storage: Storage = None,
@@ -42,10 +45,10 @@ def worker(
     wait: Annotated[float, typer.Option(help="Seconds in which the run must have begun to search.")] = 600.0,
 ) -> None:
     """Measure trials for a run, beside it and beside other workers on any host, until it is finished."""
-    from mpsearch.pipeline.workers.worker import LOCATIONS, work
-
     if not wait >= 0:
         raise OptionError(f"--wait is {wait}; it must be 0 or more seconds.")
+    from mpsearch.pipeline.workers.worker import LOCATIONS, work
+
     given = {
         "model": model,
         "weights": weights,

@@ -44,9 +44,7 @@ class RunConfig(Settings):
 
     def _check_target(self) -> None:
         """Raises OptionError where no run can search for the target, or it has no such numbers."""
-        check_operands(
-            self.quantize, self.smooth, self.input_observer, self.softmax, self.target, self.deployment
-        )
+        check_operands(self.quantize, self.input_observer, self.softmax, self.target, self.deployment)
         if not self.deployment.in_run:
             raise OptionError(
                 f"--target {self.target} is written but not measured by mpsearch, so a run cannot search "

@@ -16,6 +16,7 @@ from typing import Any
 from mpsearch import files
 from mpsearch.accelerator import describe_device, find_device
 from mpsearch.errors import StudyError
+from mpsearch.named import no_study
 from mpsearch.pipeline.config import RunConfig
 
 SCHEMA = 1
@@ -50,10 +51,7 @@ class Study:
                 )
             return RunConfig.from_json(data["config"])
         except OSError:  # no file, no folder, or one that may not be read
-            raise StudyError(
-                f"There is no study in {self.path}. Name a folder that `mpsearch run` made, such as "
-                "studies/NAME."
-            ) from None
+            raise no_study(self.path) from None
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise StudyError(
                 f"{self.path / 'study.json'} is damaged ({type(error).__name__}: {error}). Start a new study."

@@ -4,24 +4,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from mpsearch.deploy.targets import Target
-from mpsearch.errors import OptionError, UnknownNameError
+from mpsearch.errors import OptionError
 from mpsearch.quant import OBSERVERS
 from mpsearch.quant.operands import FUNCTIONS
 
-QUANTIZE: Mapping[str, tuple[str, ...]] = {"linear": (), "matmul": ("matmul",), "full": FUNCTIONS}
+QUANTIZED: Mapping[str, tuple[str, ...]] = {"linear": (), "matmul": ("matmul",), "full": FUNCTIONS}
 """Setting -> the functions of activations that are quantised beside the inputs of layers."""
-SMOOTH = ("none", "smoothquant", "sqb")
-SOFTMAX = ("uniform", "log2", "two_region", "auto")
 MEASURED = ("opt_m", "auto")
 """Input observers that choose by the damage at each unit's output."""
 
 
 def functions_of(quantize: str, target: Target) -> tuple[str, ...]:
     """The functions that are quantised: those of the setting that the target runs."""
-    return tuple(op for op in QUANTIZE[quantize] if op in target.functions)
+    return tuple(op for op in QUANTIZED[quantize] if op in target.functions)
 
 
 def observer_of(text: str) -> str:
@@ -30,20 +28,10 @@ def observer_of(text: str) -> str:
     return f"{name}:percent={option}" if name == "percentile" and colon and "=" not in option else text
 
 
-def check_operands(
-    quantize: str, smooth: str, input_observer: str, softmax: str, target: str, deployment: Target
-) -> None:
-    """Raises UnknownNameError or OptionError where a setting is not known, or the target has no such
+def check_operands(quantize: str, input_observer: str, softmax: str, target: str, deployment: Target) -> None:
+    """Raises UnknownNameError or OptionError where an observer is not known, or the target has no such
     numbers.
     """
-    named: Sequence[tuple[str, str, Sequence[str]]] = (
-        ("set of tensors to --quantize", quantize, tuple(QUANTIZE)),
-        ("way to --smooth", smooth, SMOOTH),
-        ("grid of --softmax", softmax, SOFTMAX),
-    )
-    for kind, given, known in named:
-        if given not in known:
-            raise UnknownNameError(kind, given, known)
     if input_observer not in MEASURED:
         OBSERVERS.create(observer_of(input_observer))
     if quantize != "linear" and not functions_of(quantize, deployment):

@@ -88,6 +88,7 @@ def run(
     crew: Crew | None = None,
     *,
     started: float | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Do, or finish, a study.
 
@@ -97,6 +98,7 @@ def run(
         progress: Where progress goes.
         crew: Who measures the trials; None: this process.
         started: `time.monotonic()` from when on a time limit counts; None for now.
+        beside: Text files that are written into the folder once it is taken, by name.
     Returns: What was written to `results.json`: rows of the results table, the chosen assignment, predicted
         and measured.
 
@@ -116,6 +118,8 @@ def run(
     clock = Clock(config.limit_s) if started is None else Clock(config.limit_s, started)
     with study.busy(), crew.held(study, config):
         _claim(study, config, progress)
+        for name, text in (beside or {}).items():
+            files.write_text(study.path / name, text)
         if crew.workers != 1:
             require_same_weights(config)
         subject = load_subject(config, progress)

@@ -8,13 +8,16 @@ from typing import Any
 from mpsearch.accelerator import AUTO as AUTO_DEVICE
 from mpsearch.accelerator import require_device_name
 from mpsearch.efforts import effort_of, parse_duration
-from mpsearch.errors import BudgetError, OptionError
+from mpsearch.errors import BudgetError, OptionError, UnknownNameError
 from mpsearch.pipeline.search_states import SearchStates
 from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
 from mpsearch.units import parse_quantity
 
 DEFAULT_TARGET = "ort-cpu"
 DEFAULT_OBJECTIVES = ("sketch", "weight_mse")
+QUANTIZE = ("linear", "matmul", "full")
+SMOOTH = ("none", "smoothquant", "sqb")
+SOFTMAX = ("uniform", "log2", "two_region", "auto")
 _MOST_SEED = 2**31 - 1
 _LEAST = {
     **dict.fromkeys(("threads", "calibration_images", "search_images", "evaluation_images"), 1),
@@ -149,6 +152,7 @@ class Settings:
         self._check_budgets()
         require_device_name(self.device)
         self._check_numbers()
+        self._check_choices()
         effort_of(self.effort)
         if self.time_limit is not None:
             parse_duration(self.time_limit)
@@ -171,6 +175,16 @@ class Settings:
             )
         for text in self.budgets:
             Budget.parse(text)
+
+    def _check_choices(self) -> None:
+        """Raises UnknownNameError where a setting is none of its choices."""
+        for kind, given, known in (
+            ("set of tensors to --quantize", self.quantize, QUANTIZE),
+            ("way to --smooth", self.smooth, SMOOTH),
+            ("grid of --softmax", self.softmax, SOFTMAX),
+        ):
+            if given not in known:
+                raise UnknownNameError(kind, given, known)
 
     def _check_sources(self) -> None:
         """Raises OptionError where a model is given without data, or what belongs to a model without one."""

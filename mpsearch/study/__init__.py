@@ -5,7 +5,8 @@ callbacks, no torch.
 `polish` exchanges around its best. `GreedyMP` and the samplers of `explore_by` are baselines.
 """
 
-from mpsearch.study.baselines import SAMPLERS, explore_by
+from mpsearch.members import SAMPLERS
+from mpsearch.study.baselines import explore_by
 from mpsearch.study.exchanges import Step
 from mpsearch.study.greedy import WALKS, GreedyMP, GreedyRun
 from mpsearch.study.losses import LossFile

@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 from mpsearch.errors import UnknownNameError
 from mpsearch.files import digest
+from mpsearch.members import SAMPLERS
 from mpsearch.problem import Budget, Choices, Problem
 from mpsearch.solvers.budgeted.neighbours import random_unseen
 from mpsearch.study.optuna_study import Trial, explore, make_planner, measured_trials, open_study
@@ -29,7 +30,6 @@ from mpsearch.study.sampler import INDICES, INTERRUPTED, REASON, CorrectedTableS
 from mpsearch.study.sharing.journal import open_journal
 from mpsearch.study.sharing.storage import Place
 
-SAMPLERS = ("mpsearch", "tpe", "nsga2", "random")
 POPULATION = 16
 """Population of NSGA-II: at the few hundred trials that are usual here, Optuna's own 50 would leave it three
 generations.

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 from numpy.typing import NDArray
 
 from mpsearch.solvers.exact.highs import Columns
@@ -53,6 +52,8 @@ def maximise(oracle: Oracle, spare: Row, scale: float) -> Dual:
         spare: [B] limits.
         scale: Scale of the damage.
     """
+    import scipy.optimize  # most of a second, and most problems have one budget
+
     room, unit = np.where(spare > 0, spare, 1.0), scale or 1.0
     cuts, values, met = [], [], []
     prices, best, held = np.zeros(len(spare)), -np.inf, np.zeros(len(spare))

@@ -10,15 +10,18 @@ import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.optimize
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, hstack, vstack
 
 from mpsearch.errors import MpsearchError
 from mpsearch.solvers.tables.groups import Row
 from mpsearch.solvers.tables.pair_tables import Pair
+
+if TYPE_CHECKING:  # scipy takes most of a second, and most problems never come here
+    import scipy.optimize
+    from scipy.sparse import csr_array
 
 _LIMIT_SCALE = (
     100.0  # scaled spare room of a limit: HiGHS's absolute tolerance of 1e-6 is then 1e-8 of the room
@@ -169,6 +172,9 @@ def minimise(
         node_limit: Limit on branch-and-bound nodes, which stops at the same point on every run.
         links: Between super-layers.
     """
+    import scipy.optimize
+    from scipy.sparse import vstack
+
     if len(np.unique(columns.layer)) < columns.count:
         return Outcome(None, 0.0, proven=True)  # a super-layer has no candidate that fits
     linked, values, uses = _linking(columns, links)
@@ -201,6 +207,8 @@ def _choosing(columns: Columns, cuts: Sequence[Cut], uses: Row) -> tuple[csr_arr
     """One candidate for each super-layer, the limits, and the cuts: matrix over columns and entries of links,
     least and greatest value of each row.
     """
+    from scipy.sparse import csr_array, hstack, vstack
+
     count, width = columns.count, len(columns.layer)
     one_of_each = csr_array((np.ones(width), (columns.layer, np.arange(width))), shape=(count, width))
     factor = np.where(columns.spare > 0, _LIMIT_SCALE / np.where(columns.spare > 0, columns.spare, 1.0), 1.0)
@@ -218,6 +226,8 @@ def _linking(columns: Columns, links: Sequence[Link]) -> tuple[csr_array, Row, R
     """Rows that hold the entries of each link to its binary variables, the score of each of Z entries, and
     its costs. `R x (N + Z)`, [Z], `B x Z`.
     """
+    from scipy.sparse import csr_array
+
     width, rows, at, signs, values, uses = (
         len(columns.layer),
         [],

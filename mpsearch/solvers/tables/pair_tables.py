@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
 from mpsearch.problem import Interaction
@@ -81,10 +80,17 @@ def connected(count: int, links: Iterable[Sequence[int]]) -> list[list[int]]:
     """Positions 0 to `count` - 1 by connected component, in the order of first members; a link joins all
     positions that it names.
     """
-    edges = np.array([(link[0], m) for link in links for m in link[1:]], np.intp).reshape(-1, 2)
-    graph = scipy.sparse.coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    labels = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
+    above = list(range(count))
+
+    def root(position: int) -> int:
+        while above[position] != position:
+            above[position] = position = above[above[position]]
+        return position
+
+    for link in links:
+        for member in link[1:]:
+            above[root(int(member))] = root(int(link[0]))
     found: dict[int, list[int]] = {}
-    for m, label in enumerate(labels.tolist()):
-        found.setdefault(label, []).append(m)
+    for position in range(count):
+        found.setdefault(root(position), []).append(position)
     return list(found.values())
