@@ -40,7 +40,7 @@ class Effort:
 
 EFFORTS: Mapping[str, Effort] = {
     "quick": Effort(128, 128, 0, 0, 0, shown=False),
-    "balanced": Effort(512, 256, 12, 4, 1),
+    "balanced": Effort(512, 256, 8, 2, 1),
     "thorough": Effort(1024, 1024, 64, 16, 4, ties=True),
 }
 """Quick is the closed form alone: the exact optimum of the proxy beside the uniform assignment."""

@@ -95,15 +95,14 @@ class RunConfig(Settings):
 
     @property
     def trial_count(self) -> int:
-        """Trials: as given, else of the effort; half as many on the embedded default, which is to be fast."""
-        usual = self.effort_settings.trials
-        return self.trials if self.trials is not None else usual if self.model is not None else usual // 2
+        """Trials: as given, else of the effort."""
+        return self.effort_settings.trials if self.trials is None else self.trials
 
     @property
     def polish_count(self) -> int:
         """Exchanges around the best trials, as `trial_count`; none behind no trials."""
         usual = self.effort_settings.polish if self.trial_count else 0
-        return self.polish if self.polish is not None else usual if self.model is not None else usual // 2
+        return usual if self.polish is None else self.polish
 
     @property
     def limit_s(self) -> float | None:

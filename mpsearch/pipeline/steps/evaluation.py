@@ -16,8 +16,12 @@ from mpsearch.pipeline.steps.states import States, digest_of_states
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.quant import install
 
-FEW = 1000
+FEW = 512
 """Evaluation images, at most, on which all is evaluated that is neither a finalist nor the artifact."""
+KEPT = 4
+"""Finalists whose outputs are kept for the artifact."""
+KEPT_BYTES = 2**28
+"""Outputs that take more are not."""
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Evaluation:
     progress: Progress
     _reference: dict[str, Tensor] | None = None
     _losses: dict[str, Tensor] = field(default_factory=dict)
+    _outputs: dict[str, Tensor] = field(default_factory=dict)
     _seconds: float = 0.0
 
     def reference(self) -> dict[str, Tensor]:
@@ -71,11 +76,27 @@ class Evaluation:
     def metrics(self, states: States, whole: bool) -> Metrics:
         """Of quantised units, on all evaluation images or the first of them."""
         images, floats = self.images(whole), self.reference()["evaluation"]
-        if whole:
-            self.tell("An assignment")
-        return self.task.compare(
-            predict(install(self.subject.placed.module, states), images), floats[: len(images)], images.labels
+        outputs = (
+            self.outputs(states) if whole else predict(install(self.subject.placed.module, states), images)
         )
+        return self.task.compare(outputs, floats[: len(images)], images.labels)
+
+    def keeps(self, states: States) -> bool:
+        """Whether outputs are there already."""
+        return digest_of_states(states) in self._outputs
+
+    def outputs(self, states: States) -> Tensor:
+        """Of quantised units on all evaluation images; kept, where they are small, for the next who asks."""
+        key = digest_of_states(states)
+        if key in self._outputs:
+            return self._outputs[key]
+        self.tell("An assignment")
+        found = predict(install(self.subject.placed.module, states), self.subject.placed.evaluation)
+        if found.nbytes <= KEPT_BYTES:
+            self._outputs[key] = found
+            while len(self._outputs) > KEPT:
+                self._outputs.pop(next(iter(self._outputs)))
+        return found
 
     def tell(self, what: str, passes: int = 1) -> None:
         """Say what passes over all evaluation images will take, by the last pass over the search images."""

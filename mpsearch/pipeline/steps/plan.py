@@ -13,6 +13,7 @@ from mpsearch.errors import OptionError
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.artifact import REREAD
 from mpsearch.pipeline.steps.clock import Clock
 from mpsearch.pipeline.steps.evaluation import FEW
 from mpsearch.pipeline.steps.latency import has_backend, lacking_seconds
@@ -117,8 +118,8 @@ def make_plan(
     learners = finalists if config.time_limit is not None else min(finalists, LEARNERS)
     shown = 3 if effort.shown and config.time_limit is None else 0
     few = search + min(evaluation, FEW)
-    reads = 2 + has_backend(config)
-    artifact = reads * evaluation * pace.deployed * QUANTISED + FILE * (1 + has_backend(config))
+    reads = min(evaluation, REREAD) + has_backend(config) * evaluation
+    artifact = reads * pace.deployed * QUANTISED + FILE * (1 + has_backend(config))
     steps = [
         Step("ranges of inputs", calibration, ranges),
         Step("codes of every unit at every width", calibration, codes),
@@ -132,7 +133,7 @@ def make_plan(
             finalists * (8 * calibration + few) + learners * learning,
             finalists * (finish + judge) + learners * learning * image,
         ),
-        Step("artifact", reads * evaluation, artifact),
+        Step("artifact", reads, artifact),
     ]
     steps.insert(1, Step("what the latency table lacks", 0, table))
     kept = [step for step in steps if step.seconds > 0]
