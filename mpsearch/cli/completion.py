@@ -27,6 +27,6 @@ class Shell(StrEnum):
 )
 def completion(shell: Annotated[Shell, typer.Argument(help="Whose script is printed.")]) -> None:
     """Print a script that lets a shell complete commands and options."""
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     print(get_completion_script(prog_name=PROGRAM, complete_var=COMPLETE, shell=shell.value))
