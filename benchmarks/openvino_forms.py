@@ -34,7 +34,9 @@ def report(name, form, bits, layer):
     codes, x, feeds = quantized(data.weight, bits or 8), parameter.output(0), data.feeds
     values = values_of(codes) if bits else data.weight.astype(np.float64)
     weight = (
-        writer.weight(codes, conv.groups if conv else 1) if bits else float_weight(writer, data.weight, conv)
+        writer.weight(codes, conv.groups if conv else 1, bits if name.endswith("packed") else 8)
+        if bits
+        else float_weight(writer, data.weight, conv)
     )
     if form is not None:
         x, feeds = form(writer, x, grid), {"x0": on_grid(data.feeds["x0"], grid)}
@@ -111,6 +113,9 @@ FORMS = {
     "float": (None, 0),
     "FakeQuantize, 7-bit weights": (fake_quantize, 7),
     "FakeQuantize, 8-bit weights": (fake_quantize, 8),
+    "FakeQuantize, 7-bit weights, packed": (fake_quantize, 7),
+    "FakeQuantize, 4-bit weights": (fake_quantize, 4),
+    "FakeQuantize, 4-bit weights, packed": (fake_quantize, 4),
     "through u8, 7-bit weights": (through_u8, 7),
     "FakeQuantize of 16 levels (error: of the grid)": (sixteen_levels, 7),
     "8-bit weights alone": (None, 8),

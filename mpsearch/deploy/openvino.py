@@ -20,6 +20,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from mpsearch.deploy.graph import unit_of, with_biases
+from mpsearch.deploy.onnx_packing import bits_of
 from mpsearch.errors import ModelError
 from mpsearch.foreign import one_message
 from mpsearch.hardware.bench import time_apart
@@ -55,12 +56,15 @@ class OpenVinoRun:
     integer_kernels: int
 
 
-def quantize_openvino(float_model: ModelProto, states: Mapping[str, UnitState]) -> Any:
+def quantize_openvino(
+    float_model: ModelProto, states: Mapping[str, UnitState], *, packed: bool = True
+) -> Any:
     """The graph of an assignment, an openvino.Model.
 
     Args:
         float_model: From `export_float`; left as it is.
         states: Every unit's codes and quantisers.
+        packed: Whether weights of integer units take as many bits as their codes need.
 
     Raises:
         ModelError: A unit has no node of its own in the graph.
@@ -76,7 +80,7 @@ def quantize_openvino(float_model: ModelProto, states: Mapping[str, UnitState]) 
         unit = units.get(node.get_friendly_name().removesuffix("/WithoutBiases"))
         if unit is None or node.get_type_name() not in _UNITS:
             continue
-        new = _rewritten(writer, node, unit, states[unit])
+        new = _rewritten(writer, node, unit, states[unit], packed)
         _name(new, f"{PREFIX}{unit}#{placed[unit]}")
         placed[unit] += 1
     missing = sorted(set(states) - set(placed))
@@ -90,7 +94,12 @@ def quantize_openvino(float_model: ModelProto, states: Mapping[str, UnitState]) 
 
 
 def write_openvino(
-    path: Path, float_model: ModelProto, states: Mapping[str, UnitState], precision: str = "f32"
+    path: Path,
+    float_model: ModelProto,
+    states: Mapping[str, UnitState],
+    precision: str = "f32",
+    *,
+    packed: bool = True,
 ) -> int:
     """Write the IR of an assignment whole or not at all: `path` (.xml) and the .bin beside it. Returns the
     bytes of both.
@@ -100,9 +109,10 @@ def write_openvino(
         float_model: From `export_float`.
         states: Every unit's codes and quantisers.
         precision: What float layers compute in, `f32` or `bf16`; kept in the file.
+        packed: As in `quantize_openvino`.
     Raises: ModelError: As `quantize_openvino`.
     """
-    model = quantize_openvino(float_model, states)
+    model = quantize_openvino(float_model, states, packed=packed)
     return write_ir(
         path, model, precision, {unit: _asked(state, precision) for unit, state in states.items()}
     )
@@ -220,7 +230,7 @@ def _named(float_model: ModelProto, states: Mapping[str, UnitState]) -> tuple[Mo
     return copy, found
 
 
-def _rewritten(writer: OpenVinoWriter, node: Any, unit: str, state: UnitState) -> Any:
+def _rewritten(writer: OpenVinoWriter, node: Any, unit: str, state: UnitState, packed: bool) -> Any:
     """Put the unit's own nodes in the place of `node`; the node itself for a float unit."""
     if state.weight is None:
         return node
@@ -228,6 +238,7 @@ def _rewritten(writer: OpenVinoWriter, node: Any, unit: str, state: UnitState) -
     weight = QuantizedWeight(
         codes.to(torch.int8).numpy(), state.weight.params.scale.expand(len(codes)).numpy()
     )
+    bits = bits_of(weight.codes) if packed and state.activation is not None else 8
     x = node.input_value(0)
     if state.activation is not None:
         params = affine_input(unit, state)
@@ -236,12 +247,12 @@ def _rewritten(writer: OpenVinoWriter, node: Any, unit: str, state: UnitState) -
         held = (
             writer.compressed(weight, state.weight.params.bits)
             if state.activation is None
-            else writer.weight(weight)
+            else writer.weight(weight, bits=bits)
         )
         new = writer.linear(x, held)
     else:
         conv, ends = _attributes(node)
-        new = writer.conv(x, writer.weight(weight, conv.groups), conv, ends)
+        new = writer.conv(x, writer.weight(weight, conv.groups, bits), conv, ends)
     node.output(0).replace(new.output(0))
     return new
 

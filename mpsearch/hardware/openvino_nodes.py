@@ -5,7 +5,10 @@ Facts of OpenVINO's CPU plugin that shape this file (seen in its runtime graph b
 `benchmarks/openvino_forms.py`): an input is quantised by one FakeQuantize whose output is float (a chain
 through u8, as its ONNX reader makes of Q/DQ, lets a pass pull the stride of a 1 x 1 convolution out, which
 then runs in float); it has 256 levels whatever the bits, with a Clamp before it where they are fewer, so that
-every grid runs the kernel that was timed; the weight is an int8 constant, a Convert and a Multiply.
+every grid runs the kernel that was timed; the weight is an int8 constant, a Convert and a Multiply. That
+constant may be put together from 4- and 1-bit ones: the plugin folds it when a model is compiled, if they are
+joined by sums alone (a Multiply or a shift behind a Convert is kept for run time, and the layer then computes
+in float). OpenVINO 2025.0 has no 2-bit constants in Python.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpsearch.errors import MissingExtraError
 from mpsearch.hardware.qdq import Array, Grid, QuantizedWeight
@@ -158,16 +162,48 @@ class OpenVinoWriter:
             self._quantized[key] = op.fake_quantize(held, *ends, levels=256)
         return self._quantized[key]
 
-    def weight(self, weight: QuantizedWeight, groups: int = 1) -> Any:
-        """An int8 constant with one scale for each output channel; [G, C_out / G, C_in / G, k, k] where there
+    def weight(self, weight: QuantizedWeight, groups: int = 1, bits: int = 8) -> Any:
+        """An int8 tensor with one scale for each output channel; [G, C_out / G, C_in / G, k, k] where there
         are groups.
+
+        Args:
+            weight: Codes and scales.
+            groups: Of a convolution.
+            bits: That each code takes in the file; of 8 the tensor is a constant.
         """
         shape = (
             weight.codes.shape
             if groups == 1
             else (groups, weight.codes.shape[0] // groups, *weight.codes.shape[1:])
         )
-        return self._scaled(self.constant(weight.codes.reshape(shape)), weight.scale, shape, groups)
+        codes = weight.codes.reshape(shape)
+        held = self.constant(codes) if bits == 8 else self._joined(codes, bits)
+        return self._scaled(held, weight.scale, shape, groups)
+
+    def _joined(self, codes: NDArray[np.int8], bits: int) -> Any:
+        """Codes of 2 to 7 bits as int8, from a constant of the highest 4 bits (of the sign alone where there
+        are fewer) and one of each further bit: what is there is doubled, and the next bit added.
+        """
+        op, place = self._op, bits - 4 if bits >= 4 else bits - 1
+        rest = codes.view(np.uint8)
+        if bits >= 4:
+            found = self._field(rest >> place & 15, "i4")
+        else:
+            found = op.subtract(op.constant(np.int8(0)), self._field(rest >> place & 1, "u1"))
+        for bit in reversed(range(place)):
+            found = op.add(op.add(found, found), self._field(rest >> bit & 1, "u1"))
+        return found
+
+    def _field(self, values: NDArray[np.uint8], kind: str) -> Any:
+        """Values of 4 bits (`i4`) or of one (`u1`) as a constant of that type, converted to int8."""
+        runtime, flat = openvino(), values.ravel()
+        if kind == "u1":
+            packed = np.packbits(flat)
+        else:
+            flat = np.pad(flat, (0, -flat.size % 2))
+            packed = flat[0::2] | flat[1::2] << 4
+        tensor = runtime.Tensor(packed, list(values.shape), getattr(runtime.Type, kind))
+        return self._op.convert(self._op.constant(tensor, shared_memory=False), np.int8)
 
     def compressed(self, weight: QuantizedWeight, bits: int) -> Any:
         """The weight [N, K] of a linear layer as it lies in memory."""

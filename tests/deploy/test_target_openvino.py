@@ -12,6 +12,7 @@ from mpsearch.deploy.process import run_apart
 from mpsearch.deploy.targets import TARGETS
 from mpsearch.errors import CheckpointError
 from mpsearch.hardware import identity
+from mpsearch.hardware.openvino_nodes import ran_nodes
 
 pytest.importorskip("openvino")
 CHOICES = ("float", "W7A8", "W5A8", "W4A8", "W3A6", "W2A8", "W6A4", "W8A16", "W4A16", "W3A16")
@@ -40,6 +41,39 @@ def test_random_assignments(name, tmp_path):
 def test_two_hundred_random_assignments(name, tmp_path):
     for seed in range(100, 167):
         check(name, seed, tmp_path / str(seed))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_packed_weights_run_in_the_same_kernels_and_give_the_same_results(name, tmp_path):
+    """As stock OpenVINO runs the file too, without any setting of ours."""
+    import openvino
+
+    job, _, images = job_of(name, 1, ("W2A8", "W3A8", "W4A8", "W5A8", "W6A8", "W7A8", "W4A16", "float"))
+    ran = {}
+    for weights in ("plain", "packed"):
+        target, folder = TARGETS.create(f"openvino:weights={weights}"), tmp_path / weights
+        folder.mkdir()
+        assert target.write(job, folder) == []
+        live = openvino.Core().compile_model(folder / "model.xml", "CPU")
+        nodes = tuple((node.kind, node.precision, node.primitive) for node in ran_nodes(live))
+        ran[weights] = (target.load(folder, 1)(images), target.executed(folder, 1), nodes)
+    (plain, *kernels), (packed, *same) = ran["plain"], ran["packed"]
+    assert torch.equal(plain, packed) and kernels == same
+    assert any(node.endswith("I8") for node in same[0])
+    sizes = [(tmp_path / weights / "model.bin").stat().st_size for weights in ran]
+    assert sizes[1] < sizes[0]
+
+
+def test_packed_weights_take_their_bits(tmp_path):
+    sizes = {}
+    for bits in range(2, 9):
+        job, _, _ = job_of("cnn", 0, (f"W{bits}A8",))
+        codes = [state.weight.codes.numel() for state in job.states.values()]
+        for weights in ("plain", "packed"):
+            TARGETS.create(f"openvino:weights={weights},overflow_fix=off").write(job, tmp_path)
+            sizes[bits, weights] = (tmp_path / "model.bin").stat().st_size
+        spared = sizes[bits, "plain"] - sizes[bits, "packed"]
+        assert spared == pytest.approx(sum(codes) * (8 - bits) / 8, abs=16 * len(codes))
 
 
 def test_an_artifact_runs_in_a_process_of_its_own(tmp_path):

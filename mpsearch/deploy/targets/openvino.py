@@ -37,10 +37,14 @@ class OpenVino(Target):
         overflow_fix: `on` stores 8-bit weights of integer layers with 7 bits, because their products overflow
             16 bits on processors without VNNI (but those of depthwise convolutions, which are added in 32);
             `off` keeps the eighth bit, for processors with VNNI alone.
+        weights: How weights of integer units are stored: `packed` (as many bits as they have, in 4- and
+            1-bit constants that OpenVINO folds when it compiles the model) or `plain` (8-bit containers).
+            Both run in the same kernels and give the same results. Budgets limit the checkpoint.
     """
 
     precision: Literal["f32", "bf16"] = "f32"
     overflow_fix: Literal["on", "off"] = "on"
+    weights: Literal["packed", "plain"] = "packed"
     file: ClassVar[str] = "model.xml"
     runs_with: ClassVar[str] = "OpenVINO, CPU"
     integer: ClassVar[bool] = True
@@ -68,7 +72,9 @@ class OpenVino(Target):
     def write(self, job: Job, folder: Path) -> list[str]:
         """Two files."""
         refuse_products(job, self.name)
-        write_openvino(folder / self.file, job.float_onnx(OPSET), self.states(job), self.precision)
+        packed = self.weights == "packed"
+        path, graph = folder / self.file, job.float_onnx(OPSET)
+        write_openvino(path, graph, self.states(job), self.precision, packed=packed)
         wide = overflowing(job.states, job.module)
         if not wide:
             return []
