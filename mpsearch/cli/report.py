@@ -20,9 +20,12 @@ def report(
     figures: Annotated[
         Path | None,
         typer.Option(
-            help="Folder to also write each figure to, as SVG and PNG; needs the extra figures and Chrome or "
+            help="Folder to also write each figure to, as SVG and PNG; drawn by an installed Chrome or "
             "Chromium."
         ),
+    ] = None,
+    browser: Annotated[
+        Path | None, typer.Option(help="Chrome or Chromium for --figures, where it is not on the path.")
     ] = None,
 ) -> None:
     """Write report.html again, from a study's saved results."""
@@ -31,5 +34,5 @@ def report(
 
     print(write_report(study))
     if figures is not None:
-        for path in write_pictures(study, figures):
+        for path in write_pictures(study, figures, browser):
             print(path)
