@@ -44,7 +44,7 @@ def parse_quantity(text: str) -> tuple[float, str]:
     Raises:
         BudgetError: No number, no unit, an unknown unit, or a value that is not positive and finite.
 
-    Example:
+    Examples:
         >>> parse_quantity("2.5ms"), parse_quantity("1MiB")
         ((2500.0, 'us'), (1048576.0, 'bytes'))
     """

@@ -40,7 +40,7 @@ class Shot:
 
 
 SHOTS = (
-    Shot("report.png", 1100, 860, 1.4),
+    Shot("report.png", 1100, 590, 1.4),
     Shot("front.png", 1100, 700, 1.4, part="explore"),
     Shot("report-phone.png", 500, 900, 1.0, dark=True),
 )

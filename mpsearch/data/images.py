@@ -29,7 +29,7 @@ class ImageSet(HeldSamples):
         std: `C` standard deviations.
         name: Where the images came from, for messages and records.
 
-    Example:
+    Examples:
         >>> images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
         >>> samples = ImageSet(images, torch.tensor([0, 1, 0, 1]), mean=(0.5,) * 3, std=(0.25,) * 3)
         >>> samples.inputs()[0, 0, 0, 0]  # (0 - 0.5) / 0.25

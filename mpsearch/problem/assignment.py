@@ -26,7 +26,7 @@ class Candidate:
         number_format: `int`, `float`, or `fp8` (e4m3 weights and inputs; prints as `fp8`).
         w_granularity: `channel` (one scale for each output channel) or `tensor`.
 
-    Example:
+    Examples:
         >>> Candidate.parse("W4A8")
         Candidate(w_bits=4, a_bits=8, number_format='int', w_granularity='channel')
         >>> print(Candidate(5, 8), Candidate.parse("float").is_float)
@@ -118,7 +118,7 @@ FP8 = Candidate(8, 8, "fp8")
 class Assignment(Mapping[str, Candidate]):
     """One candidate for each layer, by layer name, in the order of the problem.
 
-    Example:
+    Examples:
         >>> mine = Assignment.from_json({"conv1": "W8A8", "fc": "W4A8"})
         >>> mine["fc"].w_bits
         4

@@ -35,7 +35,7 @@ class Budget:
         scale: What `limit` is: `absolute`; `float`, a share of what the float model uses; or `bits`, bits for
             each weight on average.
 
-    Example:
+    Examples:
         >>> budget = Budget.parse("15MB")
         >>> budget.resource, budget.limit
         ('size_bytes', 15000000.0)

@@ -45,7 +45,7 @@ def solve(
         InfeasibleError: No assignment fits; names the least reachable value of each resource.
         MpsearchError: The time ran out before any assignment was found.
 
-    Example:
+    Examples:
         Two layers at 4 or 8 bits. Both at 8 take 1,200 bytes; of the two at 1,000 bytes, the one that
         spares the second layer does less damage.
 
