@@ -194,14 +194,14 @@ class OpenVinoWriter:
             found = op.add(op.add(found, found), self._field(rest >> bit & 1, "u1"))
         return found
 
-    def _field(self, values: NDArray[np.uint8], kind: str) -> Any:
+    def _field(self, values: Array, kind: str) -> Any:
         """Values of 4 bits (`i4`) or of one (`u1`) as a constant of that type, converted to int8."""
-        runtime, flat = openvino(), values.ravel()
+        runtime, flat = openvino(), values.astype(np.uint8).ravel()
         if kind == "u1":
             packed = np.packbits(flat)
         else:
             flat = np.pad(flat, (0, -flat.size % 2))
-            packed = flat[0::2] | flat[1::2] << 4
+            packed = (flat[0::2] | flat[1::2] << 4).astype(np.uint8)
         tensor = runtime.Tensor(packed, list(values.shape), getattr(runtime.Type, kind))
         return self._op.convert(self._op.constant(tensor, shared_memory=False), np.int8)
 
