@@ -31,6 +31,19 @@ def test_a_timm_model_gets_the_labels_that_timm_gives(folder, config):
     assert found["class2"] == 1 and found["class10"] == 9
 
 
+def test_names_of_the_classes_are_kept_in_the_order_of_their_labels(folder, config):
+    """By folder, in the order that the model's classes have; of a map that has one for each; else none."""
+    root = str(folder(TWELVE))
+    made = make_splits(root, config, classes=Classes(12, timm=True))
+    assert made.classes == tuple(f"class{k}" for k in range(1, 13))
+    assert made.to_json()["classes"] == list(made.classes)
+    turned = {f"class{k}": 12 - k for k in range(1, 13)}
+    mapped = make_splits(root, config, classes=Classes(12, folders=turned))
+    assert mapped.classes == tuple(f"class{k}" for k in range(12, 0, -1))
+    shared = make_splits(root, config, classes=Classes(12, folders={**turned, "class1": 0}))
+    assert shared.classes == () and "classes" not in shared.to_json()
+
+
 @pytest.mark.parametrize("names", [("class2", "class10"), ("b", "C", "a", "D"), ("x1_9", "x1_10")])
 def test_an_order_in_doubt_is_refused(folder, config, names):
     root = str(folder(dict.fromkeys(names, 1)))
