@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import time
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 
 from benchmarks.peers.environments import interpreter
 from benchmarks.peers.networks import ROOT
+from mpsearch.hardware import identity
 from mpsearch.problem import Budget, Candidate, Layer, Problem
 from mpsearch.solvers import reachable, solve
 
@@ -157,7 +160,7 @@ def scaled(layers: int, choices: int, share: float, seconds: float) -> str:
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     total = _total(scores, found.indices)
     bound = found.bound if found.bound is not None else total
-    gap = 100 * (total - bound) / total
+    gap = max(0.0, 100 * (total - bound) / total)  # the sums are not taken in the same order
     return f"| {layers} x {choices} | {share:.0%} | {found.status} | {gap:.4f} % | {cpu:.1f} | {wall:.1f} |"
 
 
