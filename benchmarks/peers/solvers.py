@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import time
 from dataclasses import dataclass
@@ -20,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 
 from benchmarks.peers.environments import interpreter
 from benchmarks.peers.networks import ROOT
-from mpsearch.hardware import identity
 from mpsearch.problem import Budget, Candidate, Layer, Problem
 from mpsearch.solvers import reachable, solve
 
