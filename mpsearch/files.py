@@ -6,17 +6,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
+import importlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from mpsearch.errors import MpsearchError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_AGAIN_S = 0.01
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room there, or name another folder."),
     errno.EFBIG: "Raise the limit on the size of files (ulimit -f).",
@@ -49,23 +56,27 @@ def refusal(error: OSError, path: Path | None = None) -> str:
     return f"{place} cannot be written or read ({error.strerror or error}). {remedy}"
 
 
-def lock(file: IO[Any], *, wait: bool = False, by: Callable[[IO[Any], int], Any] = fcntl.flock) -> bool:
+def lock(file: IO[Any], *, wait: bool = False, by_process: bool = False) -> bool:
     """Take the system's lock of an open file, of which the system lets go when the process dies, however it
     dies.
 
     Args:
         file: Open for writing.
         wait: Wait for another holder to let go.
-        by: `fcntl.flock`, or `fcntl.lockf`.
+        by_process: Whether the process holds it (`lockf`), not the open file (`flock`). Windows has one kind.
 
     Returns: Whether it was free; always, where it waits.
 
     Raises: MpsearchError: The file system has no locks.
     """
     try:
-        by(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if fcntl is None:
+            _lock_on_windows(file, wait)
+        else:
+            by = fcntl.lockf if by_process else fcntl.flock
+            by(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK):
             return False
         raise MpsearchError(
             f"{file.name} cannot be locked ({error.strerror}), and without locks two processes could "
@@ -73,6 +84,21 @@ def lock(file: IO[Any], *, wait: bool = False, by: Callable[[IO[Any], int], Any]
             "table at once. Use a folder on a file system that has locks, such as a local disk."
         ) from None
     return True
+
+
+def _lock_on_windows(file: IO[Any], wait: bool) -> None:
+    """Lock the first byte, which may be beyond the end. Raises OSError where another holds it."""
+    msvcrt = importlib.import_module("msvcrt")  # type checkers know it on Windows alone
+    file.seek(0)
+    while True:
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if not wait or error.errno not in (errno.EACCES, errno.EDEADLK):
+                raise
+            time.sleep(_AGAIN_S)
+        else:
+            return
 
 
 @contextlib.contextmanager
@@ -93,7 +119,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def _renamed(beside: Path, path: Path) -> Iterator[Path]:
     try:
         yield beside
-        with beside.open("rb") as written:
+        with beside.open("rb+") as written:  # Windows writes out what may be written alone
             os.fsync(written.fileno())
         beside.chmod(0o644)
         beside.replace(path)
@@ -104,7 +130,7 @@ def _renamed(beside: Path, path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as beside:
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, data: Any) -> None:

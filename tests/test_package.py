@@ -4,13 +4,14 @@ import subprocess
 import sys
 
 import mpsearch
+from mpsearch.api import search
 from mpsearch.deploy import load
-from mpsearch.pipeline import search
+from mpsearch.result import Result
 
 
 def test_the_public_surface_is_short():
-    assert mpsearch.__all__ == ["__version__", "load", "search"]
-    assert mpsearch.load is load and mpsearch.search is search
+    assert mpsearch.__all__ == ["Result", "__version__", "load", "search"]
+    assert mpsearch.load is load and mpsearch.search is search and mpsearch.Result is Result
 
 
 def test_the_solvers_import_no_torch_and_importing_starts_no_cuda():

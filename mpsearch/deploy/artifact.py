@@ -184,7 +184,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     try:
         yield beside
         for path in beside.iterdir():
-            with path.open("rb") as written:
+            with path.open("rb+") as written:
                 os.fsync(written.fileno())
         beside.chmod(0o755)
         if folder.exists():

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Self
 
-from mpsearch.errors import MpsearchError
+from mpsearch.errors import MpsearchError, UserError
 from mpsearch.hardware.backends import Backend, Bench, Cell, Measured
 from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.rows import Row, row_key
@@ -128,6 +128,12 @@ class IsolatedTimer(CellTimer):
         """A module of the package, not a copy of this program: the user's own script is never imported by
         it.
         """
+        if os.name == "nt":
+            raise UserError(
+                "Single units are timed on Linux and macOS alone: Windows hands no pipe to a new process in "
+                "this way. Use --target packed, or --table with a table of another machine and "
+                "--allow-estimate."
+            )
         self._pipe, theirs = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-m", "mpsearch.hardware.cell_process", str(theirs.fileno())]

@@ -11,7 +11,6 @@ import importlib
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from mpsearch.allocator import keep_freed_memory
 from mpsearch.errors import MpsearchError, UserError
@@ -375,6 +375,10 @@ def _peak_bytes() -> int:
         )
         if found is not None:
             return int(found) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows, which counts it itself
+        return int(psutil.Process().memory_info().peak_wset)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -64,7 +64,7 @@ def write_ir(path: Path, model: Any, precision: str, asked: Mapping[str, str]) -
         sealed = text.replace(_OPEN_SEAL.encode().hex().encode(), _seal(text, binary).encode().hex().encode())
         xml.write_bytes(sealed)
         for written in (binary, xml):
-            with written.open("rb") as file:
+            with written.open("rb+") as file:
                 os.fsync(file.fileno())
             written.chmod(0o644)
         binary.replace(path.with_suffix(".bin"))

@@ -175,7 +175,9 @@ class Study:
             if (place / name).is_file():
                 files.write_text(
                     place / name,
-                    (place / name).read_text().replace(str(self.artifact), str(place / "artifact")),
+                    (place / name)
+                    .read_text(encoding="utf-8")
+                    .replace(str(self.artifact), str(place / "artifact")),
                 )
         return place
 

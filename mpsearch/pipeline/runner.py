@@ -17,10 +17,9 @@ from torch import nn
 from mpsearch import files
 from mpsearch.accelerator import describe_device, exact_float32, find_device
 from mpsearch.errors import InfeasibleError, OptionError
-from mpsearch.models import from_module
-from mpsearch.models.tree import copied
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
+from mpsearch.pipeline.given import Given
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.results import Choice, Results
 from mpsearch.pipeline.steps.assigned import assigned
@@ -46,17 +45,13 @@ from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import (
     Subject,
     calibrate_subject,
-    draw,
     load_subject,
-    make_subject,
     require_same_weights,
 )
 from mpsearch.pipeline.steps.tightening import REPAIRS, broken, lowered, scouted, told
-from mpsearch.pipeline.steps.trial import takes_of
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.pipeline.workers.crew import Crew
 from mpsearch.problem import Budget, Problem
-from mpsearch.quant.devices import CPU, device_of
 from mpsearch.reconstruct import Calibration
 from mpsearch.solvers import reachable
 
@@ -156,18 +151,15 @@ def search(
     for text in budgets:
         Budget.parse(text)  # a slip is told at once
     progress, folder = progress or Silent(), Study(Path(study))
-    name = str(getattr(calibration, "name", None) or type(calibration).__name__)
-    config = RunConfig(budgets=tuple(budgets), model=type(model).__name__, data=name, **settings)
+    given = Given(model, calibration, evaluation)
+    name, data = given.names
+    config = RunConfig(budgets=tuple(budgets), model=name, data=data, **settings)
     find_device(config.device)
     require_tables(config)
     clock = Clock(config.limit_s)
-    loaded = from_module(model)
-    data, other = (calibration, None) if evaluation is None else (evaluation, calibration)
-    splits = draw(config, data, other, takes=takes_of(loaded.module, config))
     with folder.busy():
         _claim(folder, config, progress)
-        given = model if device_of(model).type == "cpu" else copied(model).to(CPU)
-        subject = make_subject(loaded, splits, config, progress, given)
+        subject = given.subject(config, progress)
         return _run(subject, config, folder, progress, clock).to_json()
 
 

@@ -265,7 +265,6 @@ def test_a_file_system_without_locks_is_told_as_such(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    monkeypatch.setattr("mpsearch.files.lock.__kwdefaults__", {"wait": False, "by": none})
     with pytest.raises(MpsearchError, match=r"cannot be locked .No locks available.*local disk") as refused:
         search(net(), tmp_path)
     assert not isinstance(refused.value, StudyError) and "nother process" not in str(refused.value)

@@ -208,19 +208,41 @@ def points_of(workshop: Workshop, texts: Sequence[str], *, reconstruct: bool = T
     return [
         Point(
             text.replace(":", "-"),
-            _assignment_of(study, workshop.subject, text),
+            uniform(workshop.subject, candidate)
+            if (candidate := _uniform(text)) is not None
+            else assignment_of(study, text),
             reconstruct and text != "float",
         )
         for text in texts
     ]
 
 
-def _assignment_of(study: Path, subject: Subject, text: str) -> Assignment:
+def assignment_of(study: Path, text: str) -> Assignment:
+    """The assignment of a point by its name, from a study's files alone.
+
+    Args:
+        study: Folder of the study.
+        text: As for `points_of`.
+    Raises: UserError: There is no such point.
+    """
     if text == "best":
         return Assignment.from_json(_read(study / "best.json")["assignment"])
-    if text == "float" or re.fullmatch(r"W\d+A\d+(/\w+)?", text):
-        return uniform(subject, Candidate.parse(text))
-    return Problem.load(study / "problem.json").assignment(_numbered(study, text))
+    problem, candidate = Problem.load(study / "problem.json"), _uniform(text)
+    if candidate is None:
+        return problem.assignment(_numbered(study, text))
+    indices = problem.uniform(candidate)
+    if indices is None:
+        raise UserError(
+            f"Not every layer of {study} has the candidate {text}. Give best, the number of a trial such as "
+            "7, front:12, or another candidate."
+        )
+    return problem.assignment(indices)
+
+
+def _uniform(text: str) -> Candidate | None:
+    """The candidate that a text such as `W4A8` or `float` names; None where it names a single point."""
+    is_one = text == "float" or re.fullmatch(r"W\d+A\d+(/\w+)?", text)
+    return Candidate.parse(text) if is_one else None
 
 
 def require_points(study: Path, texts: Sequence[str]) -> None:

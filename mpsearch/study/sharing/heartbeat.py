@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
@@ -133,12 +134,8 @@ def gone(owner: dict[str, Any] | None) -> bool:
     """Whether a process of this machine has ended; False where that cannot be known."""
     if not owner or owner["host"] != _machine():
         return False
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
+    if not psutil.pid_exists(owner["pid"]):
         return True
-    except PermissionError:
-        pass
     return bool(
         _started(owner["pid"]) != owner["started"]
     )  # another process got its number, or it is a zombie

@@ -5,7 +5,6 @@ whatever becomes of them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -102,7 +101,7 @@ def busy_file(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".busy").open("w") as busy:
-        if not files.lock(busy, by=fcntl.lockf):
+        if not files.lock(busy, by_process=True):
             raise StudyError(
                 f"Another process is exploring {path}. Wait until it ends, stop it, or name another study."
             )
