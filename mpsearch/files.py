@@ -18,10 +18,11 @@ from typing import IO, Any
 
 from mpsearch.errors import MpsearchError
 
-try:
+_unix: Any = None
+with contextlib.suppress(ImportError):  # Windows has no such module, and locks of its own
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+
+    _unix = fcntl
 
 _AGAIN_S = 0.01
 _REMEDIES = {
@@ -70,11 +71,11 @@ def lock(file: IO[Any], *, wait: bool = False, by_process: bool = False) -> bool
     Raises: MpsearchError: The file system has no locks.
     """
     try:
-        if fcntl is None:
+        if _unix is None:
             _lock_on_windows(file, wait)
         else:
-            by = fcntl.lockf if by_process else fcntl.flock
-            by(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            by = _unix.lockf if by_process else _unix.flock
+            by(file, _unix.LOCK_EX | (0 if wait else _unix.LOCK_NB))
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK):
             return False

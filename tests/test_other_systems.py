@@ -43,7 +43,7 @@ for found in pkgutil.walk_packages(mpsearch.__path__, "mpsearch."):
         importlib.import_module(found.name)
 
 import pathlib
-assert mpsearch.files.fcntl is None
+assert mpsearch.files._unix is None
 from mpsearch import files
 with open("a", "w") as one, open("a", "w") as two:
     assert files.lock(one) and not files.lock(two)
