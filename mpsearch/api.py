@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from mpsearch.evaluate import MetricSamples, metric_of
 from mpsearch.pipeline.given import Given
 from mpsearch.pipeline.progress import Lines, Progress
 from mpsearch.pipeline.runner import search as run_search
@@ -19,8 +20,9 @@ def search(
     model: nn.Module,
     calibration: Any,
     *,
-    budgets: Sequence[str],
+    budgets: Sequence[str] = (),
     evaluation: Any = None,
+    metric: str | Callable[[nn.Module, MetricSamples], float] | None = None,
     study: str | Path = "studies/search",
     progress: Progress | bool = True,
     **settings: Any,
@@ -33,8 +35,10 @@ def search(
         calibration: A DataLoader, a Dataset, any iterable of samples (inputs, label), an `ImageSet` or a
             `TokenSet`: for ranges, reconstruction and the searched loss (and evaluation, where none is
             given).
-        budgets: Limits as on the command line, such as `["15MB"]`.
+        budgets: Limits as on the command line, such as `["15MB"]`; with `max_drop` there may be none.
         evaluation: Samples for what is reported.
+        metric: (model, samples) -> number, higher is better, or `file.py:function`: reported beside the
+            task's scores, and what `max_drop` limits. See `mpsearch.evaluate.MetricSamples`.
         study: Folder for the results; the artifact is in `artifact/` below it.
         progress: Where progress goes; True for lines on stderr, False for nowhere.
         settings: Further fields of `mpsearch.pipeline.RunConfig`, such as `trials=16` or `target="packed"`.
@@ -49,9 +53,10 @@ def search(
         calibration,
         budgets=budgets,
         evaluation=evaluation,
+        metric=metric,
         study=study,
         progress=Lines.of(progress),
         **settings,
     )
     write_report(Path(study))
-    return Result(study, model, Given(model, calibration, evaluation).workshop)
+    return Result(study, model, Given(model, calibration, evaluation, metric_of(metric)).workshop)

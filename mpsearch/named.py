@@ -9,7 +9,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from mpsearch.errors import DataError, ModelError, StudyError, UnknownNameError
+from mpsearch.errors import DataError, ModelError, OptionError, StudyError, UnknownNameError
 from mpsearch.usercode import names_code, require_code
 
 HUB = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -119,6 +119,16 @@ def timm_listed(pattern: str) -> list[str]:
     if not found:
         raise UnknownNameError("timm model", pattern, _timm_sources()[0])
     return sorted(found, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+
+
+def require_metric_name(text: str) -> None:
+    """Raises OptionError where a text names no function of a file."""
+    if not names_code(text):
+        raise OptionError(
+            f"--metric {text!r} names no function. Write path/to/file.py:function, which is called with "
+            "(model, samples) and returns a number, higher is better."
+        )
+    require_code(text, OptionError)
 
 
 def _require_timm(text: str) -> None:

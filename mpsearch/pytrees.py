@@ -70,6 +70,11 @@ def leaves_of(inputs: Inputs) -> tuple[Tensor, ...]:
     return inputs.leaves if isinstance(inputs, Batch) else (inputs,)
 
 
+def repeated(inputs: Inputs, count: int) -> Inputs:
+    """So many samples: those of `inputs`, again and again."""
+    return inputs[[row % len(inputs) for row in range(count)]]
+
+
 def arrays_of(inputs: Inputs) -> tuple[Any, ...]:
     """Every tensor as a numpy array."""
     return tuple(leaf.detach().cpu().numpy() for leaf in leaves_of(inputs))
@@ -108,13 +113,28 @@ def shape_text(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "one number"
 
 
+class Named(dict[str, Any]):
+    """What stands for an object whose class is not known: its parts by key, as attributes, and by place."""
+
+    def __getattr__(self, name: str) -> Any:
+        """The part of that name."""
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __getitem__(self, key: Any) -> Any:
+        """The part of a key, or at a place."""
+        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+
 @dataclasses.dataclass(frozen=True)
 class Structure:
     """How leaves are nested.
 
     Args:
-        kind: `leaf`, `constant`, `list`, `tuple`, `dict`, or `object`: a named tuple, a dataclass, or a
-            mapping of a class of its own.
+        kind: `leaf`, `constant`, `list`, `tuple`, `dict`, `object`: a named tuple, a dataclass, or a mapping
+            of a class of its own; or `named`, an object whose class is not known.
         keys: Of the parts of a `dict` or an `object`.
         parts: Nested structures.
         value: The constant, or what builds the object from its parts by keyword.
@@ -138,6 +158,8 @@ class Structure:
         if self.kind in ("list", "tuple"):
             return found if self.kind == "list" else tuple(found)
         named = dict(zip(self.keys, found, strict=True))
+        if self.kind == "named":
+            return Named({str(key): value for key, value in named.items()})
         return named if self.kind == "dict" else self.value(**named)
 
     def names(self, prefix: str = "") -> tuple[str, ...]:
@@ -150,6 +172,16 @@ class Structure:
             for key, part in zip(keys, self.parts, strict=True)
             for name in part.names(f"{prefix}.{key}" if prefix else str(key))
         )
+
+    def without_classes(self) -> Structure:
+        """The same as plain data can hold it: objects by the names of their parts, and None where a constant
+        is no plain value.
+        """
+        parts = tuple(part.without_classes() for part in self.parts)
+        if self.kind == "object":
+            return Structure("named", self.keys, parts)
+        plain = self.value if isinstance(self.value, str | int | float | bool) else None
+        return dataclasses.replace(self, parts=parts, value=plain)
 
     def to_json(self) -> Any:
         """Plain data. Raises ModelError where an object is needed, which data cannot hold."""

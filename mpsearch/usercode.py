@@ -12,6 +12,9 @@ from typing import Any
 from mpsearch.errors import UserError
 from mpsearch.foreign import first_line
 
+OBJECT = "python:"
+"""How settings name a function that was given as an object."""
+
 
 def names_code(text: str) -> bool:
     """Whether a text names something in a Python file."""

@@ -8,7 +8,7 @@ import typer
 
 from mpsearch.cli._reading import device_name, known
 from mpsearch.cli._show import Format
-from mpsearch.named import require_data_name, require_model_name
+from mpsearch.named import require_data_name, require_metric_name, require_model_name
 
 MODEL = "Model"
 IMAGES_AND_TASK = "Images and task"
@@ -190,6 +190,18 @@ TaskName = Annotated[
         rich_help_panel=IMAGES_AND_TASK,
     ),
 ]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        callback=lambda text: known(text, require_metric_name),
+        help=(
+            "file.py:function (which is run), called with (model, samples): one number, higher is better. "
+            "samples gives batches (inputs, labels)."
+        ),
+        rich_help_panel=IMAGES_AND_TASK,
+    ),
+]
 InputSize = Annotated[
     str | None,
     typer.Option(
@@ -221,6 +233,13 @@ Threads = Annotated[
 ]
 Seed = Annotated[
     int, typer.Option(help="Random seed of splits, sampler and reconstruction.", rich_help_panel=SEARCH)
+]
+CallBatch = Annotated[
+    int,
+    typer.Option(
+        help="Images in a call whose latency (and energy) is measured, predicted and limited.",
+        rich_help_panel=MEASURING_AND_DEVICE,
+    ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the study's folder below studies/.")]
 Storage = Annotated[

@@ -51,6 +51,15 @@ Assign = Annotated[
         rich_help_panel=SEARCH,
     ),
 ]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "How far --metric, or the task's own score, may fall below the float model's on the search "
+            "images: 1% of it, or 0.5 points. Without --budget the smallest that keeps it is searched for."
+        )
+    ),
+]
 Trials = Annotated[
     int | None,
     typer.Option(
@@ -183,8 +192,8 @@ Resume = Annotated[
     Path | None,
     typer.Option(
         help=(
-            "Finish the study in this folder with its own settings; only --budget, --allow-estimate and "
-            "--device may change."
+            "Finish the study in this folder with its own settings; only --budget, --max-drop, --metric, "
+            "--allow-estimate and --device may change."
         )
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from mpsearch.cli._show import Format, print_rows, say
 from mpsearch.efforts import format_duration
-from mpsearch.problem import Budget
+from mpsearch.problem import Budget, below, told_of
 from mpsearch.units import format_bytes, format_pair, format_quantity
 
 
@@ -34,9 +35,11 @@ def print_result(result: dict[str, Any], output: Format) -> None:
     labelled = any(row["searched"]["metrics"]["top1"] is not None for row in result["rows"])
     compared = [*(["top-1"] if labelled else []), result["measure"]]
     beside = result["best"]["artifact"]["file"] != result["best"]["artifact"]["packed"]
+    call = "" if result.get("batch", 1) == 1 else f" of {result['batch']} images"
     times = [
-        *([f"ms {'ESTIMATED' if _is_estimate(result) else 'predicted'}", "ms measured"] if timed else []),
-        *(["mJ predicted", "mJ measured"] if _has_energy(result) else []),
+        *([f"ms{call} {'ESTIMATED' if _is_estimate(result) else 'predicted'}"] if timed else []),
+        *([f"ms{call} measured"] if timed else []),
+        *([f"mJ{call} predicted", f"mJ{call} measured"] if _has_energy(result) else []),
     ]
     header = (
         "",
@@ -47,8 +50,10 @@ def print_result(result: dict[str, Any], output: Format) -> None:
         *times,
         *compared,
         *(f"{name} finished" for name in compared),
+        *([result["metric"]["name"]] if result.get("metric") else []),
     )
-    shown = _Shown(beside, timed, _has_energy(result), labelled, result["best"]["label"])
+    own = result.get("metric") is not None
+    shown = _Shown(beside, timed, _has_energy(result), labelled, own, result["best"]["label"])
     rows = [_cells(row, shown) for row in result["rows"]]
     if output is Format.table:
         _print_table(header, rows)
@@ -80,13 +85,14 @@ def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 @dataclass(frozen=True)
 class _Shown:
     """Which columns there are (size of a checkpoint beside the file that the budget limits, latency, energy,
-    top-1), and the label of the choice.
+    top-1, the user's metric), and the label of the choice.
     """
 
     checkpoint: bool
     timed: bool
     energy: bool
     labelled: bool
+    metric: bool
     chosen: str
 
 
@@ -125,6 +131,10 @@ def _cells(row: dict[str, Any], shown: _Shown) -> tuple[str, ...]:
         if shown.labelled:
             cells.append("" if metrics is None or metrics["top1"] is None else f"{metrics['top1']:.2%}")
         cells.append("" if metrics is None else f"{metrics['kl']:.5f}")
+    if shown.metric:
+        metrics = written["metrics"]
+        value = metrics.get("metric")
+        cells.append("" if "metric" not in metrics else "not finite" if value is None else f"{value:.6g}")
     return tuple(cells)
 
 
@@ -144,7 +154,11 @@ def tell_result(result: dict[str, Any], report: Path) -> None:
         where = (
             f", {result['latencies']}" if result.get("latencies") and b["resource"] == "latency_us" else ""
         )
+        if result.get("batch", 1) != 1 and b["resource"] in ("latency_us", "energy_mj"):
+            where += f", for a call of {result['batch']} images"
         say(f"Budget {budget.text}: {kept} {used} of {limit}{_in_new_processes(budget, best)}{where}.")
+    if best.get("drop"):
+        say(f"{told_of(best['drop'])} {_drop_held_out(result)}")
     for r in best.get("repairs", []):
         got, limit = format_pair(r["measured"], r["limit"], r["resource"])
         predicted = format_quantity(r["predicted"], r["resource"])
@@ -160,6 +174,19 @@ def tell_result(result: dict[str, Any], report: Path) -> None:
     left = result["not_quantized"]
     say(f"Not quantised: {format_bytes(sum(left.values()))} in {len(left)} tensors, named in {report}.")
     say(f"Report: {report}")
+
+
+def _drop_held_out(result: dict[str, Any]) -> str:
+    """The same score on the images that nothing was chosen by."""
+    name, own = result["best"]["drop"]["score"], result.get("metric")
+
+    def score(metrics: dict[str, Any]) -> float:
+        held = {**metrics, **metrics.get("scores", {})}
+        value = held["metric" if own else name]
+        return math.nan if value is None else float(value)
+
+    best, floats = result["best"]["metrics"], result["rows"][0]["searched"]["metrics"]
+    return f"On the {best['images']:,} evaluation images: {below(name, score(floats), score(best))}."
 
 
 def _tell_files(artifact: dict[str, Any], images: int) -> None:

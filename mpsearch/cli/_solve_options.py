@@ -49,8 +49,8 @@ MaxDrop = Annotated[
     str | None,
     typer.Option(
         help=(
-            "Instead: the least --minimize whose measured top-1 is at most this below the float "
-            "model's, as 1%."
+            "Instead: the least --minimize whose measured score (the study's metric, or its task's) is at "
+            "most this below the float model's: 1% of it, or 0.5 points."
         )
     ),
 ]

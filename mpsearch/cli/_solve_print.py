@@ -9,7 +9,7 @@ from typing import Any
 
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 from mpsearch.errors import OptionError
-from mpsearch.problem import Assignment, Budget, Problem, Solution
+from mpsearch.problem import Assignment, Budget, Drop, Problem, Solution
 from mpsearch.units import format_quantity
 
 
@@ -187,13 +187,13 @@ def print_floor(
     problem: Problem,
     objective: str,
     budgets: Sequence[Budget],
-    text: str,
+    drop: Drop,
     resource: str,
     output: Format,
 ) -> None:
-    from mpsearch.pipeline.jobs.floor import drop_of, within_floor  # imports torch
+    from mpsearch.pipeline.jobs.floor import within_floor  # imports torch
 
-    found = within_floor(study, problem, objective, budgets, drop_of(text), resource, ProgressBars())
+    found = within_floor(study, problem, objective, budgets, drop, resource, ProgressBars())
     if output is Format.json:
         print(json.dumps(found, indent=1))
         return

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mpsearch.cli._app import command
-from mpsearch.cli._options import ClassMap, Output, Threads
+from mpsearch.cli._options import ClassMap, Metric, Output, Threads
 from mpsearch.cli._show import Format, print_rows, say
 from mpsearch.errors import OptionError
 from mpsearch.units import format_bytes
@@ -36,14 +36,19 @@ def bench(
         list[str] | None,
         typer.Option(help="Further artifacts; without it float and W8A8 of the same export."),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes, such as 1,8,32.")] = "1,8",
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            help="Batch sizes, such as 1,8,32. Without it 1 and 8, or 1 and that of the run's --batch."
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Seconds of measuring for each batch size.")] = 2.0,
     threads: Threads = 1,
     model: FloatModel = None,
     output: Output = Format.table,
 ) -> None:
     """Latency distribution, throughput, peak memory and energy, with float and uniform int8 beside."""
-    sizes = _sizes(batch)
+    sizes = None if batch is None else _sizes(batch)
     if not 0 < seconds < math.inf or threads < 1:
         raise OptionError(
             f"seconds is {seconds} and threads {threads}; both must be above 0, and finite.",
@@ -63,6 +68,7 @@ def bench(
         for folder in folders
         if beside or (folder.is_dir() and folder.resolve() != first.folder.resolve())
     ]
+    sizes = sizes or [1, int(first.manifest.get("batch", 8))]
     rows = bench_artifacts([first, *others], sizes, seconds, threads, model)
     if output is Format.json:
         print(json.dumps(rows, indent=1))
@@ -94,8 +100,9 @@ def bench(
 )
 def evaluate(
     artifact: ArtifactPath,
-    data: Annotated[str, typer.Option(help="Labelled images, as in run.")],
+    data: Annotated[str, typer.Option(help="Labelled images, or file.py:function, as in run.")],
     class_map: ClassMap = None,
+    metric: Metric = None,
     images: Annotated[int | None, typer.Option(help="At most so many, drawn by the seed.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the draw.")] = 0,
     threads: Threads = 1,
@@ -110,10 +117,13 @@ def evaluate(
     from mpsearch.deploy.artifact import open_artifact
     from mpsearch.pipeline.jobs.bench import evaluate_artifact
 
-    row = evaluate_artifact(open_artifact(artifact), data, images, seed, threads, model, class_map)
+    row = evaluate_artifact(open_artifact(artifact), data, images, seed, threads, model, class_map, metric)
     if output is Format.json:
         print(json.dumps(row, indent=1))
         return
+    held = row.get("metric")
+    value = "" if held is None else "not finite" if held["value"] is None else f"{held['value']:.6g}"
+    own = ((), ()) if held is None else ((held["name"],), (value,))
     if "damage" in row:
         damage = "" if row["damage"] is None else f"{row['damage']:.5f}"
         scores = tuple(f"{value:.4f}" for value in row["scores"].values())
@@ -125,6 +135,7 @@ def evaluate(
             f"{row['measure']} to float",
             "agreement",
             *row["scores"],
+            *own[0],
         )
         print_rows(
             header,
@@ -137,19 +148,22 @@ def evaluate(
                     damage,
                     f"{row['agreement']:.2%}",
                     *scores,
+                    *own[1],
                 )
             ],
             output,
         )
         return
-    header = ("artifact", "target", "runs with", "images", "top-1", "standard error", "loss")
+    header = ("artifact", "target", "runs with", "images", "top-1", "standard error", "loss", *own[0])
     error = "" if row["top1_error"] is None else f"{row['top1_error']:.2%}"
     shares = (
         "" if row["top1"] is None else f"{row['top1']:.2%}",
         error,
         "" if row["loss"] is None else f"{row['loss']:.4f}",
     )
-    print_rows(header, [(row["artifact"], row["target"], row["runs_with"], row["images"], *shares)], output)
+    print_rows(
+        header, [(row["artifact"], row["target"], row["runs_with"], row["images"], *shares, *own[1])], output
+    )
 
 
 def _sizes(text: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mpsearch.cli._app import command
-from mpsearch.cli._options import ModelArguments, Output, Tables, Threads
+from mpsearch.cli._options import CallBatch, ModelArguments, Output, Tables, Threads
 from mpsearch.cli._reading import config_of
 from mpsearch.cli._show import Format, ProgressBars, print_rows, say
 from mpsearch.cli._trtexec import ELSEWHERE, profile_from, profile_write
@@ -64,7 +64,7 @@ def profile(
             )
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(help="With --write: images in a call.")] = 1,
+    batch: CallBatch = 1,
     source: Annotated[
         str | None,
         typer.Option(

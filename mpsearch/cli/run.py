@@ -36,7 +36,7 @@ ASSIGNED_BITS = (3, 4, 5, 6)
 """What --assign divides the layers among where --bits does not say: a group at 2 bits ruins most networks."""
 
 _WITH_RESUME = {
-    *("resume", "budget", "allow_estimate", "device", "storage", "workers", "output"),
+    *("resume", "budget", "max_drop", "metric", "allow_estimate", "device", "storage", "workers", "output"),
     *("dry_run", "quiet", "verbose"),
 }
 
@@ -53,6 +53,7 @@ def run(
     config: options.ConfigFile = None,
     preset: options.PresetName = None,
     budget: options.Budgets = None,
+    max_drop: options.MaxDrop = None,
     model: common.Model = None,
     weights: common.Weights = None,
     data: common.Data = None,
@@ -67,6 +68,7 @@ def run(
     random_weights: common.RandomWeights = False,
     calibration_data: common.CalibrationData = None,
     class_map: common.ClassMap = None,
+    metric: common.Metric = None,
     input_size: common.InputSize = None,
     mean: common.Mean = None,
     std: common.Std = None,
@@ -96,6 +98,7 @@ def run(
     table: options.Table = None,
     allow_estimate: options.AllowEstimate = False,
     threads: common.Threads = 1,
+    batch: common.CallBatch = 1,
     device: common.Device = "auto",
     seed: common.Seed = 0,
     task: common.TaskName = "auto",
@@ -143,7 +146,7 @@ def _started(context: typer.Context) -> tuple[RunConfig, Study]:
         budgets=tuple(given["budget"] or ()),
         objectives=tuple(given["objective"] or DEFAULT_OBJECTIVES),
     )
-    about = config.budgets if config.assign is None else (config.assign,)
+    about = config.asked if config.assign is None else (config.assign,)
     from mpsearch.pipeline.folder import Study
 
     return config, Study(place or study_folder(study_name(config.model, about)))
@@ -168,8 +171,11 @@ def _resumed(context: typer.Context, folder: Path) -> tuple[RunConfig, Study]:
         config = replace(config, device=context.params["device"])
     if context.params["allow_estimate"]:
         config = replace(config, allow_estimate=True)
-    if context.params["budget"]:
-        config = replace(config, budgets=tuple(context.params["budget"]))
+    if context.params["metric"] is not None:
+        config = replace(config, metric=context.params["metric"])
+    asked = tuple(context.params["budget"] or ()), context.params["max_drop"]
+    if asked != ((), None):  # what is asked for now is all that is asked for
+        config = replace(config, budgets=asked[0], max_drop=asked[1])
     return config, study
 
 

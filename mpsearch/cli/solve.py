@@ -11,7 +11,7 @@ from mpsearch.cli._options import Fix, Output
 from mpsearch.cli._show import Format
 from mpsearch.cli._solve_print import print_best, print_floor, print_front, print_prices, print_ranges
 from mpsearch.errors import BudgetError, OptionError
-from mpsearch.problem import RESOURCES, Budget, Problem, Restrictions, absolute
+from mpsearch.problem import RESOURCES, Budget, Drop, Problem, Restrictions, absolute
 
 _SHORT = {r.rsplit("_", 1)[0]: r for r in RESOURCES}
 
@@ -59,6 +59,7 @@ def solve(
     _refuse_unused(
         prices or front, k_best, max_drop, {"--points": points, "--resource": resource}, distance, minimize
     )
+    drop = None if max_drop is None else Drop.parse(max_drop)
     problem = Problem.load(study if study.suffix == ".json" else study / "problem.json")
     problem = Restrictions.parse(
         fix or (), [text if "=" in text else f"*={text}" for text in bits or ()]
@@ -78,13 +79,13 @@ def solve(
         )
     elif front:
         print_front(problem, name, budgets, _resources(problem, resource, budgets), points, output)
-    elif max_drop is not None:
+    elif drop is not None:
         print_floor(
             study.parent if study.suffix == ".json" else study,
             problem,
             name,
             budgets,
-            max_drop,
+            drop,
             _SHORT[minimize],
             output,
         )

@@ -46,7 +46,7 @@ from mpsearch.hardware.ports import onnx_ports
 from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight, opset_imports
 from mpsearch.models import Form, apart, form_of
 from mpsearch.problem import Candidate
-from mpsearch.pytrees import Inputs, arrays_of, joined, leaves_of
+from mpsearch.pytrees import Inputs, arrays_of, joined, leaves_of, repeated
 from mpsearch.quant import OBSERVERS, AffineParams, QuantizedTensor, UnitState, affine_input
 from mpsearch.reconstruct import Calibration
 
@@ -169,7 +169,7 @@ class OnnxRun:
     """What ONNX Runtime makes of a file.
 
     Args:
-        timing: Of one image.
+        timing: Of one call.
         executed: Operators that run.
     """
 
@@ -182,30 +182,32 @@ class OnnxRun:
         return sum(op in _INTEGER for op in self.executed)
 
 
-def load_onnx(path: Path, image: Inputs, threads: int = 1) -> tuple[Callable[[], object], int]:
-    """A file ready to run one image, by the session that a deployment would use, and how many calls of its
-    units run quantised.
+def load_onnx(
+    path: Path, images: Inputs, threads: int = 1, batch: int = 1
+) -> tuple[Callable[[], object], int]:
+    """A file ready to run `batch` images in a call, by the session that a deployment would use, and how many
+    calls of its units run quantised.
     """
-    return _one_image(path, image, threads), sum(
+    return _call(path, images, threads, batch), sum(
         kernel in ("integer", "stored") for kernel in kernels_of(executed(path, threads))
     )
 
 
 def measure_onnx(
-    path: Path, image: Inputs, threads: int = 1, rounds: int = 1, seconds: float = 0.5
+    path: Path, images: Inputs, threads: int = 1, rounds: int = 1, seconds: float = 0.5, batch: int = 1
 ) -> OnnxRun:
-    """Latency of the whole model at batch 1, by the session that a deployment would use, and what it
-    executes; `rounds` as in `time_apart`.
+    """Latency of the whole model for `batch` images in a call, by the session that a deployment would use,
+    and what it executes; `rounds` as in `time_apart`.
     """
     return OnnxRun(
-        time_apart(_one_image(path, image, threads), threads=threads, seconds=seconds, rounds=rounds),
+        time_apart(_call(path, images, threads, batch), threads=threads, seconds=seconds, rounds=rounds),
         executed(path, threads),
     )
 
 
-def _one_image(path: Path, image: Inputs, threads: int) -> Callable[[], object]:
+def _call(path: Path, images: Inputs, threads: int, batch: int) -> Callable[[], object]:
     live = _opened(path, threads)
-    feeds = onnx_ports(live).feeds(arrays_of(image[:1]))
+    feeds = onnx_ports(live).feeds(arrays_of(repeated(images, batch)))
     return lambda: live.run(None, feeds)
 
 

@@ -31,7 +31,7 @@ from mpsearch.hardware.overflow import is_depthwise
 from mpsearch.hardware.ports import Ports
 from mpsearch.hardware.qdq import Grid, QuantizedWeight
 from mpsearch.problem import ConvAttributes
-from mpsearch.pytrees import Inputs, arrays_of
+from mpsearch.pytrees import Inputs, arrays_of, repeated
 from mpsearch.quant import OBSERVERS, QuantizedTensor, UnitState, affine_input, quantize
 
 _UNITS = ("Convolution", "GroupConvolution", "MatMul")
@@ -44,7 +44,7 @@ class OpenVinoRun:
     """What OpenVINO makes of a file.
 
     Args:
-        timing: Time of one image.
+        timing: Of one call.
         executed: Nodes that run, as kind, precision and kernel.
         fallbacks: Unit -> kernel that runs, where it is not the one the unit was written for.
         integer_kernels: How many nodes run in integers.
@@ -160,12 +160,14 @@ def narrowed(state: UnitState, observer: str) -> UnitState:
     return replace(state, weight=QuantizedTensor(quantize(weight, params), params))
 
 
-def load_openvino(path: Path, image: Inputs, threads: int = 1) -> tuple[Callable[[], object], int]:
-    """A file ready to run one image, by the compiled model that a deployment would use, and how many calls of
-    its units run quantised.
+def load_openvino(
+    path: Path, images: Inputs, threads: int = 1, batch: int = 1
+) -> tuple[Callable[[], object], int]:
+    """A file ready to run `batch` images in a call, by the compiled model that a deployment would use, and
+    how many calls of its units run quantised.
     """
-    live = _live(path, 1, threads)
-    request, feed = live.create_infer_request(), _feed(read_ir(path).ports, image[:1])
+    live = _live(path, batch, threads)
+    request, feed = live.create_infer_request(), _feed(read_ir(path).ports, repeated(images, batch))
     quantized = sum(
         node.computes and (node.arithmetic == "integer" or node.arithmetic.startswith("stored"))
         for node in ran_nodes(live)
@@ -174,14 +176,14 @@ def load_openvino(path: Path, image: Inputs, threads: int = 1) -> tuple[Callable
 
 
 def measure_openvino(
-    path: Path, image: Inputs, threads: int = 1, rounds: int = 1, seconds: float = 0.5
+    path: Path, images: Inputs, threads: int = 1, rounds: int = 1, seconds: float = 0.5, batch: int = 1
 ) -> OpenVinoRun:
-    """Latency of the whole model at batch 1, by the compiled model that a deployment would use, and what it
-    executes; `rounds` as in `time_apart`.
+    """Latency of the whole model for `batch` images in a call, by the compiled model that a deployment would
+    use, and what it executes; `rounds` as in `time_apart`.
     """
-    ir = read_ir(path, batch=1)
+    ir = read_ir(path, batch=batch)
     live = compiled(ir.model, threads, ir.precision)
-    request, feed = live.create_infer_request(), _feed(ir.ports, image[:1])
+    request, feed = live.create_infer_request(), _feed(ir.ports, repeated(images, batch))
     nodes = ran_nodes(live)
     timing = time_apart(lambda: request.infer(feed), threads=threads, seconds=seconds, rounds=rounds)
     integers = sum(node.computes and node.arithmetic == "integer" for node in nodes)

@@ -4,7 +4,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.deploy.artifact import Artifact, open_artifact
-from mpsearch.errors import CheckpointError
+from mpsearch.errors import CheckpointError, UserError
 from mpsearch.foreign import one_message
 from mpsearch.hardware.fresh import Loaded, bench_of, outputs_of
 from mpsearch.hardware.qdq import Array
-from mpsearch.models import ModelSource, as_batch, bound, build_model
-from mpsearch.pytrees import Inputs, arrays_of
+from mpsearch.models import Form, ModelSource, as_batch, bound, build_model
+from mpsearch.pytrees import Inputs, arrays_of, flatten
 
 
 def run_apart(
@@ -53,6 +53,51 @@ def bench_apart(
     """
     program = artifact.target.program(artifact.folder, None if model is None else model.to_json())
     return bench_of(program, artifact.inputs, batches=batches, seconds=seconds, threads=threads)
+
+
+class FileModel(nn.Module):
+    """The files of an artifact, called as the model's author called it: for a user's metric.
+
+    Args:
+        run: From what the model reads to N x ..., outputs joined.
+        form: How the model is called and what it gives; None for one tensor in, one tensor out.
+    Raises: UserError: It gives what no file is read for.
+    """
+
+    def __init__(self, run: Callable[[Inputs], Tensor], form: Form | None) -> None:
+        super().__init__()
+        self._run, self._form = run, form
+        lost = [leaf for leaf in form.outputs if not leaf.counts] if form is not None else []
+        if lost or (form is not None and form.result is None):
+            raise UserError(
+                f"Of the model's outputs {', '.join(map(str, lost)) or 'the nesting'} is not read from its "
+                "file. Measure the packed checkpoint: export with --target packed."
+            )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the author's model gives; an object's parts have their names."""
+        if self._form is None:
+            return self._run(args[0])
+        leaves = [leaf.movedim(self._form.batch_axis, 0) for leaf in flatten((args, kwargs))[0]]
+        found = self._form.parts(self._run(as_batch(leaves, self._form.call)))
+        moved = [part.movedim(0, self._form.batch_axis) for part in found.values()]
+        assert self._form.result is not None  # asked when it was made
+        return self._form.result.build(moved)
+
+
+def as_model(artifact: Artifact, *, model: ModelSource | None = None, threads: int = 1) -> nn.Module:
+    """An artifact in this process, to be called as its author's model was.
+
+    Raises: UserError: As `run_apart`, or it gives what no file is read for.
+    """
+    failed = f"{artifact.target.runs_with.partition(',')[0]} cannot run it"
+    with one_message(failed):
+        run = artifact.target.load(
+            artifact.folder, threads, _model(artifact, None if model is None else model.to_json())
+        )
+    if not isinstance(run, nn.Module):
+        return FileModel(run, artifact.form)
+    return run if artifact.form is None else bound(run, artifact.form)
 
 
 def load(folder: Path, threads: int, options: Mapping[str, Any]) -> Loaded:

@@ -4,6 +4,7 @@ from mpsearch.evaluate.choosing import AUTO, made, task_for
 from mpsearch.evaluate.fast import FastEvaluator
 from mpsearch.evaluate.metrics import Metrics, clearly_lower, compare, kl_by_image, predict
 from mpsearch.evaluate.tasks import TASKS, Classification, Embedding, Outputs, Span, Task
+from mpsearch.evaluate.user_metric import MetricSamples, UserMetric, metric_of
 
 __all__ = [
     "AUTO",
@@ -11,14 +12,17 @@ __all__ = [
     "Classification",
     "Embedding",
     "FastEvaluator",
+    "MetricSamples",
     "Metrics",
     "Outputs",
     "Span",
     "Task",
+    "UserMetric",
     "clearly_lower",
     "compare",
     "kl_by_image",
     "made",
+    "metric_of",
     "predict",
     "task_for",
 ]

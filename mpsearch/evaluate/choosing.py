@@ -104,6 +104,10 @@ class _On(Task):
         self._task, self._part = task, part
         self.name, self.measure, self.classes = task.name, task.measure, False  # type: ignore[misc]
 
+    def headline(self, metrics: Metrics) -> tuple[str, float]:
+        """As the task."""
+        return self._task.headline(metrics)
+
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """Of the part, N."""
         return self._task.damage(self._part(outputs), self._part(reference))

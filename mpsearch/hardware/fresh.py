@@ -81,7 +81,7 @@ class FreshRun:
 
     Args:
         outputs: First output for each input, N x K.
-        timing: Time of a call with one input.
+        timing: Time of a call.
         executed: Operators that ran, in order.
         fallbacks: Unit -> kernel that ran, where it is not what was asked.
         bytes_on_disk: Bytes of the file, or files.
@@ -106,22 +106,26 @@ def run_fresh(
     threads: int = 1,
     seconds: float = 0.5,
     patience: float = 600.0,
+    batch: int = 1,
 ) -> FreshRun:
     """Start a process that knows nothing but the files, and let it run and time them, one input in a call.
 
     Args:
         program: What it loads; a path is a runtime's file.
         inputs: N x ..., or one such array for each input; whole numbers (tokens) and truth values as they
-            are and everything else as float32; a call with the first sample alone is timed.
+            are and everything else as float32; a call with the first `batch` of them is timed.
         threads: Threads of the runtime's pool.
         seconds: Time of measuring.
         patience: Seconds after which the process is ended.
+        batch: Samples in the call that is timed; where there are fewer they are repeated.
 
     Raises:
         UserError: The process refused what it was given; with what it said.
         MpsearchError: The process failed, died or took too long; with what it said.
     """
-    outputs, about = _ask(program, {"do": "time", "seconds": seconds}, inputs, threads, patience)
+    outputs, about = _ask(
+        program, {"do": "time", "seconds": seconds, "batch": batch}, inputs, threads, patience
+    )
     held: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["timing"].items()}
     timing = Timing(**held)
     return FreshRun(outputs, timing, tuple(about["executed"]), about["fallbacks"], int(about["bytes"]))
@@ -293,7 +297,8 @@ def _plain(inputs: Array) -> Array:
 
 def _time(loaded: Loaded, job: Mapping[str, Any], before: int) -> tuple[Array, dict[str, Any]]:
     outputs = np.concatenate([loaded.run(*one) for one in _batches(job, 1)])
-    first = next(_batches(job, 1))
+    held, batch = next(_batches(job, int(job["batch"]))), int(job["batch"])
+    first = tuple(np.ascontiguousarray(x[np.arange(batch) % len(x)]) for x in held)
     timing = time_apart(
         lambda: loaded.run(*first), threads=int(job["threads"]), seconds=float(job["seconds"]), rounds=TRIES
     )

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from mpsearch.hardware.fresh import Arrays, Program, run_fresh
+from mpsearch.hardware.measure import Timing
 
 PROCESSES = 6
 """That are asked: readings of one file differ by 3 to 5 % (standard deviation) from process to process, where
@@ -68,6 +69,7 @@ def time_in_new_processes(
     threads: int = 1,
     seconds: float = 0.5,
     processes: int = PROCESSES,
+    batch: int = 1,
     on_process: Callable[[int, int], None] | None = None,
 ) -> NewProcessTiming:
     """Time a file in new processes, one after the other.
@@ -78,6 +80,7 @@ def time_in_new_processes(
         threads: Threads of the runtime's pool.
         seconds: Seconds of measuring in each process.
         processes: At least 2.
+        batch: Samples in a call, as there.
         on_process: Called with how many are done, and of how many.
 
     Raises:
@@ -86,17 +89,16 @@ def time_in_new_processes(
     """
     if processes < 2:
         raise ValueError(f"processes is {processes}; it must be at least 2.")
+
+    def reading() -> Timing:
+        return run_fresh(program, image, threads=threads, seconds=seconds, batch=batch).timing
+
     timings = []
     for done in range(1, processes + 1):
-        timings.append(run_fresh(program, image, threads=threads, seconds=seconds).timing)
+        timings.append(reading())
         if on_process is not None:
             on_process(done, processes)
     readings = [t.median_us for t in timings]
     high = _DISTURBED * float(np.median(readings))
-    kept = [
-        r
-        if r <= high
-        else min(r, run_fresh(program, image, threads=threads, seconds=seconds).timing.median_us)
-        for r in readings
-    ]
+    kept = [r if r <= high else min(r, reading().median_us) for r in readings]
     return NewProcessTiming(tuple(kept), timings[0].clock)

@@ -77,7 +77,7 @@ class Form:
         inputs: Tensors that it reads.
         call: Positional and keyword arguments, built from these.
         outputs: Tensors that it gives, in order.
-        result: What they are nested in; None where that is not known, as in a file.
+        result: What they are nested in; None where that is not known, as in a file of before it was kept.
         batch_axis: Axis of the samples in every one of them.
     """
 
@@ -139,11 +139,13 @@ class Form:
             raise ModelError(f"The model reads {wanted}; it was given {shapes(batch)}.")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dump`; the nesting of what the model gives is left out."""
+        """Plain data for `json.dump`; of what the model gives classes of objects are left out."""
         found: dict[str, Any] = {
             side: [[leaf.name, list(leaf.shape), leaf.dtype, leaf.batched] for leaf in leaves]
             for side, leaves in (("inputs", self.inputs), ("outputs", self.outputs))
         }
+        if self.result is not None:
+            found["result"] = self.result.without_classes().to_json()
         return found | {"call": self.call.to_json(), "batch_axis": self.batch_axis}
 
     @classmethod
@@ -153,7 +155,16 @@ class Form:
             tuple(Leaf(str(n), tuple(map(int, s)), str(d), bool(b)) for n, s, d, b in data[side])
             for side in ("inputs", "outputs")
         )
-        return cls(inputs, Structure.from_json(data["call"]), outputs, None, int(data["batch_axis"]))
+        result = Structure.from_json(data["result"]) if "result" in data else None
+        return cls(inputs, Structure.from_json(data["call"]), outputs, result, int(data["batch_axis"]))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Arguments of the model's own forward."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 class Bound(nn.Module):
@@ -161,11 +172,29 @@ class Bound(nn.Module):
 
     def forward(self, inputs: Inputs) -> Any:
         """N x ..., or, inside `apart`, the tensors one by one."""
+        if isinstance(inputs, _Call):
+            return super().forward(*inputs.args, **inputs.kwargs)
         form: Form = self.__dict__[_FORM]
         alone = self.__dict__.get(_APART, False)
         args, kwargs = form.arguments(inputs if alone else form.placed(inputs))
         leaves, _ = flatten(super().forward(*args, **kwargs))
         return tuple(leaves) if alone else form.flat(leaves)
+
+
+class _AsGiven(nn.Module):
+    """First base of a bound model that is called as its author meant it all the same."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What its own forward gives, with whatever units are quantised."""
+        return super().forward(_Call(args, kwargs))
+
+
+def as_given(module: nn.Module) -> nn.Module:
+    """The model, which is changed in place, as its author calls it; itself where that is so already."""
+    if isinstance(module, Bound) and not isinstance(module, _AsGiven):
+        kind = type(module)
+        module.__class__ = type(kind.__name__, (_AsGiven, kind), {"__module__": kind.__module__})
+    return module
 
 
 def bound(module: nn.Module, form: Form) -> nn.Module:

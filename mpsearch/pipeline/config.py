@@ -105,6 +105,11 @@ class RunConfig(Settings):
         return usual if self.polish is None else self.polish
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """What is to be kept, as typed: budgets, and a drop."""
+        return (*self.budgets, *([] if self.max_drop is None else [f"{self.max_drop} drop"]))
+
+    @property
     def limit_s(self) -> float | None:
         """The time limit in seconds."""
         return None if self.time_limit is None else parse_duration(self.time_limit)
@@ -155,8 +160,9 @@ class RunConfig(Settings):
             "class_map": None,
             "device": "cpu",
             "batch_axis": 0,
+            "batch": 1,
             **dict.fromkeys(("input_size", "mean", "std", "interpolation")),
-            **dict.fromkeys(("time_limit", "kept_images", "assign")),
+            **dict.fromkeys(("time_limit", "kept_images", "assign", "metric", "max_drop")),
             "effort": "balanced",
             **{"quantize": "linear", "smooth": "none", "input_observer": "mse", "softmax": "uniform"},
             "floats": False,

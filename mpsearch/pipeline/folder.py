@@ -22,6 +22,8 @@ from mpsearch.pipeline.config import RunConfig
 SCHEMA = 1
 _RESULTS = ("artifact", "results.json", "report.html", "front.json", "front.csv", "best.json")
 """What a run has to show; best.json is moved last, as it says whose they are."""
+_MAY_JOIN = ("budgets", "allow_estimate", "metric", "max_drop")
+"""Settings that a study which has begun may be given anew; no step that it holds depends on them unseen."""
 
 
 class Study:
@@ -76,7 +78,7 @@ class Study:
 
     def claim(self, config: RunConfig) -> str:
         """Take the folder, which must be held, for these settings. Where steps were done another budget,
-        going on with estimates, or another device, may join.
+        drop or metric, going on with estimates, or another device, may join.
 
         Returns: Type of the device that did those steps, or of the one that will.
 
@@ -89,10 +91,10 @@ class Study:
             self.describe(config, {"device": device})
             return device["type"]
         held, before = self.config(), self.device()
-        if replace(held, budgets=config.budgets, allow_estimate=config.allow_estimate) != config:
+        joined = {name: getattr(config, name) for name in _MAY_JOIN}
+        if replace(held, **joined) != config:
             ours, theirs = config.to_json(), held.to_json()
-            may = ("budgets", "allow_estimate", "device")
-            differ = [k for k in ours if ours[k] != theirs[k] and k not in may]
+            differ = [k for k in ours if ours[k] != theirs[k] and k not in (*_MAY_JOIN, "device")]
             raise StudyError(
                 f"{self.path} holds a study with other settings ({', '.join(differ)}). Give this one "
                 "another name with --name."
@@ -149,21 +151,23 @@ class Study:
             for place in fresh[1:]:
                 place.rmdir()
 
-    def set_aside(self, budgets: Sequence[str]) -> Path | None:
+    def set_aside(self, asked: Sequence[str]) -> Path | None:
         """Move the artifact, the results and the report of other budgets to `earlier/<budgets>/`, so that
         nothing is replaced without a word.
 
         Args:
-            budgets: Budgets of what is to be written now, as typed; results of the same budgets are left to
-                be replaced.
+            asked: Budgets of what is to be written now, as typed, and its drop (`RunConfig.asked`); results
+                of the same are left to be replaced.
 
         Returns: Where they are now; None where there are none of other budgets.
         """
         try:
-            before = [b["text"] for b in json.loads((self.path / "best.json").read_text())["budgets"]]
+            best = json.loads((self.path / "best.json").read_text())
+            before = [b["text"] for b in best["budgets"]]
+            before += [f"{best['drop']['text']} drop"] if best.get("drop") else []
         except (OSError, ValueError, KeyError, TypeError):  # nothing finished, which nobody misses
             return None
-        if before == list(budgets):
+        if before == list(asked):
             return None
         place = self.path / "earlier" / re.sub(r"[^A-Za-z0-9.%_-]+", "-", "-".join(before))
         shutil.rmtree(place, ignore_errors=True)

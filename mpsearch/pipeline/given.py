@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from mpsearch.evaluate import UserMetric
 from mpsearch.models import from_module
 from mpsearch.models.tree import copied
 from mpsearch.pipeline.config import RunConfig
@@ -26,11 +27,13 @@ class Given:
         model: Float; not changed.
         calibration: Samples, in any form that `mpsearch.search` takes.
         evaluation: Samples for what is reported; None to divide those of `calibration`.
+        metric: The user's.
     """
 
     model: nn.Module
     calibration: Any
     evaluation: Any = None
+    metric: UserMetric | None = None
 
     @property
     def names(self) -> tuple[str, str]:
@@ -45,7 +48,7 @@ class Given:
         data, other = (self.calibration, None) if whole else (self.evaluation, self.calibration)
         splits = draw(config, data, other, takes=takes_of(loaded.module, config))
         given = self.model if device_of(self.model).type == "cpu" else copied(self.model).to(CPU)
-        return make_subject(loaded, splits, config, progress, given)
+        return make_subject(loaded, splits, config, progress, given, self.metric)
 
     def workshop(self, study: Study, progress: Progress) -> Workshop:
         """A finished study, opened with the same model and samples."""

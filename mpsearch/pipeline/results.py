@@ -141,6 +141,8 @@ class Choice:
         proxy: What the search started from.
         artifact: Files, and how what was read back agrees; empty before they are written.
         repairs: Budgets that earlier choices broke.
+        drop: What was allowed of a drop and measured on the search images (`steps.scoring.Floor.to_json`);
+            None where none was asked for.
     """
 
     label: str
@@ -154,11 +156,12 @@ class Choice:
     proxy: Proxy
     artifact: Mapping[str, Any]
     repairs: tuple[Repair, ...] = ()
+    drop: Mapping[str, Any] | None = None
 
     @property
     def kept(self) -> bool:
-        """Whether every budget is kept as measured."""
-        return all(b.kept(self.measured) for b in self.budgets)
+        """Whether every budget is kept as measured, and the drop."""
+        return all(b.kept(self.measured) for b in self.budgets) and (self.drop is None or self.drop["kept"])
 
     def shipped(self, artifact: Mapping[str, Any]) -> Choice:
         """The same as written: what the files take in new processes is what counts from here on."""
@@ -180,6 +183,7 @@ class Choice:
             "proxy": asdict(self.proxy),
             "artifact": dict(self.artifact),
             "repairs": [asdict(repair) for repair in self.repairs],
+            **({} if self.drop is None else {"drop": dict(self.drop)}),
         }
 
     @classmethod
@@ -197,6 +201,7 @@ class Choice:
             Proxy(**data["proxy"]),
             data["artifact"],
             tuple(Repair(**repair) for repair in data["repairs"]),
+            data.get("drop"),
         )
 
 
@@ -212,7 +217,9 @@ class Results:
         measure: What the damage is, such as KL.
         solver_limits: The limits that the last search was given.
         model: What of the model is not searched: `not_quantized`, `header_bytes`, `unused`, `float_in_graph`,
-            `rounded_to_nearest`, `blocks`, and by unit the `input_grids` that were chosen by damage.
+            `rounded_to_nearest`, `blocks`, and by unit the `input_grids` that were chosen by damage. Beside
+            it `plan`, `latencies`, `batch` (images in a call of the latencies that were measured here), and
+            `metric`: name and text of the user's, None where there is none.
     """
 
     rows: tuple[Row, ...]

@@ -7,7 +7,7 @@ import difflib
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from mpsearch import files
 from mpsearch.accelerator import describe_device, exact_float32, find_device
 from mpsearch.errors import InfeasibleError, OptionError
+from mpsearch.evaluate import MetricSamples, metric_of
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.given import Given
@@ -25,6 +26,7 @@ from mpsearch.pipeline.results import Choice, Results
 from mpsearch.pipeline.steps.assigned import assigned
 from mpsearch.pipeline.steps.clock import Clock
 from mpsearch.pipeline.steps.costs import limited
+from mpsearch.pipeline.steps.dry import try_export
 from mpsearch.pipeline.steps.engines import add_engines, say_of
 from mpsearch.pipeline.steps.finalists import Chosen, choose
 from mpsearch.pipeline.steps.front import write_front
@@ -40,7 +42,9 @@ from mpsearch.pipeline.steps.learned import searched_calibration
 from mpsearch.pipeline.steps.memory import add_memory, limits_memory, memory_kernels
 from mpsearch.pipeline.steps.plan import planned
 from mpsearch.pipeline.steps.scores import add_scores
+from mpsearch.pipeline.steps.scoring import Floor
 from mpsearch.pipeline.steps.search import Found, additive, search_assignments
+from mpsearch.pipeline.steps.smallest import floor_of, unreachable, within_drop
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import (
     Subject,
@@ -117,7 +121,7 @@ def run(
             files.write_text(study.path / name, text)
         if crew.workers != 1:
             require_same_weights(config)
-        subject = load_subject(config, progress)
+        subject = load_subject(config, progress, metric=metric_of(config.metric))
         return _run(subject, config, study, progress, clock, crew).to_json()
 
 
@@ -126,8 +130,9 @@ def search(
     model: nn.Module,
     calibration: Any,
     *,
-    budgets: Sequence[str],
+    budgets: Sequence[str] = (),
     evaluation: Any = None,
+    metric: str | Callable[[nn.Module, MetricSamples], float] | None = None,
     study: str | Path = "studies/search",
     progress: Progress | None = None,
     **settings: Any,
@@ -140,8 +145,10 @@ def search(
         calibration: A DataLoader, a Dataset, any iterable of samples (inputs, label), an `ImageSet` or a
             `TokenSet`: for ranges, reconstruction and the searched loss (and evaluation, where none is
             given).
-        budgets: Limits as on the command line, such as `["15MB"]`.
+        budgets: Limits as on the command line, such as `["15MB"]`; with `max_drop` there may be none.
         evaluation: Samples for what is reported.
+        metric: (model, samples) -> number, higher is better, or `file.py:function`: reported beside the
+            task's scores, and what `max_drop` limits. See `mpsearch.evaluate.MetricSamples`.
         study: Folder for the results; the artifact is in `artifact/` below it.
         progress: Where progress goes.
         settings: Further fields of `RunConfig`, such as `task="embedding"`.
@@ -151,9 +158,11 @@ def search(
     for text in budgets:
         Budget.parse(text)  # a slip is told at once
     progress, folder = progress or Silent(), Study(Path(study))
-    given = Given(model, calibration, evaluation)
+    own = metric_of(metric)
+    given = Given(model, calibration, evaluation, own)
     name, data = given.names
-    config = RunConfig(budgets=tuple(budgets), model=name, data=data, **settings)
+    text = None if own is None else own.text
+    config = RunConfig(budgets=tuple(budgets), model=name, data=data, metric=text, **settings)
     find_device(config.device)
     require_tables(config)
     clock = Clock(config.limit_s)
@@ -177,7 +186,7 @@ def _require_settings(settings: Mapping[str, Any]) -> None:
     """Raises OptionError where a name is none of a setting, or of one that says where a model or images come
     from, which are given.
     """
-    known = {f.name for f in fields(RunConfig)} - _GIVEN - {"budgets"}
+    known = {f.name for f in fields(RunConfig)} - _GIVEN - {"budgets", "metric"}
     for name in settings:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
@@ -202,6 +211,7 @@ def _run(
     the settings.
     """
     problem, budgets = limited(subject, given)
+    try_export(subject, problem, given, study, progress)
     subject, config, plan = planned(subject, problem, given, study, progress, clock)
     with clock.step("ranges of inputs"):
         calibration = calibrate_subject(subject, config, progress, study)
@@ -218,13 +228,19 @@ def _run(
     study.describe(given, {**about, **hardware, "objectives": objectives, "settled": config.to_json()})
     with clock.step("float model"):
         workshop.evaluation.reference()
+        if subject.metric is not None:  # on all its images, before anything is searched by it
+            workshop.scoring.of_float("evaluation")
+        floor = floor_of(workshop)
     crew = crew or Crew()
     told = hardware.get("hardware", {})
-    chosen, found, limits = (
-        _within_budgets(problem, budgets, searched, workshop, crew, told)
-        if config.assigner is None
-        else _without_budgets(problem, searched, workshop, told)
-    )
+    if config.assigner is not None:
+        chosen, found, limits = _without_budgets(problem, searched, workshop, told)
+    elif floor is not None and not budgets:
+        chosen, found, limits = within_drop(problem, floor, searched, workshop, crew, told)
+        with workshop.clock.step("artifact"):
+            chosen = replace(chosen, best=_shipped(chosen.best, chosen.states, workshop))
+    else:
+        chosen, found, limits = _within_budgets(problem, budgets, searched, workshop, crew, told, floor)
     results = _written(problem, chosen, found, limits, workshop)
     with contextlib.closing(crew.studies(study)) as studies:
         studies.finish()
@@ -258,6 +274,7 @@ def _within_budgets(
     workshop: Workshop,
     crew: Crew,
     hardware: Mapping[str, Any],
+    floor: Floor | None = None,
 ) -> tuple[Chosen, Found, tuple[Budget, ...]]:
     """Steps 4 to 6, again with tightened limits as long as what was chosen breaks a budget when it is
     measured, and no more than `REPAIRS` times.
@@ -282,7 +299,9 @@ def _within_budgets(
         last = turn == REPAIRS - 1 or any(limit.limit <= least.get(limit.resource, 0.0) for limit in limits)
         with workshop.clock.step("finalists"):
             early = None if workshop.clock.limit is None else ship
-            chosen = choose(problem, budgets, found, searched, workshop, hardware, last, early)
+            chosen = choose(problem, budgets, found, searched, workshop, hardware, last, early, floor)
+        if floor is not None and not (chosen.best.drop or {}).get("kept"):
+            raise unreachable(chosen.best, floor, "Raise the budget, or allow more.")
         if chosen.best.kept:
             with workshop.clock.step("artifact"):
                 ship(chosen.best, chosen.states)
@@ -321,7 +340,7 @@ def _without_budgets(
 
 def _shipped(choice: Choice, states: States, workshop: Workshop) -> Choice:
     """Step 6: the choice with its files."""
-    earlier = workshop.study.set_aside(workshop.config.budgets)
+    earlier = workshop.study.set_aside(workshop.config.asked)
     if earlier is not None:
         workshop.progress.say(f"The artifact and the report of earlier budgets are in {earlier} now.")
     told = ("assignment", "budgets", "predicted", "measured", "metrics")
@@ -346,6 +365,8 @@ def _written(
         "blocks": [[name, list(units)] for name, units in subject.blocks],
         "plan": _told(workshop),
         "latencies": say_of(problem, workshop.deployment.engines),
+        "metric": None if subject.metric is None else subject.metric.to_json(),
+        "batch": workshop.config.batch,
     }
     results = Results(chosen.rows, best, found.journal, str(study.path), workshop.task.measure, limits, model)
     files.write_json(study.path / "best.json", best.to_json())

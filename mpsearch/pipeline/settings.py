@@ -10,8 +10,9 @@ from mpsearch.accelerator import require_device_name
 from mpsearch.efforts import effort_of, parse_duration
 from mpsearch.errors import BudgetError, OptionError, UnknownNameError
 from mpsearch.pipeline.search_states import SearchStates
-from mpsearch.problem import FLOAT_INPUT, Budget, Restrictions
+from mpsearch.problem import FLOAT_INPUT, Budget, Drop, Restrictions
 from mpsearch.units import parse_quantity
+from mpsearch.usercode import OBJECT, names_code
 
 DEFAULT_TARGET = "ort-cpu"
 DEFAULT_OBJECTIVES = ("sketch", "weight_mse")
@@ -20,7 +21,7 @@ SMOOTH = ("none", "smoothquant", "sqb")
 SOFTMAX = ("uniform", "log2", "two_region", "auto")
 _MOST_SEED = 2**31 - 1
 _LEAST = {
-    **dict.fromkeys(("threads", "calibration_images", "search_images", "evaluation_images"), 1),
+    **dict.fromkeys(("threads", "batch", "calibration_images", "search_images", "evaluation_images"), 1),
     **dict.fromkeys(("trials", "polish", "iterations", "seed", "batch_axis"), 0),
 }
 
@@ -81,9 +82,15 @@ class Settings:
         allow_estimate: Take a table of another device or version as an estimate, and keep a latency budget by
             predictions that are known to be poor.
         threads: Of the runtime whose latency is measured.
+        batch: Images in a call whose latency and energy are measured and limited.
         seed: Of everything random.
         task: Registered task, with options, or `file.py:Class`: how outputs are compared with the float
             model's and with labels; `auto` goes by the outputs (see `mpsearch.evaluate.task_for`).
+        metric: `file.py:function`, (model, samples) -> number, higher is better: reported of the float model
+            and of what is finished; `python:NAME` of a function that was given as an object. None for none.
+        max_drop: How far the metric, or the task's own score, of what is delivered may be below the float
+            model's on the search images: `1%` of it, or `0.5` points. Without a budget what is smallest
+            within it is searched for.
         device: What computes: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or
             `mps`. A study may go on with another: what depends on it is kept for each kind of device.
         batch_axis: Axis of the samples in what the model reads and gives.
@@ -135,6 +142,7 @@ class Settings:
     table: str | None = None
     allow_estimate: bool = False
     threads: int = 1
+    batch: int = 1
     seed: int = 0
     task: str = "auto"
     device: str = field(default=AUTO_DEVICE, compare=False)
@@ -146,10 +154,13 @@ class Settings:
     effort: str = "balanced"
     time_limit: str | None = None
     kept_images: tuple[int, ...] | None = None
+    metric: str | None = None
+    max_drop: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "a_bits", _tuple(self.a_bits))
         self._check_budgets()
+        self._check_metric()
         require_device_name(self.device)
         self._check_numbers()
         self._check_choices()
@@ -166,15 +177,37 @@ class Settings:
         """Raises BudgetError where there is none, or one cannot be read; OptionError where it stands beside
         `assign`.
         """
-        if not self.budgets and self.assign is None:
-            raise BudgetError("There is no budget. Give at least one, such as --budget 15MB.")
+        if not self.budgets and self.assign is None and self.max_drop is None:
+            raise BudgetError(
+                "There is no budget. Give at least one, such as --budget 15MB, or --max-drop 1%."
+            )
         if self.budgets and self.assign is not None:
             raise OptionError(
                 f"--assign {self.assign} gives bits without a budget, and --budget {self.budgets[0]} is "
                 "given. Leave one of them out."
             )
-        for text in self.budgets:
-            Budget.parse(text)
+        resources = [Budget.parse(text).resource for text in self.budgets]
+        if self.batch > 1 and "memory_bytes" in resources:
+            raise OptionError(
+                f"--batch {self.batch} is for budgets on latency and energy; peak memory is predicted and "
+                "measured for one image. Leave one of them out."
+            )
+
+    def _check_metric(self) -> None:
+        """Raises OptionError or BudgetError where the metric or the drop cannot be read."""
+        if self.max_drop is not None:
+            Drop.parse(self.max_drop)
+            if self.assign is not None:
+                raise OptionError(
+                    f"--assign {self.assign} gives bits without a search, and --max-drop {self.max_drop} "
+                    "asks for one. Leave one of them out."
+                )
+        if self.metric is not None and not self.metric.startswith(OBJECT) and not names_code(self.metric):
+            raise OptionError(
+                f"The metric is {self.metric!r}. Write path/to/file.py:function, which is called with "
+                "(model, samples) and returns a number, higher is better.",
+                ("metric",),
+            )
 
     def _check_choices(self) -> None:
         """Raises UnknownNameError where a setting is none of its choices."""

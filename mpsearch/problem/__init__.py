@@ -3,6 +3,7 @@
 from mpsearch.problem.assignment import FLOAT, FLOAT_INPUT, Assignment, Candidate, Choices, Cost
 from mpsearch.problem.budget import PEAKS, RESOURCES, Budget
 from mpsearch.problem.document import assignment_csv, assignment_document, read_assignment
+from mpsearch.problem.drop import POINT, Drop, below, told, told_of
 from mpsearch.problem.interaction import Interaction
 from mpsearch.problem.layer import ConvAttributes, Layer
 from mpsearch.problem.problem import FLOAT_BYTES, Problem, Solution, Table, mean_bits
@@ -14,6 +15,7 @@ __all__ = [
     "FLOAT_BYTES",
     "FLOAT_INPUT",
     "PEAKS",
+    "POINT",
     "RESOURCES",
     "Assignment",
     "Budget",
@@ -21,6 +23,7 @@ __all__ = [
     "Choices",
     "ConvAttributes",
     "Cost",
+    "Drop",
     "Interaction",
     "Layer",
     "Problem",
@@ -30,8 +33,11 @@ __all__ = [
     "absolute",
     "assignment_csv",
     "assignment_document",
+    "below",
     "bytes_at",
     "float_bytes",
     "mean_bits",
     "read_assignment",
+    "told",
+    "told_of",
 ]

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from mpsearch import files
 from mpsearch.efforts import format_duration
-from mpsearch.problem import Budget
+from mpsearch.problem import Budget, told_of
 from mpsearch.report.deploying import reads_of, snippets_of
 from mpsearch.report.figures import FIGURES
 from mpsearch.report.figures.agreement import model_error, rank_correlation
@@ -88,7 +88,8 @@ def _page(saved: Saved) -> str:
         loss=loss_of(saved),
         losses=[(row, loss_of(saved, row)) for row in saved.rows[1:]],
         gains=gains_of(saved),
-        kept=[_kept(budget, saved.best) + _call(budget, saved) for budget in saved.budgets],
+        kept=[_kept(budget, saved.best) + _call(budget, saved) for budget in saved.budgets]
+        + ([told_of(saved.best["drop"])] if saved.best.get("drop") else []),
         labelled=any(row["searched"]["metrics"]["top1"] is not None for row in saved.rows),
         whole=whole,
         few=min(rows, default=whole),

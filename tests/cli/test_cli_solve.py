@@ -207,7 +207,7 @@ def test_ranges_prices_and_fronts(call, saved):
         ),
         (["--front", "--resource", "memory"], "is a peak"),
         (["--budget", "20MB", "--k-best", "2", "--distance", "9"], "No two assignments differ in 9 layers"),
-        (["--max-drop", "2ms"], "is no drop of accuracy"),
+        (["--max-drop", "2ms"], "is no drop"),
     ],
 )
 def test_what_cannot_be_asked_is_one_clear_error(call, arguments, words):

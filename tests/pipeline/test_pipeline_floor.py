@@ -13,10 +13,10 @@ from mpsearch.errors import BudgetError, InfeasibleError, OptionError, StudyErro
 from mpsearch.evaluate import FastEvaluator, compare
 from mpsearch.pipeline import Silent
 from mpsearch.pipeline.folder import Study
-from mpsearch.pipeline.jobs.floor import drop_of, within_floor
+from mpsearch.pipeline.jobs.floor import within_floor
 from mpsearch.pipeline.jobs.score import score_model
 from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
-from mpsearch.problem import Assignment, Budget, Problem
+from mpsearch.problem import Assignment, Budget, Drop, Problem
 from mpsearch.solvers import problem_front
 
 
@@ -35,6 +35,10 @@ def scored(kept, settings, place):
         (study.path / "problem.json").write_text(json.dumps(problem.to_json()))
         kept["it"] = (config, study, problem)
     return kept["it"]
+
+
+FIVE = Drop.parse("5")
+"""Points of top-1."""
 
 
 def names(problem):
@@ -79,7 +83,7 @@ def test_the_smallest_within_a_drop_was_measured_to_keep_it(scored):
         )
 
     front = problem_front(problem, "weight_mse")
-    found = within_floor(study.path, problem, "weight_mse", [], 0.05, "size_bytes", Silent())
+    found = within_floor(study.path, problem, "weight_mse", [], FIVE, "size_bytes", Silent())
     assert (
         found["search"]["drop"] == pytest.approx(drop(found["indices"])) and found["search"]["drop"] <= 0.05
     )
@@ -90,9 +94,9 @@ def test_the_smallest_within_a_drop_was_measured_to_keep_it(scored):
     assert 3 <= len(found["trail"]) <= 2 + len(front).bit_length()
     tried = [t for t in found["trail"] if t["cost"]["size_bytes"] < found["predicted"]["size_bytes"]]
     assert all(t["drop"] > 0.05 for t in tried)
-    assert within_floor(study.path, problem, "weight_mse", [], 0.05, "size_bytes", Silent()) == found
+    assert within_floor(study.path, problem, "weight_mse", [], FIVE, "size_bytes", Silent()) == found
     bops = Budget("bops", problem.cost(front.indices(len(front) - 1)).bops, "")
-    both = within_floor(study.path, problem, "weight_mse", [bops], 0.05, "size_bytes", Silent())
+    both = within_floor(study.path, problem, "weight_mse", [bops], FIVE, "size_bytes", Silent())
     assert both["search"]["drop"] <= 0.05 and both["predicted"]["bops"] <= bops.limit
     assert all(drop(problem.indices(Assignment.from_json(f["assignment"]))) <= 0.05 for f in (found, both))
 
@@ -101,28 +105,32 @@ def test_a_drop_that_nothing_keeps_and_other_mistakes(scored, place):
     _, study, problem = scored
     tiny = [Budget("size_bytes", problem_front(problem, "weight_mse").costs[0], "")]
     with pytest.raises(InfeasibleError, match="is below the least reachable"):
-        within_floor(study.path, problem, "weight_mse", tiny, -1.0, "size_bytes", Silent())
+        within_floor(
+            study.path, problem, "weight_mse", tiny, Drop("-100", -100.0, False), "size_bytes", Silent()
+        )
     with pytest.raises(OptionError, match="no costs latency_us"):
-        within_floor(study.path, problem, "weight_mse", [], 0.1, "latency_us", Silent())
+        within_floor(study.path, problem, "weight_mse", [], Drop.parse("10"), "latency_us", Silent())
     with pytest.raises(StudyError, match="There is no study"):
-        within_floor(place / "nowhere", problem, "weight_mse", [], 0.1, "size_bytes", Silent())
-    assert drop_of("0.5%") == pytest.approx(0.005)
-    for text in ("1", "2ms", "150%"):
-        with pytest.raises(BudgetError):
-            drop_of(text)
+        within_floor(place / "nowhere", problem, "weight_mse", [], Drop.parse("10"), "size_bytes", Silent())
+    assert Drop.parse("0.5%").floor(0.8, 0.01) == pytest.approx(0.796)  # of the float model's score
+    assert Drop.parse("0.5").floor(0.8, 0.01) == pytest.approx(0.795)  # points
+    assert Drop.parse("0.5 points").floor(-30.0, 1.0) == -30.5 and Drop.parse("10%").floor(-30.0, 1.0) == -33
+    for text in ("0", "2ms", "150%", "-1", "nan"):
+        with pytest.raises(BudgetError, match="is no drop"):
+            Drop.parse(text)
 
 
 def test_without_labels_the_share_of_changed_classes_counts(scored, monkeypatch):
     _, study, problem = scored
     monkeypatch.setattr(
         "mpsearch.pipeline.jobs.floor.load_subject",
-        lambda config, progress: _without_labels(load_subject(config, progress)),
+        lambda config, progress, metric: _without_labels(load_subject(config, progress)),
     )
-    found = within_floor(study.path, problem, "weight_mse", [], 0.2, "size_bytes", Silent())
+    found = within_floor(study.path, problem, "weight_mse", [], Drop.parse("20"), "size_bytes", Silent())
     assert (
-        found["search"]["top1"] is None
-        and found["search"]["drop"] == pytest.approx(1 - found["search"]["agreement"])
-        and "without labels" in found["told"]
+        found["score"] == "agreement"
+        and found["search"]["drop"] == pytest.approx(1 - found["search"]["score"])
+        and "agreement" in found["told"]
     )
 
 

@@ -36,7 +36,7 @@ def rounds(monkeypatch):
             runner, "search_assignments", lambda problem, given, *_: limits.append([b.limit for b in given])
         )
 
-        def choose(problem, budgets, found, searched, workshop, hardware, last, early):
+        def choose(problem, budgets, found, searched, workshop, hardware, last, early, floor=None):
             lasts.append(last)
             took = {"latency_us": waiting.pop(0), "size_bytes": 4000.0}
             cost, proxy = Cost(latency_us=predicted, size_bytes=4000.0), Proxy("coding", "optimal", "a fake")

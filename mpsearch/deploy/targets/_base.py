@@ -48,7 +48,7 @@ class Job:
         example: 1 x C x H x W, or what else the model reads.
         calls: Unit -> how often one forward pass calls it, where more than once.
         graphs: Float ONNX graphs by opset, exported at the first use and shared between the jobs of a model.
-        batch: Images in a call that a target is to be built for, where it has to know.
+        batch: Images in a call that is timed, and that a target is to be built for where it has to know.
     """
 
     module: nn.Module
@@ -93,9 +93,9 @@ class TargetRun:
     """A whole model as a target has run it.
 
     Args:
-        timing: Time of one image.
+        timing: Time of one call.
         integer_kernels: How many units run quantised.
-        energy_mj: Energy of one image; None where the device counts none.
+        energy_mj: Energy of one call; None where the device counts none.
         trouble: Why a reading is no good, after every try.
     """
 
@@ -225,7 +225,7 @@ class Target(ABC):
         raise UserError(_NOT_MEASURED.format(self.name))
 
     def measure(self, job: Job, folder: Path, threads: int, rounds: int = 1) -> TargetRun:
-        """Time what was written on the job's example.
+        """Time what was written on `batch` images of the job.
 
         Args:
             job: What was written.

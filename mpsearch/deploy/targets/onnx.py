@@ -120,11 +120,11 @@ class Onnx(Target):
 
     def one_call(self, job: Job, folder: Path, threads: int) -> tuple[Callable[[], object], int]:
         """By the session that a deployment would use."""
-        return load_onnx(folder / self.file, job.example, threads)
+        return load_onnx(folder / self.file, job.example, threads, job.batch)
 
     def measure(self, job: Job, folder: Path, threads: int, rounds: int = 1) -> TargetRun:
         """By the session that a deployment would use."""
-        found = measure_onnx(folder / self.file, job.example, threads, rounds)
+        found = measure_onnx(folder / self.file, job.example, threads, rounds, batch=job.batch)
         return TargetRun(found.timing, found.integer_kernels)
 
     def program(self, folder: Path, model: Mapping[str, Any] | None = None) -> Program:

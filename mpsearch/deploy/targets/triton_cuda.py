@@ -21,7 +21,7 @@ from mpsearch.hardware import Backend
 from mpsearch.hardware.backends import triton_cuda as backends
 from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu.bench import CudaBench
-from mpsearch.pytrees import Inputs
+from mpsearch.pytrees import Inputs, repeated
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +89,12 @@ class TritonCuda(Target):
         return _through_host(self._module(job, folder), cards.card().device)
 
     def one_call(self, job: Job, folder: Path, threads: int) -> tuple[Callable[[], object], int]:
-        """One image that lies on the device."""
+        """One call whose images lie on the device."""
         run = self._one_image(job, folder)
         return run, _calls(run)
 
     def measure(self, job: Job, folder: Path, threads: int, rounds: int = 1) -> TargetRun:
-        """Latency and energy of one image that lies on the device, in `rounds` readings."""
+        """Latency and energy of one call whose images lie on the device, in `rounds` readings."""
         from mpsearch.deploy.kernels import kernel_layers
 
         run = self._one_image(job, folder)
@@ -102,7 +102,7 @@ class TritonCuda(Target):
         return TargetRun(found.timing, len(kernel_layers(run.module)), found.energy_mj, found.trouble)
 
     def _one_image(self, job: Job, folder: Path) -> OneImage:
-        return OneImage(self._module(job, folder), job.example[:1].to(cards.card().device))
+        return OneImage(self._module(job, folder), repeated(job.example, job.batch).to(cards.card().device))
 
     def _module(self, job: Job, folder: Path) -> nn.Module:
         from mpsearch.deploy.kernels import kernel_module, tile_chooser

@@ -24,13 +24,15 @@ class Task(ABC):
     Class flags say what it is: `measure` names its damage in print, `classes` whether the outputs are N x K
     logits of classes, which the objectives and methods that draw labels from the model need, and `several`
     whether it takes all float outputs of a model, a dict of N x ... by name, in the place of one. Others have
-    a field `output`: the name of the one that they are about, of a model that gives several.
+    a field `output`: the name of the one that they are about, of a model that gives several. `headlines` are
+    the scores to judge by, in order; the first that is measured counts.
     """
 
     name: ClassVar[str]
     measure: ClassVar[str]
     classes: ClassVar[bool] = False
     several: ClassVar[bool] = False
+    headlines: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
@@ -77,6 +79,20 @@ class Task(ABC):
         """Raises DataError where a label of the samples is none that outputs of this shape, 1 x ..., can
         give.
         """
+
+    def headline(self, metrics: Metrics) -> tuple[str, float]:
+        """The score by which one judges, with its name; higher is better.
+
+        The first of `headlines` that was measured; where it names none, top-1 or the first of the scores.
+        Without labels, and where a task has no score, the share of samples that come out as the float
+        model's.
+        """
+        known = {"top1": metrics.top1, **metrics.scores, "agreement": metrics.agreement}
+        for name in (*(self.headlines or known), "agreement"):
+            value = known.get(name)
+            if value is not None:
+                return name, float(value)
+        raise ValueError("agreement is always measured")
 
     def loss(self, outputs: Tensor, reference: Tensor) -> float:
         """Mean damage."""

@@ -45,6 +45,7 @@ class Outputs(Task):
     """
 
     measure: ClassVar[str] = "squared error"
+    headlines: ClassVar[tuple[str, ...]] = ("agreement",)  # decibels are no share that could drop
 
     def damage(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """Sum over the tensors, N."""

@@ -36,6 +36,7 @@ class Span(Task):
     """
 
     measure: ClassVar[str] = "KL"
+    headlines: ClassVar[tuple[str, ...]] = ("f1",)
     longest: int = 30
     output: str = ""
 

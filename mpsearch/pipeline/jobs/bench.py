@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
-from mpsearch.data import Classes, load_images, read_class_map, require_source
+from mpsearch.data import Classes, SampleSet, drawn, load_images, read_class_map, require_source
 from mpsearch.deploy.artifact import Artifact, open_artifact
-from mpsearch.deploy.process import bench_apart, run_apart
-from mpsearch.errors import OptionError
-from mpsearch.evaluate import made
+from mpsearch.deploy.process import as_model, bench_apart, run_apart
+from mpsearch.errors import DataError, OptionError
+from mpsearch.evaluate import made, metric_of
 from mpsearch.models import ModelSource, kind_of
+from mpsearch.models.form import ONE_TENSOR
+from mpsearch.pytrees import Inputs, Structure
+from mpsearch.usercode import call_code, names_code
 
 
 def bench_artifacts(
@@ -55,9 +58,10 @@ def evaluate_artifact(
     threads: int,
     model: str | None = None,
     class_map: str | None = None,
+    metric: str | None = None,
 ) -> dict[str, Any]:
     """Metrics of the study's task for an artifact on images, which pass through the same pre-processing as in
-    the study.
+    the study, or on the samples of a function, which are taken as they are.
 
     Classes are compared with labels. Other tasks compare with the float model, which is the artifact `float`
     of the same export.
@@ -70,20 +74,27 @@ def evaluate_artifact(
         threads: CPU threads of the runtime.
         model: How the float model is built, where the artifact needs it.
         class_map: File that says which class a folder stands for.
+        metric: `file.py:function`, measured of the artifact in this process.
 
     Raises:
-        OptionError: The float model is needed, and is not there.
+        OptionError: The float model is needed, and is not there; or the metric fails.
         DataError: The images cannot be read, or have labels that the model has no output for.
     """
+    own = metric_of(metric)
     task = made(str(artifact.manifest.get("task", "classification")))
-    floats = None if task.classes else _float_beside(artifact)
+    floats = None if task.classes else _float_beside(artifact, needed=own is None)
     folders = None if class_map is None else read_class_map(class_map)
     classes = Classes(timm=not task.classes or artifact.source.kind == "timm", folders=folders)
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["data_config"].items()}
-    images = load_images(data, config, limit=limit, seed=seed, classes=classes)
+    images: SampleSet = (
+        _samples(artifact, data, limit, seed)
+        if names_code(data)
+        else load_images(data, config, limit=limit, seed=seed, classes=classes)
+    )
     logits = run_apart(artifact, images.inputs(), model=_source(artifact, model), threads=threads)
     if task.classes:
-        require_source(data, replace(classes, outputs=logits.shape[1]))
+        if not names_code(data):
+            require_source(data, replace(classes, outputs=logits.shape[1]))
         task.require_labels(images, logits)
     reference = (
         logits
@@ -108,11 +119,32 @@ def evaluate_artifact(
             "agreement": metrics.agreement,
             "scores": metrics.scores,
         }
+    if own is not None:
+        module = as_model(artifact, model=_source(artifact, model), threads=threads)
+        value = own.measure(module, images, "evaluation", artifact.form)
+        row["metric"] = {"name": own.name, "value": value if math.isfinite(value) else None}
     return row
 
 
-def _float_beside(artifact: Artifact) -> Artifact:
+def _samples(artifact: Artifact, data: str, limit: int | None, seed: int) -> SampleSet:
+    """What a user's function gives, as the artifact's model reads it."""
+    form, call = artifact.form, ONE_TENSOR if artifact.form is None else artifact.form.call
+
+    def takes(batch: Inputs, structure: Structure) -> None:
+        if structure != call:
+            raise DataError("The artifact's model is called otherwise.")
+        if form is not None:
+            form.require(batch)
+
+    source = call_code(data, "a function that returns samples", DataError)
+    return drawn(source, takes, name=data, limit=limit, seed=seed)
+
+
+def _float_beside(artifact: Artifact, needed: bool) -> Artifact | None:
+    """The float artifact of the same export; None where there is none and a metric alone is asked for."""
     folder = artifact.folder.resolve().parent / "float"
+    if not folder.is_dir() and not needed:
+        return None
     if not folder.is_dir():
         raise OptionError(
             f"The task {artifact.manifest['task']!r} compares with the float model, and there is no "

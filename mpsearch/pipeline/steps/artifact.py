@@ -73,7 +73,12 @@ class ArtifactWriter:
             subject.splits.evaluation,
             self.measurement.deployment.job(states),
         )
-        told = {"label": "best", "study": self.measurement.study.name, "task": subject.task_text}
+        told: dict[str, Any] = {
+            "label": "best",
+            "study": self.measurement.study.name,
+            "task": subject.task_text,
+        }
+        told |= {} if config.batch == 1 else {"batch": config.batch}
         beside = functools.partial(self._beside, job, description)
         write_artifact(self.folder, config.target, job, told, beside)
         about: dict[str, Any] = {"packed": str(packed), "packed_bytes": packed.stat().st_size}
@@ -133,7 +138,9 @@ class ArtifactWriter:
             return about
         few = images.inputs(slice(0, min(_FEW, len(images))))
         program = target.program(self.folder)
-        fresh = run_fresh(program, arrays_of(few), threads=measurement.config.threads)
+        fresh = run_fresh(
+            program, arrays_of(few), threads=measurement.config.threads, batch=measurement.config.batch
+        )
         apart = float((torch.from_numpy(fresh.outputs) - ran[: len(few)]).norm() / ran[: len(few)].norm())
         if not apart < _SAME:
             raise MpsearchError(

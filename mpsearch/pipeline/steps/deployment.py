@@ -15,7 +15,7 @@ from mpsearch.hardware.whole import Kernels, WholeModel
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.steps.engines import Engines, given_table, table_batch
+from mpsearch.pipeline.steps.engines import Engines, call_batch, given_table
 from mpsearch.pipeline.steps.latency import Architecture, backend_of
 from mpsearch.pipeline.steps.network import network_of
 from mpsearch.pipeline.steps.subject import Subject
@@ -56,13 +56,13 @@ class Deployment:
         Args:
             states: Codes and quantisers of every unit.
             example: 1 x ..., which is what is timed; the first calibration image where it is left out.
-            batch: Images in a call that is timed; None for that of the latency table.
+            batch: Images in a call that is timed; None for those of the settings.
         """
         subject = self.subject
         calls = {layer.name: layer.calls for layer in subject.graph.layers if layer.calls > 1}
         one = subject.splits.calibration.inputs([0]) if example is None else example
         told = (subject.module, subject.layout, states, self.calibration, one, calls, subject.graphs.held)
-        return Job(*told, batch=batch or table_batch(self.config))
+        return Job(*told, batch=batch or call_batch(self.config))
 
     @functools.cached_property
     def engines(self) -> Engines | None:

@@ -68,7 +68,7 @@ def add_energy(
     Raises: TableError: A budget limits energy, and a row or the runs have none, or it cannot be predicted
         well enough.
     """
-    units, lacking = _energies(problem, backend, table, kernels)
+    units, lacking = _energies(problem, backend, table, kernels, config.batch)
     lacking += [] if all(run.energies_mj for run in runs) else ["whole models"]
     if lacking:
         if not limits(config, "energy_mj"):
@@ -95,7 +95,7 @@ def add_energy(
 
 
 def _energies(
-    problem: Problem, backend: Backend, table: LatencyTable, kernels: Sequence[Sequence[str]]
+    problem: Problem, backend: Backend, table: LatencyTable, kernels: Sequence[Sequence[str]], batch: int
 ) -> tuple[list[Unit], list[str]]:
     """Energies of every kernel of every unit, float always among them, in the place of latencies; and which
     are not known.
@@ -103,7 +103,7 @@ def _energies(
     units, lacking = [], []
     for layer, row in zip(problem.layers, kernels, strict=True):
         choices = [Candidate.parse(name) for name in dict.fromkeys((*row, "float"))]
-        energies = energy_costs([layer], [choices], backend, table)[0]
+        energies = energy_costs([layer], [choices], backend, table, batch)[0]
         lacking += [
             f"{layer.name} {c}" for c, mj in zip(choices, energies, strict=True) if not math.isfinite(mj)
         ]

@@ -113,13 +113,20 @@ def given_table(config: RunConfig) -> LatencyTable:
             f"{config.table} is a table of the backend {table.backend}, and --target {config.target} has "
             f"{backend.name}. {_HOW.format(config.target)}"
         )
+    if config.batch not in (1, table.batch):
+        raise TableError(
+            f"{config.table} was measured with {table.batch} images in a call, and --batch {config.batch} is "
+            f"asked for. Leave --batch out, or profile engines of --batch {config.batch}."
+        )
     return table
 
 
-def table_batch(config: RunConfig) -> int:
-    """Images in a call of the table that was named; 1 where the target needs none."""
+def call_batch(config: RunConfig) -> int:
+    """Images in a call that is timed: those of the settings; of the table where one was named of engines that
+    are timed elsewhere.
+    """
     if not config.deployment.elsewhere or config.table is None:
-        return 1
+        return config.batch
     about = json.loads(Path(config.table).with_suffix(".json").read_text())
     return int(about.get("batch", 1))
 

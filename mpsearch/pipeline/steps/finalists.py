@@ -11,17 +11,20 @@ from mpsearch.evaluate import clearly_lower
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.results import MEASURED, Choice, Proxy, Row
 from mpsearch.pipeline.steps.rung import label_of, worth_finishing, worth_learning
+from mpsearch.pipeline.steps.scoring import Floor
 from mpsearch.pipeline.steps.search import Found, Indices, keeps
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.uniforms import even_uniforms, run_uniforms
 from mpsearch.pipeline.steps.workshop import Workshop
-from mpsearch.problem import FLOAT, Budget, Problem, mean_bits
+from mpsearch.problem import FLOAT, Budget, Problem, mean_bits, told
 from mpsearch.reconstruct import Calibration
 
 TIE = 1.0
 """Standard errors of the paired difference on the search images up to which the uniform assignment, being the
 simpler one, wins.
 """
+ALIKE = 1.01
+"""Of two that keep a drop, the ratio of what they take up to which the one of less loss is taken."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def choose(
     hardware: Mapping[str, Any],
     last: bool = False,
     on_first: OnFirst | None = None,
+    floor: Floor | None = None,
 ) -> Chosen:
     """Measure the rows of the results table, reconstruct the finalists, and choose one.
 
@@ -64,6 +68,8 @@ def choose(
         hardware: What step 2 told of the float model.
         last: Whether a finalist that keeps the budgets is preferred to a better one that does not.
         on_first: Called with the first of them.
+        floor: The least score on the search images; the cheapest that keeps it is chosen. Where none does,
+            that of the highest score, whose `drop` says so.
     """
     labels = {**_shown(problem, found, workshop.config), **found.finalists}
     rows, learned = dict[str, Row](), dict[Indices, States]()
@@ -76,8 +82,11 @@ def choose(
         states = workshop.reconstructed(problem.assignment(indices), label)
         row = _finished(label, problem, indices, budgets, searched, states, workshop)
         rows[label], learned[indices], took = row, states, time.monotonic() - start
-        if not done and on_first is not None and all(b.kept(row.reconstructed or {}) for b in budgets):
-            on_first(_choice(row, "the first that was finished", problem, budgets, found), states)
+        if not done and on_first is not None:
+            first = _choice(row, "the first that was finished", problem, budgets, found)
+            first = _judged(first, floor, states, workshop)
+            if first.kept:
+                on_first(first, states)
     for label, indices in labels.items():
         if label not in rows and (indices in learned or indices not in order):
             made = _row(label, problem, indices, budgets, searched, workshop)
@@ -86,12 +95,14 @@ def choose(
     kept = [rows[label] for label in labels if label in rows]
     done_rows = [row for row in kept if row.reconstructed is not None]
     keeping = [row for row in done_rows if all(b.kept(row.reconstructed or {}) for b in budgets)]
-    row, reason = (
-        _best_of(keeping if last and keeping else done_rows, found.uniform, learned, workshop)
-        if found.asked_for is None
-        else (rows[next(iter(found.rivals))], f"asked for by {found.asked_for}")
-    )
-    best = _choice(row, reason, problem, budgets, found)
+    among = keeping if last and keeping else done_rows
+    if found.asked_for is not None:
+        row, reason = rows[next(iter(found.rivals))], f"asked for by {found.asked_for}"
+    elif floor is not None:
+        row, reason = _least_of(among, floor, learned, workshop)
+    else:
+        row, reason = _best_of(among, found.uniform, learned, workshop)
+    best = _judged(_choice(row, reason, problem, budgets, found), floor, learned[row.indices], workshop)
     return Chosen((_float_row(problem, budgets, workshop, hardware), *kept), best, learned[row.indices])
 
 
@@ -167,6 +178,44 @@ def _choice(row: Row, reason: str, problem: Problem, budgets: tuple[Budget, ...]
     )
 
 
+def _judged(choice: Choice, floor: Floor | None, states: States, workshop: Workshop) -> Choice:
+    """The choice with what is known of its drop."""
+    if floor is None:
+        return choice
+    score = workshop.scoring.of(states, "search")
+    return replace(choice, drop=floor.to_json(score, len(workshop.subject.splits.search)))
+
+
+def _least_of(
+    done: Sequence[Row], floor: Floor, learned: Mapping[Indices, States], workshop: Workshop
+) -> tuple[Row, str]:
+    """Of the finalists that keep the floor on the search images the one that takes least; of those that take
+    about as little, that of least loss. Where none keeps it, the one of the highest score.
+    """
+    scores = {row.label: workshop.scoring.of(learned[row.indices], "search") for row in done}
+    kept = [row for row in done if floor.kept(scores[row.label])]
+    if not kept:
+        best = max(done, key=lambda row: scores[row.label])
+        return best, f"the highest {floor.name} on the search images, and below what is allowed"
+    resource = workshop.minimized
+    least = min(_takes(row, resource) for row in kept)
+    near = [row for row in kept if _takes(row, resource) <= ALIKE * least]
+    best = min(near, key=lambda row: (row.reconstructed or {})["search_kl"])
+    said = (
+        f"{told(floor.name, scores[best.label])} on the search images, where {floor.least:.4g} is the least"
+    )
+    return (
+        best,
+        f"the least {resource.rpartition('_')[0]} of {len(kept)} finalists that keep the drop: {said}",
+    )
+
+
+def _takes(row: Row, resource: str) -> float:
+    """What a finalist takes as measured, else as predicted."""
+    predicted = getattr(row.predicted, resource)
+    return float((row.reconstructed or {}).get(resource) or predicted or 0.0)
+
+
 def _best_of(
     done: Sequence[Row], uniform: Indices | None, learned: Mapping[Indices, States], workshop: Workshop
 ) -> tuple[Row, str]:
@@ -220,7 +269,7 @@ def _float_row(
     predicted to take.
     """
     images, logits = workshop.subject.splits.evaluation, workshop.evaluation.reference()["evaluation"]
-    metrics = workshop.task.compare(logits, logits, images.labels).to_json()
+    metrics = workshop.with_metric(workshop.task.compare(logits, logits, images.labels).to_json(), None)
     measured: dict[str, Any] = {"metrics": metrics, **workshop.measurement.float_sizes()}
     target, indices = workshop.config.deployment, problem.uniform(FLOAT)
     if target.elsewhere and indices is not None:

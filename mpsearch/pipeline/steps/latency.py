@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ def latency_table(
             backend,
             table,
             folder,
+            batch=config.batch,
             isolate=True,
             at_most=at_most,
             on_row=lambda done, total, _: advance(done, total),
@@ -89,7 +90,7 @@ def lacking_seconds(problem: Problem, config: RunConfig) -> float:
     backend, folder = backend_of(config), Path(config.tables)
     table = LatencyTable.open(folder, backend.device(), backend.name, backend.version, config.threads)
     widths = tuple((*choices, FLOAT) for choices in problem.candidates)
-    lacking = missing_cells(problem.layers, widths, backend, table)
+    lacking = missing_cells(problem.layers, widths, backend, table, config.batch)
     runs = MIXED_RUNS if timed(config) else 3
     return CELL_SECONDS * len(lacking) + (RUN_SECONDS * runs if lacking else 0.0)
 
@@ -171,7 +172,9 @@ def add_latency(
     backend = backend_of(config)
     # a table that was given is not added to: what it lacks is predicted, if estimates are welcome
     predictor = RowPredictor(table.rows) if config.table is not None and config.allow_estimate else None
-    costs = latency_costs(problem.layers, problem.candidates, backend, table, predictor=predictor)
+    costs = latency_costs(
+        problem.layers, problem.candidates, backend, table, batch=config.batch, predictor=predictor
+    )
     unusable = costs.unusable
     if costs.predicted:
         widest = max(spread for *_, spread in costs.predicted)
@@ -186,7 +189,8 @@ def add_latency(
             unusable,
         )
     kernels = _kernels(problem, backend)
-    units = _units(problem, kernels, backend, table, where, predictor)
+    units = _units(problem, kernels, backend, table, where, predictor, config.batch)
+    wires = [replace(wire, numel=wire.numel * config.batch) for wire in architecture.wires]
     runs = whole_runs(
         problem,
         units,
@@ -197,7 +201,7 @@ def add_latency(
         progress,
         at_least,
     )
-    model = fit_cost_model(units, architecture.wires, runs, backend.bench().bytes_per_us)
+    model = fit_cost_model(units, wires, runs, backend.bench().bytes_per_us)
     require_trust(model, config, "latency_us", progress)
     problem = with_costs(problem, "latency_us", model, kernels, costs.estimated)
     about: dict[str, Any] = {
@@ -205,6 +209,7 @@ def add_latency(
         "backend": backend.name,
         "version": backend.version,
         "threads": config.threads,
+        "batch": config.batch,
     }
     about |= {
         "table": str(where),
@@ -219,9 +224,7 @@ def add_latency(
         "runs": len(runs),
     }
     about |= {"float_latency_us": next(run.latency_us for run in runs if set(run.kernels) == {"float"})}
-    problem, energy = add_energy(
-        problem, config, backend, table, where, kernels, architecture.wires, runs, progress
-    )
+    problem, energy = add_energy(problem, config, backend, table, where, kernels, wires, runs, progress)
     about |= energy
     return problem, about
 
@@ -261,7 +264,7 @@ def whole_runs(
     patient, bench = count > len(uniform), backend_of(config).bench(MODEL_SECONDS)
 
     def lacking() -> list[Kernels]:
-        there = {run.kernels: run.status for run in held.values() if run.key[:2] == (key, 1)}
+        there = {run.kernels: run.status for run in held.values() if run.key[:2] == (key, config.batch)}
         return [
             kernels
             for kernels in wanted
@@ -273,7 +276,9 @@ def whole_runs(
             asked = lacking()
             if not asked:
                 break
-            for done, run in enumerate(measure_models(key, asked, architecture.build, bench), start=1):
+            for done, run in enumerate(
+                measure_models(key, asked, architecture.build, bench, batch=config.batch), start=1
+            ):
                 held[run.key] = min(
                     run, held.get(run.key, run), key=lambda r: (r.status == "unstable", r.spread)
                 )
@@ -281,7 +286,11 @@ def whole_runs(
                     table.models[run.key] = held[run.key]
                     table.save(folder)
                 advance(done, len(asked))
-    return [run for run in (held[key, 1, kernels] for kernels in wanted) if run.status in ("ok", "unstable")]
+    return [
+        run
+        for run in (held[key, config.batch, kernels] for kernels in wanted)
+        if run.status in ("ok", "unstable")
+    ]
 
 
 def _kernels(problem: Problem, backend: Backend) -> list[list[str]]:
@@ -299,6 +308,7 @@ def _units(
     table: LatencyTable,
     where: Path,
     predictor: RowPredictor | None,
+    batch: int,
 ) -> list[Unit]:
     """Rows and weight bytes of every kernel of every unit, float always among them: whole float models are
     measured too.
@@ -306,7 +316,7 @@ def _units(
     found = []
     for layer, row in zip(problem.layers, kernels, strict=True):
         choices = [Candidate.parse(name) for name in dict.fromkeys((*row, "float"))]
-        costs = latency_costs([layer], [choices], backend, table, predictor=predictor)
+        costs = latency_costs([layer], [choices], backend, table, batch=batch, predictor=predictor)
         if costs.unusable:
             raise TableError(
                 f"{where} has no row for {layer.name!r} in float, so its rows cannot be put together to "

@@ -72,6 +72,7 @@ class Measurement:
         known = self._known_us(states)
         key += [] if known is None else [known]
         key += ["energy"] if limits(self.config, "energy_mj") else []
+        key += [] if self.config.batch == 1 else [f"batch {self.config.batch}"]
         key += self.subject.arithmetic
         key += [] if whole or len(self.subject.splits.evaluation) <= FEW else [f"first {FEW}"]
         found: dict[str, Any] = self.study.cached("measured", key, lambda: self._measure(states, whole))
@@ -94,7 +95,13 @@ class Measurement:
         """
         image = arrays_of(self.subject.splits.evaluation.inputs([0]))
         with self.progress.task("time in new processes") as advance:
-            timing = time_in_new_processes(program, image, threads=self.config.threads, on_process=advance)
+            timing = time_in_new_processes(
+                program,
+                image,
+                threads=self.config.threads,
+                batch=self.config.batch,
+                on_process=advance,
+            )
             timing = replace(timing, readings_us=(*earlier, *timing.readings_us))
         about: dict[str, Any] = {
             "latency_us": timing.median_us,

@@ -270,7 +270,7 @@ def make_job(hashes: Mapping[str, str], problem: Problem, config: RunConfig, sta
         "version": mpsearch.__version__,
         "hashes": dict(hashes),
         "states": states,
-        "config": config.to_json(),
+        "config": replace(config, metric=None).to_json(),  # it is the run's own to measure
         "problem": plain,
     }
     return dict(json.loads(json.dumps(job)))  # as it will be read

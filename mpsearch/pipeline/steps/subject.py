@@ -28,7 +28,7 @@ from mpsearch.deploy.readback import require_read_back
 from mpsearch.deploy.targets import Layout, Target
 from mpsearch.deploy.tensors import ChoiceTensor, find_tensors
 from mpsearch.errors import ModelError
-from mpsearch.evaluate import AUTO, Classification, Task, made
+from mpsearch.evaluate import AUTO, Classification, Task, UserMetric, made
 from mpsearch.models import (
     Form,
     LoadedModel,
@@ -83,6 +83,7 @@ class Subject:
         form: How the model is called; None for one tensor in, one tensor out, which is what `module` is.
         task_text: Its task as one would type it.
         task: How outputs are compared.
+        metric: The user's, where there is one.
     """
 
     source: ModelSource
@@ -100,6 +101,7 @@ class Subject:
     form: Form | None = None
     task_text: str = "classification"
     task: Task = field(default_factory=Classification)
+    metric: UserMetric | None = None
 
     @cached_property
     def placed(self) -> Placed:
@@ -152,7 +154,9 @@ class Placed:
     evaluation: SampleSet
 
 
-def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True) -> Subject:
+def load_subject(
+    config: RunConfig, progress: Progress, *, labelled: bool = True, metric: UserMetric | None = None
+) -> Subject:
     """Load model and images, fold, and analyse; what names no file is told before anything is downloaded or
     fitted.
 
@@ -160,6 +164,7 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
         config: Settings.
         progress: Where progress goes.
         labelled: Whether labels matter; else any order of class folders does.
+        metric: That is going to be measured.
     """
     find_device(config.device)
     classes = _require_files(config, labelled)
@@ -183,7 +188,7 @@ def load_subject(config: RunConfig, progress: Progress, *, labelled: bool = True
             takes_of(loaded.module, config),
         )
     tell_images(loaded, splits, config, progress, classes)
-    return make_subject(loaded, splits, config, progress)
+    return make_subject(loaded, splits, config, progress, metric=metric)
 
 
 def draw(
@@ -294,7 +299,12 @@ def _outputs(loaded: LoadedModel, config: RunConfig) -> int | None:
 
 
 def make_subject(
-    loaded: LoadedModel, splits: Splits, config: RunConfig, progress: Progress, given: nn.Module | None = None
+    loaded: LoadedModel,
+    splits: Splits,
+    config: RunConfig,
+    progress: Progress,
+    given: nn.Module | None = None,
+    metric: UserMetric | None = None,
 ) -> Subject:
     """Fold and analyse a loaded model.
 
@@ -304,6 +314,7 @@ def make_subject(
         config: Settings.
         progress: Where a warning goes.
         given: What was asked for, as in `Subject`.
+        metric: The user's.
 
     Raises:
         ModelError: It is not a function of its input, cannot be traced, or cannot be stored and read back.
@@ -312,7 +323,7 @@ def make_subject(
     if splits.warning:
         progress.say(f"Warning: {splits.warning}")
     example = splits.calibration.inputs([0])
-    tried = try_model(loaded.module, splits, config)
+    tried = try_model(loaded.module, splits, config, metric)
     if isinstance(splits.calibration, NestedSet):
         progress.say(
             f"Samples as they are, nothing is resized or normalised: {', '.join(map(str, tried.reads))}; "
@@ -345,6 +356,7 @@ def make_subject(
         form=tried.form,
         task_text=tried.task_text,
         task=tried.task,
+        metric=metric,
     )
 
 

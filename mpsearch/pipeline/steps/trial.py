@@ -12,17 +12,20 @@ from torch import Tensor, nn
 
 from mpsearch.data import SampleSet, Splits, Takes
 from mpsearch.errors import OptionError
-from mpsearch.evaluate import Outputs, Task, task_for
+from mpsearch.evaluate import Outputs, Task, UserMetric, task_for
 from mpsearch.models import Form, as_batch, bound, observe_form, require_function
 from mpsearch.models.form import ONE_TENSOR, Leaf
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.interacting import INTERACTING
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pytrees import Inputs, Structure, leaves_of
+from mpsearch.quant import install
 from mpsearch.reconstruct import METHODS
 
 FEW = 16
 """Samples on which the spread of each output is seen."""
+FEW_SCORED = 8
+"""Samples on which a metric is tried."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,15 @@ def takes_of(module: nn.Module, config: RunConfig) -> Takes:
     return takes
 
 
-def try_model(module: nn.Module, splits: Splits, config: RunConfig) -> Tried:
-    """Pass a few calibration samples through the model.
+def try_model(
+    module: nn.Module, splits: Splits, config: RunConfig, metric: UserMetric | None = None
+) -> Tried:
+    """Pass a few calibration samples through the model, and through the metric where there is one.
 
     Raises:
         ModelError: It does not take them, or is not a function of them.
         DataError: Samples have labels that it has no outputs for.
-        OptionError: Task, method or an objective cannot take what it gives.
+        OptionError: Task, method, an objective or the metric cannot take what it gives.
     """
     samples = splits.calibration
     found = observe_form(module, samples.inputs(slice(0, 2)), call_of(samples), config.batch_axis)
@@ -74,6 +79,8 @@ def try_model(module: nn.Module, splits: Splits, config: RunConfig) -> Tried:
     for part in splits.parts.values():
         task.require_labels(part, output)
     require_classes(config, text, task)
+    if metric is not None:
+        metric.require(install(module, {}), samples.subset(slice(0, FEW_SCORED)), "calibration")
     return Tried(module, form, text, task, found.inputs)
 
 

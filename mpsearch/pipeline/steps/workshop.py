@@ -5,6 +5,8 @@ assignments.
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +21,10 @@ from mpsearch.pipeline.steps.evaluation import Evaluation
 from mpsearch.pipeline.steps.measurement import Measurement
 from mpsearch.pipeline.steps.plan import Plan
 from mpsearch.pipeline.steps.reconstruction import Reconstruction
+from mpsearch.pipeline.steps.scoring import Scoring
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import Subject
-from mpsearch.problem import Assignment
+from mpsearch.problem import Assignment, Budget
 from mpsearch.quant.devices import CPU
 from mpsearch.reconstruct import Calibration
 
@@ -58,6 +61,14 @@ class Workshop:
         """The resource that the front of damage is over."""
         return "latency_us" if self.config.deployment.elsewhere else "size_bytes"
 
+    @property
+    def minimized(self) -> str:
+        """The resource that is to be least where a drop is the limit: that of the first budget, else the
+        front's.
+        """
+        budgets = self.config.budgets
+        return Budget.parse(budgets[0]).resource if budgets else self.front_over
+
     @functools.cached_property
     def reconstruction(self) -> Reconstruction:
         """Learns states."""
@@ -67,6 +78,11 @@ class Workshop:
     def evaluation(self) -> Evaluation:
         """Compares with the float model."""
         return Evaluation(self.subject, self.task, self.progress)
+
+    @functools.cached_property
+    def scoring(self) -> Scoring:
+        """Measures the number by which one judges."""
+        return Scoring(self.subject, self.evaluation, self.study, self.progress)
 
     @functools.cached_property
     def deployment(self) -> Deployment:
@@ -91,5 +107,16 @@ class Workshop:
         return self.reconstruction.reconstructed(assignment, label, steps)
 
     def measured(self, states: States, whole: bool = False) -> dict[str, Any]:
-        """See `Measurement.measured`."""
-        return self.measurement.measured(states, whole)
+        """See `Measurement.measured`; of what is finished, with the user's metric."""
+        found = self.measurement.measured(states, whole)
+        return found if not whole else {**found, "metrics": self.with_metric(found["metrics"], states)}
+
+    def with_metric(self, metrics: Mapping[str, Any], states: States | None) -> dict[str, Any]:
+        """Metrics on all evaluation images with the user's metric, None where it is not finite; of the float
+        model where there are no states.
+        """
+        if self.subject.metric is None:
+            return dict(metrics)
+        scoring = self.scoring
+        value = scoring.of_float("evaluation") if states is None else scoring.of(states, "evaluation")
+        return {**metrics, "metric": value if math.isfinite(value) else None}
