@@ -120,6 +120,7 @@ def make_plan(
     few = search + min(evaluation, FEW)
     reads = min(evaluation, REREAD) + has_backend(config) * evaluation
     artifact = reads * pace.deployed * QUANTISED + FILE * (1 + has_backend(config))
+    walks = config.max_drop is not None and not config.budgets
     steps = [
         Step("ranges of inputs", calibration, ranges),
         Step("codes of every unit at every width", calibration, codes),
@@ -128,6 +129,7 @@ def make_plan(
         Step(f"{trials} trials", trials * search, trials * trial),
         Step("uniform rows", shown * few, shown * few * image * QUANTISED),
         *([] if config.greedy is None else [_walk(pace, config, search)]),
+        *([Step("walk of the front", HALVINGS * search, HALVINGS * trial)] if walks else []),
         Step(
             f"{finalists} finalists",
             finalists * (8 * calibration + few) + learners * learning,
@@ -165,6 +167,8 @@ MADE = 5e-3
 """Seconds to draw what is kept of a unit's inputs and outputs in a batch."""
 OBSERVE = 120.0
 """Numbers that are written for the grid of one weight at one width."""
+HALVINGS = 16
+"""Assignments that a walk for --max-drop measures, about."""
 QUANTISED = 1.2
 """A quantised pass to a float one."""
 FILE = 4.0
