@@ -9,11 +9,22 @@ import importlib.util
 import re
 from pathlib import Path
 
-from mpsearch.errors import DataError, ModelError, OptionError, StudyError, UnknownNameError
+from mpsearch.errors import (
+    DataError,
+    MissingExtraError,
+    ModelError,
+    OptionError,
+    StudyError,
+    UnknownNameError,
+)
 from mpsearch.usercode import names_code, require_code
 
 HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 """Prefixes of timm's own ids, which it looks up elsewhere."""
+HUGGING_FACE = "hf:"
+"""Prefix of a model of transformers: an id, or a folder of `save_pretrained`."""
+ANNOTATED = ("coco", "voc", "masks")
+"""Written before the folder of pictures with boxes or masks, `coco:DIR`, where it is to be said."""
 OWN = ("qmlp_cifar", "qmlp_s24_224")
 """Models that mpsearch adds to timm's."""
 DATASETS = {
@@ -55,7 +66,8 @@ def require_model_name(text: str) -> None:
 
     Args:
         text: Name in timm, perhaps with its weights (`resnet50.a1_in1k`), an id of its hub
-            (`hf-hub:timm/...`), `file.py:function`, or an exported program (`.pt2`).
+            (`hf-hub:timm/...`), a model of transformers (`hf:ID_OR_FOLDER`), `file.py:function`, an exported
+            program (`.pt2`) or an ONNX file.
     """
     if names_code(text):
         require_code(text, ModelError)
@@ -63,16 +75,17 @@ def require_model_name(text: str) -> None:
         if not Path(text).is_file():
             raise ModelError(f"There is no file {text}. Give a program of torch.export.save.")
     elif text.endswith(".onnx"):
-        raise ModelError(
-            f"{text} is an ONNX file, whose layers cannot be quantised here. Give the PyTorch model that it "
-            "was "
-            "made from: a timm name, file.py:function, or a program of torch.export.save (.pt2)."
-        )
+        if not Path(text).is_file():
+            raise ModelError(f"There is no file {text}. Give an ONNX model.")
+        if importlib.util.find_spec("onnx2torch") is None:
+            raise MissingExtraError("onnx2torch", "onnx-input", "Reading an ONNX model")
     elif Path(text).suffix in (".pt", ".pth", ".safetensors", ".bin"):
         raise ModelError(
             f"{text} is a file of weights. Name the model that they are of, and give them with --weights "
             f"{text}."
         )
+    elif text.startswith(HUGGING_FACE):
+        _require_hugging_face(text)
     elif not text.startswith(HUB):
         _require_timm(text)
 
@@ -81,15 +94,18 @@ def require_data_name(text: str) -> None:
     """Raises DataError where a text can be no data; files are not opened.
 
     Args:
-        text: `digits`, a file or folder, a dataset's name in timm, or `file.py:function`.
+        text: `digits`, a file or folder (perhaps with `coco:` or another of `ANNOTATED` before it), a
+            dataset's
+            name in timm, or `file.py:function`.
     """
     if names_code(text):
         require_code(text, DataError)
     elif text != "digits" and text.partition("/")[0].lower() not in DATASETS:
-        place = Path(text).expanduser()
+        place = Path(annotation_of(text)[1]).expanduser()
         if not place.exists():
             raise DataError(
-                f"There is no {text}. Give 'digits', a folder or zip of images, an .npz file, a timm dataset "
+                f"There is no {place}. Give 'digits', a folder or zip of images, an .npz file, a timm "
+                "dataset "
                 f"({', '.join(f'{prefix}/...' for prefix in DATASETS)}), or file.py:function."
             )
 
@@ -131,10 +147,37 @@ def require_metric_name(text: str) -> None:
     require_code(text, OptionError)
 
 
+def annotation_of(text: str) -> tuple[str, str]:
+    """What is said of how a folder is annotated, one of `ANNOTATED` or nothing, and the folder."""
+    kind, colon, place = text.partition(":")
+    return (kind, place) if colon and kind in ANNOTATED else ("", text)
+
+
+def names_texts(text: str) -> bool:
+    """Whether data is a file of texts."""
+    return Path(text).suffix.lower() in (".csv", ".jsonl")
+
+
+def _require_hugging_face(text: str) -> None:
+    place = text.removeprefix(HUGGING_FACE)
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingExtraError("transformers", "hf", "A model of Hugging Face")
+    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+        raise ModelError(f"{place} has no config.json. Give a folder of save_pretrained.")
+    if not Path(place).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):
+        raise ModelError(
+            f"There is no folder {place}, and it is no id. Write hf:OWNER/NAME, or hf:FOLDER of "
+            "save_pretrained."
+        )
+
+
 def _require_timm(text: str) -> None:
     names = timm_names()
     if len(names) >= _LEAST and text.partition(".")[0] not in {*names, *OWN} and text not in names:
         hint = _WRITTEN
         if "/" in text:
-            hint = f"timm's models on the hub are written hf-hub:timm/NAME. {_WRITTEN}"
+            hint = (
+                f"timm's models on the hub are written hf-hub:timm/NAME, those of transformers hf:{text}. "
+                f"{_WRITTEN}"
+            )
         raise UnknownNameError("timm model", text, names, hint)

@@ -23,8 +23,8 @@ Model = Annotated[
     typer.Option(
         callback=lambda text: known(text, require_model_name),
         help=(
-            "timm name, file.py:function (which is run), or an exported program (.pt2). Without it: resnet34 "
-            "fitted on digits."
+            "timm name, hf:ID_OR_FOLDER (transformers), file.py:function (which is run), an exported program "
+            "(.pt2) or an ONNX file. Without it: resnet34 fitted on digits."
         ),
     ),
 ]
@@ -51,9 +51,11 @@ Data = Annotated[
     typer.Option(
         callback=lambda text: known(text, require_data_name),
         help=(
-            "Folder, .zip, .npz, timm dataset name, digits, or file.py:function (a Dataset, a DataLoader or "
-            "any "
-            "iterable of samples): evaluation images, or all images."
+            "Folder or .zip of class folders, COCO's or VOC's boxes or masks (coco:DIR, voc:DIR, "
+            "masks:DIR where "
+            "in doubt), .npz, texts (.csv, .jsonl), timm dataset name, digits, or file.py:function (a "
+            "Dataset, a "
+            "DataLoader or any iterable of samples): evaluation images, or all images."
         ),
     ),
 ]
@@ -72,6 +74,19 @@ ClassMap = Annotated[
             "JSON or CSV file, folder to class index, where the order of class folders is not that of "
             "the model's outputs."
         ),
+        rich_help_panel=IMAGES_AND_TASK,
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or id of the tokenizer that reads the texts of --data.", rich_help_panel=IMAGES_AND_TASK
+    ),
+]
+TextLength = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens of each text. Those of the longest without it, 128 at most.",
         rich_help_panel=IMAGES_AND_TASK,
     ),
 ]
@@ -184,8 +199,9 @@ TaskName = Annotated[
     typer.Option(
         "--task",
         help=(
-            "How outputs are compared: classification, segmentation, regression, embedding, span or outputs, "
-            "with :option=value, or file.py:Class. By the outputs without it."
+            "How outputs are compared: classification, detection:decode=file.py:function, segmentation, "
+            "regression, embedding, span or outputs, with :option=value, or file.py:Class. By the outputs "
+            "without it."
         ),
         rich_help_panel=IMAGES_AND_TASK,
     ),

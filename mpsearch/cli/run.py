@@ -69,6 +69,8 @@ def run(
     calibration_data: common.CalibrationData = None,
     class_map: common.ClassMap = None,
     metric: common.Metric = None,
+    tokenizer: common.Tokenizer = None,
+    text_length: common.TextLength = None,
     input_size: common.InputSize = None,
     mean: common.Mean = None,
     std: common.Std = None,

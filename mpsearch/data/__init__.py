@@ -10,7 +10,9 @@ from mpsearch.data.placed import placed
 from mpsearch.data.reading import Samples, Takes, drawn, opened
 from mpsearch.data.samples import SampleSet
 from mpsearch.data.sources.classes import Classes, read_class_map
+from mpsearch.data.sources.truths import are_boxes
 from mpsearch.data.splits import Splits, make_splits
+from mpsearch.data.texts import Texts, read_texts, require_texts
 from mpsearch.data.tokens import TokenSet, tokenize
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "Samples",
     "Splits",
     "Takes",
+    "Texts",
     "TokenSet",
+    "are_boxes",
     "digits_split",
     "drawn",
     "load_images",
@@ -30,6 +34,8 @@ __all__ = [
     "placed",
     "preparation",
     "read_class_map",
+    "read_texts",
     "require_source",
+    "require_texts",
     "tokenize",
 ]

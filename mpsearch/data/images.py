@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mpsearch.data.samples import HeldSamples, Indices, at
+from mpsearch.data.sources.truths import are_boxes
 from mpsearch.errors import DataError
 
 
@@ -24,7 +25,8 @@ class ImageSet(HeldSamples):
 
     Args:
         images: `N x C x H x W` uint8.
-        labels: `N` int64, or None where the source has none.
+        labels: `N` int64 classes, `N x H x W` uint8 or int64 masks, or `N x M x 6` float32 boxes (see
+            `sources.truths`); None where the source has none.
         mean: `C` means of the model's normalisation, of values in 0 to 1.
         std: `C` standard deviations.
         name: Where the images came from, for messages and records.
@@ -54,10 +56,11 @@ class ImageSet(HeldSamples):
                 "must be uint8 N x C x H x W."
             )
         count, channels = self.images.shape[:2]
-        if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != (count,)):
+        if self.labels is not None and not self._fitting(self.labels):
             raise DataError(
                 f"{self.name}: labels are {self.labels.dtype} of shape {tuple(self.labels.shape)}; they "
-                f"must be int64 of shape ({count},)."
+                f"must be int64 of shape ({count},), masks {(count, *self.images.shape[2:])} or boxes "
+                f"({count}, M, 6)."
             )
         for what, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != channels:
@@ -67,6 +70,13 @@ class ImageSet(HeldSamples):
                 )
         if min(self.std, default=1.0) <= 0:
             raise DataError(f"{self.name}: std {tuple(self.std)} is not positive in every channel.")
+
+    def _fitting(self, labels: Tensor) -> bool:
+        count = len(self.images)
+        classes = labels.dtype == torch.int64 and labels.shape == (count,)
+        pixels = (count, *self.images.shape[2:])
+        masks = labels.dtype in (torch.uint8, torch.int64) and tuple(labels.shape) == pixels
+        return classes or masks or (are_boxes(labels) and len(labels) == count)
 
     @property
     def form(self) -> tuple[object, ...]:
@@ -87,10 +97,13 @@ class ImageSet(HeldSamples):
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 over shape, pixels, labels, mean and std; the name does not count."""
-        labels = None if self.labels is None else self.labels.tolist()
+        whole = self.labels is not None and self.labels.ndim > 1  # masks and boxes, too many for a text
+        labels = None if self.labels is None else list(self.labels.shape) if whole else self.labels.tolist()
         head = json.dumps(
             [list(self.images.shape), labels, list(map(float, self.mean)), list(map(float, self.std))]
         )
         digest = hashlib.sha256(head.encode())
         digest.update(self.images.contiguous().numpy().data)
+        if self.labels is not None and whole:
+            digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()

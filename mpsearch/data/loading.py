@@ -15,13 +15,14 @@ from mpsearch.data.images import ImageSet
 from mpsearch.data.preprocess import Preprocessor
 from mpsearch.data.sampling import seeded_order
 from mpsearch.data.sources._base import TEST, TRAIN, Sample, Source
+from mpsearch.data.sources.annotated import annotated_parts, kind_of_tree, open_annotated
 from mpsearch.data.sources.arrays import npz_parts, open_npz
 from mpsearch.data.sources.catalogue import Tree, tree_parts
 from mpsearch.data.sources.classes import Classes
 from mpsearch.data.sources.files import folder_tree, open_files, zip_tree
 from mpsearch.data.sources.timm_dataset import is_timm_name, open_timm, require_package
 from mpsearch.errors import DataError
-from mpsearch.named import require_data_name
+from mpsearch.named import annotation_of, require_data_name
 from mpsearch.usercode import names_code, require_code
 
 Progress = Callable[[int, int], None]
@@ -41,8 +42,9 @@ def load_images(
     """Decode and preprocess images as the model's own evaluation does; only the chosen ones are decoded.
 
     Args:
-        spec: `digits`; a folder or zip with class folders or a `labels.csv`; an `.npz`; or a dataset's name
-            in timm, such as `torch/cifar10`.
+        spec: `digits`; a folder or zip with class folders or a `labels.csv`, with COCO's or VOC's boxes, or
+            with masks (`coco:DIR`, `voc:DIR`, `masks:DIR` where that is in doubt); an `.npz`; or a dataset's
+            name in timm, such as `torch/cifar10`.
         data_config: The model's, from `timm.data.resolve_data_config`.
         split: `train` or `test`, where the source has parts; None takes the held-out part there, and
             everything elsewhere.
@@ -73,8 +75,15 @@ def open_source(spec: str, split: str | None = None, classes: Classes | None = N
     elif is_timm_name(spec):
         source = open_timm(spec, split)
     else:
-        place = _place(spec)
-        source = open_files(place, split, classes) if isinstance(place, Tree) else open_npz(place, split)
+        said, text = annotation_of(spec)
+        place = _place(text)
+        kind = kind_of_tree(place, said) if isinstance(place, Tree) else ""
+        if isinstance(place, Path):
+            source = open_npz(place, split)
+        elif kind:
+            source = open_annotated(kind, place, split, classes)
+        else:
+            source = open_files(place, split, classes)
     if classes is not None and classes.outputs is not None and source.labels is not None:
         for i in np.flatnonzero(source.labels >= classes.outputs)[:1]:
             classes.require(f"{source.name}, image {i}", int(source.labels[i]))
@@ -106,8 +115,12 @@ def source_parts(spec: str) -> frozenset[str]:
     """Which of `train` and `test` a source has; empty where it is one whole."""
     if spec == "digits" or is_timm_name(spec):
         return frozenset((TRAIN, TEST))
-    place = _place(spec)
-    return frozenset(tree_parts(place) if isinstance(place, Tree) else npz_parts(place))
+    said, text = annotation_of(spec)
+    place = _place(text)
+    if not isinstance(place, Tree):
+        return frozenset(npz_parts(place))
+    kind = kind_of_tree(place, said)
+    return annotated_parts(kind, place) if kind else frozenset(tree_parts(place))
 
 
 def load(
@@ -116,11 +129,13 @@ def load(
     """Decode and preprocess the images at `indices`, in that order, with a few threads."""
     preprocess = preprocess.changed(**source.changed_config)
     images = _allocate(source.name, len(indices), preprocess.input_size)
-    labels: list[int | None] = [None] * len(indices)
+    labels: list[int | Tensor | None] = [None] * len(indices)
+    size = preprocess.input_size[1:]
 
     def put(place: int, sample: Sample) -> None:
         images[place] = preprocess(sample.image, sample.where)
-        labels[place] = sample.label
+        truth = sample.label
+        labels[place] = truth if truth is None or isinstance(truth, int) else truth.at(sample.image, size)
 
     for done, _ in enumerate(source.visit(indices, put), start=1):
         if on_image is not None:
@@ -154,11 +169,13 @@ def _allocate(name: str, count: int, size: tuple[int, int, int]) -> Tensor:
         ) from None
 
 
-def _labels(name: str, labels: Sequence[int | None]) -> Tensor | None:
-    known = [label for label in labels if label is not None]
+def _labels(name: str, labels: Sequence[int | Tensor | None]) -> Tensor | None:
+    known: Any = [label for label in labels if label is not None]
     if known and len(known) < len(labels):
         raise DataError(
             f"{name}: {len(labels) - len(known)} of {len(labels)} images have no label. Label all of "
             "them, or none."
         )
+    if known and isinstance(known[0], Tensor):
+        return torch.stack(known)
     return torch.tensor(known, dtype=torch.int64) if known else None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mpsearch.data.samples import Indices, at
+from mpsearch.data.sources.truths import together
 from mpsearch.errors import DataError
 from mpsearch.pytrees import Batch, Inputs, Structure, flatten, shape_text
 
@@ -81,7 +82,7 @@ class NestedSet:
         return replace(
             self,
             leaves=tuple(torch.cat(column) for column in zip(*(s.leaves for s in every), strict=True)),
-            labels=torch.cat(labels) if labels else None,
+            labels=together(labels) if labels else None,
             targets=tuple(target for s in every for target in s.targets),
         )
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from mpsearch.data.nested import NestedSet
 from mpsearch.data.samples import SampleSet
 from mpsearch.data.sampling import seeded_order
+from mpsearch.data.sources.truths import as_boxes
 from mpsearch.errors import DataError, UserError
 from mpsearch.pytrees import Batch, Inputs, Structure, flatten, shape_text
 
@@ -168,9 +169,11 @@ def _target(rest: Sequence[Any]) -> Any:
 
 
 def _labels(targets: Sequence[Any]) -> tuple[Tensor | None, tuple[Any, ...]]:
-    """As one tensor where they are numbers or tensors of one shape, and one by one."""
+    """As one tensor where they are numbers, tensors of one shape or boxes, and one by one."""
     if any(target is None for target in targets):
         return None, ()
+    if (boxes := as_boxes(targets)) is not None:
+        return boxes, tuple(targets)
     tensors = [torch.as_tensor(t) if isinstance(t, bool | int | float) else t for t in targets]
     first = tensors[0]
     if not isinstance(first, Tensor) or any(

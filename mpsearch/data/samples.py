@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, Self, cast
 import torch
 from torch import Tensor
 
+from mpsearch.data.sources.truths import together
 from mpsearch.errors import DataError
 from mpsearch.pytrees import Inputs
 
@@ -134,7 +135,7 @@ class HeldSamples:
         samples = torch.cat([s._samples for s in (self, *others)])
         return cast(
             Self,
-            replace(cast(Any, self), **{self.held: samples}, labels=torch.cat(labels) if labels else None),
+            replace(cast(Any, self), **{self.held: samples}, labels=together(labels) if labels else None),
         )
 
     def require_labels(self, classes: int | None = None) -> Tensor:

@@ -1,6 +1,6 @@
 """Loss, accuracy and agreement with the float model, and the evaluator that makes a measured loss cheap."""
 
-from mpsearch.evaluate.choosing import AUTO, made, task_for
+from mpsearch.evaluate.choosing import AUTO, in_file, made, task_for
 from mpsearch.evaluate.fast import FastEvaluator
 from mpsearch.evaluate.metrics import Metrics, clearly_lower, compare, kl_by_image, predict
 from mpsearch.evaluate.tasks import TASKS, Classification, Embedding, Outputs, Span, Task
@@ -20,6 +20,7 @@ __all__ = [
     "UserMetric",
     "clearly_lower",
     "compare",
+    "in_file",
     "kl_by_image",
     "made",
     "metric_of",

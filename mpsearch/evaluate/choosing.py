@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpsearch.data import SampleSet
+from mpsearch.data import SampleSet, are_boxes
 from mpsearch.errors import OptionError
 from mpsearch.evaluate.metrics import Metrics
 from mpsearch.evaluate.tasks import TASKS, Classification, Outputs, Regression, Task
-from mpsearch.evaluate.tasks.outputs import KnownOutputs, Output, spread
+from mpsearch.evaluate.tasks.outputs import Output, spread
 from mpsearch.models import Form
 from mpsearch.usercode import call_code, names_code
 
@@ -38,11 +38,11 @@ def task_for(text: str, outputs: Tensor, form: Form | None, labels: Tensor | Non
     several = form is not None and len(form.counted) > 1
     if text == AUTO:
         text = "outputs" if several or outputs.ndim != 2 or outputs.shape[1] < 2 else "classification"
-        if labels is not None and labels.is_floating_point() and not several:
+        if labels is not None and labels.is_floating_point() and not several and not are_boxes(labels):
             text = "regression"
     task = made(text)
     if isinstance(task, Outputs):
-        return text, KnownOutputs(_parts(outputs, form))
+        return text, task.seen(_parts(outputs, form))
     if several and form is not None:
         return text, _among(task, text, form)
     if isinstance(task, Classification) and outputs.ndim != 2:
@@ -65,7 +65,7 @@ def made(text: str) -> Task:
     """
     if text == AUTO:
         return Outputs()
-    if not names_code(text):
+    if not in_file(text):
         return TASKS.create(text)
     task = call_code(text, "a class below mpsearch.evaluate.Task", OptionError)
     if not isinstance(task, Task):
@@ -77,9 +77,16 @@ def made(text: str) -> Task:
     return task
 
 
+def in_file(text: str) -> bool:
+    """Whether a task is a class of a file; one that is registered may name a file in its options."""
+    return names_code(text) and text.partition(":")[0] not in TASKS.names()
+
+
 def _parts(outputs: Tensor, form: Form | None) -> tuple[Output, ...]:
     found = {"": outputs} if form is None else form.parts(outputs)
-    return tuple(Output(name, part[0].numel(), spread(part)) for name, part in found.items())
+    return tuple(
+        Output(name, part[0].numel(), spread(part), tuple(part.shape[1:])) for name, part in found.items()
+    )
 
 
 def _among(task: Task, text: str, form: Form) -> Task:

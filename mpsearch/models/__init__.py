@@ -19,6 +19,7 @@ from mpsearch.models.load import (
     load_model,
     unwrapped,
 )
+from mpsearch.models.onnx_file import require_same_as_file
 from mpsearch.models.record import trace_model
 from mpsearch.models.text import SpanHead, TextModel
 from mpsearch.models.trace import Trace
@@ -52,6 +53,7 @@ __all__ = [
     "observe_form",
     "rebound",
     "require_function",
+    "require_same_as_file",
     "require_weights",
     "trace_model",
     "unwrapped",

@@ -18,10 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpsearch.errors import ModelError, UnknownNameError
 from mpsearch.foreign import first_line
+from mpsearch.models.hugging_face import hugging_face_images, load_hugging_face
+from mpsearch.models.onnx_file import load_onnx, onnx_image_size
 from mpsearch.models.program import load_program
 from mpsearch.models.tree import copied
 from mpsearch.models.weights import check_finite, load_weights
-from mpsearch.named import HUB, require_model_name
+from mpsearch.named import HUB, HUGGING_FACE, require_model_name
 from mpsearch.usercode import call_code, names_code, require_code
 
 DataConfig = dict[str, Any]
@@ -32,9 +34,9 @@ class ModelSource:
     """How a model is built anew.
 
     Args:
-        kind: `timm`, `factory` (`path/to/file.py:function`), `program` (a `.pt2` file) or `module` (given as
-        an
-            object, so it cannot be built from this).
+        kind: `timm`, `factory` (`path/to/file.py:function`), `program` (a `.pt2` file), `onnx` (an `.onnx`
+            file), `hf` (of transformers, `hf:ID_OR_FOLDER`) or `module` (given as an object, so it cannot be
+            built from this).
         name: Name in timm, the factory or file as it was typed, or the class of the module.
         kwargs: Arguments of the model; plain JSON values.
     """
@@ -79,7 +81,8 @@ def load_model(
     where it does not, timm's ImageNet defaults hold.
 
     Args:
-        spec: Name in timm, `path/to/file.py:function`, or a program of `torch.export.save` (`.pt2`).
+        spec: Name in timm, `path/to/file.py:function`, a program of `torch.export.save` (`.pt2`), an ONNX
+            file, or a model of transformers (`hf:ID_OR_FOLDER`).
         weights: Safetensors file or state dict with the model's parameter names.
         pretrained: Download timm's weights.
         kwargs: Arguments for the model's constructor or the factory; plain JSON values.
@@ -95,7 +98,13 @@ def load_model(
     if weights is not None:
         load_weights(module, Path(weights))
     check_finite(module)
-    return LoadedModel(module, source, _data_config(module, source.kwargs))
+    config = _data_config(module, source.kwargs)
+    if source.kind == "onnx" and (size := onnx_image_size(Path(spec))) is not None:
+        config |= {"input_size": size, "crop_pct": 1.0}
+    if source.kind == "hf" and (images := hugging_face_images(spec)):
+        config |= images
+        module.pretrained_cfg = images  # type: ignore[assignment]
+    return LoadedModel(module, source, config)
 
 
 def from_module(module: nn.Module, data_config: DataConfig | None = None) -> LoadedModel:
@@ -141,6 +150,10 @@ def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
         module = _build_factory(source, pretrained)
     elif source.kind == "program":
         module = load_program(Path(source.name))
+    elif source.kind == "onnx":
+        module = load_onnx(Path(source.name))
+    elif source.kind == "hf":
+        module = load_hugging_face(source.name, source.kwargs)
     else:
         raise ModelError(
             f"The model {source.name!r} was given as an object and cannot be built from its name. Pass "
@@ -151,7 +164,11 @@ def build_model(source: ModelSource, *, pretrained: bool = False) -> nn.Module:
 
 def kind_of(spec: str) -> str:
     """The kind of `ModelSource` that a text names."""
-    return "factory" if names_code(spec) else "program" if spec.endswith(".pt2") else "timm"
+    if names_code(spec):
+        return "factory"
+    if spec.startswith(HUGGING_FACE):
+        return "hf"
+    return {".pt2": "program", ".onnx": "onnx"}.get(Path(spec).suffix, "timm")
 
 
 def _build_timm(source: ModelSource, pretrained: bool) -> nn.Module:

@@ -44,7 +44,7 @@ def load_program(path: Path) -> nn.Module:
             _replace(module, node, make)
     module.graph.eliminate_dead_code()
     module.recompile()
-    return _plain(module, path.stem)
+    return plain(module, path.stem)
 
 
 def _replace(module: fx.GraphModule, node: fx.Node, make: Callable[..., nn.Module | None]) -> None:
@@ -145,7 +145,7 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(values[0]), int(values[-1])
 
 
-def _plain(module: fx.GraphModule, name: str) -> nn.Module:
+def plain(module: fx.GraphModule, name: str) -> nn.Module:
     """A module of a class of its own, with the graph's forward: it is copied as any other."""
     kind = type(module)
     plain: nn.Module = nn.Module.__new__(type(name, (nn.Module,), {"forward": kind.forward}))

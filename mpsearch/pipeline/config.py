@@ -8,7 +8,7 @@ from typing import Any, cast
 from mpsearch.deploy.targets import TARGETS, Target
 from mpsearch.efforts import Effort, effort_of, parse_duration
 from mpsearch.errors import OptionError, StudyError, UnknownNameError
-from mpsearch.evaluate import AUTO, made
+from mpsearch.evaluate import AUTO, in_file, made
 from mpsearch.objectives import OBJECTIVES
 from mpsearch.objectives.coding_length import CodingLength
 from mpsearch.objectives.interacting import INTERACTING
@@ -18,7 +18,7 @@ from mpsearch.pipeline.settings import DEFAULT_TARGET, Settings
 from mpsearch.problem import Budget
 from mpsearch.reconstruct import METHODS
 from mpsearch.study import SAMPLERS, WALKS, GreedyMP
-from mpsearch.usercode import names_code, require_code
+from mpsearch.usercode import require_code
 
 USUAL_EVALUATION = 256
 """Evaluation images, at least, where nothing is said and there are as many."""
@@ -73,7 +73,7 @@ class RunConfig(Settings):
         what is known by the outputs alone is asked when they are there.
         """
         method = METHODS.create(self.method)
-        if names_code(self.task):
+        if in_file(self.task):
             require_code(self.task, OptionError)
             return
         task = made(self.task)

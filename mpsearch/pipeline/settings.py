@@ -21,7 +21,9 @@ SMOOTH = ("none", "smoothquant", "sqb")
 SOFTMAX = ("uniform", "log2", "two_region", "auto")
 _MOST_SEED = 2**31 - 1
 _LEAST = {
-    **dict.fromkeys(("threads", "batch", "calibration_images", "search_images", "evaluation_images"), 1),
+    **dict.fromkeys(
+        ("threads", "batch", "text_length", "calibration_images", "search_images", "evaluation_images"), 1
+    ),
     **dict.fromkeys(("trials", "polish", "iterations", "seed", "batch_axis"), 0),
 }
 
@@ -39,6 +41,8 @@ class Settings:
             ones.
         data: Source of the evaluation images, or of all; None for the embedded digits.
         calibration_data: Source of the calibration and search images.
+        tokenizer: Folder or id of the tokenizer of texts.
+        text_length: Tokens of each text; None for those of the longest, 128 at most.
         class_map: File that says which class a folder of images stands for, JSON or CSV; None for the order
             of the names.
         calibration_images: Images for ranges and reconstruction; None for 512, or a share of few images.
@@ -114,6 +118,8 @@ class Settings:
     data: str | None = None
     calibration_data: str | None = None
     class_map: str | None = None
+    tokenizer: str | None = None
+    text_length: int | None = None
     calibration_images: int | None = None
     search_images: int | None = None
     evaluation_images: int | None = None

@@ -233,7 +233,7 @@ def test_names_are_told_without_torch():
     for bad, message in (
         ("resnet1i8", "Did you mean 'resnet18'"),
         ("google/vit-base-patch16-224", "hf-hub:timm/NAME"),
-        ("net.onnx", "torch.export.save"),
+        ("net.onnx", "no file net.onnx"),
         ("w.pth", "--weights w.pth"),
         ("none.pt2", "There is no file"),
     ):

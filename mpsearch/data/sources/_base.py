@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mpsearch.data.sources.truths import Truth
+
 THREADS = min(8, os.cpu_count() or 1)
 """Decoding threads; Pillow and torchvision leave the interpreter lock while they work."""
 
@@ -29,7 +31,7 @@ class Sample:
     """One decoded image; `where` names it in messages."""
 
     image: Image.Image
-    label: int | None
+    label: int | Truth | None
     where: str
 
 

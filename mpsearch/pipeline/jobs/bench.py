@@ -13,7 +13,7 @@ from mpsearch.data import Classes, SampleSet, drawn, load_images, read_class_map
 from mpsearch.deploy.artifact import Artifact, open_artifact
 from mpsearch.deploy.process import as_model, bench_apart, run_apart
 from mpsearch.errors import DataError, OptionError
-from mpsearch.evaluate import made, metric_of
+from mpsearch.evaluate import made, metric_of, task_for
 from mpsearch.models import ModelSource, kind_of
 from mpsearch.models.form import ONE_TENSOR
 from mpsearch.pytrees import Inputs, Structure
@@ -101,6 +101,8 @@ def evaluate_artifact(
         if floats is None
         else run_apart(floats, images.inputs(), model=_source(floats, model), threads=threads)
     )
+    if not task.classes:
+        task = task_for(str(artifact.manifest["task"]), reference, artifact.form, images.labels)[1]
     metrics = task.compare(logits, reference, images.labels)
     finite = bool(torch.isfinite(logits).all())
     row = {

@@ -126,7 +126,7 @@ class Deployer:
             logits = run_apart(
                 artifact,
                 images.inputs(),
-                model=source if source.kind in ("factory", "program") else None,
+                model=None if source.kind in ("timm", "module") else source,
                 threads=threads,
             )
         except UserError as error:  # a tool that is not installed here: the files are there, and this is said

@@ -7,6 +7,7 @@ from typing import Any
 
 from mpsearch.data import Classes, NestedSet, Splits, preparation
 from mpsearch.models import LoadedModel
+from mpsearch.named import names_texts
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.progress import Progress
 
@@ -29,6 +30,8 @@ def tell_images(
     loaded: LoadedModel, splits: Splits, config: RunConfig, progress: Progress, classes: Classes
 ) -> None:
     """Say how images were prepared; where the model does not know how, what would change it."""
+    if config.data is not None and names_texts(config.data):
+        progress.say(f"Texts: {splits.evaluation.name}.")
     if config.data is None or isinstance(splits.evaluation, NestedSet):
         return
     progress.say(f"Images: {preparation(config.data, loaded.data_config, classes)}.")

@@ -21,7 +21,9 @@ from mpsearch.data import (
     make_splits,
     placed,
     read_class_map,
+    read_texts,
     require_source,
+    require_texts,
 )
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.readback import require_read_back
@@ -39,11 +41,13 @@ from mpsearch.models import (
     fold_batch_norm,
     kind_of,
     load_model,
+    require_same_as_file,
     require_weights,
     trace_model,
     weights_hash,
 )
 from mpsearch.models.tree import copied
+from mpsearch.named import names_texts
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.operands import observer_of
@@ -55,11 +59,14 @@ from mpsearch.pipeline.steps.pictures import image_settings, tell_images
 from mpsearch.pipeline.steps.smoothing import smoothed
 from mpsearch.pipeline.steps.trial import outputs_of, takes_of, try_model
 from mpsearch.problem import FLOAT, Assignment
+from mpsearch.pytrees import leaves_of
 from mpsearch.quant.devices import CPU
 from mpsearch.reconstruct import Calibration, calibrate
 from mpsearch.usercode import names_code
 
 BATCH = 32
+COMPARED = 4
+"""Calibration samples on which an ONNX file and the module that was made of it are compared."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,9 @@ def load_subject(
             takes_of(loaded.module, config),
         )
     tell_images(loaded, splits, config, progress, classes)
+    if loaded.source.kind == "onnx":
+        few = leaves_of(splits.calibration.inputs(slice(0, COMPARED)))
+        require_same_as_file(Path(loaded.source.name), loaded.module, few)
     return make_subject(loaded, splits, config, progress, metric=metric)
 
 
@@ -201,6 +211,13 @@ def draw(
     takes: Takes | None = None,
 ) -> Splits:
     """The images of a configuration. Args and Raises: As `make_splits`."""
+    folders = None if classes is None else classes.folders
+    data, calibration = (
+        read_texts(each, config.tokenizer, config.text_length, folders)
+        if isinstance(each, str) and names_texts(each)
+        else each
+        for each in (data, calibration)
+    )
     drawn = make_splits(
         data,
         data_config,
@@ -278,7 +295,9 @@ def _require_files(config: RunConfig, labelled: bool) -> Classes:
     if not (labelled and (made(config.task).classes or config.task == AUTO)) or not _is_factory(config):
         classes = replace(classes, timm=True)
     for source in (config.data, config.calibration_data):
-        if source is not None:
+        if source is not None and names_texts(source):
+            require_texts(source, config.tokenizer)
+        elif source is not None:
             require_source(source, classes)
     return classes
 
@@ -291,7 +310,7 @@ def _outputs(loaded: LoadedModel, config: RunConfig) -> int | None:
     """How many classes the model has, by a pass over noise; None where the task has none, or the model gives
     no N x K, or the samples are not read by mpsearch.
     """
-    if config.data is not None and names_code(config.data):
+    if config.data is not None and (names_code(config.data) or names_texts(config.data)):
         return None
     noise = torch.randn(1, *loaded.data_config["input_size"], generator=torch.Generator().manual_seed(0))
     task, output = outputs_of(loaded.module, noise, config)
