@@ -216,21 +216,13 @@ def _as_linear(module: fx.GraphModule) -> None:
         given, factor = node.args
         if not isinstance(factor, fx.Node) or factor.op != "get_attr":
             continue
-        matrix = (
-            module.get_parameter(factor.target)
-            if _is_parameter(module, factor.target)
-            else module.get_buffer(factor.target)
-        )
+        matrix = module.get_buffer(str(factor.target))
         if matrix.ndim != 2 or not matrix.is_floating_point():
             continue
-        layer = nn.Linear(*matrix.shape, bias=False)
+        layer = nn.Linear(matrix.shape[0], matrix.shape[1], bias=False)
         layer.weight.data = matrix.detach().T.contiguous()
-        setattr(module, node.target, layer)
+        setattr(module, str(node.target), layer)
         node.args = (given,)
-
-
-def _is_parameter(module: nn.Module, name: str) -> bool:
-    return name in dict(module.named_parameters())
 
 
 def _as_hierarchy(module: fx.GraphModule) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx_nets import net as net_of_onnx
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -16,11 +17,12 @@ from torch.utils.data import DataLoader
 import mpsearch
 from mpsearch.deploy.artifact import open_artifact
 from mpsearch.deploy.process import bench_apart, run_apart
-from mpsearch.errors import OptionError
-from mpsearch.models import observe_form
+from mpsearch.errors import ModelError, OptionError
+from mpsearch.models import load_model, observe_form
 from mpsearch.pipeline import RunConfig, run, search
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
+from mpsearch.pipeline.steps import subject
 from mpsearch.pipeline.steps.subject import load_subject
 from mpsearch.pytrees import Batch, flatten
 
@@ -189,3 +191,27 @@ def test_images_are_not_resized_in_silence(tmp_path):
         for path in (tmp_path / "images").rglob("*.png")
     }
     assert {x.numpy().tobytes() for x in evaluation.images} <= given  # byte for byte
+
+
+def test_an_onnx_file_is_compared_with_its_module_before_anything_else(tmp_path, monkeypatch):
+    pytest.importorskip("onnx2torch")
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=draw.integers(0, 255, (30, 8, 8, 3), np.uint8), y=np.arange(30) % 5)
+    config = RunConfig(
+        ("5bits",),
+        model=str(net_of_onnx(tmp_path / "net.onnx")),
+        data=str(tmp_path / "x.npz"),
+        target="packed",
+    )
+    found = load_subject(config, Silent())
+    assert [layer.name for layer in found.graph.layers] == ["body.0", "fc", "MatMul_5"]
+    assert found.splits.calibration.inputs([0]).shape == (1, 3, 8, 8)  # as the file says
+
+    def changed(*arguments, **options):
+        loaded = load_model(*arguments, **options)
+        loaded.module.get_submodule("fc").weight.data *= 1.1
+        return loaded
+
+    monkeypatch.setattr(subject, "load_model", changed)
+    with pytest.raises(ModelError, match="computes something else than the file"):
+        load_subject(config, Silent())

@@ -49,5 +49,6 @@ def open_annotated(kind: str, tree: Tree, split: str | None, classes: Classes | 
 
 def annotated_parts(kind: str, tree: Tree) -> frozenset[str]:
     """Which of `train` and `test` there are; empty where it is one whole."""
-    parts = {COCO: coco_parts, MASKS: mask_parts, VOC: lambda tree: voc_parts(tree, "Main")}[kind](tree)
-    return frozenset(part for part in parts if part)
+    if kind == MASKS:
+        return frozenset(part for part in mask_parts(tree) if part)
+    return frozenset(part for part in (coco_parts(tree) if kind == COCO else voc_parts(tree, "Main")) if part)
