@@ -35,6 +35,8 @@ DATASETS = {
     "torch": "torchvision",
 }
 """Prefix of the name of a dataset in timm -> the package that reads it."""
+_ONNX = b"\x08"
+"""First byte of an ONNX model: the key of its version."""
 _LEAST = 500
 """Names below which timm's sources are taken to be written otherwise than known, and nothing is refused."""
 _WRITTEN = "A model of your own is written path/to/file.py:function."
@@ -77,6 +79,9 @@ def require_model_name(text: str) -> None:
     elif text.endswith(".onnx"):
         if not Path(text).is_file():
             raise ModelError(f"There is no file {text}. Give an ONNX model.")
+        with Path(text).open("rb") as stream:
+            if stream.read(1) != _ONNX:
+                raise ModelError(f"{text} is no readable ONNX model. Export it again.")
         if importlib.util.find_spec("onnx2torch") is None:
             raise MissingExtraError("onnx2torch", "onnx-input", "Reading an ONNX model")
     elif Path(text).suffix in (".pt", ".pth", ".safetensors", ".bin"):

@@ -85,7 +85,7 @@ WRONG = [
     ("run --budget 15MB --weights w.safetensors", "--weights is given without --model"),
     (f"{RUN} --data nothere", "There is no nothere"),
     ("run --budget 15MB --model net.pt --data images.npz", "net.pt is a file of weights"),
-    ("run --budget 15MB --model net.onnx --data images.npz", "net.onnx is an ONNX file"),
+    ("run --budget 15MB --model net.onnx --data images.npz", "net.onnx is no readable ONNX model"),
     ("run --budget 15MB --model none.py:net --data images.npz", "There is no file none.py"),
     (f"run --assign coding_length {NET} --trials 4", "--assign makes no search, and --trials is given"),
     ("run --resume study --trials 9", "--trials would change"),
