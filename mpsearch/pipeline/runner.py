@@ -161,8 +161,13 @@ def search(
     own = metric_of(metric)
     given = Given(model, calibration, evaluation, own)
     name, data = given.names
-    text = None if own is None else own.text
-    config = RunConfig(budgets=tuple(budgets), model=name, data=data, metric=text, **settings)
+    config = RunConfig(
+        budgets=tuple(budgets),
+        model=name,
+        data=data,
+        metric=None if own is None else own.text,
+        **settings,
+    )
     find_device(config.device)
     require_tables(config)
     clock = Clock(config.limit_s)
