@@ -22,7 +22,6 @@ from mpsearch.units import format_bytes
 EXTRAS: Mapping[str, tuple[str, str]] = {
     "cuda": ("triton", "target triton-cuda: latency and energy on an NVIDIA GPU"),
     "dashboard": ("optuna_dashboard", "mpsearch dashboard"),
-    "figures": ("kaleido", "mpsearch report --figures: SVG and PNG"),
     "modelopt": ("modelopt", "export for NVIDIA ModelOpt, run here"),
     "nncf": ("nncf", "export for NNCF, run here"),
     "openvino": ("openvino", "target openvino: latency on this CPU, and its files"),
