@@ -127,7 +127,7 @@ def reads_of(saved: Saved) -> Reads | None:
         return None
     if "form" in manifest:
         leaves = manifest["form"]["inputs"]
-        return Reads(tuple((x["name"], tuple(x["shape"]), x["dtype"]) for x in leaves), None)
+        return Reads(tuple((name, tuple(shape), dtype) for name, shape, dtype, _ in leaves), None)
     shape, held = tuple(manifest["input_shape"]), manifest["data_config"]
     one = (("images" if len(shape) == 3 else _OWN_SAMPLES, shape, "float32"),)
     given = manifest["source"]["kind"] == "module" or ".py:" in (saved.study["config"].get("data") or "")

@@ -75,7 +75,7 @@ def test_inputs_that_are_no_pictures(tmp_path: Path) -> None:
     assert "prepared" not in tokens and "samples: samples N x 128 float32" in tokens
     own = codes(tmp_path, source={"kind": "module", "name": "Net", "kwargs": {}})["ONNX Runtime"]
     assert "prepared" not in own
-    leaves = [{"name": name, "shape": [128], "dtype": "int64"} for name in ("ids", "mask")]
+    leaves = [[name, [128], "int64", True] for name in ("ids", "mask")]  # as a form is written
     several = codes(tmp_path, form={"inputs": leaves})["ONNX Runtime"]
     assert "session.run(None, {'ids': ids, 'mask': mask})" in several
 
