@@ -92,6 +92,8 @@ def table(rows: list[dict[str, Any]], name: str) -> list[str]:
     """
     scores = TASKS[name][3]
     held = [row for row in rows if row["model"] == name]
+    if not held:
+        return ["Not measured yet."]
     lines = [
         f"| budget | assignment | bytes | finish | {' | '.join(scores)} |",
         "|---" * (4 + len(scores)) + "|",
