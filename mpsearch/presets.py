@@ -1,5 +1,5 @@
-"""Presets: a whole recipe in one word, as options of `mpsearch run` that count where the command line says
-nothing.
+"""Presets: a whole recipe in one word, as options of `mpsearch run` or `mpsearch finetune` that count where
+the command line says nothing.
 
 They are after the papers, and reproduce none of their tables: what a paper leaves open is chosen here, and
 steps are fewer (a paper's own number is in the description).
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mpsearch.errors import UnknownNameError
+from mpsearch.errors import OptionError, UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,15 @@ class Preset:
 
     Args:
         about: What it is, for people.
-        options: Option of `mpsearch run`, as a parameter is called -> what would be typed.
+        options: Option of the command, as a parameter is called -> what would be typed.
         without_budget: Options that a budget takes the place of.
+        command: Which command's options they are.
     """
 
     about: str
     options: Mapping[str, object]
     without_budget: Mapping[str, object] = field(default_factory=dict)
+    command: str = "run"
 
     def typed(self, with_budget: bool = False) -> str:
         """The options as they would be typed, with a budget beside them or without."""
@@ -48,7 +50,7 @@ PRESETS: Mapping[str, Preset] = {
         "layers in a "
         "block. Li et al., ICLR 2021, arXiv:2102.05426, with 20,000 steps.",
         {
-            "method": "brecq",
+            "method": "brecq:loss=fisher",
             "iterations": 1000,
             "first_last_bits": 8,
             "bits": ("2,3,4,8",),
@@ -79,11 +81,44 @@ PRESETS: Mapping[str, Preset] = {
             "target": "packed",
         },
     ),
+    "q-mlp": Preset(
+        "Fine-tuning of a `qmlp_*` model, or another, with learned steps, from its own float outputs and "
+        "the labels: percentile ranges, asymmetric grids for the inputs that a symmetric one hurts, the "
+        "first and the last unit at 8 bits. After Zhao, Dong and Keutzer, arXiv:2209.06383.",
+        {
+            "epochs": 1,
+            "batch_size": 64,
+            "learning_rate": 5e-4,
+            "step_learning_rate": 5e-3,
+            "label_weight": 0.3,
+            "augment": "flip,shift",
+            "input_observer": "percentile:99.99",
+            "input_grids": "sensitive",
+            "first_last_bits": 8,
+        },
+        command="finetune",
+    ),
 }
 
 
-def preset_of(name: str) -> Preset:
-    """A preset by its name. Raises UnknownNameError."""
+def preset_of(name: str, command: str = "run") -> Preset:
+    """A preset by its name.
+
+    Args:
+        name: Its name.
+        command: The command whose options it is to set.
+
+    Raises:
+        UnknownNameError: There is none of that name.
+        OptionError: It is of another command.
+    """
     if name not in PRESETS:
         raise UnknownNameError("preset", name, PRESETS)
-    return PRESETS[name]
+    found = PRESETS[name]
+    if found.command != command:
+        those = ", ".join(known for known, preset in PRESETS.items() if preset.command == command)
+        raise OptionError(
+            f"--preset {name} is a recipe of `mpsearch {found.command}`, not of `mpsearch {command}`. "
+            f"Those of this command: {those}."
+        )
+    return found

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mpsearch.cli import run as command
+from mpsearch.cli import finetune, run
 from mpsearch.errors import UnknownNameError
 from mpsearch.presets import PRESETS, preset_of
 
@@ -22,10 +22,11 @@ def settled(monkeypatch, tmp_path):
     (tmp_path / "net.py").write_text("def net(): ...")
     (tmp_path / "images.npz").write_bytes(b"")  # nothing of it is read
     held = []
-    monkeypatch.setattr(command, "_finish", lambda config, *_: held.append(config))
+    monkeypatch.setattr(run, "_finish", lambda config, *_: held.append(config))
+    monkeypatch.setattr(finetune, "_finish", lambda _, *asked: held.append(asked[:2]))
 
-    def of(text):
-        result = CliRunner().invoke(app, ["run", *text.split()])
+    def of(text, command="run"):
+        result = CliRunner().invoke(app, [command, *text.split()])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         assert result.exit_code == 0, result.output
@@ -36,9 +37,11 @@ def settled(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_what_it_says_that_one_would_type(settled, name):
-    budget = "" if PRESETS[name].without_budget else "--budget 5bits"
-    assert settled(f"{budget} {SETTINGS} --preset {name}") == settled(
-        f"{budget} {SETTINGS} {PRESETS[name].typed(bool(budget))}"
+    preset = PRESETS[name]
+    learns = preset.command == "finetune"
+    given = "--bits 4 --evaluation-images 9" if learns else "" if preset.without_budget else "--budget 5bits"
+    assert settled(f"{given} {SETTINGS} --preset {name}", preset.command) == settled(
+        f"{given} {SETTINGS} {preset.typed(given.startswith('--budget'))}", preset.command
     )
 
 

@@ -22,6 +22,7 @@ from mpsearch.files import refusal
 _COMMANDS = (
     *(
         "run",
+        "finetune",
         "solve",
         "report",
         "compare",

@@ -48,7 +48,7 @@ def export(
         typer.Option(
             help=(
                 "Comma-separated: best, the number of a measured trial (7), a point of the exact front "
-                "(front:12), float, or W4A8."
+                "(front:12), float, W4A8, or finetuned:LABEL."
             )
         ),
     ] = "best",

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import typer
 
 from mpsearch import __version__
@@ -18,6 +16,7 @@ from mpsearch.cli import _run_options as options
 from mpsearch.cli._app import command
 from mpsearch.cli._config_file import NAME as CONFIG
 from mpsearch.cli._config_file import config_text
+from mpsearch.cli._given import began, expand, is_given
 from mpsearch.cli._reading import config_of, study_folder, study_name
 from mpsearch.cli._run_print import print_result, tell_result
 from mpsearch.cli._show import Format, ProgressBars, say, say_more
@@ -112,7 +111,7 @@ def run(
     for text in budget or ():
         Budget.parse(text)  # before torch is imported: a slip is told at once
     if preset is not None:
-        _expand(context, preset)
+        expand(context, preset, preset_of(preset))
     settings, study = _started(context) if resume is None else _resumed(context, resume)
     if dry_run:
         _print_plan(settings, output)
@@ -122,16 +121,6 @@ def run(
     text = config_text(settings, study.name, storage, workers)
     say_more(f"mpsearch {__version__}, Python {platform.python_version()}, {study.path}; settings:\n{text}")
     _finish(settings, study, Crew(storage, workers), output, text)
-
-
-def _expand(context: typer.Context, name: str) -> None:
-    """Set what a preset stands for, where the command line says nothing."""
-    found = preset_of(name)
-    alone = {} if context.params["budget"] else found.without_budget
-    for option, value in {**found.options, **alone}.items():
-        if not _is_given(context, option):
-            context.params[option] = list(value) if isinstance(value, tuple) else value
-    say(f"Preset {name}: {found.typed(with_budget=bool(context.params['budget']))}")
 
 
 def _started(context: typer.Context) -> tuple[RunConfig, Study]:
@@ -157,7 +146,7 @@ def _started(context: typer.Context) -> tuple[RunConfig, Study]:
 def _require_no_search(context: typer.Context) -> None:
     """Raises OptionError where an option of the search is given beside --assign, which makes none."""
     for name in ("trials", "sampler", "polish", "storage", "workers"):
-        if _is_given(context, name):
+        if is_given(context, name):
             raise OptionError(f"--assign makes no search, and --{name} is given. Leave one of them out.")
 
 
@@ -169,7 +158,7 @@ def _resumed(context: typer.Context, folder: Path) -> tuple[RunConfig, Study]:
 
     study = Study(folder)
     config = study.config()
-    if _is_given(context, "device"):
+    if is_given(context, "device"):
         config = replace(config, device=context.params["device"])
     if context.params["allow_estimate"]:
         config = replace(config, allow_estimate=True)
@@ -199,7 +188,7 @@ def _finish(config: RunConfig, study: Study, crew: Crew, output: Format, text: s
     if study.holds(config):
         say(f"Continuing the study in {study.path}: what it holds already is used.")
     try:
-        result = run_study(config, study, ProgressBars(), crew, started=_began(), beside={CONFIG: text})
+        result = run_study(config, study, ProgressBars(), crew, started=began(), beside={CONFIG: text})
     except KeyboardInterrupt:
         say(f"\nInterrupted. Finish it with: mpsearch run --resume {study.path}")
         raise
@@ -208,19 +197,9 @@ def _finish(config: RunConfig, study: Study, crew: Crew, output: Format, text: s
     tell_result(result, report)
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option was typed, or is in the file of settings."""
-    return getattr(context.get_parameter_source(name), "name", "") in ("COMMANDLINE", "DEFAULT_MAP")
-
-
-def _began() -> float:
-    """When this process began, as `time.monotonic()` counts: imports take part of a time limit too."""
-    return time.monotonic() - (time.time() - float(psutil.Process().create_time()))
-
-
 def _require_unchanged(context: typer.Context) -> None:
     """Raises OptionError where a setting is given that a study which goes on would pass over."""
-    given = [name for name in context.params if _is_given(context, name) and name not in _WITH_RESUME]
+    given = [name for name in context.params if is_given(context, name) and name not in _WITH_RESUME]
     if given:
         flags = ", ".join("CONFIG" if name == "config" else f"--{name.replace('_', '-')}" for name in given)
         raise OptionError(

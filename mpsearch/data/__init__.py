@@ -4,9 +4,10 @@ fixed by seed and content hash.
 
 from mpsearch.data.digits import digits_split
 from mpsearch.data.images import ImageSet
-from mpsearch.data.loading import load_images, preparation, require_source
+from mpsearch.data.loading import has_parts, load_images, preparation, require_source
 from mpsearch.data.nested import NestedSet
 from mpsearch.data.placed import placed
+from mpsearch.data.pools import learning_images
 from mpsearch.data.reading import Samples, Takes, drawn, opened
 from mpsearch.data.samples import SampleSet
 from mpsearch.data.sources.classes import Classes, read_class_map
@@ -28,6 +29,8 @@ __all__ = [
     "are_boxes",
     "digits_split",
     "drawn",
+    "has_parts",
+    "learning_images",
     "load_images",
     "make_splits",
     "opened",

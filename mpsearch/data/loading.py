@@ -123,6 +123,11 @@ def source_parts(spec: str) -> frozenset[str]:
     return annotated_parts(kind, place) if kind else frozenset(tree_parts(place))
 
 
+def has_parts(spec: str) -> bool:
+    """Whether a source has a train part and a test part. Raises DataError where there is no such source."""
+    return not names_code(spec) and source_parts(spec) == {TRAIN, TEST}
+
+
 def load(
     source: Source, indices: Sequence[int], preprocess: Preprocessor, on_image: Progress | None = None
 ) -> ImageSet:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from mpsearch.data.loading import Progress, load, open_source, source_parts
-from mpsearch.data.preprocess import Preprocessor
-from mpsearch.data.reading import Samples, Takes, opened
+from mpsearch.data.loading import Progress, source_parts
+from mpsearch.data.pools import Pool, draw_fresh, open_pool
+from mpsearch.data.reading import Takes
 from mpsearch.data.samples import SampleSet
 from mpsearch.data.sampling import seeded_order
 from mpsearch.data.sources._base import TEST, TRAIN
 from mpsearch.data.sources.classes import Classes
 from mpsearch.errors import DataError
-from mpsearch.pytrees import Inputs, Structure
-from mpsearch.usercode import call_code, names_code
+from mpsearch.usercode import names_code
 
 SCHEMA = 1
 _Counts = tuple[int | None, int | None, int | None]
@@ -83,17 +79,6 @@ class Splits:
         }
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """Images that can be drawn from, loaded or not."""
-
-    name: str
-    count: int
-    labels: npt.NDArray[np.int64] | None
-    classes: tuple[str, ...] | None
-    load: Callable[[Sequence[int]], SampleSet]
-
-
 def make_splits(
     data: Any,
     data_config: Mapping[str, Any] | None = None,
@@ -144,7 +129,7 @@ def make_splits(
     for name, number in wanted.items():
         if number is not None and number < 1:
             raise DataError(f"{name} is {number}; it must be 1 or more.", fields=wanted)
-    reads = partial(_open, data_config=data_config, classes=classes, on_image=on_image, takes=takes)
+    reads = partial(open_pool, data_config=data_config, classes=classes, on_image=on_image, takes=takes)
     main = reads(data, part=TEST)
     named = isinstance(data, str) and not names_code(data)
     if calibration is None and named and source_parts(data) == {TRAIN, TEST}:
@@ -158,55 +143,12 @@ def make_splits(
     return replace(found, classes=_names(main, classes))
 
 
-def _names(pool: _Pool, classes: Classes | None) -> tuple[str, ...]:
+def _names(pool: Pool, classes: Classes | None) -> tuple[str, ...]:
     """Names of the classes by label: of a file that gives each folder its own, else of the folders."""
     held = {} if classes is None or classes.folders is None else classes.folders
     if sorted(held.values()) == list(range(len(held))):
         return tuple(sorted(held, key=lambda name: held[name])) or pool.classes or ()
     return ()
-
-
-def _open(
-    data: Any,
-    part: str,
-    data_config: Mapping[str, Any] | None,
-    classes: Classes | None,
-    on_image: Progress | None,
-    takes: Takes | None,
-) -> _Pool:
-    name = str(getattr(data, "name", None) or type(data).__name__)
-    if isinstance(data, str) and names_code(data):
-        name, data = data, call_code(data, "a function that returns samples", DataError)
-    if not isinstance(data, str):
-        data = opened(data, name)
-        if isinstance(data, Samples):
-            return _Pool(name, data.count, None, None, partial(data.drawn, takes=takes or _takes_all))
-        labels = (
-            data.labels
-            if data.labels is not None and data.labels.ndim == 1 and not data.labels.is_floating_point()
-            else None
-        )  # spans and boxes are no classes
-        return _Pool(data.name, len(data), None if labels is None else labels.numpy(), None, data.subset)
-    if data_config is None:
-        raise DataError(
-            f"{data}: without the model's data config images cannot be prepared. Pass "
-            "timm.data.resolve_data_config(model=model)."
-        )
-    preprocess = Preprocessor.from_config(data_config)
-    # the held-out part goes by several names, and the source knows which it has
-    source = open_source(data, TRAIN if part == TRAIN and TRAIN in source_parts(data) else None, classes)
-    folders = None if classes is not None and classes.folders is not None else source.classes
-    return _Pool(
-        source.name,
-        len(source),
-        source.labels,
-        folders,
-        lambda indices: load(source, indices, preprocess, on_image),
-    )
-
-
-def _takes_all(batch: Inputs, call: Structure) -> None:
-    """Nothing is known of the model: the first form of a sample is taken."""
 
 
 @dataclass(frozen=True)
@@ -245,11 +187,11 @@ class _Wanted:
         return calibration, search, there - calibration - search if self.said[2] is None else self.said[2]
 
 
-def _divide(pool: _Pool, wanted: _Wanted, seed: int) -> Splits:
+def _divide(pool: Pool, wanted: _Wanted, seed: int) -> Splits:
     few = wanted.few(pool.count)
     _require(pool, pool.count, wanted.least, 0)
     most = None if few or wanted.said[2] is None else sum(wanted.shares(pool.count))
-    drawn, removed = _draw(pool, seeded_order(pool.count, pool.labels, seed), most, set())
+    drawn, removed = draw_fresh(pool, seeded_order(pool.count, pool.labels, seed), most, set())
     _require(pool, len(drawn), wanted.least, removed)
     calibration, search, held = wanted.shares(len(drawn))
     # evaluation first, so that it stays the same when the other two are resized
@@ -261,7 +203,7 @@ def _divide(pool: _Pool, wanted: _Wanted, seed: int) -> Splits:
     return Splits(*parts, seed, removed, _warning(pool, wanted, *map(len, parts)) if few else "")
 
 
-def _combine(main: _Pool, other: _Pool, wanted: _Wanted, seed: int) -> Splits:
+def _combine(main: Pool, other: Pool, wanted: _Wanted, seed: int) -> Splits:
     if main.classes is not None and other.classes is not None and main.classes != other.classes:
         odd = sorted(set(main.classes) ^ set(other.classes))
         raise DataError(
@@ -275,7 +217,7 @@ def _combine(main: _Pool, other: _Pool, wanted: _Wanted, seed: int) -> Splits:
     _require(other, other.count, least, 0)
     held = main.load(seeded_order(main.count, main.labels, seed)[:count])
     most = None if few else sum(two.shares(other.count))
-    drawn, removed = _draw(
+    drawn, removed = draw_fresh(
         other, seeded_order(other.count, other.labels, seed), most, set(held.sample_hashes)
     )
     _require(other, len(drawn), least, removed)
@@ -289,7 +231,7 @@ def _combine(main: _Pool, other: _Pool, wanted: _Wanted, seed: int) -> Splits:
     return Splits(*parts, seed, removed, _warning(other, wanted, *map(len, parts)) if few else "")
 
 
-def _warning(pool: _Pool, wanted: _Wanted, calibration: int, search: int, evaluation: int) -> str:
+def _warning(pool: Pool, wanted: _Wanted, calibration: int, search: int, evaluation: int) -> str:
     """What few images mean: the standard errors of what is measured on them."""
     return (
         f"{pool.name} has few images: {calibration} calibrate, {search} judge bit-widths, {evaluation} "
@@ -301,30 +243,11 @@ def _warning(pool: _Pool, wanted: _Wanted, calibration: int, search: int, evalua
     )
 
 
-def _draw(pool: _Pool, order: Sequence[int], count: int | None, seen: set[str]) -> tuple[SampleSet, int]:
-    """The first `count` images of `order` that are not `seen` and not repeated, or as many as there are; and
-    how many were left out.
-    """
-    kept: list[SampleSet] = []
-    at = removed = 0
-    while at < len(order) and (missing := len(order) if count is None else count - sum(map(len, kept))) > 0:
-        images = pool.load(order[at : at + missing])
-        at += len(images)
-        fresh = []
-        for i, pixels in enumerate(images.sample_hashes):
-            if pixels not in seen:
-                seen.add(pixels)
-                fresh.append(i)
-        removed += len(images) - len(fresh)
-        kept.append(images if len(fresh) == len(images) else images.subset(fresh))
-    return kept[0].joined(kept[1:]), removed
-
-
 def _window(samples: SampleSet, start: int, count: int) -> SampleSet:
     return samples.subset(slice(start, start + count))  # a view: nothing is copied
 
 
-def _require(pool: _Pool, there: int, needed: int, removed: int) -> None:
+def _require(pool: Pool, there: int, needed: int, removed: int) -> None:
     if there < needed:
         less = f" once {removed} exact duplicates are left out" if removed else ""
         raise DataError(

@@ -13,31 +13,25 @@ scale; batch norms and dropout stay in eval mode.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mpsearch.data import ImageSet
-from mpsearch.errors import CheckpointError, MpsearchError, OptionError
-from mpsearch.files import digest, replacing
-from mpsearch.models import weights_hash
-from mpsearch.quant import AffineParams, UnitState
+from mpsearch.data.augment import Augment
+from mpsearch.errors import MpsearchError, OptionError
+from mpsearch.quant import UnitState
+from mpsearch.reconstruct.finetune_file import fingerprint, load_checkpoint, save_checkpoint
 from mpsearch.reconstruct.student import float_module, settled, student_of
 
-_FORMAT = "mpsearch fine-tuning 1"
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""From normalised inputs, B x C x H x W, to others of the same shape; all its chance must come from the
-generator.
-"""
+EVERY = 60.0
+"""Seconds between two checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +40,7 @@ class FinetuneConfig:
 
     Args:
         epochs: Passes over the images.
+        steps: Steps in all, in place of `epochs`; None for as many as these have.
         batch_size: Images of a step; an epoch leaves out what does not fill a last batch.
         chunk: Images of one forward and backward pass; gradients of a batch are added up over its chunks, so
             this bounds the memory.
@@ -60,6 +55,7 @@ class FinetuneConfig:
     """
 
     epochs: int = 3
+    steps: int | None = None
     batch_size: int = 128
     chunk: int = 64
     learning_rate: float = 2e-4
@@ -71,10 +67,10 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1 or self.chunk < 1:
+        if min(self.epochs, self.steps or 0) < 0 or self.batch_size < 1 or self.chunk < 1:
             raise OptionError(
-                f"Fine-tuning needs epochs >= 0, batch_size >= 1, chunk >= 1, not {self.epochs}, "
-                f"{self.batch_size}, {self.chunk}."
+                "Fine-tuning needs epochs and steps of 0 or more, and a batch_size and a chunk of 1 or more, "
+                f"not {self.epochs}, {self.steps}, {self.batch_size} and {self.chunk}."
             )
         if min(self.learning_rate, self.step_learning_rate, self.weight_decay) < 0 or self.temperature <= 0:
             raise OptionError(
@@ -84,6 +80,14 @@ class FinetuneConfig:
             raise OptionError(
                 f"warmup and label_weight are shares, 0 to 1, not {self.warmup} and {self.label_weight}."
             )
+
+    def per_epoch(self, images: int) -> int:
+        """Steps of a pass over so many images."""
+        return max(1, images // self.batch_size)
+
+    def total(self, images: int) -> int:
+        """Steps in all."""
+        return self.epochs * self.per_epoch(images) if self.steps is None else self.steps
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def finetune(
     teacher: nn.Module | None = None,
     augment: Augment | None = None,
     checkpoint: Path | None = None,
+    every: float = EVERY,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> Finetuned:
     """Train a model at the bits of its states.
@@ -123,8 +128,9 @@ def finetune(
         config: How long and how.
         teacher: Float model in eval mode whose outputs are to be met; `module` where None.
         augment: Applied to each batch.
-        checkpoint: File that is written after each epoch, and taken up again where it exists; of one call
-            with the same arguments.
+        checkpoint: File that is written as it goes on and at the end, and taken up again where it exists; of
+            one call with the same arguments.
+        every: Seconds between two checkpoints.
         on_step: Called after each step with its number from 1, the number of steps, and the loss.
     Returns: The float module and the states, both new.
 
@@ -135,12 +141,17 @@ def finetune(
     """
     student, layers = student_of(module, states)
     run = _Run(student, module if teacher is None else teacher, images, config, augment)
-    name = "" if checkpoint is None else _fingerprint(student, states, images, config)
-    done = _load(checkpoint, name, run) if checkpoint is not None and checkpoint.exists() else 0
-    for epoch in range(done, config.epochs):
-        run.epoch(epoch, on_step)
-        if checkpoint is not None:
-            _save(checkpoint, name, run, epoch + 1)
+    total, done, saved = config.total(len(images)), 0, time.monotonic()
+    name = fingerprint(student, states, [images.content_hash, asdict(config)])
+    if checkpoint is not None and checkpoint.exists():
+        done = load_checkpoint(checkpoint, name, run.parameters, run.optimizer)
+    for step in range(done, total):
+        loss = run.step(step, total)
+        if checkpoint is not None and (step + 1 == total or time.monotonic() - saved >= every):
+            save_checkpoint(checkpoint, name, run.parameters, run.optimizer, step + 1)
+            saved = time.monotonic()
+        if on_step is not None:
+            on_step(step + 1, total, loss)
     return Finetuned(
         float_module(module, student, states), {unit: settled(states[unit], layers[unit]) for unit in states}
     )
@@ -168,28 +179,33 @@ class _Run:
         self._labels = images.require_labels() if config.label_weight > 0 else None
         self._device = next(iter(self.parameters.values())).device
         self.optimizer = torch.optim.AdamW(_groups(self.parameters, config), fused=True)
-        self._per_epoch = max(1, len(images) // config.batch_size)
+        self._per_epoch = config.per_epoch(len(images))
+        self._order: tuple[int, tuple[Tensor, ...]] = (-1, ())
 
-    def epoch(self, epoch: int, on_step: Callable[[int, int, float], None] | None) -> None:
-        generator = torch.Generator("cpu").manual_seed(1_000_003 * self._config.seed + epoch)
-        order = torch.randperm(len(self._images), generator=generator, device="cpu")
-        total = self._per_epoch * self._config.epochs
-        for index, picked in enumerate(torch.split(order, self._config.batch_size)[: self._per_epoch]):
-            step = epoch * self._per_epoch + index
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["top"] * rate(step, total, self._config.warmup)
-            loss = self._step(picked, generator)
-            if not math.isfinite(loss):
-                raise MpsearchError(
-                    f"The loss is {loss} at step {step + 1} of {total}. Lower learning_rate "
-                    f"({self._config.learning_rate}) or raise warmup "
-                    f"({self._config.warmup}); if it is the first step, check that the model's outputs "
-                    "on these images are finite."
-                )
-            if on_step is not None:
-                on_step(step + 1, total, loss)
+    def step(self, step: int, total: int) -> float:
+        """Learn from the batch of a step, from 0, of so many; its loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["top"] * rate(step, total, self._config.warmup)
+        loss = self.descend(self._batch(step), _generator(self._config.seed, 2 * step + 1))
+        if not math.isfinite(loss):
+            raise MpsearchError(
+                f"The loss is {loss} at step {step + 1} of {total}. Lower learning_rate "
+                f"({self._config.learning_rate}) or raise warmup ({self._config.warmup}); if it is the first "
+                "step, check that the model's outputs on these images are finite."
+            )
+        return loss
 
-    def _step(self, picked: Tensor, generator: torch.Generator) -> float:
+    def _batch(self, step: int) -> Tensor:
+        """Which images a step learns from: each pass over them is in an order of its own."""
+        epoch, index = divmod(step, self._per_epoch)
+        if self._order[0] != epoch:
+            generator = _generator(self._config.seed, 2 * epoch)
+            order = torch.randperm(len(self._images), generator=generator, device="cpu")
+            self._order = epoch, torch.split(order, self._config.batch_size)
+        return self._order[1][index]
+
+    def descend(self, picked: Tensor, generator: torch.Generator) -> float:
+        """One step of the optimiser on these images, unless the loss is not finite; the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for part in torch.split(picked, self._config.chunk):
@@ -220,6 +236,11 @@ class _Run:
         return loss if labels is None else loss + share * F.cross_entropy(logits, labels)
 
 
+def _generator(seed: int, number: int) -> torch.Generator:
+    """Random numbers of one step or epoch, so that a run may begin at any."""
+    return torch.Generator("cpu").manual_seed(1_000_003 * seed + number)
+
+
 def rate(step: int, total: int, warmup: float) -> float:
     """Factor on the learning rate at a step from 0: a linear rise over the warm-up, times half a cosine."""
     rise = min(1.0, (step + 1) / max(1.0, warmup * total))
@@ -239,69 +260,3 @@ def _groups(parameters: Mapping[str, nn.Parameter], config: FinetuneConfig) -> l
         {"params": steps, "top": config.step_learning_rate, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _fingerprint(
-    student: nn.Module, states: Mapping[str, UnitState], images: ImageSet, config: FinetuneConfig
-) -> str:
-    """Of the arguments that a checkpoint belongs to; teacher and augmentation are functions, and cannot be
-    told apart.
-    """
-    grids = [
-        (unit, str(s.candidate), *(_grid(q) for q in (s.weight and s.weight.params, s.activation, s.second)))
-        for unit, s in states.items()
-    ]
-    return digest([weights_hash(student), grids, images.content_hash, asdict(config)])
-
-
-def _grid(params: object) -> Any:
-    if params is None:
-        return "NoneType"
-    if not isinstance(params, AffineParams):
-        return [
-            type(params).__name__,
-            *(v.tolist() if isinstance(v, Tensor) else v for v in vars(params).values()),
-        ]
-    return [params.scale.tolist(), params.zero_point.tolist(), params.bits, params.symmetric, params.axis]
-
-
-def _held(run: _Run) -> Iterator[tuple[str, Tensor]]:
-    """What a checkpoint holds, by name: the parameters, and the moments of the optimiser."""
-    for name, parameter in run.parameters.items():
-        yield f"value.{name}", parameter.detach()
-        for moment in _MOMENTS if parameter in run.optimizer.state else ():
-            yield f"{moment}.{name}", run.optimizer.state[parameter][moment]
-
-
-def _save(path: Path, name: str, run: _Run, epochs: int) -> None:
-    with replacing(path) as beside:
-        save_file(
-            {key: value.contiguous() for key, value in _held(run)},
-            beside,
-            {"format": _FORMAT, "run": name, "epochs": str(epochs)},
-        )
-
-
-def _load(path: Path, name: str, run: _Run) -> int:
-    """Put a checkpoint into the run; returns the epochs that are done."""
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of fine-tuning, or is damaged: {error}. Remove it to start anew."
-        ) from None
-    if about.get("format") != _FORMAT or about.get("run") != name:
-        raise CheckpointError(
-            f"{path} belongs to another fine-tuning (model, states, images or settings differ). Name "
-            "another file, or remove it to start anew."
-        )
-    with torch.no_grad():
-        for key, parameter in run.parameters.items():
-            parameter.copy_(found[f"value.{key}"])
-            if f"step.{key}" in found:
-                run.optimizer.state[parameter] = {
-                    m: found[f"{m}.{key}"].to(parameter.device) for m in _MOMENTS
-                }
-    return int(about["epochs"])

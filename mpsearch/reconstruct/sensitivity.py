@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpsearch.problem import Assignment, Candidate
-from mpsearch.quant import OBSERVERS, AffineParams, UnitState, wrap
+from mpsearch.quant import OBSERVERS, AffineParams, wrap
 from mpsearch.quant.devices import wide
 from mpsearch.reconstruct.calibrate import Calibration
 
@@ -31,7 +31,7 @@ def sensitive_units(
     Args:
         module: Float model in eval mode; left as found.
         calibration: Calibration of its units.
-        assignment: Bits of each unit's input; float units are left out.
+        assignment: Bits of each unit's input; units whose input stays float are left out.
         inputs: N x C x H x W normalised images.
     Returns: Unit -> KL.
     """
@@ -40,7 +40,7 @@ def sensitive_units(
     logits = _log_probabilities(student, inputs)
     found: dict[str, float] = {}
     for unit, layer in layers.items():
-        if not assignment[unit].is_float:
+        if not (assignment[unit].is_float or assignment[unit].weight_only):
             layer.input.params = symmetric_input(calibration, unit, assignment[unit])
             found[unit] = float(
                 F.kl_div(_log_probabilities(student, inputs), logits, reduction="batchmean", log_target=True)
@@ -49,19 +49,31 @@ def sensitive_units(
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def mixed_states(
+def mixed_grids(
     calibration: Calibration, assignment: Assignment, sensitivity: Mapping[str, float], threshold: float
-) -> dict[str, UnitState]:
-    """Every unit at its candidate, with an asymmetric grid on its input where `sensitivity` is above
-    `threshold`, else a symmetric one.
+) -> Calibration:
+    """The calibration with an asymmetric grid on a unit's input where `sensitivity` is above `threshold`, and
+    else a symmetric one; units that read one tensor share its grid.
+
+    Args:
+        calibration: With asymmetric grids.
+        assignment: Bits of each unit's input.
+        sensitivity: Of `sensitive_units`; other units stay as they are.
+        threshold: In nats.
     """
-    states = calibration.states(assignment)
-    return {
-        unit: replace(state, activation=symmetric_input(calibration, unit, state.candidate))
-        if not state.candidate.is_float and sensitivity[unit] <= threshold
-        else state
-        for unit, state in states.items()
+    worst: dict[str, float] = {}
+    for unit, kl in sensitivity.items():
+        root = calibration.twins.get(unit, unit)
+        worst[root] = max(kl, worst.get(root, 0.0))
+    even = [unit for unit in sensitivity if worst[calibration.twins.get(unit, unit)] <= threshold]
+    chosen = {
+        (calibration.twins.get(unit, unit), assignment[unit].a_bits or 0, 0): (
+            "symmetric",
+            symmetric_input(calibration, unit, assignment[unit]),
+        )
+        for unit in even
     }
+    return replace(calibration, chosen={**calibration.chosen, **chosen})
 
 
 def symmetric_input(calibration: Calibration, unit: str, candidate: Candidate) -> AffineParams:

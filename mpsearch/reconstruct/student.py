@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, quantize, wrap
+from mpsearch.quant import AffineParams, QuantizedTensor, UnitState, quantize
 from mpsearch.quant.inputs import learned_step
+from mpsearch.quant.layers import wrap_units
 
 INSIDE = (
     0.499  # of a step: how far from a code's value its weight may start, so that it still rounds to the code
@@ -39,10 +40,10 @@ class LearnedWeight(nn.Module):
 
 def student_of(module: nn.Module, states: Mapping[str, UnitState]) -> tuple[nn.Module, Mapping[str, Any]]:
     """A copy that computes with the states, and in which all that may learn is a parameter; its quantised
-    layers by unit.
+    units by name.
     """
     student = copy.deepcopy(module).eval()
-    layers: Mapping[str, Any] = wrap(student, states)
+    layers: Mapping[str, Any] = wrap_units(student, states)
     for unit, layer in layers.items():
         state = states[unit]
         layer.set_state(replace(state, bias=None))

@@ -34,6 +34,24 @@ def make():
 """
 
 
+TRANSFORMER = """
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+
+def make():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = VisionTransformer(
+            img_size=16, patch_size=4, num_classes=4, embed_dim=16, depth=2, num_heads=2, class_token=False,
+            global_pool="avg", init_values=0.5,
+        )
+    model.pretrained_cfg = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    model.pretrained_cfg |= {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
+    return model
+"""
+
+
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
     """A folder with `nets.py`, `images.npz`, and one folder of latency tables for all tests."""
@@ -45,6 +63,13 @@ def place(tmp_path_factory):
     )
     np.savez(folder / "images.npz", x=pixels.astype(np.uint8), y=np.arange(72) % 4)
     return folder
+
+
+@pytest.fixture(scope="session")
+def vit(place):
+    """Factory of a tiny vision transformer for the same images."""
+    (place / "vit.py").write_text(TRANSFORMER)
+    return f"{place / 'vit.py'}:make"
 
 
 @pytest.fixture(autouse=True)

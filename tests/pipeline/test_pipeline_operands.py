@@ -21,29 +21,7 @@ from mpsearch.pipeline.steps.costs import bit_operations
 from mpsearch.problem import FLOAT, Candidate, Layer, Problem, Restrictions
 from mpsearch.testing.text import tiny_text, tiny_tokens
 
-FACTORY = """
-import torch
-from timm.models.vision_transformer import VisionTransformer
-
-
-def make():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = VisionTransformer(
-            img_size=16, patch_size=4, num_classes=4, embed_dim=16, depth=2, num_heads=2, class_token=False,
-            global_pool="avg", init_values=0.5,
-        )
-    model.pretrained_cfg = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.25,) * 3}
-    model.pretrained_cfg |= {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
-    return model
-"""
 FULL = {"quantize": "full", "smooth": "sqb", "input_observer": "auto", "softmax": "auto"}
-
-
-@pytest.fixture(scope="module")
-def vit(place):
-    (place / "vit.py").write_text(FACTORY)
-    return f"{place / 'vit.py'}:make"
 
 
 def _json(study, name):

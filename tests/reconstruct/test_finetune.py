@@ -17,7 +17,7 @@ from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import QuantizedTensor, UnitState, install, quantize
 from mpsearch.quant.affine import affine_params
 from mpsearch.reconstruct.finetune import FinetuneConfig, finetune, rate
-from mpsearch.reconstruct.sensitivity import mixed_states, sensitive_units
+from mpsearch.reconstruct.sensitivity import mixed_grids, sensitive_units
 from mpsearch.reconstruct.student import start_weight
 
 FLOAT = Candidate(None, None, "float")
@@ -166,14 +166,26 @@ def flip(x, generator):
 def test_interrupted_anywhere_it_resumes_to_the_same_result(tiny, tmp_path, name, step):
     net, file = tiny(name), tmp_path / "run.safetensors"
     with pytest.raises(StopError):
-        run(net, checkpoint=file, on_step=stop_at(step), augment=flip)
-    assert file.exists() == (step > 3)
+        run(net, checkpoint=file, on_step=stop_at(step), augment=flip, every=0.0)
     steps = []
     resumed = run(net, checkpoint=file, on_step=lambda step, total, loss: steps.append(step), augment=flip)
-    assert steps == list(range(3 * ((step - 1) // 3) + 1, 10))
+    assert steps == list(range(step + 1, 10))
     assert same(resumed, run(net, augment=flip))
     assert same(run(net, checkpoint=file, on_step=stop_at(1), augment=flip), resumed)
     assert not same(run(net), resumed)
+
+
+def test_a_checkpoint_is_written_when_its_time_has_come(tiny, tmp_path):
+    net, file = tiny("conv"), tmp_path / "run.safetensors"
+    with pytest.raises(StopError):
+        run(net, checkpoint=file, on_step=stop_at(8))
+    assert not file.exists()  # within the first minute there is none
+
+
+def test_steps_count_in_place_of_epochs(tiny):
+    net, seen = tiny("conv"), []
+    run(net, replace(SHORT, steps=5), on_step=lambda step, total, loss: seen.append((step, total)))
+    assert seen == [(i + 1, 5) for i in range(5)]
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tiny, tmp_path):
@@ -310,7 +322,7 @@ def test_sensitive_units_are_those_a_symmetric_grid_hurts(tiny, left_as_found):
     assert list(found.values()) == sorted(found.values(), reverse=True)
     assert found.keys() == set(net.units) - {"head"}
     wanted = outputs(net.module, net).double().log_softmax(1)
-    symmetric = mixed_states(net.calibration, assignment, found, float("inf"))
+    symmetric = mixed_grids(net.calibration, assignment, found, float("inf")).states(assignment)
     for unit, kl in found.items():
         alone = install(net.module, {unit: replace(symmetric[unit], weight=None, bias=None)})
         assert float(
@@ -319,7 +331,7 @@ def test_sensitive_units_are_those_a_symmetric_grid_hurts(tiny, left_as_found):
     middle = sorted(found.values())[1]
     grids = {
         unit: state.activation.symmetric
-        for unit, state in mixed_states(net.calibration, assignment, found, middle).items()
+        for unit, state in mixed_grids(net.calibration, assignment, found, middle).states(assignment).items()
         if unit != "head"
     }
     assert grids == {unit: kl <= middle for unit, kl in found.items()}

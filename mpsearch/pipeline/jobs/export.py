@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from mpsearch.deploy.targets import TARGETS
 from mpsearch.errors import MpsearchError, StudyError, UserError
 from mpsearch.evaluate import Task, predict
 from mpsearch.pipeline.steps.artifact import write_assignment
+from mpsearch.pipeline.steps.deployment import Deployment
 from mpsearch.pipeline.steps.states import States
 from mpsearch.pipeline.steps.subject import Subject
+from mpsearch.pipeline.steps.tuned import FOLDER, POINT, read_tuned
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import FLOAT, Assignment, Candidate, Problem, mean_bits
 
@@ -39,11 +41,13 @@ class Point:
         label: Its folder's name.
         assignment: A candidate for every layer of the graph.
         reconstruct: Whether its weights are learned, else rounded to nearest.
+        tuned: Artifact of a fine-tuning, whose parameters and states these are; None for the float model's.
     """
 
     label: str
     assignment: Assignment
     reconstruct: bool
+    tuned: Path | None = None
 
 
 @dataclass
@@ -58,12 +62,13 @@ class Deployer:
     workshop: Workshop
     folder: Path
     _states: dict[str, States] = field(default_factory=dict)
+    _tuned: dict[Path, tuple[Deployment, States]] = field(default_factory=dict)
 
     def export(self, point: Point, target_text: str) -> dict[str, Any]:
         """One artifact, written, run apart, and compared; its row of `exports.json`."""
         subject, target = self.workshop.subject, TARGETS.create(target_text)
         states = self.states_of(point)
-        job = self.workshop.deployment.job(states)
+        job = self._deployment(point).job(states)
         assignment = Assignment(tuple((unit, states[unit].candidate) for unit in subject.layout.units))
         layouts = (target.layout(subject.layout, subject.graphs.at), subject.layout)
         predicted, packed = (layout.size_bytes(assignment) for layout in layouts)
@@ -91,6 +96,8 @@ class Deployer:
 
     def states_of(self, point: Point) -> States:
         """Every unit of a point, reconstructed once for all targets."""
+        if point.tuned is not None:
+            return self._read(point.tuned)[1]
         if point.label not in self._states:
             learned = point.reconstruct and any(not c.is_float for c in point.assignment.values())
             make = (
@@ -100,6 +107,16 @@ class Deployer:
             )
             self._states[point.label] = make(point.assignment, point.label)
         return self._states[point.label]
+
+    def _read(self, folder: Path) -> tuple[Deployment, States]:
+        """Of a fine-tuning, read once."""
+        if folder not in self._tuned:
+            subject, states = read_tuned(self.workshop.subject, folder, self.workshop.progress)
+            self._tuned[folder] = replace(self.workshop.deployment, subject=subject), states
+        return self._tuned[folder]
+
+    def _deployment(self, point: Point) -> Deployment:
+        return self.workshop.deployment if point.tuned is None else self._read(point.tuned)[0]
 
     def _checked(self, artifact: Artifact, expected: Tensor) -> dict[str, Any]:
         """Metrics of the study's task for the fake-quantised module and through the runtime, and how their
@@ -200,7 +217,7 @@ def points_of(workshop: Workshop, texts: Sequence[str], *, reconstruct: bool = T
     Args:
         workshop: Workshop of the study.
         texts: `best`; the number of a measured trial, such as `7`; `front:12` for the 12th point of the exact
-            front in `front.json`; `float`; or a uniform candidate such as `W4A8`.
+            front in `front.json`; `float`; a uniform candidate such as `W4A8`; or `finetuned:LABEL`.
         reconstruct: Whether weights are learned.
     Raises: UserError: There is no such point.
     """
@@ -208,13 +225,18 @@ def points_of(workshop: Workshop, texts: Sequence[str], *, reconstruct: bool = T
     return [
         Point(
             text.replace(":", "-"),
-            uniform(workshop.subject, candidate)
-            if (candidate := _uniform(text)) is not None
-            else assignment_of(study, text),
-            reconstruct and text != "float",
+            _assignment_at(study, workshop.subject, text),
+            reconstruct and text != "float" and not text.startswith(POINT),
+            tuned_place(study, text) if text.startswith(POINT) else None,
         )
         for text in texts
     ]
+
+
+def _assignment_at(study: Path, subject: Subject, text: str) -> Assignment:
+    """The assignment of a point, a uniform one with what the subject's units may have."""
+    candidate = _uniform(text)
+    return assignment_of(study, text) if candidate is None else uniform(subject, candidate)
 
 
 def assignment_of(study: Path, text: str) -> Assignment:
@@ -225,6 +247,8 @@ def assignment_of(study: Path, text: str) -> Assignment:
         text: As for `points_of`.
     Raises: UserError: There is no such point.
     """
+    if text.startswith(POINT):
+        return Assignment.from_json(_read(tuned_place(study, text).with_suffix(".json"))["assignment"])
     if text == "best":
         return Assignment.from_json(_read(study / "best.json")["assignment"])
     problem, candidate = Problem.load(study / "problem.json"), _uniform(text)
@@ -257,8 +281,22 @@ def require_points(study: Path, texts: Sequence[str]) -> None:
             Candidate.parse(text)
         elif text == "best":
             _read(study / "best.json")
+        elif text.startswith(POINT):
+            _read(tuned_place(study, text).with_suffix(".json"))
         elif text != "float":
             _numbered(study, text)
+
+
+def tuned_place(study: Path, text: str) -> Path:
+    """Folder of the artifact that a point such as `finetuned:W4A4` names. Raises UserError where a study has
+    no such.
+    """
+    label, folder = text.removeprefix(POINT), study / FOLDER
+    known = sorted(path.stem for path in folder.glob("*.json"))
+    if label not in known:
+        held = f"It has {', '.join(known)}." if known else "Make one with `mpsearch finetune`."
+        raise UserError(f"{study} has no fine-tuned model {label!r}. {held}")
+    return folder / label
 
 
 def _numbered(study: Path, text: str) -> Sequence[int]:

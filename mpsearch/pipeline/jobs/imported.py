@@ -40,7 +40,13 @@ class Comparison:
 
 @exact_float32()
 def open_workshop(config: RunConfig, study: Study, progress: Progress) -> Workshop:
-    """Model, images and ranges of a study.
+    """Model, images and ranges of a study; see `open_subject`."""
+    subject, config = open_subject(config, study, progress)
+    return Workshop(subject, calibrate_subject(subject, config, progress, study), config, study, progress)
+
+
+def open_subject(config: RunConfig, study: Study, progress: Progress) -> tuple[Subject, RunConfig]:
+    """Model and images of a study, and its settings with the device that computes.
 
     What its own device has computed is used; where that is not here, another goes on.
     """
@@ -54,7 +60,7 @@ def open_workshop(config: RunConfig, study: Study, progress: Progress) -> Worksh
             f"The study was computed on {subject.kept_for}, and this on {subject.device.type}: what it holds "
             "is used as it is, and only what it lacks is computed here."
         )
-    return Workshop(subject, calibrate_subject(subject, config, progress, study), config, study, progress)
+    return subject, config
 
 
 def read_import(path: Path, importer: str, subject: Subject) -> Imported:

@@ -52,7 +52,9 @@ class ArtifactWriter:
     measurement: Measurement
     folder: Path
 
-    def write(self, states: States, description: dict[str, Any]) -> dict[str, Any]:
+    def write(
+        self, states: States, description: dict[str, Any], told: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Write the files, read them back, and compare: the checkpoint bit for bit, ONNX by its top class on
         the evaluation images.
 
@@ -60,6 +62,7 @@ class ArtifactWriter:
             states: States of every unit.
             description: For `assignment.json`: the assignment, budgets, predicted and measured costs,
                 metrics.
+            told: For `artifact.json`, beside the study and the task; None for the label `best`.
         Returns: Paths, bytes, and how what was read back agrees.
         Raises: MpsearchError: What was read back does not compute what was written.
         """
@@ -73,14 +76,10 @@ class ArtifactWriter:
             subject.splits.evaluation,
             self.measurement.deployment.job(states),
         )
-        told: dict[str, Any] = {
-            "label": "best",
-            "study": self.measurement.study.name,
-            "task": subject.task_text,
-        }
-        told |= {} if config.batch == 1 else {"batch": config.batch}
+        about_run: dict[str, Any] = {"study": self.measurement.study.name, "task": subject.task_text}
+        about_run |= {} if config.batch == 1 else {"batch": config.batch}
         beside = functools.partial(self._beside, job, description)
-        write_artifact(self.folder, config.target, job, told, beside)
+        write_artifact(self.folder, config.target, job, {**(told or {"label": "best"}), **about_run}, beside)
         about: dict[str, Any] = {"packed": str(packed), "packed_bytes": packed.stat().st_size}
         file = self.folder / subject.target.budgeted
         about |= {"file": str(file), "size_bytes": file.stat().st_size}
