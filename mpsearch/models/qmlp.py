@@ -3,8 +3,8 @@ quantisation; no post-training method.
 
 Of the five techniques three are here: layer norm in place of the affine "norm", bounded activation functions,
 and several token-mixing MLPs side by side. The other two are choices of quantiser: percentile ranges
-(`percentile:percent=99.99`) and asymmetric grids for sensitive units
-(`reconstruct.finetune.sensitive_units`).
+(`percentile:percent=99.99`) and asymmetric grids for sensitive units (`reconstruct.sensitivity`), as
+`mpsearch finetune --preset q-mlp` sets them.
 
 References: after Zhao, Dong, Keutzer, Q-MLP, arXiv:2209.06383, of which the abstract was read; what it leaves
     open is chosen here.

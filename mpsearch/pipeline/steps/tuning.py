@@ -7,7 +7,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
+
+from torch import Tensor
 
 from mpsearch.data import ImageSet
 from mpsearch.data.augment import augment_of
@@ -99,7 +101,7 @@ def with_grids(
         return mixed_grids(calibration, assignment, dict.fromkeys(inputs, 0.0), 0.0)
     with progress.task("ask which inputs need an asymmetric grid") as advance:
         here = subject.placed
-        seen = here.calibration.inputs(slice(0, _SEEN))
+        seen = cast(Tensor, here.calibration.inputs(slice(0, _SEEN)))  # what judges are images, so are these
         found = sensitive_units(here.module, calibration, assignment, seen)
         advance(1, 1)
     odd = sum(kl > tuning.threshold for kl in found.values())
