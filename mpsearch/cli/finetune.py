@@ -231,12 +231,12 @@ def _tuning(context: typer.Context, label: str) -> Tuning:
 
 def _assignment_of(context: typer.Context, config: RunConfig, path: Path) -> Callable[[Subject], Assignment]:
     """What gives the bits of every unit, when the model is known."""
-    from mpsearch.pipeline.jobs.export import assignment_of
+    from mpsearch.pipeline.jobs.export import assignment_at
     from mpsearch.pipeline.jobs.finetune import uniform_assignment
 
     if context.params["study"] is None:
         return lambda subject: uniform_assignment(subject, config)
-    return lambda subject: assignment_of(path, subject, context.params["point"] or "best")
+    return lambda subject: assignment_at(path, subject, context.params["point"] or "best")
 
 
 def _print(result: dict[str, Any], output: Format) -> None:

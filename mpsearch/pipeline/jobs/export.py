@@ -225,7 +225,7 @@ def points_of(workshop: Workshop, texts: Sequence[str], *, reconstruct: bool = T
     return [
         Point(
             text.replace(":", "-"),
-            _assignment_at(study, workshop.subject, text),
+            assignment_at(study, workshop.subject, text),
             reconstruct and text != "float" and not text.startswith(POINT),
             tuned_place(study, text) if text.startswith(POINT) else None,
         )
@@ -233,7 +233,7 @@ def points_of(workshop: Workshop, texts: Sequence[str], *, reconstruct: bool = T
     ]
 
 
-def _assignment_at(study: Path, subject: Subject, text: str) -> Assignment:
+def assignment_at(study: Path, subject: Subject, text: str) -> Assignment:
     """The assignment of a point, a uniform one with what the subject's units may have."""
     candidate = _uniform(text)
     return assignment_of(study, text) if candidate is None else uniform(subject, candidate)
