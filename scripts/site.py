@@ -22,7 +22,7 @@ SINGLE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", 
 FOLDERS = {"benchmarks/results": "measured", "studies": "studies", "examples": "examples"}
 SUFFIXES = (".md", ".jsonl", ".json", ".txt", ".py", ".ipynb", ".html")
 COMMANDS = "<!-- commands -->"
-_LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)#\s]+)")
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]+)([^)\s]*)\)")
 
 
 def mounted() -> dict[Path, str]:
@@ -64,10 +64,13 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     here = places.get(source, page.file.src_uri)
 
     def moved(match: re.Match[str]) -> str:
-        target = (source.parent / match[1]).resolve()
-        if target not in places:
-            return match[1]
-        return os.path.relpath(places[target], Path(here).parent).replace(os.sep, "/")
+        picture, shown, link, anchor = match.groups()
+        target = (source.parent / link).resolve()
+        if target in places:
+            link = os.path.relpath(places[target], Path(here).parent).replace(os.sep, "/")
+        elif (ROOT / "docs") not in source.parents and not picture:
+            return shown  # a page of the repository names what the site does not have, such as a test
+        return f"{picture}[{shown}]({link}{anchor})"
 
     return _LINK.sub(moved, markdown.replace(COMMANDS, _commands() if COMMANDS in markdown else ""))
 

@@ -10,7 +10,6 @@ INSTEAD = {
     "12MB": "4bits",
     "15MB": "5bits",
     "2.5bits": "3bits",
-    "studies/mine": "studies/default-15MB",
 }
 """The pages' budgets are those of a larger model."""
 ELSEWHERE = ("openvino", "modelopt", "nncf", "list models")
