@@ -22,8 +22,11 @@ from mpsearch.units import format_bytes
 EXTRAS: Mapping[str, tuple[str, str]] = {
     "cuda": ("triton", "target triton-cuda: latency and energy on an NVIDIA GPU"),
     "dashboard": ("optuna_dashboard", "mpsearch dashboard"),
+    "detection": ("pycocotools", "average precision of the task detection"),
+    "hf": ("transformers", "--model hf:ID_OR_FOLDER, and texts as --data"),
     "modelopt": ("modelopt", "export for NVIDIA ModelOpt, run here"),
     "nncf": ("nncf", "export for NNCF, run here"),
+    "onnx-input": ("onnx2torch", "ONNX files as --model"),
     "openvino": ("openvino", "target openvino: latency on this CPU, and its files"),
     "postgresql": ("psycopg", "--storage postgresql://, for workers on several hosts"),
     "tensorrt": ("tensorrt", "engines timed on an NVIDIA GPU"),
