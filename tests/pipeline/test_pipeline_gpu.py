@@ -193,7 +193,7 @@ def test_an_energy_budget_is_solved_and_verified_by_measuring(gpu, for_gpu, tmp_
     assert (
         about["device"]["name"] == "NVIDIA H200" and about["float_latency_us"] == OTHER_US + UNITS * FLOAT_US
     )
-    assert "kernels='triton-cuda'" in unescape(write_report(study.path).read_text())
+    assert 'kernels="triton-cuda"' in unescape(write_report(study.path).read_text())
 
 
 def drawing(monkeypatch, factor):

@@ -39,6 +39,4 @@ def test_a_run_for_openvino_keeps_a_latency_budget_in_its_own_file(settings, pla
         refused = [u for u in about["unusable"] if u[1] == "W8A8"]
         assert refused and all("overflow 16 bits" in why for _, _, why in refused)
         assert not any(c == "W8A8" for c in best["assignment"].values())
-    assert (
-        "openvino.Core().compile_model(&#39;artifact/model.xml&#39;" in write_report(study.path).read_text()
-    )
+    assert "openvino.Core().compile_model(" in write_report(study.path).read_text()

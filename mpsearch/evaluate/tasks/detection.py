@@ -169,10 +169,13 @@ def _guesses(found: Found) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     rows = []
     for i, each in enumerate(found, start=1):
         boxes, scores, labels = (
-            torch.as_tensor(each[key]).double().reshape(-1, width) for key, width in _KEYS.items()
+            torch.as_tensor(each[key], device="cpu").double().reshape(-1, width)
+            for key, width in _KEYS.items()
         )
         sizes = boxes[:, 2:] - boxes[:, :2]
-        rows.append(torch.cat([torch.full((len(boxes), 1), i), boxes[:, :2], sizes, scores, labels], 1))
+        rows.append(
+            torch.cat([torch.full((len(boxes), 1), i, device="cpu"), boxes[:, :2], sizes, scores, labels], 1)
+        )
     return np.asarray(torch.cat(rows).numpy(), dtype=np.float64)
 
 
@@ -182,7 +185,7 @@ def _fits(found: Any) -> bool:
     count = len(found["boxes"])
     return (
         len(found["scores"]) == len(found["labels"]) == count
-        and torch.as_tensor(found["boxes"]).numel() == 4 * count
+        and torch.as_tensor(found["boxes"], device="cpu").numel() == 4 * count
     )
 
 
