@@ -16,7 +16,7 @@ from mpsearch.pipeline.steps.states import States, digest_of_states
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.quant import install
 
-FEW = 512
+FEW = 640
 """Evaluation images, at most, on which all is evaluated that is neither a finalist nor the artifact."""
 KEPT = 4
 """Finalists whose outputs are kept for the artifact."""
