@@ -47,15 +47,15 @@ _OBSERVERS = Place("mpsearch.quant", "OBSERVERS", "mpsearch.quant")
 _WALKS = Place("mpsearch.study", "WALKS", "mpsearch.study")
 
 
-@functools.cache
 def names_at(place: Place) -> tuple[str, ...]:
-    """Names that a registry's source files and installed packages give its members, without further names of
-    theirs (`aliases_at`); sorted.
+    """Names of a registry's members, without further names of theirs (`aliases_at`); sorted.
+
+    They are those that its source files and installed packages give and, where it is imported, what it holds.
     """
     names = {name for name, _ in _registered(place)}
-    return tuple(
-        sorted({*names, *(entry.name for entry in importlib.metadata.entry_points(group=place.group))})
-    )
+    names |= {entry.name for entry in importlib.metadata.entry_points(group=place.group)}
+    module = sys.modules.get(place.module)
+    return tuple(sorted(names if module is None else names.union(getattr(module, place.constant).names())))
 
 
 def aliases_at(place: Place) -> tuple[str, ...]:
@@ -74,13 +74,9 @@ def observer_names() -> list[str]:
 
 
 def require_name(kind: str, text: str, known: Iterable[str]) -> None:
-    """Raises UnknownNameError where a text, such as `fisher:images=64`, begins with no known name.
-
-    Once torch is imported nothing is refused here: the registry itself tells then, and knows what a program
-    has registered.
-    """
+    """Raises UnknownNameError where a text, such as `fisher:images=64`, begins with no known name."""
     name, names = text.partition(":")[0].strip(), set(known)
-    if names and name not in names and "torch" not in sys.modules:
+    if name not in names:
         raise UnknownNameError(kind, name, names)
 
 

@@ -9,7 +9,6 @@ import sys
 import textwrap
 import tomllib
 import zipfile
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import mpsearch
-from mpsearch.cli import lists, main
+from mpsearch.cli import lists
 from mpsearch.cli._run_print import _in_new_processes
 from mpsearch.hardware import BACKENDS, LatencyTable
 from mpsearch.hardware.device import DeviceIdentity
@@ -72,43 +71,19 @@ SETTINGS = [
 QUICK = [*SETTINGS, "--trials", "6", "--iterations", "5"]
 
 
-@dataclass(frozen=True)
-class Result:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Run the command line in this process: what it prints and its exit code."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mpsearch", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return Result(code, printed.out, printed.err)
-
-    return run
-
-
 def refused(result, code, *texts):
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    message = " ".join(result.stderr.split())
+    assert result.code == code, result.err
+    assert "Traceback" not in result.err
+    assert result.out == ""
+    message = " ".join(result.err.split())
     for text in texts:
         assert text in message
 
 
 def test_run_keeps_the_budget_and_prints_json_alone_on_stdout(place, call):
     result = call("run", "--budget", "5bits", *QUICK, "--format", "json")
-    assert result.returncode == 0, result.stderr
-    best = json.loads(result.stdout)["best"]
+    assert result.code == 0, result.err
+    best = json.loads(result.out)["best"]
     study = place / "studies" / "net-5bits"
     written = (study / "artifact" / "model.onnx").stat().st_size
     assert (
@@ -124,8 +99,8 @@ def test_run_keeps_the_budget_and_prints_json_alone_on_stdout(place, call):
     said = tomllib.loads((study / "config.toml").read_text())
     assert (said["budget"], said["name"], said["trials"]) == (["5bits"], "net-5bits", 6)
     again = call("run", "--resume", str(study), "--format", "json")
-    assert again.returncode == 0
-    assert json.loads(again.stdout)["best"]["assignment"] == best["assignment"]
+    assert again.code == 0
+    assert json.loads(again.out)["best"]["assignment"] == best["assignment"]
     refused(
         call("run", "--resume", str(study), "--trials", "9", "--fix", "7=W8A8"),
         2,
@@ -133,8 +108,8 @@ def test_run_keeps_the_budget_and_prints_json_alone_on_stdout(place, call):
         "--trials, --fix would change them",
     )
     solved = call("solve", str(study), "--budget", "4bits", "--format", "json")
-    assert solved.returncode == 0, solved.stderr
-    assert set(json.loads(solved.stdout)["assignment"]) == set(best["assignment"])
+    assert solved.code == 0, solved.err
+    assert set(json.loads(solved.out)["assignment"]) == set(best["assignment"])
     refused(call("run", "--budget", "5bits", *QUICK, "--seed", "3"), 2, "other settings (seed)", "--name")
 
 
@@ -277,12 +252,12 @@ def test_what_would_be_passed_over_or_never_end_is_refused(place, call, argument
 
 
 def test_the_version_is_told(call):
-    assert call("--version").stdout == f"mpsearch {mpsearch.__version__}\n"
+    assert call("--version").out == f"mpsearch {mpsearch.__version__}\n"
 
 
 def test_list_names_the_members(call):
     result = call("list", "objectives")
-    assert {"coding_length", "output_mse", "weight_mse", "fisher", "kl"} <= set(result.stdout.split())
+    assert {"coding_length", "output_mse", "weight_mse", "fisher", "kl"} <= set(result.out.split())
     refused(call("list", "fruit"), 2, "There is no list of 'fruit'")
     refused(call("list", "models", "zzz*"), 2, "No timm model is called 'zzz*'")
 
@@ -307,10 +282,8 @@ def test_every_registry_can_be_listed(call):
     for what in ("observers", "roundings"):  # no option takes a name of them
         refused(call("list", what), 2, f"There is no list of {what!r}")
     for what in lists.WHAT:
-        assert call("list", what).stdout.strip()
-    measured = {
-        line.split()[0] for line in call("list", "targets").stdout.splitlines() if "run, export" in line
-    }
+        assert call("list", what).out.strip()
+    measured = {line.split()[0] for line in call("list", "targets").out.splitlines() if "run, export" in line}
     assert measured == {
         "ort-cpu",
         "onnx",
@@ -322,8 +295,8 @@ def test_every_registry_can_be_listed(call):
         "onnx-tensorrt",
         "packed",
     }
-    assert set(call("list", "tasks").stdout.split()) >= {"classification", "embedding", "span"}
-    assert call("list", "samplers").stdout.split() == ["greedy_mp", "mpsearch", "nsga2", "random", "tpe"]
+    assert set(call("list", "tasks").out.split()) >= {"classification", "embedding", "span"}
+    assert call("list", "samplers").out.split() == ["greedy_mp", "mpsearch", "nsga2", "random", "tpe"]
 
 
 def test_a_task_is_compared_as_it_says(place, call):
@@ -341,8 +314,8 @@ def test_a_task_is_compared_as_it_says(place, call):
         "--format",
         "json",
     )
-    assert result.returncode == 0, result.stderr
-    metrics = json.loads(result.stdout)["best"]["metrics"]
+    assert result.code == 0, result.err
+    metrics = json.loads(result.out)["best"]["metrics"]
     assert metrics["top1"] is None and 0.5 < metrics["scores"]["cosine"] <= 1
 
 
@@ -360,7 +333,7 @@ def test_profile_measures_the_kernels_of_a_target(place, call, monkeypatch):
     assert (
         call(
             "profile", *SETTINGS[:2], "--data", "images.npz", "--target", "openvino-cpu", "--at-most", "2"
-        ).returncode
+        ).code
         == 0
     )
     assert asked == [("openvino-cpu", 2, 0)]
@@ -411,10 +384,10 @@ def test_class_folders_are_never_shifted(place, call):
     refused(call(*asked), 2, "stand in another order", "--class-map FILE")
     (place / "classes.csv").write_text("k9,0\nk10,1\nk11,2\nk12,3\n")
     result = call(*asked, "--class-map", "classes.csv")
-    assert result.returncode == 0, result.stderr
+    assert result.code == 0, result.err
     assert (
         "folders has few images: 20 calibrate, 10 judge bit-widths, 10 are for what is reported"
-        in " ".join(result.stderr.split())
+        in " ".join(result.err.split())
     )
     shutil.rmtree(place / "folders" / "k9")
     refused(

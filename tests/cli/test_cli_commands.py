@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from mpsearch.cli import _show, app, doctor, main
+from mpsearch.cli import app, doctor
 from mpsearch.cli._config_file import config_text
 from mpsearch.cli._reading import config_of
 from mpsearch.errors import OptionError, UnknownNameError
@@ -20,24 +20,6 @@ from mpsearch.study.sharing.journal import open_journal
 
 COMMANDS = typer.main.get_command(app).commands
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mpsearch", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    yield run
-    _show.talk_as(quiet=False, verbose=False)
 
 
 def context_of(name, *arguments):

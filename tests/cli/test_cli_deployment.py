@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import dataclass
 
 import jsonschema
 import numpy as np
@@ -38,13 +37,6 @@ SETTINGS = [
 ]
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a model, images and a finished study `s`."""
@@ -74,20 +66,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def call(capsys, monkeypatch, folder):
+def call(call, monkeypatch, folder):
+    """The command line, in the folder of the study."""
     monkeypatch.chdir(folder)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mpsearch", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return Result(code, printed.out, printed.err)
-
-    return run
+    return call
 
 
 def test_a_study_writes_its_assignment_for_others(folder, pytestconfig):
@@ -302,7 +284,7 @@ def test_a_point_that_is_not_there_is_told_before_the_model_is_loaded(call, monk
             ["There is no file none.json"],
         ),
         (["materialize", "none.json", "--study", "studies/s"], ["There is no file none.json"]),
-        (["materialize", "net.py", "--study", "studies/s", "--from", "hawk"], ["Did you mean 'hawq'?"]),
+        (["materialize", "net.py", "--study", "studies/none", "--from", "hawk"], ["Did you mean 'hawq'?"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(call, arguments, texts):

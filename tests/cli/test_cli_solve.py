@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import pytest
 
-from mpsearch.cli import main
 from mpsearch.files import write_json
 from mpsearch.problem import Candidate, Interaction, Layer, Problem, bytes_at, float_bytes
 
@@ -40,17 +39,13 @@ def saved(tmp_path):
 
 
 @pytest.fixture
-def call(saved, capsys, monkeypatch):
+def call(call, saved):
+    """`mpsearch solve` of the saved problem; what it says, in one line."""
+
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mpsearch", "solve", str(saved[1]), *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return code, printed.out, " ".join(printed.err.split())
+        code, out, err = call("solve", str(saved[1]), *arguments)
+        assert "Traceback" not in err
+        return code, out, " ".join(err.split())
 
     return run
 

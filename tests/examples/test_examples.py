@@ -117,7 +117,7 @@ def test_resnet_and_a_folder_of_images(run):
     trained("resnet", 12)
     result, said = run("resnet", "--bits", "4,6")
     checkpoint, file = as_file(result, "top1")
-    assert abs(checkpoint - file) < 2.5 / 24 and floats(result)["top1"] > 0.3
+    assert abs(checkpoint - file) < 1.5 / 24 and floats(result)["top1"] > 0.3
     assert "resized to 32 x 32" in said and "mean 0.5 0.5 0.5" in said
 
 
@@ -125,7 +125,7 @@ def test_two_inputs(run):
     trained("two_inputs", 40)
     result, said = run("two_inputs")
     checkpoint, file = as_file(result, "top1")
-    assert abs(checkpoint - file) < 2.5 / 24 and floats(result)["top1"] > 0.6
+    assert abs(checkpoint - file) < 1.5 / 24 and floats(result)["top1"] > 0.6
     assert "image 1 x 8 x 8 float32, question 2 float32" in said and "task classification" in said
 
 

@@ -378,6 +378,7 @@ def seconds():
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 start = seconds()
+print("imports", start)
 result = search(net, images, budgets=["5bits"], trials=2, polish=0, iterations=0)
 print("took", seconds() - start)
 print("measured", result.best.measured["latency_us"])
@@ -402,7 +403,7 @@ def test_a_plain_script_without_a_guard_works_and_is_read_once_and_takes_seconds
     assert done.returncode == 0, done.stderr
     lines = dict(line.split() if " " in line else (line, "") for line in done.stdout.splitlines())
     assert done.stdout.count("read") == 1 and float(lines["measured"]) > 0
-    assert float(lines["took"]) < 60
+    assert float(lines["took"]) < 3 * float(lines["imports"])  # 10 s where importing torch and timm takes 3.3
     (table,) = (tmp_path / "latency_tables").glob("*.csv")
     assert "crash" not in table.read_text()
 

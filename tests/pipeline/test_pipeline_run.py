@@ -155,7 +155,7 @@ def test_the_artifact_computes_what_was_reported(finished, net, place):
     assert result["best"]["artifact"]["reloaded_bit_for_bit"]
 
 
-@pytest.mark.parametrize("budget", ["2.2bits", "3bits", "60%", "20GBOPs", "2900B"])
+@pytest.mark.parametrize("budget", ["2.2bits", "3bits", "60%", "20GBOPs", "2800B"])
 def test_a_budget_is_kept_on_disk(settings, tmp_path, budget):
     study = Study(tmp_path / "study")
     result = run(settings(budgets=(budget,), trials=3, iterations=0), study)

@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor
 
 from mpsearch.evaluate.metrics import Metrics
@@ -55,6 +54,8 @@ class Embedding(Task):
         scores = {"cosine": float(cosine.mean()), "least_cosine": float(cosine.min())}
         alike = 1.0
         if len(outputs) > 2:  # of fewer there is no order
+            from scipy import stats  # takes most of a second, and no other task needs it
+
             pairs = list(zip(ours, theirs, strict=True))
             scores["spearman"] = float(np.mean([stats.spearmanr(a, b).statistic for a, b in pairs]))
             scores["kendall"] = float(np.mean([stats.kendalltau(a, b).statistic for a, b in pairs]))
