@@ -18,6 +18,7 @@ from mpsearch.cli._complete import COMPLETE, prepare_completion
 from mpsearch.cli._show import is_verbose, talk
 from mpsearch.errors import MpsearchError, UserError
 from mpsearch.files import refusal
+from mpsearch.spinning import spin_briefly
 
 _COMMANDS = (
     *(
@@ -44,6 +45,7 @@ for _name in _COMMANDS:
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
     keep_freed_memory()
+    spin_briefly()
     if COMPLETE in os.environ:
         prepare_completion()
     try:

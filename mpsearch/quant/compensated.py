@@ -32,10 +32,11 @@ def compensated(
     Columns are rounded in the order of their input's power, falling. The error of column j, divided by U_jj,
     is subtracted times U_jk from every column k behind it, where U is the upper Cholesky factor of the
     inverse of the damped moments H: so the columns behind take on what lowers the error of the output, tr(E H
-    E^T), most. A row in which rounding to nearest has less of that error (clipping can bring that about) is
-    rounded to nearest. The factor is computed in float64 (of `WIDE` columns and more in float32, where that
-    succeeds), the rounding in float32; all grids go through one loop. Memory beside the arguments: at most
-    4 G n^2 float64, and 5 float32 for each weight and grid.
+    E^T), most. Columns that read nothing but zeros (dead channels, the taps of a convolution that lie beside
+    a small image) are rounded to nearest and left out. A row in which rounding to nearest has less of that
+    error (clipping can bring that about) is rounded to nearest. The factor is computed in float64 (of `WIDE`
+    columns and more in float32, where that succeeds), the rounding in float32; all grids go through one loop.
+    Memory beside the arguments: at most 4 G n^2 float64, and 5 float32 for each weight and grid.
 
     Args:
         weight: C x ..., float32; G groups of C / G rows, each with n columns.
@@ -53,10 +54,10 @@ def compensated(
     wanted = (weight if target is None else target).detach().float().reshape(groups, rows, columns)
     grid = _Grid.of(params, groups, rows)
     repeated = wanted.repeat(1, len(params), 1)
-    order = torch.argsort(torch.diagonal(moments, dim1=1, dim2=2), dim=1, descending=True, stable=True)
-    across = order[:, None, :].expand_as(repeated)
-    found = _compensate(repeated.gather(2, across), grid, *_factors(moments, order))
-    codes = torch.empty_like(found).scatter_(2, across, found)
+    codes, order = grid.codes(repeated), read_columns(moments)
+    if order.shape[1]:
+        across = order[:, None, :].expand(-1, repeated.shape[1], -1)
+        codes.scatter_(2, across, _compensate(repeated.gather(2, across), grid, *_factors(moments, order)))
     each = codes.view(groups, len(params), rows, columns).transpose(0, 1).to(torch.int16)
     return [
         QuantizedTensor(c.reshape(weight.shape).contiguous(), p) for c, p in zip(each, params, strict=True)
@@ -100,15 +101,34 @@ def _ends(params: Sequence[AffineParams]) -> tuple[list[float], list[float]]:
     return [float(p.qmin) for p in params], [float(p.qmax) for p in params]
 
 
+def read_columns(moments: Tensor) -> Tensor:
+    """G x m int64: the columns with any power, by falling power; where groups have different numbers of them
+    as many as the group of most.
+    """
+    power, order = torch.diagonal(moments, dim1=1, dim2=2).sort(dim=1, descending=True, stable=True)
+    return order[:, : int((power > 0).sum(1).max())]
+
+
+def picked(moments: Tensor, order: Tensor) -> Tensor:
+    """Those rows and columns of moments, G x m x m."""
+    held = moments.gather(1, order[:, :, None].expand(-1, -1, moments.shape[2]))
+    return held.gather(2, order[:, None, :].expand(-1, order.shape[1], -1))
+
+
+def mean_power(moments: Tensor) -> Tensor:
+    """G x 1 float64: the mean of the diagonal, of what is not 0 in it; 1 where nothing is."""
+    diagonal = torch.diagonal(moments, dim1=1, dim2=2)
+    some = (diagonal > 0).sum(1, keepdim=True)
+    total = diagonal.sum(1, keepdim=True, dtype=wide_type(moments.device))
+    return torch.where(some > 0, total / some.clamp(min=1), 1.0)
+
+
 def _factors(moments: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Upper triangular R and U, G x n x n float32: R R^T are the damped moments, U^T U their inverse, rows
+    """Upper triangular R and U, G x m x m float32: R R^T are the damped moments, U^T U their inverse, rows
     and columns in `order`.
     """
-    held = moments.gather(1, order[:, :, None].expand_as(moments))
-    held = held.gather(2, order[:, None, :].expand_as(moments))
-    diagonal = torch.diagonal(held, dim1=1, dim2=2)
-    power = diagonal.mean(1, keepdim=True, dtype=wide_type(held.device))
-    added = torch.where(power > 0, DAMPING * power, 1.0)  # 1: it reads nothing but zeros, or always the same
+    held = picked(moments, order)
+    added = DAMPING * mean_power(held)
     root = factored(held.flip(1, 2), added).flip(1, 2)  # one factorisation gives both: U is the inverse of R
     return root.float(), _inverse(root).float()
 

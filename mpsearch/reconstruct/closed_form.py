@@ -16,8 +16,8 @@ from mpsearch.models.reads import Read, Reads, ReadsOnly
 from mpsearch.problem import Candidate
 from mpsearch.pytrees import Inputs
 from mpsearch.quant import QuantizedTensor, QuantLayer, UnitState
-from mpsearch.quant.compensated import DAMPING, compensated, factored
-from mpsearch.quant.devices import wide, wide_type
+from mpsearch.quant.compensated import DAMPING, compensated, factored, mean_power, picked, read_columns
+from mpsearch.quant.devices import wide
 from mpsearch.reconstruct.block import BlockData, Run
 from mpsearch.reconstruct.calibrate import Calibration, mean_matched
 from mpsearch.reconstruct.further import Values
@@ -173,13 +173,13 @@ class _Seen:
         less = cross.covariance - own.covariance  # E[x x_q^T] - H, without the means that both have
         if second is not own.covariance:
             less += (cross.other - own.other)[:, :, None] * own.mean[:, None, :]
-        power = torch.diagonal(second, dim1=1, dim2=2).mean(1, keepdim=True, dtype=wide_type(second.device))
-        ridge = (DAMPING + second.shape[1] / own.rows) * power
-        factor = factored(second, torch.where(ridge > 0, ridge, 1.0))
-        flat = weight.detach().float().reshape(len(second), -1, second.shape[1])
-        wanted = (flat @ less).to(factor.dtype).transpose(1, 2)
-        shift = torch.cholesky_solve(wanted, factor).transpose(1, 2)
-        return second, (flat + shift).float().reshape(weight.shape)
+        flat, order = weight.detach().float().reshape(len(second), -1, second.shape[1]), read_columns(second)
+        read = picked(second, order)
+        factor = factored(read, (DAMPING + order.shape[1] / own.rows) * mean_power(read))
+        across = order[:, None, :].expand(-1, flat.shape[1], -1)
+        wanted = (flat @ less).gather(2, across).to(factor.dtype).transpose(1, 2)
+        shift = torch.cholesky_solve(wanted, factor).transpose(1, 2).float()
+        return second, flat.scatter_add(2, across, shift).reshape(weight.shape)
 
     def bias(self, weight: Tensor, bias: Tensor | None, quantized: QuantizedTensor) -> Tensor | None:
         """[C_out]: the output has the mean that it has in the float network."""

@@ -120,3 +120,21 @@ def test_one_scale_for_the_tensor_zeros_and_other_targets():
     assert torch.equal(other.codes, compensated(weight + 0.5, [params], moments)[0].codes)
     four = weight.reshape(6, 1, 3, 3)
     assert torch.equal(compensated(four, [params], moments)[0].codes.flatten(1), found.codes)
+
+
+def test_columns_that_read_nothing_are_left_out():
+    """Those of the other columns are as they would be without them, also where groups differ in which these
+    are.
+    """
+    weight, moments = problem(8, 12, 2, 200)
+    dead = torch.zeros(2, 12, dtype=torch.bool)
+    dead[0, [1, 4, 7]] = dead[1, [0, 4, 9, 11]] = True
+    moments[dead[:, :, None] | dead[:, None, :]] = 0.0
+    params = OBSERVERS.create("mse").observe(weight, 4, symmetric=True)
+    (found,) = compensated(weight, [params], moments)
+    near = quantize(weight, params)
+    for g, rows in enumerate((slice(0, 4), slice(4, 8))):
+        left = ~dead[g]
+        (alone,) = compensated(weight[rows][:, left], [params], moments[g][left][:, left][None])
+        assert torch.equal(found.codes[rows][:, left], alone.codes)
+        assert torch.equal(found.codes[rows][:, dead[g]], near[rows][:, dead[g]])
