@@ -13,6 +13,7 @@ from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps import evaluation
 from mpsearch.pipeline.steps.learned import states_digest
 from mpsearch.pipeline.steps.states import digest_of_states
+from mpsearch.pipeline.steps.subject import load_subject
 from mpsearch.problem import Candidate
 from mpsearch.quant import AffineParams, LogParams, QuantizedTensor, TwoRegionParams, UnitState
 from mpsearch.reconstruct import Calibration
@@ -78,6 +79,10 @@ def test_only_finalists_and_the_artifact_are_evaluated_on_all_evaluation_images(
     settings, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(evaluation, "FEW", 10)
+    subject = load_subject(settings(budgets=("5bits",)), Silent())
+    images, right = subject.splits.evaluation, []
+    for inputs, labels in images.batches(40):
+        right = (subject.module(inputs).argmax(1) == labels).double()
     seen, real = [], evaluation.predict
     monkeypatch.setattr(
         evaluation,
@@ -89,6 +94,9 @@ def test_only_finalists_and_the_artifact_are_evaluated_on_all_evaluation_images(
     floats, *rows = result["rows"]
     assert floats["searched"]["metrics"]["images"] == 40
     assert {row["searched"]["metrics"]["images"] for row in rows} == {10}
+    for row in rows:  # on those 10 images a whole number is right
+        found = 10 * (row["searched"]["metrics"]["top1"] - float(right.mean()) + float(right[:10].mean()))
+        assert found == pytest.approx(round(found), abs=1e-4) and 0 <= round(found) <= 10
     done = [row for row in rows if "reconstructed" in row]
     assert {row["reconstructed"]["metrics"]["images"] for row in done} == {40}
     assert seen.count(40) == 1 + len(done)  # the float model, once, and each finalist

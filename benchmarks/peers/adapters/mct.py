@@ -29,7 +29,7 @@ EPOCHS = 5
 def quantize(task: Task) -> Made:
     """Ranges, sensitivities and rounding on calibration images."""
     _unfused(task.model)
-    images = task.calibration
+    model, images = _OneInput(task.model), task.calibration
 
     def batches() -> Any:
         for x, _ in images.batches(BATCH):
@@ -48,10 +48,10 @@ def quantize(task: Task) -> Made:
     if task.job.peer.endswith("+gptq"):
         config = mct.gptq.get_pytorch_gptq_config(n_epochs=EPOCHS)
         made, _ = mct.gptq.pytorch_gradient_post_training_quantization(
-            task.model, batches, gptq_config=config, **given
+            model, batches, gptq_config=config, **given
         )
     else:
-        made, _ = mct.ptq.pytorch_post_training_quantization(task.model, batches, **given)
+        made, _ = mct.ptq.pytorch_post_training_quantization(model, batches, **given)
     made = made.to("cpu").eval()
     layers, weights = counted_layers(made, task.job.a_bits)
     notes = f"IMX500 description with widths 2 to 8 and affine inputs; MSE ranges, {len(images)} images"
@@ -91,6 +91,18 @@ def counted_layers(made: nn.Module, a_bits: int) -> tuple[list[Layer], dict[str,
         layers.append(Layer.of(name, weight, bits, a_bits))
         weights[name] = weight
     return layers, weights
+
+
+class _OneInput(nn.Module):
+    """The model without its optional inputs, which the library takes for further ones."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, N x K."""
+        return self.model(x)  # type: ignore[no-any-return]
 
 
 def _unfused(model: nn.Module) -> None:

@@ -40,6 +40,8 @@ def quantize(task: Task) -> Made:
     modules = units(task.model)
     layers, weights = [], {}
     for name, choice in best["assignment"].items():
+        if name not in modules:  # a product of activations, float here
+            continue
         w, _, a = choice.removeprefix("W").partition("A")
         layers.append(Layer.of(name, modules[name].weight, int(w), int(a)))
         weights[name] = made.get_submodule(name).weight

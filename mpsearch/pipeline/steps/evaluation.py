@@ -5,7 +5,7 @@ pass over these takes.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -40,6 +40,7 @@ class Evaluation:
     _reference: dict[str, Tensor] | None = None
     _losses: dict[str, Tensor] = field(default_factory=dict)
     _outputs: dict[str, Tensor] = field(default_factory=dict)
+    _floats: tuple[Metrics, Metrics] | None = None
     _seconds: float = 0.0
 
     def reference(self) -> dict[str, Tensor]:
@@ -74,12 +75,42 @@ class Evaluation:
         return images if whole or len(images) <= FEW else images.subset(range(FEW))
 
     def metrics(self, states: States, whole: bool) -> Metrics:
-        """Of quantised units, on all evaluation images or the first of them."""
+        """Of quantised units, on all evaluation images; or on the first of them, from whose accuracy what the
+        float model has on these is taken, and what it has on all is added: so rows of both kinds compare.
+        """
         images, floats = self.images(whole), self.reference()["evaluation"]
         outputs = (
             self.outputs(states) if whole else predict(install(self.subject.placed.module, states), images)
         )
-        return self.task.compare(outputs, floats[: len(images)], images.labels)
+        found = self.task.compare(outputs, floats[: len(images)], images.labels)
+        return found if len(images) == len(floats) else self._as_of_all(found)
+
+    def _as_of_all(self, found: Metrics) -> Metrics:
+        """What was measured on the first images, shifted by what the float model has on all less what it has
+        on these.
+        """
+        if self._floats is None:
+            floats, few, all_images = self.reference()["evaluation"], self.images(False), self.images(True)
+            first = floats[: len(few)]
+            self._floats = (
+                self.task.compare(first, first, few.labels),
+                self.task.compare(floats, floats, all_images.labels),
+            )
+        here, there = self._floats
+
+        def moved(name: str) -> float | None:
+            values = [getattr(each, name) for each in (found, here, there)]
+            return None if None in values else values[0] - values[1] + values[2]
+
+        top1 = moved("top1")
+        return replace(
+            found,
+            top1=None if top1 is None else min(max(top1, 0.0), 1.0),
+            loss=moved("loss"),
+            scores={
+                k: v - here.scores.get(k, 0.0) + there.scores.get(k, 0.0) for k, v in found.scores.items()
+            },
+        )
 
     def keeps(self, states: States) -> bool:
         """Whether outputs are there already."""
