@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from mpsearch.deploy.graph import unit_of
+from mpsearch.deploy.graph import readers_of, unit_of
 from mpsearch.deploy.onnx_packing import DOMAIN, called_functions, fields_of, packed_code_bytes, shorten
 from mpsearch.errors import MpsearchError
 from mpsearch.hardware.qdq import opset_imports, stored_bytes
@@ -62,6 +62,8 @@ class OnnxUnit:
         names: Bytes of the names of the float graph in what it brings, of all calls.
         biased: Whether its own nodes add the bias, else an Add behind them.
         adds: Whether it adds a bias that is no constant.
+        further: Bytes of a bias of its own, once it is corrected, where the float graph has none for it, or
+            one that others read too (equal constants are held once).
     """
 
     op: str
@@ -71,15 +73,17 @@ class OnnxUnit:
     names: int
     biased: bool
     adds: bool
+    further: int = 0
 
     def bytes_at(self, candidate: Candidate) -> int:
         """The most that the unit brings at a candidate."""
         rows, columns = self.shape[0], math.prod(self.shape[1:])
+        own = self.names + self.further
         if candidate.is_float or candidate.w_bits is None:
             return self.float_bytes + self.calls * _nodes_bytes(("Max",)) + self.names
         if candidate.weight_only:
             stored = stored_bytes(rows, columns, 4 if candidate.w_bits <= 4 else 8) + 4 * rows
-            return self.calls * (stored + _nodes_bytes(("MatMulNBits", "Add")) + 3 * _HEAD) + self.names
+            return self.calls * (stored + _nodes_bytes(("MatMulNBits", "Add")) + 3 * _HEAD) + own
         # calls of a convolution on other grids may have other scales, see `qdq._widened`
         copies = self.calls if self.op == "Conv" else 1
         codes = max(
@@ -92,7 +96,7 @@ class OnnxUnit:
         return (
             copies * codes
             + self.calls * (4 * rows * (1 + self.biased) + 2 * _HEAD + _nodes_bytes(tuple(brought)))
-            + self.names
+            + own
         )
 
 
@@ -109,12 +113,15 @@ class OnnxLayout:
     constant_bytes: int
 
     @classmethod
-    def of(cls, float_model: ModelProto, weights: Mapping[str, tuple[int, ...]]) -> OnnxLayout:
+    def of(
+        cls, float_model: ModelProto, weights: Mapping[str, tuple[int, ...]], biased: Collection[str] = ()
+    ) -> OnnxLayout:
         """The layout of the files that are made of a float graph.
 
         Args:
             float_model: From `export_float`.
             weights: Unit -> shape of its weight.
+            biased: Units that have a bias, whether the graph shows it or, of zeros, not.
         """
         bare = ModelProto()
         bare.CopyFrom(float_model)
@@ -131,6 +138,11 @@ class OnnxLayout:
             unit: _unit(unit, weights[unit], nodes, constants, readers, longest)
             for unit, nodes in calls.items()
         }
+        behind = readers_of(float_model.graph.node)
+        for unit in biased:
+            if unit in held and held[unit].op == "MatMul":
+                further = _further(unit, weights[unit][0], calls[unit], behind, longest)
+                held[unit] = replace(held[unit], further=further)
         functions = sum(
             f.ByteSize() + 4 for f in called_functions(_possible_calls(weights), opset_imports()[0])
         )
@@ -184,6 +196,21 @@ def _unit(
     # its input and output on their grids, the output's behind a ReLU
     names = sum(len(node.input[0]) + 2 * longest + corrected for node in calls)
     return OnnxUnit(op, shape, len(calls), gone, names, op != "MatMul", adds)
+
+
+def _further(
+    unit: str, rows: int, calls: list[NodeProto], behind: Mapping[str, list[NodeProto]], longest: int
+) -> int:
+    """Bytes of a corrected bias that the float graph has no place for, see `graph.with_biases`."""
+    adding = [
+        [r for r in behind[node.output[0]] if r.op_type == "Add" and unit_of(r) == unit] for node in calls
+    ]
+    added = sum(not each for each in adding) * (_nodes_bytes(("Add",)) + 3 * longest)
+    read = {name for each in adding for node in each[:1] for name in node.input} - {
+        n.output[0] for n in calls
+    }
+    alone = bool(read) and all(len(behind[name]) <= len(calls) for name in read) and all(adding)
+    return added + (0 if alone else 4 * rows + _HEAD)
 
 
 @functools.cache

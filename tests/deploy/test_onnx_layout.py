@@ -4,13 +4,17 @@ import random
 
 import onnx
 import pytest
+import torch
+from odd_nets import job_of as odd_job
 from target_jobs import MAKERS, job_of
+from torch import nn
 
 from mpsearch.deploy import quantize_onnx
 from mpsearch.deploy.onnx_layout import OnnxLayout, pad_to
 from mpsearch.deploy.onnx_packing import pack_weights
 from mpsearch.deploy.targets import TARGETS
 from mpsearch.errors import MpsearchError
+from mpsearch.hardware.qdq import OPSET
 from mpsearch.problem import FLOAT, Assignment, Candidate
 
 MIXED = (*(f"W{b}A8" for b in range(2, 9)), "W8A6", "W5A4", "W4A8/tensor", "float")
@@ -27,6 +31,34 @@ def test_files_have_the_predicted_size(name, tmp_path):
         assert target.bytes_of(tmp_path) == layout.constant_bytes + sum(
             layout.unit_bytes(u, c) for u, c in assignment.items()
         )
+
+
+class Zeros(nn.Module):
+    """Tokens through layers whose biases are zero: the graph of the float model holds one for all, or none."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(12 if i == 0 else 16, 16) for i in range(6))
+        for layer in self.layers:
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x.mean((1, 2))
+
+
+def test_corrected_biases_that_were_one_are_counted(tmp_path):
+    images = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    job, _ = odd_job("zero biases", Zeros, "W2A8", images)
+    target = TARGETS.create("onnx")
+    target.write(job, tmp_path)
+    chosen = Assignment(tuple((unit, state.candidate) for unit, state in job.states.items()))
+    assert all(state.bias is not None for state in job.states.values())
+    size = (tmp_path / target.file).stat().st_size
+    assert size == target.layout(job.layout, job.float_onnx).size_bytes(chosen)
+    without = OnnxLayout.of(job.float_onnx(OPSET), job.layout.weights).size_bytes(chosen)
+    assert size - without >= 6 * 4 * 16
 
 
 @pytest.mark.parametrize("name", ["mobile", "same", "test_resnet", "test_efficientnet", "test_vit"])

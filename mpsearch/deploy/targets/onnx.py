@@ -100,7 +100,10 @@ class Onnx(Target):
 
     def layout(self, packed: PackedLayout, float_onnx: Callable[[int], Any]) -> Layout:
         """Of the bit-packed file; other forms have the checkpoint's, which is not what they take."""
-        return OnnxLayout.of(float_onnx(OPSET), packed.weights) if self._predicted else packed
+        if not self._predicted:
+            return packed
+        biased = [unit for unit in packed.weights if f"{unit}.bias" in packed.leftovers]
+        return OnnxLayout.of(float_onnx(OPSET), packed.weights, biased)
 
     def _plain(self, job: Job) -> ModelProto:
         if self.four_bit == "no":
