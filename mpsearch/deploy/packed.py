@@ -78,7 +78,7 @@ class PackedLayout:
             for unit in named
             if unit not in products
         }
-        skip = {f"{unit}.weight" for unit in held}
+        skip = {f"{unit}.weight" for unit in held} | other_names(module, held)
         kept = {name: value for name, value in module.state_dict().items() if name not in skip}
         for name, value in kept.items():
             require_dense(name, value)
@@ -157,6 +157,19 @@ class PackedLayout:
         header = {"__metadata__": {KEY: self.metadata(longest)}, **entries}
         length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
         return -(-length // 8) * 8
+
+
+def other_names(module: nn.Module, units: Iterable[str]) -> set[str]:
+    """Names in the state of a model under which tensors of units stand once more: of layers that have several
+    places in the tree of modules.
+    """
+    own = {id(module.get_submodule(unit)): unit for unit in units}
+    return {
+        f"{path}.{name}"
+        for path, layer in module.named_modules(remove_duplicate=False)
+        if own.get(id(layer), path) != path
+        for name in layer.state_dict()
+    }
 
 
 def save_packed(path: Path, layout: PackedLayout, module: nn.Module, states: Mapping[str, UnitState]) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mpsearch.deploy.building import architecture
 from mpsearch.deploy.input_codes import decode
-from mpsearch.deploy.packed import ENTRIES, KEY, SCHEMA, sides_of
+from mpsearch.deploy.packed import ENTRIES, KEY, SCHEMA, other_names, sides_of
 from mpsearch.deploy.payload import check_seal, put_stored, stored_form
 from mpsearch.errors import CheckpointError, UserError
 from mpsearch.models import ModelSource, as_stored, fold_batch_norm
@@ -113,11 +113,9 @@ def _unit_state(unit: str, candidate: Candidate, module: nn.Module, tensors: dic
 
 
 def _load_leftovers(module: nn.Module, units: Iterable[str], tensors: dict[str, Tensor]) -> None:
-    held = {
-        name: value
-        for name, value in module.state_dict().items()
-        if name not in {f"{unit}.weight" for unit in units}
-    }
+    named = list(units)
+    apart = {f"{unit}.weight" for unit in named} | other_names(module, named)
+    held = {name: value for name, value in module.state_dict().items() if name not in apart}
     with torch.no_grad():
         for name, value in held.items():
             put_stored(value, _take(tensors, name, *stored_form(value.dtype, tuple(value.shape))))
