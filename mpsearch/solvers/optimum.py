@@ -16,7 +16,7 @@ from mpsearch.solvers.coupled import Coupled
 from mpsearch.solvers.exact.chain_dp import Linked
 from mpsearch.solvers.exact.elimination_order import MOST_STATES, Line
 from mpsearch.solvers.exact.front import Front
-from mpsearch.solvers.exact.highs import Cut
+from mpsearch.solvers.exact.knapsack import Cut
 from mpsearch.solvers.reach import least_choices
 from mpsearch.solvers.tables.integer_costs import WholeCosts
 

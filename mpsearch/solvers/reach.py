@@ -9,7 +9,8 @@ import numpy as np
 
 from mpsearch.problem import PEAKS, Problem
 from mpsearch.solvers.exact.elimination_order import MOST_STATES, Line
-from mpsearch.solvers.exact.highs import Columns, Link, minimise
+from mpsearch.solvers.exact.highs import minimise
+from mpsearch.solvers.exact.knapsack import Columns, Link
 from mpsearch.solvers.tables.groups import Row, SuperLayers
 from mpsearch.solvers.tables.pair_tables import Pair, spread
 from mpsearch.units import format_quantity

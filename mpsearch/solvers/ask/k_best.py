@@ -11,7 +11,7 @@ from mpsearch.errors import InfeasibleError, OptionError
 from mpsearch.problem import Budget, Problem, Solution
 from mpsearch.solvers.constraints import Constraints
 from mpsearch.solvers.coupled import Coupled
-from mpsearch.solvers.exact.highs import Cut
+from mpsearch.solvers.exact.knapsack import Cut
 from mpsearch.solvers.optimum import as_solution, best_choices
 from mpsearch.solvers.tables.groups import SuperLayers
 

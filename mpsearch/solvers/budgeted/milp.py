@@ -18,7 +18,8 @@ import numpy as np
 from mpsearch.errors import MpsearchError
 from mpsearch.solvers.constraints import Constraints
 from mpsearch.solvers.exact.dual import Dual, Picks, Ranks, maximise
-from mpsearch.solvers.exact.highs import Columns, Cut, Link, Outcome, minimise
+from mpsearch.solvers.exact.highs import Outcome, minimise
+from mpsearch.solvers.exact.knapsack import Columns, Cut, Link
 from mpsearch.solvers.exact.label_setting import label
 from mpsearch.solvers.tables.groups import Row
 

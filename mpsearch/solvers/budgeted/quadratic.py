@@ -25,7 +25,7 @@ from mpsearch.solvers.constraints import Constraints
 from mpsearch.solvers.coupled import Coupled
 from mpsearch.solvers.exact.dual import Picks, maximise
 from mpsearch.solvers.exact.elimination_order import MOST_STATES, Line, total
-from mpsearch.solvers.exact.highs import Columns, Cut, Link
+from mpsearch.solvers.exact.knapsack import Columns, Cut, Link
 from mpsearch.solvers.tables.groups import Row
 from mpsearch.solvers.tables.pair_tables import Pair
 

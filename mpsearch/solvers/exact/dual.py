@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.solvers.exact.highs import Columns
+from mpsearch.solvers.exact.knapsack import Columns
 from mpsearch.solvers.tables.groups import Row
 
 Picks = NDArray[np.intp]
