@@ -15,11 +15,12 @@ from plotly.offline import get_plotlyjs
 from mpsearch import files
 from mpsearch.efforts import format_duration
 from mpsearch.problem import Budget, told_of
-from mpsearch.report.deploying import reads_of, snippets_of
+from mpsearch.report.deploying import snippets_of
 from mpsearch.report.figures import FIGURES
 from mpsearch.report.figures.agreement import model_error, rank_correlation
 from mpsearch.report.figures.time import parts
 from mpsearch.report.points import Point, export_command, points_of
+from mpsearch.report.reads import reads_of
 from mpsearch.report.saved import Saved, damaged, read_saved
 from mpsearch.report.script import page_data
 from mpsearch.report.verdict import brief, gains_of, loss_of, signed, verdict_of
@@ -51,8 +52,8 @@ def write_report(study_path: Path) -> Path:
     return path
 
 
-def _page(saved: Saved) -> str:
-    """The templates escape: names of layers, models and files are untrusted."""
+def _environment(saved: Saved) -> Environment:
+    """What the templates may use. They escape: names of layers, models and files are untrusted."""
     environment = Environment(
         loader=PackageLoader("mpsearch.report"), autoescape=True, undefined=StrictUndefined
     )
@@ -68,21 +69,21 @@ def _page(saved: Saved) -> str:
         "over_limits": _over_limits(saved),
         "signed": signed,
     }
+    return environment
+
+
+def _page(saved: Saved) -> str:
     points = points_of(saved)
     figures = {name: make(saved, points) for name, make in FIGURES.items()}
+    shown = {name: made for name, made in figures.items() if made is not None}
     whole, *rows = (row["searched"]["metrics"]["images"] for row in saved.rows)
     trials = saved.front["measured"]
-    return environment.get_template(
-        "report.html"
-    ).render(
+    template = _environment(saved).get_template("report.html")
+    return template.render(
         saved=saved,
         title=f"{saved.model} {_asked(saved)}",
         plotly=Markup(get_plotlyjs()),
-        data=Markup(
-            embedded(
-                page_data(saved, points, {name: made for name, made in figures.items() if made is not None})
-            )
-        ),  # in which no tag can stand
+        data=Markup(embedded(page_data(saved, points, shown))),  # in which no tag can stand
         figures=figures,
         verdict=verdict_of(saved),
         loss=loss_of(saved),

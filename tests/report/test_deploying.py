@@ -9,7 +9,8 @@ from PIL import Image
 from saved_study import MANIFEST, save, study_files
 
 from mpsearch.data.preprocess import Preprocessor
-from mpsearch.report.deploying import Pictures, reads_of, snippets_of
+from mpsearch.report.deploying import snippets_of
+from mpsearch.report.reads import Pictures, reads_of
 from mpsearch.report.saved import read_saved
 
 SQUARES = [
