@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mpsearch.data import Splits, TokenSet, make_splits, tokenize
-from mpsearch.deploy.onnx import run_onnx
+from mpsearch.deploy.onnx_run import run_onnx
 from mpsearch.evaluate import TASKS, Embedding, predict
 from mpsearch.hardware import identity
 from mpsearch.models import analyze

@@ -11,10 +11,8 @@ not have.
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +20,13 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
 from mpsearch import files
 from mpsearch.deploy.graph import (
     constant_value,
     drop_unused,
     keep_arithmetic,
-    keep_pads,
     readers_of,
     replace_nodes,
     unit_of,
@@ -38,93 +34,11 @@ from mpsearch.deploy.graph import (
 )
 from mpsearch.errors import ModelError
 from mpsearch.foreign import one_message
-from mpsearch.hardware.backends.ort_cpu import executed, kernels_of, session
-from mpsearch.hardware.bench import time_apart
-from mpsearch.hardware.measure import Timing
 from mpsearch.hardware.overflow import is_depthwise, without_overflow
-from mpsearch.hardware.ports import onnx_ports
-from mpsearch.hardware.qdq import OPSET, Grid, QdqWriter, QuantizedWeight, opset_imports
-from mpsearch.models import Form, apart, form_of
+from mpsearch.hardware.qdq import Grid, QdqWriter, QuantizedWeight, opset_imports
 from mpsearch.problem import Candidate
-from mpsearch.pytrees import Inputs, arrays_of, joined, leaves_of, repeated
 from mpsearch.quant import OBSERVERS, AffineParams, QuantizedTensor, UnitState, affine_input
 from mpsearch.reconstruct import Calibration
-
-_INTEGER = {"QLinearConv", "MatMulIntegerToFloat"}
-
-
-def export_float(module: nn.Module, example: Inputs, opset: int = OPSET) -> ModelProto:
-    """The float graph of a folded model, dynamic batch, by torch's exporter.
-
-    Args:
-        module: One batch in, one tensor out, eval mode; of one that was bound to a form, the file has the
-            inputs and outputs of its own, by name.
-        example: 1 x C x H x W or more, or what else it reads.
-        opset: Version of the operators; 21 has 4-bit and blockwise DequantizeLinear.
-    Raises: ModelError: torch cannot export it.
-    """
-    one, form = example[:1], form_of(module)
-    two = joined([one, one])  # a batch of one would be fixed by the exporter
-    named: dict[str, Any] = {} if form is None else _port_names(form)
-    axis, two = (0, two) if form is None else (form.batch_axis, form.placed(two))
-    try:
-        # fused attention with a mask is traced with the strides of one kernel and decomposed with those of
-        # another, which the exporter refuses
-        with (
-            warnings.catch_warnings(),
-            sdpa_kernel(SDPBackend.MATH),
-            contextlib.nullcontext() if form is None else apart(module),
-        ):
-            warnings.simplefilter("ignore")  # the exporter's advice to itself
-            each = [{axis: torch.export.Dim.DYNAMIC} for _ in leaves_of(two)]
-            dynamic: Any = (each[0] if isinstance(two, Tensor) else each,)
-            program = torch.onnx.export(
-                module,
-                (two,),
-                **named,
-                dynamo=True,
-                opset_version=opset,
-                dynamic_shapes=dynamic,
-                verbose=False,
-                optimize=False,
-            )
-            if program is not None:
-                _optimize(program)
-    except Exception as error:  # torch's exporter has no common base class for its errors
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"The model cannot be exported to ONNX: {first} Run with --target packed for the packed "
-            "checkpoint alone."
-        ) from error
-    if program is None:
-        raise ModelError(
-            "torch's exporter returned nothing. Run with --target packed for the packed checkpoint alone."
-        )
-    proto: ModelProto = program.model_proto
-    keep_pads(proto)
-    return proto
-
-
-def _port_names(form: Form) -> dict[str, list[str]]:
-    """Names of the file's inputs and outputs, none twice."""
-    given = [leaf.name or "input" for leaf in form.inputs]
-    result = [leaf.name or "output" for leaf in form.outputs]
-    return {
-        "input_names": given,
-        "output_names": [f"output.{name}" if name in given or name.isdigit() else name for name in result],
-    }
-
-
-def _optimize(program: torch.onnx.ONNXProgram) -> None:
-    """The exporter's own optimiser, which must not merge the batch norms that are left into units: a unit's
-    weight stays its own.
-    """
-    norms = [node for node in program.model.graph.all_nodes() if node.op_type == "BatchNormalization"]
-    for node in norms:
-        node.domain = "mpsearch"  # which no rule of the optimiser knows
-    program.optimize()
-    for node in norms:
-        node.domain = ""
 
 
 def quantize_onnx(
@@ -162,73 +76,6 @@ def save_onnx(path: Path, model: ModelProto) -> int:
     with files.replacing(path) as beside:
         beside.write_bytes(model.SerializeToString())
     return path.stat().st_size
-
-
-@dataclass(frozen=True)
-class OnnxRun:
-    """What ONNX Runtime makes of a file.
-
-    Args:
-        timing: Of one call.
-        executed: Operators that run.
-    """
-
-    timing: Timing
-    executed: tuple[str, ...]
-
-    @property
-    def integer_kernels(self) -> int:
-        """How many units run in integers."""
-        return sum(op in _INTEGER for op in self.executed)
-
-
-def load_onnx(
-    path: Path, images: Inputs, threads: int = 1, batch: int = 1
-) -> tuple[Callable[[], object], int]:
-    """A file ready to run `batch` images in a call, by the session that a deployment would use, and how many
-    calls of its units run quantised.
-    """
-    return _call(path, images, threads, batch), sum(
-        kernel in ("integer", "stored") for kernel in kernels_of(executed(path, threads))
-    )
-
-
-def measure_onnx(
-    path: Path, images: Inputs, threads: int = 1, rounds: int = 1, seconds: float = 0.5, batch: int = 1
-) -> OnnxRun:
-    """Latency of the whole model for `batch` images in a call, by the session that a deployment would use,
-    and what it executes; `rounds` as in `time_apart`.
-    """
-    return OnnxRun(
-        time_apart(_call(path, images, threads, batch), threads=threads, seconds=seconds, rounds=rounds),
-        executed(path, threads),
-    )
-
-
-def _call(path: Path, images: Inputs, threads: int, batch: int) -> Callable[[], object]:
-    live = _opened(path, threads)
-    feeds = onnx_ports(live).feeds(arrays_of(repeated(images, batch)))
-    return lambda: live.run(None, feeds)
-
-
-def run_onnx(path: Path, threads: int = 1, *, fused: bool = True) -> Any:
-    """A function from N x C x H x W, or other inputs, to N x K logits, computed by ONNX Runtime;
-    `fused` as in `session`.
-    """
-    live = _opened(path, threads, fused=fused)
-    ports = onnx_ports(live)
-
-    def run(inputs: Inputs) -> Tensor:
-        return torch.from_numpy(ports.joined(live.run(None, ports.feeds(arrays_of(inputs)))))
-
-    return run
-
-
-def _opened(path: Path, threads: int, *, fused: bool = True) -> Any:
-    with one_message(
-        f"ONNX Runtime cannot open {path}", "Run with --target packed for the packed checkpoint alone."
-    ):
-        return session(path, threads, fused=fused)
 
 
 def _rewrite_units(model: ModelProto, states: Mapping[str, UnitState]) -> dict[str, list[str | None]]:

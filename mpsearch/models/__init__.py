@@ -3,9 +3,10 @@ hardware and no search.
 """
 
 from mpsearch.models import qmlp as qmlp  # timm finds the models that are registered there
+from mpsearch.models.binding import apart, as_given, bound, form_of, rebound
 from mpsearch.models.blocks import Block
 from mpsearch.models.fold import find_foldable, fold_batch_norm
-from mpsearch.models.form import Form, apart, as_batch, as_given, bound, form_of, observe_form, rebound
+from mpsearch.models.form import Form, as_batch, observe_form
 from mpsearch.models.function import require_function
 from mpsearch.models.graph import ModelGraph, analyze
 from mpsearch.models.load import (

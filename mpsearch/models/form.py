@@ -1,25 +1,18 @@
-"""How a model is called and what it gives: seen once, then hidden, so that all else knows a function of one
-batch that gives one tensor.
-
-A model of one tensor in and one tensor out stays as it is. Any other becomes an object of a subclass of its
-own class, whose `forward` takes a `Batch` (or the one tensor that the model reads), calls the model as its
-author meant it, and joins its float outputs; names of modules and weights stay what they are.
-"""
+"""How a model is called and what it gives, seen once; `binding` then hides it from all else."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from mpsearch.errors import ModelError
 from mpsearch.foreign import first_line
-from mpsearch.models.tree import copied, prepared
+from mpsearch.models.tree import prepared
 from mpsearch.pytrees import (
     LEAF,
     Batch,
@@ -35,8 +28,6 @@ from mpsearch.pytrees import (
 
 ONE_TENSOR = Structure("tuple", parts=(Structure("tuple", parts=(LEAF,)), Structure("dict")))
 """Positional and keyword arguments of a model that reads one tensor."""
-_FORM = "_mpsearch_form"
-_APART = "_mpsearch_apart"
 
 
 @dataclass(frozen=True)
@@ -159,82 +150,6 @@ class Form:
         return cls(inputs, Structure.from_json(data["call"]), outputs, result, int(data["batch_axis"]))
 
 
-@dataclass(frozen=True)
-class _Call:
-    """Arguments of the model's own forward."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-class Bound(nn.Module):
-    """First base of a model that was bound to a form; the other is the model's own class."""
-
-    def forward(self, inputs: Inputs) -> Any:
-        """N x ..., or, inside `apart`, the tensors one by one."""
-        if isinstance(inputs, _Call):
-            return super().forward(*inputs.args, **inputs.kwargs)
-        form: Form = self.__dict__[_FORM]
-        alone = self.__dict__.get(_APART, False)
-        args, kwargs = form.arguments(inputs if alone else form.placed(inputs))
-        leaves, _ = flatten(super().forward(*args, **kwargs))
-        return tuple(leaves) if alone else form.flat(leaves)
-
-
-class _AsGiven(nn.Module):
-    """First base of a bound model that is called as its author meant it all the same."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What its own forward gives, with whatever units are quantised."""
-        return super().forward(_Call(args, kwargs))
-
-
-def as_given(module: nn.Module) -> nn.Module:
-    """The model, which is changed in place, as its author calls it; itself where that is so already."""
-    if isinstance(module, Bound) and not isinstance(module, _AsGiven):
-        kind = type(module)
-        module.__class__ = type(kind.__name__, (_AsGiven, kind), {"__module__": kind.__module__})
-    return module
-
-
-def bound(module: nn.Module, form: Form) -> nn.Module:
-    """A copy of a model that is called with a batch and gives one tensor; the model itself where it is one
-    that is anyway, or was bound before.
-    """
-    if form.plain or isinstance(module, Bound):
-        return module
-    found = copied(module)
-    if isinstance(found, fx.GraphModule):
-        found = _without_graph(found)
-    kind = type(found)
-    found.__class__ = type(kind.__name__, (Bound, kind), {"__module__": kind.__module__})
-    found.__dict__[_FORM] = form
-    return found
-
-
-def form_of(module: nn.Module) -> Form | None:
-    """The form that a model was bound to; None for one of one tensor in, one tensor out."""
-    return module.__dict__.get(_FORM)
-
-
-def rebound(module: nn.Module, like: nn.Module) -> nn.Module:
-    """A model that is called as another is, of which it is a copy that was built anew."""
-    form = form_of(like)
-    return module if form is None else bound(module, form)
-
-
-@contextlib.contextmanager
-def apart(module: nn.Module) -> Iterator[None]:
-    """While it lasts, a bound model reads and gives what a file of it does: a batch with the samples on the
-    model's own axis, and a tuple of all its tensors.
-    """
-    module.__dict__[_APART] = True
-    try:
-        yield
-    finally:
-        del module.__dict__[_APART]
-
-
 def observe_form(
     module: nn.Module, inputs: Inputs, call: Structure = ONE_TENSOR, batch_axis: int = 0
 ) -> Form:
@@ -333,14 +248,6 @@ def _input_names(module: nn.Module, call: Structure) -> tuple[str, ...]:
 
 def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _without_graph(module: fx.GraphModule) -> nn.Module:
-    """The same modules and forward without torch.fx's own way of copying, which would lose what is added."""
-    kind = type(type(module).__name__, (nn.Module,), {"forward": type(module).forward})
-    plain: nn.Module = nn.Module.__new__(kind)
-    plain.__dict__.update({key: value for key, value in module.__dict__.items() if key != "_graph"})
-    return plain
 
 
 def as_batch(tensors: Sequence[Tensor], call: Structure) -> Inputs:

@@ -11,7 +11,7 @@ from torch import nn
 
 from mpsearch.deploy.graph import unit_of
 from mpsearch.deploy.half import as_half, half_onnx
-from mpsearch.deploy.onnx import export_float
+from mpsearch.deploy.onnx_float import export_float
 from mpsearch.deploy.onnx_typed import half_state, typed_onnx
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.targets import TARGETS, Job

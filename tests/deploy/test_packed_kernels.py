@@ -15,7 +15,8 @@ from torch import nn
 import mpsearch
 from mpsearch.deploy import load_packed, save_packed
 from mpsearch.deploy.artifact import write_artifact
-from mpsearch.deploy.kernels import KernelLayer, kernel_layers, kernel_module, require_device
+from mpsearch.deploy.kernel_layer import KernelLayer
+from mpsearch.deploy.kernels import kernel_layers, kernel_module, require_device
 from mpsearch.deploy.targets import TARGETS, Job
 from mpsearch.errors import (
     CheckpointError,

@@ -7,7 +7,7 @@ import onnx
 import torch
 from torch import nn
 
-from mpsearch.deploy.onnx import export_float
+from mpsearch.deploy.onnx_float import export_float
 from mpsearch.hardware.fresh import run_fresh
 
 

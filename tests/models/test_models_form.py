@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpsearch.deploy.onnx import export_float, quantize_onnx, run_onnx, save_onnx
+from mpsearch.deploy.onnx import quantize_onnx, save_onnx
+from mpsearch.deploy.onnx_float import export_float
+from mpsearch.deploy.onnx_run import run_onnx
 from mpsearch.deploy.packed import PackedLayout, save_packed
 from mpsearch.deploy.packed_reading import load_packed
 from mpsearch.errors import ModelError

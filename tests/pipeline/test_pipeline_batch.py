@@ -13,7 +13,7 @@ from torch import nn
 from mpsearch.cli._run_print import print_result
 from mpsearch.cli._show import Format
 from mpsearch.deploy.artifact import open_artifact
-from mpsearch.deploy.onnx import load_onnx
+from mpsearch.deploy.onnx_run import load_onnx
 from mpsearch.errors import OptionError, TableError
 from mpsearch.hardware import LatencyTable, fresh, identity
 from mpsearch.hardware.backends import BACKENDS

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import mpsearch
-from mpsearch.deploy.kernels import KernelLayer, kernel_layers
+from mpsearch.deploy.kernel_layer import KernelLayer
+from mpsearch.deploy.kernels import kernel_layers
 from mpsearch.deploy.targets.triton_cuda import OneImage
 from mpsearch.errors import (
     BudgetError,

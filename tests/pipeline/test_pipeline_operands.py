@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mpsearch.deploy.packed_reading import open_packed
-from mpsearch.deploy.targets._base import refuse_products
+from mpsearch.deploy.targets.states import refuse_products
 from mpsearch.errors import ModelError, OptionError, UnknownNameError, UserError
 from mpsearch.models import SpanHead, load_model
 from mpsearch.pipeline import run, search

@@ -14,8 +14,10 @@ from onnx import ModelProto
 from torch import nn
 
 from mpsearch.deploy.graph import unit_of
-from mpsearch.deploy.onnx import run_onnx, save_onnx
-from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, refuse_products
+from mpsearch.deploy.onnx import save_onnx
+from mpsearch.deploy.onnx_run import run_onnx
+from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target
+from mpsearch.deploy.targets.states import refuse_products
 from mpsearch.hardware.qdq import OPSET
 from mpsearch.quant import UnitState
 

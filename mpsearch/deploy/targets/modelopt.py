@@ -14,17 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mpsearch.deploy.targets._base import (
-    MODEL_FILE,
-    TARGETS,
-    Job,
-    Run,
-    Target,
-    load_on_grid,
-    refuse_products,
-    save_on_grid,
-    signed,
-)
+from mpsearch.deploy.targets._base import MODEL_FILE, TARGETS, Job, Run, Target
+from mpsearch.deploy.targets.states import load_on_grid, refuse_products, save_on_grid, signed
 from mpsearch.errors import MissingExtraError
 from mpsearch.quant import UnitState, affine_input
 

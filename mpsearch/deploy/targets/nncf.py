@@ -13,16 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mpsearch.deploy.targets._base import (
-    MODEL_FILE,
-    TARGETS,
-    Job,
-    Run,
-    Target,
-    load_on_grid,
-    refuse_products,
-    save_on_grid,
-)
+from mpsearch.deploy.targets._base import MODEL_FILE, TARGETS, Job, Run, Target
+from mpsearch.deploy.targets.states import load_on_grid, refuse_products, save_on_grid
 from mpsearch.errors import MissingExtraError, UserError
 from mpsearch.quant import AffineParams, UnitState, affine_input
 

@@ -11,12 +11,14 @@ import onnx
 from onnx import ModelProto
 from torch import nn
 
-from mpsearch.deploy.onnx import exact, load_onnx, measure_onnx, quantize_onnx, run_onnx, save_onnx
+from mpsearch.deploy.onnx import exact, quantize_onnx, save_onnx
 from mpsearch.deploy.onnx_forms import OPSET_4BIT, FourBit, fits_four_bits, four_bit_onnx
 from mpsearch.deploy.onnx_layout import OnnxLayout, pad_to
 from mpsearch.deploy.onnx_packing import pack_weights
+from mpsearch.deploy.onnx_run import load_onnx, measure_onnx, run_onnx
 from mpsearch.deploy.packed import PackedLayout
-from mpsearch.deploy.targets._base import TARGETS, Job, Layout, Run, Target, TargetRun, refuse_products
+from mpsearch.deploy.targets._base import TARGETS, Job, Layout, Run, Target, TargetRun
+from mpsearch.deploy.targets.states import refuse_products
 from mpsearch.hardware.backends.ort_cpu import OrtCpu, executed
 from mpsearch.hardware.fresh import Program, file_program
 from mpsearch.hardware.qdq import OPSET

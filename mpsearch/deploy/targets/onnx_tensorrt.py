@@ -13,9 +13,11 @@ import onnx
 from torch import nn
 
 from mpsearch.deploy.half import KEPT
-from mpsearch.deploy.onnx import run_onnx, save_onnx
+from mpsearch.deploy.onnx import save_onnx
+from mpsearch.deploy.onnx_run import run_onnx
 from mpsearch.deploy.onnx_typed import half_state, typed_onnx
-from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, refuse_products, signed
+from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target
+from mpsearch.deploy.targets.states import refuse_products, signed
 from mpsearch.errors import OptionError
 from mpsearch.hardware import Backend
 from mpsearch.hardware.backends import tensorrt as backends

@@ -17,7 +17,8 @@ from mpsearch.deploy.openvino import (
     run_openvino,
     write_openvino,
 )
-from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, TargetRun, refuse_products
+from mpsearch.deploy.targets._base import TARGETS, Job, Run, Target, TargetRun
+from mpsearch.deploy.targets.states import refuse_products
 from mpsearch.hardware.backends.openvino_cpu import OpenVinoCpu, OpenVinoCpuBf16
 from mpsearch.hardware.device import identity
 from mpsearch.hardware.fresh import Program, file_program

@@ -14,16 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mpsearch.deploy.targets._base import (
-    MODEL_FILE,
-    TARGETS,
-    Job,
-    Run,
-    Target,
-    load_on_grid,
-    refuse_products,
-    save_on_grid,
-)
+from mpsearch.deploy.targets._base import MODEL_FILE, TARGETS, Job, Run, Target
+from mpsearch.deploy.targets.states import load_on_grid, refuse_products, save_on_grid
 from mpsearch.errors import CheckpointError, MissingExtraError
 from mpsearch.quant import UnitState, install
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from mpsearch.deploy.onnx import export_float
+from mpsearch.deploy.onnx_float import export_float
 from mpsearch.hardware.qdq import OPSET
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pytrees import Inputs

@@ -1,0 +1,92 @@
+"""The float graph of a model as ONNX, by torch's exporter: exported once, for each assignment to rewrite."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import Any
+
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mpsearch.deploy.graph import keep_pads
+from mpsearch.errors import ModelError
+from mpsearch.hardware.qdq import OPSET
+from mpsearch.models import Form, apart, form_of
+from mpsearch.pytrees import Inputs, joined, leaves_of
+
+
+def export_float(module: nn.Module, example: Inputs, opset: int = OPSET) -> ModelProto:
+    """The float graph of a folded model, dynamic batch, by torch's exporter.
+
+    Args:
+        module: One batch in, one tensor out, eval mode; of one that was bound to a form, the file has the
+            inputs and outputs of its own, by name.
+        example: 1 x C x H x W or more, or what else it reads.
+        opset: Version of the operators; 21 has 4-bit and blockwise DequantizeLinear.
+    Raises: ModelError: torch cannot export it.
+    """
+    one, form = example[:1], form_of(module)
+    two = joined([one, one])  # a batch of one would be fixed by the exporter
+    named: dict[str, Any] = {} if form is None else _port_names(form)
+    axis, two = (0, two) if form is None else (form.batch_axis, form.placed(two))
+    try:
+        # fused attention with a mask is traced with the strides of one kernel and decomposed with those of
+        # another, which the exporter refuses
+        with (
+            warnings.catch_warnings(),
+            sdpa_kernel(SDPBackend.MATH),
+            contextlib.nullcontext() if form is None else apart(module),
+        ):
+            warnings.simplefilter("ignore")  # the exporter's advice to itself
+            each = [{axis: torch.export.Dim.DYNAMIC} for _ in leaves_of(two)]
+            dynamic: Any = (each[0] if isinstance(two, Tensor) else each,)
+            program = torch.onnx.export(
+                module,
+                (two,),
+                **named,
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=dynamic,
+                verbose=False,
+                optimize=False,
+            )
+            if program is not None:
+                _optimize(program)
+    except Exception as error:  # torch's exporter has no common base class for its errors
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"The model cannot be exported to ONNX: {first} Run with --target packed for the packed "
+            "checkpoint alone."
+        ) from error
+    if program is None:
+        raise ModelError(
+            "torch's exporter returned nothing. Run with --target packed for the packed checkpoint alone."
+        )
+    proto: ModelProto = program.model_proto
+    keep_pads(proto)
+    return proto
+
+
+def _port_names(form: Form) -> dict[str, list[str]]:
+    """Names of the file's inputs and outputs, none twice."""
+    given = [leaf.name or "input" for leaf in form.inputs]
+    result = [leaf.name or "output" for leaf in form.outputs]
+    return {
+        "input_names": given,
+        "output_names": [f"output.{name}" if name in given or name.isdigit() else name for name in result],
+    }
+
+
+def _optimize(program: torch.onnx.ONNXProgram) -> None:
+    """The exporter's own optimiser, which must not merge the batch norms that are left into units: a unit's
+    weight stays its own.
+    """
+    norms = [node for node in program.model.graph.all_nodes() if node.op_type == "BatchNormalization"]
+    for node in norms:
+        node.domain = "mpsearch"  # which no rule of the optimiser knows
+    program.optimize()
+    for node in norms:
+        node.domain = ""
