@@ -43,7 +43,7 @@ from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import UnitState
 from mpsearch.quant.rounding import GAMMA, ZETA
 from mpsearch.reconstruct import ReconstructionConfig, calibrate, footprint, reconstruct
-from mpsearch.reconstruct import loop as ours
+from mpsearch.reconstruct import phase_walk as ours
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", ROOT.parent / "shared" / "assets"))

@@ -19,7 +19,7 @@ import torch
 from mpsearch.hardware import identity
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.reconstruct import ReconstructionConfig, calibrate, reconstruct
-from mpsearch.reconstruct import loop as ours
+from mpsearch.reconstruct import phase_walk as ours
 
 OUTPUT = benchmark.ROOT / "benchmarks" / "results" / "reconstruct_bfloat16.md"
 HEAD = """# Final loss in bfloat16 against float32

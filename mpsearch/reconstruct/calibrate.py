@@ -4,29 +4,25 @@ kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from mpsearch.errors import DataError, ModelError
-from mpsearch.models.reads import Reads
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.pytrees import Inputs
 from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
 from mpsearch.quant.devices import on_device, wide
-from mpsearch.quant.weightless import operands_of, unwrap_weightless, weightless_names, wrap_weightless
+from mpsearch.quant.weightless import weightless_names
 from mpsearch.reconstruct.ranges import (
     MAX_INPUT_VALUES,
     SEARCHED,
     Operand,
-    RunningMean,
-    RunningSample,
     input_quantizer,
 )
+from mpsearch.reconstruct.watched import Watched
 
 __all__ = ["MAX_INPUT_VALUES", "Calibration", "calibrate"]
 
@@ -220,59 +216,27 @@ def calibrate(
         ModelError: There is no such unit, or it was never reached, or read NaN or infinity; names it.
     """
     modules, weightless = _found(module, list(units))
-    samples = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
-    given = {unit: _Given(seed + i) for i, unit in enumerate(modules)}
-    operands = {
-        unit: [RunningSample(seed + 2 * i + j) for j in range(operands_of(unit))]
-        for i, unit in enumerate(weightless, len(modules))
-    }
-    means = {unit: RunningMean() for unit in modules}
-    wrapped = wrap_weightless(module, weightless)
-    same = _Same()
-    handles = [m.register_forward_pre_hook(_reads(samples[unit].take)) for unit, m in modules.items()]
-    handles += [m.register_forward_hook(_gives(given[unit].take)) for unit, m in modules.items()]
-    try:
-        for unit, held in wrapped.items():
-            for operand, sample in zip(held.inputs(), operands[unit], strict=True):
-                operand.register_forward_pre_hook(_reads(sample.take_operand))
-        if any(operands_of(unit) == 1 for unit in wrapped):
-            handles += [m.register_forward_pre_hook(same.reads(unit)) for unit, m in modules.items()]
-            for unit, held in wrapped.items():
-                if operands_of(unit) == 1:
-                    held.register_forward_pre_hook(same.reads(unit))
-        with Reads(
-            {unit: m.get_parameter("weight") for unit, m in modules.items()},
-            lambda unit, read: means[unit].add(read),
-        ):
-            _pass_by(module, _each_begun(batches, given.values()), on_batch)
-    finally:
-        unwrap_weightless(module, wrapped)
-        for handle in handles:
-            handle.remove()
-    inputs = {unit: sample.values(unit) for unit, sample in samples.items()}
-    outputs = {unit: sample.whole.values(unit) for unit, sample in given.items()}
-    calls = {unit: sample.of_calls(unit) for unit, sample in given.items() if sample.calls}
+    watched = Watched(modules, weightless, seed)
+    with watched.units_of(module):
+        _pass_by(module, batches, watched, on_batch)
     weights = {unit: m.get_parameter("weight").detach() for unit, m in modules.items()}
-    seen = {unit: tuple(each.operand(unit) for each in taken) for unit, taken in operands.items()}
     biases = {
         unit: m.get_parameter("bias").detach()
         for unit, m in modules.items()
-        if means[unit].adds(m._parameters.get("bias"))
+        if watched.means[unit].adds(m._parameters.get("bias"))
     }
-    found = {unit: mean.value for unit, mean in means.items() if bias_correction and mean.value is not None}
     return Calibration(
         weights,
-        inputs,
-        outputs,
+        {unit: sample.values(unit) for unit, sample in watched.read.items()},
+        {unit: sample.whole.values(unit) for unit, sample in watched.given.items()},
         weight_observer,
         input_observer,
-        seen,
+        {unit: tuple(each.operand(unit) for each in taken) for unit, taken in watched.operands.items()},
         symmetric_inputs,
-        {},
-        found,
-        biases,
-        call_outputs=calls,
-        twins=same.twins(),
+        means=watched.known_means if bias_correction else {},
+        biases=biases,
+        call_outputs={unit: given.of_calls(unit) for unit, given in watched.given.items() if given.calls},
+        twins=watched.twins(),
         softmax=softmax,
     )
 
@@ -289,90 +253,15 @@ def _found(module: nn.Module, units: Sequence[str]) -> tuple[dict[str, nn.Module
     return {unit: there[unit] for unit in units if unit not in weightless}, weightless
 
 
-class _Same:
-    """Which units read one tensor at every call: they are to share a grid, so that a runtime quantises it
-    once.
-    """
-
-    def __init__(self) -> None:
-        self._read: dict[str, list[tuple[int, int]]] = {}
-        self._numbers: Any = WeakIdKeyDictionary()
-        self._count = 0
-
-    def reads(self, unit: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        """A hook before a forward."""
-
-        def take(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if args[0] not in self._numbers:
-                self._count += 1
-                self._numbers[args[0]] = self._count
-            # an operation in place makes another tensor of it
-            self._read.setdefault(unit, []).append((self._numbers[args[0]], args[0]._version))
-
-        return take
-
-    def twins(self) -> dict[str, str]:
-        """Unit -> the first that reads what it reads; those that read what no other does are left out."""
-        first: dict[tuple[tuple[int, int], ...], str] = {}
-        return {
-            unit: found
-            for unit, read in self._read.items()
-            if (found := first.setdefault(tuple(read), unit)) != unit
-        }
-
-
-class _Given:
-    """What a unit gives, over all of its calls and, where a pass calls it more than once, at each.
-
-    Args:
-        seed: Of the samples.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.whole, self.calls = RunningSample(seed), list[RunningSample]()
-        self._seed, self._call, self._passes = seed, 0, 0
-
-    def begin(self) -> None:
-        """A pass begins: the next call is the first."""
-        self._call, self._passes = 0, self._passes + 1
-
-    def take(self, values: Tensor) -> None:
-        """The output of the next call."""
-        if self._passes == 1 and self._call == 1:
-            self.calls.append(self.whole.copy())  # the first call was the only one so far
-        self.whole.take(values)
-        if self._passes == 1 and self._call:
-            self.calls.append(RunningSample(self._seed))
-        if self.calls:
-            self.calls[self._call].take(values)
-        self._call += 1
-
-    def of_calls(self, unit: str) -> tuple[Tensor, ...]:
-        """The sample of each call, 1-D."""
-        return tuple(sample.values(unit) for sample in self.calls)
-
-
-def _each_begun(batches: Iterable[Inputs], given: Collection[_Given]) -> Iterator[Inputs]:
-    for batch in batches:
-        for sample in given:
-            sample.begin()
-        yield batch
-
-
-def _pass_by(module: nn.Module, batches: Iterable[Inputs], on_batch: Callable[[int], None] | None) -> None:
+def _pass_by(
+    module: nn.Module, batches: Iterable[Inputs], watched: Watched, on_batch: Callable[[int], None] | None
+) -> None:
     done = 0
     for batch in batches:
+        watched.begin()
         module(batch)
         done += len(batch)
         if on_batch is not None:
             on_batch(done)
     if not done:
         raise DataError("Calibration got no images. Give at least one with --data or --calibration-data.")
-
-
-def _reads(take: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    return lambda _, args: take(args[0])
-
-
-def _gives(take: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    return lambda _, args, output: take(output)

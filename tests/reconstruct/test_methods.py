@@ -10,7 +10,7 @@ import torch
 from mpsearch.errors import DataError, ModelError, OptionError
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import AffineParams, LogParams, TwoRegionParams, install
-from mpsearch.reconstruct import METHODS, ReconstructionConfig, calibrate, loop, reconstruct
+from mpsearch.reconstruct import METHODS, ReconstructionConfig, calibrate, phase_walk, reconstruct
 
 LEARNED = [name for name in METHODS.names() if METHODS.create(name).phases()]
 VARIANTS = [*LEARNED, "qdrop:loss=fisher", "brecq:loss=fisher", "qdrop:keep_prob=1.0"]
@@ -277,7 +277,7 @@ def test_what_is_known_wholly_is_not_walked_again(tiny, monkeypatch, method):
     known = {}
     for _, states, result in reports:
         known.setdefault(result.phase, {}).update(states)
-    monkeypatch.setattr(loop, "walk", lambda *_: pytest.fail("walked"))
+    monkeypatch.setattr(phase_walk, "walk", lambda *_: pytest.fail("walked"))
     seen = []
     states = net.calibration.states(net.uniform("W3A4"))
     config = ReconstructionConfig(iterations=15, method=method)

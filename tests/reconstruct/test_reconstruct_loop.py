@@ -13,8 +13,8 @@ from torch import nn
 from mpsearch.errors import ModelError, UnknownNameError
 from mpsearch.problem import Candidate
 from mpsearch.quant import inputs, install, quantize
-from mpsearch.reconstruct import ReconstructionConfig, calibrate, loop, reconstruct
-from mpsearch.reconstruct.loop import _convolving_fast
+from mpsearch.reconstruct import ReconstructionConfig, calibrate, phase_walk, reconstruct
+from mpsearch.reconstruct.channels_last import convolving_fast
 
 SHORT = ReconstructionConfig(iterations=40, batch_size=8, learning_rate=3e-2, step_learning_rate=1e-2)
 _done = {}
@@ -148,11 +148,11 @@ def test_nothing_is_dropped_afterwards(tiny, monkeypatch, stopped):
     net, wrapped = tiny("conv"), {}
 
     def spy(module, names):
-        wrapped.update(loop_wrap(module, names))
+        wrapped.update(real_wrap(module, names))
         return wrapped
 
-    loop_wrap = loop.wrap_units
-    monkeypatch.setattr(loop, "wrap_units", spy)
+    real_wrap = phase_walk.wrap_units
+    monkeypatch.setattr(phase_walk, "wrap_units", spy)
     kept = []
     run(
         net,
@@ -168,17 +168,17 @@ def test_nothing_is_dropped_afterwards(tiny, monkeypatch, stopped):
 
 def test_while_a_block_learns_its_units_drop_with_the_configured_probability(tiny, monkeypatch):
     net, seen, wrapped = tiny("conv"), set(), {}
-    loop_wrap, keep_mask = loop.wrap_units, inputs.keep_mask
+    real_wrap, keep_mask = phase_walk.wrap_units, inputs.keep_mask
 
     def spy(module, names):
-        wrapped.update(loop_wrap(module, names))
+        wrapped.update(real_wrap(module, names))
         return wrapped
 
     def watched(*args):
         seen.add(tuple(layer.input.keep_prob for layer in wrapped.values()))
         return keep_mask(*args)
 
-    monkeypatch.setattr(loop, "wrap_units", spy)
+    monkeypatch.setattr(phase_walk, "wrap_units", spy)
     monkeypatch.setattr(inputs, "keep_mask", watched)
     run(net, ReconstructionConfig(iterations=2, batch_size=4, method="qdrop:keep_prob=0.25"))
     assert seen == {(0.25, 1.0, 1.0, 1.0), (1.0, 0.25, 0.25, 1.0), (1.0, 1.0, 1.0, 0.25)}
@@ -248,7 +248,7 @@ def test_an_unknown_method_is_named(tiny):
 def test_the_channels_come_last_only_where_every_batch_norm_is_folded():
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     normed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)).eval()
-    assert _convolving_fast(plain, torch.zeros(1, 3, 8, 8)) and not _convolving_fast(
+    assert convolving_fast(plain, torch.zeros(1, 3, 8, 8)) and not convolving_fast(
         normed, torch.zeros(1, 3, 8, 8)
     )
     assert (

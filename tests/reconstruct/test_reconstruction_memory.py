@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from mpsearch.reconstruct import METHODS, ReconstructionConfig, footprint, loop, reconstruct
+from mpsearch.reconstruct import METHODS, ReconstructionConfig, footprint, phase_walk, reconstruct
 from mpsearch.reconstruct.memory import ALLOWANCE, counting, section
 
 LEARNED = [name for name in METHODS.names() if METHODS.create(name).phases()]
@@ -83,13 +83,13 @@ def test_a_method_that_learns_nothing_takes_nothing(tiny):
 def test_no_rows_are_left(tiny, monkeypatch, name):
     net, live, made = tiny(name), weakref.WeakSet(), []
 
-    class Counted(loop.Rows):
+    class Counted(phase_walk.Rows):
         def __init__(self, example, count):
             super().__init__(example, count)
             live.add(self)
             made.append(count)
 
-    monkeypatch.setattr(loop, "Rows", Counted)
+    monkeypatch.setattr(phase_walk, "Rows", Counted)
     reconstruct(
         net.module,
         net.blocks,

@@ -12,7 +12,8 @@ from torch import nn
 
 from mpsearch.errors import DataError, ModelError, OptionError
 from mpsearch.quant import OBSERVERS, fake_quantize
-from mpsearch.reconstruct.smooth import find_folds, smooth
+from mpsearch.reconstruct.folds import find_folds
+from mpsearch.reconstruct.smooth import smooth
 
 
 @pytest.fixture(autouse=True)
