@@ -153,7 +153,7 @@ class _Baseline:
         sampler.
         """
         planner = self.own.planner
-        optimum = planner.proxy_optimum(planner.constraints.limits[planner.resource])
+        optimum = planner.proxy_optimum(planner.limit)
         first = list({optimum: "exact front", **dict.fromkeys(planner.warm, "warm")}.items())
         first.sort(key=lambda item: item[1] != "warm")  # in the order they were given, the optimum last
         told = len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))

@@ -11,7 +11,7 @@ from mpsearch.problem import Budget
 from mpsearch.study import Trial, polish
 from mpsearch.study.model.correction import correct
 from mpsearch.study.model.gaussian_process import LocalModel
-from mpsearch.study.proposals import sums
+from mpsearch.study.optima import sums
 
 
 def lucky(seed, number, luck, count=8, width=4):

@@ -14,7 +14,7 @@ from mpsearch.solvers.ask.lagrangian_front import improvements, most_improving, 
 from mpsearch.solvers.constraints import Constraints
 from mpsearch.study import explore
 from mpsearch.study.model.correction import correct, positive
-from mpsearch.study.proposals import sums
+from mpsearch.study.optima import sums
 
 
 def measured(count, width, number, seed, factor=0.7, slope=1.0, base=0.0):

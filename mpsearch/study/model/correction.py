@@ -28,9 +28,7 @@ NOISES = (0.02, 0.06, 0.15, 0.4)  # of what the model cannot say, in log loss
 _SLOPE_SD, _LEVEL_SD = 0.3, 1.0
 _SLOPES = (0.3, 3.0)  # what a straight line through the logarithms may start from
 _BASES = (0.005, 0.02, 0.1, 0.5)  # distances of the base below the least loss, in units of median less least
-_ZERO_BASE = (
-    2.0  # how much more likely, in logs, a base of zero is than another: divergences and mean squares have it
-)
+_ZERO_BASE = 2.0  # how much likelier, in logs, a base of zero is: divergences and mean squares have it
 _REACH = 0.7  # distance in log damage at which a measurement counts half
 _FAR = 10.0  # times the least loss: beyond that a measurement counts less too
 _MOST_MEASUREMENTS = 400  # the nearest are used, so that a batch stays cheap in a long study
@@ -153,9 +151,8 @@ def correct(
         if focus is None
         else np.sqrt(1 + (np.maximum(np.abs(distance[near]), _above(losses[near])) / _REACH) ** 2)
     )
-    with threadpool_limits(
-        1, user_api="blas"
-    ):  # small matrices: threads cost more than they save, and would round differently
+    # small matrices: threads cost more than they save, and would round differently
+    with threadpool_limits(1, user_api="blas"):
         if like is not None and like.base < losses.min():
             return _mode(
                 _data(logs, choices[near], losses[near], damage[near], doubt, like.base),
