@@ -15,7 +15,8 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
 from mpsearch.errors import UserError
-from mpsearch.hardware.kernels.unit import InputGrid, KernelUnit, TileChooser, WeightCodes
+from mpsearch.hardware.kernels.grids import InputGrid, WeightCodes
+from mpsearch.hardware.kernels.unit import KernelUnit, TileChooser
 from mpsearch.problem import ConvAttributes, Layer
 from mpsearch.quant import QuantizedTensor, UnitState
 from mpsearch.quant.layers import called

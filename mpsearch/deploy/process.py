@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from mpsearch.deploy.artifact import Artifact, open_artifact
 from mpsearch.errors import CheckpointError, UserError
 from mpsearch.foreign import one_message
-from mpsearch.hardware.fresh import Loaded, bench_of, outputs_of
+from mpsearch.hardware.fresh import bench_of, outputs_of
+from mpsearch.hardware.fresh_process import Loaded
 from mpsearch.hardware.qdq import Array
 from mpsearch.models import Form, ModelSource, as_batch, bound, build_model
 from mpsearch.pytrees import Inputs, arrays_of, flatten

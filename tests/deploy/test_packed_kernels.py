@@ -26,7 +26,7 @@ from mpsearch.errors import (
     UnknownNameError,
     UserError,
 )
-from mpsearch.hardware import fresh
+from mpsearch.hardware import fresh_process
 from mpsearch.hardware.gpu import card as cards
 from mpsearch.hardware.gpu import probe
 from mpsearch.hardware.kernels.layout import padded_columns
@@ -363,7 +363,10 @@ def asked(tmp_path, capsys):
         given, answer = tmp_path / "inputs.npz", tmp_path / "outputs.npy"
         np.savez(given, np.zeros(0, np.float32) if inputs is None else inputs.numpy())
         job = {"loader": program.loader, "path": str(program.path), "options": program.options, "threads": 1}
-        assert fresh._main(json.dumps({**job, "inputs": str(given), "outputs": str(answer), **request})) == 0
+        assert (
+            fresh_process._main(json.dumps({**job, "inputs": str(given), "outputs": str(answer), **request}))
+            == 0
+        )
         return torch.from_numpy(np.load(answer)), json.loads(capsys.readouterr().out.splitlines()[-1])
 
     return ask
@@ -381,7 +384,7 @@ def test_an_exported_artifact_is_run_and_benched_on_the_kernels(exported_artifac
         logits.dtype == torch.float32 and float(torch.nn.functional.cosine_similarity(logits, wanted)) > 0.999
     )
     monkeypatch.setattr(
-        fresh, "_latencies", lambda run, inputs, seconds: {"latency_us": {}}
+        fresh_process, "_latencies", lambda run, inputs, seconds: {"latency_us": {}}
     )  # dozens of calls, which the interpreter takes seconds for
     _, found = asked(artifact, {"do": "bench", "batches": [1], "seconds": 0.0, "shapes": artifact.inputs})
     assert found["device"].startswith("NVIDIA H200")

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from mpsearch.hardware.kernels import device_code
+from mpsearch.hardware.kernels.grids import InputGrid, WeightCodes
 from mpsearch.hardware.kernels.layout import pack_planes, padded_columns, plane_nbytes, planes, unpack_planes
 from mpsearch.hardware.kernels.tiles import Tile
-from mpsearch.hardware.kernels.unit import InputGrid, KernelUnit, WeightCodes
+from mpsearch.hardware.kernels.unit import KernelUnit
 from mpsearch.problem import ConvAttributes, Layer
 from mpsearch.quant.packing import pack, unpack
 

@@ -15,7 +15,7 @@ from mpsearch.cli._show import Format
 from mpsearch.deploy.artifact import open_artifact
 from mpsearch.deploy.onnx_run import load_onnx
 from mpsearch.errors import OptionError, TableError
-from mpsearch.hardware import LatencyTable, fresh, identity
+from mpsearch.hardware import LatencyTable, fresh_process, identity
 from mpsearch.hardware.backends import BACKENDS
 from mpsearch.hardware.profile import latency_costs, missing_cells
 from mpsearch.hardware.rows import ModelRun, Row, row_key
@@ -89,7 +89,7 @@ def test_a_new_process_times_a_call_of_so_many(tmp_path):
     given = tmp_path / "inputs.npz"
     np.savez(given, np.arange(6.0, dtype=np.float32).reshape(3, 2))
     job = {"inputs": str(given), "threads": 1, "seconds": 0.001, "batch": 5}
-    outputs, told = fresh._time(fresh.Loaded(double), job, 0)
+    outputs, told = fresh_process._time(fresh_process.Loaded(double), job, 0)
     assert np.array_equal(outputs, 2 * np.arange(6.0).reshape(3, 2)) and told["timing"]["median_us"] > 0
     assert calls[:3] == [1, 1, 1] and set(calls[3:]) == {5}
     pair = repeated(Batch([torch.arange(3), torch.arange(6).view(3, 2)]), 4)

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpsearch.hardware.backend import Cell
+from mpsearch.hardware.kernels.grids import InputGrid, WeightCodes
 from mpsearch.hardware.kernels.tiles import default_tile
-from mpsearch.hardware.kernels.unit import InputGrid, KernelUnit, TileChooser, WeightCodes
+from mpsearch.hardware.kernels.unit import KernelUnit, TileChooser
 from mpsearch.problem import Candidate, ConvAttributes, Layer
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -1,5 +1,5 @@
-"""The Triton kernels. Only code for the device stands here; `unit` launches it, `tiles` chooses its tile
-sizes.
+"""The Triton kernels: a product, the sum of its parts, a depthwise convolution, and codes of an input. Only
+code for the device stands here and in `device_weights`; `unit` launches it, `tiles` chooses its tile sizes.
 
 One product kernel serves linear layers and convolutions (implicit GEMM over NHWC: the rows of A are output
 pixels, its columns are taps x channels, computed, not stored). A is M x K, W is N x K in bit planes
@@ -13,107 +13,13 @@ pixels, its columns are taps x channels, computed, not stored). A is M x K, W is
 with wz the weight's zero point on u's grid, and corr[n] = K zx wz[n] - zx sum_k u, the part of the zero
 points that does not depend on x. Columns past K read s = 0, so whatever the padding of W holds does not
 count. The int8 kernel never pads a picture: `quantize_kernel` writes codes into a frame that already holds
-the code of zero. Spread of a byte: `tl.join` puts the codes of a byte next to each other in one thread, so no
-data moves between threads.
+the code of zero.
 """
 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _spread(held, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """ROWS x COLUMNS * WIDTH / 8 bytes to ROWS x COLUMNS codes: the code of column c lies at bit (c mod 8 /
-    WIDTH) * WIDTH of its byte.
-    """
-    if WIDTH == 8:
-        codes = held
-    elif WIDTH == 4:
-        codes = tl.reshape(tl.join(held & 15, held >> 4), (ROWS, COLUMNS))
-    elif WIDTH == 2:
-        even, odd = tl.join(held & 3, (held >> 4) & 3), tl.join((held >> 2) & 3, held >> 6)
-        codes = tl.reshape(tl.join(even, odd), (ROWS, COLUMNS))
-    else:
-        even = tl.join(tl.join(held & 1, (held >> 4) & 1), tl.join((held >> 2) & 1, (held >> 6) & 1))
-        odd = tl.join(tl.join((held >> 1) & 1, (held >> 5) & 1), tl.join((held >> 3) & 1, held >> 7))
-        codes = tl.reshape(tl.join(even, odd), (ROWS, COLUMNS))
-    return codes
-
-
-@triton.jit
-def _plane(
-    w,
-    rows,
-    column,
-    all_rows,
-    units,
-    SHIFT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    """Codes of one plane, ROWS x COLUMNS, from column `column` (a multiple of COLUMNS)."""
-    at = column * WIDTH // 8 + tl.arange(0, COLUMNS * WIDTH // 8)
-    places = w + all_rows * (units * (4 * SHIFT)) + rows[:, None] * (units * (4 * WIDTH)) + at[None, :]
-    held = tl.load(places) if EVEN else tl.load(places, mask=at[None, :] < units * (4 * WIDTH), other=0)
-    return _spread(held, WIDTH, ROWS, COLUMNS) << SHIFT
-
-
-@triton.jit
-def _codes(
-    w,
-    rows,
-    column,
-    all_rows,
-    units,
-    BITS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    """Codes of a tile of a `PlaneMatrix` of `all_rows` rows and `units` * 32 columns, uint8 ROWS x
-    COLUMNS.
-    """
-    if BITS == 8:
-        codes = _plane(w, rows, column, all_rows, units, 0, 8, ROWS, COLUMNS, EVEN)
-    elif BITS >= 4:
-        codes = _plane(w, rows, column, all_rows, units, 0, 4, ROWS, COLUMNS, EVEN)
-        if BITS & 2:
-            codes |= _plane(w, rows, column, all_rows, units, 4, 2, ROWS, COLUMNS, EVEN)
-        if BITS & 1:
-            codes |= _plane(w, rows, column, all_rows, units, 4 + (BITS & 2), 1, ROWS, COLUMNS, EVEN)
-    elif BITS >= 2:
-        codes = _plane(w, rows, column, all_rows, units, 0, 2, ROWS, COLUMNS, EVEN)
-        if BITS & 1:
-            codes |= _plane(w, rows, column, all_rows, units, 2, 1, ROWS, COLUMNS, EVEN)
-    else:
-        codes = _plane(w, rows, column, all_rows, units, 0, 1, ROWS, COLUMNS, EVEN)
-    return codes
-
-
-@triton.jit
-def _signed(codes, BITS: tl.constexpr):
-    """Codes as int8, 2^(bits-1) lower."""
-    if BITS == 8:
-        values = (codes ^ 128).to(tl.int8, bitcast=True)
-    else:
-        values = codes.to(tl.int8, bitcast=True) - (1 << (BITS - 1))
-    return values
-
-
-@triton.jit
-def _as_float(codes, BITS: tl.constexpr, TYPE: tl.constexpr):
-    """Codes as fp16 or bf16, exactly. Written into the mantissa of 1024 (of 128 in bf16), because integer
-    conversion is slow on the device.
-    """
-    if TYPE == tl.float16:
-        values = (codes.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1024.0
-    elif BITS < 8:
-        values = (codes.to(tl.uint16) | 0x4300).to(tl.bfloat16, bitcast=True) - 128.0
-    else:
-        values = codes.to(tl.bfloat16)
-    return values.to(TYPE)
+from mpsearch.hardware.kernels.device_weights import as_float, as_signed, load_codes
 
 
 @triton.jit
@@ -126,6 +32,70 @@ def _finish(acc, columns, scale, bias, corr, N, INTEGER: tl.constexpr, BIAS: tl.
     if BIAS:
         y += tl.load(bias + columns, mask=inside, other=0.0)[None, :]
     return y
+
+
+@triton.jit
+def _tile(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """Rows and columns of the tile of a program. Tiles go in bands of GROUP_M rows: what a wave reads of W
+    stays in the L2.
+    """
+    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    band = GROUP_M * tiles_n
+    first = (pid // band) * GROUP_M
+    high = tl.minimum(tiles_m - first, GROUP_M)
+    rows = (first + (pid % band) % high) * BLOCK_M + tl.arange(0, BLOCK_M)
+    return rows, ((pid % band) // high) * BLOCK_N + tl.arange(0, BLOCK_N)
+
+
+@triton.jit
+def _window_of(
+    at, OUT_H, OUT_W,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+):  # fmt: skip
+    """Picture of an output pixel, and the first line and row of what the pixel reads of it."""
+    image, pixel = at // (OUT_H * OUT_W), at % (OUT_H * OUT_W)
+    return image, (pixel // OUT_W) * STRIDE_H - PAD_H, (pixel % OUT_W) * STRIDE_W - PAD_W
+
+
+@triton.jit
+def _windows(
+    a, corner, top, left, ks, K, H, WIDE, CHANNELS,
+    EVEN: tl.constexpr, GROUP_CHANNELS: tl.constexpr, TAPS_W: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+):  # fmt: skip
+    """Columns `ks` of the windows of output pixels, whose first values lie at `corner`, lines `top`, rows
+    `left` of a picture; 0 outside of it.
+    """
+    tap, channel = ks // GROUP_CHANNELS, ks % GROUP_CHANNELS
+    down, right = (tap // TAPS_W) * DILATION_H, (tap % TAPS_W) * DILATION_W
+    places = corner[:, None] + ((down * WIDE + right) * CHANNELS + channel)[None, :]
+    if PAD_H or PAD_W:
+        line, row = top[:, None] + down[None, :], left[:, None] + right[None, :]
+        held = tl.load(
+            a + places,
+            mask=(line >= 0) & (line < H) & (row >= 0) & (row < WIDE) & (ks < K)[None, :],
+            other=0,
+        )
+    elif EVEN:
+        held = tl.load(a + places)
+    else:
+        held = tl.load(a + places, mask=(ks < K)[None, :], other=0)
+    return held
+
+
+@triton.jit
+def _write(
+    acc, y, partial, rows, columns, part, shift, scale, bias, corr, M, N, all_rows,
+    INTEGER: tl.constexpr, BIAS: tl.constexpr, SPLIT_K: tl.constexpr,
+):  # fmt: skip
+    """A tile of sums, finished where there is one part alone; `shift` is the first column of its group."""
+    inside = (rows < M)[:, None] & (columns < N)[None, :]
+    at = rows[:, None].to(tl.int64) * all_rows + (shift + columns)[None, :]
+    if SPLIT_K == 1:
+        out = _finish(acc, columns, scale + shift, bias + shift, corr + shift, N, INTEGER, BIAS)
+        tl.store(y + at, out.to(y.dtype.element_ty), mask=inside)
+    else:
+        tl.store(partial + part.to(tl.int64) * M * all_rows + at, acc, mask=inside)
 
 
 @triton.jit
@@ -153,23 +123,14 @@ def product_kernel(
         EVEN: K is a multiple of BLOCK_K, so no load in its direction is masked.
     """
     pid, part, group = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    band = GROUP_M * tiles_n  # tiles in bands of GROUP_M rows: what a wave reads of W stays in the L2
-    first = (pid // band) * GROUP_M
-    high = tl.minimum(tiles_m - first, GROUP_M)
-    rows = (first + (pid % band) % high) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = ((pid % band) // high) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_at = (rows % M).to(tl.int64)  # offsets of rows pass 2^31; rows and columns past the end repeat
-    # others and are not stored
+    rows, columns = _tile(pid, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    # offsets of rows pass 2^31; rows and columns past the end repeat others and are not stored
+    row_at = (rows % M).to(tl.int64)
     w_rows = group * N + columns % N
     if CONV:
-        image, pixel = row_at // (OUT_H * OUT_W), row_at % (OUT_H * OUT_W)
-        top, left = (pixel // OUT_W) * STRIDE_H - PAD_H, (pixel % OUT_W) * STRIDE_W - PAD_W
+        image, top, left = _window_of(row_at, OUT_H, OUT_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W)
         corner = ((image * H + top) * WIDE + left) * CHANNELS + group * GROUP_CHANNELS
-    if INTEGER:
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    else:
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if INTEGER else tl.float32)
     sums = tl.zeros((BLOCK_M,), tl.int32)
     if ZERO and not INTEGER:
         zeros = tl.load(zero + w_rows).to(a.dtype.element_ty)
@@ -177,46 +138,29 @@ def product_kernel(
         start = step * BLOCK_K
         ks = start + tl.arange(0, BLOCK_K)
         if CONV:
-            tap, channel = ks // GROUP_CHANNELS, ks % GROUP_CHANNELS
-            down, right = (tap // TAPS_W) * DILATION_H, (tap % TAPS_W) * DILATION_W
-            places = corner[:, None] + ((down * WIDE + right) * CHANNELS + channel)[None, :]
-            if PAD_H or PAD_W:
-                line, row = top[:, None] + down[None, :], left[:, None] + right[None, :]
-                held = tl.load(
-                    a + places,
-                    mask=(line >= 0) & (line < H) & (row >= 0) & (row < WIDE) & (ks < K)[None, :],
-                    other=0,
-                )
-            elif EVEN:
-                held = tl.load(a + places)
-            else:
-                held = tl.load(a + places, mask=(ks < K)[None, :], other=0)
+            held = _windows(
+                a, corner, top, left, ks, K, H, WIDE, CHANNELS,
+                EVEN, GROUP_CHANNELS, TAPS_W, PAD_H, PAD_W, DILATION_H, DILATION_W,
+            )  # fmt: skip
         elif EVEN:
             held = tl.load(a + row_at[:, None] * K + ks[None, :])
         else:
             held = tl.load(a + row_at[:, None] * K + ks[None, :], mask=(ks < K)[None, :], other=0)
-        codes = _codes(w, w_rows, start, all_rows, units, BITS, BLOCK_N, BLOCK_K, EVEN)
+        codes = load_codes(w, w_rows, start, all_rows, units, BITS, BLOCK_N, BLOCK_K, EVEN)
         if INTEGER:
-            acc = tl.dot(held, tl.trans(_signed(codes, BITS)), acc, out_dtype=tl.int32)
+            acc = tl.dot(held, tl.trans(as_signed(codes, BITS)), acc, out_dtype=tl.int32)
             if ZERO:
                 sums += tl.sum(held.to(tl.int32), axis=1)
         else:
-            values = _as_float(codes, BITS, a.dtype.element_ty)
-            if ZERO:
-                values -= zeros[:, None]
-            else:
-                values -= 1 << (BITS - 1)
+            values = as_float(codes, BITS, a.dtype.element_ty)
+            values -= zeros[:, None] if ZERO else 1 << (BITS - 1)
             acc = tl.dot(held, tl.trans(values.to(a.dtype.element_ty)), acc)
-    inside = (rows < M)[:, None] & (columns < N)[None, :]
     if INTEGER and ZERO:
         acc -= sums[:, None] * tl.load(zero + w_rows)[None, :]
-    at = rows[:, None].to(tl.int64) * all_rows + (group * N + columns)[None, :]
-    if SPLIT_K == 1:
-        shift = group * N
-        out = _finish(acc, columns, scale + shift, bias + shift, corr + shift, N, INTEGER, BIAS)
-        tl.store(y + at, out.to(y.dtype.element_ty), mask=inside)
-    else:
-        tl.store(partial + part.to(tl.int64) * M * all_rows + at, acc, mask=inside)
+    _write(
+        acc, y, partial, rows, columns, part, group * N, scale, bias, corr, M, N, all_rows,
+        INTEGER, BIAS, SPLIT_K,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -264,8 +208,7 @@ def depthwise_kernel(
     channels = first + tl.arange(0, BLOCK_C)
     known = channels < CHANNELS
     at = (pixels % PIXELS).to(tl.int64)
-    image, pixel = at // (OUT_H * OUT_W), at % (OUT_H * OUT_W)
-    top, left = (pixel // OUT_W) * STRIDE_H - PAD_H, (pixel % OUT_W) * STRIDE_W - PAD_W
+    image, top, left = _window_of(at, OUT_H, OUT_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W)
     if INTEGER:
         acc, sums = tl.zeros((BLOCK_P, BLOCK_C), tl.int32), tl.zeros((BLOCK_P, BLOCK_C), tl.int32)
     else:
@@ -277,9 +220,9 @@ def depthwise_kernel(
             inside = inside & ((line >= 0) & (line < H) & (row >= 0) & (row < WIDE))[:, None]
         places = ((image * H + line) * WIDE + row)[:, None] * CHANNELS + channels[None, :]
         held = tl.load(a + places, mask=inside, other=0)
-        codes = _codes(w, tap + tl.arange(0, 1), first, TAPS_H * TAPS_W, units, BITS, 1, BLOCK_C, False)
+        codes = load_codes(w, tap + tl.arange(0, 1), first, TAPS_H * TAPS_W, units, BITS, 1, BLOCK_C, False)
         if INTEGER:
-            acc += held.to(tl.int32) * _signed(codes, BITS).to(tl.int32)
+            acc += held.to(tl.int32) * as_signed(codes, BITS).to(tl.int32)
             if ZERO:
                 sums += held.to(tl.int32)
         else:

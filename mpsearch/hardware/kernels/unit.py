@@ -12,52 +12,12 @@ import torch
 from torch import Tensor
 
 from mpsearch.hardware.kernels import device_code
+from mpsearch.hardware.kernels.grids import InputGrid, WeightCodes
 from mpsearch.hardware.kernels.layout import PlaneMatrix, pack_planes
 from mpsearch.hardware.kernels.tiles import Shape, Tile, default_tile
 from mpsearch.problem import ConvAttributes, Layer
 
 TileChooser = Callable[[Shape], Tile]
-
-
-@dataclass(frozen=True)
-class InputGrid:
-    """Quantiser of the input of an integer unit: codes 0 .. 2^bits - 1, x_hat = (q - zero_point) * scale; the
-    kernels hold codes less 2^(bits - 1) as int8.
-    """
-
-    scale: float
-    zero_point: int
-    bits: int = 8
-
-    @property
-    def half(self) -> int:
-        """What is taken off a code."""
-        return 1 << (self.bits - 1)
-
-
-@dataclass(frozen=True)
-class WeightCodes:
-    """A quantised weight: w_hat = (codes - zero_point[n]) * scale[n].
-
-    Args:
-        codes: Unsigned integers 0 .. 2^bits - 1, [N, ...].
-        scale: float32 [N].
-        zero_point: int32 [N], on the grid of the codes; None for 2^(bits - 1), which is the symmetric grid.
-        bits: 1 to 8.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor | None
-    bits: int
-
-    def dequantize(self) -> Tensor:
-        """float64, shape of `codes`."""
-        shape = (-1, *[1] * (self.codes.ndim - 1))
-        zero = (
-            torch.full_like(self.scale, 1 << (self.bits - 1)) if self.zero_point is None else self.zero_point
-        )
-        return (self.codes.double() - zero.double().view(shape)) * self.scale.double().view(shape)
 
 
 @dataclass(eq=False)
@@ -225,6 +185,14 @@ class KernelUnit:
     def _attributes(self) -> ConvAttributes:
         return self.layer.conv or ConvAttributes()
 
+    @property
+    def _numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scale, bias, correction and zero points of the columns; another stands for what there is none of,
+        which no kernel reads.
+        """
+        bias = self.scale if self.bias is None else self.bias
+        return self.scale, bias, self.corr, self.corr if self.zero is None else self.zero
+
     def shape(self, m: int) -> Shape:
         """Shape of the product over `m` rows."""
         groups = self._attributes.groups if self.layer.op == "conv2d" else 1
@@ -245,16 +213,7 @@ class KernelUnit:
         frame = (*a.shape[1:], *y.shape[1:3]) if geometry else (1, 1, 1, 1, 1)
         grid = (-(-m // tile.block_m) * -(-n // tile.block_n), split, groups)
         handle = device_code.product_kernel[grid](
-            *(
-                a,
-                self.weight.data,
-                y,
-                partial,
-                self.scale,
-                self.scale if self.bias is None else self.bias,
-                self.corr,
-                self.corr if self.zero is None else self.zero,
-            ),
+            *(a, self.weight.data, y, partial, *self._numbers),
             *(m, n, k, self.weight.column_units, self.weight.rows, *frame),
             BITS=self.weight.bits,
             INTEGER=integer,
@@ -279,10 +238,9 @@ class KernelUnit:
 
     def _sum(self, partial: Tensor, y: Tensor, m: int, n: int, split: int) -> None:
         block = (min(32, 1 << (m - 1).bit_length()), 64)
-        bias, integer = self.scale if self.bias is None else self.bias, self.grid is not None
         handle = device_code.sum_kernel[(-(-m // block[0]), -(-n // block[1]))](
-            *(partial, y, self.scale, bias, self.corr, m, n),
-            INTEGER=integer,
+            *(partial, y, *self._numbers[:3], m, n),
+            INTEGER=self.grid is not None,
             BIAS=self.bias is not None,
             SPLIT_K=split,
             BLOCK_M=block[0],
@@ -295,15 +253,7 @@ class KernelUnit:
         block_c = min(128, max(32, 1 << (channels - 1).bit_length()))
         block_p = 1024 // block_c
         handle = device_code.depthwise_kernel[(-(-pixels // block_p), -(-channels // block_c))](
-            *(
-                a,
-                self.weight.data,
-                y,
-                self.scale,
-                self.scale if self.bias is None else self.bias,
-                self.corr,
-                self.corr if self.zero is None else self.zero,
-            ),
+            *(a, self.weight.data, y, *self._numbers),
             *(pixels, channels, self.weight.column_units, *a.shape[1:3], *y.shape[1:3]),
             BITS=self.weight.bits,
             INTEGER=self.grid is not None,
