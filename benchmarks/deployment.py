@@ -30,10 +30,12 @@ from mpsearch.errors import UserError
 from mpsearch.hardware import identity
 from mpsearch.pipeline import RunConfig, Silent
 from mpsearch.pipeline.folder import Study
-from mpsearch.pipeline.jobs.export import Deployer, Point
+from mpsearch.pipeline.jobs.export import Deployer
 from mpsearch.pipeline.jobs.imported import open_workshop
+from mpsearch.pipeline.jobs.points import Point
 from mpsearch.pipeline.steps.costs import resolve_budgets, sized_problem
-from mpsearch.pipeline.steps.latency import add_latency, latency_table
+from mpsearch.pipeline.steps.latency import latency_table
+from mpsearch.pipeline.steps.latency_model import add_latency
 from mpsearch.pipeline.steps.scores import add_scores
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Assignment, Problem

@@ -25,7 +25,7 @@ from mpsearch.hardware import identity
 from mpsearch.pipeline import RunConfig, run
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.steps.subject import load_subject
+from mpsearch.pipeline.steps.loading import load_subject
 
 
 def main() -> None:

@@ -25,7 +25,9 @@ from mpsearch.evaluate import FastEvaluator, predict
 from mpsearch.hardware import identity
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps.costs import sized_problem
-from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
+from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import Assignment, Problem
 from mpsearch.quant import install
 from mpsearch.reconstruct import Calibration, calibrate

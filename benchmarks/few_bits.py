@@ -27,7 +27,8 @@ from mpsearch.evaluate.metrics import kl_by_image
 from mpsearch.hardware import identity
 from mpsearch.pipeline import RunConfig, Silent, run
 from mpsearch.pipeline.folder import Study
-from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Assignment
 from mpsearch.quant import install

@@ -19,7 +19,8 @@ from few_bits import MODELS, machine, settings, standard_error, top1
 from mpsearch.evaluate import predict
 from mpsearch.evaluate.metrics import kl_by_image
 from mpsearch.pipeline import Silent
-from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.quant import install
 from mpsearch.reconstruct import ReconstructionConfig, reconstruct

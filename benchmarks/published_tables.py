@@ -20,8 +20,8 @@ from mpsearch.hardware.trtexec import Build, Network, account, card_identity, im
 from mpsearch.hardware.trtexec.shapes import unit_layer
 from mpsearch.pipeline import RunConfig
 from mpsearch.pipeline.progress import Silent
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.pipeline.steps.network import network_of
-from mpsearch.pipeline.steps.subject import load_subject
 from mpsearch.problem import Layer
 
 ROOT = Path(__file__).resolve().parent.parent

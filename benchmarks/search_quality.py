@@ -38,8 +38,9 @@ from mpsearch.objectives import OBJECTIVES as ALL
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps.costs import resolve_budgets, sized_problem
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.pipeline.steps.scores import add_scores
-from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
 from mpsearch.problem import Budget, Candidate, Problem
 from mpsearch.solvers import hypervolume, non_dominated, reachable, solve
 from mpsearch.solvers.tables.groups import SuperLayers

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from mpsearch.errors import OptionError
 from mpsearch.pipeline.folder import Study
-from mpsearch.pipeline.jobs.export import Deployer, assignment_of, export_points, points_of
+from mpsearch.pipeline.jobs.export import Deployer, export_points
 from mpsearch.pipeline.jobs.imported import open_workshop
+from mpsearch.pipeline.jobs.points import assignment_of, points_of
 from mpsearch.pipeline.progress import Lines, Progress
 from mpsearch.pipeline.results import Choice, Results
 from mpsearch.problem import Assignment

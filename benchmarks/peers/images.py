@@ -12,7 +12,7 @@ import torch
 from benchmarks.peers.networks import ASSETS, FACTORIES, NETWORKS, float_model, weights_file
 from mpsearch.evaluate import predict
 from mpsearch.pipeline import RunConfig, Silent
-from mpsearch.pipeline.steps.subject import load_subject
+from mpsearch.pipeline.steps.loading import load_subject
 
 PARTS = ("calibration", "search", "evaluation")
 

@@ -63,7 +63,8 @@ def export(
     require_study(study)
     require_names({"target": target})
     from mpsearch.pipeline.folder import Study
-    from mpsearch.pipeline.jobs.export import REFERENCES, points_of, require_points
+    from mpsearch.pipeline.jobs.export import REFERENCES
+    from mpsearch.pipeline.jobs.points import points_of, require_points
 
     texts = list(dict.fromkeys(part.strip() for part in point.split(",") if part.strip()))
     Study(study).config()
@@ -107,8 +108,8 @@ def materialize(
         )
     require_study(study)
     from mpsearch.deploy.imports import IMPORTERS
-    from mpsearch.pipeline.jobs.export import Point
     from mpsearch.pipeline.jobs.imported import read_import
+    from mpsearch.pipeline.jobs.points import Point
 
     IMPORTERS.create(importer)  # before the model is loaded: a slip is told at once
 

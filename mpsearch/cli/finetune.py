@@ -154,7 +154,7 @@ def _finish(
 def _of_study(context: typer.Context, path: Path) -> tuple[Tuning, RunConfig, Study]:
     """Of a point of a study, whose settings stay as they are."""
     from mpsearch.pipeline.folder import Study
-    from mpsearch.pipeline.jobs.export import require_points
+    from mpsearch.pipeline.jobs.points import require_points
 
     given = [n for n in context.params if is_given(context, n) and n not in _OF_TUNING]
     if given:
@@ -231,8 +231,8 @@ def _tuning(context: typer.Context, label: str) -> Tuning:
 
 def _assignment_of(context: typer.Context, config: RunConfig, path: Path) -> Callable[[Subject], Assignment]:
     """What gives the bits of every unit, when the model is known."""
-    from mpsearch.pipeline.jobs.export import assignment_at
     from mpsearch.pipeline.jobs.finetune import uniform_assignment
+    from mpsearch.pipeline.jobs.points import assignment_at
 
     if context.params["study"] is None:
         return lambda subject: uniform_assignment(subject, config)

@@ -13,7 +13,9 @@ from mpsearch.models.tree import copied
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, draw, make_subject, with_images
+from mpsearch.pipeline.steps.loading import draw
+from mpsearch.pipeline.steps.ranges import calibrate_subject
+from mpsearch.pipeline.steps.subject import Subject, make_subject, with_images
 from mpsearch.pipeline.steps.trial import takes_of
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.quant.devices import CPU, device_of

@@ -16,12 +16,7 @@ from mpsearch.pytrees import Inputs
 from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
 from mpsearch.quant.devices import on_device, wide
 from mpsearch.quant.weightless import weightless_names
-from mpsearch.reconstruct.ranges import (
-    MAX_INPUT_VALUES,
-    SEARCHED,
-    Operand,
-    input_quantizer,
-)
+from mpsearch.reconstruct.ranges import MAX_INPUT_VALUES, SEARCHED, Operand, input_quantizer
 from mpsearch.reconstruct.watched import Watched
 
 __all__ = ["MAX_INPUT_VALUES", "Calibration", "calibrate"]

@@ -259,7 +259,7 @@ def test_a_study_of_another_task_is_exported_imported_and_evaluated_by_it(call, 
 @pytest.mark.parametrize("point", ["", "nosuch", "999", "front:999", "W9A8"])
 def test_a_point_that_is_not_there_is_told_before_the_model_is_loaded(call, monkeypatch, point):
     monkeypatch.setattr(
-        "mpsearch.pipeline.steps.subject.load_model", lambda *_, **__: pytest.fail("the model was loaded")
+        "mpsearch.pipeline.steps.loading.load_model", lambda *_, **__: pytest.fail("the model was loaded")
     )
     done = call("export", "studies/s", "--point", point)
     assert done.code == 2 and done.err.startswith("Error: ")

@@ -21,7 +21,8 @@ from mpsearch.deploy.targets import TARGETS
 from mpsearch.errors import MpsearchError, UserError
 from mpsearch.foreign import one_message, reason_of
 from mpsearch.hardware.qdq import OPSET
-from mpsearch.pipeline.jobs.export import Point, export_points
+from mpsearch.pipeline.jobs.export import export_points
+from mpsearch.pipeline.jobs.points import Point
 from mpsearch.problem import Assignment
 
 PAGES = """Exception from src/inference/src/cpp/core.cpp:105:

@@ -22,7 +22,7 @@ import train
 
 from mpsearch.cli import main
 from mpsearch.hardware import profile
-from mpsearch.pipeline.steps import latency, measurement
+from mpsearch.pipeline.steps import latency, latency_model, measurement
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 COMMANDS = dict(
@@ -52,8 +52,8 @@ def quickly(monkeypatch, place):
     monkeypatch.setattr(
         latency, "profile", lambda *a, **k: profile(*a, **{**k, "isolate": False, "seconds": 0.001})
     )
-    monkeypatch.setattr(latency, "MODEL_SECONDS", 0.01)
-    monkeypatch.setattr(latency, "TRIES", 1)
+    monkeypatch.setattr(latency_model, "MODEL_SECONDS", 0.01)
+    monkeypatch.setattr(latency_model, "TRIES", 1)
     monkeypatch.setattr(measurement, "TRIES", 1)
 
 

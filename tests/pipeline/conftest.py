@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpsearch.pipeline import RunConfig
-from mpsearch.pipeline.steps import latency, measurement
+from mpsearch.pipeline.steps import latency, latency_model, measurement
 
 FACTORY = """
 import torch
@@ -76,7 +76,7 @@ def vit(place):
 def few_whole_runs(monkeypatch):
     """Half of the whole-model runs, and none of them again where the machine did not hold still."""
     monkeypatch.setattr(latency, "MIXED_RUNS", 12)
-    monkeypatch.setattr(latency, "TRIES", 1)
+    monkeypatch.setattr(latency_model, "TRIES", 1)
     monkeypatch.setattr(measurement, "TRIES", 1)
 
 

@@ -23,7 +23,8 @@ from mpsearch.models import from_module
 from mpsearch.pipeline import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.steps.subject import calibrate_subject, make_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
+from mpsearch.pipeline.steps.subject import make_subject
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import FLOAT, Assignment, Candidate
 

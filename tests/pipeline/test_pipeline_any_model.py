@@ -22,8 +22,8 @@ from mpsearch.models import load_model, observe_form
 from mpsearch.pipeline import RunConfig, run, search
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.steps import subject
-from mpsearch.pipeline.steps.subject import load_subject
+from mpsearch.pipeline.steps import loading
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.pytrees import Batch, flatten
 
 SETTINGS = {"trials": 3, "polish": 0, "bits": (3, 8), "iterations": 5}
@@ -212,6 +212,6 @@ def test_an_onnx_file_is_compared_with_its_module_before_anything_else(tmp_path,
         loaded.module.get_submodule("fc").weight.data *= 1.1
         return loaded
 
-    monkeypatch.setattr(subject, "load_model", changed)
+    monkeypatch.setattr(loading, "load_model", changed)
     with pytest.raises(ModelError, match="computes something else than the file"):
         load_subject(config, Silent())

@@ -18,7 +18,8 @@ from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps.assigned import clustered
 from mpsearch.pipeline.steps.costs import sized_problem
-from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.problem import Candidate
 from mpsearch.report import write_report
 

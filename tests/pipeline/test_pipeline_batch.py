@@ -22,7 +22,7 @@ from mpsearch.hardware.rows import ModelRun, Row, row_key
 from mpsearch.pipeline import search
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.steps import engines, latency
+from mpsearch.pipeline.steps import engines, latency_model
 from mpsearch.problem import Candidate, Layer
 from mpsearch.pytrees import Batch, repeated
 from mpsearch.report import write_report
@@ -63,14 +63,14 @@ def test_whole_models_of_another_batch_are_measured_anew(monkeypatch, settings, 
         for kernels in asked:
             yield ModelRun(key, batch, kernels, (10.0 * batch,) * 2, 0.1, 1.0, "ok", "cpu", "2026-01-01")
 
-    monkeypatch.setattr(latency, "measure_models", measure)
+    monkeypatch.setattr(latency_model, "measure_models", measure)
     table, units = table_of(1, 5.0), [SimpleNamespace(rows_us={"W8A8": 5.0, "float": 5.0})]
     problem = SimpleNamespace(layers=[LAYER], ties=[(0,)])
-    plan = latency.Architecture("net", (), None)
+    plan = latency_model.Architecture("net", (), None)
 
     def runs(batch):
         config = settings(target="ort-cpu", batch=batch)
-        return latency.whole_runs(problem, units, table, tmp_path, plan, config, Silent())
+        return latency_model.whole_runs(problem, units, table, tmp_path, plan, config, Silent())
 
     assert [r.latency_us for r in runs(1)] == [10.0, 10.0] and measured == [(1, 2)]
     assert [r.latency_us for r in runs(3)] == [30.0, 30.0] and measured == [(1, 2), (3, 2)]

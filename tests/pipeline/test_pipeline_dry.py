@@ -11,7 +11,7 @@ from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps.costs import limited
 from mpsearch.pipeline.steps.dry import try_export, widest
-from mpsearch.pipeline.steps.subject import load_subject
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.problem import FLOAT, Candidate
 
 

@@ -30,7 +30,7 @@ from mpsearch.hardware.device import DeviceIdentity
 from mpsearch.pipeline import Silent, run
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.steps.costs import sized_problem
-from mpsearch.pipeline.steps.subject import load_subject
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.problem import Candidate, bytes_at, float_bytes
 
 QUICK = {"trials": 2, "polish": 0, "iterations": 0, "target": "packed", "objectives": ("weight_mse",)}
@@ -288,7 +288,7 @@ def test_tables_that_cannot_be_written_are_told_before_the_model_is_built(tmp_pa
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
     monkeypatch.setattr(
-        "mpsearch.pipeline.steps.subject.load_model", lambda *_, **__: pytest.fail("the model was built")
+        "mpsearch.pipeline.steps.loading.load_model", lambda *_, **__: pytest.fail("the model was built")
     )
     (tmp_path / "tables").mkdir()
     monkeypatch.setattr(Path, "open", refuse)

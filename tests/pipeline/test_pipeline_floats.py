@@ -8,7 +8,7 @@ from mpsearch.pipeline import run
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps.costs import sized_problem
-from mpsearch.pipeline.steps.subject import load_subject
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.problem import FLOAT, Candidate
 
 FACTORY = """

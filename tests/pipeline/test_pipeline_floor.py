@@ -15,7 +15,8 @@ from mpsearch.pipeline import Silent
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.jobs.floor import within_floor
 from mpsearch.pipeline.jobs.score import score_model
-from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.problem import Assignment, Budget, Drop, Problem
 from mpsearch.solvers import problem_front
 

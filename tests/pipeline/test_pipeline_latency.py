@@ -6,7 +6,7 @@ import pytest
 
 from mpsearch.errors import InfeasibleError, TableError
 from mpsearch.hardware.cost_model import CostModel, FitError
-from mpsearch.pipeline import runner
+from mpsearch.pipeline import flow
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.results import Choice, Proxy, Repair
 from mpsearch.pipeline.steps.clock import Clock
@@ -33,7 +33,7 @@ def rounds(monkeypatch):
     def patch(measured, predicted=9.5, least=1.0, artifacts=()):
         limits, lasts, waiting, shipped = [], [], list(measured), list(artifacts)
         monkeypatch.setattr(
-            runner, "search_assignments", lambda problem, given, *_: limits.append([b.limit for b in given])
+            flow, "search_assignments", lambda problem, given, *_: limits.append([b.limit for b in given])
         )
 
         def choose(problem, budgets, found, searched, workshop, hardware, last, early, floor=None):
@@ -46,11 +46,11 @@ def rounds(monkeypatch):
             workshop.study.artifact.mkdir()
             return choice.shipped(shipped.pop(0) if shipped else {})
 
-        monkeypatch.setattr(runner, "scouted", lambda problem, budgets, *_: (budgets, []))
-        monkeypatch.setattr(runner, "choose", choose)
-        monkeypatch.setattr(runner, "_shipped", ship)
+        monkeypatch.setattr(flow, "scouted", lambda problem, budgets, *_: (budgets, []))
+        monkeypatch.setattr(flow, "choose", choose)
+        monkeypatch.setattr(flow, "_shipped", ship)
         monkeypatch.setattr(
-            runner, "reachable", lambda problem: {"latency_us": (least, 100.0), "size_bytes": (1.0, 1e6)}
+            flow, "reachable", lambda problem: {"latency_us": (least, 100.0), "size_bytes": (1.0, 1e6)}
         )
         return limits, lasts
 
@@ -65,7 +65,7 @@ def repaired(tmp_path):
             study=SimpleNamespace(artifact=tmp_path / "artifact"),
             clock=Clock(),
         )
-        chosen, _, _ = runner._within_budgets(None, BUDGETS, None, workshop, None, {})
+        chosen, _, _ = flow._within_budgets(None, BUDGETS, None, workshop, None, {})
         return chosen.best
 
     return run

@@ -16,7 +16,8 @@ from mpsearch.pipeline.search_states import SearchStates
 from mpsearch.pipeline.steps import learned
 from mpsearch.pipeline.steps.costs import sized_problem
 from mpsearch.pipeline.steps.learned import searched_calibration
-from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Assignment, Candidate, Problem
 

@@ -11,7 +11,8 @@ from mpsearch.errors import BudgetError, OptionError, UnknownNameError
 from mpsearch.pipeline import run
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.pipeline.steps.workshop import Workshop
 
 

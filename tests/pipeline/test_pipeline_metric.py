@@ -21,8 +21,8 @@ from mpsearch.pipeline import RunConfig, run, search
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.jobs import bench
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.steps.subject import draw as draw_splits
-from mpsearch.pipeline.steps.subject import load_subject
+from mpsearch.pipeline.steps.loading import draw as draw_splits
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.pipeline.steps.trial import takes_of
 from mpsearch.pipeline.steps.walk import Path, walk
 from mpsearch.pytrees import Batch, flatten

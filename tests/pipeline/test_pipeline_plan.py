@@ -12,9 +12,9 @@ from mpsearch.errors import OptionError, UnknownNameError
 from mpsearch.pipeline import run
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.steps.clock import Clock
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.pipeline.steps.pace import Pace, measure_pace
 from mpsearch.pipeline.steps.plan import FEWEST, decided, make_plan
-from mpsearch.pipeline.steps.subject import load_subject
 
 PACE = Pace(0.01, 1e-9, 1e-11, 10**6, 20, 10**6, 5000, 10**9, 10**9)
 

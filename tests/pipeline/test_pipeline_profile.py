@@ -9,7 +9,7 @@ from mpsearch.hardware import ModelRun
 from mpsearch.pipeline import profile_model, run
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
-from mpsearch.pipeline.steps import latency
+from mpsearch.pipeline.steps import latency_model
 from mpsearch.pipeline.steps.latency import MIXED_RUNS
 
 
@@ -43,7 +43,7 @@ def test_a_run_finds_the_whole_models_of_a_profile(tmp_path, settings, monkeypat
                 "2026-01-01",
             )
 
-    monkeypatch.setattr(latency, "measure_models", models)
+    monkeypatch.setattr(latency_model, "measure_models", models)
     given = {
         "target": "ort-cpu",
         "tables": str(tmp_path / "tables"),

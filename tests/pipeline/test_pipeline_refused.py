@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from mpsearch.cli._app import app
 from mpsearch.errors import MpsearchError
-from mpsearch.pipeline import runner
+from mpsearch.pipeline import flow
 from mpsearch.pipeline.jobs import finetune as job
 
 WRONG = {
@@ -63,7 +63,7 @@ def test_it_is_refused_with_the_option_to_change(place, tmp_path, monkeypatch, n
         raise AssertionError("Something was computed.")
 
     monkeypatch.chdir(tmp_path)
-    for module in (runner, job):
+    for module in (flow, job):
         monkeypatch.setattr(module, "calibrate_subject", computed)
     words, option = WRONG[name]
     data = f"--data {place / 'images.npz'} --evaluation-images 24"

@@ -19,12 +19,12 @@ from mpsearch.deploy.artifact import open_artifact
 from mpsearch.errors import BudgetError, InfeasibleError, StudyError
 from mpsearch.evaluate import FastEvaluator
 from mpsearch.hardware.new_process import PROCESSES
-from mpsearch.pipeline import run, runner, search
+from mpsearch.pipeline import flow, run, search
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.results import Results
 from mpsearch.pipeline.steps.costs import limited
-from mpsearch.pipeline.steps.subject import load_subject
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.problem import Assignment, Candidate, Problem
 from mpsearch.solvers import problem_front
 
@@ -194,7 +194,7 @@ def test_an_impossible_size_is_refused_before_anything_is_measured(settings, tmp
         raise AssertionError("work was done for a budget that cannot be kept")
 
     for step in ("calibrate_subject", "latency_table", "add_scores", "search_assignments"):
-        monkeypatch.setattr(runner, step, never)
+        monkeypatch.setattr(flow, step, never)
     with pytest.raises(InfeasibleError, match=r"least reachable [\d,]+ B") as caught:
         run(settings(budgets=("100B",), target=target), Study(tmp_path / "study"))
     assert caught.value.exit_code == 3

@@ -20,8 +20,8 @@ from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps.costs import sized_problem
 from mpsearch.pipeline.steps.engines import Engines, add_engines
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.pipeline.steps.network import network_of
-from mpsearch.pipeline.steps.subject import load_subject
 from mpsearch.problem import Budget
 from mpsearch.report import write_report
 

@@ -14,8 +14,8 @@ from mpsearch.hardware.trtexec import fit_network, import_builds, read_builds, s
 from mpsearch.pipeline import RunConfig
 from mpsearch.pipeline.jobs.trtexec import import_trtexec
 from mpsearch.pipeline.progress import Silent
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.pipeline.steps.network import network_of
-from mpsearch.pipeline.steps.subject import load_subject
 
 DATE = "2026-01-02T03:04:05+00:00"
 A100 = ("examples", "pytorch", "resnet", "A100")

@@ -13,8 +13,9 @@ from mpsearch.evaluate import predict
 from mpsearch.models import load_model
 from mpsearch.pipeline import run
 from mpsearch.pipeline.folder import Study
-from mpsearch.pipeline.jobs.export import Deployer, export_points, points_of
+from mpsearch.pipeline.jobs.export import Deployer, export_points
 from mpsearch.pipeline.jobs.imported import open_workshop
+from mpsearch.pipeline.jobs.points import points_of
 from mpsearch.pipeline.progress import Silent
 
 

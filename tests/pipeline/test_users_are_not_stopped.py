@@ -19,7 +19,7 @@ from mpsearch.cli import main
 from mpsearch.pipeline import RunConfig
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps.costs import limited
-from mpsearch.pipeline.steps.subject import load_subject
+from mpsearch.pipeline.steps.loading import load_subject
 
 MOST_S = 2.0
 """Seconds of CPU in which a user is refused."""

@@ -77,7 +77,8 @@ def test_every_unit_of_real_nets_has_less_output_error(name):
         pytest.skip("the folder of real weights and images is not there (MPSEARCH_ASSETS)")
     from mpsearch.pipeline import RunConfig
     from mpsearch.pipeline.progress import Silent
-    from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+    from mpsearch.pipeline.steps.loading import load_subject
+    from mpsearch.pipeline.steps.ranges import calibrate_subject
 
     weights = {
         "vit_cifar": "cifar10_vit_d128x6",

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from saved_study import large_study, save, study_files
 
-from mpsearch.pipeline.jobs.export import _numbered, require_points, uniform
+from mpsearch.pipeline.jobs.points import _numbered, require_points, uniform
 from mpsearch.problem import FLOAT, Candidate, Layer, Problem
 from mpsearch.report.points import export_command, points_of, uniform_name
 from mpsearch.report.saved import read_saved

@@ -85,12 +85,7 @@ def evaluate_artifact(
     floats = None if task.classes else _float_beside(artifact, needed=own is None)
     folders = None if class_map is None else read_class_map(class_map)
     classes = Classes(timm=not task.classes or artifact.source.kind == "timm", folders=folders)
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["data_config"].items()}
-    images: SampleSet = (
-        _samples(artifact, data, limit, seed)
-        if names_code(data)
-        else load_images(data, config, limit=limit, seed=seed, classes=classes)
-    )
+    images = _images(artifact, data, limit, seed, classes)
     logits = run_apart(artifact, images.inputs(), model=_source(artifact, model), threads=threads)
     if task.classes:
         if not names_code(data):
@@ -104,28 +99,35 @@ def evaluate_artifact(
     if not task.classes:
         task = task_for(str(artifact.manifest["task"]), reference, artifact.form, images.labels)[1]
     metrics = task.compare(logits, reference, images.labels)
-    finite = bool(torch.isfinite(logits).all())
     row = {
         "artifact": artifact.label,
         "target": artifact.manifest["target"],
         "runs_with": artifact.target.runs_with,
         "images": len(images),
-        "finite": finite,
+        "finite": bool(torch.isfinite(logits).all()),
     }
-    loss = metrics.loss if metrics.loss is not None and math.isfinite(metrics.loss) else None
-    row |= {"top1": metrics.top1, "top1_error": metrics.top1_error, "loss": loss}
+    row |= {"top1": metrics.top1, "top1_error": metrics.top1_error, "loss": _finite(metrics.loss)}
     if floats is not None:
-        row |= {
-            "measure": task.measure,
-            "damage": metrics.kl if math.isfinite(metrics.kl) else None,
-            "agreement": metrics.agreement,
-            "scores": metrics.scores,
-        }
+        row |= {"measure": task.measure, "damage": _finite(metrics.kl)}
+        row |= {"agreement": metrics.agreement, "scores": metrics.scores}
     if own is not None:
         module = as_model(artifact, model=_source(artifact, model), threads=threads)
         value = own.measure(module, images, "evaluation", artifact.form)
-        row["metric"] = {"name": own.name, "value": value if math.isfinite(value) else None}
+        row["metric"] = {"name": own.name, "value": _finite(value)}
     return row
+
+
+def _finite(value: float | None) -> float | None:
+    """None for what JSON has no number for."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _images(artifact: Artifact, data: str, limit: int | None, seed: int, classes: Classes) -> SampleSet:
+    """Images prepared as in the study, or what a user's function gives."""
+    if names_code(data):
+        return _samples(artifact, data, limit, seed)
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["data_config"].items()}
+    return load_images(data, config, limit=limit, seed=seed, classes=classes)
 
 
 def _samples(artifact: Artifact, data: str, limit: int | None, seed: int) -> SampleSet:

@@ -18,8 +18,9 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.costs import sized_problem
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.pipeline.steps.network import network_of
-from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Candidate, Layer
 

@@ -28,8 +28,9 @@ from mpsearch.pipeline.steps.costs import sized_problem
 from mpsearch.pipeline.steps.deployment import Deployment
 from mpsearch.pipeline.steps.evaluation import Evaluation
 from mpsearch.pipeline.steps.measurement import Measurement
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.pipeline.steps.states import States, digest_of_states
-from mpsearch.pipeline.steps.subject import Subject, calibrate_subject
+from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.pipeline.steps.tuned import FOLDER, tuned_subject
 from mpsearch.pipeline.steps.tuning import Tuning, planned_tuning, require_grids, with_grids
 from mpsearch.pipeline.steps.workshop import Workshop

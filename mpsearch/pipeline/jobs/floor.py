@@ -14,8 +14,10 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.evaluation import Evaluation
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.pipeline.steps.scoring import Floor, Scoring
-from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
+from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.pipeline.steps.walk import Indices, Judge, Step, path_of, walk
 from mpsearch.problem import Budget, Drop, Problem, below
 from mpsearch.units import format_quantity

@@ -18,8 +18,10 @@ from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.artifact import write_assignment
 from mpsearch.pipeline.steps.costs import sized_problem, static_costs
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.pipeline.steps.scores import add_scores
-from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
+from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.pipeline.steps.uniforms import even_uniforms
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import FLOAT, Assignment, Budget, Candidate, Problem

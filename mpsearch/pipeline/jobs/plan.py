@@ -12,8 +12,8 @@ from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.steps.clock import Clock
 from mpsearch.pipeline.steps.costs import limited
 from mpsearch.pipeline.steps.latency import require_tables
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.pipeline.steps.plan import Plan, planned
-from mpsearch.pipeline.steps.subject import load_subject
 from mpsearch.units import format_quantity
 
 

@@ -12,8 +12,10 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.costs import sized_problem
-from mpsearch.pipeline.steps.latency import MIXED_RUNS, add_latency, latency_table, require_tables
-from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.latency import MIXED_RUNS, latency_table, require_tables
+from mpsearch.pipeline.steps.latency_model import add_latency
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.pipeline.steps.workshop import Workshop
 
 

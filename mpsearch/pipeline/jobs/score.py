@@ -18,8 +18,10 @@ from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.steps.costs import sized_problem
 from mpsearch.pipeline.steps.learned import searched_calibration
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.pipeline.steps.scores import Scorer, interacts
-from mpsearch.pipeline.steps.subject import Subject, calibrate_subject, load_subject
+from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Problem
 from mpsearch.reconstruct import Calibration

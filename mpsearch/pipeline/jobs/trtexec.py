@@ -21,8 +21,8 @@ from mpsearch.hardware.trtexec import (
 )
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.progress import Progress
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.pipeline.steps.network import network_of
-from mpsearch.pipeline.steps.subject import load_subject
 
 
 @dataclass(frozen=True)

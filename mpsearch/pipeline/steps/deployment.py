@@ -16,7 +16,8 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress
 from mpsearch.pipeline.steps.engines import Engines, call_batch, given_table
-from mpsearch.pipeline.steps.latency import Architecture, backend_of
+from mpsearch.pipeline.steps.latency import backend_of
+from mpsearch.pipeline.steps.latency_model import Architecture
 from mpsearch.pipeline.steps.network import network_of
 from mpsearch.pipeline.steps.subject import Subject
 from mpsearch.problem import FLOAT, Candidate, Layer, Problem

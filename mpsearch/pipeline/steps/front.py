@@ -45,36 +45,6 @@ def write_front(
     writer.writerow((resource, objective))
     writer.writerows((cost, repr(score)) for cost, score, _ in front)
     files.write_text(study.path / "front.csv", text.getvalue())
-    step = max(1, -(-(len(front) - 1) // (MAX_POINTS - 1)))
-    chosen = sorted({*range(0, len(front), step), len(front) - 1})
-    on_front = {
-        trials[i].number
-        for i in non_dominated([(float(getattr(t.cost, resource) or 0.0), t.loss) for t in trials])
-    }
-    points: list[dict[str, Any]] = []
-    for p in chosen:
-        cost, score, find = front[p]
-        indices = find()
-        points.append(
-            {
-                resource: cost,
-                "score": score,
-                "indices": list(indices),
-                "predicted": problem.cost(indices).to_json(),
-            }
-        )
-    measured = [
-        {
-            "number": t.number,
-            "indices": list(t.indices),
-            "loss": t.loss,
-            "predicted": t.cost.to_json(),
-            "fits": t.feasible,
-            "proposed_by": t.proposed_by,
-            "on_front": t.number in on_front,
-        }
-        for t in trials
-    ]
     layers = [
         {"name": layer.name, "candidates": list(map(str, c))}
         for layer, c in zip(problem.layers, problem.candidates, strict=True)
@@ -86,10 +56,42 @@ def write_front(
         "exact": exact,
         "points_in_all": len(front),
         "layers": layers,
-        "points": points,
-        "measured": measured,
+        "points": _thinned(front, problem, resource),
+        "measured": _measured(trials, resource),
     }
     files.write_json(study.path / "front.json", data)
+
+
+def _thinned(front: Points, problem: Problem, resource: str) -> list[dict[str, Any]]:
+    """At most `MAX_POINTS` of the front, with their assignments and what these are predicted to cost."""
+    step = max(1, -(-(len(front) - 1) // (MAX_POINTS - 1)))
+    found = list[dict[str, Any]]()
+    for p in sorted({*range(0, len(front), step), len(front) - 1}):
+        cost, score, find = front[p]
+        indices = find()
+        predicted = problem.cost(indices).to_json()
+        found.append({resource: cost, "score": score, "indices": list(indices), "predicted": predicted})
+    return found
+
+
+def _measured(trials: Sequence[Trial], resource: str) -> list[dict[str, Any]]:
+    """Every trial, and whether it is on the front of the measured loss."""
+    on_front = {
+        trials[i].number
+        for i in non_dominated([(float(getattr(t.cost, resource) or 0.0), t.loss) for t in trials])
+    }
+    return [
+        {
+            "number": t.number,
+            "indices": list(t.indices),
+            "loss": t.loss,
+            "predicted": t.cost.to_json(),
+            "fits": t.feasible,
+            "proposed_by": t.proposed_by,
+            "on_front": t.number in on_front,
+        }
+        for t in trials
+    ]
 
 
 def _front(problem: Problem, objective: str, resource: str) -> tuple[Points, bool]:

@@ -9,8 +9,9 @@ from typing import Any
 from mpsearch.errors import InfeasibleError
 from mpsearch.pipeline.results import Choice
 from mpsearch.pipeline.steps.finalists import Chosen, choose
+from mpsearch.pipeline.steps.measured_search import Crew
 from mpsearch.pipeline.steps.scoring import Floor
-from mpsearch.pipeline.steps.search import Crew, Found, additive, search_assignments
+from mpsearch.pipeline.steps.search import Found, additive, search_assignments
 from mpsearch.pipeline.steps.tightening import REPAIRS, proxy_of
 from mpsearch.pipeline.steps.uniforms import run_uniforms
 from mpsearch.pipeline.steps.walk import Indices, Judge, path_of, walk

@@ -1,36 +1,22 @@
-"""Step 1: the model, folded and analysed, its images, and the quantisers of every unit."""
+"""Step 1: a loaded model and its images, folded and analysed: what all other steps are about."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from mpsearch.accelerator import find_device
-from mpsearch.data import (
-    Classes,
-    NestedSet,
-    SampleSet,
-    Splits,
-    Takes,
-    make_splits,
-    placed,
-    read_class_map,
-    read_texts,
-    require_source,
-    require_texts,
-)
+from mpsearch.data import NestedSet, SampleSet, Splits, placed
 from mpsearch.deploy.packed import PackedLayout
 from mpsearch.deploy.readback import require_read_back
 from mpsearch.deploy.targets import Layout, Target
 from mpsearch.deploy.tensors import ChoiceTensor, find_tensors
 from mpsearch.errors import ModelError
-from mpsearch.evaluate import AUTO, Classification, Task, UserMetric, made
+from mpsearch.evaluate import Classification, Task, UserMetric
 from mpsearch.models import (
     Form,
     LoadedModel,
@@ -39,34 +25,19 @@ from mpsearch.models import (
     analyze,
     find_foldable,
     fold_batch_norm,
-    kind_of,
-    load_model,
-    require_same_as_file,
-    require_weights,
     trace_model,
     weights_hash,
 )
 from mpsearch.models.tree import copied
-from mpsearch.named import names_texts
 from mpsearch.pipeline.config import RunConfig
-from mpsearch.pipeline.folder import Study
-from mpsearch.pipeline.operands import observer_of
 from mpsearch.pipeline.progress import Progress
-from mpsearch.pipeline.steps.embedded import default_model
 from mpsearch.pipeline.steps.float_graphs import FloatGraphs
-from mpsearch.pipeline.steps.inputs import chosen_inputs
-from mpsearch.pipeline.steps.pictures import image_settings, tell_images
 from mpsearch.pipeline.steps.smoothing import smoothed
-from mpsearch.pipeline.steps.trial import outputs_of, takes_of, try_model
+from mpsearch.pipeline.steps.trial import try_model
 from mpsearch.problem import FLOAT, Assignment
-from mpsearch.pytrees import leaves_of
 from mpsearch.quant.devices import CPU
-from mpsearch.reconstruct import Calibration, calibrate
-from mpsearch.usercode import names_code
 
 BATCH = 32
-COMPARED = 4
-"""Calibration samples on which an ONNX file and the module that was made of it are compared."""
 
 
 @dataclass(frozen=True)
@@ -161,80 +132,7 @@ class Placed:
     evaluation: SampleSet
 
 
-def load_subject(
-    config: RunConfig, progress: Progress, *, labelled: bool = True, metric: UserMetric | None = None
-) -> Subject:
-    """Load model and images, fold, and analyse; what names no file is told before anything is downloaded or
-    fitted.
-
-    Args:
-        config: Settings.
-        progress: Where progress goes.
-        labelled: Whether labels matter; else any order of class folders does.
-        metric: That is going to be measured.
-    """
-    find_device(config.device)
-    classes = _require_files(config, labelled)
-    if config.model is None:
-        loaded = default_model(progress)
-    else:
-        weights = None if config.weights is None else Path(config.weights)
-        loaded = load_model(
-            config.model, weights=weights, pretrained=_downloads(config), kwargs=dict(config.model_args)
-        )
-    loaded = replace(loaded, data_config=image_settings(loaded.data_config, config))
-    classes = replace(classes, outputs=_outputs(loaded, config) if labelled else None)
-    with progress.task("read the images") as advance:
-        splits = draw(
-            config,
-            config.data or "digits",
-            config.calibration_data,
-            loaded.data_config,
-            classes,
-            advance,
-            takes_of(loaded.module, config),
-        )
-    tell_images(loaded, splits, config, progress, classes)
-    if loaded.source.kind == "onnx":
-        few = leaves_of(splits.calibration.inputs(slice(0, COMPARED)))
-        require_same_as_file(Path(loaded.source.name), loaded.module, few)
-    return make_subject(loaded, splits, config, progress, metric=metric)
-
-
-def draw(
-    config: RunConfig,
-    data: Any,
-    calibration: Any,
-    data_config: Mapping[str, Any] | None = None,
-    classes: Classes | None = None,
-    on_image: Callable[[int, int], None] | None = None,
-    takes: Takes | None = None,
-) -> Splits:
-    """The images of a configuration. Args and Raises: As `make_splits`."""
-    folders = None if classes is None else classes.folders
-    data, calibration = (
-        read_texts(each, config.tokenizer, config.text_length, folders)
-        if isinstance(each, str) and names_texts(each)
-        else each
-        for each in (data, calibration)
-    )
-    drawn = make_splits(
-        data,
-        data_config,
-        calibration=calibration,
-        calibration_images=config.calibration_images,
-        search_images=config.search_images,
-        evaluation_images=config.evaluation_images,
-        usual=config.usual_images,
-        seed=config.seed,
-        classes=classes,
-        on_image=on_image,
-        takes=takes,
-    )
-    return _kept(drawn, config)
-
-
-def _kept(splits: Splits, config: RunConfig) -> Splits:
+def kept_images(splits: Splits, config: RunConfig) -> Splits:
     """As many of the images as the plan keeps: the first of each set, whose order is random by the seed."""
     if config.kept_images is None:
         return splits
@@ -248,7 +146,7 @@ def _kept(splits: Splits, config: RunConfig) -> Splits:
 
 def with_images(subject: Subject, config: RunConfig) -> Subject:
     """The same model with as many of its images as `config` keeps."""
-    splits = _kept(subject.splits, config)
+    splits = kept_images(subject.splits, config)
     return (
         subject
         if splits is subject.splits
@@ -262,59 +160,6 @@ def _hashes(module: nn.Module, splits: Splits) -> dict[str, str]:
         "weights": weights_hash(module),
         **{name: part.content_hash for name, part in splits.parts.items()},
     }
-
-
-def require_same_weights(config: RunConfig) -> None:
-    """Raises ModelError where the model has other weights each time it is built: another process would
-    measure another model.
-    """
-    if config.model is None or config.weights is not None or _downloads(config):
-        return
-    first, second = (
-        weights_hash(load_model(config.model, kwargs=dict(config.model_args)).module) for _ in range(2)
-    )
-    if first != second:
-        raise ModelError(
-            f"{config.model} has other random weights each time it is built, so workers would measure "
-            "other models than the run. "
-            "Set a seed in the factory, or save its weights once and name them with --weights; or run "
-            "without --workers."
-        )
-
-
-def _downloads(config: RunConfig) -> bool:
-    """Whether the weights are timm's own."""
-    return config.pretrained and config.weights is None and kind_of(str(config.model)) == "timm"
-
-
-def _require_files(config: RunConfig, labelled: bool) -> Classes:
-    """What is known of the classes without the model. Raises ModelError or DataError."""
-    if config.weights is not None:
-        require_weights(Path(config.weights))
-    classes = Classes(folders=None if config.class_map is None else read_class_map(config.class_map))
-    if not (labelled and (made(config.task).classes or config.task == AUTO)) or not _is_factory(config):
-        classes = replace(classes, timm=True)
-    for source in (config.data, config.calibration_data):
-        if source is not None and names_texts(source):
-            require_texts(source, config.tokenizer)
-        elif source is not None:
-            require_source(source, classes)
-    return classes
-
-
-def _is_factory(config: RunConfig) -> bool:
-    return config.model is not None and kind_of(config.model) != "timm"
-
-
-def _outputs(loaded: LoadedModel, config: RunConfig) -> int | None:
-    """How many classes the model has, by a pass over noise; None where the task has none, or the model gives
-    no N x K, or the samples are not read by mpsearch.
-    """
-    if config.data is not None and (names_code(config.data) or names_texts(config.data)):
-        return None
-    noise = torch.randn(1, *loaded.data_config["input_size"], generator=torch.Generator().manual_seed(0))
-    task, output = outputs_of(loaded.module, noise, config)
-    return output.shape[1] if task.classes and output.ndim == 2 else None
 
 
 def make_subject(
@@ -386,35 +231,4 @@ def _require_functions(graph: ModelGraph, config: RunConfig) -> None:
             f"--quantize {config.quantize} quantises {', '.join(config.functions)}, and the model has "
             "none of them. Leave it out"
             + (", or take --quantize full." if config.quantize == "matmul" else ".")
-        )
-
-
-def calibrate_subject(
-    subject: Subject, config: RunConfig, progress: Progress, study: Study | None = None
-) -> Calibration:
-    """Ranges of every unit on the calibration images, on the subject's device, with the grids that were
-    chosen by damage where the settings ask for that.
-
-    Args:
-        subject: Model and images.
-        config: Settings.
-        progress: Where progress goes.
-        study: Where choices are kept; None to make them anew.
-    """
-    return chosen_inputs(_observed(subject, config, progress), subject, config, progress, study)
-
-
-def _observed(subject: Subject, config: RunConfig, progress: Progress) -> Calibration:
-    images = subject.placed.calibration
-    with progress.task("calibrate ranges") as advance:
-        return calibrate(
-            subject.placed.module,
-            subject.layout.units,
-            (inputs for inputs, _ in images.batches(BATCH)),
-            input_observer=observer_of(config.input_observer),
-            softmax=config.softmax,
-            symmetric_inputs=config.deployment.signed_inputs,
-            bias_correction=config.bias_correction,
-            seed=config.seed,
-            on_batch=lambda done: advance(done, len(images)),
         )

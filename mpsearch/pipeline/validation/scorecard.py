@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 LIMIT = 0.10
@@ -90,48 +91,25 @@ def _ranked(result: dict[str, Any], by: str) -> list[dict[str, Any]]:
 
 def markdown(result: dict[str, Any]) -> str:
     """A section: settings, the table, the best known at each budget, and who keeps within 10% of it."""
-    (header, rows), (unseen_header, unseen_rows), (done_header, done_rows) = (
-        card(result),
-        unseen_card(result),
-        finished_card(result),
-    )
+    unseen = result["images"]["unseen"]
     lines = [
         f"## {result['model'].rpartition('/')[2]}",
         "",
         _settings(result),
         "",
-        _line(header),
-        "|---" * len(header) + "|",
-        *map(_line, rows),
+        *_table(*card(result)),
         "",
-        UNSEEN.format(images=result["images"]["unseen"]),
+        UNSEEN.format(images=unseen),
         "",
-        _line(unseen_header),
-        "|---" * len(unseen_header) + "|",
-        *map(_line, unseen_rows),
+        *_table(*unseen_card(result)),
         "",
-        FINISHED.format(images=result["images"]["unseen"], method=result["method"]),
+        FINISHED.format(images=unseen, method=result["method"]),
         "",
-        _line(done_header),
-        "|---" * len(done_header) + "|",
-        *map(_line, done_rows),
+        *_table(*finished_card(result)),
         "",
         _verdict(result),
         "",
-    ]
-    measure = result.get("measure", "KL")
-    best = (
-        "budget",
-        "bytes",
-        f"best known {measure}",
-        "found by",
-        f"on unseen images, {measure}",
-        f"uniform {measure}",
-    )
-    lines += [
-        _line(best),
-        "|---" * len(best) + "|",
-        *(_line(_best_row(budget)) for budget in result["budgets"]),
+        *_table(*_best_known(result)),
     ]
     if result["unreachable"]:
         lines += [
@@ -142,6 +120,24 @@ def markdown(result: dict[str, Any]) -> str:
             ),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _best_known(result: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header, and a row for each budget."""
+    measure = result.get("measure", "KL")
+    header = (
+        "budget",
+        "bytes",
+        f"best known {measure}",
+        "found by",
+        f"on unseen images, {measure}",
+        f"uniform {measure}",
+    )
+    return header, [_best_row(budget) for budget in result["budgets"]]
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return [_line(header), "|---" * len(header) + "|", *map(_line, rows)]
 
 
 def _row(objective: dict[str, Any]) -> tuple[str, ...]:

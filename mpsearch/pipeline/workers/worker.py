@@ -23,7 +23,8 @@ from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
 from mpsearch.pipeline.steps.learned import searched_calibration, states_digest
-from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Problem
 from mpsearch.study.sharing.pace import Pace
