@@ -114,7 +114,7 @@ def run(
         expand(context, preset, preset_of(preset))
     settings, study = _started(context) if resume is None else _resumed(context, resume)
     if dry_run:
-        _print_plan(settings, output)
+        _print_plan(settings, study, output)
         return
     from mpsearch.pipeline.workers.crew import Crew
 
@@ -170,11 +170,11 @@ def _resumed(context: typer.Context, folder: Path) -> tuple[RunConfig, Study]:
     return config, study
 
 
-def _print_plan(config: RunConfig, output: Format) -> None:
+def _print_plan(config: RunConfig, study: Study, output: Format) -> None:
     """What a run with these settings would do, and about how long each step would take here."""
     from mpsearch.pipeline.jobs.plan import plan_of
 
-    plan, about = plan_of(config, ProgressBars())
+    plan, about = plan_of(config, study, ProgressBars())
     for line in about:
         say(line)
     print(plan.told() if output is Format.table else json.dumps(plan.to_json(), indent=1))

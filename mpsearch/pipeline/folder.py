@@ -5,7 +5,9 @@ with its holder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -91,6 +93,24 @@ class Study:
             self.describe(config, {"device": device})
             return device["type"]
         held, before = self.config(), self.device()
+        self._require_same(config)
+        if held != config or held.device != config.device or before != device:
+            self.describe(config, {"device": device})
+        return before["type"]
+
+    def require_usable(self, config: RunConfig) -> None:
+        """What a run would refuse of this folder, without taking it: nothing is written.
+
+        Raises: StudyError: It is no folder, or steps were done in it with other settings.
+        """
+        blocking = next((p for p in (self.path, *self.path.parents) if p.exists() and not p.is_dir()), None)
+        if blocking is not None:
+            raise self._unusable(os.strerror(errno.EEXIST if blocking == self.path else errno.ENOTDIR))
+        if self.begun:
+            self._require_same(config)
+
+    def _require_same(self, config: RunConfig) -> None:
+        held = self.config()
         joined = {name: getattr(config, name) for name in _MAY_JOIN}
         if replace(held, **joined) != config:
             ours, theirs = config.to_json(), held.to_json()
@@ -99,9 +119,9 @@ class Study:
                 f"{self.path} holds a study with other settings ({', '.join(differ)}). Give this one "
                 "another name with --name."
             )
-        if held != config or held.device != config.device or before != device:
-            self.describe(config, {"device": device})
-        return before["type"]
+
+    def _unusable(self, why: str | None) -> StudyError:
+        return StudyError(f"{self.path} cannot be a study's folder ({why}). Name another with --name.")
 
     def describe(self, config: RunConfig, about: dict[str, Any]) -> None:
         """Write `study.json`: settings, versions, hashes."""
@@ -125,9 +145,7 @@ class Study:
             self.path.mkdir(parents=True, exist_ok=True)
             held = (self.path / ".busy").open("w")
         except OSError as error:
-            raise StudyError(
-                f"{self.path} cannot be a study's folder ({error.strerror}). Name another with --name."
-            ) from None
+            raise self._unusable(error.strerror) from None
         with held as lock, files.writing(self.path):
             if not files.lock(lock):
                 raise StudyError(

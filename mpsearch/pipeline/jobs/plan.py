@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from mpsearch.accelerator import exact_float32
+from mpsearch.accelerator import exact_float32, find_device
 from mpsearch.pipeline.config import RunConfig
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Progress, Silent
@@ -18,11 +18,12 @@ from mpsearch.units import format_quantity
 
 
 @exact_float32()
-def plan_of(config: RunConfig, progress: Progress) -> tuple[Plan, list[str]]:
+def plan_of(config: RunConfig, study: Study, progress: Progress) -> tuple[Plan, list[str]]:
     """Read the model and the images, time a forward pass, and plan; nothing is kept.
 
     Args:
         config: Settings.
+        study: The folder that a run would take.
         progress: Where it is told how far it is.
     Returns: The plan, and what is known of the model and the budgets, a line each.
 
@@ -30,7 +31,9 @@ def plan_of(config: RunConfig, progress: Progress) -> tuple[Plan, list[str]]:
         InfeasibleError: No assignment keeps the budgets, by their sizes.
         UserError: As of a run.
     """
-    require_tables(config)
+    find_device(config.device)
+    require_tables(config, written=False)
+    study.require_usable(config)
     subject = load_subject(config, progress)
     problem, budgets = limited(subject, config)
     with tempfile.TemporaryDirectory() as folder:

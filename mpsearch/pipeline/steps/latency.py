@@ -65,9 +65,13 @@ def lacking_seconds(problem: Problem, config: RunConfig) -> float:
     return CELL_SECONDS * len(lacking) + (RUN_SECONDS * runs if lacking else 0.0)
 
 
-def require_tables(config: RunConfig) -> None:
+def require_tables(config: RunConfig, *, written: bool = True) -> None:
     """Told before anything is loaded: that the target's device is missing, the table that was asked for
     cannot be used, or the folder of tables is none.
+
+    Args:
+        config: Settings.
+        written: Whether rows are going to be saved; if so, the folder is made, and it is tried.
 
     Raises:
         TableError: The latter two.
@@ -91,7 +95,7 @@ def require_tables(config: RunConfig) -> None:
         )
     if config.table is not None:
         _given_table(config, backend_of(config))
-    else:
+    elif written:
         require_writable(folder)
 
 
