@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from doc_place import MODEL, run_command
+from doc_stand_ins import write_stand_ins
 from safetensors.torch import save_file
 
 
@@ -46,6 +47,21 @@ def place(made, tmp_path, monkeypatch):
     shutil.copytree(made, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
     return Path.cwd()
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory):
+    """Latencies that one test has measured are there for the next."""
+    return tmp_path_factory.mktemp("tables")
+
+
+@pytest.fixture
+def furnished(place, tables):
+    """That copy, with all that the pages' commands name."""
+    write_stand_ins(place)
+    shutil.rmtree(place / "latency_tables", ignore_errors=True)
+    (place / "latency_tables").symlink_to(tables)
+    return place
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ COMMANDS, DATA = ("", "bash"), ("text", "toml", "json")
 """Languages of fences: what is typed into a shell, and what is no code. Python is the other."""
 
 _FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```\s*$", re.M | re.S)
-_REASON = re.compile(r"<!-- not run: (.+?) -->\s*\Z", re.S)
+_REASON = re.compile(r"<!-- not run: ((?:(?!-->).)+?) -->\s*\Z", re.S)
 
 
 @dataclass(frozen=True)
