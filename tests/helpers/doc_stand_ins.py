@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from doc_blocks import DATA, ROOT, all_blocks
 from doc_place import MODEL
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 RESNET = """
 import torch
@@ -85,21 +87,39 @@ HAWQ = {
     **{f"stage{s}.unit1.quant_{name}": 4 for s in (1, 2, 3, 4) for name in ("convbn1", "convbn2")},
     **{f"stage{s}.unit1.quant_identity_convbn": 8 for s in (1, 2, 3, 4)},
 }
-_SEARCHES = ("--trials", "--effort", "--assign", "--time-limit", "attention-round")
-"""What says how much is searched."""
+_FEW = {"--calibration-images": "24", "--search-images": "24"}
+SMALLER = {"run": _FEW, "import": _FEW, "finetune": {"--batch-size": "16"}, "score": {}, "profile": {}}
+"""Commands that name a model -> options by which they take seconds."""
+_SEARCHES = {"--trials", "--effort", "--assign", "--time-limit", "attention-round"}
+"""Words that say how much is searched."""
 
 
 def write_stand_ins(folder: Path) -> None:
     """Models with weights, folders and archives of images, the files that pages hold, and the bits of a study."""
+    from examples.assets import cifar_resnet20  # imports timm, which most tests that import this do not need
+
     for name, text in FILES.items():
-        scope: dict[str, object] = {}
-        exec(text, scope)
         (folder / f"{name}.py").write_text(text)
-        save_file(scope["build"]().state_dict(), folder / f"{name}.safetensors")  # type: ignore[operator]
+        save_file(_built(text).state_dict(), folder / f"{name}.safetensors")
     shutil.copy(folder / "my_model.safetensors", folder / "mine.safetensors")
-    scope = {}
-    exec(MODEL, scope)
-    torch.save(scope["build"]().state_dict(), folder / "mine.pt")  # type: ignore[operator]
+    torch.save(_built(MODEL).state_dict(), folder / "mine.pt")
+    _write_data(folder)
+    shutil.copy(folder / "studies" / "default-15MB" / "artifact" / "assignment.json", folder)
+    (folder / "bit_config.py").write_text(f"bit_config_dict = {{'NAME': {HAWQ!r}}}\n")
+    for block in all_blocks():
+        if block.title and block.page != "docs/tutorial.md" and block.language in ("python", *DATA):
+            (folder / block.title).write_text(block.text)
+    (folder / "examples").symlink_to(ROOT / "examples")
+    save_file(cifar_resnet20().state_dict(), folder / "cifar10_resnet20.safetensors")
+
+
+def _built(text: str) -> nn.Module:
+    scope: dict[str, Any] = {}
+    exec(text, scope)
+    return scope["build"]()
+
+
+def _write_data(folder: Path) -> None:
     draw = np.random.default_rng(1)
     for part, number, classes in (("val", 96, CLASSES), ("train", 64, CLASSES), ("plain", 96, ("",))):
         _write_images(folder / "images" / part, number, classes, draw)
@@ -110,13 +130,6 @@ def write_stand_ins(folder: Path) -> None:
     for name in ("test.npz", "cifar10_png_subset.npz"):
         np.savez(folder / name, x=pixels, y=np.arange(96) % 4)
     (folder / "classes.json").write_text('{"cat": 3, "dog": 2, "emu": 1, "fox": 0}')
-    shutil.copy(folder / "studies" / "default-15MB" / "artifact" / "assignment.json", folder)
-    (folder / "bit_config.py").write_text(f"bit_config_dict = {{'NAME': {HAWQ!r}}}\n")
-    for block in all_blocks():
-        if block.title and block.page != "docs/tutorial.md" and block.language in ("python", *DATA):
-            (folder / block.title).write_text(block.text)
-    (folder / "examples").symlink_to(ROOT / "examples")
-    _write_resnet20(folder)
 
 
 def _write_images(folder: Path, number: int, classes: tuple[str, ...], draw: np.random.Generator) -> None:
@@ -124,13 +137,6 @@ def _write_images(folder: Path, number: int, classes: tuple[str, ...], draw: np.
         path = folder / classes[i % len(classes)] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path)
-
-
-def _write_resnet20(folder: Path) -> None:
-    """Weights by chance for the model of examples/assets.py."""
-    from examples.assets import cifar_resnet20
-
-    save_file(cifar_resnet20().state_dict(), folder / "cifar10_resnet20.safetensors")
 
 
 def stood_in(words: list[str], name: str) -> list[str]:
@@ -142,31 +148,30 @@ def stood_in(words: list[str], name: str) -> list[str]:
     Returns: The same command, with other models, data and budgets, and fewer images and trials.
     """
     command, *rest = (INSTEAD.get(word, word) for word in words)
-    if command not in ("run", "score", "import", "profile", "finetune"):
+    if command not in SMALLER or "--resume" in rest:
         return [command, *rest]
-    model = "my_segmenter" if any("segmentation" in word for word in rest) else None
-    for place, word in enumerate(rest):
-        if word in FOR_MODEL:
-            model = FOR_MODEL[word]
-            rest[place] = f"{model}.py:build"
-        elif word == "my_model.py:build" and model:
-            rest[place] = f"{model}.py:build"
-    if model == "my_segmenter":
-        rest[rest.index("--data") + 1] = "images/plain"
-    if model and "--weights" in rest:
-        rest[rest.index("--weights") + 1] = f"{model}.safetensors"
-    if command == "run" and "--resume" in rest:
-        return [command, *rest]
-    if command == "run" and "--model" not in rest and not rest[0].endswith(".toml"):
-        rest += ["--model", "my_resnet.py:build", "--weights", "my_resnet.safetensors", "--data", "val.npz"]
-    if command == "run" or command == "import":
-        rest += ["--calibration-images", "24", "--search-images", "24"]
-    if command in ("run", "import", "finetune") and not {"--name", "--resume", "--study"} & set(rest):
-        rest += [] if command == "finetune" and "--model" not in rest else ["--name", name]
-    if command == "run" and not set(_SEARCHES) & set(rest):
-        rest += ["--trials", "2", "--polish", "1"]
-    if "--preset" in rest and "--iterations" not in rest:
-        rest += ["--iterations", "20"]
-    if command == "finetune":
-        rest += ["--batch-size", "16"]
+    rest = _with_small_model(rest)
+    for option, value in SMALLER[command].items():
+        rest += [option, value]
+    if command == "run":
+        if "--model" not in rest and not rest[0].endswith(".toml"):  # the embedded example
+            rest += ["--model", "my_resnet.py:build", "--weights", "my_resnet.safetensors"]
+            rest += ["--data", "val.npz"]
+        rest += [] if "--name" in rest else ["--name", name]
+        rest += [] if _SEARCHES & set(rest) else ["--trials", "2", "--polish", "1"]
+        rest += ["--iterations", "20"] if "--preset" in rest else []
     return [command, *rest]
+
+
+def _with_small_model(words: list[str]) -> list[str]:
+    """The model that is named by a small one of its kind, with its weights."""
+    kinds = [FOR_MODEL[word] for word in words if word in FOR_MODEL]
+    if any(word.startswith("segmentation") for word in words):
+        kinds, words = ["my_segmenter"], [{"images/val": "images/plain"}.get(w, w) for w in words]
+    if not kinds:
+        return words
+    held = list(words)
+    for option, value in (("--model", f"{kinds[0]}.py:build"), ("--weights", f"{kinds[0]}.safetensors")):
+        if option in held:
+            held[held.index(option) + 1] = value
+    return held
