@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
-SINGLE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
-FOLDERS = {"benchmarks/results": "measured", "studies": "studies", "examples": "examples"}
+SINGLE = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "README.md": "index.md",
+    "studies/README.md": "studies/README.md",
+}
+FOLDERS = {"benchmarks/results": "measured", "studies/examples": "studies/examples", "examples": "examples"}
 SUFFIXES = (".md", ".jsonl", ".json", ".txt", ".py", ".ipynb", ".html")
 COMMANDS = "<!-- commands -->"
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]+)([^)\s]*)\)")
