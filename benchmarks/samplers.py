@@ -27,7 +27,8 @@ from mpsearch.pipeline import RunConfig, Silent, run
 from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.steps.costs import resolve_budgets
 from mpsearch.pipeline.steps.learned import searched_calibration
-from mpsearch.pipeline.steps.subject import calibrate_subject, load_subject
+from mpsearch.pipeline.steps.loading import load_subject
+from mpsearch.pipeline.steps.ranges import calibrate_subject
 from mpsearch.pipeline.steps.tightening import proxy_of
 from mpsearch.pipeline.steps.workshop import Workshop
 from mpsearch.problem import Assignment, Problem, mean_bits

@@ -15,6 +15,7 @@ from mpsearch.problem import Assignment, Candidate
 from mpsearch.pytrees import Inputs
 from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
 from mpsearch.quant.devices import on_device, wide
+from mpsearch.quant.weighted import FEW_BITS, weighted
 from mpsearch.quant.weightless import weightless_names
 from mpsearch.reconstruct.ranges import MAX_INPUT_VALUES, SEARCHED, Operand, input_quantizer
 from mpsearch.reconstruct.watched import Watched
@@ -47,6 +48,8 @@ class Calibration:
         means: Unit -> G x n mean of the rows that meet its weight. Where it is known and the unit has a bias,
             the bias of every quantised state makes up for the mean error of its weight (`mean_matched`).
         biases: Unit -> its float bias.
+        powers: Unit -> G x n mean square of the rows that meet its weight. Where it is known, grids of
+            weights of few bits are those of least error weighted by it (`quant.weighted`).
         rounded: (unit, weight bits, granularity) -> codes, int8, that stand in place of rounding to nearest.
     """
 
@@ -60,6 +63,7 @@ class Calibration:
     learned: Mapping[tuple[str, Candidate], UnitState] = field(default_factory=dict)
     means: Mapping[str, Tensor] = field(default_factory=dict)
     biases: Mapping[str, Tensor] = field(default_factory=dict)
+    powers: Mapping[str, Tensor] = field(default_factory=dict)
     rounded: Mapping[tuple[str, int, str], Tensor] = field(default_factory=dict)
     call_outputs: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     twins: Mapping[str, str] = field(default_factory=dict)
@@ -74,10 +78,24 @@ class Calibration:
         key = (unit, bits, candidate.w_granularity)
         if key not in self._weight_params:
             axis = 0 if candidate.w_granularity == "channel" else None
-            self._weight_params[key] = OBSERVERS.create(self.weight_observer).observe(
-                self.weights[unit], bits, symmetric=True, axis=axis
-            )
+            weight = self.weights[unit]
+            found = OBSERVERS.create(self.weight_observer).observe(weight, bits, symmetric=True, axis=axis)
+            counts = bits <= FEW_BITS and unit in self.powers
+            self._weight_params[key] = weighted(weight, found, self._power(unit)) if counts else found
         return self._weight_params[key]
+
+    @property
+    def weight_grids(self) -> str:
+        """What the grids of weights depend on beside the calibration images."""
+        return (
+            f"{self.weight_observer}, up to {FEW_BITS} bits by power" if self.powers else self.weight_observer
+        )
+
+    def _power(self, unit: str) -> Tensor:
+        """G x n: that of a linear layer whose bias makes up for the mean is the variance."""
+        linear = self.weights[unit].ndim == 2 and self.corrects(unit)
+        found = self.powers[unit] - self.means[unit].square() if linear else self.powers[unit]
+        return found.clamp(min=0)
 
     def input_params(self, unit: str, candidate: Candidate, operand: int = 0) -> ActivationQuantizer:
         """Quantiser of a unit's input at an integer candidate; of a product's left operand (0) or right one
@@ -188,6 +206,7 @@ def calibrate(
     symmetric_inputs: bool = False,
     softmax: str = "uniform",
     bias_correction: bool = True,
+    weigh: bool = False,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Calibration:
@@ -203,6 +222,7 @@ def calibrate(
         symmetric_inputs: Whether uniform grids of inputs are signed around zero.
         softmax: Grid of the probabilities of attention, as in `Calibration`.
         bias_correction: Whether the biases of quantised units make up for the mean error of their weights.
+        weigh: Whether the power of inputs is taken too, for grids of weights of few bits.
         seed: Of the sample.
         on_batch: Called with the number of images done.
 
@@ -211,7 +231,7 @@ def calibrate(
         ModelError: There is no such unit, or it was never reached, or read NaN or infinity; names it.
     """
     modules, weightless = _found(module, list(units))
-    watched = Watched(modules, weightless, seed)
+    watched = Watched(modules, weightless, seed, squares=weigh)
     with watched.units_of(module):
         _pass_by(module, batches, watched, on_batch)
     weights = {unit: m.get_parameter("weight").detach() for unit, m in modules.items()}
@@ -230,6 +250,7 @@ def calibrate(
         symmetric_inputs,
         means=watched.known_means if bias_correction else {},
         biases=biases,
+        powers=watched.known_squares,
         call_outputs={unit: given.of_calls(unit) for unit, given in watched.given.items() if given.calls},
         twins=watched.twins(),
         softmax=softmax,

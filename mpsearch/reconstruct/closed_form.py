@@ -18,6 +18,7 @@ from mpsearch.pytrees import Inputs
 from mpsearch.quant import QuantizedTensor, QuantLayer, UnitState
 from mpsearch.quant.compensated import DAMPING, compensated, factored, mean_power, picked, read_columns
 from mpsearch.quant.devices import wide
+from mpsearch.quant.weighted import FEW_BITS, weighted
 from mpsearch.reconstruct.block import BlockData, Run
 from mpsearch.reconstruct.calibrate import Calibration, mean_matched
 from mpsearch.reconstruct.further import Values
@@ -96,7 +97,8 @@ def round_on_prefix(
 
     The codes stand for the least-squares weight W + W (E[x x_q^T] - H) (H + ridge)^-1, H = E[x_q x_q^T], in
     place of W, and the bias makes the mean of the output that of the float network. The ridge grows where
-    there are few rows for the columns, and draws towards W.
+    there are few rows for the columns, and draws towards W. At few bits scales are chosen anew, for these
+    inputs and that weight (`quant.weighted`).
 
     Args:
         unit: Its name.
@@ -139,7 +141,11 @@ def round_on_prefix(
         ]
         del held
         return state
-    rounded = compensated(weight, [state.weight.params], *seen.problem(weight, state.bias is not None))[0]
+    second, wanted = seen.problem(weight, state.bias is not None)
+    params = state.weight.params
+    if params.bits <= FEW_BITS:
+        params = weighted(wanted, params, torch.diagonal(second, dim1=1, dim2=2))
+    rounded = compensated(weight, [params], second, wanted)[0]
     return replace(
         state, weight=rounded, bias=None if state.bias is None else seen.bias(weight, bias, rounded)
     )

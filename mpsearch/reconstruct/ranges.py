@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -141,9 +141,10 @@ class RunningSample:
 
 
 class RunningMean:
-    """The mean of the rows that meet a unit's weight, every place and image alike."""
+    """The mean of the rows that meet a unit's weight, or of their squares, every place and image alike."""
 
-    def __init__(self) -> None:
+    def __init__(self, square: bool = False) -> None:
+        self._square = square
         self._sum: Tensor | None = None
         self._rows = 0
         self._biases: list[Tensor | None] = []
@@ -156,7 +157,7 @@ class RunningMean:
         """One call."""
         self._biases.append(read.bias)
         rows = len(read.x) * read.places
-        total = wide(read.mean()) * rows
+        total = wide((replace(read, x=read.x.square()) if self._square else read).mean()) * rows
         self._sum = total if self._sum is None else self._sum.add_(total)
         self._rows += rows
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mpsearch.models.reads import Reads
+from mpsearch.models.reads import Read, Reads
 from mpsearch.quant.weightless import operands_of, unwrap_weightless, wrap_weightless
 from mpsearch.reconstruct.ranges import RunningMean, RunningSample
 
@@ -25,7 +25,9 @@ class Watched:
         seed: Of the samples.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], weightless: Sequence[str], seed: int) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], weightless: Sequence[str], seed: int, squares: bool = False
+    ) -> None:
         self._modules, self._weightless, self._same = modules, weightless, _Same()
         self.read = {unit: RunningSample(seed + i) for i, unit in enumerate(modules)}
         self.given = {unit: Given(seed + i) for i, unit in enumerate(modules)}
@@ -34,11 +36,22 @@ class Watched:
             for i, unit in enumerate(weightless, len(modules))
         }
         self.means = {unit: RunningMean() for unit in modules}
+        self.squares = {unit: RunningMean(square=True) for unit in modules if squares}
 
     @property
     def known_means(self) -> dict[str, Tensor]:
         """Unit -> G x n mean of the rows that met its weight, where there was one."""
-        return {unit: mean.value for unit, mean in self.means.items() if mean.value is not None}
+        return _known(self.means)
+
+    @property
+    def known_squares(self) -> dict[str, Tensor]:
+        """Unit -> G x n mean square of them, where it was asked for."""
+        return _known(self.squares)
+
+    def _met(self, unit: str, read: Read) -> None:
+        self.means[unit].add(read)
+        if unit in self.squares:
+            self.squares[unit].add(read)
 
     def begin(self) -> None:
         """A pass begins."""
@@ -65,12 +78,16 @@ class Watched:
             for unit, reader in ({**self._modules, **single} if single else {}).items():
                 handles.append(reader.register_forward_pre_hook(self._same.reads(unit)))
             weights = {unit: layer.get_parameter("weight") for unit, layer in self._modules.items()}
-            with Reads(weights, lambda unit, read: self.means[unit].add(read)):
+            with Reads(weights, self._met):
                 yield
         finally:
             unwrap_weightless(module, wrapped)
             for handle in handles:
                 handle.remove()
+
+
+def _known(means: Mapping[str, RunningMean]) -> dict[str, Tensor]:
+    return {unit: mean.value for unit, mean in means.items() if mean.value is not None}
 
 
 class _Same:

@@ -56,7 +56,7 @@ def _rounded(problem: Problem, workshop: Workshop) -> Calibration:
     hashes = [subject.hashes["weights"], subject.hashes["calibration"], *subject.arithmetic]
     folder = workshop.study.step_path(
         "codes",
-        [hashes, calibration.weight_observer, workshop.config.seed, kinds, workshop.config.bias_correction],
+        [hashes, calibration.weight_grids, workshop.config.seed, kinds, workshop.config.bias_correction],
         "",
     )
     paths = {unit: folder / f"{files.digest(unit)}.safetensors" for unit in rows}

@@ -37,6 +37,7 @@ def _observed(subject: Subject, config: RunConfig, progress: Progress) -> Calibr
             softmax=config.softmax,
             symmetric_inputs=config.deployment.signed_inputs,
             bias_correction=config.bias_correction,
+            weigh=True,
             seed=config.seed,
             on_batch=lambda done: advance(done, len(images)),
         )

@@ -102,7 +102,7 @@ class Reconstruction:
 
     def _folder(self, assignment: Assignment, config: ReconstructionConfig, images: int) -> Path:
         """Of the blocks that are learned from the same start in the same way."""
-        observers = [self.calibration.weight_observer, self.calibration.input_observer]
+        observers = [self.calibration.weight_grids, self.calibration.input_observer]
         about: list[Any] = [self.subject.hashes, assignment.to_json(), config.__dict__, images, *observers]
         if self.calibration.chosen or self.calibration.softmax != "uniform":
             about.append(digest_of([self.calibration.softmax, *sorted(self.calibration.chosen.items())]))

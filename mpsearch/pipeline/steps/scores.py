@@ -134,7 +134,7 @@ class Scorer:
             self.subject.hashes["calibration"],
             self.subject.hashes["search"],
             repr(objective),
-            calibration.weight_observer,
+            calibration.weight_grids,
             calibration.input_observer,
             calibration.symmetric_inputs,
             [[str(c) for c in row] for row in problem.candidates],

@@ -82,7 +82,7 @@ class Judge:
         """On `search` or `evaluation`."""
         assignment = self.problem.assignment(indices)
         self._digest = self._digest or [
-            str(self.calibration.weight_observer),
+            str(self.calibration.weight_grids),
             str(self.calibration.input_observer),
             states_digest(self.calibration),
         ]

@@ -146,7 +146,7 @@ def _key(scored: Scored) -> list[Any]:
     key: list[Any] = [
         hashes["weights"],
         hashes["calibration"],
-        calibration.weight_observer,
+        calibration.weight_grids,
         calibration.input_observer,
         states_digest(calibration),
     ]
