@@ -36,9 +36,13 @@ _MOVES = {
 }
 
 
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Key of what the exporter tells of a node: the paths of the modules that it is in."""
+
+
 def unit_of(node: NodeProto) -> str:
     """Name of the module whose forward made the node."""
-    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+    scopes = next((p.value for p in node.metadata_props if p.key == SCOPES), "[]")
     found = ast.literal_eval(scopes)
     return str(found[-2]) if len(found) > 1 else ""
 

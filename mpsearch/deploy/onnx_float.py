@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import warnings
 from typing import Any
@@ -11,7 +12,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mpsearch.deploy.graph import keep_pads
+from mpsearch.deploy.graph import SCOPES, keep_pads
 from mpsearch.errors import ModelError
 from mpsearch.hardware.qdq import OPSET
 from mpsearch.models import Form, apart, form_of
@@ -67,7 +68,21 @@ def export_float(module: nn.Module, example: Inputs, opset: int = OPSET) -> Mode
         )
     proto: ModelProto = program.model_proto
     keep_pads(proto)
+    _name_scopes(proto, module)
     return proto
+
+
+def _name_scopes(proto: ModelProto, module: nn.Module) -> None:
+    """Nodes of a module that has several places in the tree are told to be at the first of them, which is its
+    name everywhere else.
+    """
+    first = {id(each): path for path, each in module.named_modules()}
+    every = module.named_modules(remove_duplicate=False)
+    other = {path: first[id(each)] for path, each in every if first[id(each)] != path}
+    for node in proto.graph.node if other else ():
+        for entry in node.metadata_props:
+            if entry.key == SCOPES:
+                entry.value = repr([other.get(path, path) for path in ast.literal_eval(entry.value)])
 
 
 def _port_names(form: Form) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto
 
-from mpsearch.deploy.graph import unit_of
+from mpsearch.deploy.graph import SCOPES, unit_of
 from mpsearch.problem import Layer
 
 OUTPUT = "output"
@@ -103,5 +103,5 @@ def _returned_by(maker: NodeProto, reader: NodeProto) -> str | None:
 
 def _scopes(node: NodeProto) -> list[str]:
     """The modules around a node, from the outside."""
-    text = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+    text = next((p.value for p in node.metadata_props if p.key == SCOPES), "[]")
     return [str(name) for name in ast.literal_eval(text)[:-1]]

@@ -10,11 +10,11 @@ import sys
 
 import pytest
 import torch
-from odd_nets import job_of
+from odd_nets import TwoPlaces, job_of, relative
 from safetensors.torch import load_file, save, save_file
-from torch import nn
 
 from mpsearch.deploy import load_packed, read_description, save_packed
+from mpsearch.deploy.targets import TARGETS
 from mpsearch.errors import CheckpointError
 from mpsearch.quant import install
 
@@ -363,28 +363,13 @@ def test_two_hundred_damaged_files_load_or_are_refused_but_never_crash(written, 
     assert 100 < refused <= 200
 
 
-class Shared(nn.Module):
-    """A layer that has two places in the tree of modules, as the position encodings of CoaT have."""
-
-    def __init__(self):
-        super().__init__()
-        self.common = nn.Sequential(nn.Linear(12, 12))
-        self.blocks = nn.ModuleList(
-            nn.Sequential(self.common, nn.ReLU(), nn.Linear(12, 12)) for _ in range(2)
-        )
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = x + block(x)
-        return x.mean((1, 2))
-
-
 def test_a_layer_with_two_places_is_stored_once_with_its_corrected_bias(tmp_path):
     images = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(3))
-    job, _ = job_of("a layer with two places", Shared, "W3A8", images)
+    job, _ = job_of("a layer with two places", TwoPlaces, "W3A8", images)
     assert "common.0" in job.states and job.states["common.0"].bias is not None
     assert not [name for name in job.layout.leftovers if name.startswith("blocks") and ".0." in name[7:]]
     save_packed(tmp_path / "model.safetensors", job.layout, job.module, job.states)
-    module = Shared()
+    module = TwoPlaces()
     again = load_packed(tmp_path / "model.safetensors", module)
     assert torch.equal(again(images), install(job.module, job.states)(images))
+    assert relative(TARGETS.create("onnx"), job, images, tmp_path) < 0.02  # its nodes have the unit's name

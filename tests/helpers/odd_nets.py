@@ -163,6 +163,22 @@ MAKERS = {
 _held = {}
 
 
+class TwoPlaces(nn.Module):
+    """A layer that has two places in the tree of modules, as the position encodings of CoaT have."""
+
+    def __init__(self):
+        super().__init__()
+        self.common = nn.Sequential(nn.Linear(12, 12))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(self.common, nn.ReLU(), nn.Linear(12, 12)) for _ in range(2)
+        )
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return x.mean((1, 2))
+
+
 def job_of(name, maker, text="W8A8", images=None):
     """A job of a net, and its images; made once. Without images the weights are seeded, and so are the
     images.
