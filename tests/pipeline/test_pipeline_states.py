@@ -12,8 +12,8 @@ from mpsearch.pipeline.folder import Study
 from mpsearch.pipeline.progress import Silent
 from mpsearch.pipeline.steps import evaluation
 from mpsearch.pipeline.steps.learned import states_digest
+from mpsearch.pipeline.steps.loading import load_subject
 from mpsearch.pipeline.steps.states import digest_of_states
-from mpsearch.pipeline.steps.subject import load_subject
 from mpsearch.problem import Candidate
 from mpsearch.quant import AffineParams, LogParams, QuantizedTensor, TwoRegionParams, UnitState
 from mpsearch.reconstruct import Calibration

@@ -71,7 +71,12 @@ def test_contract(tiny, left_as_found, name, method):
             <= int(state.weight.codes.max())
             <= state.weight.params.qmax
         )
-        assert torch.equal(state.weight.params.scale, start.weight.params.scale)
+        ratio = state.weight.params.scale / start.weight.params.scale
+        if any(phase.closed for phase in phases):  # the closed form chooses the scales of 3 bits anew
+            assert torch.equal(state.weight.params.scale, again[unit].weight.params.scale)
+            assert (ratio > 0.59).all() and (ratio < 1.41).all()
+        else:
+            assert (ratio == 1).all()
         assert (
             state.weight.codes.is_contiguous()
         )  # as a loaded checkpoint has them: the layout chooses the kernel, and with it the last bits

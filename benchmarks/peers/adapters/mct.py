@@ -7,6 +7,7 @@ inputs, so that the tool has the same choices as the others.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import model_compression_toolkit as mct
@@ -29,7 +30,8 @@ EPOCHS = 5
 def quantize(task: Task) -> Made:
     """Ranges, sensitivities and rounding on calibration images."""
     _unfused(task.model)
-    model, images = _OneInput(task.model), task.calibration
+    optional = len(inspect.signature(task.model.forward).parameters) > 1
+    model, images = _OneInput(task.model) if optional else task.model, task.calibration
 
     def batches() -> Any:
         for x, _ in images.batches(BATCH):

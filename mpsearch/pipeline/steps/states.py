@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mpsearch import files
-from mpsearch.quant import ActivationQuantizer, AffineParams, TwoRegionParams, UnitState
+from mpsearch.quant import ActivationQuantizer, AffineParams, QuantizedTensor, TwoRegionParams, UnitState
 from mpsearch.quant.devices import CPU, on_device
 from mpsearch.reconstruct import BlockResult
 
@@ -87,12 +87,13 @@ def known_blocks(folder: Path, start: States) -> tuple[dict[int, States], Gains]
 
 
 def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:
-    """Codes, biases and the scales of inputs, by unit, in the CPU's memory; of a unit that has none of these
-    an empty tensor.
+    """Codes and their scales, biases and the scales of inputs, by unit, in the CPU's memory; of a unit that
+    has none of these an empty tensor.
     """
     states = on_device(dict(states), CPU)
     weights = {unit: s.weight for unit, s in states.items() if s.weight is not None}
     tensors = {f"{unit}|codes": w.codes.to(torch.int8).contiguous() for unit, w in weights.items()}
+    tensors |= {f"{unit}|scale": w.params.scale.clone() for unit, w in weights.items()}
     inputs = {
         unit: s.activation
         for unit, s in states.items()
@@ -110,8 +111,9 @@ def _learned_tensors(states: Mapping[str, UnitState]) -> dict[str, Tensor]:
 
 def _restored(state: UnitState, tensors: Mapping[str, Tensor], unit: str) -> UnitState:
     if state.weight is not None:
-        codes = tensors[f"{unit}|codes"].to(torch.int16)
-        state = replace(state, weight=replace(state.weight, codes=codes), bias=tensors.get(f"{unit}|bias"))
+        codes, scale = tensors[f"{unit}|codes"].to(torch.int16), tensors[f"{unit}|scale"]
+        weight = QuantizedTensor(codes, replace(state.weight.params, scale=scale))
+        state = replace(state, weight=weight, bias=tensors.get(f"{unit}|bias"))
     return replace(
         state,
         activation=_with_step(state.activation, tensors.get(f"{unit}|input")),
