@@ -40,8 +40,9 @@ from mpsearch.hardware import identity
 from mpsearch.hardware.openvino_nodes import CONFIG
 from mpsearch.pipeline import RunConfig, Silent
 from mpsearch.pipeline.folder import Study
-from mpsearch.pipeline.jobs.export import Deployer, Point, slug, uniform
+from mpsearch.pipeline.jobs.export import Deployer, slug
 from mpsearch.pipeline.jobs.imported import open_workshop
+from mpsearch.pipeline.jobs.points import Point, uniform
 from mpsearch.problem import FLOAT, Candidate
 
 RESULTS = ROOT / "benchmarks" / "results" / "deployed_files.md"
