@@ -21,8 +21,8 @@ from mpsearch.reconstruct import Calibration
 
 TIE = 0.5
 """Standard errors of the paired difference on the search images up to which the uniform assignment, being the
-simpler one, wins. No more of them: on images that nothing has seen the exact optimum was as good as the
-uniform assignment or better in 33 of 33 cases (benchmarks/results/few_bits.md).
+simpler one, wins. No more of them: on images that nothing has seen the exact optimum was better than the
+uniform assignment in 41 of 43 cases, and as good in two (benchmarks/results/few_bits.md).
 """
 ALIKE = 1.01
 """Of two that keep a drop, the ratio of what they take up to which the one of less loss is taken."""
