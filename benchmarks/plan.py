@@ -39,7 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "calibration_images": 256,
         "evaluation_images": 500,
     },
-    "resnet18": {"data": "images/imagenet_val_1000.zip"},
+    "resnet18": {"data": "images/imagenet_val_1000.zip", "calibration_images": 256},
     "resnet50": {"data": "images/imagenet_val_1000.zip", "calibration_images": 256},
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers.job import Images, Job, Task, carry_out
-from benchmarks.peers.networks import float_model
+from benchmarks.peers.networks import float_model, plainly_padded
 
 
 def read_images(path: Path, part: str, most: int | None = None) -> Images:
@@ -24,10 +24,14 @@ def main(folder: Path) -> None:
     given = json.loads((folder / "job.json").read_text())
     torch.set_num_threads(1)
     job, images, weights = Job(**given["job"]), Path(given["images"]), Path(given["weights"])
+    model = float_model(job.network, weights)
+    calibration = read_images(images, "calibration", given["most_images"])
+    if not job.peer.startswith("mpsearch"):
+        model = plainly_padded(model, calibration.inputs(0, 1))
     task = Task(
         job,
-        float_model(job.network, weights),
-        read_images(images, "calibration", given["most_images"]),
+        model,
+        calibration,
         read_images(images, "search", given["most_images"]),
         folder,
         given["budget_bytes"],

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import Conv2dSame
+from timm.layers.padding import pad_same_arg
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -104,4 +106,37 @@ def float_model(name: str, weights: Path) -> nn.Module:
     """The trained network in eval mode."""
     model = factory(name)()
     model.load_state_dict(load_file(str(weights)))
+    return model.eval()
+
+
+def plainly_padded(model: nn.Module, x: Tensor) -> nn.Module:
+    """The same network for inputs of one size, with torch's own convolutions alone.
+
+    timm's `Conv2dSame` pads as TensorFlow does, by what it reads; most tools do not know it. Each becomes a
+    `ZeroPad2d` in front of a `Conv2d`.
+
+    Args:
+        model: Changed in place.
+        x: Inputs, `N x C x H x W`.
+    """
+    sizes: dict[str, list[int]] = {}
+    found = {name: m for name, m in model.named_modules() if isinstance(m, Conv2dSame)}
+    hooks = [
+        conv.register_forward_pre_hook(
+            lambda _, given, name=name: sizes.update({name: list(given[0].shape[-2:])})
+        )
+        for name, conv in found.items()
+    ]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    for name, conv in found.items():
+        kernel, stride, dilation = (list(v) for v in (conv.kernel_size, conv.stride, conv.dilation))
+        plain = nn.Conv2d(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, 0, conv.dilation, conv.groups
+        )
+        plain.weight, plain.bias = conv.weight, conv.bias
+        padding = pad_same_arg(sizes[name], kernel, stride, dilation)
+        model.set_submodule(name, nn.Sequential(nn.ZeroPad2d(padding), plain))
     return model.eval()

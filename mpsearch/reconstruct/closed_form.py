@@ -113,8 +113,8 @@ def round_on_prefix(
     References: the asymmetric calibration of Li et al., GPTAQ, ICML 2025, arXiv:2504.02692, known
         second-hand; here as a regression in front of GPTQ's loop, with a ridge.
     """
-    seen = _Seen(sum(data.sizes), seed)
     weight, bias = original.get_parameter("weight"), original._parameters.get("bias")
+    seen = _Seen(sum(data.sizes), seed, weight.detach(), getattr(original, "groups", 1))
     start = 0
     for number, size in enumerate(data.sizes):
         more = data.further.chunk(number)
@@ -141,7 +141,7 @@ def round_on_prefix(
         ]
         del held
         return state
-    second, wanted = seen.problem(weight, state.bias is not None)
+    second, wanted = seen.problem(state.bias is not None)
     params = state.weight.params
     if params.bits <= FEW_BITS:
         params = weighted(wanted, params, torch.diagonal(second, dim1=1, dim2=2))
@@ -152,10 +152,18 @@ def round_on_prefix(
 
 
 class _Seen:
-    """The inputs of one unit in the quantised network, beside those in the float one."""
+    """The inputs of one unit in the quantised network, beside those in the float one.
 
-    def __init__(self, images: int, seed: int) -> None:
-        self.own, self._cross = Sums(images, seed), Sums(images, seed)
+    The products of both are only needed times the weight, W E[x x_q^T]: rows of the float network are
+    multiplied by it at once, unless it has so many of its own that the product afterwards is less work.
+    """
+
+    def __init__(self, images: int, seed: int, weight: Tensor, groups: int) -> None:
+        self._weight = weight
+        self._rows = weight.float().reshape(groups, len(weight) // groups, -1)
+        self._at_once = 2 * self._rows.shape[1] < self._rows.shape[2]
+        self.own = Sums(images, seed)
+        self._cross = Sums(images, seed, self._rows if self._at_once else None)
         self._mean, self._float_mean = RunningMean(), RunningMean()
 
     def add(self, ours: Sequence[Read], theirs: Sequence[Read]) -> None:
@@ -171,21 +179,25 @@ class _Seen:
         assert ours is not None and theirs is not None
         return wide(ours), wide(theirs)
 
-    def problem(self, weight: Tensor, corrected: bool) -> tuple[Tensor, Tensor]:
-        """The moments, G x n x n, and the least-squares weight, shape of `weight`."""
+    def problem(self, corrected: bool) -> tuple[Tensor, Tensor]:
+        """The moments, G x n x n, and the least-squares weight, shape of the weight."""
         own, cross = self.own.moments(), self._cross.moments()
         assert own is not None and cross is not None
-        second = about(own, weight, corrected).float()
-        less = cross.covariance - own.covariance  # E[x x_q^T] - H, without the means that both have
+        second, flat = about(own, self._weight, corrected).float(), self._rows
+
+        def of_float(x: Tensor) -> Tensor:
+            return x if self._at_once else flat @ x
+
+        less = of_float(cross.covariance) - flat @ own.covariance  # W (E[x x_q^T] - H), both without means
         if second is not own.covariance:
-            less += (cross.other - own.other)[:, :, None] * own.mean[:, None, :]
-        flat, order = weight.detach().float().reshape(len(second), -1, second.shape[1]), read_columns(second)
+            less += (of_float(cross.other[:, :, None]) - flat @ own.mean[:, :, None]) * own.mean[:, None, :]
+        order = read_columns(second)
         read = picked(second, order)
         factor = factored(read, (DAMPING + order.shape[1] / own.rows) * mean_power(read))
         across = order[:, None, :].expand(-1, flat.shape[1], -1)
-        wanted = (flat @ less).gather(2, across).to(factor.dtype).transpose(1, 2)
+        wanted = less.gather(2, across).to(factor.dtype).transpose(1, 2)
         shift = torch.cholesky_solve(wanted, factor).transpose(1, 2).float()
-        return second, flat.scatter_add(2, across, shift).reshape(weight.shape)
+        return second, flat.scatter_add(2, across, shift).reshape(self._weight.shape)
 
     def bias(self, weight: Tensor, bias: Tensor | None, quantized: QuantizedTensor) -> Tensor | None:
         """[C_out]: the output has the mean that it has in the float network."""

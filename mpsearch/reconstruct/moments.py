@@ -29,9 +29,10 @@ class Moments:
     """Of the rows x that meet a unit's weight, G groups of n columns.
 
     Args:
-        covariance: G x n x n float32, of z and x, where z is x, or the same row in another network.
+        covariance: G x n x n float32, of z and x, where z is x, or the same row in another network; G x C x n
+            where z is that row times a weight.
         mean: G x n float32, of x.
-        other: G x n float32, of z.
+        other: G x n or G x C float32, of z.
         rows: Rows that were seen.
     """
 
@@ -56,13 +57,15 @@ class Sums:
         images: How many images are to come; with the columns it decides how many places of each are looked
             at.
         seed: Random seed for the places.
+        weight: G x C x n, which rows of the other network are multiplied by before they are added up: less
+            work than the product afterwards, where C is small beside n.
 
     Attributes:
         rows: Rows that were seen.
     """
 
-    def __init__(self, images: int, seed: int) -> None:
-        self._images = images
+    def __init__(self, images: int, seed: int, weight: Tensor | None = None) -> None:
+        self._images, self._weight = images, weight
         self._generator = torch.Generator("cpu").manual_seed(seed)  # the same places on every device
         self._pivots: tuple[Tensor, Tensor] | None = None
         self._second: Tensor | None = None
@@ -79,28 +82,30 @@ class Sums:
             places = drawn.to(read.x.device)
         x = read.windows(places).permute(1, 2, 0, 3).flatten(2)
         z = x if other is None else other.windows(places).permute(1, 2, 0, 3).flatten(2)
+        if self._weight is not None:
+            z = self._weight @ z
         if self._pivots is None:
             self._pivots = x.mean(2), z.mean(2)
         x = x - self._pivots[0][:, :, None]
         z = x if other is None else z - self._pivots[1][:, :, None]
         if self._second is None:
-            groups, columns = x.shape[:2]
-            self._second = x.new_zeros((groups, columns, columns))
-            self._totals = x.new_zeros((2, groups, columns))
+            self._second = x.new_zeros((len(x), z.shape[1], x.shape[1]))
+            self._totals = x.new_zeros(x.shape[:2]), z.new_zeros(z.shape[:2])
         self._symmetric = other is None
         step = -(-x.shape[1] // PARTS) if self._symmetric and x.shape[1] >= FEWEST_COLUMNS else x.shape[1]
         for start in range(0, x.shape[1], step):  # of a symmetric matrix, what is on and above the diagonal
             across = x[:, start:] if self._symmetric else x
             held = self._second[:, start : start + step, start if self._symmetric else 0 :]
             held.baddbmm_(z[:, start : start + step], across.transpose(1, 2))
-        self._totals += torch.stack([x.sum(2), z.sum(2)])
+        for total, some in zip(self._totals, (x, z), strict=True):
+            total += some.sum(2)
         self.rows += x.shape[2]
 
     def moments(self) -> Moments | None:
         """What was seen; None where nothing was."""
         if self._pivots is None or self._second is None:
             return None
-        x, z = self._totals / self.rows
+        x, z = (total / self.rows for total in self._totals)
         covariance = torch.baddbmm(self._second, z[:, :, None], x[:, None, :], beta=1 / self.rows, alpha=-1)
         if self._symmetric:
             covariance = torch.triu(covariance) + torch.triu(covariance, 1).transpose(1, 2)

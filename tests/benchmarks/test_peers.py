@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
 from benchmarks.peers import page, rows
 from benchmarks.peers.chart import chart
-from benchmarks.peers.counting import Layer, check_levels, counted, uniform_bytes
+from benchmarks.peers.counting import Layer, check_levels, counted, uniform_bytes, units
 from benchmarks.peers.job import CannotError, Images, Job, Made, Task, carry_out
 from benchmarks.peers.judging import judge, paired
-from benchmarks.peers.networks import NETWORKS, renamed
+from benchmarks.peers.networks import NETWORKS, plainly_padded, renamed
 from benchmarks.peers.solvers import Table, drawn, problem_of, row_of
 from mpsearch.problem import Budget
 from mpsearch.solvers import solve
@@ -117,6 +118,17 @@ def test_tensors_are_renamed_by_order_and_shape():
     given["old0.weight"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"old0.weight \(1,\) does not fit 0.weight"):
         renamed(given, model)
+
+
+def test_convolutions_that_pad_as_tensorflow_does_are_given_to_tools_as_plain_ones():
+    torch.manual_seed(0)
+    model = nn.Sequential(Conv2dSame(3, 4, 3, 2), nn.ReLU(), Conv2dSame(4, 6, 5, 2, bias=False)).eval()
+    x = torch.randn(2, 3, 15, 10)
+    with torch.no_grad():
+        wanted = model(x)
+        plain = plainly_padded(model, x[:1])
+        assert torch.equal(plain(x), wanted)
+    assert {type(m) for m in units(plain).values()} == {nn.Conv2d} and len(units(plain)) == 2
 
 
 def test_a_finished_row_is_found_and_rows_of_few_bits_fill_gaps_alone(tmp_path: Path):

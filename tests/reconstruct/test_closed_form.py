@@ -15,13 +15,14 @@ from torch import nn
 
 from mpsearch.evaluate import predict
 from mpsearch.evaluate.metrics import kl_divergence
+from mpsearch.models.reads import Read
 from mpsearch.problem import Candidate
 from mpsearch.quant import QuantizedTensor, install
 from mpsearch.reconstruct import ReconstructionConfig, calibrate, footprint, reconstruct
 from mpsearch.reconstruct.calibrate import mean_matched
 from mpsearch.reconstruct.closed_form import about, round_units
 from mpsearch.reconstruct.memory import ALLOWANCE, counting
-from mpsearch.reconstruct.moments import FEWEST_COLUMNS, ROWS_PER_COLUMN, gather_moments
+from mpsearch.reconstruct.moments import FEWEST_COLUMNS, ROWS_PER_COLUMN, Sums, gather_moments
 
 WIDTHS = tuple(Candidate(bits, 8) for bits in (2, 3, 4, 8))
 ASSETS = Path(os.environ.get("MPSEARCH_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
@@ -133,6 +134,25 @@ def test_the_moments_are_those_of_the_windows_and_many_places_are_sampled():
         assert found["2"].second.shape == (4, 9, 9) and found["2"].mean.shape == (4, 9)
         covariance = found["0"].covariance[0]
         assert torch.allclose(covariance, second - mean[:, None] * mean, atol=1e-4 if all_seen else 0.3)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_products_with_the_float_network_are_the_same_multiplied_by_the_weight_before_or_behind(groups):
+    torch.manual_seed(0)
+    weight = torch.randn(groups, 3, 12 // groups * 9)
+    before, behind = Sums(400, 0, weight), Sums(400, 0)
+    for _ in range(2):
+        ours = 5 + torch.randn(2, 12, 30, 30)
+        reads = [
+            Read(x, (3, 3), groups=groups, pads=(1, 1, 1, 1))
+            for x in (ours, ours + torch.randn(2, 12, 30, 30))
+        ]
+        before.add(*reads)
+        behind.add(*reads)
+    found, plain = before.moments(), behind.moments()
+    torch.testing.assert_close(found.covariance, weight @ plain.covariance, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found.other, (weight @ plain.other[:, :, None])[:, :, 0], rtol=1e-4, atol=1e-3)
+    assert before.rows == behind.rows < 2 * 2 * 900  # the same places
 
 
 def test_a_standardised_weight_is_not_met_and_stays_nearest():
