@@ -5,18 +5,41 @@ from __future__ import annotations
 import ast
 import contextlib
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from onnx import ModelProto
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from mpsearch.deploy.graph import SCOPES, keep_pads
 from mpsearch.errors import ModelError
 from mpsearch.hardware.qdq import OPSET
 from mpsearch.models import Form, apart, form_of
 from mpsearch.pytrees import Inputs, joined, leaves_of
+
+
+class _FourAxes(TorchFunctionMode):
+    """Fused attention of other than four axes (windows beside images and heads, say) as one of four, the only
+    ones that the exporter takes.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
+        if func is not F.scaled_dot_product_attention or len(args) > 4 or given["query"].ndim == 4:
+            return func(*args, **(kwargs or {}))
+        ahead, mask = given["query"].shape[:-2], given.get("attn_mask")
+        if mask is not None:
+            given["attn_mask"] = mask.expand(*ahead, *mask.shape[-2:])
+        last, attend = len(ahead) - 1, cast(Any, func)
+
+        def four(x: Tensor) -> Tensor:
+            return x.flatten(0, last - 1) if last else x[:, None]
+
+        found: Any = attend(**{name: four(x) if isinstance(x, Tensor) else x for name, x in given.items()})
+        return found.unflatten(0, ahead[:-1]) if last else found[:, 0]
 
 
 def export_float(module: nn.Module, example: Inputs, opset: int = OPSET) -> ModelProto:
@@ -39,6 +62,7 @@ def export_float(module: nn.Module, example: Inputs, opset: int = OPSET) -> Mode
         with (
             warnings.catch_warnings(),
             sdpa_kernel(SDPBackend.MATH),
+            _FourAxes(),
             contextlib.nullcontext() if form is None else apart(module),
         ):
             warnings.simplefilter("ignore")  # the exporter's advice to itself
@@ -57,10 +81,9 @@ def export_float(module: nn.Module, example: Inputs, opset: int = OPSET) -> Mode
             if program is not None:
                 _optimize(program)
     except Exception as error:  # torch's exporter has no common base class for its errors
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"The model cannot be exported to ONNX: {first} Run with --target packed for the packed "
-            "checkpoint alone."
+            f"The model cannot be exported to ONNX: {_reason(error).rstrip('.')}. Run with --target packed "
+            "for the packed checkpoint alone."
         ) from error
     if program is None:
         raise ModelError(
@@ -70,6 +93,14 @@ def export_float(module: nn.Module, example: Inputs, opset: int = OPSET) -> Mode
     keep_pads(proto)
     _name_scopes(proto, module)
     return proto
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong in the first place; the exporter's own says only in which step."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 def _name_scopes(proto: ModelProto, module: nn.Module) -> None:

@@ -17,7 +17,7 @@ from mpsearch.quant.observers import OBSERVERS, Observer
 from mpsearch.quant.packing import pack, packed_nbytes, unpack
 from mpsearch.quant.products import QuantProduct, product_names, wrap_products
 from mpsearch.quant.regions import LogParams, TwoRegionParams
-from mpsearch.quant.states import UnitState, affine_input
+from mpsearch.quant.states import UnitState, affine_input, in_integers
 from mpsearch.quant.weightless import weightless_names
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "affine_params",
     "dequantize",
     "fake_quantize",
+    "in_integers",
     "install",
     "pack",
     "packed_nbytes",

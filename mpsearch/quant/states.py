@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from mpsearch.errors import UserError
 from mpsearch.problem import Candidate
 from mpsearch.quant.affine import ActivationQuantizer, AffineParams, QuantizedTensor
+from mpsearch.quant.devices import wide
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ class UnitState:
     activation: ActivationQuantizer | None = None
     second: ActivationQuantizer | None = None
     bias: Tensor | None = None
+
+
+def in_integers(state: UnitState) -> UnitState:
+    """The state with its bias where integer kernels have it: a convolution's is added to its sum, so it is a
+    multiple of the scale of the input times that of the row. At few bits these are so far apart that what is
+    off is seen in the outputs. Linear layers add theirs in float, and keep it.
+    """
+    weight, given = state.weight, state.activation
+    if state.bias is None or weight is None or weight.codes.ndim != 4 or not isinstance(given, AffineParams):
+        return state
+    step = (wide(given.scale) * wide(weight.params.scale)).flatten()
+    return replace(state, bias=((wide(state.bias) / step).round_() * step).float())
 
 
 def affine_input(unit: str, state: UnitState) -> AffineParams:

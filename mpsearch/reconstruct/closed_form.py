@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mpsearch.models.reads import Read, Reads, ReadsOnly
 from mpsearch.problem import Candidate
 from mpsearch.pytrees import Inputs
-from mpsearch.quant import QuantizedTensor, QuantLayer, UnitState
+from mpsearch.quant import QuantizedTensor, QuantLayer, UnitState, in_integers
 from mpsearch.quant.compensated import DAMPING, compensated, factored, mean_power, picked, read_columns
 from mpsearch.quant.devices import wide
 from mpsearch.quant.weighted import FEW_BITS, weighted
@@ -118,16 +118,9 @@ def round_on_prefix(
     start = 0
     for number, size in enumerate(data.sizes):
         more = data.further.chunk(number)
-        ours = _reads(
-            unit,
-            layer.inner,
-            run,
-            data.x.read(2 * start + size, 2 * (start + size)),
-            more,
-        )
-        theirs = _reads(
-            unit, original, partial(_call, original), data.x.read(2 * start, 2 * start + size), more
-        )
+        middle, stop = 2 * start + size, 2 * (start + size)
+        ours = _reads(unit, layer.inner, run, data.x.read(middle, stop), more)
+        theirs = _reads(unit, original, partial(_call, original), data.x.read(2 * start, middle), more)
         seen.add(ours, theirs)
         start += size
     if state.weight is None or not seen.own.rows:
@@ -146,9 +139,8 @@ def round_on_prefix(
     if params.bits <= FEW_BITS:
         params = weighted(wanted, params, torch.diagonal(second, dim1=1, dim2=2))
     rounded = compensated(weight, [params], second, wanted)[0]
-    return replace(
-        state, weight=rounded, bias=None if state.bias is None else seen.bias(weight, bias, rounded)
-    )
+    corrected = None if state.bias is None else seen.bias(weight, bias, rounded)
+    return in_integers(replace(state, weight=rounded, bias=corrected))
 
 
 class _Seen:
@@ -271,10 +263,8 @@ def match_means(
     start = 0
     for number, size in enumerate(data.sizes):
         more = data.further.chunk(number)
-        quantized, plain = (
-            data.x.read(2 * start + size, 2 * (start + size)),
-            data.x.read(2 * start, 2 * start + size),
-        )
+        middle, stop = 2 * start + size, 2 * (start + size)
+        quantized, plain = data.x.read(middle, stop), data.x.read(2 * start, middle)
         with Reads({unit: layers[unit].inner.get_parameter("weight") for unit in held}, partial(_add, ours)):
             run(quantized, more)
         with Reads({unit: o.get_parameter("weight") for unit, o in held.items()}, partial(_add, theirs)):
@@ -292,8 +282,8 @@ def match_means(
             bias = mean_matched(
                 original.get_parameter("bias"), original.get_parameter("weight"), float_mean, weight, mean
             )
-            found[unit] = replace(states[unit], bias=bias)
-            layers[unit].set_bias(bias)
+            found[unit] = in_integers(replace(states[unit], bias=bias))
+            layers[unit].set_bias(found[unit].bias)
     after = data.error(run) if held else error
     if after < error:
         return found, after

@@ -214,8 +214,33 @@ def test_a_model_that_cannot_be_exported_is_one_error():
         def forward(self, x):
             return x * 2 if float(x.sum()) > 0 else x
 
-    with pytest.raises(ModelError, match="cannot be exported to ONNX"):
+    with pytest.raises(ModelError, match="cannot be exported to ONNX: Could not guard on data-dependent"):
         export_float(Branches(), torch.zeros(1, 3, 4, 4))
+
+
+class _Windows(nn.Module):
+    """Attention over tokens of 3 axes, or over windows, of 5."""
+
+    def __init__(self, masked: bool, windows: bool) -> None:
+        super().__init__()
+        self.qkv, self.masked, self.windows = nn.Linear(8, 24), masked, windows
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if self.windows:
+            q, k, v = (t.unflatten(1, (2, 3, 4)) for t in (q, k, v))
+        mask = torch.linspace(0, 2, q.shape[-2] ** 2).reshape(q.shape[-2], -1) if self.masked else None
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).flatten(1)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("windows", [False, True])
+def test_fused_attention_of_other_than_four_axes_is_exported(tmp_path, masked, windows):
+    torch.manual_seed(0)
+    module, x = _Windows(masked, windows).eval(), torch.randn(3, 24, 8)
+    save_onnx(tmp_path / "float.onnx", export_float(module, x))
+    with torch.no_grad():
+        torch.testing.assert_close(run_onnx(tmp_path / "float.onnx")(x), module(x))
 
 
 def test_a_write_that_fails_leaves_the_old_file(exported, tmp_path, monkeypatch):

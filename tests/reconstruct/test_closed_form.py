@@ -248,6 +248,22 @@ def calibrate_free(net):
     return calibrate(net.module, net.units, [net.images.inputs()], bias_correction=False)
 
 
+@pytest.mark.parametrize("method", ["gptq", "qdrop"])
+def test_the_bias_of_a_convolution_is_one_that_integer_kernels_have(tiny, method):
+    net = tiny("conv")
+    start = closed(net).states(net.uniform("W2A4"))
+    config = ReconstructionConfig(method=method, iterations=3)
+    finished = reconstruct(net.module, net.blocks, start, net.images.inputs(), config)
+    looked_at = 0
+    for states in (start, finished):
+        for state in states.values():
+            if state.bias is not None and state.weight.codes.ndim == 4:
+                steps = state.bias / (state.activation.scale * state.weight.params.scale.flatten())
+                torch.testing.assert_close(steps, steps.round(), rtol=1e-6, atol=1e-3)
+                looked_at += 1
+    assert looked_at > 2
+
+
 def test_learning_may_start_from_the_closed_form(tiny, monkeypatch):
     """With no steps the learned method keeps the start; from gptq it does not end worse on the blocks it
     learns.
