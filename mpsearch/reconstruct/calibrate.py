@@ -13,15 +13,7 @@ from torch import Tensor, nn
 from mpsearch.errors import DataError, ModelError
 from mpsearch.problem import Assignment, Candidate
 from mpsearch.pytrees import Inputs
-from mpsearch.quant import (
-    OBSERVERS,
-    ActivationQuantizer,
-    AffineParams,
-    QuantizedTensor,
-    UnitState,
-    in_integers,
-    quantize,
-)
+from mpsearch.quant import OBSERVERS, ActivationQuantizer, AffineParams, QuantizedTensor, UnitState, quantize
 from mpsearch.quant.devices import on_device, wide
 from mpsearch.quant.weighted import FEW_BITS, weighted
 from mpsearch.quant.weightless import weightless_names
@@ -148,7 +140,7 @@ class Calibration:
             return UnitState(candidate, None, self.input_params(unit, candidate), second)
         activation = None if candidate.weight_only else self.input_params(unit, candidate)
         weight = self._rounded(unit, candidate)
-        return in_integers(UnitState(candidate, weight, activation, bias=self.bias(unit, weight)))
+        return UnitState(candidate, weight, activation, bias=self.bias(unit, weight))
 
     def corrects(self, unit: str) -> bool:
         """Whether the unit's bias makes up for the mean error of its weight."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from mpsearch.errors import DataError
 from mpsearch.pytrees import Inputs
-from mpsearch.quant import UnitState
+from mpsearch.quant import UnitState, in_integers
 from mpsearch.quant.devices import on_device
 from mpsearch.reconstruct.fisher import fisher_weights
 from mpsearch.reconstruct.learn import ReconstructionConfig
@@ -59,10 +59,9 @@ def reconstruct(
     phases = [phase for phase in method.phases() if phase.closed or config.iterations]
     if not len(inputs):
         raise DataError("Reconstruction got no images. Give at least one calibration image.")
-    learned = dict(states)
     if not phases:
-        return learned
-    states = on_device(learned, inputs.device)
+        return dict(states)
+    states = on_device(dict(states), inputs.device)
     learned = dict(states)
     known = on_device({n: dict(held) for n, held in (known or {}).items()}, inputs.device)
     each = [
@@ -85,7 +84,7 @@ def reconstruct(
         learned = PhaseWalk(
             module, parts, learned, phase, number, config, weights, held, on_block, corrected
         ).run(inputs)
-    return learned
+    return {unit: in_integers(state) for unit, state in learned.items()}
 
 
 def footprint(

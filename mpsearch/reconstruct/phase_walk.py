@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mpsearch.errors import ModelError
 from mpsearch.pytrees import Inputs, joined, leaves_of, like, split
-from mpsearch.quant import LogParams, QuantLayer, UnitState, in_integers, wrap_units
+from mpsearch.quant import LogParams, QuantLayer, UnitState, wrap_units
 from mpsearch.quant.outputs import QuantOutput
 from mpsearch.reconstruct.channels_last import channels_last, convolving_fast
 from mpsearch.reconstruct.closed_form import match_means, round_block
@@ -209,7 +209,7 @@ class PhaseWalk:
                 self._states[unit] = (
                     state
                     if self._phase.activations
-                    else in_integers(replace(self._states[unit], weight=state.weight, bias=state.bias))
+                    else replace(self._states[unit], weight=state.weight, bias=state.bias)
                 )
             logs = [
                 u
