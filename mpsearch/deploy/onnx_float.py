@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from mpsearch.hardware.qdq import OPSET
 from mpsearch.models import Form, apart, form_of
 from mpsearch.pytrees import Inputs, joined, leaves_of
 
+_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+
 
 class _FourAxes(TorchFunctionMode):
     """Fused attention of other than four axes (windows beside images and heads, say) as one of four, the only
@@ -27,19 +29,21 @@ class _FourAxes(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
-        if func is not F.scaled_dot_product_attention or len(args) > 4 or given["query"].ndim == 4:
+        if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
+        given = dict(zip(_ATTENTION, args, strict=False)) | (kwargs or {})
         ahead, mask = given["query"].shape[:-2], given.get("attn_mask")
+        if len(ahead) == 2:
+            return func(**given)
         if mask is not None:
             given["attn_mask"] = mask.expand(*ahead, *mask.shape[-2:])
-        last, attend = len(ahead) - 1, cast(Any, func)
 
         def four(x: Tensor) -> Tensor:
-            return x.flatten(0, last - 1) if last else x[:, None]
+            return x.flatten(0, -4) if len(ahead) > 1 else x[:, None]
 
-        found: Any = attend(**{name: four(x) if isinstance(x, Tensor) else x for name, x in given.items()})
-        return found.unflatten(0, ahead[:-1]) if last else found[:, 0]
+        attend: Any = func
+        found = attend(**{name: four(x) if isinstance(x, Tensor) else x for name, x in given.items()})
+        return found.unflatten(0, ahead[:-1]) if len(ahead) > 1 else found[:, 0]
 
 
 def export_float(module: nn.Module, example: Inputs, opset: int = OPSET) -> ModelProto:

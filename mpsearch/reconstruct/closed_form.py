@@ -139,7 +139,7 @@ def round_on_prefix(
     if params.bits <= FEW_BITS:
         params = weighted(wanted, params, torch.diagonal(second, dim1=1, dim2=2))
     rounded = compensated(weight, [params], second, wanted)[0]
-    corrected = None if state.bias is None else seen.bias(weight, bias, rounded)
+    corrected = None if state.bias is None else seen.bias(bias, rounded)
     return in_integers(replace(state, weight=rounded, bias=corrected))
 
 
@@ -191,12 +191,12 @@ class _Seen:
         shift = torch.cholesky_solve(wanted, factor).transpose(1, 2).float()
         return second, flat.scatter_add(2, across, shift).reshape(self._weight.shape)
 
-    def bias(self, weight: Tensor, bias: Tensor | None, quantized: QuantizedTensor) -> Tensor | None:
+    def bias(self, bias: Tensor | None, quantized: QuantizedTensor) -> Tensor | None:
         """[C_out]: the output has the mean that it has in the float network."""
         if bias is None or not self._float_mean.adds(bias):  # there is none, or another is computed from it
             return None
         ours, theirs = self.means()
-        return mean_matched(bias, weight, theirs, quantized, ours)
+        return mean_matched(bias, self._weight, theirs, quantized, ours)
 
 
 def _reads(unit: str, layer: nn.Module, run: Run, x: Tensor, more: Values) -> list[Read]:
@@ -224,9 +224,9 @@ def round_block(
     after = data.error(run, keep=True)
     if after < before:
         return {unit: found}, before, after
-    data.given = None
-    layer.set_state(state)
-    return {unit: state}, before, after
+    data.given, kept = None, in_integers(state)
+    layer.set_state(kept)
+    return {unit: kept}, before, after
 
 
 @torch.no_grad()
