@@ -141,7 +141,7 @@ def exact(state: UnitState, groups: int) -> UnitState:
         return state
     weight = held_weight(state)
     found = without_overflow(weight, state.activation.bits)
-    if np.array_equal(found.codes, weight.codes):
+    if found is weight or np.array_equal(found.codes, weight.codes):
         return state
     scale = torch.from_numpy(found.scale)
     params = replace(

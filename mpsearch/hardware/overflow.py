@@ -18,7 +18,7 @@ from mpsearch.hardware.qdq import QuantizedWeight
 _SUM_LIMIT = 2**15 - 1
 
 
-def widest_pairs(codes: NDArray[np.int8]) -> NDArray[np.int64]:
+def widest_pairs(codes: NDArray[np.int8]) -> NDArray[np.int16]:
     """Greatest sum, without its sign, of two neighbours of one sign in each row, [C_out].
 
     Neighbours in the file's order count as well as those in the kernels', at odd places as well as at even
@@ -27,9 +27,9 @@ def widest_pairs(codes: NDArray[np.int8]) -> NDArray[np.int64]:
     Args:
         codes: [C_out, C_in, ...].
     """
-    rows = codes.astype(np.int64)
+    rows = codes.astype(np.int16)
     orders = [rows.reshape(len(rows), -1), np.moveaxis(rows, 1, -1).reshape(len(rows), -1)]
-    found: NDArray[np.int64] = np.maximum(*(_widest(order) for order in orders))
+    found: NDArray[np.int16] = np.maximum(*(_widest(order) for order in orders))
     return found
 
 
@@ -42,6 +42,8 @@ def without_overflow(weight: QuantizedWeight, input_bits: int = 8) -> QuantizedW
         input_bits: Bits of the unsigned codes that it is multiplied by.
     """
     limit = _SUM_LIMIT // (2**input_bits - 1)
+    if weight.codes.size and 2 * max(int(weight.codes.max()), -int(weight.codes.min())) <= limit:
+        return weight
     widest = widest_pairs(weight.codes)
     # less one, because the roundings of a pair may add one
     share = np.where(widest > limit, (limit - 1) / np.maximum(widest, 1), 1.0)
@@ -54,8 +56,8 @@ def is_depthwise(weight_shape: tuple[int, ...], groups: int) -> bool:
     return len(weight_shape) > 2 and weight_shape[1] == 1 and 1 < groups == weight_shape[0]
 
 
-def _widest(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _widest(rows: NDArray[np.int16]) -> NDArray[np.int16]:
     padded = np.pad(rows, ((0, 0), (0, 1)))
     up, down = np.maximum(padded, 0), np.maximum(-padded, 0)
-    found: NDArray[np.int64] = np.maximum(up[:, 1:] + up[:, :-1], down[:, 1:] + down[:, :-1]).max(1)
+    found: NDArray[np.int16] = np.maximum(up[:, 1:] + up[:, :-1], down[:, 1:] + down[:, :-1]).max(1)
     return found
