@@ -97,3 +97,14 @@ def test_progress_is_told_by_default(capsys):
     with lines.task("think") as advance:
         advance(1, 2)
     assert "think: 1 of 2 after" in capsys.readouterr().err
+
+
+def test_what_comes_before_the_first_part_is_not_counted_in_what_is_left(capsys, monkeypatch):
+    from mpsearch.pipeline import progress
+
+    now = iter([0, 100, 102, 102])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    with progress.Lines(every=5.0).task("think") as advance:
+        advance(0, 4)
+        advance(1, 4)
+    assert capsys.readouterr().err.startswith("  think: 1 of 4 after 102 s, about 6 s left")

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import json
 import sys
-import time
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
@@ -24,8 +23,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from mpsearch.efforts import format_duration
 from mpsearch.errors import OptionError
+from mpsearch.pipeline.progress import Lines
 
 talk = Console(stderr=True)
 
@@ -61,12 +60,21 @@ def is_verbose() -> bool:
     return _Manner.verbose
 
 
+class _Lines(Lines):
+    def say(self, text: str) -> None:
+        say(text)
+
+
 class ProgressBars:
     """Progress bars with the remaining time on stderr; plain lines where it is no terminal."""
 
     @contextlib.contextmanager
     def task(self, label: str) -> Iterator[Any]:
         """A bar while the task runs."""
+        if not talk.is_terminal:
+            with _Lines(TOLD_EVERY / 10 if _Manner.verbose else TOLD_EVERY).task(label) as advance:
+                yield advance
+            return
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description:<52}"),
@@ -75,23 +83,9 @@ class ProgressBars:
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
         )
-        start = told = time.monotonic()
-        every = TOLD_EVERY / 10 if _Manner.verbose else TOLD_EVERY
-        with Bars(*columns, console=talk, disable=_Manner.quiet or not talk.is_terminal) as bars:
+        with Bars(*columns, console=talk, disable=_Manner.quiet) as bars:
             bar = bars.add_task(label, total=None)
-
-            def advance(done: int, total: int | None = None) -> None:
-                nonlocal told
-                bars.update(bar, completed=done, total=total)
-                now = time.monotonic()
-                if not talk.is_terminal and total and 0 < done < total and now - told > every:
-                    told = now
-                    left = format_duration((now - start) / done * (total - done))
-                    say(f"  {label}: {done} of {total} after {now - start:.0f} s, about {left} left")
-
-            yield advance
-        if not talk.is_terminal:
-            say(f"  {label}: {time.monotonic() - start:.1f} s")
+            yield lambda done, total=None: bars.update(bar, completed=done, total=total)
 
     def say(self, text: str) -> None:
         """A line."""

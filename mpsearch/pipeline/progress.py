@@ -15,7 +15,7 @@ class Advance(Protocol):
     """Tells how far a task is."""
 
     def __call__(self, done: int, total: int | None = None) -> None:
-        """`done` of `total` steps."""
+        """`done` of `total` steps; with none done, what came before belongs to none of them."""
 
 
 class Progress(Protocol):
@@ -62,14 +62,16 @@ class Lines:
     @contextlib.contextmanager
     def task(self, label: str) -> Iterator[Advance]:
         """A step: a line when it ends, and more while it lasts."""
-        start = told = time.monotonic()
+        start = told = begun = time.monotonic()
 
         def advance(done: int, total: int | None = None) -> None:
-            nonlocal told
+            nonlocal told, begun
             now = time.monotonic()
+            if not done:
+                begun = now
             if total and 0 < done < total and now - told > self.every:
                 told = now
-                left = format_duration((now - start) / done * (total - done))
+                left = format_duration((now - begun) / done * (total - done))
                 self.say(f"  {label}: {done} of {total} after {now - start:.0f} s, about {left} left")
 
         yield advance

@@ -57,17 +57,17 @@ def round_units(
     Returns: Unit and codes, one after the other. A unit whose layer does not multiply its weight as it is (a
         standardised one, say) has none, and stays rounded to nearest.
     """
-    grids = {
-        unit: _grids(calibration, unit, row)
+    rows = {
+        unit: [c for c in row if c.w_bits is not None and not c.is_float]
         for unit, row in candidates.items()
         if unit in calibration.weights
     }
-    wanted = [unit for unit, found in grids.items() if found]
+    wanted = [unit for unit, row in rows.items() if row]
     for unit, found in gather_moments(module, wanted, batches, images, memory_bytes=memory_bytes, seed=seed):
         if found is None:
             yield unit, {}
             continue
-        params = grids[unit]
+        params = _grids(calibration, unit, rows[unit])
         weight = calibration.weights[unit]
         rounded = compensated(weight, list(params.values()), about(found, weight, calibration.corrects(unit)))
         yield unit, {kind: each.codes.to(torch.int8) for kind, each in zip(params, rounded, strict=True)}
@@ -84,8 +84,7 @@ def about(moments: Moments, weight: Tensor, corrected: bool) -> Tensor:
 
 
 def _grids(calibration: Calibration, unit: str, row: Iterable[Candidate]) -> dict[tuple[int, str], Any]:
-    integers = [c for c in row if c.w_bits is not None and not c.is_float]
-    return {(c.w_bits or 0, c.w_granularity): calibration.weight_params(unit, c) for c in integers}
+    return {(c.w_bits or 0, c.w_granularity): calibration.weight_params(unit, c) for c in row}
 
 
 @torch.no_grad()

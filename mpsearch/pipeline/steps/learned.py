@@ -70,7 +70,7 @@ def _rounded(problem: Problem, workshop: Workshop) -> Calibration:
             len(images),
             seed=workshop.config.seed,
         )
-        for done, (unit, codes) in enumerate(found, start=1):
+        for done, (unit, codes) in enumerate(found):  # the first comes behind a pass over the images
             with files.replacing(paths[unit]) as beside:
                 beside.write_bytes(save(_named(codes)))
             advance(done, len(missing))
